@@ -1,0 +1,75 @@
+"""Atomic words in raw memory: the only file that names memory orders.
+
+A word lives wherever its control block lives (a numpy array, later a mapped file), so everything here takes a pointer.
+The suffix says the order, and what each is for:
+
+    _relaxed   a value whose staleness does no harm, or one that another edge already orders
+    _acquire   pairs with a _release store or exchange of the same word, and makes visible all that was written before it
+    _release   publishes everything that this thread wrote before
+    _acq_rel   both: a hand-over in a chain, each link of which must see all links before it
+"""
+
+from libc.stdint cimport uint64_t
+from libcpp.atomic cimport (
+    atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release,
+    memory_order_seq_cst,
+)
+
+ctypedef atomic[uint64_t] word
+
+
+cdef inline uint64_t load_relaxed(word* w) noexcept nogil:
+    return w.load(memory_order_relaxed)
+
+
+cdef inline uint64_t load_acquire(word* w) noexcept nogil:
+    return w.load(memory_order_acquire)
+
+
+cdef inline void store_relaxed(word* w, uint64_t value) noexcept nogil:
+    w.store(value, memory_order_relaxed)
+
+
+cdef inline void store_release(word* w, uint64_t value) noexcept nogil:
+    w.store(value, memory_order_release)
+
+
+cdef inline bint cas_relaxed(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    """Compare and exchange that orders nothing but the word itself. On failure `expected` holds what was found."""
+    return w.compare_exchange_weak(expected[0], desired, memory_order_relaxed, memory_order_relaxed)
+
+
+cdef inline bint cas_acquire(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    return w.compare_exchange_weak(expected[0], desired, memory_order_acquire, memory_order_relaxed)
+
+
+cdef inline bint cas_acq_rel(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    return w.compare_exchange_weak(expected[0], desired, memory_order_acq_rel, memory_order_acquire)
+
+
+cdef inline uint64_t fetch_add_relaxed(word* w, uint64_t n) noexcept nogil:
+    return w.fetch_add(n, memory_order_relaxed)
+
+
+cdef inline uint64_t fetch_sub_acq_rel(word* w, uint64_t n) noexcept nogil:
+    return w.fetch_sub(n, memory_order_acq_rel)
+
+
+cdef extern from * nogil:
+    """
+    #include <atomic>
+    static inline void penstock_fence_acquire(void) { std::atomic_thread_fence(std::memory_order_acquire); }
+    static inline void penstock_fence_release(void) { std::atomic_thread_fence(std::memory_order_release); }
+    """
+    void fence_acquire "penstock_fence_acquire"()
+    void fence_release "penstock_fence_release"()
+
+
+cdef inline uint64_t load_total(word* w) noexcept nogil:
+    """Acquire, and in one total order with every other _total operation."""
+    return w.load(memory_order_seq_cst)
+
+
+cdef inline uint64_t fetch_sub_total(word* w, uint64_t n) noexcept nogil:
+    """Release and acquire, and in one total order with every other _total operation."""
+    return w.fetch_sub(n, memory_order_seq_cst)

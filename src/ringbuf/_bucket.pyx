@@ -1,0 +1,551 @@
+# cython: freethreading_compatible=True
+"""An atomic token bucket.
+
+Contract. Any number of threads, with the GIL or without it, may call every method. No call blocks or allocates beyond
+its result; an acquire is lock-free (one compare-and-exchange). A request that is refused changes nothing.
+
+Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how many the rate has put on the line up
+to time t, `spent` how many have been taken from it:
+
+    0 ......... spent ............... issued(t)            available = min(issued(t) - spent, burst)
+                [====== available ====)
+
+`issued` is a pure function of time,
+
+    issued(t) = anchor_tokens + floor(((t - anchor) * mult + carry) * 2**-shift)
+
+with mult a 64-bit mantissa, so a rate is exact to one part in 2**63 and there is nothing that could drift: no sum of
+small steps is ever formed. `spent` is the only word that an acquire changes. Because time only enters through `issued`, a
+clock that goes backwards sees fewer tokens for a while and can not have any of them credited twice. What lies further back
+than `burst` has flowed over: whoever takes next moves `spent` up to issued(t) - burst first.
+
+Both are 64-bit and compared by difference, so neither ever ends; only a bucket left alone until its rate has issued
+2**63 tokens (29 years at 10 billion a second) would misjudge the distance.
+
+Credit. Reading the clock costs more than all the rest of an acquire, so a look at it leaves a credit behind: CREDIT
+tokens that are there for certain and may be taken without another look. When those were taken is not known, so the next
+look counts them as taken just then: after a pause it may find up to that many tokens less than the burst, but no more is
+ever granted than rate * time + burst. The credit is at most a 1024th of the burst; a smaller bucket has none, and the
+`_at` twins neither use nor leave one: they are exact.
+
+Concurrency. A rate or burst change writes the law's idle slot and then flips `version` (release); a reader copies the
+slot that `version` (acquire) names and takes the copy only if `version` still says the same. `setter` keeps two changes
+from writing the idle slot at once. An acquire that is between its look at the law and its exchange while the law changes
+counts as having come before the change.
+
+Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in whole numbers on
+a line instead of a theoretical arrival time are our own, because an arrival time in integer ns is wrong by 1 % at 30 M/s.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+
+from ringbuf._atomics cimport (
+    cas_acquire, cas_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed, store_relaxed, store_release,
+)
+
+from cpython.number cimport PyNumber_Index
+
+import numpy as np
+
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object n, int* overflow) except? -1
+
+
+cdef extern from * nogil:
+    """
+    #include <chrono>
+    #include <cmath>
+    #include <cstdint>
+
+    static inline int64_t penstock_now_ns(void) {
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(
+            std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    /* (a * b + carry) >> shift, low 64 bits; `fraction` gets the next 64 bits below the point. shift is 0 to 127. */
+    static inline uint64_t penstock_mul_shift(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
+                                              unsigned shift, uint64_t *fraction) {
+        uint64_t high, low = _umul128(a, b, &high);
+        unsigned char c = _addcarry_u64(0, low, carry_low, &low);
+        _addcarry_u64(c, high, carry_high, &high);
+        if (shift == 0) { *fraction = 0; return low; }
+        if (shift < 64) { *fraction = low << (64 - shift); return (low >> shift) | (high << (64 - shift)); }
+        if (shift == 64) { *fraction = low; return high; }
+        *fraction = (high << (128 - shift)) | (low >> (shift - 64));
+        return high >> (shift - 64);
+    }
+    #else
+    static inline uint64_t penstock_mul_shift(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
+                                              unsigned shift, uint64_t *fraction) {
+        unsigned __int128 p = (unsigned __int128)a * b + (((unsigned __int128)carry_high << 64) | carry_low);
+        *fraction = shift >= 64 ? (uint64_t)(p >> (shift - 64)) : (uint64_t)(p << (64 - shift));
+        if (shift == 0) *fraction = 0;
+        return (uint64_t)(p >> shift);
+    }
+    #endif
+    """
+    int64_t steady_ns "penstock_now_ns"()
+    uint64_t mul_shift "penstock_mul_shift"(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
+                                            unsigned shift, uint64_t* fraction)
+    double ldexp(double x, int exp)
+    double nextafter(double x, double y)
+
+
+# Above this, 2**63 tokens are issued within months and the distance on the line could be misjudged; use inf instead.
+cdef double MAX_RATE = 1e12
+# Half of the line: what may lie between `spent` and `issued` at most.
+cdef int64_t MAX_TOKENS = INT64_MAX // 2
+# Tokens that may be taken after one look at the clock: with 32 a look's 30 ns come to one a token.
+cdef uint64_t CREDIT = 32
+# Only a burst of 2**10 credits has one, so that what a credit may hide for a moment stays below a thousandth.
+cdef uint64_t CREDIT_SHARE = 10
+# The credit word: law version (14 bits), a credit was left (1), a look was made (1), `spent` at that look (48).
+cdef uint64_t VERSION_SHIFT = 50
+cdef uint64_t VERSION_MASK = (<uint64_t>1 << 14) - 1
+cdef uint64_t HAS_CREDIT = <uint64_t>1 << 49
+cdef uint64_t HAS_BASE = <uint64_t>1 << 48
+cdef uint64_t BASE_MASK = (<uint64_t>1 << 48) - 1
+
+
+cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
+    cdef uint64_t version
+    cdef Law* law
+    while True:
+        # Pairs with the release in `publish`: the slot that this version names was written before.
+        version = load_acquire(&state.version)
+        law = &state.law[version & 1]
+        copy.anchor_ns = <int64_t>load_relaxed(&law.anchor_ns)
+        copy.anchor_tokens = load_relaxed(&law.anchor_tokens)
+        copy.carry_low = load_relaxed(&law.carry_low)
+        copy.carry_high = load_relaxed(&law.carry_high)
+        copy.mult = load_relaxed(&law.mult)
+        copy.shift = load_relaxed(&law.shift)
+        copy.burst = load_relaxed(&law.burst)
+        copy.unlimited = load_relaxed(&law.unlimited)
+        # Keeps the loads above from sinking below the second look at `version`.
+        fence_acquire()
+        if load_relaxed(&state.version) == version:
+            copy.version = version
+            return
+
+
+cdef inline uint64_t issued(LawCopy* law, int64_t now_ns, uint64_t* fraction) noexcept nogil:
+    cdef uint64_t elapsed = <uint64_t>(now_ns - law.anchor_ns) if now_ns > law.anchor_ns else 0
+    return law.anchor_tokens + mul_shift(
+        elapsed, law.mult, law.carry_low, law.carry_high, <unsigned>law.shift, fraction
+    )
+
+
+cdef set_slope(LawCopy* law, double rate):
+    """Write `rate` (tokens per second) into the law as a mantissa and a shift (tokens per ns)."""
+    numerator, denominator = (0, 1) if rate == INFINITY else rate.as_integer_ratio()
+    denominator *= 1_000_000_000
+    # As many bits of mantissa as 64 allow; a rate too small for that keeps the deepest shift.
+    shift = 127
+    while (mult := ((numerator << shift + 1) // denominator + 1) // 2) >= 2**64:  # rounded to the nearest
+        shift -= 1
+    law.mult = mult
+    law.shift = shift
+    law.unlimited = rate == INFINITY
+
+
+cdef void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
+    """Put a law in force. The caller is alone with the idle slot: it made the bucket, or holds `setter`."""
+    cdef uint64_t version = load_relaxed(&state.version)
+    cdef Law* slot = &state.law[(version + 1) & 1]
+    # A reader that still copies this slot, two versions late, must see `version` changed: pairs with the fence in read_law.
+    fence_release()
+    store_relaxed(&slot.anchor_ns, <uint64_t>law.anchor_ns)
+    store_relaxed(&slot.anchor_tokens, law.anchor_tokens)
+    store_relaxed(&slot.carry_low, law.carry_low)
+    store_relaxed(&slot.carry_high, law.carry_high)
+    store_relaxed(&slot.mult, law.mult)
+    store_relaxed(&slot.shift, law.shift)
+    store_relaxed(&slot.burst, law.burst)
+    store_relaxed(&slot.unlimited, law.unlimited)
+    # Pairs with the acquire in read_law.
+    store_release(&state.version, version + 1)
+
+
+cdef inline bint try_lock(BucketState* state) noexcept nogil:
+    cdef uint64_t expected = 0
+    # Pairs with the release that ends _change: the next setter sees the law before it.
+    return cas_acquire(&state.setter, &expected, 1)
+
+
+cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t burst) noexcept nogil:
+    cdef LawCopy law
+    cdef uint64_t line, fraction, spent
+    cdef int64_t available
+    read_law(state, &law)
+    line = issued(&law, now_ns, &fraction)
+    # Settle the overflow under the old burst: a larger one must not bring it back. An unlimited bucket kept no count, and
+    # settles as a full one.
+    spent = load_relaxed(&state.spent)
+    while True:
+        available = <int64_t>law.burst if law.unlimited else stock(state, &law, line, spent)
+        if cas_relaxed(&state.spent, &spent, line - <uint64_t>available):
+            break
+    store_relaxed(&state.credit, 0)
+    law.anchor_tokens = line
+    if now_ns > law.anchor_ns:
+        law.anchor_ns = now_ns
+    if slope != NULL:
+        law.mult = slope.mult
+        law.shift = slope.shift
+        law.unlimited = slope.unlimited
+    if burst >= 0:
+        law.burst = <uint64_t>burst
+    # What has come in of the next token goes on under the new law.
+    law.carry_low = law.carry_high = 0
+    if law.shift > 64:
+        law.carry_low = fraction << (law.shift - 64)
+        law.carry_high = fraction >> (128 - law.shift)
+    elif law.shift > 0:
+        law.carry_low = fraction >> (64 - law.shift)
+    publish_law(state, &law)
+
+
+cdef inline int64_t checked_count(object n) except -1:
+    """`n` as a token count, or an error that says what one is."""
+    cdef int overflow = 0
+    cdef long long value = PyLong_AsLongLongAndOverflow(n if type(n) is int else PyNumber_Index(n), &overflow)
+    if overflow != 0 or not 0 <= value <= MAX_TOKENS:
+        raise ValueError(f"n must be from 0 to {MAX_TOKENS}, not {n}")
+    return value
+
+
+cdef double checked_rate(object rate) except -1.0:
+    cdef double value = float(rate)
+    if not (0.0 <= value <= MAX_RATE or value == INFINITY):
+        raise ValueError(f"rate must be from 0 to {MAX_RATE:.0e} tokens per second, or inf, not {rate!r}")
+    return value
+
+
+cdef inline int64_t stock(BucketState* state, LawCopy* law, uint64_t line, uint64_t spent) noexcept nogil:
+    """Tokens that can be taken where `line` have been issued; negative while reservations are ahead of it."""
+    cdef uint64_t used = 0, most = law.burst, credit = load_relaxed(&state.credit)
+    cdef int64_t available = <int64_t>(line - spent)
+    # What was taken on credit since the last look may have been taken just now, and is kept from the burst.
+    if credit & HAS_CREDIT:
+        used = min((spent - credit) & BASE_MASK, CREDIT)
+        most = most - used if most > used else 0
+    return min(available, <int64_t>most)
+
+
+cdef int64_t checked_burst(object burst) except -1:
+    value = PyNumber_Index(burst)
+    if not 0 <= value <= MAX_TOKENS:
+        raise ValueError(f"burst must be from 0 to {MAX_TOKENS} tokens, not {burst}")
+    return value
+
+
+cdef class TokenBucket:
+    """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, each acquire takes some out.
+
+    rate: tokens per second, 0 to 1e12, or inf. With 0 only `initial_tokens` are ever granted; with inf everything is,
+        whatever the burst.
+    burst: the most tokens that can be taken at one moment. With 0 nothing is ever granted.
+    initial_tokens: how many are there at the start; None means `burst`.
+
+    Over any span of time no more is granted than rate * time + burst. Every method that asks for the time has a twin
+    ending in `_at` that takes it (ns, from any fixed start). Use one kind or the other on a bucket: the two share
+    no origin. A bucket that is only used through the `_at` twins starts at the `now_ns` given to the constructor.
+
+    >>> bucket = TokenBucket(rate=10, burst=5, now_ns=0)
+    >>> bucket.acquire_up_to_at(0, 8)
+    5
+    >>> bucket.try_acquire_at(0)
+    False
+    >>> bucket.retry_after_at(0)
+    0.1
+    >>> bucket.try_acquire_at(100_000_000)
+    True
+    """
+
+    def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None):
+        cdef LawCopy law
+        self._rate = checked_rate(rate)
+        law.burst = checked_burst(burst)
+        law.anchor_tokens = law.burst if initial_tokens is None else checked_count(initial_tokens)
+        if law.anchor_tokens > law.burst:
+            raise ValueError(f"initial_tokens ({initial_tokens}) must not exceed burst ({burst})")
+        set_slope(&law, self._rate)
+        law.anchor_ns = steady_ns() if now_ns is None else now_ns
+        law.carry_low = law.carry_high = 0
+        # One cache line more than needed, so that the state can start on one.
+        self._memory = np.zeros(sizeof(BucketState) + 64, dtype=np.uint8)
+        cdef size_t address = self._memory.ctypes.data
+        self._state = <BucketState*>((address + 63) & ~<size_t>63)
+        publish_law(self._state, &law)
+
+    cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil:
+        """Take n tokens, or with `partial` as many of them as there are; returns how many were taken."""
+        cdef LawCopy law
+        read_law(self._state, &law)
+        if law.unlimited:
+            return n
+        return self._look(&law, now_ns, n, partial, False)
+
+    cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil:
+        """`_take` at the present time, on credit where there is some."""
+        cdef LawCopy law
+        cdef uint64_t spent = load_relaxed(&self._state.spent)
+        cdef uint64_t credit = load_relaxed(&self._state.credit)
+        # Only a credit left under the law in force counts: a change of rate or burst takes effect at once.
+        if (
+            credit & HAS_CREDIT and credit >> VERSION_SHIFT == load_relaxed(&self._state.version) & VERSION_MASK
+            and ((spent - credit) & BASE_MASK) + <uint64_t>n <= CREDIT
+            and cas_relaxed(&self._state.spent, &spent, spent + <uint64_t>n)
+        ):
+            return n
+        read_law(self._state, &law)
+        if law.unlimited:
+            return n
+        return self._look(&law, steady_ns(), n, partial, True)
+
+    cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
+        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if what remains is enough for one."""
+        cdef uint64_t fraction, before, line = issued(law, now_ns, &fraction)
+        cdef uint64_t spent = load_relaxed(&self._state.spent)
+        cdef int64_t available, taken
+        while True:
+            available = stock(self._state, law, line, spent)
+            taken = n if available >= n else available if partial and available > 0 else 0
+            before = spent
+            # Nothing taken and nothing flowed over: nothing to write. Relaxed: the word guards nothing but itself.
+            spent = line - <uint64_t>available + <uint64_t>taken
+            if spent == before or cas_relaxed(&self._state.spent, &before, spent):
+                break
+            spent = before
+        if lend:
+            store_relaxed(&self._state.credit, (
+                law.version << VERSION_SHIFT | HAS_BASE | (spent & BASE_MASK)
+                | (HAS_CREDIT if law.burst >> CREDIT_SHARE >= CREDIT and available - taken >= <int64_t>CREDIT else 0)
+            ))
+        return taken
+
+    cdef double _retry_after(self, int64_t now_ns, int64_t n) noexcept nogil:
+        cdef LawCopy law
+        cdef uint64_t fraction, line
+        read_law(self._state, &law)
+        if law.unlimited or n == 0:
+            return 0.0
+        if n > <int64_t>law.burst:
+            return INFINITY
+        line = issued(&law, now_ns, &fraction)
+        return seconds_until(&law, now_ns, n - stock(self._state, &law, line, load_relaxed(&self._state.spent)))
+
+    def try_acquire(self, n=1):
+        """Take `n` tokens now and return True, or change nothing and return False."""
+        cdef int64_t count = checked_count(n)
+        return self._take_now(count, False) == count
+
+    def try_acquire_at(self, int64_t now_ns, n=1):
+        """`try_acquire` at the time `now_ns`."""
+        cdef int64_t count = checked_count(n)
+        return self._take(now_ns, count, False) == count
+
+    def acquire_up_to(self, n):
+        """Take as many of `n` tokens as there are now; returns how many (0 to n)."""
+        return self._take_now(checked_count(n), True)
+
+    def acquire_up_to_at(self, int64_t now_ns, n):
+        """`acquire_up_to` at the time `now_ns`."""
+        return self._take(now_ns, checked_count(n), True)
+
+    def retry_after(self, n=1):
+        """Seconds until `n` tokens could be taken if nobody else takes any; inf where that can never be."""
+        return self._retry_after(steady_ns(), checked_count(n))
+
+    def retry_after_at(self, int64_t now_ns, n=1):
+        """`retry_after` at the time `now_ns`."""
+        return self._retry_after(now_ns, checked_count(n))
+
+    def reserve(self, n=1):
+        """Take `n` tokens now even if they are still to come; the Reservation's `delay` says how long to wait for them.
+
+        Where n exceeds the burst, or the rate is 0 and there are too few, nothing is taken and `delay` is inf.
+        """
+        return self.reserve_at(steady_ns(), n)
+
+    def reserve_at(self, int64_t now_ns, n=1):
+        """`reserve` at the time `now_ns`."""
+        cdef int64_t count = checked_count(n)
+        cdef LawCopy law
+        cdef uint64_t line, fraction, spent
+        cdef int64_t available
+        cdef double delay
+        cdef Reservation reservation = Reservation.__new__(Reservation)
+        reservation._bucket = self
+        read_law(self._state, &law)
+        if law.unlimited or count == 0:
+            return reservation
+        line = issued(&law, now_ns, &fraction)
+        spent = load_relaxed(&self._state.spent)
+        while True:
+            available = stock(self._state, &law, line, spent)
+            delay = INFINITY if count > <int64_t>law.burst else seconds_until(&law, now_ns, count - available)
+            if delay == INFINITY or count - available > MAX_TOKENS:
+                reservation.delay = INFINITY
+                return reservation
+            if cas_relaxed(&self._state.spent, &spent, line - <uint64_t>available + <uint64_t>count):
+                reservation.delay = delay
+                reservation._n = count
+                reservation._end = line - <uint64_t>available + <uint64_t>count
+                reservation._due_ns = now_ns + <int64_t>(delay * 1e9)
+                return reservation
+
+    def give_back(self, n):
+        """Return `n` tokens that were acquired and not used; returns how many came back.
+
+        While reservations are ahead of the rate their holders have been told when to go, so only what exceeds
+        that debt can come back.
+        """
+        return self.give_back_at(steady_ns(), n)
+
+    def give_back_at(self, int64_t now_ns, n):
+        """`give_back` at the time `now_ns`."""
+        cdef int64_t count = checked_count(n)
+        cdef LawCopy law
+        cdef uint64_t line, fraction, spent
+        cdef int64_t debt, refund
+        read_law(self._state, &law)
+        if law.unlimited:
+            return count
+        line = issued(&law, now_ns, &fraction)
+        spent = load_relaxed(&self._state.spent)
+        while True:
+            debt = <int64_t>(spent - line)
+            refund = count - debt if debt > 0 else count
+            if refund <= 0:
+                return 0
+            if cas_relaxed(&self._state.spent, &spent, spent - <uint64_t>refund):
+                return refund
+
+    def set_rate(self, rate):
+        """Change the rate (tokens per second); what has flowed in until now did so at the old one."""
+        self.set_rate_at(steady_ns(), rate)
+
+    def set_rate_at(self, int64_t now_ns, rate):
+        """`set_rate` at the time `now_ns`."""
+        self._change(now_ns, checked_rate(rate), -1)
+
+    def set_burst(self, burst):
+        """Change the burst; what had flowed over the old one does not come back."""
+        self.set_burst_at(steady_ns(), burst)
+
+    def set_burst_at(self, int64_t now_ns, burst):
+        """`set_burst` at the time `now_ns`."""
+        self._change(now_ns, -1.0, checked_burst(burst))
+
+    cdef _change(self, int64_t now_ns, double rate, int64_t burst):
+        """Settle at `now_ns`, then go on with the new rate and burst; a negative one stays as it is."""
+        cdef LawCopy slope
+        if rate >= 0:
+            set_slope(&slope, rate)
+        # Nothing in here lets go of the GIL, so a thread that waits for `setter` never waits for its own GIL.
+        while not try_lock(self._state):
+            pass
+        settle_law(self._state, now_ns, &slope if rate >= 0 else NULL, burst)
+        if rate >= 0:
+            self._rate = rate
+        store_release(&self._state.setter, 0)
+
+    @property
+    def rate(self):
+        """Tokens per second."""
+        return self._rate
+
+    @property
+    def burst(self):
+        """The most tokens that can be taken at one moment."""
+        cdef LawCopy law
+        read_law(self._state, &law)
+        return <int64_t>law.burst
+
+    @property
+    def tokens(self):
+        """Tokens there are now, as a float; negative while reservations are ahead of the rate, inf at rate inf."""
+        return self.tokens_at(steady_ns())
+
+    def tokens_at(self, int64_t now_ns):
+        """`tokens` at the time `now_ns`."""
+        cdef LawCopy law
+        cdef uint64_t line, fraction = 0
+        read_law(self._state, &law)
+        if law.unlimited:
+            return INFINITY
+        line = issued(&law, now_ns, &fraction)
+        cdef int64_t whole = stock(self._state, &law, line, load_relaxed(&self._state.spent))
+        return min(<double>whole + ldexp(<double>fraction, -64), <double>law.burst)
+
+    def _nothing(self, n=1):
+        """Do nothing: what calling a compiled method costs, as the yardstick for `try_acquire`."""
+        return True
+
+    def __repr__(self):
+        return f"TokenBucket(rate={self.rate}, burst={self.burst}, tokens={self.tokens:.1f})"
+
+    def __reduce__(self):
+        raise TypeError("a TokenBucket is live shared state and can not be copied or pickled")
+
+
+cdef class Reservation:
+    """Tokens taken ahead of time by `TokenBucket.reserve`. `delay`: seconds to wait before acting, from the reserve on."""
+
+    def __init__(self):
+        raise TypeError("made by TokenBucket.reserve()")
+
+    def cancel(self):
+        """Give the tokens back if their time has not come; returns how many came back.
+
+        What others reserved afterwards keeps its place, so only the part that they did not build on can come back.
+        """
+        return self.cancel_at(steady_ns())
+
+    def cancel_at(self, int64_t now_ns):
+        """`cancel` at the time `now_ns`."""
+        cdef uint64_t spent
+        cdef int64_t refund
+        if self._n == 0 or now_ns >= self._due_ns:
+            return 0
+        spent = load_relaxed(&self._bucket._state.spent)
+        while True:
+            refund = self._n - <int64_t>(spent - self._end)
+            if refund <= 0:
+                return 0
+            if cas_relaxed(&self._bucket._state.spent, &spent, spent - <uint64_t>refund):
+                self._n = 0
+                return refund
+
+    def __repr__(self):
+        return f"Reservation(delay={self.delay})"
+
+
+cdef double seconds_until(LawCopy* law, int64_t now_ns, int64_t missing) noexcept nogil:
+    """Seconds after which `missing` more tokens will have been issued: never too short, at most some ns too long."""
+    cdef uint64_t target, fraction
+    cdef double per_ns, wait_ns
+    cdef int64_t then, step = 1
+    if missing <= 0:
+        return 0.0
+    if law.mult == 0:
+        return INFINITY
+    target = issued(law, now_ns, &fraction) + <uint64_t>missing
+    per_ns = ldexp(<double>law.mult, -<int>law.shift)
+    wait_ns = (<double>missing - ldexp(<double>fraction, -64)) / per_ns
+    if now_ns < law.anchor_ns:
+        wait_ns += <double>(law.anchor_ns - now_ns)
+    if wait_ns > 4e18:  # beyond 127 years, where int64 ns end
+        return wait_ns * 1e-9
+    then = now_ns + <int64_t>wait_ns
+    # Rounding may have come out short by an ulp or so of the wait.
+    while <int64_t>(issued(law, then, &fraction) - target) < 0:
+        then += step
+        step *= 2
+    return nextafter(<double>(then - now_ns) * 1e-9, INFINITY) if then - now_ns > 1e15 else <double>(then - now_ns) * 1e-9

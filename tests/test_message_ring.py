@@ -1,0 +1,458 @@
+"""MessageRing against a deque, at the edges of its widths, and under threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ringbuf import MessageRing, Messages
+
+GRANULE = 64
+
+messages = st.one_of(st.binary(max_size=40), st.binary(min_size=60, max_size=70), st.just(b""), st.binary(max_size=3000))
+
+
+class RingMachine(RuleBasedStateMachine):
+    """Every operation against a deque that knows which messages are where; positions start anywhere."""
+
+    @initialize(
+        capacity=st.sampled_from([4096, 8192, 1 << 16]),
+        position=st.sampled_from([None, 2**32 - 40, 2**50 - 40, 2**32 - 1]),
+        sequence=st.sampled_from([0, 2**32 - 20, 2**63 - 10]),
+    )
+    def make(self, capacity: int, position: int | None, sequence: int) -> None:
+        self.ring = MessageRing(capacity)
+        if position is not None:
+            self.ring._start_at(position, sequence)
+        else:
+            sequence = 0
+        self.waiting: deque[bytes] = deque()
+        self.next_out = self.next_in = sequence
+        self.held: list[Messages] = []
+
+    def pushed(self, given: list[bytes], count: int) -> None:
+        self.waiting.extend(given[:count])
+        self.next_in += count
+
+    @rule(given=st.lists(messages, max_size=120), as_tuple=st.booleans())
+    def push_many(self, given: list[bytes], as_tuple: bool) -> None:
+        count = self.ring.push_many(tuple(given) if as_tuple else given)
+        assert 0 <= count <= len(given)
+        self.pushed(given, count)
+        if not self.held and len(self.waiting) == count:
+            # An empty ring takes whatever fits by size: header, one end each, payload.
+            room = self.ring.capacity_bytes - 24 - 4 * len(given)
+            assert count == len(given) or sum(map(len, given)) > room - GRANULE
+
+    @rule(message=messages)
+    def try_push(self, message: bytes) -> None:
+        if self.ring.try_push(message):
+            self.pushed([message], 1)
+        else:
+            assert self.waiting or self.held
+
+    @rule(text=st.text(st.sampled_from("aé€😀\n\0"), max_size=30))
+    def try_push_text(self, text: str) -> None:
+        if self.ring.try_push(text):
+            self.pushed([text.encode()], 1)
+
+    @rule(
+        lines=st.lists(st.binary(max_size=60).map(lambda b: b.replace(b"\n", b"\r")), max_size=60),
+        tail=st.sampled_from([b"", b"t", b"no newline\0"]),
+        final=st.booleans(),
+    )
+    def push_lines(self, lines: list[bytes], tail: bytes, final: bool) -> None:
+        chunk = b"".join(line + b"\n" for line in lines) + tail
+        expected = [*lines, tail] if final and tail else lines
+        count, consumed = self.ring.push_lines(chunk, final)
+        self.pushed(expected, count)
+        if count == len(expected):
+            assert chunk[consumed:] == (b"" if final else tail)
+        else:
+            assert chunk[:consumed] == b"".join(line + b"\n" for line in lines[:count])
+
+    @rule(
+        most=st.one_of(st.none(), st.integers(1, 50)),
+        most_bytes=st.one_of(st.none(), st.integers(1, 300)),
+        keep=st.booleans(),
+    )
+    def take(self, most: int | None, most_bytes: int | None, keep: bool) -> None:
+        got = self.ring.take(most, most_bytes) if keep else self.ring.pop_many(most, most_bytes)
+        expected: list[bytes] = []
+        size = 0
+        while self.waiting and len(expected) < (most or 10**9):
+            size += len(self.waiting[0])
+            if expected and most_bytes is not None and size > most_bytes:
+                break
+            expected.append(self.waiting.popleft())
+        assert got.tolist() == expected == list(got)
+        assert len(got) == len(expected)
+        assert got.nbytes == sum(map(len, expected))
+        assert got.data[got.offsets[0] : got.offsets[-1]].tobytes() == b"".join(expected)
+        assert got.join(b"--", b"!") == (b"--".join(expected) + b"!" if expected else b"")
+        if expected:
+            assert got.first_seq == self.next_out
+        self.next_out += len(expected)
+        if keep:
+            self.held.append(got)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release_any(self, data: st.DataObject) -> None:
+        taken = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        before = taken.tolist()
+        self.ring.release(taken)
+        self.ring.release(taken)
+        assert taken.tolist() == before, "what was taken is a copy"
+
+    @invariant()
+    def holds(self) -> None:
+        if not hasattr(self, "ring"):
+            return
+        self.ring._check()
+        assert len(self.ring) == len(self.waiting)
+        assert self.ring.next_seq == self.next_in
+        if not self.waiting and not self.held:
+            assert self.ring.used_bytes == 0
+        assert self.ring.used_bytes <= self.ring.capacity_bytes
+
+
+RingMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRingModel = RingMachine.TestCase
+
+
+def test_capacity_is_reported_as_it_is() -> None:
+    assert MessageRing(1).capacity_bytes == 4096
+    assert MessageRing(4097).capacity_bytes == 8192
+    assert MessageRing(1 << 20).capacity_bytes == 1 << 20
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1 << 60])
+def test_capacity_out_of_range(bad: int) -> None:
+    with pytest.raises(ValueError, match="capacity_bytes"):
+        MessageRing(bad)
+
+
+@pytest.mark.parametrize("bad", [1.5, "64", None])
+def test_capacity_of_another_type(bad: object) -> None:
+    with pytest.raises(TypeError, match="capacity_bytes"):
+        MessageRing(bad)  # type: ignore[arg-type]
+
+
+def test_the_largest_message_fits_an_empty_ring_and_one_byte_more_never_does() -> None:
+    ring = MessageRing(4096)
+    largest = b"x" * ring.max_message_bytes
+    for _ in range(5):
+        assert ring.try_push(largest)
+        assert not ring.try_push(b"")
+        assert ring.pop_many().tolist() == [largest]
+    with pytest.raises(ValueError, match="holds at most 4,072"):
+        ring.try_push(largest + b"y")
+    with pytest.raises(ValueError, match="message 1 has"):
+        ring.push_many([b"fine", largest + b"y"])
+    with pytest.raises(ValueError, match="message 2 has"):
+        ring.push_lines(b"a\nb\n" + largest + b"y\nc\n")
+    assert len(ring) == 0, "an error pushes nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (b"one", TypeError),
+        ("one", TypeError),
+        (7, TypeError),
+        (iter([b"a"]), TypeError),
+        ([b"a", 7], TypeError),
+        ([b"a", None], TypeError),
+        ([b"a", bytearray(b"b")], TypeError),
+        (["\ud800"], UnicodeEncodeError),
+        (np.zeros((2, 2), "S3"), ValueError),
+        (np.array(["text"]), TypeError),
+        (np.array([b"o"], dtype=object), TypeError),
+    ],
+)
+def test_bad_messages_are_refused_before_anything_is_pushed(given: object, error: type[Exception]) -> None:
+    ring = MessageRing(4096)
+    with pytest.raises(error):
+        ring.push_many(given)
+    assert len(ring) == 0
+    assert ring.used_bytes == 0
+
+
+@pytest.mark.parametrize("bad", [0, -1])
+def test_limits_below_one_are_refused(bad: int) -> None:
+    ring = MessageRing(4096)
+    ring.push_many([b"a"])
+    with pytest.raises(ValueError, match="max_messages"):
+        ring.pop_many(bad)
+    with pytest.raises(ValueError, match="max_bytes"):
+        ring.pop_many(None, bad)
+    assert len(ring) == 1
+
+
+def test_numpy_items_are_messages_of_their_size() -> None:
+    ring = MessageRing(4096)
+    assert ring.push_many(np.array([1, 2, 3], "<u2")[::2]) == 2
+    assert ring.push_many(np.array([b"abc", b"d"])) == 2
+    assert ring.push_many(np.array([], "S5")) == 0
+    assert ring.pop_many().tolist() == [b"\1\0", b"\3\0", b"abc", b"d\0\0"]
+
+
+def test_any_contiguous_buffer_holds_lines() -> None:
+    ring = MessageRing(4096)
+    for chunk in (bytearray(b"a\nb\n"), memoryview(b"a\nb\n"), np.frombuffer(b"a\nb\n", np.uint8)):
+        assert ring.push_lines(chunk) == (2, 4)
+    with pytest.raises(BufferError):
+        ring.push_lines(memoryview(b"abcd")[::2])
+    with pytest.raises(TypeError):
+        ring.push_lines("text")  # type: ignore[arg-type]
+    assert len(ring) == 6
+
+
+def test_messages_index_slice_and_convert() -> None:
+    ring = MessageRing(4096)
+    ring.push_many([b"a", b"", b"ccc", b"dd"])
+    got = ring.pop_many()
+    assert got[0] == b"a"
+    assert got[-1] == b"dd"
+    with pytest.raises(IndexError):
+        got[4]
+    with pytest.raises(IndexError):
+        got[-5]
+    part = got[1:3]
+    assert part.tolist() == [b"", b"ccc"]
+    assert part.first_seq == 1
+    assert part.nbytes == 3
+    assert np.shares_memory(part.data, got.data)
+    assert part[1:].join() == b"ccc"
+    assert len(got[3:1]) == 0
+    assert np.array(got).tolist() == [b"a", b"", b"ccc", b"dd"]
+    with pytest.raises(ValueError, match="steps of 1"):
+        got[::2]
+
+
+def test_arrow_in_and_out() -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'penstock[arrow]'")
+    ring = MessageRing(1 << 16)
+    rows = [b"a", b"", "é".encode(), b"dd"]
+    for kind in (pa.binary(), pa.large_binary()):
+        assert ring.push_many(pa.array(rows, kind)) == 4
+        assert ring.push_many(pa.array(rows, kind).slice(1, 2)) == 2
+    for kind in (pa.string(), pa.large_string()):
+        assert ring.push_many(pa.array(["é"], kind)) == 1
+    expected = (rows + rows[1:3]) * 2 + ["é".encode()] * 2
+    got = ring.pop_many()
+    assert got.tolist() == expected
+    column = pa.array(got)
+    part = pa.array(got[1:3])
+    del got
+    column.validate(full=True)
+    assert column.to_pylist() == expected
+    assert part.to_pylist() == expected[1:3]
+    with pytest.raises(ValueError, match="message 1 is null"):
+        ring.push_many(pa.array([b"a", None, b"c"]))
+    assert ring.push_many(pa.array([b"a", None, b"c"]).slice(2)) == 1
+    with pytest.raises(TypeError, match="binary or string"):
+        ring.push_many(pa.array([1, 2]))
+
+
+def test_payload_can_not_be_taken_for_framing() -> None:
+    """Fill the memory with everything that a tag of this or a coming lap could look like, and go over it again."""
+    ring = MessageRing(4096)
+    granules = ring.capacity_bytes // GRANULE
+    for lap in range(1, 6):
+        for granule in range(granules):
+            tag = ((lap + 1) * granules + granule) & ~(granules - 1)
+            hostile = np.uint64(tag).tobytes() * 40  # covers five granules
+            assert ring.try_push(hostile)
+            ring._check()
+            assert ring.pop_many().tolist() == [hostile]
+            assert ring.pop_many().tolist() == [], "something was found that nobody pushed"
+
+
+def test_an_empty_ring_goes_back_to_its_start() -> None:
+    ring = MessageRing(8 << 20)
+    block = b"x" * 1000
+    seen = 0
+    for _ in range(100):
+        assert ring.push_many([block] * 300) == 300
+        taken = ring.take()
+        assert taken.first_seq == seen
+        seen += 300
+        ring.release(taken)
+        ring._check()
+        assert ring.used_bytes == 0
+    # 30 MB went through, and no more than its first MiB or so was ever written.
+    assert not np.any(ring._memory_view()[4 << 20 :])
+
+
+def test_join_into_fills_a_small_buffer_piece_by_piece() -> None:
+    ring = MessageRing(1 << 16)
+    rows = [b"x" * (i % 40) for i in range(300)]
+    ring.push_many(rows)
+    got = ring.pop_many()
+    for size in (45, 64, 1000, 100_000):
+        target = bytearray(size)
+        joined, start = b"", 0
+        while start < len(got):
+            count, nbytes = got.join_into(target, start, b"\r\n")
+            assert count > 0
+            assert start + count == len(got) or nbytes + len(rows[start + count]) + 2 > size, "one more would have fitted"
+            joined += target[:nbytes]
+            start += count
+        assert joined == b"".join(row + b"\r\n" for row in rows)
+    assert got.join_into(bytearray(5), 39) == (0, 0)
+    assert got.join_into(bytearray(5), 300) == (0, 0)
+    with pytest.raises(ValueError, match="start"):
+        got.join_into(bytearray(5), 301)
+    with pytest.raises(BufferError):
+        got.join_into(b"read only")
+
+
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="memory is kept only where the GIL is on")
+@pytest.mark.platform
+def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
+    ring = MessageRing(1 << 20)
+
+    def popped(fill: bytes) -> Messages:
+        ring.push_many([fill * 100_000])
+        return ring.pop_many()
+
+    first = popped(b"a")
+    where = first.data.ctypes.data
+    del first
+    again = popped(b"b")
+    assert again.data.ctypes.data == where, "the memory is not used again"
+    kept = {
+        "column": again.data,
+        "slice": popped(b"c").data[10:20],
+        "messages": popped(b"d")[0:1],
+        "memoryview": memoryview(popped(b"e").data),
+        "iterator": iter(popped(b"f")),
+    }
+    del again
+    for _ in range(10):
+        popped(b"!")
+    assert kept["column"].tobytes() == b"b" * 100_000
+    assert kept["slice"].tobytes() == b"c" * 10
+    assert kept["messages"].tolist() == [b"d" * 100_000]
+    assert kept["memoryview"].tobytes() == b"e" * 100_000
+    assert next(kept["iterator"]) == b"f" * 100_000
+
+
+def test_it_can_not_be_copied() -> None:
+    import copy
+    import pickle
+
+    ring = MessageRing(4096)
+    with pytest.raises(TypeError, match="live shared state"):
+        copy.copy(ring)
+    with pytest.raises(TypeError, match="live shared state"):
+        pickle.dumps(ring)
+
+
+# ---------------------------------------------------------------- threads
+
+
+def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> None:
+    """Each producer numbers its messages; the consumers check order, count, and that there is nothing twice."""
+    ring = MessageRing(capacity)
+    failures: list[BaseException] = []
+    received: list[list[tuple[int, list[bytes]]]] = [[] for _ in range(consumers)]
+    left = producers
+    lock = threading.Lock()
+    start = threading.Barrier(producers + consumers)
+
+    def produce(number: int) -> None:
+        nonlocal left
+        prefix = b"%d:" % number
+        start.wait()
+        at = 0
+        while at < per_producer and not failures:
+            many = 1 + (at * 7 + number) % 90
+            batch = [prefix + b"%d:" % i + b"." * (i % 50) for i in range(at, min(at + many, per_producer))]
+            kind = at % 3
+            if kind == 0:
+                done = ring.push_many(batch)
+            elif kind == 1:
+                done, _ = ring.push_lines(b"\n".join(batch), True)
+            else:
+                done = int(ring.try_push(batch[0]))
+            at += done
+        with lock:
+            left -= 1
+
+    def consume(number: int) -> None:
+        start.wait()
+        mine = received[number]
+        held: list[Messages] = []
+        while not failures:
+            finished = left == 0
+            got = ring.take(1 + len(mine) % 200)
+            if len(got) == 0:
+                if finished:
+                    break
+            else:
+                mine.append((got.first_seq, got.tolist()))
+                held.append(got)
+            if len(held) > 3:
+                ring.release(held.pop(len(mine) % 4))
+            elif len(got) == 0 and held:
+                ring.release(held.pop())
+        for one in held:
+            ring.release(one)
+
+    def guarded(target: object, number: int) -> None:
+        try:
+            target(number)  # type: ignore[operator]
+        except BaseException as error:
+            failures.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=guarded, args=(produce, i)) for i in range(producers)]
+    threads += [threading.Thread(target=guarded, args=(consume, i)) for i in range(consumers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    assert not failures, failures
+
+    ring._check()
+    assert len(ring) == 0
+    assert ring.used_bytes == 0
+    runs = sorted(run for one in received for run in one)
+    expected_seq = 0
+    last = [-1] * producers
+    for first_seq, batch in runs:
+        assert first_seq == expected_seq, "sequence numbers have a gap or come twice"
+        expected_seq += len(batch)
+        for message in batch:
+            number, i, dots = message.split(b":")
+            assert int(i) == last[int(number)] + 1, "a producer's messages are out of order"
+            assert len(dots) == int(i) % 50
+            last[int(number)] = int(i)
+    assert last == [per_producer - 1] * producers
+
+
+@pytest.fixture
+def fast_switching():
+    """Let threads take turns every few instructions rather than every 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize("capacity", [4096, 1 << 20])
+@pytest.mark.usefixtures("fast_switching")
+def test_stress(producers: int, consumers: int, capacity: int) -> None:
+    stress(producers, consumers, 12_000 // producers, capacity)

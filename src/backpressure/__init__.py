@@ -1,0 +1,120 @@
+"""Buffering and backpressure in process: bounded memory, priorities, adaptive batches, a circuit breaker before the sink.
+
+    buffer = BufferManager()
+    buffer.add_lines(chunk)
+    while (batch := buffer.get_batch()) is not None:
+        with batch:
+            sink.send(batch)
+
+Everything public is importable from here; the sinks, sources and testing tools from their submodules.
+"""
+
+from backpressure.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager, AdaptiveBatchMetrics
+from backpressure.admission import Admission
+from backpressure.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
+from backpressure.batch import Batch
+from backpressure.buffer_manager import BufferManager
+from backpressure.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerMetrics,
+    Permit,
+    State,
+)
+from backpressure.clock import Clock, MonotonicClock
+from backpressure.config import BufferConfig, Durability, WhenFull
+from backpressure.errors import (
+    BackpressureError,
+    BatchStateError,
+    BufferClosed,
+    BufferFull,
+    CircuitOpenError,
+    ConfigError,
+    EventTooLarge,
+    InvalidEvents,
+    NeverAdmitted,
+    NotNow,
+    RateLimited,
+)
+from backpressure.events import (
+    BackpressureActivated,
+    BackpressureDeactivated,
+    BatchDeadLettered,
+    BatchRedelivered,
+    BatchSizeChanged,
+    BufferClosing,
+    CircuitStateChanged,
+    EmergencyEntered,
+    EmergencyLeft,
+    Event,
+    EventsDropped,
+    EventType,
+    RateChanged,
+)
+from backpressure.flow_control_manager import (
+    EmergencyModeConfig,
+    FlowControlConfig,
+    FlowControlManager,
+    FlowControlMetrics,
+    Grant,
+)
+from backpressure.priority import Priority
+from backpressure.stats import BufferStats, LaneStats
+
+__all__ = [
+    # the buffer
+    "BufferManager",
+    "BufferConfig",
+    "WhenFull",
+    "Durability",
+    "Priority",
+    "Admission",
+    "Batch",
+    "BufferStats",
+    "LaneStats",
+    # the policies
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerMetrics",
+    "Permit",
+    "State",
+    "BackpressureMonitor",
+    "BackpressureMonitorConfig",
+    "Pressure",
+    "AdaptiveBatchManager",
+    "AdaptiveBatchConfig",
+    "AdaptiveBatchMetrics",
+    "FlowControlManager",
+    "FlowControlConfig",
+    "FlowControlMetrics",
+    "EmergencyModeConfig",
+    "Grant",
+    "Clock",
+    "MonotonicClock",
+    # what it tells
+    "EventType",
+    "Event",
+    "BackpressureActivated",
+    "BackpressureDeactivated",
+    "BatchDeadLettered",
+    "BatchRedelivered",
+    "BatchSizeChanged",
+    "BufferClosing",
+    "CircuitStateChanged",
+    "EmergencyEntered",
+    "EmergencyLeft",
+    "EventsDropped",
+    "RateChanged",
+    # what it raises
+    "BackpressureError",
+    "BatchStateError",
+    "BufferClosed",
+    "BufferFull",
+    "CircuitOpenError",
+    "ConfigError",
+    "EventTooLarge",
+    "InvalidEvents",
+    "NeverAdmitted",
+    "NotNow",
+    "RateLimited",
+]

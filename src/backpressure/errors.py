@@ -1,0 +1,99 @@
+"""Every exception that this library raises by itself.
+
+    BackpressureError
+    ├── ConfigError                 (also ValueError)   a config field is out of its range; names the field
+    ├── InvalidEvents               (also ValueError)   what was handed in can never be accepted in this form
+    │   └── EventTooLarge                               one event is larger than its lane: no retry can help
+    ├── NotNow                                          refused for the moment; `retry_after` says how long
+    │   ├── BufferFull              (also queue.Full)   no room
+    │   ├── RateLimited                                 over the rate, or shed by emergency mode
+    │   └── CircuitOpenError                            the circuit breaker lets no call through
+    ├── NeverAdmitted               (also ValueError)   the request exceeds the burst or the capacity itself
+    ├── BufferClosed                                    the buffer was closed
+    └── BatchStateError                                 a batch was acked or nacked twice, or after its lease
+
+Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
+`NeverAdmitted`)? Nothing was changed by a call that raised one of these.
+"""
+
+from __future__ import annotations
+
+import queue
+
+__all__ = [
+    "BackpressureError",
+    "BatchStateError",
+    "BufferClosed",
+    "BufferFull",
+    "CircuitOpenError",
+    "ConfigError",
+    "EventTooLarge",
+    "InvalidEvents",
+    "NeverAdmitted",
+    "NotNow",
+    "RateLimited",
+]
+
+
+class BackpressureError(Exception):
+    """The root: catches whatever this library raises by itself."""
+
+
+class ConfigError(BackpressureError, ValueError):
+    """A config field is out of its range. `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class InvalidEvents(BackpressureError, ValueError):
+    """What was handed in can never be accepted in this form; nothing of it was."""
+
+
+class EventTooLarge(InvalidEvents):
+    """One event is larger than its lane can ever hold.
+
+    `index` is its place in what was given, `nbytes` its size and `limit` the largest size, both in bytes.
+    """
+
+    def __init__(self, index: int, nbytes: int, limit: int) -> None:
+        super().__init__(
+            f"event {index} has {nbytes:,} bytes, and the lane can hold at most {limit:,} in one event: "
+            f"raise lane_bytes, or split the event"
+        )
+        self.index = index
+        self.nbytes = nbytes
+        self.limit = limit
+
+
+class NotNow(BackpressureError):
+    """Refused for the moment. `retry_after` is in seconds; 0.0 where no estimate can be made."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BufferFull(NotNow, queue.Full):
+    """No room. Also a `queue.Full`, so that code written for `queue.Queue` goes on working."""
+
+
+class RateLimited(NotNow):
+    """Over the configured rate, or shed by emergency mode."""
+
+
+class CircuitOpenError(NotNow):
+    """The circuit breaker lets no call through before `retry_after` seconds have passed."""
+
+
+class NeverAdmitted(BackpressureError, ValueError):
+    """The request exceeds the burst or the capacity itself: waiting can not help."""
+
+
+class BufferClosed(BackpressureError):
+    """The buffer was closed."""
+
+
+class BatchStateError(BackpressureError):
+    """A batch was acked or nacked a second time."""

@@ -1,0 +1,276 @@
+"""Decides how many of the offered events may enter now: by total rate, by priority, by what the sink bears.
+
+Total. One token bucket: over any span of time no more is admitted than rate * time + burst, exactly.
+
+Shares. Each priority has a guaranteed share of the pool and borrows what others leave: see priority_shares.py.
+
+Emergency. When the sink fails too much, demand is shed, the least urgent first: see emergency_mode.py.
+
+Thread safety: any thread may call any method. One lock, held for microseconds; `on_change` runs after it
+was let go. A clock that goes back stands still until it has caught up: nothing is credited twice.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from backpressure.clock import Clock, MonotonicClock
+from backpressure.emergency_mode import Change, EmergencyMode, EmergencyModeConfig, EmergencyState
+from backpressure.errors import ConfigError
+from backpressure.priority import PRIORITY_LEVELS, check_priority
+from backpressure.priority_shares import PriorityShares
+from backpressure.sliding_counts import SlidingCounts
+from backpressure.validation import check_bool, check_fields, check_number
+from ringbuf import TokenBucket
+
+__all__ = ["EmergencyModeConfig", "FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
+
+# The admitted events are forgotten in sixtieths of their window.
+_RATE_SLOTS = 60
+
+
+def _check_rate(name: str, value: object) -> None:
+    if value != math.inf:
+        check_number(name, value, float, 0, 10**12)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowControlConfig:
+    """What a FlowControlManager admits."""
+
+    #: Events per second in total, up to 1e12, or inf for no limit; with 0 only the burst is ever admitted.
+    max_events_per_second: float = 20_000_000
+    #: Events that may enter at one moment.
+    burst_size: int = 2_000_000
+    #: Seconds over which `rate()` is measured.
+    sliding_window_size: float = 60.0
+    #: False: everything is granted, and counted all the same.
+    throttle_enabled: bool = True
+    #: Five, and no other number: each has a lane of its own.
+    priority_levels: int = PRIORITY_LEVELS
+    emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
+
+    def __post_init__(self) -> None:
+        _check_rate("max_events_per_second", self.max_events_per_second)
+        check_fields(self, int, 1, 2**60, "burst_size")
+        check_fields(self, float, 1e-3, 86_400.0, "sliding_window_size")
+        check_bool(self, "throttle_enabled")
+        if isinstance(self.priority_levels, bool) or self.priority_levels != PRIORITY_LEVELS:
+            raise ConfigError("priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}")
+        if not isinstance(self.emergency_mode, EmergencyModeConfig):
+            raise ConfigError("emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to one `admit`."""
+
+    #: How many of the events may enter, counted from the first.
+    granted: int
+    #: Seconds until at least one more could be granted: 0 where all were, inf where the rate is 0.
+    retry_after: float = 0.0
+    #: Why not all: "rate" (no token is left), "share" (those left are others'), "emergency" (shed), or None.
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowControlMetrics:
+    """A snapshot. Tuples are by priority, the most urgent first."""
+
+    #: Events per second in total: as set, and as in force, less in an emergency and for a while after it.
+    rate_limit: float
+    rate_in_force: float
+    burst: int
+    #: Events that could enter at this moment; inf without a limit.
+    tokens: float
+    emergency: bool
+    #: Failed part of the outcomes in the window of the emergency mode; 0 where there are none.
+    failure_rate: float
+    #: Events admitted, less those given back, since the start.
+    admitted: tuple[int, ...]
+    #: Events admitted per second over the sliding window.
+    rates: tuple[float, ...]
+    #: Events refused since the start, by reason; counted again when they are offered again.
+    refused: dict[str, int]
+
+
+class FlowControlManager:
+    """Admits events by total rate, by priority, and by what the sink bears.
+
+    `on_change(what, old, new)` hears "rate_changed" (events per second), "emergency_entered" (the threshold;
+    the failure rate) and "emergency_left" (the failure rate; seconds since it was entered). What it raises
+    reaches the caller. `rng` spreads the `retry_after` of what is shed: not everybody comes back at once.
+    """
+
+    def __init__(
+        self,
+        config: FlowControlConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        on_change: Callable[[str, float, float], object] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config = config if config is not None else FlowControlConfig()
+        self._clock = (clock if clock is not None else MonotonicClock()).now
+        self._on_change = on_change
+        self._rng = rng if rng is not None else random.Random()
+        self._lock = threading.Lock()
+        self._now = now = self._clock()
+        self._throttled = config.throttle_enabled
+        self._limit = float(config.max_events_per_second)
+        self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
+        self._shares = PriorityShares(config.burst_size, now)
+        self._emergency = EmergencyMode(config.emergency_mode, config.sliding_window_size, now)
+        self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, PRIORITY_LEVELS, now)
+        self._admitted = [0] * PRIORITY_LEVELS
+        self._refused = {"rate": 0, "share": 0, "emergency": 0}
+        # The last full grant of each priority: callers ask for the same number again and again.
+        self._full = [Grant(0)] * PRIORITY_LEVELS
+
+    def admit(self, n: int, priority: int) -> Grant:
+        """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
+        p = check_priority(priority) - 1
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, not {n!r}")
+        change = None
+        with self._lock:
+            now = self._read_clock()
+            emergency = self._emergency
+            emergency.window.add(now, p, n)
+            grant = self._full[p]
+            if grant.granted != n:
+                grant = self._full[p] = Grant(n)
+            if self._throttled:
+                if emergency.state is not EmergencyState.NORMAL:
+                    change = self._step(now)
+                    passed = emergency.shed(p, n)
+                    if passed < n:
+                        grant = Grant(passed, emergency.retry_after(self._rng), "emergency")
+                now_ns = int(now * 1e9)
+                tokens = self._bucket.tokens_at(now_ns)
+                if tokens - grant.granted >= self._shares.reserve:
+                    self._bucket.try_acquire_at(now_ns, grant.granted)
+                    self._shares.fill(p, now)
+                else:
+                    grant = self._share_out(p, grant, now, now_ns, tokens)
+            if grant.reason is not None:
+                self._refused[grant.reason] += n - grant.granted
+            self._admitted[p] += grant.granted
+            self._window.add(now, p, grant.granted)
+        self._announce(change)
+        return grant
+
+    def give_back(self, n: int, priority: int) -> None:
+        """Return `n` events that were granted and not used: tokens, claim, rate and demand are as if nobody
+        had asked for them. ValueError where n is negative or more than was granted."""
+        p = check_priority(priority) - 1
+        with self._lock:
+            now = self._read_clock()
+            if not 0 <= n <= self._admitted[p]:
+                raise ValueError(f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}")
+            self._admitted[p] -= n
+            self._window.take(now, p, n)
+            self._emergency.window.take(now, p, n)
+            if self._throttled:
+                self._bucket.give_back_at(int(now * 1e9), n)
+                self._shares.give_back(p, n)
+
+    def record_outcome(self, ok: int, failed: int) -> None:
+        """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
+        if ok < 0 or failed < 0:
+            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        with self._lock:
+            now = self._read_clock()
+            self._emergency.record(now, ok, failed)
+            change = self._step(now)
+        self._announce(change)
+
+    def set_rate(self, rate: float) -> None:
+        """Change the total rate (events per second, 0 to 1e12, or inf) at once, or raise ConfigError."""
+        _check_rate("rate", rate)
+        with self._lock:
+            old, self._limit = self._limit, float(rate)
+            self._put_in_force(self._read_clock())
+        if old != rate:
+            self._announce(("rate_changed", old, float(rate)))
+
+    def set_burst(self, burst: int) -> None:
+        """Change how many events may enter at one moment (1 to 2**60), or raise ConfigError."""
+        check_number("burst", burst, int, 1, 2**60)
+        with self._lock:
+            now = self._read_clock()
+            self._shares.settle(now, self._bucket.rate)
+            self._shares.resize(burst)
+            self._bucket.set_burst_at(int(now * 1e9), burst)
+
+    def rate(self, priority: int | None = None) -> float:
+        """Admitted events per second over the sliding window, or since the start while that is less."""
+        p = None if priority is None else check_priority(priority) - 1
+        with self._lock:
+            counts, seconds = self._window.read(self._read_clock())
+            return (sum(counts) if p is None else counts[p]) / seconds
+
+    @property
+    def emergency(self) -> bool:
+        """Whether the emergency mode is on. It can end by mere time, so this reads the clock."""
+        with self._lock:
+            change = self._step(self._read_clock())
+            active = self._emergency.state is EmergencyState.ACTIVE
+        self._announce(change)
+        return active
+
+    def metrics(self) -> FlowControlMetrics:
+        """A snapshot of everything."""
+        active = self.emergency
+        with self._lock:
+            now = self._read_clock()
+            counts, seconds = self._window.read(now)
+            return FlowControlMetrics(
+                rate_limit=self._limit,
+                rate_in_force=self._bucket.rate,
+                burst=self._bucket.burst,
+                tokens=self._bucket.tokens_at(int(now * 1e9)),
+                emergency=active,
+                failure_rate=self._emergency.failure_rate(now),
+                admitted=tuple(self._admitted),
+                rates=tuple(count / seconds for count in counts),
+                refused=dict(self._refused),
+            )
+
+    def _announce(self, change: Change | None) -> None:
+        if change is not None and self._on_change is not None:
+            self._on_change(*change)
+
+    # From here on: with the lock held.
+
+    def _read_clock(self) -> float:
+        self._now = now = max(self._now, self._clock())
+        return now
+
+    def _step(self, now: float) -> Change | None:
+        if not self._throttled:
+            return None
+        change = self._emergency.step(now)
+        self._put_in_force(now)
+        return change
+
+    def _put_in_force(self, now: float) -> None:
+        rate = self._limit * self._emergency.cap
+        if rate != self._bucket.rate:
+            self._shares.settle(now, self._bucket.rate)
+            self._bucket.set_rate_at(int(now * 1e9), rate)
+
+    def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
+        """Grant what the shares leave of `wanted`: the pool is too low for everybody to be sure of theirs."""
+        rate = self._bucket.rate
+        offer = min(wanted.granted, self._shares.offer(p, now, tokens, rate))
+        granted = self._bucket.acquire_up_to_at(now_ns, offer)
+        wait = self._shares.take(p, granted, rate)
+        if granted == wanted.granted:
+            return wanted
+        reason = "rate" if granted < offer or tokens - granted < 1.0 else "share"
+        return Grant(granted, max(wait, self._bucket.retry_after_at(now_ns, 1)), reason)

@@ -1,0 +1,672 @@
+"""AdaptiveBatchManager against simulated sinks: where it settles, when it moves, and what must not move
+it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backpressure.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
+from backpressure.errors import ConfigError
+from backpressure.testing import FakeClock
+
+
+def make(clock: FakeClock, on_change: Callable[[int, int, str], object] | None = None, **fields: object) -> AdaptiveBatchManager:
+    return AdaptiveBatchManager(AdaptiveBatchConfig(**fields), clock=clock, on_change=on_change)  # type: ignore[arg-type]
+
+
+class Sink:
+    """A sink with latency a * n + b, and what drives a manager against it in virtual time."""
+
+    def __init__(self, a: float, b: float, *, noise: float = 0.0, seed: int = 1) -> None:
+        self.a, self.b, self.noise = a, b, noise
+        self.rng = random.Random(seed)
+
+    def latency(self, size: int) -> float:
+        return (self.a * size + self.b) * (1.0 + self.noise * self.rng.uniform(-1.0, 1.0))
+
+    def run(
+        self,
+        manager: AdaptiveBatchManager,
+        clock: FakeClock,
+        evaluations: int,
+        *,
+        pressure: float = 0.0,
+        available: int | None = None,
+    ) -> list[int]:
+        """One batch after the other for so many intervals; the size at the end of each. `available`: events
+        at hand."""
+        sizes = []
+        for _ in range(evaluations):
+            end = clock.now() + manager.config.evaluation_interval
+            while clock.now() < end:
+                asked = manager.batch_size
+                size = asked if available is None else min(asked, available)
+                latency = self.latency(size)
+                clock.advance(latency)
+                manager.record(size, latency, size == asked)
+                manager.evaluate(pressure)
+            sizes.append(manager.batch_size)
+        return sizes
+
+
+def period(manager: AdaptiveBatchManager, clock: FakeClock, latencies: list[float], filled: bool = True) -> int:
+    """One interval with these latencies at the present size; the size after it."""
+    for latency in latencies:
+        manager.record(manager.batch_size, latency, filled)
+    clock.advance(manager.config.evaluation_interval)
+    return manager.evaluate()
+
+
+# --- config
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    config = AdaptiveBatchConfig()
+    assert (config.initial_batch_size, config.min_batch_size, config.max_batch_size) == (
+        50_000,
+        1_000,
+        100_000,
+    )
+    assert (config.target_latency, config.adjustment_factor, config.evaluation_interval) == (0.2, 0.1, 10.0)
+    assert (config.throughput_target, config.adaptive_enabled) == (2_000_000, True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("initial_batch_size", 999),
+        ("initial_batch_size", 100_001),
+        ("initial_batch_size", 50_000.0),
+        ("min_batch_size", 0),
+        ("min_batch_size", True),
+        ("max_batch_size", 999),
+        ("target_latency", 0.0),
+        ("target_latency", math.nan),
+        ("target_latency", "0.2"),
+        ("adjustment_factor", 0.51),
+        ("evaluation_interval", math.inf),
+        ("throughput_target", -1),
+        ("adaptive_enabled", 1),
+    ],
+)
+def test_a_bad_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: must be") as caught:
+        AdaptiveBatchConfig(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+# --- where it settles
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-5, 0.02), (1e-5, 0.0), (4e-6, 0.04), (1e-4, 0.01), (1e-5, 0.1), (3e-6, 0.001)])
+@pytest.mark.parametrize("initial", [1_000, 50_000, 100_000])
+def test_settles_where_the_target_latency_is_met(a: float, b: float, initial: int) -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=initial)
+    ideal = (0.2 - b) / a
+    sizes = Sink(a, b).run(manager, clock, 30)
+    # Up to 5 % of the target is headroom, which b makes a larger share of the size; and the last 2 % are
+    # not worth a change.
+    headroom = 0.05 * 0.2 / (a * ideal)
+    assert ideal * (1.0 - headroom - 0.02) - 1 <= sizes[-1] <= ideal
+    assert len(set(sizes[-8:])) == 1  # and it rests there
+
+
+def test_settles_with_noise_and_keeps_the_p95_at_the_target() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.02, noise=0.2)
+    sizes = sink.run(manager, clock, 60)
+    # At 1.18 times the mean (the p95 of noise that is even over ±20 %) the target is met by 14,900 events.
+    assert all(12_000 <= size <= 16_500 for size in sizes[20:])
+    late = sum(sink.latency(manager.batch_size) > 0.2 for _ in range(2_000))
+    assert late / 2_000 < 0.08
+
+
+def test_learns_a_and_b() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=1_000)
+    Sink(4e-6, 0.03).run(manager, clock, 6)
+    assert manager.metrics().seconds_per_event == pytest.approx(4e-6, rel=1e-6)
+    assert manager.metrics().seconds_per_batch == pytest.approx(0.03, rel=1e-6)
+
+
+def test_different_sizes_in_one_interval_are_enough_to_learn_from() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    for size in (10_000, 20_000, 30_000, 40_000, 50_000, 50_000):
+        manager.record(size, 1e-6 * size + 0.01, False)
+    clock.advance(10.0)
+    manager.evaluate()
+    assert manager.metrics().seconds_per_batch == pytest.approx(0.01, rel=1e-6)
+
+
+def test_sizes_that_hardly_differ_teach_nothing() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    for size in range(49_990, 50_000):
+        manager.record(size, 0.1 + 0.01 * (50_000 - size), False)
+    clock.advance(10.0)
+    manager.evaluate()
+    assert manager.metrics().seconds_per_batch == 0.0  # not all of it, as the slope of these ten would say
+
+
+def test_a_and_b_are_never_negative() -> None:
+    for latencies in (
+        [0.5, 0.4, 0.3],
+        [0.001, 0.1, 0.4],
+    ):  # falling with the size; rising faster than in proportion
+        clock = FakeClock()
+        manager = make(clock, adaptive_enabled=False)
+        for size, latency in zip((10_000, 20_000, 30_000), latencies, strict=True):
+            for _ in range(10):
+                manager.record(size, latency, True)
+        clock.advance(10.0)
+        manager.evaluate()
+        metrics = manager.metrics()
+        assert metrics.seconds_per_event >= 0.0
+        assert metrics.seconds_per_batch >= 0.0
+        fitted = metrics.seconds_per_event * 20_000 + metrics.seconds_per_batch
+        assert fitted == pytest.approx(sum(latencies) / 3)  # through the middle all the same
+
+
+@pytest.mark.parametrize(("factor", "within"), [(2.0, 6), (0.5, 6), (8.0, 20)])
+def test_follows_a_sink_that_changes(factor: float, within: int) -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.02)
+    sink.run(manager, clock, 30)
+    sink.a *= factor
+    sizes = sink.run(manager, clock, within)
+    assert sizes[-1] == pytest.approx(0.17 / sink.a, rel=0.05)
+
+
+def test_a_fast_sink_with_many_batches_forgets_nothing_between_two_evaluations() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    Sink(1e-6, 0.001).run(manager, clock, 4)  # hundreds of batches an interval
+    assert manager.metrics().seconds_per_batch == pytest.approx(0.001, rel=1e-3)
+
+
+# --- growth
+
+
+def test_grows_by_a_constant_step_only_while_batches_fill() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.01] * 10, filled=False) == 50_000
+    assert period(manager, clock, [0.01] * 10) == 59_900
+    assert period(manager, clock, [0.01] * 10) == 69_800
+    assert period(manager, clock, [0.01] * 10, filled=False) == 69_800
+    assert [period(manager, clock, [0.01] * 10) for _ in range(5)] == [
+        79_700,
+        89_600,
+        99_500,
+        100_000,
+        100_000,
+    ]
+
+
+def test_no_growth_where_the_load_fits_the_batches() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=10_000)
+    assert set(Sink(1e-6, 0.001).run(manager, clock, 10, available=9_999)) == {10_000}
+    assert Sink(1e-6, 0.001).run(manager, clock, 1)[0] > 10_000
+
+
+def test_growth_at_most_doubles_the_size() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=1_000)
+    assert [period(manager, clock, [0.001] * 10) for _ in range(5)] == [2_000, 4_000, 8_000, 16_000, 25_900]
+
+
+def test_a_small_range_is_grown_through_too() -> None:
+    clock = FakeClock()
+    manager = make(clock, min_batch_size=1, initial_batch_size=1, max_batch_size=5)
+    assert [period(manager, clock, [0.001] * 10) for _ in range(5)] == [2, 3, 4, 5, 5]
+
+
+def test_a_gain_that_is_not_worth_a_change_makes_none() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.02)
+    settled = sink.run(manager, clock, 20)[-1]
+    sink.a *= 0.99
+    assert set(sink.run(manager, clock, 10)) == {settled}
+
+
+def test_growth_never_overshoots_the_target_by_guessing() -> None:
+    clock = FakeClock()
+    manager = make(clock, min_batch_size=1, max_batch_size=1_000_000, initial_batch_size=1)
+    sink = Sink(1e-3, 0.0)  # a step of 100,000 would take 100 s
+    for _ in range(12):
+        sink.run(manager, clock, 1)
+        assert manager.batch_size * sink.a <= 0.2
+
+
+def test_a_growth_that_lowered_throughput_is_taken_back_and_rests() -> None:
+    clock = FakeClock()
+    reasons: list[str] = []
+    manager = make(clock, lambda old, new, reason: reasons.append(reason))
+    slow = 0.15  # 59,900 in that is far fewer a second than 50,000 in 0.05
+    assert period(manager, clock, [0.05] * 10) == 59_900
+    assert period(manager, clock, [slow] * 10) == 50_000
+    assert "lowered throughput" in reasons[-1]
+    assert manager.metrics().reverted == 1
+    sizes = [period(manager, clock, [0.05] * 10) for _ in range(6)]
+    assert sizes[:5] == [50_000] * 5
+    assert sizes[5] > 50_000
+
+
+def test_a_growth_is_not_taken_back_because_the_load_fell() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.05] * 10) == 59_900
+    for _ in range(10):
+        manager.record(1_000, 0.05, False)
+    clock.advance(10.0)
+    assert manager.evaluate() == 59_900
+
+
+# --- cuts
+
+
+def test_a_late_p95_cuts_first_on_trial_and_then_by_half_at_most() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sizes = Sink(2e-5, 0.0).run(manager, clock, 5)
+    assert sizes == pytest.approx([45_000, 22_500, 11_250, 9_500, 9_500], abs=1)
+
+
+@pytest.mark.parametrize("batches", [5, 19, 100])
+@pytest.mark.parametrize("outlier", [1.0, 60.0, 1e6])
+def test_one_outlier_changes_nothing(batches: int, outlier: float) -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(4e-6, 0.01)
+    sink.run(manager, clock, 15)
+    settled = manager.batch_size
+    good = sink.latency(settled)
+    for _ in range(5):
+        assert period(manager, clock, [good] * (batches - 1) + [outlier]) == settled
+    assert manager.metrics().p95_latency == good
+    assert manager.metrics().seconds_per_event * settled + manager.metrics().seconds_per_batch == pytest.approx(good)
+
+
+def test_many_late_batches_do_cut() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.1] * 90 + [0.25] * 10) < 50_000
+
+
+def test_a_few_late_ones_among_many_do_not() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.1] * 96 + [0.25] * 4, filled=False) == 50_000
+
+
+def test_only_the_latest_batches_are_looked_at() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.5] * 1_000 + [0.1] * 128, filled=False) == 50_000
+
+
+def test_four_batches_decide_nothing_and_wait_for_the_fifth() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [5.0] * 4) == 50_000
+    assert period(manager, clock, [5.0]) == 45_000
+
+
+def test_batches_asked_for_before_a_cut_do_not_cut_again() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(4e-6, 0.02)
+    sink.run(manager, clock, 10)
+    settled = manager.batch_size
+    for _ in range(20):
+        manager.record(2 * settled, 0.4, True)
+    for _ in range(20):
+        manager.record(settled, sink.latency(settled), True)
+    clock.advance(10.0)
+    assert manager.evaluate() == settled
+
+
+@pytest.mark.parametrize("a", [1e-7, 0.0])
+def test_a_target_that_no_size_meets_does_not_cost_throughput(a: float) -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sizes = Sink(a, 1.0).run(manager, clock, 100)
+    # A trial step now and then is what finds out that the sink is still so.
+    assert set(sizes) == {50_000, 45_000}
+    assert sizes.count(45_000) <= 15
+
+
+def test_cuts_that_turn_out_not_to_help_are_undone_up_to_where_they_began() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.02)
+    assert sink.run(manager, clock, 2)[-1] == 22_500  # from 50,000 by 45,000
+    sink.a, sink.b = 0.0, 1.0
+    assert sink.run(manager, clock, 1) == [50_000]
+
+
+def test_cuts_that_did_help_are_not_undone_later() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.02)
+    settled = sink.run(manager, clock, 20)[-1]
+    sink.a, sink.b = 0.0, 1.0
+    assert max(sink.run(manager, clock, 20)) == settled
+
+
+# --- pressure
+
+
+def test_pressure_shrinks_where_the_events_bind_down_to_a_tenth_of_overhead() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=40_000)
+    sink = Sink(1e-6, 0.001)
+    sizes = sink.run(manager, clock, 40, pressure=1.0)
+    assert sizes[-1] == pytest.approx(9_000, abs=1)  # there a * n is 0.009 and b 0.001
+    assert min(sizes) == sizes[-1]
+    assert sink.run(manager, clock, 20)[-1] > 90_000  # and the end of the pressure lets it grow again
+
+
+def test_pressure_does_not_shrink_where_overhead_binds() -> None:
+    for a, b in ((1e-7, 0.1), (1e-6, 0.1), (0.0, 0.05)):
+        clock = FakeClock()
+        manager = make(clock)
+        sizes = Sink(a, b).run(manager, clock, 40, pressure=1.0)
+        assert min(sizes) >= 50_000
+        assert sizes[-1] > 80_000  # larger batches are what raises capacity here
+
+
+def test_pressure_on_a_late_sink_does_not_shrink_below_what_overhead_allows() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    sink = Sink(1e-5, 0.03)  # the target asks for 17,000, a tenth of overhead for 27,000
+    pressed = sink.run(manager, clock, 10, pressure=1.0)
+    assert min(pressed) == pressed[-1] == pytest.approx(27_000, abs=1)
+    assert sink.run(manager, clock, 10)[-1] == pytest.approx(16_000, rel=0.03)
+    assert sink.run(manager, clock, 30, pressure=1.0)[-1] <= 17_000  # late if it grew
+
+
+def test_a_little_pressure_changes_nothing() -> None:
+    clock, other = FakeClock(), FakeClock()
+    pressed, free = make(clock), make(other)
+    assert Sink(1e-6, 0.001).run(pressed, clock, 20, pressure=0.4) == Sink(1e-6, 0.001).run(free, other, 20)
+
+
+def test_noise_does_not_make_small_changes() -> None:
+    clock = FakeClock()
+    changes: list[tuple[int, int]] = []
+    manager = make(clock, lambda old, new, reason: changes.append((old, new)))
+    sink = Sink(1e-5, 0.03, noise=0.1)
+    for pressure in (1.0, 0.0, 1.0):
+        sink.run(manager, clock, 60, pressure=pressure)
+    assert len(changes) > 5
+    assert all(abs(new - old) >= 0.02 * old - 1 for old, new in changes)
+
+
+def test_pressure_counts_as_one_at_most() -> None:
+    clock, other = FakeClock(), FakeClock()
+    beyond, full = make(clock), make(other)
+    assert Sink(1e-6, 0.001).run(beyond, clock, 9, pressure=4.0) == Sink(1e-6, 0.001).run(full, other, 9, pressure=1.0)
+
+
+# --- bounds
+
+
+BATCH = st.tuples(
+    st.integers(-1, 200_000),
+    st.one_of(st.floats(0.0, 5.0), st.sampled_from([0.0, 1e-9, 1e9, math.inf, math.nan, -1.0])),
+    st.booleans(),
+)
+STEP = st.tuples(
+    st.lists(BATCH, max_size=12),
+    st.sampled_from([0.0, 5.0, 10.0, 10.0, 10.0, 1e6, -50.0]),
+    st.floats(-1.0, 2.0),
+    st.booleans(),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    bounds=st.tuples(st.integers(1, 5_000), st.integers(0, 100_000), st.floats(0.0, 1.0)),
+    factor=st.floats(0.001, 0.5),
+    steps=st.lists(STEP, max_size=25),
+)
+def test_stays_within_bounds_whatever_happens(
+    bounds: tuple[int, int, float],
+    factor: float,
+    steps: list[tuple[list[tuple[int, float, bool]], float, float, bool]],
+) -> None:
+    least, span, place = bounds
+    clock = FakeClock(1_000.0)
+    changes: list[tuple[int, int]] = []
+    manager = make(
+        clock,
+        lambda old, new, reason: changes.append((old, new)),
+        min_batch_size=least,
+        max_batch_size=least + span,
+        initial_batch_size=least + int(span * place),
+        adjustment_factor=factor,
+    )
+    size = manager.batch_size
+    for batches, seconds, pressure, at_size in steps:
+        for events, latency, filled in batches:
+            manager.record(size if at_size and events > 0 else events, latency, filled)
+        clock.set(clock.now() + seconds)
+        before, told = size, len(changes)
+        size = manager.evaluate(pressure)
+        assert size == manager.batch_size
+        assert isinstance(size, int)
+        assert least <= size <= least + span
+        assert size >= before // 2 or manager.metrics().reverted  # one step at a time
+        assert changes[told:] == ([(before, size)] if size != before else [])
+        metrics = manager.metrics()
+        assert 0.0 <= metrics.score <= 1.0
+        assert metrics.seconds_per_event >= 0.0
+        assert metrics.seconds_per_batch >= 0.0
+        assert metrics.grown + metrics.cut + metrics.reverted == len(changes)
+
+
+# --- disabled, by hand, the rest
+
+
+def test_disabled_does_nothing_by_itself() -> None:
+    clock = FakeClock()
+    manager = make(clock, adaptive_enabled=False)
+    assert set(Sink(1e-5, 0.02).run(manager, clock, 10, pressure=1.0)) == {50_000}
+    assert set(Sink(0.0, 0.001).run(manager, clock, 10)) == {50_000}
+    assert manager.metrics().throughput == pytest.approx(50_000 / 0.001)  # but it measures
+    manager.adjust(20_000)
+    assert manager.batch_size == 20_000
+    assert set(Sink(0.0, 0.001).run(manager, clock, 10)) == {20_000}
+
+
+def test_adjust_takes_effect_at_once_and_is_the_new_start() -> None:
+    clock = FakeClock()
+    told: list[tuple[int, int, str]] = []
+    manager = make(clock, lambda *change: told.append(change))
+    for _ in range(10):
+        manager.record(50_000, 5.0, True)  # would cut at the next evaluation
+    clock.advance(9.0)
+    manager.adjust(60_000)
+    assert manager.batch_size == 60_000
+    assert told == [(50_000, 60_000, "set by hand")]
+    manager.adjust(60_000)
+    assert len(told) == 1
+    for _ in range(10):
+        manager.record(60_000, 0.01, True)
+    clock.advance(9.0)
+    assert manager.evaluate() == 60_000  # a whole interval from the adjustment
+    clock.advance(1.0)
+    assert manager.evaluate() == 69_900
+    manager.adjust(10_000)
+    assert period(manager, clock, [0.05] * 10) == 19_900  # slower than 60,000 in 0.01, but no growth did that
+
+
+@pytest.mark.parametrize("size", [999, 100_001, 0, -5, 2_000.0, True, "2000"])
+def test_adjust_refuses_what_is_out_of_bounds_and_says_what_is_allowed(size: object) -> None:
+    manager = make(FakeClock())
+    with pytest.raises(ValueError, match="from 1,000 to 100,000") as caught:
+        manager.adjust(size)  # type: ignore[arg-type]
+    assert isinstance(caught.value, ConfigError)
+    assert manager.batch_size == 50_000
+
+
+def test_not_due_costs_one_clock_reading_and_no_lock() -> None:
+    readings = 0
+
+    class Counting:
+        def now(self) -> float:
+            nonlocal readings
+            readings += 1
+            return 3.0
+
+    manager = AdaptiveBatchManager(clock=Counting())
+    readings = 0
+    with manager._lock:  # evaluate would hang if it took the lock
+        thread = threading.Thread(target=manager.evaluate, daemon=True)
+        thread.start()
+        thread.join(5.0)
+        assert not thread.is_alive()
+    assert readings == 1
+
+
+def test_score() -> None:
+    clock = FakeClock()
+    manager = make(clock, adaptive_enabled=False, throughput_target=1_000_000)
+    assert manager.score == 1.0
+    period(manager, clock, [0.1] * 10)  # 500,000 a second, in time
+    assert manager.score == pytest.approx((0.5 + 1.0) / 2)
+    period(manager, clock, [0.4] * 10)  # 125,000 a second, twice the target latency
+    assert manager.score == pytest.approx((0.125 + 0.5) / 2)
+    period(manager, clock, [0.01] * 10)
+    assert manager.score == 1.0
+
+
+def test_throughput_counts_batches_that_overlap() -> None:
+    clock = FakeClock()
+    manager = make(clock, adaptive_enabled=False)
+    period(manager, clock, [1.0] * 80)  # 80 seconds of the sink in 10 of the clock: eight at a time
+    assert manager.metrics().throughput == pytest.approx(80 * 50_000 / 10.0)
+
+
+def test_metrics_are_frozen_and_count() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    period(manager, clock, [0.01] * 10)
+    manager.record(0, 0.1, False)
+    manager.record(10, -0.1, False)
+    metrics = manager.metrics()
+    assert (metrics.batches, metrics.events, metrics.grown, metrics.filled) == (10, 500_000, 1, 1.0)
+    assert metrics.batch_size == 59_900
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        metrics.batches = 0  # type: ignore[misc]
+
+
+def test_a_clock_that_steps_back_begins_a_new_interval() -> None:
+    clock = FakeClock(1_000.0)
+    manager = make(clock, adaptive_enabled=False)
+    for _ in range(10):
+        manager.record(50_000, 0.1, True)
+    clock.set(0.0)
+    assert manager.evaluate() == 50_000
+    assert manager.metrics().throughput == 0.0  # not evaluated yet
+    clock.advance(9.0)
+    manager.evaluate()
+    assert manager.metrics().throughput == 0.0
+    clock.advance(1.0)
+    manager.evaluate()
+    assert manager.metrics().throughput == pytest.approx(500_000)
+
+
+def test_latencies_that_a_coarse_clock_shows_as_zero_do_no_harm() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.01] * 10) == 59_900
+    sizes = [period(manager, clock, [0.0] * 10) for _ in range(8)]
+    assert sizes[-1] == 100_000
+    assert manager.metrics().throughput == pytest.approx(100_000)
+    assert manager.metrics().reverted == 0
+
+
+def test_on_change_runs_without_the_lock_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    seen: list[int] = []
+
+    def broken(old: int, new: int, reason: str) -> None:
+        thread = threading.Thread(target=lambda: seen.append(manager.metrics().batch_size), daemon=True)
+        thread.start()
+        thread.join(5.0)
+        raise RuntimeError("no")
+
+    manager = make(clock, broken)
+    with caplog.at_level(logging.ERROR, logger="backpressure"):
+        assert period(manager, clock, [0.01] * 10) == 59_900
+        manager.adjust(2_000)
+    assert seen == [59_900, 2_000]
+    assert "50000 -> 59900" in caplog.text
+
+
+def test_an_evaluation_that_was_overtaken_does_nothing() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    lock = manager._lock
+
+    class Overtaken:
+        """While one evaluation waits for the lock, another is made and five more batches come in."""
+
+        def __enter__(self) -> None:
+            manager._lock = lock
+            assert manager.evaluate() == 59_900
+            for _ in range(5):
+                manager.record(59_900, 0.01, True)
+            lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            lock.release()
+
+    for _ in range(5):
+        manager.record(50_000, 0.01, True)
+    clock.advance(10.0)
+    manager._lock = Overtaken()  # type: ignore[assignment]
+    assert manager.evaluate() == 59_900
+    assert manager.metrics().grown == 1
+
+
+def test_threads_that_evaluate_at_once_make_one_change() -> None:
+    clock = FakeClock()
+    changes: list[int] = []
+    manager = make(clock, lambda old, new, reason: changes.append(new))
+    meet = threading.Barrier(4)
+
+    def work() -> None:
+        for _ in range(20):
+            for _ in range(5):
+                manager.record(manager.batch_size, 0.01, True)
+            if meet.wait(10.0) == 0:
+                clock.advance(10.0)
+            meet.wait(10.0)
+            manager.evaluate()
+            meet.wait(10.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert changes == [59_900, 69_800, 79_700, 89_600, 99_500, 100_000]
+    assert manager.metrics().batches == 400

@@ -1,0 +1,1129 @@
+"""CircuitBreaker: each rule by itself, a reference machine that random histories are checked against, and
+threads."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
+from backpressure.errors import CircuitOpenError, ConfigError
+from backpressure.testing import FakeClock
+
+
+class Recorder:
+    """An `on_change` that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[State, State]] = []
+        self.reasons: list[str] = []
+
+    def __call__(self, old: State, new: State, reason: str) -> None:
+        self.changes.append((old, new))
+        self.reasons.append(reason)
+
+
+def make(clock: FakeClock, on_change: Callable[[State, State, str], object] | None = None, **fields: object) -> CircuitBreaker:
+    """A breaker without jitter, so that open times are exact; `fields` override its small config."""
+    small: dict[str, object] = {
+        "failure_threshold": 0.5,
+        "reset_timeout": 8.0,
+        "half_open_requests": 4,
+        "monitoring_interval": 5.0,
+        "min_requests": 4,
+        "reset_timeout_jitter": 0.0,
+        "probe_lease": 3.0,
+    }
+    config = CircuitBreakerConfig(**{**small, **fields})  # type: ignore[arg-type]
+    return CircuitBreaker(config, clock=clock, on_change=on_change)
+
+
+def acquire(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.try_acquire()
+    assert permit is not None
+    return permit
+
+
+def trip(breaker: CircuitBreaker) -> None:
+    """From CLOSED to OPEN."""
+    for _ in range(breaker.config.min_requests):
+        acquire(breaker).failure()
+    assert breaker.state is State.OPEN
+
+
+def half_open(breaker: CircuitBreaker, clock: FakeClock) -> Permit:
+    """From OPEN to HALF_OPEN; the first probe."""
+    clock.advance(breaker.retry_after())
+    permit = acquire(breaker)
+    assert breaker.state is State.HALF_OPEN
+    return permit
+
+
+# --- config
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    config = CircuitBreakerConfig()
+    assert (config.failure_threshold, config.reset_timeout, config.half_open_requests) == (0.3, 30.0, 20)
+    assert (config.monitoring_interval, config.min_requests) == (5.0, 10)
+    assert config.slow_call_duration is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("failure_threshold", 0.0),
+        ("failure_threshold", 1.01),
+        ("failure_threshold", math.nan),
+        ("failure_threshold", "0.5"),
+        ("reset_timeout", 0.0),
+        ("reset_timeout", math.inf),
+        ("half_open_requests", 0),
+        ("half_open_requests", 2.0),
+        ("monitoring_interval", -1.0),
+        ("min_requests", True),
+        ("slow_call_duration", 0.0),
+        ("slow_call_rate_threshold", 0.0),
+        ("reset_timeout_multiplier", 0.9),
+        ("max_reset_timeout", 29.9),
+        ("reset_timeout_jitter", 1.0),
+        ("probe_lease", 0.0),
+        ("ignored_exceptions", [ValueError]),
+        ("ignored_exceptions", (ValueError, "KeyError")),
+    ],
+)
+def test_a_bad_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: must be") as caught:
+        CircuitBreakerConfig(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_config_and_metrics_are_frozen() -> None:
+    breaker = make(FakeClock())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        breaker.config.min_requests = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        breaker.metrics().admitted = 1  # type: ignore[misc]
+
+
+# --- the window
+
+
+def test_opens_when_the_rate_is_reached_and_not_before_min_requests() -> None:
+    changes = Recorder()
+    breaker = make(FakeClock(), changes)
+    for _ in range(3):
+        acquire(breaker).failure()
+    assert breaker.state is State.CLOSED  # all failed, but three calls decide nothing
+    acquire(breaker).success()
+    assert breaker.state is State.OPEN  # 3 of 4: a success may be what makes the count
+    assert changes.changes == [(State.CLOSED, State.OPEN)]
+    assert "3 of 4 calls failed" in changes.reasons[0]
+
+
+def test_stays_closed_just_below_the_threshold_and_opens_on_it() -> None:
+    breaker = make(FakeClock(), failure_threshold=0.3, min_requests=10)
+    breaker.record_many(8, 2)
+    assert breaker.state is State.CLOSED
+    breaker.record_many(6, 4)  # 6 of 20: exactly 0.3
+    assert breaker.state is State.OPEN
+
+
+def test_the_window_rolls_by_buckets() -> None:
+    clock = FakeClock()
+    breaker = make(clock, min_requests=1000)
+    for second in range(5):
+        breaker.record_many(1, 1)
+        clock.set(second + 1.0)
+    # At 5.0 the calls of second 0 are gone and those of seconds 1 to 4 are not: a window that was emptied
+    # as a whole would show none, and one that never rolls would show ten.
+    assert breaker.metrics().window_calls == 8
+    clock.set(6.4)
+    assert breaker.metrics().window_calls == 6
+    clock.set(8.9)
+    assert (breaker.metrics().window_calls, breaker.metrics().failure_rate) == (2, 0.5)
+    clock.set(9.0)
+    assert (breaker.metrics().window_calls, breaker.metrics().failure_rate) == (0, 0.0)
+
+
+def test_old_failures_do_not_trip() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    breaker.record_many(0, 3)
+    clock.advance(5.0)
+    breaker.record_many(0, 3)
+    assert breaker.state is State.CLOSED
+    breaker.record_many(0, 1)
+    assert breaker.state is State.OPEN
+
+
+def test_reading_the_rate_expires_old_calls_too() -> None:
+    clock = FakeClock()
+    breaker = make(clock, min_requests=100)
+    breaker.record_many(1, 9)
+    assert breaker.metrics().failure_rate == 0.9
+    clock.advance(1e9)
+    assert breaker.metrics().failure_rate == 0.0
+
+
+# --- open, half-open, closed
+
+
+def test_open_refuses_until_the_open_time_is_over() -> None:
+    clock = FakeClock(100.0)
+    changes = Recorder()
+    breaker = make(clock, changes)
+    trip(breaker)
+    assert breaker.try_acquire() is None
+    assert breaker.retry_after() == 8.0
+    clock.advance(7.5)
+    assert breaker.try_acquire() is None
+    assert breaker.retry_after() == 0.5
+    clock.advance(0.5)
+    assert breaker.state is State.OPEN  # only an acquire moves it
+    assert breaker.retry_after() == 0.0
+    assert breaker.try_acquire() is not None
+    assert breaker.state is State.HALF_OPEN
+    assert changes.changes[-1] == (State.OPEN, State.HALF_OPEN)
+    assert breaker.metrics().rejected == 2
+
+
+def test_retry_after_is_long_enough_with_any_jitter() -> None:
+    clock = FakeClock(0.1)
+    for seed in range(200):
+        config = CircuitBreakerConfig(reset_timeout=0.7, min_requests=1)
+        breaker = CircuitBreaker(config, clock=clock, rng=random.Random(seed))
+        acquire(breaker).failure()
+        clock.advance(breaker.retry_after())
+        assert breaker.try_acquire() is not None
+
+
+def test_half_open_closes_when_enough_probes_succeed() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes)
+    trip(breaker)
+    probes = [half_open(breaker, clock), *(acquire(breaker) for _ in range(3))]
+    assert breaker.try_acquire() is None
+    for probe in probes[:3]:
+        probe.success()
+    assert breaker.state is State.HALF_OPEN
+    probes[3].failure()  # 1 of 4 is below 0.5
+    assert breaker.state is State.CLOSED
+    assert changes.changes[-1] == (State.HALF_OPEN, State.CLOSED)
+    assert breaker.metrics().window_calls == 0  # starts afresh
+
+
+def test_half_open_reopens_as_soon_as_the_rate_can_not_pass() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    trip(breaker)
+    probe = half_open(breaker, clock)
+    probe.failure()
+    assert breaker.state is State.HALF_OPEN
+    acquire(breaker).failure()  # 2 of 4 would be 0.5 even if the others succeed
+    assert breaker.state is State.OPEN
+
+
+def test_the_quorum_is_the_smaller_of_min_requests_and_the_probes() -> None:
+    clock = FakeClock()
+    breaker = make(clock, min_requests=2, half_open_requests=6)
+    trip(breaker)
+    probes = [half_open(breaker, clock), *(acquire(breaker) for _ in range(5))]
+    probes[0].success()
+    assert breaker.state is State.HALF_OPEN
+    probes[1].success()
+    assert breaker.state is State.CLOSED
+    for probe in probes[2:]:
+        probe.failure()
+    assert breaker.state is State.CLOSED  # their generation is over
+    assert breaker.metrics().late == 4
+
+
+def test_half_open_admits_no_more_probes_than_slots_in_the_whole_period() -> None:
+    clock = FakeClock()
+    breaker = make(clock, min_requests=4, half_open_requests=4)
+    trip(breaker)
+    half_open(breaker, clock).success()
+    acquire(breaker).success()
+    acquire(breaker).success()
+    last = acquire(breaker)
+    assert breaker.try_acquire() is None  # answered probes keep their slot
+    assert breaker.retry_after() == 0.5  # one bucket, as the lease has longer to run
+    clock.advance(2.75)
+    assert breaker.retry_after() == 0.25
+    last.success()
+    assert breaker.state is State.CLOSED
+    assert breaker.retry_after() == 0.0
+
+
+def test_an_ignored_probe_gives_its_slot_back() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1)
+    trip(breaker)
+    probe = half_open(breaker, clock)
+    for _ in range(10):
+        assert breaker.try_acquire() is None
+        probe.ignore()
+        assert breaker.state is State.HALF_OPEN  # it was no success either
+        probe = acquire(breaker)
+    probe.success()
+    assert breaker.state is State.CLOSED
+    assert breaker.metrics().ignored == 10
+
+
+def test_a_lost_probe_can_not_keep_the_breaker_half_open() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1)
+    trip(breaker)
+    lost = half_open(breaker, clock)
+    clock.advance(2.75)
+    assert breaker.try_acquire() is None
+    clock.advance(0.25)
+    heir = acquire(breaker)
+    assert breaker.metrics().lost_probes == 1
+    lost.failure()  # it lost its slot, so it decides nothing
+    assert breaker.state is State.HALF_OPEN
+    assert (breaker.metrics().late, breaker.metrics().probes_out) == (1, 1)
+    heir.success()
+    assert breaker.state is State.CLOSED
+
+
+def test_a_probe_that_outlives_its_lease_still_counts_while_nobody_wants_its_slot() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1)
+    trip(breaker)
+    probe = half_open(breaker, clock)
+    clock.advance(1000.0)
+    probe.success()
+    assert breaker.state is State.CLOSED
+
+
+# --- generations
+
+
+def test_a_late_result_feeds_the_metrics_and_nothing_else() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    early = [acquire(breaker) for _ in range(20)]
+    trip(breaker)
+    for permit in early[:5]:
+        permit.success()
+    half_open(breaker, clock).success()
+    for permit in early[5:10]:
+        permit.failure()  # from CLOSED, in HALF_OPEN
+    assert breaker.state is State.HALF_OPEN
+    assert breaker.metrics().probe_results == 1
+    for _ in range(3):
+        acquire(breaker).success()
+    assert breaker.state is State.CLOSED
+    for permit in early[10:]:
+        permit.failure()  # from the CLOSED before: same state, another generation
+    metrics = breaker.metrics()
+    assert (metrics.state, metrics.window_calls, metrics.late) == (State.CLOSED, 0, 20)
+    assert (metrics.succeeded, metrics.failed) == (5 + 4, 4 + 5 + 10)
+
+
+@pytest.mark.parametrize("first", ["success", "failure", "ignore"])
+@pytest.mark.parametrize("second", ["success", "failure", "ignore"])
+def test_a_second_report_does_nothing(first: str, second: str) -> None:
+    breaker = make(FakeClock(), min_requests=2)
+    permit = acquire(breaker)
+    getattr(permit, first)()
+    before = breaker.metrics()
+    getattr(permit, second)()
+    assert breaker.metrics() == dataclasses.replace(before, duplicates=1)
+
+
+# --- the open time
+
+
+def open_times(breaker: CircuitBreaker, clock: FakeClock, trips: int, healthy: float = 0.0) -> list[float]:
+    """Trip, close again and stay closed for `healthy` seconds, `trips` times; the open time of each."""
+    times = []
+    for _ in range(trips):
+        trip(breaker)
+        times.append(breaker.metrics().open_time)
+        assert breaker.retry_after() == pytest.approx(times[-1])
+        half_open(breaker, clock).success()
+        for _ in range(breaker._quorum - 1):
+            acquire(breaker).success()
+        assert breaker.state is State.CLOSED
+        clock.advance(healthy)
+    return times
+
+
+def test_the_open_time_grows_on_repeated_trips_up_to_its_cap() -> None:
+    clock = FakeClock()
+    breaker = make(clock, max_reset_timeout=40.0)
+    assert open_times(breaker, clock, 6) == [8.0, 16.0, 32.0, 40.0, 40.0, 40.0]
+
+
+def test_the_open_time_is_capped_at_ten_times_by_default() -> None:
+    clock = FakeClock()
+    assert open_times(make(clock), clock, 6) == [8.0, 16.0, 32.0, 64.0, 80.0, 80.0]
+
+
+def test_failed_probes_lengthen_the_open_time() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    trip(breaker)
+    for expected in (8.0, 16.0, 32.0):
+        assert breaker.retry_after() == expected
+        half_open(breaker, clock).failure()
+        acquire(breaker).failure()
+        assert breaker.state is State.OPEN
+
+
+def test_health_forgets_trips_one_for_each_reset_timeout() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    assert open_times(breaker, clock, 4) == [8.0, 16.0, 32.0, 64.0]
+    assert breaker.metrics().remembered_trips == 4
+    clock.advance(16.0)  # two reset timeouts of health
+    assert breaker.metrics().remembered_trips == 2
+    assert open_times(breaker, clock, 1, healthy=1e6) == [32.0]
+    assert open_times(breaker, clock, 1) == [8.0]
+
+
+def test_a_long_outage_is_forgotten_as_soon_as_one_that_just_reached_the_cap() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    open_times(breaker, clock, 50)
+    assert breaker.metrics().remembered_trips == 4  # 8 * 2**4 is beyond the cap of 80
+    clock.advance(4 * 8.0)
+    assert open_times(breaker, clock, 1) == [8.0]
+
+
+def test_enough_health_between_trips_never_lets_the_open_time_grow() -> None:
+    clock = FakeClock()
+    assert open_times(make(clock), clock, 5, healthy=8.0) == [8.0] * 5
+
+
+def test_a_multiplier_of_one_keeps_the_open_time() -> None:
+    clock = FakeClock()
+    assert open_times(make(clock, reset_timeout_multiplier=1.0), clock, 4) == [8.0] * 4
+
+
+def test_jitter_spreads_the_open_time_within_its_fraction() -> None:
+    first = []
+    for seed in range(300):
+        config = CircuitBreakerConfig(reset_timeout=10.0, reset_timeout_jitter=0.2)
+        breaker = CircuitBreaker(config, clock=FakeClock(), rng=random.Random(seed))
+        trip(breaker)
+        first.append(breaker.retry_after())
+    assert 8.0 <= min(first) < 8.2
+    assert 11.8 < max(first) <= 12.0
+    again = CircuitBreaker(config, clock=FakeClock(), rng=random.Random(299))
+    trip(again)
+    assert again.retry_after() == first[-1]  # all of the chance comes from the injected generator
+
+
+# --- slow calls
+
+
+def test_slow_calls_trip_where_they_are_watched() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes, slow_call_duration=1.0, slow_call_rate_threshold=0.5)
+    acquire(breaker).success(latency=0.99)
+    acquire(breaker).success(latency=0.1)
+    acquire(breaker).success(latency=1.0)
+    permit = acquire(breaker)
+    clock.advance(1.5)
+    permit.success()  # no latency given: the time since the permit
+    assert breaker.state is State.OPEN
+    assert "2 of 4 calls were slow" in changes.reasons[0]
+    assert breaker.metrics().slow == 2
+
+
+def test_slow_probes_reopen() -> None:
+    clock = FakeClock()
+    breaker = make(clock, slow_call_duration=1.0, slow_call_rate_threshold=0.5)
+    trip(breaker)
+    half_open(breaker, clock).success(latency=2.0)
+    acquire(breaker).success(latency=2.0)
+    assert breaker.state is State.OPEN
+
+
+def test_slow_calls_are_off_by_default() -> None:
+    breaker = make(FakeClock())
+    for _ in range(100):
+        acquire(breaker).success(latency=1e9)
+    assert breaker.state is State.CLOSED
+    assert breaker.metrics().slow == 0
+
+
+# --- record_many
+
+
+def test_record_many_trips_only_a_closed_breaker() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    breaker.record_many(0, 4)
+    assert breaker.state is State.OPEN
+    breaker.record_many(0, 100)
+    half_open(breaker, clock)
+    breaker.record_many(0, 100)
+    assert breaker.state is State.HALF_OPEN
+    breaker.record_many(100, 0)
+    assert breaker.state is State.HALF_OPEN
+    assert (breaker.metrics().succeeded, breaker.metrics().failed) == (100, 204)
+
+
+@pytest.mark.parametrize("counts", [(-1, 0), (0, -1)])
+def test_record_many_refuses_negative_counts(counts: tuple[int, int]) -> None:
+    breaker = make(FakeClock())
+    before = breaker.metrics()
+    with pytest.raises(ValueError, match="0 or more"):
+        breaker.record_many(*counts)
+    assert breaker.metrics() == before
+
+
+# --- by hand
+
+
+def test_force_open_refuses_until_reset() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes)
+    permit = acquire(breaker)
+    breaker.force_open()
+    clock.advance(1e9)
+    assert breaker.try_acquire() is None
+    assert breaker.retry_after() == 8.0
+    permit.success()
+    assert breaker.state is State.FORCED_OPEN
+    breaker.reset()
+    assert breaker.try_acquire() is not None
+    assert changes.changes == [(State.CLOSED, State.FORCED_OPEN), (State.FORCED_OPEN, State.CLOSED)]
+
+
+def test_disabled_admits_all_and_only_counts() -> None:
+    breaker = make(FakeClock())
+    trip(breaker)
+    breaker.disable()
+    for _ in range(100):
+        acquire(breaker).failure()
+    breaker.record_many(0, 100)
+    metrics = breaker.metrics()
+    assert (metrics.state, metrics.window_failures, metrics.failure_rate) == (State.DISABLED, 200, 1.0)
+    breaker.reset()
+    acquire(breaker).failure()  # would trip if the window were still full
+    assert breaker.state is State.CLOSED
+
+
+def test_reset_closes_and_forgets_the_window_and_the_trips() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes)
+    assert open_times(breaker, clock, 3) == [8.0, 16.0, 32.0]
+    trip(breaker)
+    breaker.reset()
+    assert (breaker.state, breaker.metrics().window_calls) == (State.CLOSED, 0)
+    assert open_times(breaker, clock, 1) == [8.0]
+    told = len(changes.changes)
+    acquire(breaker).failure()
+    early = acquire(breaker)
+    breaker.reset()  # CLOSED already: the window starts anew, and there is no news
+    assert len(changes.changes) == told
+    early.failure()
+    assert (breaker.metrics().window_calls, breaker.metrics().late) == (0, 1)
+
+
+# --- guarded calls
+
+
+class DownError(Exception):
+    pass
+
+
+class NotFoundError(Exception):
+    pass
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def test_call_reports_the_result() -> None:
+    breaker = make(FakeClock(), min_requests=2)
+    assert breaker.call(divmod, 7, 2) == (3, 1)
+    with pytest.raises(DownError):
+        breaker.call(fail, DownError())
+    assert breaker.state is State.OPEN
+    with pytest.raises(CircuitOpenError) as caught:
+        breaker.call(divmod, 7, 2)
+    assert caught.value.retry_after == 8.0
+    assert (breaker.metrics().succeeded, breaker.metrics().failed) == (1, 1)
+
+
+@pytest.mark.parametrize("error", [NotFoundError(), KeyboardInterrupt(), asyncio.CancelledError(), SystemExit()])
+def test_ignored_errors_count_neither_way_and_give_the_slot_back(error: BaseException) -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1, ignored_exceptions=(NotFoundError,))
+    with pytest.raises(type(error)):
+        breaker.call(fail, error)
+    assert breaker.metrics().window_calls == 0
+    trip(breaker)
+    clock.advance(8.0)
+    for _ in range(3):
+        with pytest.raises(type(error)), breaker:
+            raise error
+        assert breaker.state is State.HALF_OPEN
+    assert breaker.metrics().ignored == 4
+
+
+def test_the_decorator_guards_plain_functions_and_methods() -> None:
+    breaker = make(FakeClock(), min_requests=2)
+
+    class Client:
+        @breaker
+        def get(self, key: str, *, error: Exception | None = None) -> str:
+            """Get."""
+            if error is not None:
+                raise error
+            return key
+
+    client = Client()
+    assert client.get("a") == "a"
+    assert (Client.get.__name__, Client.get.__doc__) == ("get", "Get.")
+    with pytest.raises(DownError):
+        client.get("a", error=DownError())
+    with pytest.raises(CircuitOpenError):
+        client.get("a")
+
+
+def test_the_decorator_guards_async_functions() -> None:
+    breaker = make(FakeClock(), min_requests=2)
+
+    @breaker
+    async def get(error: BaseException | None = None) -> int:
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        return 1
+
+    async def main() -> None:
+        assert await get() == 1
+        with pytest.raises(asyncio.CancelledError):
+            await get(asyncio.CancelledError())
+        with pytest.raises(TypeError):
+            await get(1, 2)  # type: ignore[call-arg]  # never started, yet it must not keep its permit
+        assert breaker.state is State.OPEN
+        with pytest.raises(CircuitOpenError):
+            await get()
+
+    assert inspect.iscoroutinefunction(get)
+    asyncio.run(main())
+    metrics = breaker.metrics()
+    assert (metrics.succeeded, metrics.failed, metrics.ignored) == (1, 1, 1)
+
+
+def test_call_waits_for_the_end_of_a_coroutine() -> None:
+    breaker = make(FakeClock(), min_requests=2)
+
+    async def get(error: Exception | None = None) -> int:
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        return 1
+
+    async def main() -> None:
+        good, bad = breaker.call(get), breaker.call(get, DownError())
+        assert (breaker.metrics().admitted, breaker.metrics().window_calls) == (2, 0)
+        results = await asyncio.gather(good, bad, return_exceptions=True)
+        assert results[0] == 1
+        assert isinstance(results[1], DownError)
+
+    asyncio.run(main())
+    assert breaker.state is State.OPEN
+
+
+def test_generators_can_not_be_decorated() -> None:
+    breaker = make(FakeClock())
+
+    def plain() -> object:
+        yield 1
+
+    async def asynchronous() -> object:
+        yield 1
+
+    for function in (plain, asynchronous):
+        with pytest.raises(TypeError, match="generator"):
+            breaker(function)
+
+
+def test_with_blocks_nest() -> None:
+    outer, inner = make(FakeClock()), make(FakeClock())
+    with outer as a, inner as b, outer as c:
+        assert len({a, b, c}) == 3
+        with pytest.raises(DownError), inner:
+            raise DownError
+        assert inner.metrics().failed == 1
+        assert outer.metrics().succeeded == 0
+    assert (outer.metrics().succeeded, outer.metrics().failed) == (2, 0)
+    assert (inner.metrics().succeeded, inner.metrics().failed) == (1, 1)
+    assert (outer.metrics().duplicates, inner.metrics().duplicates) == (0, 0)
+
+
+def test_a_permit_settled_inside_its_block_is_left_alone() -> None:
+    breaker = make(FakeClock())
+    with breaker as permit:
+        permit.ignore()
+    assert (breaker.metrics().ignored, breaker.metrics().succeeded) == (1, 0)
+
+
+def test_blocks_left_out_of_order_settle_the_permit_of_their_own_breaker() -> None:
+    first, second = make(FakeClock()), make(FakeClock())
+
+    def block(breaker: CircuitBreaker) -> object:
+        with breaker:
+            yield
+
+    a, b = block(first), block(second)
+    next(a)  # type: ignore[call-overload]
+    next(b)  # type: ignore[call-overload]
+    with pytest.raises(DownError):
+        a.throw(DownError())  # type: ignore[attr-defined]
+    assert (first.metrics().failed, second.metrics().failed) == (1, 0)
+    assert next(b, None) is None  # type: ignore[call-overload]
+    assert second.metrics().succeeded == 1
+
+
+def test_concurrent_tasks_keep_their_permits_apart() -> None:
+    breaker = make(FakeClock(), min_requests=1000)
+    given: list[Permit] = []
+
+    async def one(number: int) -> None:
+        async with breaker as permit:
+            given.append(permit)
+            await asyncio.sleep(0)
+            async with breaker as nested:
+                given.append(nested)
+                for _ in range(number % 5):
+                    await asyncio.sleep(0)
+            assert nested._done
+            assert not permit._done  # the inner block ended its own permit, whatever the others do
+            await asyncio.sleep(0)
+            if number % 2:
+                raise DownError
+
+    async def main() -> None:
+        async with breaker as parent:  # the tasks inherit the context with this permit on it
+            await asyncio.gather(*(one(n) for n in range(20)), return_exceptions=True)
+            assert not parent._done
+
+    asyncio.run(main())
+    assert len(set(given)) == 40
+    metrics = breaker.metrics()
+    assert (metrics.succeeded, metrics.failed, metrics.duplicates) == (20 + 10 + 1, 10, 0)
+
+
+def test_concurrent_threads_keep_their_permits_apart() -> None:
+    breaker = make(FakeClock(), min_requests=1000)
+    meet = threading.Barrier(4)
+
+    def one(number: int) -> None:
+        try:
+            with breaker:
+                meet.wait(5.0)  # all are inside before any leaves
+                with breaker:
+                    meet.wait(5.0)
+                if number % 2:
+                    raise DownError
+        except DownError:
+            pass
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    metrics = breaker.metrics()
+    assert (metrics.succeeded, metrics.failed, metrics.duplicates) == (6, 2, 0)
+
+
+# --- the callback and the clock
+
+
+def test_on_change_runs_without_the_lock() -> None:
+    clock = FakeClock()
+    seen: list[State] = []
+
+    def look(old: State, new: State, reason: str) -> None:
+        # Each of these takes the lock: with it held, this would hang, so it runs in a thread that we can
+        # give up on.
+        thread = threading.Thread(target=lambda: seen.append(breaker.metrics().state), daemon=True)
+        thread.start()
+        thread.join(5.0)
+
+    breaker = make(clock, look, half_open_requests=1)
+    trip(breaker)
+    half_open(breaker, clock).success()
+    breaker.record_many(0, 10)
+    breaker.reset()
+    assert seen == [State.OPEN, State.HALF_OPEN, State.CLOSED, State.OPEN, State.CLOSED]
+
+
+def test_no_lock_is_held_across_the_call() -> None:
+    breaker = make(FakeClock())
+    got: list[bool] = []
+
+    def other() -> None:
+        got.append(breaker.try_acquire() is not None)
+
+    def work() -> None:
+        thread = threading.Thread(target=other, daemon=True)
+        thread.start()
+        thread.join(5.0)
+
+    breaker.call(work)
+    with breaker:
+        work()
+    assert got == [True, True]
+
+
+def test_an_on_change_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(old: State, new: State, reason: str) -> None:
+        raise RuntimeError("no")
+
+    breaker = make(FakeClock(), broken, min_requests=1)
+    with caplog.at_level(logging.ERROR, logger="backpressure"), pytest.raises(DownError):
+        breaker.call(fail, DownError())
+    assert breaker.state is State.OPEN
+    assert "CLOSED -> OPEN" in caplog.text
+
+
+def test_a_clock_that_steps_back_counts_as_one_that_stood_still() -> None:
+    clock = FakeClock(1000.0)
+    breaker = make(clock)
+    trip(breaker)
+    clock.advance(3.0)
+    assert breaker.retry_after() == 5.0
+    clock.set(0.0)
+    assert breaker.retry_after() == 5.0  # not 1005
+    clock.advance(4.0)
+    assert breaker.try_acquire() is None
+    clock.advance(1.0)
+    assert breaker.try_acquire() is not None
+
+
+def test_a_clock_that_steps_back_counts_no_call_twice() -> None:
+    clock = FakeClock(1000.0)
+    breaker = make(clock, min_requests=100)
+    breaker.record_many(1, 1)
+    clock.set(10.0)
+    breaker.record_many(1, 1)
+    assert breaker.metrics().window_calls == 4
+    clock.advance(5.0)
+    assert breaker.metrics().window_calls == 0
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int) -> None:
+    """Eight threads ask at once, in many rounds; some probes are ignored, and only then may others go out."""
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=slots, min_requests=slots, max_reset_timeout=8.0)
+    threads, rounds = 8, 60
+    meet = threading.Barrier(threads)
+    won: list[list[Permit]] = [[] for _ in range(threads)]
+    ignored: list[int] = [0] * threads
+    wrong: list[str] = []
+
+    def check() -> None:
+        permits = [permit for mine in won for permit in mine]
+        if len(permits) != slots:
+            wrong.append(f"{len(permits)} probes for {slots} slots")
+        for permit in permits:
+            permit.failure()
+        if breaker.state is not State.OPEN:
+            wrong.append(f"state {breaker.state}")
+        clock.advance(8.0)
+
+    def ask(number: int) -> None:
+        chance = random.Random(number)
+        for _ in range(rounds):
+            won[number] = []
+            ignored[number] = 0
+            if meet.wait(10.0) == 0 and breaker.metrics().probes_out > slots:
+                wrong.append("too many out")
+            for _ in range(20):
+                permit = breaker.try_acquire()
+                if permit is None:
+                    continue
+                out = breaker.metrics().probes_out
+                if out > slots:
+                    wrong.append(f"{out} probes out")
+                if chance.random() < 0.3:
+                    permit.ignore()
+                else:
+                    won[number].append(permit)
+            permit = breaker.try_acquire()  # whoever ignored its last one leaves a slot: fill up
+            while permit is not None:
+                won[number].append(permit)
+                permit = breaker.try_acquire()
+            if meet.wait(10.0) == 0:
+                check()
+            meet.wait(10.0)
+
+    trip(breaker)
+    clock.advance(8.0)
+    pool = [threading.Thread(target=ask, args=(n,)) for n in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    assert wrong == []
+    metrics = breaker.metrics()
+    assert metrics.trips == rounds + 1
+    assert metrics.admitted == metrics.succeeded + metrics.failed + metrics.ignored
+
+
+# --- the reference machine
+
+
+class Reference:
+    """The rules once more, as plainly as they can be said: every result is kept, and every question scans
+    them all."""
+
+    def __init__(self, config: CircuitBreakerConfig, now: float) -> None:
+        self.config = config
+        self.state = State.CLOSED
+        self.generation = 0
+        self.entered = now
+        self.open_time = 0.0
+        self.exponent = 0
+        self.window: list[tuple[int, bool, bool]] = []  # (bucket number, failed, slow)
+        self.probes: dict[int, float] = {}  # permit -> taken at
+        self.results: list[tuple[bool, bool]] = []
+        self.late = 0
+
+    def bucket(self, now: float) -> int:
+        return int(now // (self.config.monitoring_interval / 10))
+
+    def visible(self, now: float) -> list[tuple[int, bool, bool]]:
+        return [entry for entry in self.window if entry[0] > self.bucket(now) - 10]
+
+    def enter(self, state: State, now: float) -> None:
+        config = self.config
+        if state is State.OPEN:
+            if self.state is State.CLOSED:
+                self.exponent = max(0, self.exponent - int((now - self.entered) // config.reset_timeout))
+            assert config.max_reset_timeout is not None
+            self.open_time = min(config.max_reset_timeout, config.reset_timeout * 2.0**self.exponent)
+            # 2**2 times reset_timeout is the cap of this config: beyond it there is nothing left to remember.
+            self.exponent = min(2, self.exponent + 1)
+        if state in (State.CLOSED, State.DISABLED):
+            self.window = []
+        self.state, self.entered = state, now
+        self.generation += 1
+        self.probes, self.results = {}, []
+
+    def acquire(self, permit: int, now: float) -> bool:
+        if self.state is State.OPEN and now - self.entered >= self.open_time:
+            self.enter(State.HALF_OPEN, now)
+        if self.state is State.HALF_OPEN:
+            if len(self.probes) + len(self.results) >= self.config.half_open_requests:
+                oldest = min(self.probes, key=lambda p: (self.probes[p], p))
+                if now - self.probes[oldest] < self.config.probe_lease:
+                    return False
+                del self.probes[oldest]
+            self.probes[permit] = now
+            return True
+        return self.state in (State.CLOSED, State.DISABLED)
+
+    def settle(self, permit: int, generation: int, outcome: str, slow: bool, now: float) -> None:
+        counts = generation == self.generation and (self.state is not State.HALF_OPEN or permit in self.probes)
+        self.probes.pop(permit, None)
+        if outcome == "ignore":
+            return
+        if not counts:
+            self.late += 1
+        elif self.state is State.HALF_OPEN:
+            self.results.append((outcome == "failure", slow))
+            self.decide_half_open(now)
+        else:
+            self.count([(outcome == "failure", slow)], now)
+
+    def decide_half_open(self, now: float) -> None:
+        quorum = min(self.config.min_requests, self.config.half_open_requests)
+        missing = quorum - len(self.results)
+        best = self.results + [(False, False)] * missing  # all that is missing comes out well
+        if self.reached(best):
+            self.enter(State.OPEN, now)
+        elif missing == 0:
+            self.enter(State.CLOSED, now)
+
+    def reached(self, results: list[tuple[bool, bool]]) -> bool:
+        failures = sum(failed for failed, _ in results)
+        slow = sum(slow for _, slow in results)
+        return (
+            failures / len(results) >= self.config.failure_threshold
+            or slow / len(results) >= self.config.slow_call_rate_threshold
+        )
+
+    def count(self, results: list[tuple[bool, bool]], now: float) -> None:
+        self.window += [(self.bucket(now), failed, slow) for failed, slow in results]
+        seen = [(failed, slow) for _, failed, slow in self.visible(now)]
+        if self.state is State.CLOSED and len(seen) >= self.config.min_requests and self.reached(seen):
+            self.enter(State.OPEN, now)
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Random histories with late, duplicate and lost results; after each step breaker and reference must
+    agree."""
+
+    permits = Bundle("permits")
+    settled = Bundle("settled")
+
+    config = CircuitBreakerConfig(
+        failure_threshold=0.4,
+        reset_timeout=4.0,
+        half_open_requests=3,
+        monitoring_interval=5.0,
+        min_requests=2,
+        slow_call_duration=1.0,
+        slow_call_rate_threshold=0.75,
+        max_reset_timeout=16.0,
+        reset_timeout_jitter=0.0,
+        probe_lease=2.0,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock(100.0)
+        self.changes = Recorder()
+        self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=self.changes)
+        self.model = Reference(self.config, self.clock.now())
+        self.states = [State.CLOSED]
+        self.taken = 0
+        self.refused = 0
+        self.reports = {"success": 0, "failure": 0, "ignore": 0}
+        self.duplicates = 0
+
+    @rule(target=permits, count=st.integers(1, 4))
+    def take(self, count: int) -> object:
+        given = []
+        for _ in range(count):
+            number = self.taken + self.refused
+            permit = self.breaker.try_acquire()
+            assert (permit is not None) == self.model.acquire(number, self.clock.now())
+            self.follow()
+            if permit is None:
+                self.refused += 1
+            else:
+                assert permit.generation == self.model.generation
+                self.taken += 1
+                given.append((permit, number, self.model.generation))
+        return multiple(*given)
+
+    @rule(
+        target=settled,
+        entry=consumes(permits),
+        outcome=st.sampled_from(["success", "failure", "failure", "ignore"]),
+        latency=st.sampled_from([0.5, 0.5, 1.0]),
+    )
+    def report(self, entry: tuple[Permit, int, int], outcome: str, latency: float) -> Permit:
+        permit, number, generation = entry
+        # Only a success brings its latency; for a failure the breaker measures, and this one took no less
+        # than it waited.
+        if outcome == "success":
+            permit.success(latency)
+            slow = latency >= 1.0
+        else:
+            slow = self.clock.now() - permit._since >= 1.0
+            getattr(permit, outcome)()
+        self.reports[outcome] += 1
+        self.model.settle(number, generation, outcome, slow, self.clock.now())
+        self.follow()
+        return permit
+
+    @rule(permit=settled, outcome=st.sampled_from(["success", "failure", "ignore"]))
+    def report_again(self, permit: Permit, outcome: str) -> None:
+        getattr(permit, outcome)()
+        self.duplicates += 1
+
+    @rule(entry=consumes(permits))
+    def lose(self, entry: tuple[Permit, int, int]) -> None:
+        """Nobody will ever report it."""
+
+    @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.75, 8.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(ok=st.integers(0, 4), failed=st.integers(0, 2))
+    def record_many(self, ok: int, failed: int) -> None:
+        self.breaker.record_many(ok, failed)
+        self.reports["success"] += ok
+        self.reports["failure"] += failed
+        if self.model.state in (State.CLOSED, State.DISABLED) and ok + failed:
+            self.model.count([(False, False)] * ok + [(True, False)] * failed, self.clock.now())
+        self.follow()
+
+    # By hand only now and then, as each of these cuts the history that makes the other rules interesting.
+    @rule(what=st.sampled_from(["reset"] * 2 + ["force_open", "disable"] + [""] * 8))
+    def command(self, what: str) -> None:
+        if not what:
+            return
+        getattr(self.breaker, what)()
+        new = {"reset": State.CLOSED, "force_open": State.FORCED_OPEN, "disable": State.DISABLED}[what]
+        self.model.enter(new, self.clock.now())
+        if what == "reset":
+            self.model.exponent = 0
+        self.follow()
+
+    def follow(self) -> None:
+        if self.model.state is not self.states[-1]:
+            self.states.append(self.model.state)
+
+    @invariant()
+    def agree(self) -> None:
+        now, model = self.clock.now(), self.model
+        metrics = self.breaker.metrics()
+        assert self.breaker.state is metrics.state is model.state
+        assert metrics.generation == model.generation
+        seen = model.visible(now)
+        assert metrics.window_calls == len(seen)
+        assert metrics.window_failures == sum(failed for _, failed, _ in seen)
+        assert metrics.window_slow == sum(slow for _, _, slow in seen)
+        assert metrics.probes_out == len(model.probes)
+        assert metrics.probe_results == len(model.results)
+        assert metrics.probes_out + metrics.probe_results <= self.config.half_open_requests
+        assert (metrics.admitted, metrics.rejected) == (self.taken, self.refused)
+        assert (metrics.succeeded, metrics.failed, metrics.ignored) == tuple(self.reports.values())
+        assert (metrics.late, metrics.duplicates) == (model.late, self.duplicates)
+        if model.state is State.OPEN:
+            assert metrics.open_time == model.open_time
+            assert metrics.retry_after == max(0.0, model.entered + model.open_time - now)
+        told = [State.CLOSED, *(new for _, new in self.changes.changes)]
+        assert told == self.states
+
+    @invariant()
+    def never_stuck(self) -> None:
+        """Left alone, a breaker that was not forced opens up again: the longest open time, or a lease, is
+        enough."""
+        if self.model.state is State.FORCED_OPEN:
+            return
+        wait = self.breaker.retry_after()
+        assert 0.0 <= wait <= 16.0
+        if self.model.state is State.HALF_OPEN:
+            assert all(end <= self.clock.now() + self.config.probe_lease for end in self.breaker._probes.values())
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)

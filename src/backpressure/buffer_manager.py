@@ -1,0 +1,538 @@
+"""BufferManager: five lanes and the policies, put together.
+
+    add_events / add_lines ──> FlowControlManager ──> lane (ring) ──> get_batch ──> sink ──> ack / nack
+                                                                         │                      │
+                              AdaptiveBatchManager: how many ────────────┤                      ├──> AdaptiveBatchManager
+                              CircuitBreaker: whether at all ────────────┘                      ├──> CircuitBreaker
+                              BackpressureMonitor <── depth, delay, latency, errors ────────────┴──> FlowControlManager
+
+Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
+breaker's; the monitor only measures, and its pressure is an input to the batch size.
+
+Thread safety. Every method may be called from any thread. There is no thread inside: the policies are evaluated by the calls
+that pass by. No lock is held while a handler, a sink or a source runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from backpressure.adaptive_batch_manager import AdaptiveBatchManager
+from backpressure.admission import Admission
+from backpressure.backpressure_monitor import BackpressureMonitor, Pressure
+from backpressure.batch import Batch
+from backpressure.circuit_breaker import CircuitBreaker, State
+from backpressure.clock import Clock, MonotonicClock
+from backpressure.config import BufferConfig
+from backpressure.errors import BufferClosed
+from backpressure.events import (
+    BackpressureActivated,
+    BackpressureDeactivated,
+    BatchRedelivered,
+    BatchSizeChanged,
+    BufferClosing,
+    CircuitStateChanged,
+    EmergencyEntered,
+    EmergencyLeft,
+    Event,
+    EventDispatcher,
+    EventsDropped,
+    EventType,
+    RateChanged,
+)
+from backpressure.flow_control_manager import FlowControlManager
+from backpressure.intake import EventSource, LineSource, Offer
+from backpressure.lane import Lane
+from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.stats import BufferStats
+
+if TYPE_CHECKING:
+    from backpressure.aio import AsyncBuffer
+
+__all__ = ["BufferManager"]
+
+_log = logging.getLogger("backpressure")
+
+# The monitor is fed with depth and delay this often (seconds): often enough to see a spike begin, rarely enough to cost nothing.
+_TICK: Final = 0.02
+# A lane filled to this share counts as the configured depth, however few events that are.
+_HIGH_WATERMARK: Final = 0.8
+# A lane that was passed over this often in favour of more urgent ones is served next: delivery starves nobody for ever.
+_PATIENCE: Final = 31
+# A wait for the circuit, a retry or a token looks again at least this often (seconds): their times move.
+_LONGEST_WAIT: Final = 1.0
+# No wait is shorter (seconds): a time that has just come needs no finer look.
+_SHORTEST_WAIT: Final = 0.001
+
+
+class BufferManager:
+    """A bounded buffer between producers and a sink, with backpressure, priorities, adaptive batches and a circuit breaker.
+
+    config: None means all defaults: in memory only, 64 MiB for each of the five priorities.
+    clock: what the policies take for time; waiting (`timeout`) is always in real seconds.
+    rng: the source of jitter.
+
+    >>> with BufferManager() as buffer:
+    ...     admission = buffer.add_events([b"one", "two"])
+    ...     batch = buffer.get_batch()
+    ...     print(admission.accepted, batch.tolist())
+    ...     batch.ack()
+    2 [b'one', b'two']
+    """
+
+    def __init__(
+        self, config: BufferConfig | None = None, *, clock: Clock | None = None, rng: random.Random | None = None
+    ) -> None:
+        self.config: Final = config if config is not None else BufferConfig()
+        clock = clock if clock is not None else MonotonicClock()
+        rng = rng if rng is not None else random.Random()
+        self.id: Final = os.urandom(16).hex()
+        self._now: Final = clock.now
+        self._rng = rng
+        self._events = EventDispatcher()
+        self._breaker = CircuitBreaker(self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed)
+        self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
+        self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._batch_size_changed)
+        self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
+        self._lanes: Final = tuple(Lane(priority, self.config.lane_bytes) for priority in range(1, PRIORITY_LEVELS + 1))
+        self._passed_over = [0] * PRIORITY_LEVELS
+        self._ready = Signal()
+        self._room = Signal()
+        self._next_tick = 0.0
+        self._pressed_since: float | None = None
+        self._pressed_for = 0.0
+        self._trips = 0
+        self._closing = False
+        self._closed = False
+        self._close_lock = threading.Lock()
+
+    # ------------------------------------------------------------ producers
+
+    def add_events(
+        self, events: Sequence[bytes | str] | Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0
+    ) -> Admission:
+        """Offer events; returns how many were accepted, always a prefix of what was given.
+
+        events: a sequence of bytes or str (which are kept as UTF-8), a 1-D numpy array (one item, one event), or an Arrow binary
+            or string array.
+        priority: a Priority, or an int from 1 (most urgent) to 5.
+        timeout: seconds to wait for room or tokens. 0 never waits, None waits as long as needed.
+
+        Raises InvalidEvents (EventTooLarge for an event that its lane can never hold) and BufferClosed; in both
+        cases nothing was accepted.
+        """
+        return self._wait_for(self._offer_events(events, priority), timeout)
+
+    def add_lines(
+        self, chunk: Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0, final: bool = True
+    ) -> Admission:
+        r"""Offer the lines of a chunk of bytes, each without its newline (b"\n") as one event.
+
+        chunk: anything with a contiguous buffer: bytes, bytearray, memoryview, mmap, a numpy array. It must not be changed
+            until the call returns.
+        final: whether a last piece without a newline is an event too; if not, it is not consumed.
+        priority, timeout, errors: as for `add_events`. `consumed` of the Admission tells how many bytes of the chunk were taken.
+        """
+        return self._wait_for(self._offer_lines(chunk, priority, final), timeout)
+
+    def _offer_events(self, events: Sequence[bytes | str] | Any, priority: int) -> Offer:
+        lane = self._lane(priority)
+        return Offer(self, lane, EventSource(events, lane.ring.max_message_bytes))
+
+    def _offer_lines(self, chunk: Any, priority: int, final: bool) -> Offer:
+        lane = self._lane(priority)
+        return Offer(self, lane, LineSource(chunk, final, lane.ring.max_message_bytes))
+
+    def _lane(self, priority: int) -> Lane:
+        if self._closing:
+            raise BufferClosed("the buffer is closed: it accepts no more events")
+        return self._lanes[check_priority(priority) - 1]
+
+    def _wait_for(self, offer: Offer, timeout: float | None) -> Admission:
+        """Press on with an offer for as long as its timeout lasts."""
+        if offer.advance():
+            return offer.admission()
+        deadline = offer.deadline(timeout)
+        while (left := deadline - time.monotonic()) > 0:
+            self._room.wait(lambda: self._closing or offer.may_advance(), min(left, offer.pause()))
+            if offer.advance() or self._closing:
+                break
+        return offer.admission()
+
+    def _arrived(self, lane: Lane, first_seq: int) -> None:
+        """Events have come in: note when, wake the consumers, let the policies look."""
+        now = self._now()
+        lane.arrived(first_seq, now)
+        self._ready.notify()
+        if now >= self._next_tick:
+            self._tick(now)
+
+    def _offer_ended(self, lane: Lane, accepted: int) -> None:
+        if self._closed and accepted:
+            self._discard(lane)  # close() had looked before these came in
+
+    def _drop_oldest(self, lane: Lane, events: int, nbytes: int) -> bool:
+        """Make room by dropping; whether that made any."""
+        dropped = lane.drop_oldest(events, nbytes)
+        if dropped and self._events.wants(EventType.EVENTS_DROPPED):
+            self._events.emit(EventsDropped(at=self._now(), priority=lane.priority, events=dropped, reason="oldest"))
+        return dropped > 0
+
+    # ------------------------------------------------------------ consumers
+
+    def get_batch(self, max_events: int | None = None, timeout: float | None = 0.0) -> Batch | None:
+        """The next batch, or None: nothing is ready within `timeout`, the circuit is open, or a nacked batch still pauses.
+
+        max_events: at most so many; None leaves it to the adaptive batch size. A redelivered batch keeps its size.
+        timeout: seconds to wait. 0 never waits, None waits until there is a batch or the buffer is closed and empty.
+
+        The most urgent priority goes first; one that has been passed over 31 times goes before it, once.
+        Raises BufferClosed when the buffer has been closed and has nothing more to deliver.
+        """
+        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
+            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        deadline: float | None = None
+        while True:
+            now = self._now()
+            if now >= self._next_tick:
+                self._tick(now)
+            batch = self._next_batch(max_events, now)
+            if batch is not None:
+                return batch
+            if self._closed:
+                raise BufferClosed("the buffer is closed and has nothing more to deliver")
+            if timeout == 0:
+                return None
+            if deadline is None:
+                deadline = float("inf") if timeout is None else time.monotonic() + timeout
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._ready.wait(self._deliverable, min(left, self._pause()))
+
+    def _next_batch(self, max_events: int | None, now: float) -> Batch | None:
+        lane = self._choose_lane(now)
+        if lane is None:
+            return None
+        permit = self._breaker.try_acquire()
+        if permit is None:
+            return None
+        asked = max_events if max_events is not None else self._batching.batch_size
+        try:
+            delivery = lane.next_delivery(asked, self.config.max_batch_bytes, now)
+        except BaseException:
+            permit.ignore()
+            raise
+        if delivery is None:  # another consumer was faster
+            permit.ignore()
+            return None
+        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, taken_at=now)
+        if delivery.attempt > 1 and self._events.wants(EventType.BATCH_REDELIVERED):
+            self._events.emit(
+                BatchRedelivered(
+                    at=now,
+                    priority=batch.priority,
+                    first_seq=batch.first_seq,
+                    events=len(batch),
+                    attempt=batch.attempt,
+                    error=delivery.error,
+                )
+            )
+        return batch
+
+    def _choose_lane(self, now: float) -> Lane | None:
+        """The most urgent lane that has something, unless another one has waited for too many turns."""
+        chosen: Lane | None = None
+        passed = self._passed_over
+        for lane in self._lanes:
+            if not lane.ready(now):
+                continue
+            if chosen is None:
+                chosen = lane
+            else:
+                passed[lane.priority - 1] += 1
+                if passed[lane.priority - 1] > _PATIENCE:
+                    chosen = lane
+                    break
+        if chosen is not None:
+            passed[chosen.priority - 1] = 0
+        return chosen
+
+    def _deliverable(self) -> bool:
+        """Whether a consumer has reason to look again: for a look before going to sleep."""
+        now = self._now()
+        return self._closed or (any(lane.ready(now) for lane in self._lanes) and self._breaker.retry_after() == 0)
+
+    def _pause(self) -> float:
+        """How long a consumer can sleep before time alone could give it something to do."""
+        now = self._now()
+        pauses = [_LONGEST_WAIT]
+        for lane in self._lanes:
+            retry_at = lane.retry_at()
+            if retry_at is not None:
+                pauses.append(retry_at - now)
+        if any(lane.ready(now) for lane in self._lanes):
+            pauses.append(self._breaker.retry_after())
+        return max(min(pauses), _SHORTEST_WAIT)
+
+    def _settle(self, batch: Batch, ok: bool, error: BaseException | str | None) -> None:
+        """What `Batch.ack` and `Batch.nack` call."""
+        now = self._now()
+        delivery = batch._delivery
+        lane, events = delivery.lane, len(delivery.messages)
+        latency = max(0.0, now - batch.taken_at)
+        if ok:
+            lane.ack(delivery)
+            self._room.notify()
+            batch.permit.success(latency)
+            self._batching.record(events, latency, events >= batch.asked)
+            self._monitor.observe(latency=latency, ok=events)
+            self._flow.record_outcome(events, 0)
+        else:
+            delivery.error = None if error is None else str(error) or type(error).__name__
+            lane.nack(delivery, now + self._backoff(delivery.attempt))
+            batch.permit.failure(error if isinstance(error, BaseException) else None)
+            self._monitor.observe(failed=events)
+            self._flow.record_outcome(0, events)
+            self._ready.notify()
+        if now >= self._next_tick:
+            self._tick(now)
+
+    def _backoff(self, attempt: int) -> float:
+        """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step."""
+        pause = min(self.config.retry_backoff * 2.0 ** min(attempt - 1, 60), self.config.max_retry_backoff)
+        return pause * self._rng.uniform(0.5, 1.0)
+
+    # ------------------------------------------------------------ policies
+
+    def _tick(self, now: float) -> Pressure:
+        """Feed the monitor with what the lanes show, and let the policies look."""
+        self._next_tick = now + _TICK
+        depth = 0.0
+        delay = 0.0
+        fill = 0.0
+        for lane in self._lanes:
+            waiting = lane.waiting()
+            if waiting:
+                depth += waiting
+                fill = max(fill, lane.ring.used_bytes / lane.ring.capacity_bytes)
+                delay = max(delay, lane.oldest_age(now))
+        # Large events fill a lane long before they are many.
+        depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
+        self._monitor.observe(depth=depth, delay=delay)
+        pressure = self._monitor.evaluate()
+        self._batching.evaluate(pressure.pressure)
+        return pressure
+
+    def _pressure_changed(self, pressure: Pressure) -> None:
+        now = self._now()
+        event: Event
+        if pressure.active:
+            self._pressed_since = now
+            event = BackpressureActivated(
+                at=now, signal=pressure.signal or "", value=pressure.value, threshold=pressure.threshold
+            )
+        else:
+            since, self._pressed_since = self._pressed_since, None
+            active_for = 0.0 if since is None else max(0.0, now - since)
+            self._pressed_for += active_for
+            event = BackpressureDeactivated(at=now, signal=pressure.cause or "", active_for=active_for)
+        self._events.emit(event)
+
+    def _circuit_changed(self, old: State, new: State, reason: str) -> None:
+        if new is State.OPEN:
+            self._trips += 1
+        self._events.emit(CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason))
+        self._ready.notify()
+
+    def _batch_size_changed(self, old: int, new: int, reason: str) -> None:
+        self._events.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
+
+    def _flow_changed(self, change: str, old: float, new: float) -> None:
+        now = self._now()
+        if change == "emergency_entered":
+            self._events.emit(EmergencyEntered(at=now, failure_rate=new))
+        elif change == "emergency_left":
+            self._events.emit(EmergencyLeft(at=now, active_for=new))
+        else:
+            self._events.emit(RateChanged(at=now, old=old, new=new))
+
+    # ------------------------------------------------------------ seen and tuned
+
+    def is_backpressure_active(self) -> bool:
+        """Whether the monitor sees the buffer under pressure now: a producer that can slow down should."""
+        return self._tick(self._now()).active
+
+    def is_circuit_breaker_open(self) -> bool:
+        """Whether the sink is not being called at all."""
+        return self._breaker.state in (State.OPEN, State.FORCED_OPEN)
+
+    def adjust_flow_control_rate(self, rate: float) -> None:
+        """Set the admitted rate (events per second) at once."""
+        self._flow.set_rate(rate)
+
+    def adjust_batch_size(self, size: int) -> None:
+        """Set the batch size (events) at once; the adaptive law goes on from there."""
+        self._batching.adjust(size)
+
+    def reset_circuit_breaker(self) -> None:
+        """Close the circuit and forget its failures."""
+        self._breaker.reset()
+
+    def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
+        """Call `handler(event)` at each event of that type; returns a function that ends this.
+
+        Handlers run in the thread that caused the event, outside of every lock; one that raises is logged and counted.
+        """
+        return self._events.on(event_type, handler)
+
+    @cached_property
+    def aio(self) -> AsyncBuffer:
+        """The same buffer for coroutines."""
+        from backpressure.aio import AsyncBuffer
+
+        return AsyncBuffer(self)
+
+    def stats(self) -> BufferStats:
+        """A frozen snapshot of everything: see `BufferStats`."""
+        now = self._now()
+        lanes = {lane.priority: lane.stats(now) for lane in self._lanes}
+        all_lanes = lanes.values()
+        rejected: Counter[str] = Counter()
+        dropped: Counter[str] = Counter()
+        for one in all_lanes:
+            rejected.update(one.rejected)
+            dropped.update(one.dropped)
+        since = self._pressed_since
+        return BufferStats(
+            at=now,
+            offered=sum(one.offered for one in all_lanes),
+            accepted=sum(one.accepted for one in all_lanes),
+            rejected=MappingProxyType(dict(rejected)),
+            acked=sum(one.acked for one in all_lanes),
+            dead_lettered=sum(one.dead_lettered for one in all_lanes),
+            dropped=MappingProxyType(dict(dropped)),
+            resident=sum(one.resident for one in all_lanes),
+            waiting=sum(one.waiting for one in all_lanes),
+            in_flight=sum(one.in_flight for one in all_lanes),
+            retrying=sum(one.retrying for one in all_lanes),
+            redelivered=sum(one.redelivered for one in all_lanes),
+            batches_acked=sum(one.batches_acked for one in all_lanes),
+            batches_nacked=sum(one.batches_nacked for one in all_lanes),
+            used_bytes=sum(one.used_bytes for one in all_lanes),
+            capacity_bytes=sum(one.capacity_bytes for one in all_lanes),
+            oldest_age=max(one.oldest_age for one in all_lanes),
+            backpressure_active=self._monitor.active,
+            backpressure_seconds=self._pressed_for + (0.0 if since is None else max(0.0, now - since)),
+            circuit_trips=self._trips,
+            handler_errors=self._events.handler_errors,
+            closed=self._closed,
+            lanes=MappingProxyType(lanes),
+            pressure=self._monitor.evaluate(),
+            circuit_breaker=self._breaker.metrics(),
+            batching=self._batching.metrics(),
+            flow_control=self._flow.metrics(),
+        )
+
+    # ------------------------------------------------------------ the end
+
+    def flush(self) -> None:
+        """Make everything accepted so far as durable as the config promises. In memory only there is nothing to do."""
+
+    def close(self, timeout: float | None = 5.0) -> BufferStats:
+        """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for the consumers to finish, then end.
+
+        What has not been acked by then is counted as dropped ("closed") and logged: this buffer lives in memory only. Returns
+        the last stats. A second call only returns them.
+        """
+        self._closing = True
+        self._room.notify()
+        with self._close_lock:
+            if self._closed:
+                return self.stats()
+            resident = self._resident()
+            self._events.emit(BufferClosing(at=self._now(), resident=resident))
+            if resident and timeout != 0:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                while self._resident() and (deadline is None or time.monotonic() < deadline):
+                    left = _LONGEST_WAIT if deadline is None else min(_LONGEST_WAIT, deadline - time.monotonic())
+                    self._room.wait(lambda: not self._resident(), max(left, 0.0))
+            self._closed = True
+            lost = sum(self._discard(lane) for lane in self._lanes)
+        self._ready.notify()
+        if lost:
+            _log.warning("buffer closed with %d events not delivered: they are lost", lost)
+        return self.stats()
+
+    def _discard(self, lane: Lane) -> int:
+        lost = lane.discard("closed")
+        if lost:
+            self._events.emit(EventsDropped(at=self._now(), priority=lane.priority, events=lost, reason="closed"))
+        return lost
+
+    def _resident(self) -> int:
+        return sum(lane.resident for lane in self._lanes)
+
+    def __enter__(self) -> BufferManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        # After an exception nobody is likely to consume: do not keep it waiting.
+        self.close() if error is None else self.close(timeout=0)
+        return False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "closing" if self._closing else "open"
+        return f"<BufferManager {state}, {self._resident()} events resident>"
+
+
+class Signal:
+    """A condition that costs its notifier nothing while nobody waits, and that coroutines can wait for as well."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting = 0
+        # Replaced whole and never changed in place, so `notify` reads it without a lock.
+        self._listeners: tuple[Callable[[], object], ...] = ()
+
+    def notify(self) -> None:
+        """Wake everyone who waits."""
+        if self._waiting:
+            with self._condition:
+                self._condition.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> None:
+        """Sleep until notified, or for `timeout` seconds, unless `done()` holds already."""
+        with self._condition:
+            self._waiting += 1
+            try:
+                # Looked at after the count was raised: whoever makes it true from here on will notify.
+                if not done():
+                    self._condition.wait(timeout)
+            finally:
+                self._waiting -= 1
+
+    @contextmanager
+    def listening(self, listener: Callable[[], object]) -> Iterator[None]:
+        """Have `listener()` called at each notify, by the notifying thread and without a lock."""
+        with self._condition:
+            self._listeners = (*self._listeners, listener)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)

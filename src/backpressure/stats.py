@@ -1,0 +1,95 @@
+"""Frozen snapshots of a buffer: every term of its two conservation lines.
+
+For each priority, and for the whole, at every moment:
+
+    offered  = accepted + rejected{reason}
+    accepted = acked + dead_lettered + dropped{reason} + resident
+
+`resident` is not computed from the others: it is what the lane holds (`waiting` in the ring, `in_flight` with consumers,
+`retrying` after a nack), so that the second line can fail, and a test asserts that it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backpressure.adaptive_batch_manager import AdaptiveBatchMetrics
+from backpressure.admission import Admission
+from backpressure.backpressure_monitor import Pressure
+from backpressure.circuit_breaker import CircuitBreakerMetrics
+from backpressure.flow_control_manager import FlowControlMetrics
+
+__all__ = ["Admission", "BufferStats", "LaneStats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStats:
+    """One lane at one moment. Counts are events since the start unless they say otherwise."""
+
+    priority: int
+    offered: int  #: given to add_events or add_lines, each time that they were
+    accepted: int
+    rejected: Mapping[str, int]  #: by reason: "full", "rate", "share", "emergency", "closed"
+    acked: int
+    dead_lettered: int
+    dropped: Mapping[str, int]  #: accepted and given up, by reason: "oldest", "closed"
+    resident: int  #: accepted, and none of the above yet: waiting + in_flight + retrying
+    waiting: int  #: in the ring, and never yet delivered
+    in_flight: int  #: with a consumer
+    retrying: int  #: nacked, to be delivered again
+    redelivered: int  #: delivered a second time or more
+    batches_acked: int
+    batches_nacked: int
+    used_bytes: int  #: of the ring, headers included
+    capacity_bytes: int
+    oldest_age: float  #: seconds that the oldest waiting event has waited
+
+    def check(self) -> None:
+        """Raise AssertionError unless both conservation lines hold."""
+        assert self.offered == self.accepted + sum(self.rejected.values()), self
+        out = self.acked + self.dead_lettered + sum(self.dropped.values())
+        assert self.accepted == out + self.resident, self
+        assert self.resident == self.waiting + self.in_flight + self.retrying, self
+        assert min(self.waiting, self.in_flight, self.retrying) >= 0, self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferStats:
+    """The whole buffer at one moment: sums over the lanes, the lanes, and each policy's own snapshot."""
+
+    at: float  #: the buffer's clock, seconds
+    offered: int
+    accepted: int
+    rejected: Mapping[str, int]
+    acked: int
+    dead_lettered: int
+    dropped: Mapping[str, int]
+    resident: int
+    waiting: int
+    in_flight: int
+    retrying: int
+    redelivered: int
+    batches_acked: int
+    batches_nacked: int
+    used_bytes: int
+    capacity_bytes: int
+    oldest_age: float
+    backpressure_active: bool
+    backpressure_seconds: float  #: time under backpressure so far
+    circuit_trips: int  #: times that the breaker opened
+    handler_errors: int  #: event handlers that raised
+    closed: bool
+    lanes: Mapping[int, LaneStats]  #: by priority
+    pressure: Pressure
+    circuit_breaker: CircuitBreakerMetrics
+    batching: AdaptiveBatchMetrics
+    flow_control: FlowControlMetrics
+
+    def check(self) -> None:
+        """Raise AssertionError unless both conservation lines hold, in the whole and in each lane."""
+        for lane in self.lanes.values():
+            lane.check()
+        assert self.offered == self.accepted + sum(self.rejected.values()), self
+        out = self.acked + self.dead_lettered + sum(self.dropped.values())
+        assert self.accepted == out + self.resident, self

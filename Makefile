@@ -1,0 +1,75 @@
+# Needs Python >= 3.11, a C++ compiler and make; everything else comes from pip into virtual environments of its own.
+#
+#   make demo    pump a million log lines through a sink that fails now and then, and check what came out
+#                (LOG=path: this file instead; DEMO_LINES=n: another length)
+#   make test    the tests, against the installed package
+#   make lint    ruff, mypy --strict, stubtest, cython-lint
+#   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
+#   make clean   remove all that the above has made
+#
+# PYTHON=python3.13 chooses the interpreter for environments that do not exist yet. TESTS="tests/test_pump.py -k stdin" and
+# BENCHES="bench/micro/test_ring.py" choose what runs.
+
+PYTHON ?= python3
+TESTS ?=
+BENCHES ?= bench/micro
+DEMO_LINES ?= 1000000
+
+# What the installed package is made of: when one of these changes, it is installed anew.
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md LICENSE) \
+	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name 'py.typed')
+
+EXTRAS_demo := cli
+EXTRAS_test := test
+EXTRAS_lint := cli,lint
+
+DEMO_DIR := .demo
+LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
+
+.PHONY: demo test lint bench bench-smoke clean
+.DELETE_ON_ERROR:
+# Two installs at once would build in one directory.
+.NOTPARALLEL:
+.SECONDARY:
+
+# A fifth of the writes fails, small batches make many of them, and with this seed enough come together to trip the breaker;
+# its short reset keeps the demo short.
+demo: .venv-demo/.installed $(LOG)
+	@mkdir -p $(DEMO_DIR)
+	.venv-demo/bin/penstock pump $(LOG) --to $(DEMO_DIR)/out.log \
+		--inject-failures 0.2 --seed 7 --batch-size 5000 --reset-timeout 0.5
+	.venv-demo/bin/python bench/demo/compare.py $(LOG) $(DEMO_DIR)/out.log
+
+$(DEMO_DIR)/access-%.log: bench/demo/make_log.py
+	@mkdir -p $(DEMO_DIR)
+	$(PYTHON) bench/demo/make_log.py $* $@
+
+test: .venv-test/.installed
+	env -u PYTHONPATH .venv-test/bin/python -m pytest $(TESTS)
+
+lint: .venv-lint/.installed
+	.venv-lint/bin/ruff check
+	.venv-lint/bin/mypy --strict src/backpressure
+	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
+	.venv-lint/bin/cython-lint src/ringbuf
+
+bench: .venv-test/.installed
+	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-only
+
+bench-smoke: .venv-test/.installed
+	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-disable -q
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-lint $(DEMO_DIR) build dist src/penstock.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+.venv-%/.installed: .venv-%/bin/python $(SOURCES)
+	@rm -rf build/lib.* build/bdist.*  # setuptools would install a module from there that is no longer in src
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check ".[$(EXTRAS_$*)]"
+	@touch $@
+
+.venv-%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "penstock needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1):" \
+			"run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-$*

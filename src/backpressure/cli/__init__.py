@@ -1,0 +1,54 @@
+"""The command `penstock`.
+
+    penstock pump SOURCE... --to SINK     carry lines through a buffer
+    penstock bench                        measure this machine
+
+Each sub-command is a module with `main(argv) -> int`, imported only when it is called: a command line tool
+is as fast as what it imports.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "pump": ("backpressure.cli.pump", "carry lines from files or stdin to a sink, at least once, in order"),
+    "bench": ("backpressure.cli.bench", "measure the throughput of this machine beside its yardsticks"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _COMMANDS:
+        module = import_module(_COMMANDS[arguments[0]][0])
+        return int(module.main(arguments[1:]))
+    if arguments[:1] == ["--version"]:
+        print(f"penstock {_version()}")
+        return 0
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(_usage())
+        return 0
+    if arguments:
+        print(f"penstock: unknown command {arguments[0]!r}", file=sys.stderr)
+    print(_usage(), file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8}{text}" for name, (_, text) in _COMMANDS.items()]
+    closing = "`penstock COMMAND --help` explains each; `penstock --version` tells the version."
+    return "\n".join(["usage: penstock COMMAND ...", "", *lines, "", closing])

@@ -1,0 +1,8 @@
+"""Where events go: the `Sink` protocol, and sinks for files and streams."""
+
+from __future__ import annotations
+
+from backpressure.sinks.base import Sink, SinkGone
+from backpressure.sinks.file import FileSink, LineSink, StreamSink, open_sink
+
+__all__ = ["FileSink", "LineSink", "Sink", "SinkGone", "StreamSink", "open_sink"]

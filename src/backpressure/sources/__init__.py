@@ -1,0 +1,7 @@
+"""Where events come from: lines of files and stdin."""
+
+from __future__ import annotations
+
+from backpressure.sources.lines import LineChunk, LineReader, LineTooLong, check_source
+
+__all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]

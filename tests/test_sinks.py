@@ -121,11 +121,8 @@ def test_a_batch_that_failed_and_comes_again_stands_once_in_the_output(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "out.log")
-        sink: FileSink | StreamSink
-        if kind is FileSink:
-            sink = FileSink(path)
-        else:
-            sink = StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path))
+        stream = kind is StreamSink
+        sink = StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) if stream else FileSink(path)
         expected = b""
         for events, failures in plan:
             batch = batch_of(*events)

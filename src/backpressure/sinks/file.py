@@ -115,7 +115,7 @@ class FileSink(LineSink):
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices")
             _refuse_sources(fd, os.fspath(path), sources)
-            # An empty file is not cut: ext4 takes a cut to nothing for the replacing of a file, and writes it all out at the close.
+            # An empty file is not cut: ext4 takes a cut to nothing for a replacing of the file, and writes it out at the close.
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
             self._good = os.lseek(fd, 0, os.SEEK_END)  # the length of the file that holds whole batches only

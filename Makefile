@@ -3,6 +3,8 @@
 #   make demo    pump a million log lines through a sink that fails now and then, and check what came out
 #                (LOG=path: this file instead; DEMO_LINES=n: another length)
 #   make test    the tests, against the installed package
+#   make test-freethreaded   the same tests of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
+#                it, or python3.13t on the PATH, or the archive in ../shared/toolchains
 #   make lint    ruff, mypy --strict, stubtest, cython-lint
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -23,10 +25,18 @@ EXTRAS_demo := cli
 EXTRAS_test := test
 EXTRAS_lint := cli,lint
 
+# The last hypothesis in pure Python: later ones have no wheel for the free-threaded ABI of 3.13.
+FT_HYPOTHESIS := hypothesis<6.140
+FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
+FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
+FT_TESTS ?= tests/test_message_ring.py tests/test_ring_buffer.py tests/test_token_bucket.py tests/test_rate_window.py \
+	tests/test_latency_histogram.py tests/test_basic_buffering.py tests/test_circuit_breaker.py tests/test_flow_control.py \
+	tests/test_stress.py
+
 DEMO_DIR := .demo
 LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 
-.PHONY: demo test lint bench bench-smoke clean
+.PHONY: demo test test-freethreaded lint bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -47,6 +57,17 @@ $(DEMO_DIR)/access-%.log: bench/demo/make_log.py
 test: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(TESTS)
 
+test-freethreaded: .venv-ft/.installed
+	env -u PYTHONPATH .venv-ft/bin/python -m pytest $(FT_TESTS)
+
+.venv-ft/.installed: $(SOURCES)
+	@test -n "$(FREETHREADED)" || { echo "no free-threaded CPython found: run make FREETHREADED=/path/to/python3.13t" >&2; exit 1; }
+	@test -x "$(FREETHREADED)" || { mkdir -p .freethreaded && tar -C .freethreaded -xf $(FT_ARCHIVE); }
+	test -x .venv-ft/bin/python || "$(FREETHREADED)" -m venv .venv-ft
+	.venv-ft/bin/python -m pip install --quiet --disable-pip-version-check --find-links ../shared/toolchains \
+		"$(FT_HYPOTHESIS)" ".[test]"
+	@touch $@
+
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
 	.venv-lint/bin/mypy --strict src/backpressure
@@ -60,7 +81,7 @@ bench-smoke: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-disable -q
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint $(DEMO_DIR) build dist src/penstock.egg-info \
+	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .freethreaded $(DEMO_DIR) build dist src/penstock.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)

@@ -191,6 +191,28 @@ def test_with_acks_and_an_exception_nacks() -> None:
     assert buffer.stats().acked == 2
 
 
+def test_a_settled_batch_does_not_speak_for_its_redelivery() -> None:
+    """The old object may live longer than the pause, or be collected while its events are out again."""
+    clock = FakeClock()
+    buffer = BufferManager(SMALL, clock=clock)
+    buffer.add_events([b"a"])
+    old = buffer.get_batch()
+    assert old is not None
+    old.nack()
+    clock.advance(10)
+    new = buffer.get_batch()
+    assert new is not None
+    assert (old.attempt, new.attempt) == (1, 2)
+    with pytest.raises(BatchStateError):
+        old.ack()
+    del old
+    gc.collect()
+    assert buffer.get_batch() is None, "its events are out"
+    assert buffer.stats().in_flight == 1
+    new.ack()
+    assert buffer.stats().acked == 1
+
+
 def test_a_lost_batch_is_delivered_again() -> None:
     buffer = BufferManager(SMALL)
     buffer.add_events([b"a", b"b"])

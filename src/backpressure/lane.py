@@ -29,15 +29,18 @@ _MAX_MARKS: Final = 1024
 
 
 class Delivery:
-    """Messages that were taken from the ring, for as long as the lane owes them to someone."""
+    """One handing-out of messages, from the moment they are taken until it is settled, and until the next one if it is nacked.
+
+    A redelivery is a new Delivery: the old one's Batch may still be around, and must not speak for the new one.
+    """
 
     __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out")
 
-    def __init__(self, lane: Lane, messages: Messages) -> None:
+    def __init__(self, lane: Lane, messages: Messages, attempt: int = 1, error: str | None = None) -> None:
         self.lane = lane
         self.messages = messages
-        self.attempt = 1
-        self.error: str | None = None  #: what the last nack said
+        self.attempt = attempt
+        self.error = error  #: what the last nack said
         self.not_before = 0.0
         #: With a consumer, neither acked nor nacked.
         self.out = True
@@ -135,9 +138,8 @@ class Lane:
             if self._retries:
                 if self._retries[0].not_before > now:
                     return None  # nothing newer may overtake it
-                delivery = heapq.heappop(self._retries)
-                delivery.attempt += 1
-                delivery.out = True
+                before = heapq.heappop(self._retries)
+                delivery = Delivery(self, before.messages, before.attempt + 1, before.error)
                 count = len(delivery.messages)
                 self._retrying -= count
                 self._redelivered += count

@@ -185,7 +185,7 @@ def _buffer_lists(chunks: list[bytes]) -> Figure:
         return seconds
 
     events = sum(map(len, lists))
-    return Figure("add_events(list of bytes)", "deque.extend, popleft loop", ours, theirs, 1.0, events, 7)
+    return Figure("add_events(list of bytes)", "deque.extend, popleft loop", ours, theirs, 1.0, events, 11)
 
 
 def _buffer_single() -> Figure:

@@ -47,8 +47,16 @@ cdef inline bint cas_acq_rel(word* w, uint64_t* expected, uint64_t desired) noex
     return w.compare_exchange_weak(expected[0], desired, memory_order_acq_rel, memory_order_acquire)
 
 
+cdef inline uint64_t exchange_relaxed(word* w, uint64_t value) noexcept nogil:
+    return w.exchange(value, memory_order_relaxed)
+
+
 cdef inline uint64_t fetch_add_relaxed(word* w, uint64_t n) noexcept nogil:
     return w.fetch_add(n, memory_order_relaxed)
+
+
+cdef inline uint64_t fetch_add_release(word* w, uint64_t n) noexcept nogil:
+    return w.fetch_add(n, memory_order_release)
 
 
 cdef inline uint64_t fetch_sub_acq_rel(word* w, uint64_t n) noexcept nogil:
@@ -73,3 +81,18 @@ cdef inline uint64_t load_total(word* w) noexcept nogil:
 cdef inline uint64_t fetch_sub_total(word* w, uint64_t n) noexcept nogil:
     """Release and acquire, and in one total order with every other _total operation."""
     return w.fetch_sub(n, memory_order_seq_cst)
+
+
+cdef inline void store_total(word* w, uint64_t value) noexcept nogil:
+    """Release, and in one total order with every other _total operation."""
+    w.store(value, memory_order_seq_cst)
+
+
+cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    """Compare and exchange that fails only for another value; release and acquire, and in one total order with every other
+    _total operation. On failure `expected` holds what was found."""
+    return w.compare_exchange_strong(expected[0], desired, memory_order_seq_cst, memory_order_seq_cst)
+
+
+cdef inline uint64_t fetch_add_total(word* w, uint64_t n) noexcept nogil:
+    return w.fetch_add(n, memory_order_seq_cst)

@@ -7,9 +7,9 @@ from ringbuf._atomics cimport word
 cdef struct Law:
     word anchor_ns        # the law starts to count here …
     word anchor_tokens    # … with this many tokens issued …
-    word carry_low        # … and this part of the next one, in units of 2**-shift (128 bits)
+    word carry_low        # … and this part of the next one, in units of 1 / (5**9 * 2**shift) (128 bits)
     word carry_high
-    word mult             # tokens per ns = mult * 2**-shift
+    word mult             # tokens per ns = mult / (5**9 * 2**shift)
     word shift
     word burst
     word unlimited        # rate == inf
@@ -24,6 +24,12 @@ cdef struct BucketState:
     word setter           # 1 while a thread prepares the other slot
     word pad2[6]
     Law law[2]
+
+
+# A part of a token in 128 bits, in the units of its law.
+cdef struct Rest:
+    uint64_t low
+    uint64_t high
 
 
 # A consistent copy of a Law in plain integers.
@@ -42,7 +48,6 @@ cdef struct LawCopy:
 cdef class TokenBucket:
     cdef BucketState* _state
     cdef object _memory   # the numpy array that owns the state
-    cdef double _rate
 
     cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil
@@ -53,7 +58,7 @@ cdef class TokenBucket:
 
 cdef class Reservation:
     cdef TokenBucket _bucket
-    cdef int64_t _n
+    cdef word _n          # tokens that a cancel may bring back
     cdef int64_t _due_ns
     cdef uint64_t _end    # the bucket's `spent` right after this reservation
     cdef readonly double delay

@@ -1,47 +1,57 @@
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """An atomic token bucket.
 
-Contract. Any number of threads, with the GIL or without it, may call every method. No call blocks or allocates beyond
-its result; an acquire is lock-free (one compare-and-exchange). A request that is refused changes nothing.
+Contract. Any number of threads, with the GIL or without it, may call every method. No call blocks or
+allocates beyond its result; an acquire is lock-free (one compare-and-exchange). A request that is refused
+changes nothing.
 
-Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how many the rate has put on the line up
-to time t, `spent` how many have been taken from it:
+Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how many the rate has put on
+the line up to time t, `spent` how many have been taken from it:
 
     0 ......... spent ............... issued(t)            available = min(issued(t) - spent, burst)
                 [====== available ====)
 
 `issued` is a pure function of time,
 
-    issued(t) = anchor_tokens + floor(((t - anchor) * mult + carry) * 2**-shift)
+    issued(t) = anchor_tokens + floor(((t - anchor) * mult + carry) / (5**9 * 2**shift))
 
-with mult a 64-bit mantissa, so a rate is exact to one part in 2**63 and there is nothing that could drift: no sum of
-small steps is ever formed. `spent` is the only word that an acquire changes. Because time only enters through `issued`, a
-clock that goes backwards sees fewer tokens for a while and can not have any of them credited twice. What lies further back
-than `burst` has flowed over: whoever takes next moves `spent` up to issued(t) - burst first.
+with mult the mantissa of the rate, a double per second = mult * 2**(9 - shift); the rest of the division by
+10**9 ns is the 5**9. So the law is exact, at whole seconds too, and there is nothing that could drift: no sum
+of small steps is ever formed. `spent` is the only word that an acquire changes. Because time only enters
+through `issued`, a clock that goes backwards sees fewer tokens for a while and can not have any of them
+credited twice. What lies further back than `burst` has flowed over: whoever takes next moves `spent` up to
+issued(t) - burst first, and starts the law anew from a full bucket, because the fraction of a token beyond it
+has flowed over too. (Kept, it would bring the next token early: one after an idle day and another a second
+later, where the rate is one a day.)
 
-Both are 64-bit and compared by difference, so neither ever ends; only a bucket left alone until its rate has issued
-2**63 tokens (29 years at 10 billion a second) would misjudge the distance.
+Both are 64-bit and compared by difference, so neither ever ends; only a bucket left alone until its rate has
+issued 2**63 tokens (29 years at 10 billion a second) would misjudge the distance.
 
-Credit. Reading the clock costs more than all the rest of an acquire, so a look at it leaves a credit behind: CREDIT
-tokens that are there for certain and may be taken without another look. When those were taken is not known, so the next
-look counts them as taken just then: after a pause it may find up to that many tokens less than the burst, but no more is
-ever granted than rate * time + burst. The credit is at most a 1024th of the burst; a smaller bucket has none, and the
-`_at` twins neither use nor leave one: they are exact.
+Credit. Reading the clock costs more than all the rest of an acquire, so a look at it leaves a credit behind:
+CREDIT tokens that are there for certain and may be taken without another look. When those were taken is not
+known, so the next look counts them as taken just then: after a pause it may find up to that many tokens less
+than the burst. The credit is at most a 1024th of the burst; a smaller bucket has none, and the `_at` twins
+neither use nor leave one: they are exact. A bucket with a credit also keeps the fraction beyond a full one,
+which is less than one token more than rate * time + burst.
 
-Concurrency. A rate or burst change writes the law's idle slot and then flips `version` (release); a reader copies the
-slot that `version` (acquire) names and takes the copy only if `version` still says the same. `setter` keeps two changes
-from writing the idle slot at once. An acquire that is between its look at the law and its exchange while the law changes
-counts as having come before the change.
+Concurrency. A rate or burst change writes the law's idle slot and then flips `version` (release); a reader
+copies the slot that `version` (acquire) names and takes the copy only if `version` still says the same.
+`setter` keeps two changes from writing the idle slot at once. An acquire that is between its look at the law
+and its exchange while the law changes counts as having come before the change. A look replaces the credit
+word only if it is still the one that it found, so a look that was held up can not undo what a later one left.
 
-Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in whole numbers on
-a line instead of a theoretical arrival time are our own, because an arrival time in integer ns is wrong by 1 % at 30 M/s.
+Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in
+whole numbers on a line instead of a theoretical arrival time are our own, because an arrival time in integer
+ns is wrong by 1 % at 30 M/s.
 """
 
+cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from ringbuf._atomics cimport (
-    cas_acquire, cas_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed, store_relaxed, store_release,
+    cas_acquire, cas_relaxed, exchange_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed,
+    store_relaxed, store_release,
 )
 
 from cpython.number cimport PyNumber_Index
@@ -51,6 +61,8 @@ import numpy as np
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object n, int* overflow) except? -1
+    # Not Cython's own conversion, which would take a float (of seconds, by mistake) and cut it.
+    int64_t checked_ns "PyLong_AsLongLong"(object now_ns) except? -1
 
 
 cdef extern from * nogil:
@@ -66,48 +78,69 @@ cdef extern from * nogil:
 
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
-    /* (a * b + carry) >> shift, low 64 bits; `fraction` gets the next 64 bits below the point. shift is 0 to 127. */
-    static inline uint64_t penstock_mul_shift(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
-                                              unsigned shift, uint64_t *fraction) {
-        uint64_t high, low = _umul128(a, b, &high);
-        unsigned char c = _addcarry_u64(0, low, carry_low, &low);
-        _addcarry_u64(c, high, carry_high, &high);
-        if (shift == 0) { *fraction = 0; return low; }
-        if (shift < 64) { *fraction = low << (64 - shift); return (low >> shift) | (high << (64 - shift)); }
-        if (shift == 64) { *fraction = low; return high; }
-        *fraction = (high << (128 - shift)) | (low >> (shift - 64));
-        return high >> (shift - 64);
+    static inline uint64_t penstock_mul(uint64_t a, uint64_t b, uint64_t *high) {
+        return _umul128(a, b, high);
     }
     #else
-    static inline uint64_t penstock_mul_shift(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
-                                              unsigned shift, uint64_t *fraction) {
-        unsigned __int128 p = (unsigned __int128)a * b + (((unsigned __int128)carry_high << 64) | carry_low);
-        *fraction = shift >= 64 ? (uint64_t)(p >> (shift - 64)) : (uint64_t)(p << (64 - shift));
-        if (shift == 0) *fraction = 0;
-        return (uint64_t)(p >> shift);
+    static inline uint64_t penstock_mul(uint64_t a, uint64_t b, uint64_t *high) {
+        unsigned __int128 p = (unsigned __int128)a * b;
+        *high = (uint64_t)(p >> 64);
+        return (uint64_t)p;
     }
     #endif
+
+    /* (a * b + carry) / (5**9 * 2**shift), low 64 bits; the remainder takes the place of the carry.
+       shift is 9 to 105, a * b and the carry are below 2**126. */
+    static inline uint64_t penstock_mul_div(uint64_t a, uint64_t b, unsigned shift,
+                                            uint64_t *low, uint64_t *high) {
+        const uint64_t d = 1953125;
+        uint64_t p1, p0 = penstock_mul(a, b, &p1), q1, q0, t1, t0, r, quotient;
+        p0 += *low;
+        p1 += *high + (p0 < *low);
+        if (shift < 64) { q1 = p1 >> shift; q0 = p0 >> shift | p1 << (64 - shift); }
+        else { q1 = 0; q0 = p1 >> (shift - 64); }
+        if (q1 == 0) { quotient = q0 / d; r = q0 % d; }
+        else {
+            /* d has 21 bits, so a remainder and the next 32 bits fit into one word. */
+            t1 = (q1 % d) << 32 | q0 >> 32;
+            t0 = (t1 % d) << 32 | (q0 & 0xffffffffu);
+            quotient = (t1 / d << 32) + t0 / d;
+            r = t0 % d;
+        }
+        if (shift < 64) {
+            *low = (p0 & (((uint64_t)1 << shift) - 1)) | r << shift;
+            *high = r >> (64 - shift);
+        } else {
+            *low = p0;
+            *high = (p1 & (((uint64_t)1 << (shift - 64)) - 1)) | r << (shift - 64);
+        }
+        return quotient;
+    }
     """
     int64_t steady_ns "penstock_now_ns"()
-    uint64_t mul_shift "penstock_mul_shift"(uint64_t a, uint64_t b, uint64_t carry_low, uint64_t carry_high,
-                                            unsigned shift, uint64_t* fraction)
+    uint64_t mul_div "penstock_mul_div"(uint64_t a, uint64_t b, unsigned shift,
+                                        uint64_t* low, uint64_t* high)
+    double frexp(double x, int* exp)
     double ldexp(double x, int exp)
     double nextafter(double x, double y)
 
 
-# Above this, 2**63 tokens are issued within months and the distance on the line could be misjudged; use inf instead.
+# Above this, 2**63 tokens are issued within months and the distance on the line could be misjudged; inf
+# serves there.
 cdef double MAX_RATE = 1e12
+# A mantissa (53 bits) times any time (63 bits), and a carry (21 bits + this), stay below 2**127: their sum
+# fits into 128 bits.
+cdef int MAX_SHIFT = 105
 # Half of the line: what may lie between `spent` and `issued` at most.
 cdef int64_t MAX_TOKENS = INT64_MAX // 2
 # Tokens that may be taken after one look at the clock: with 32 a look's 30 ns come to one a token.
 cdef uint64_t CREDIT = 32
 # Only a burst of 2**10 credits has one, so that what a credit may hide for a moment stays below a thousandth.
 cdef uint64_t CREDIT_SHARE = 10
-# The credit word: law version (14 bits), a credit was left (1), a look was made (1), `spent` at that look (48).
-cdef uint64_t VERSION_SHIFT = 50
-cdef uint64_t VERSION_MASK = (<uint64_t>1 << 14) - 1
-cdef uint64_t HAS_CREDIT = <uint64_t>1 << 49
-cdef uint64_t HAS_BASE = <uint64_t>1 << 48
+# The credit word: law version (15 bits), a credit was left (1), `spent` at that look (48).
+cdef uint64_t VERSION_SHIFT = 49
+cdef uint64_t VERSION_MASK = (<uint64_t>1 << 15) - 1
+cdef uint64_t HAS_CREDIT = <uint64_t>1 << 48
 cdef uint64_t BASE_MASK = (<uint64_t>1 << 48) - 1
 
 
@@ -133,23 +166,33 @@ cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
             return
 
 
-cdef inline uint64_t issued(LawCopy* law, int64_t now_ns, uint64_t* fraction) noexcept nogil:
-    cdef uint64_t elapsed = <uint64_t>(now_ns - law.anchor_ns) if now_ns > law.anchor_ns else 0
-    return law.anchor_tokens + mul_shift(
-        elapsed, law.mult, law.carry_low, law.carry_high, <unsigned>law.shift, fraction
-    )
+cdef inline uint64_t issued(LawCopy* law, int64_t now_ns, Rest* rest) noexcept nogil:
+    cdef uint64_t elapsed = <uint64_t>now_ns - <uint64_t>law.anchor_ns if now_ns > law.anchor_ns else 0
+    rest.low = law.carry_low
+    rest.high = law.carry_high
+    return law.anchor_tokens + mul_div(elapsed, law.mult, <unsigned>law.shift, &rest.low, &rest.high)
 
 
-cdef set_slope(LawCopy* law, double rate):
-    """Write `rate` (tokens per second) into the law as a mantissa and a shift (tokens per ns)."""
-    numerator, denominator = (0, 1) if rate == INFINITY else rate.as_integer_ratio()
-    denominator *= 1_000_000_000
-    # As many bits of mantissa as 64 allow; a rate too small for that keeps the deepest shift.
-    shift = 127
-    while (mult := ((numerator << shift + 1) // denominator + 1) // 2) >= 2**64:  # rounded to the nearest
-        shift -= 1
-    law.mult = mult
-    law.shift = shift
+cdef inline double part_of_token(LawCopy* law, Rest* rest) noexcept nogil:
+    """The rest of `issued` as a fraction of a token, 0 to 1."""
+    cdef int shift = <int>law.shift
+    return (ldexp(<double>rest.high, 64 - shift) + ldexp(<double>rest.low, -shift)) / 1953125.0
+
+
+cdef inline double law_rate(LawCopy* law) noexcept nogil:
+    """Tokens per second."""
+    return INFINITY if law.unlimited else ldexp(<double>law.mult, 9 - <int>law.shift)
+
+
+cdef void set_slope(LawCopy* law, double rate) noexcept nogil:
+    """Write `rate` (tokens per second) into the law as a mantissa and a shift."""
+    cdef int exponent = 0
+    cdef double mantissa = 0.0 if rate == INFINITY else frexp(rate, &exponent)
+    # The deepest shift also for no slope at all, because it keeps all of the carry.
+    cdef int shift = MAX_SHIFT if mantissa == 0.0 else min(9 + 53 - exponent, MAX_SHIFT)
+    # All 53 bits of the mantissa, unless the rate is below one token in 500,000 years.
+    law.mult = <uint64_t>ldexp(mantissa, exponent + shift - 9)
+    law.shift = <uint64_t>shift
     law.unlimited = rate == INFINITY
 
 
@@ -157,7 +200,8 @@ cdef void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
     """Put a law in force. The caller is alone with the idle slot: it made the bucket, or holds `setter`."""
     cdef uint64_t version = load_relaxed(&state.version)
     cdef Law* slot = &state.law[(version + 1) & 1]
-    # A reader that still copies this slot, two versions late, must see `version` changed: pairs with the fence in read_law.
+    # A reader that still copies this slot, two versions late, must see `version` changed: pairs with the
+    # fence in read_law.
     fence_release()
     store_relaxed(&slot.anchor_ns, <uint64_t>law.anchor_ns)
     store_relaxed(&slot.anchor_tokens, law.anchor_tokens)
@@ -171,26 +215,57 @@ cdef void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
     store_release(&state.version, version + 1)
 
 
+cdef inline void rescale(Rest* rest, int deeper) noexcept nogil:
+    """Express a rest in units that are 2**deeper times smaller; a negative `deeper` rounds down."""
+    if deeper >= 64:
+        rest.high = rest.low << (deeper - 64)
+        rest.low = 0
+    elif deeper > 0:
+        rest.high = rest.high << deeper | rest.low >> (64 - deeper)
+        rest.low <<= deeper
+    elif deeper <= -64:
+        rest.low = rest.high >> (-deeper - 64)
+        rest.high = 0
+    elif deeper < 0:
+        rest.low = rest.low >> -deeper | rest.high << (64 + deeper)
+        rest.high >>= -deeper
+
+
 cdef inline bint try_lock(BucketState* state) noexcept nogil:
     cdef uint64_t expected = 0
-    # Pairs with the release that ends _change: the next setter sees the law before it.
+    # Pairs with the release in `unlock`: the next setter sees the law before it.
     return cas_acquire(&state.setter, &expected, 1)
+
+
+cdef inline void unlock(BucketState* state) noexcept nogil:
+    store_release(&state.setter, 0)
 
 
 cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t burst) noexcept nogil:
     cdef LawCopy law
-    cdef uint64_t line, fraction, spent
+    cdef Rest rest
+    cdef uint64_t line, spent, credit
     cdef int64_t available
+    cdef int shift
+    cdef bint full
     read_law(state, &law)
-    line = issued(&law, now_ns, &fraction)
-    # Settle the overflow under the old burst: a larger one must not bring it back. An unlimited bucket kept no count, and
-    # settles as a full one.
+    shift = <int>law.shift
+    line = issued(&law, now_ns, &rest)
+    # Settle the overflow under the old burst: a larger one must not bring it back. An unlimited bucket kept
+    # no count, and settles as a full one.
+    credit = load_relaxed(&state.credit)
     spent = load_relaxed(&state.spent)
     while True:
         available = <int64_t>law.burst if law.unlimited else stock(state, &law, line, spent)
         if cas_relaxed(&state.spent, &spent, line - <uint64_t>available):
             break
-    store_relaxed(&state.credit, 0)
+    # A credit ends here; what someone takes on it who is just about to counts from here on. (No law in force
+    # from now on has this version.)
+    if credit & HAS_CREDIT:
+        cas_relaxed(&state.credit, &credit, (
+            (law.version - 1) << VERSION_SHIFT | HAS_CREDIT | ((line - <uint64_t>available) & BASE_MASK)
+        ))
+    full = available == <int64_t>law.burst
     law.anchor_tokens = line
     if now_ns > law.anchor_ns:
         law.anchor_ns = now_ns
@@ -200,20 +275,33 @@ cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t
         law.unlimited = slope.unlimited
     if burst >= 0:
         law.burst = <uint64_t>burst
-    # What has come in of the next token goes on under the new law.
+    # What has come in of the next token goes on under the new law, in units of the new shift; a full bucket
+    # takes none.
     law.carry_low = law.carry_high = 0
-    if law.shift > 64:
-        law.carry_low = fraction << (law.shift - 64)
-        law.carry_high = fraction >> (128 - law.shift)
-    elif law.shift > 0:
-        law.carry_low = fraction >> (64 - law.shift)
+    if not full:
+        rescale(&rest, <int>law.shift - shift)
+        law.carry_low = rest.low
+        law.carry_high = rest.high
     publish_law(state, &law)
+
+
+cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns) noexcept nogil:
+    """If the bucket is full and more, let the law start anew from a full one, and `law` be that law."""
+    cdef Rest rest
+    cdef uint64_t line = issued(law, now_ns, &rest)
+    cdef int64_t over = <int64_t>(line - load_relaxed(&state.spent)) - <int64_t>law.burst
+    # Without the lock somebody else does this or changes the law; then this call comes before the change.
+    if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state):
+        settle_law(state, now_ns, NULL, -1)
+        unlock(state)
+        read_law(state, law)
 
 
 cdef inline int64_t checked_count(object n) except -1:
     """`n` as a token count, or an error that says what one is."""
     cdef int overflow = 0
-    cdef long long value = PyLong_AsLongLongAndOverflow(n if type(n) is int else PyNumber_Index(n), &overflow)
+    cdef long long value
+    value = PyLong_AsLongLongAndOverflow(n if type(n) is int else PyNumber_Index(n), &overflow)
     if overflow != 0 or not 0 <= value <= MAX_TOKENS:
         raise ValueError(f"n must be from 0 to {MAX_TOKENS}, not {n}")
     return value
@@ -224,6 +312,10 @@ cdef double checked_rate(object rate) except -1.0:
     if not (0.0 <= value <= MAX_RATE or value == INFINITY):
         raise ValueError(f"rate must be from 0 to {MAX_RATE:.0e} tokens per second, or inf, not {rate!r}")
     return value
+
+
+cdef inline bint has_credit(LawCopy* law) noexcept nogil:
+    return law.burst >> CREDIT_SHARE >= CREDIT
 
 
 cdef inline int64_t stock(BucketState* state, LawCopy* law, uint64_t line, uint64_t spent) noexcept nogil:
@@ -244,17 +336,26 @@ cdef int64_t checked_burst(object burst) except -1:
     return value
 
 
-cdef class TokenBucket:
-    """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, each acquire takes some out.
+cdef int64_t checked_initial(object initial_tokens, object burst) except -1:
+    value = PyNumber_Index(initial_tokens)
+    if not 0 <= value <= burst:
+        raise ValueError(f"initial_tokens must be from 0 to burst ({burst}), not {initial_tokens}")
+    return value
 
-    rate: tokens per second, 0 to 1e12, or inf. With 0 only `initial_tokens` are ever granted; with inf everything is,
-        whatever the burst.
+
+@cython.final
+cdef class TokenBucket:
+    """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, an acquire takes some out.
+
+    rate: tokens per second, 0 to 1e12, or inf. With 0 only `initial_tokens` are ever granted; with inf
+        everything is, whatever the burst.
     burst: the most tokens that can be taken at one moment. With 0 nothing is ever granted.
     initial_tokens: how many are there at the start; None means `burst`.
 
-    Over any span of time no more is granted than rate * time + burst. Every method that asks for the time has a twin
-    ending in `_at` that takes it (ns, from any fixed start). Use one kind or the other on a bucket: the two share
-    no origin. A bucket that is only used through the `_at` twins starts at the `now_ns` given to the constructor.
+    Over any span of time no more is granted than rate * time + burst (and one token, where the burst is over
+    32,767 and the clock is the bucket's own). Every method that asks for the time has a twin ending in `_at`
+    that takes it (int ns, from any fixed start). Use one kind or the other on a bucket: the two share no
+    origin. A bucket that is only used through the `_at` twins starts at the constructor's `now_ns`.
 
     >>> bucket = TokenBucket(rate=10, burst=5, now_ns=0)
     >>> bucket.acquire_up_to_at(0, 8)
@@ -269,13 +370,10 @@ cdef class TokenBucket:
 
     def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None):
         cdef LawCopy law
-        self._rate = checked_rate(rate)
+        set_slope(&law, checked_rate(rate))
         law.burst = checked_burst(burst)
-        law.anchor_tokens = law.burst if initial_tokens is None else checked_count(initial_tokens)
-        if law.anchor_tokens > law.burst:
-            raise ValueError(f"initial_tokens ({initial_tokens}) must not exceed burst ({burst})")
-        set_slope(&law, self._rate)
-        law.anchor_ns = steady_ns() if now_ns is None else now_ns
+        law.anchor_tokens = law.burst if initial_tokens is None else checked_initial(initial_tokens, burst)
+        law.anchor_ns = steady_ns() if now_ns is None else checked_ns(now_ns)
         law.carry_low = law.carry_high = 0
         # One cache line more than needed, so that the state can start on one.
         self._memory = np.zeros(sizeof(BucketState) + 64, dtype=np.uint8)
@@ -289,6 +387,8 @@ cdef class TokenBucket:
         read_law(self._state, &law)
         if law.unlimited:
             return n
+        if n > 0 and (partial or n <= <int64_t>law.burst):
+            drop_overflow(self._state, &law, now_ns)
         return self._look(&law, now_ns, n, partial, False)
 
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil:
@@ -298,86 +398,102 @@ cdef class TokenBucket:
         cdef uint64_t credit = load_relaxed(&self._state.credit)
         # Only a credit left under the law in force counts: a change of rate or burst takes effect at once.
         if (
-            credit & HAS_CREDIT and credit >> VERSION_SHIFT == load_relaxed(&self._state.version) & VERSION_MASK
+            credit & HAS_CREDIT
+            and credit >> VERSION_SHIFT == load_relaxed(&self._state.version) & VERSION_MASK
             and ((spent - credit) & BASE_MASK) + <uint64_t>n <= CREDIT
             and cas_relaxed(&self._state.spent, &spent, spent + <uint64_t>n)
         ):
             return n
-        read_law(self._state, &law)
-        if law.unlimited:
-            return n
-        return self._look(&law, steady_ns(), n, partial, True)
+        cdef int64_t now_ns
+        while True:
+            read_law(self._state, &law)
+            if law.unlimited:
+                return n
+            now_ns = steady_ns()
+            # A law that ended before this reading of the clock does not say what has been issued by then.
+            if load_acquire(&self._state.version) == law.version:
+                if not has_credit(&law):
+                    drop_overflow(self._state, &law, now_ns)
+                return self._look(&law, now_ns, n, partial, True)
 
     cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
-        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if what remains is enough for one."""
-        cdef uint64_t fraction, before, line = issued(law, now_ns, &fraction)
+        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough for one remains."""
+        cdef Rest rest
+        cdef uint64_t before, line = issued(law, now_ns, &rest)
+        cdef uint64_t credit = load_relaxed(&self._state.credit)
         cdef uint64_t spent = load_relaxed(&self._state.spent)
         cdef int64_t available, taken
         while True:
             available = stock(self._state, law, line, spent)
             taken = n if available >= n else available if partial and available > 0 else 0
             before = spent
-            # Nothing taken and nothing flowed over: nothing to write. Relaxed: the word guards nothing but itself.
-            spent = line - <uint64_t>available + <uint64_t>taken
+            # A refusal changes nothing; but a look that lends settles what has flowed over, and its clock can
+            # not go back. Relaxed: the word guards nothing but itself.
+            if taken > 0 or lend:
+                spent = line - <uint64_t>available + <uint64_t>taken
             if spent == before or cas_relaxed(&self._state.spent, &before, spent):
                 break
             spent = before
         if lend:
-            store_relaxed(&self._state.credit, (
-                law.version << VERSION_SHIFT | HAS_BASE | (spent & BASE_MASK)
-                | (HAS_CREDIT if law.burst >> CREDIT_SHARE >= CREDIT and available - taken >= <int64_t>CREDIT else 0)
+            cas_relaxed(&self._state.credit, &credit, (
+                law.version << VERSION_SHIFT | (spent & BASE_MASK)
+                | (HAS_CREDIT if has_credit(law) and available - taken >= <int64_t>CREDIT else 0)
             ))
         return taken
 
     cdef double _retry_after(self, int64_t now_ns, int64_t n) noexcept nogil:
         cdef LawCopy law
-        cdef uint64_t fraction, line
+        cdef Rest rest
+        cdef uint64_t line
         read_law(self._state, &law)
         if law.unlimited or n == 0:
             return 0.0
         if n > <int64_t>law.burst:
             return INFINITY
-        line = issued(&law, now_ns, &fraction)
-        return seconds_until(&law, now_ns, n - stock(self._state, &law, line, load_relaxed(&self._state.spent)))
+        line = issued(&law, now_ns, &rest)
+        n -= stock(self._state, &law, line, load_relaxed(&self._state.spent))
+        return seconds_until(&law, now_ns, n)
 
     def try_acquire(self, n=1):
         """Take `n` tokens now and return True, or change nothing and return False."""
         cdef int64_t count = checked_count(n)
         return self._take_now(count, False) == count
 
-    def try_acquire_at(self, int64_t now_ns, n=1):
+    def try_acquire_at(self, now_ns, n=1):
         """`try_acquire` at the time `now_ns`."""
         cdef int64_t count = checked_count(n)
-        return self._take(now_ns, count, False) == count
+        return self._take(checked_ns(now_ns), count, False) == count
 
     def acquire_up_to(self, n):
         """Take as many of `n` tokens as there are now; returns how many (0 to n)."""
         return self._take_now(checked_count(n), True)
 
-    def acquire_up_to_at(self, int64_t now_ns, n):
+    def acquire_up_to_at(self, now_ns, n):
         """`acquire_up_to` at the time `now_ns`."""
-        return self._take(now_ns, checked_count(n), True)
+        return self._take(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
         """Seconds until `n` tokens could be taken if nobody else takes any; inf where that can never be."""
         return self._retry_after(steady_ns(), checked_count(n))
 
-    def retry_after_at(self, int64_t now_ns, n=1):
+    def retry_after_at(self, now_ns, n=1):
         """`retry_after` at the time `now_ns`."""
-        return self._retry_after(now_ns, checked_count(n))
+        return self._retry_after(checked_ns(now_ns), checked_count(n))
 
     def reserve(self, n=1):
-        """Take `n` tokens now even if they are still to come; the Reservation's `delay` says how long to wait for them.
+        """Take `n` tokens now even if they are still to come; the Reservation's `delay` is the wait for them.
 
-        Where n exceeds the burst, or the rate is 0 and there are too few, nothing is taken and `delay` is inf.
+        Where n exceeds the burst, or the rate is 0 and too few are there, nothing is taken, `delay` is inf.
         """
         return self.reserve_at(steady_ns(), n)
 
-    def reserve_at(self, int64_t now_ns, n=1):
+    def reserve_at(self, now_ns, n=1):
         """`reserve` at the time `now_ns`."""
+        cdef int64_t now = checked_ns(now_ns)
         cdef int64_t count = checked_count(n)
         cdef LawCopy law
-        cdef uint64_t line, fraction, spent
+        cdef Rest rest
+        cdef uint64_t line, spent
         cdef int64_t available
         cdef double delay
         cdef Reservation reservation = Reservation.__new__(Reservation)
@@ -385,43 +501,48 @@ cdef class TokenBucket:
         read_law(self._state, &law)
         if law.unlimited or count == 0:
             return reservation
-        line = issued(&law, now_ns, &fraction)
+        if count <= <int64_t>law.burst:
+            drop_overflow(self._state, &law, now)
+        line = issued(&law, now, &rest)
         spent = load_relaxed(&self._state.spent)
         while True:
             available = stock(self._state, &law, line, spent)
-            delay = INFINITY if count > <int64_t>law.burst else seconds_until(&law, now_ns, count - available)
+            delay = INFINITY if count > <int64_t>law.burst else seconds_until(&law, now, count - available)
             if delay == INFINITY or count - available > MAX_TOKENS:
                 reservation.delay = INFINITY
                 return reservation
             if cas_relaxed(&self._state.spent, &spent, line - <uint64_t>available + <uint64_t>count):
                 reservation.delay = delay
-                reservation._n = count
+                store_relaxed(&reservation._n, <uint64_t>count)
                 reservation._end = line - <uint64_t>available + <uint64_t>count
-                reservation._due_ns = now_ns + <int64_t>(delay * 1e9)
+                # Beyond 127 years the sum may leave int64: such a reservation never comes due.
+                reservation._due_ns = INT64_MAX if delay * 1e9 + now > 9e18 else now + <int64_t>(delay * 1e9)
                 return reservation
 
     def give_back(self, n):
-        """Return `n` tokens that were acquired and not used; returns how many came back.
+        """Return `n` tokens that were acquired and not used; returns how many came back, up to the burst.
 
         While reservations are ahead of the rate their holders have been told when to go, so only what exceeds
         that debt can come back.
         """
         return self.give_back_at(steady_ns(), n)
 
-    def give_back_at(self, int64_t now_ns, n):
+    def give_back_at(self, now_ns, n):
         """`give_back` at the time `now_ns`."""
+        cdef int64_t now = checked_ns(now_ns)
         cdef int64_t count = checked_count(n)
         cdef LawCopy law
-        cdef uint64_t line, fraction, spent
-        cdef int64_t debt, refund
+        cdef Rest rest
+        cdef uint64_t line, spent
+        cdef int64_t available, refund
         read_law(self._state, &law)
         if law.unlimited:
             return count
-        line = issued(&law, now_ns, &fraction)
+        line = issued(&law, now, &rest)
         spent = load_relaxed(&self._state.spent)
         while True:
-            debt = <int64_t>(spent - line)
-            refund = count - debt if debt > 0 else count
+            available = stock(self._state, &law, line, spent)
+            refund = min(count, <int64_t>law.burst - available) if available >= 0 else count + available
             if refund <= 0:
                 return 0
             if cas_relaxed(&self._state.spent, &spent, spent - <uint64_t>refund):
@@ -431,35 +552,36 @@ cdef class TokenBucket:
         """Change the rate (tokens per second); what has flowed in until now did so at the old one."""
         self.set_rate_at(steady_ns(), rate)
 
-    def set_rate_at(self, int64_t now_ns, rate):
+    def set_rate_at(self, now_ns, rate):
         """`set_rate` at the time `now_ns`."""
-        self._change(now_ns, checked_rate(rate), -1)
+        self._change(checked_ns(now_ns), checked_rate(rate), -1)
 
     def set_burst(self, burst):
         """Change the burst; what had flowed over the old one does not come back."""
         self.set_burst_at(steady_ns(), burst)
 
-    def set_burst_at(self, int64_t now_ns, burst):
+    def set_burst_at(self, now_ns, burst):
         """`set_burst` at the time `now_ns`."""
-        self._change(now_ns, -1.0, checked_burst(burst))
+        self._change(checked_ns(now_ns), -1.0, checked_burst(burst))
 
     cdef _change(self, int64_t now_ns, double rate, int64_t burst):
         """Settle at `now_ns`, then go on with the new rate and burst; a negative one stays as it is."""
         cdef LawCopy slope
         if rate >= 0:
             set_slope(&slope, rate)
-        # Nothing in here lets go of the GIL, so a thread that waits for `setter` never waits for its own GIL.
+        # Nobody lets go of the GIL between try_lock and unlock, so who waits here never waits for its own
+        # GIL.
         while not try_lock(self._state):
             pass
         settle_law(self._state, now_ns, &slope if rate >= 0 else NULL, burst)
-        if rate >= 0:
-            self._rate = rate
-        store_release(&self._state.setter, 0)
+        unlock(self._state)
 
     @property
     def rate(self):
         """Tokens per second."""
-        return self._rate
+        cdef LawCopy law
+        read_law(self._state, &law)
+        return law_rate(&law)
 
     @property
     def burst(self):
@@ -470,19 +592,21 @@ cdef class TokenBucket:
 
     @property
     def tokens(self):
-        """Tokens there are now, as a float; negative while reservations are ahead of the rate, inf at rate inf."""
+        """Tokens there are now, as a float; negative while reservations are ahead of the rate, inf at inf."""
         return self.tokens_at(steady_ns())
 
-    def tokens_at(self, int64_t now_ns):
+    def tokens_at(self, now_ns):
         """`tokens` at the time `now_ns`."""
+        cdef int64_t now = checked_ns(now_ns)
         cdef LawCopy law
-        cdef uint64_t line, fraction = 0
+        cdef Rest rest
+        cdef uint64_t line
         read_law(self._state, &law)
         if law.unlimited:
             return INFINITY
-        line = issued(&law, now_ns, &fraction)
+        line = issued(&law, now, &rest)
         cdef int64_t whole = stock(self._state, &law, line, load_relaxed(&self._state.spent))
-        return min(<double>whole + ldexp(<double>fraction, -64), <double>law.burst)
+        return min(<double>whole + part_of_token(&law, &rest), <double>law.burst)
 
     def _nothing(self, n=1):
         """Do nothing: what calling a compiled method costs, as the yardstick for `try_acquire`."""
@@ -495,8 +619,12 @@ cdef class TokenBucket:
         raise TypeError("a TokenBucket is live shared state and can not be copied or pickled")
 
 
+@cython.final
 cdef class Reservation:
-    """Tokens taken ahead of time by `TokenBucket.reserve`. `delay`: seconds to wait before acting, from the reserve on."""
+    """Tokens taken ahead of time by `TokenBucket.reserve`.
+
+    `delay`: seconds to wait before acting, from the reserve on.
+    """
 
     def __init__(self):
         raise TypeError("made by TokenBucket.reserve()")
@@ -504,23 +632,29 @@ cdef class Reservation:
     def cancel(self):
         """Give the tokens back if their time has not come; returns how many came back.
 
-        What others reserved afterwards keeps its place, so only the part that they did not build on can come back.
+        What others reserved afterwards keeps its place, so only what they did not build on comes back.
         """
         return self.cancel_at(steady_ns())
 
-    def cancel_at(self, int64_t now_ns):
+    def cancel_at(self, now_ns):
         """`cancel` at the time `now_ns`."""
-        cdef uint64_t spent
+        cdef int64_t now = checked_ns(now_ns)
+        cdef uint64_t spent, n
         cdef int64_t refund
-        if self._n == 0 or now_ns >= self._due_ns:
+        if now >= self._due_ns:
+            return 0
+        # Of two threads that cancel at once, one gets the tokens.
+        n = exchange_relaxed(&self._n, 0)
+        if n == 0:
             return 0
         spent = load_relaxed(&self._bucket._state.spent)
         while True:
-            refund = self._n - <int64_t>(spent - self._end)
+            # Others may have given back since, and `spent` lie before our end: never more than was reserved.
+            refund = min(<int64_t>n - <int64_t>(spent - self._end), <int64_t>n)
             if refund <= 0:
+                store_relaxed(&self._n, n)
                 return 0
             if cas_relaxed(&self._bucket._state.spent, &spent, spent - <uint64_t>refund):
-                self._n = 0
                 return refund
 
     def __repr__(self):
@@ -528,24 +662,26 @@ cdef class Reservation:
 
 
 cdef double seconds_until(LawCopy* law, int64_t now_ns, int64_t missing) noexcept nogil:
-    """Seconds after which `missing` more tokens will have been issued: never too short, at most some ns too long."""
-    cdef uint64_t target, fraction
-    cdef double per_ns, wait_ns
+    """Seconds until `missing` more tokens will have been issued: never too short, at most some ns long."""
+    cdef Rest rest
+    cdef uint64_t target
+    cdef double wait_ns
     cdef int64_t then, step = 1
     if missing <= 0:
         return 0.0
     if law.mult == 0:
         return INFINITY
-    target = issued(law, now_ns, &fraction) + <uint64_t>missing
-    per_ns = ldexp(<double>law.mult, -<int>law.shift)
-    wait_ns = (<double>missing - ldexp(<double>fraction, -64)) / per_ns
+    target = issued(law, now_ns, &rest) + <uint64_t>missing
+    wait_ns = (<double>missing - part_of_token(law, &rest)) / law_rate(law) * 1e9
     if now_ns < law.anchor_ns:
-        wait_ns += <double>(law.anchor_ns - now_ns)
-    if wait_ns > 4e18:  # beyond 127 years, where int64 ns end
+        wait_ns += <double>(<uint64_t>law.anchor_ns - <uint64_t>now_ns)
+    if wait_ns > 4e18 or wait_ns + <double>now_ns > 9e18:  # beyond 127 years, where int64 ns end
         return wait_ns * 1e-9
     then = now_ns + <int64_t>wait_ns
     # Rounding may have come out short by an ulp or so of the wait.
-    while <int64_t>(issued(law, then, &fraction) - target) < 0:
+    while <int64_t>(issued(law, then, &rest) - target) < 0:
         then += step
         step *= 2
-    return nextafter(<double>(then - now_ns) * 1e-9, INFINITY) if then - now_ns > 1e15 else <double>(then - now_ns) * 1e-9
+    wait_ns = <double>(then - now_ns)
+    # From here on a float of seconds is too coarse for a ns.
+    return nextafter(wait_ns * 1e-9, INFINITY) if wait_ns > 1e15 else wait_ns * 1e-9

@@ -115,14 +115,15 @@ events_of_a_batch = st.lists(st.sampled_from([b"", b"a", b"bc"]), min_size=1, ma
 attempts = st.lists(st.tuples(events_of_a_batch, st.lists(st.integers(0, 6), max_size=3)), max_size=6)
 
 
-@given(plan=attempts, kind=st.sampled_from([FileSink, StreamSink]), step=st.integers(1, 5))
+@given(plan=attempts, kind=st.sampled_from([FileSink, StreamSink]), step=st.integers(1, 5), piece=st.integers(1, 9))
 def test_a_batch_that_failed_and_comes_again_stands_once_in_the_output(
-    plan: list[tuple[list[bytes], list[int]]], kind: type[FileSink | StreamSink], step: int
+    plan: list[tuple[list[bytes], list[int]]], kind: type[FileSink | StreamSink], step: int, piece: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "out.log")
         stream = kind is StreamSink
         sink = StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) if stream else FileSink(path)
+        sink._piece = memoryview(bytearray(piece))
         expected = b""
         for events, failures in plan:
             batch = batch_of(*events)
@@ -183,6 +184,22 @@ def test_a_torn_line_is_ended_where_another_batch_comes_first(tmp_path: Path) ->
     sink.send(low)
     sink.close()
     assert path.read_bytes() == b"one\ntw\nthree\none\ntwo\n"
+
+
+def test_a_line_that_was_torn_and_has_been_completed_is_not_ended_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.log"
+    sink = StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), "out")
+    sink._piece = memoryview(bytearray(4))  # an event at a time
+    low, high = batch_of(b"one", b"two"), batch_of(b"three")
+    for _ in range(2):
+        sink.writer = Stumbling(fail_after=2)
+        with pytest.raises(OSError, match="space"):
+            sink.send(low)
+    assert path.read_bytes() == b"one\n"
+    sink.send(high)
+    sink.send(low)
+    sink.close()
+    assert path.read_bytes() == b"one\nthree\none\ntwo\n"
 
 
 @pytest.mark.parametrize("fail_after", [0, 4])

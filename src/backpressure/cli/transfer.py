@@ -29,6 +29,7 @@ from backpressure.errors import BufferClosed
 from backpressure.priority import Priority
 from backpressure.sinks import Sink, SinkGone
 from backpressure.sources import LineChunk, LineReader
+from ringbuf._messages import count_lines
 
 __all__ = ["Progress", "Transfer"]
 
@@ -156,15 +157,16 @@ class Transfer:
     def _feed(self) -> None:
         try:
             for chunk in self.reader:
-                self._offer(chunk)
                 self.position = chunk.locate(len(chunk.data))
+                self.unaccepted += count_lines(chunk.data)
+                self._offer(chunk)
         except Exception as error:
             self.source_error = error
         finally:
             self._fed.set()
 
     def _offer(self, chunk: LineChunk) -> None:
-        """Put the lines of `chunk` into the buffer, waiting for room; if abandoned, count those left."""
+        """Put the lines of `chunk` into the buffer, waiting for room; those left when abandoned stay unaccepted."""
         if self._rules is None:
             self._offer_lines(chunk)
             return
@@ -173,8 +175,8 @@ class Transfer:
             while events and not self._abandoned.is_set():
                 admission = self._buffer.add_events(events, priority=priority, timeout=self._patience())
                 events = events[admission.accepted :]
+                self.unaccepted -= admission.accepted
                 self._deliver_in_step(admission)
-            self.unaccepted += len(events)
 
     def _offer_lines(self, chunk: LineChunk) -> None:
         rest = chunk.data
@@ -190,9 +192,8 @@ class Transfer:
             else:
                 admission = self._buffer.add_lines(rest, timeout=self._patience(), final=True)
             rest = rest[admission.consumed :]
+            self.unaccepted -= admission.accepted
             self._deliver_in_step(admission)
-        if rest:
-            self.unaccepted += bytes(rest).count(b"\n") + chunk.unterminated
 
     def _patience(self) -> float | None:
         """How long to wait for room. In lockstep nobody else makes any."""
@@ -211,8 +212,7 @@ class Transfer:
                     return
                 batch = self._buffer.get_batch(self._batch_size)
         except Exception as error:
-            self.sink_error = error
-            self.abandon()
+            self._give_up(error)
         if admission.reason not in (None, "full"):
             self._abandoned.wait(min(admission.retry_after, _LOOK_SECONDS))
 
@@ -226,14 +226,17 @@ class Transfer:
                 batch = self._buffer.get_batch(self._batch_size, timeout=_LOOK_SECONDS)
                 if batch is not None:
                     self._send(batch)
-        except BufferClosed:
-            pass  # settled before this batch was through
         except Exception as error:
-            self.sink_error = error
-            self.abandon()
+            self._give_up(error)
         finally:
             self._ended = self._clock.now()
             self._done.set()
+
+    def _give_up(self, error: Exception) -> None:
+        """End the run because of `error`, unless it only says that the run was settled before a batch was through."""
+        if not isinstance(error, BufferClosed):
+            self.sink_error = error
+        self.abandon()
 
     def _send(self, batch: Batch) -> None:
         """Send one batch and settle it; raises where the run can not go on."""

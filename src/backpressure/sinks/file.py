@@ -168,15 +168,16 @@ class StreamSink(LineSink):
                 self._write(memoryview(b"\n"))
                 self._in_line = False
             self._done = 0
-        begun, piece = self._done, memoryview(b"")
         try:
-            for piece in self._text(batch, begun):
+            for piece in self._text(batch, self._done):
                 begun = self._done
-                self._write(piece)
+                try:
+                    self._write(piece)
+                finally:
+                    if self._done > begun:
+                        self._in_line = piece[self._done - begun - 1] != _NEWLINE
         except BaseException:
             self._torn = batch.id
-            if self._done > begun:
-                self._in_line = piece[self._done - begun - 1] != _NEWLINE
             raise
         self._torn = None
         self._in_line = False

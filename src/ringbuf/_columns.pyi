@@ -5,6 +5,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer as _Buffer
 
+# What other compiled modules call.
+__pyx_capi__: dict[str, Any]
+
 class MessageTooLarge(ValueError):
     index: int
     nbytes: int
@@ -20,6 +23,7 @@ class Gathered:
 
 @final
 class Messages:
+    def __init__(self, /, *args: object, **kwargs: object) -> None: ...
     @property
     def data(self) -> npt.NDArray[np.uint8]: ...
     @property

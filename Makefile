@@ -72,7 +72,7 @@ lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
 	.venv-lint/bin/mypy --strict src/backpressure
 	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
-	.venv-lint/bin/cython-lint src/ringbuf
+	PATH="$(CURDIR)/.venv-lint/bin:$$PATH" cython-lint src/ringbuf
 
 bench: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-only

@@ -1,5 +1,5 @@
 from collections.abc import Iterator, Sequence
-from typing import Any, final, overload
+from typing import Any, NoReturn, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class Gathered:
 
 @final
 class Messages:
-    def __init__(self, /, *args: object, **kwargs: object) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> NoReturn: ...
     @property
     def data(self) -> npt.NDArray[np.uint8]: ...
     @property

@@ -484,9 +484,9 @@ def numbered(lines: int) -> bytes:
 
 @pytest.mark.parametrize("rules", [False, True])
 def test_every_line_that_was_read_is_counted(rules: bool, give: Callable[[bytes], Path]) -> None:
-    content = numbered(20_000)
+    path = give(numbered(20_000))
     gate = Gate()
-    transfer = transfer_of(give(content), gate, lane_bytes=65536, rules=rules_for(rules))
+    transfer = transfer_of(path, gate, lane_bytes=65536, rules=rules_for(rules))
     transfer.start()
     assert gate.entered.wait(30)
     transfer.abandon()
@@ -496,7 +496,7 @@ def test_every_line_that_was_read_is_counted(rules: bool, give: Callable[[bytes]
     assert transfer.position is not None
     assert progress.events == len(gate.inner.events) > 0
     assert progress.events + progress.undelivered == transfer.position[1] // 100
-    assert transfer.unaccepted > 0  # a lane holds less than a chunk
+    assert transfer.unaccepted > 0 or path.is_fifo()  # a lane holds less than a chunk of a file
 
 
 @pytest.mark.parametrize("rules", [False, True])

@@ -39,6 +39,7 @@ _BATCH_BYTES = 1 << 20
 # The handler only leaves a note; this is how soon it is read.
 _SIGNAL_SECONDS = 0.1
 
+
 def main(argv: Sequence[str]) -> int:
     """Run `penstock pump` with these arguments; returns the exit code."""
     options = parse(argv)

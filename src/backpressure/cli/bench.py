@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
@@ -185,8 +186,9 @@ def _buffer_lists(chunks: list[bytes]) -> Figure:
             seconds += time.perf_counter() - start
         return seconds
 
-    events = sum(map(len, lists))
-    return Figure("add_events(list of bytes)", "deque.extend, popleft loop", ours, theirs, 1.0, events, 11)
+    return Figure(
+        "add_events(list of bytes)", "deque.extend, popleft loop", ours, theirs, 1.0, sum(map(len, lists)), 11
+    )
 
 
 def _buffer_single() -> Figure:
@@ -344,7 +346,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="exit codes: 0 every figure keeps its limit, 1 one does not",
     )
     parser.add_argument("--long", action="store_true", help="2,000,000 lines instead of 400,000 (needs 2 GB of memory)")
+    parser.add_argument("--record", metavar="FILE", help="also write the table to FILE as Markdown, with date and host")
     options = parser.parse_args(argv)
+    measurements: list[Measurement] = []
     print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
     row = "{:<42} {:>12} {:>10} {:>7} {:>7}  {}"
     print(row.format("", "M events/s", "time", "ratio", "limit", "yardstick"))
@@ -356,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured = measure(figure)
         finally:
             figure.close()
+        measurements.append(measured)
         good &= measured.within
         if figure.limit is None:
             per_event = measured.rate
@@ -375,7 +380,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     for what, rate in (("per batch (1 MiB chunks of lines)", per_batch), ("per event (one call for each)", per_event)):
         verdict = "yes" if rate >= _PROMISE else "no"
         print(f"  {what:<36} {verdict}, {rate:,.0f}")
+    if options.record:
+        Path(options.record).write_text(_markdown(measurements))
     return 0 if good and per_batch >= _PROMISE else 1
+
+
+def _markdown(measurements: Sequence[Measurement]) -> str:
+    """The table of a run, for bench/results."""
+    lines = [
+        f"{date.today()}, {platform.python_implementation()} {platform.python_version()}, {_processor()}, "
+        f"{os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "",
+        "| what | each | million a second | yardstick | ratio | limit |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for one in measurements:
+        figure = one.figure
+        lines.append(
+            f"| {figure.name} | {_duration(one.ours / figure.events)} | {one.rate / 1e6:.1f} | {figure.yardstick} "
+            f"| {one.ratio:.2f} | {'' if figure.limit is None else figure.limit} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _duration(seconds: float) -> str:

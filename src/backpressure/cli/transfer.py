@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ __all__ = ["Progress", "Transfer"]
 
 # How long the deliverer waits before it looks whether it shall end: nobody notices, and it costs nothing.
 _LOOK_SECONDS = 0.05
+# What was refused is offered again after this at the latest: the time that a refusal names is an estimate.
+_REFUSAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,8 @@ class Transfer:
         """
         settled = self._done.wait(seconds)
         self._buffer.close(timeout=0.0)  # so that the feeder waits for room no longer
-        self._fed.wait(seconds)
+        if not self._lockstep:  # where the feeder is also the one that sends, and still does, there is nothing to wait for
+            self._fed.wait(seconds)
         return settled
 
     def progress(self) -> Progress:
@@ -200,21 +204,24 @@ class Transfer:
         return 0.0 if self._lockstep else None
 
     def _deliver_in_step(self, admission: Admission) -> None:
-        """In lockstep: deliver all that is ready, and wait a moment where something was refused."""
+        """In lockstep: deliver all that is ready; where something was refused, go on until it can be offered again."""
         if not self._lockstep:
             return
+        # A full lane gets room with the first batch. Other refusals name their time, and to ask before would count as demand.
+        full = admission.reason == "full"
+        wait = _LOOK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
+        deadline = time.monotonic() + wait
         try:
-            # A full lane waits for a batch: the sink may be failing. Any other refusal waits for its own time.
-            batch = self._buffer.get_batch(self._batch_size, timeout=_LOOK_SECONDS if admission.reason == "full" else 0.0)
-            while batch is not None:
-                self._send(batch)
-                if self._abandoned.is_set():
+            while not self._abandoned.is_set():
+                left = max(0.0, deadline - time.monotonic())
+                batch = self._buffer.get_batch(self._batch_size, timeout=min(left, _LOOK_SECONDS))
+                if batch is not None:
+                    self._send(batch)
+                    deadline = 0.0 if full else deadline
+                elif not left:
                     return
-                batch = self._buffer.get_batch(self._batch_size)
         except Exception as error:
             self._give_up(error)
-        if admission.reason not in (None, "full"):
-            self._abandoned.wait(min(admission.retry_after, _LOOK_SECONDS))
 
     # ---------------------------------------------------------------- the deliverer
 

@@ -3,5 +3,6 @@
 from ringbuf._bucket import Reservation, TokenBucket
 from ringbuf._columns import Messages
 from ringbuf._messages import MessageRing
+from ringbuf._ring import RingBuffer
 
-__all__ = ["MessageRing", "Messages", "Reservation", "TokenBucket"]
+__all__ = ["MessageRing", "Messages", "Reservation", "RingBuffer", "TokenBucket"]

@@ -46,6 +46,7 @@ ns is wrong by 1 % at 30 M/s.
 """
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
@@ -53,28 +54,15 @@ from ringbuf._atomics cimport (
     cas_acquire, cas_relaxed, exchange_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed,
     store_relaxed, store_release,
 )
-
-from cpython.number cimport PyNumber_Index
+from ringbuf._timing cimport checked_count, checked_ns, steady_ns
 
 import numpy as np
 
 
-cdef extern from "Python.h":
-    long long PyLong_AsLongLongAndOverflow(object n, int* overflow) except? -1
-    # Not Cython's own conversion, which would take a float (of seconds, by mistake) and cut it.
-    int64_t checked_ns "PyLong_AsLongLong"(object now_ns) except? -1
-
-
 cdef extern from * nogil:
     """
-    #include <chrono>
     #include <cmath>
     #include <cstdint>
-
-    static inline int64_t penstock_now_ns(void) {
-        return std::chrono::duration_cast<std::chrono::nanoseconds>(
-            std::chrono::steady_clock::now().time_since_epoch()).count();
-    }
 
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
@@ -117,7 +105,6 @@ cdef extern from * nogil:
         return quotient;
     }
     """
-    int64_t steady_ns "penstock_now_ns"()
     uint64_t mul_div "penstock_mul_div"(uint64_t a, uint64_t b, unsigned shift,
                                         uint64_t* low, uint64_t* high)
     double frexp(double x, int* exp)
@@ -295,16 +282,6 @@ cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns) noexce
         settle_law(state, now_ns, NULL, -1)
         unlock(state)
         read_law(state, law)
-
-
-cdef inline int64_t checked_count(object n) except -1:
-    """`n` as a token count, or an error that says what one is."""
-    cdef int overflow = 0
-    cdef long long value
-    value = PyLong_AsLongLongAndOverflow(n if type(n) is int else PyNumber_Index(n), &overflow)
-    if overflow != 0 or not 0 <= value <= MAX_TOKENS:
-        raise ValueError(f"n must be from 0 to {MAX_TOKENS}, not {n}")
-    return value
 
 
 cdef double checked_rate(object rate) except -1.0:

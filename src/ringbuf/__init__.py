@@ -1,8 +1,12 @@
-"""Lock-free rings, a token bucket, rate windows and histograms: the compiled core of penstock."""
+"""Lock-free rings, a token bucket, rate windows and histograms: the compiled core of penstock.
+
+It knows numpy and nothing of policies. Everything public is importable from here.
+"""
 
 from ringbuf._bucket import Reservation, TokenBucket
 from ringbuf._columns import Messages
 from ringbuf._messages import MessageRing
 from ringbuf._ring import RingBuffer
+from ringbuf._window import LatencyHistogram, RateWindow
 
-__all__ = ["MessageRing", "Messages", "Reservation", "RingBuffer", "TokenBucket"]
+__all__ = ["LatencyHistogram", "MessageRing", "Messages", "RateWindow", "Reservation", "RingBuffer", "TokenBucket"]

@@ -1,0 +1,105 @@
+"""The surface: what can be imported, from where, and that imports point down only."""
+
+from __future__ import annotations
+
+import ast
+import types
+from pathlib import Path
+
+import pytest
+
+import backpressure
+import ringbuf
+
+# Section 4 of the design: other people's scripts use these names.
+RINGBUF = {"MessageRing", "Messages", "Reservation", "TokenBucket", "RingBuffer", "RateWindow", "LatencyHistogram"}
+BACKPRESSURE = {
+    *("BufferManager", "BufferConfig", "Priority", "Admission", "Batch", "EventType", "Durability", "WhenFull"),
+    *("CircuitBreaker", "CircuitBreakerConfig", "State", "Permit", "CircuitOpenError"),
+    *("BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"),
+    *("AdaptiveBatchManager", "AdaptiveBatchConfig"),
+    *("FlowControlManager", "FlowControlConfig", "EmergencyModeConfig", "Grant"),
+    *("MonotonicClock", "BackpressureError", "BufferFull", "BufferClosed"),
+}
+
+# Lower floors first. A module may import from its own floor and from those below it.
+FLOORS = [
+    {"ringbuf"},
+    {"clock", "errors", "events", "priority", "validation", "sliding_counts"},
+    {
+        "circuit_breaker",
+        "backpressure_monitor",
+        "adaptive_batch_manager",
+        "flow_control_manager",
+        "emergency_mode",
+        "priority_shares",
+    },
+    {"admission", "stats", "lane", "batch"},
+    {"config", "intake", "buffer_manager", "aio"},
+    {"sinks", "sources", "testing"},
+    {"cli", "__main__"},
+]
+# BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.
+PACKAGE = Path(backpressure.__file__).parent
+
+
+@pytest.mark.parametrize(("package", "names"), [(ringbuf, RINGBUF), (backpressure, BACKPRESSURE)])
+def test_public_names(package: types.ModuleType, names: set[str]) -> None:
+    assert names <= set(package.__all__)
+    assert len(package.__all__) == len(set(package.__all__))
+    public = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(package.__all__), "what can be imported and what is named in __all__ differ"
+
+
+@pytest.mark.parametrize("package", [ringbuf, backpressure])
+def test_every_public_name_is_documented(package: types.ModuleType) -> None:
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert value.__doc__, f"{package.__name__}.{name} has no docstring"
+        assert not str(value.__doc__).startswith(f"{name}("), f"{package.__name__}.{name} has a generated docstring only"
+
+
+def floor_of(module: str) -> int:
+    top = module.split(".")[1] if module.startswith("backpressure.") else module
+    for number, floor in enumerate(FLOORS):
+        if top in floor:
+            return number
+    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of ours that a file imports when it runs: not those under `if TYPE_CHECKING`."""
+    found = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            skipped.update(inner for child in node.body for inner in ast.walk(child))
+        elif isinstance(node, ast.Import) and node not in skipped:
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node not in skipped:
+            assert node.level == 0, f"{path}: imports are absolute here"
+            found.add(node.module or "")
+    return {name for name in found if name.split(".")[0] in ("backpressure", "ringbuf")}
+
+
+def test_imports_point_down() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    assert len(files) > 15
+    for path in files:
+        relative = path.relative_to(PACKAGE).with_suffix("")
+        here = floor_of("backpressure." + ".".join(relative.parts))
+        for name in imports_of(path):
+            assert name != "backpressure", f"{path.name}: import from the module, not from the package"
+            there = floor_of("ringbuf" if name.startswith("ringbuf") else name)
+            assert there <= here, f"{path.name} (floor {here}) imports {name} (floor {there})"
+
+
+def test_ringbuf_knows_nothing_of_policies() -> None:
+    for path in Path(ringbuf.__file__).parent.glob("*.py*"):
+        if path.suffix in (".py", ".pyx", ".pyi", ".pxd"):
+            assert "import backpressure" not in path.read_text()
+            assert "from backpressure" not in path.read_text()

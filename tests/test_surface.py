@@ -35,7 +35,7 @@ FLOORS = [
         "priority_shares",
     },
     {"admission", "stats", "lane", "batch"},
-    {"config", "intake", "buffer_manager", "aio"},
+    {"config", "intake", "wakeup", "buffer_manager", "aio"},
     {"sinks", "sources", "testing"},
     {"cli", "__main__"},
 ]

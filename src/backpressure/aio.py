@@ -1,7 +1,8 @@
 """The asynchronous face of a buffer: the same buffer, awaited instead of waited for. No thread is involved.
 
     async for batch in buffer.aio.batches():
-        async with batch_sink(batch): ...
+        with batch:
+            await send(batch)
 
 Any number of event loops and threads may use one buffer at the same time. A coroutine that is cancelled while it waits has
 taken nothing; what it had got accepted stays accepted.
@@ -20,8 +21,9 @@ from backpressure.errors import BufferClosed
 from backpressure.priority import Priority
 
 if TYPE_CHECKING:
-    from backpressure.buffer_manager import BufferManager, Signal
+    from backpressure.buffer_manager import BufferManager
     from backpressure.intake import Offer
+    from backpressure.wakeup import Wakeup
 
 __all__ = ["AsyncBuffer"]
 
@@ -81,8 +83,8 @@ class AsyncBuffer:
         return admission
 
 
-async def _sleep(signal: Signal, done: Callable[[], bool], timeout: float) -> None:
-    """Wait until `signal` is notified, or for `timeout` seconds, unless `done()` holds already."""
+async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> None:
+    """Wait until `wakeup` is notified, or for `timeout` seconds, unless `done()` holds already."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 
@@ -90,7 +92,7 @@ async def _sleep(signal: Signal, done: Callable[[], bool], timeout: float) -> No
         if not loop.is_closed():
             loop.call_soon_threadsafe(woken.set)
 
-    with signal.listening(wake):
+    with wakeup.listening(wake):
         if not done():
             try:
                 async with asyncio.timeout(timeout):

@@ -21,8 +21,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -55,6 +54,7 @@ from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
 from backpressure.stats import BufferStats
+from backpressure.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from backpressure.aio import AsyncBuffer
@@ -106,8 +106,8 @@ class BufferManager:
         self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
         self._lanes: Final = tuple(Lane(priority, self.config.lane_bytes) for priority in range(1, PRIORITY_LEVELS + 1))
         self._passed_over = [0] * PRIORITY_LEVELS
-        self._ready = Signal()
-        self._room = Signal()
+        self._ready = Wakeup()
+        self._room = Wakeup()
         self._next_tick = 0.0
         self._pressed_since: float | None = None
         self._pressed_for = 0.0
@@ -496,43 +496,3 @@ class BufferManager:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "closing" if self._closing else "open"
         return f"<BufferManager {state}, {self._resident()} events resident>"
-
-
-class Signal:
-    """A condition that costs its notifier nothing while nobody waits, and that coroutines can wait for as well."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._waiting = 0
-        # Replaced whole and never changed in place, so `notify` reads it without a lock.
-        self._listeners: tuple[Callable[[], object], ...] = ()
-
-    def notify(self) -> None:
-        """Wake everyone who waits."""
-        if self._waiting:
-            with self._condition:
-                self._condition.notify_all()
-        for listener in self._listeners:
-            listener()
-
-    def wait(self, done: Callable[[], bool], timeout: float) -> None:
-        """Sleep until notified, or for `timeout` seconds, unless `done()` holds already."""
-        with self._condition:
-            self._waiting += 1
-            try:
-                # Looked at after the count was raised: whoever makes it true from here on will notify.
-                if not done():
-                    self._condition.wait(timeout)
-            finally:
-                self._waiting -= 1
-
-    @contextmanager
-    def listening(self, listener: Callable[[], object]) -> Iterator[None]:
-        """Have `listener()` called at each notify, by the notifying thread and without a lock."""
-        with self._condition:
-            self._listeners = (*self._listeners, listener)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._listeners = tuple(one for one in self._listeners if one is not listener)

@@ -1,0 +1,144 @@
+"""Figures of one run beside the oracle's, and the criteria that they are judged by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bench.overload.kernel import Record
+
+__all__ = ["CRITERIA", "Figures", "Verdict", "figures", "judge"]
+
+# Of the oracle's goodput: after convergence, and for the time to get there.
+_ENOUGH, _NEAR = 0.95, 0.9
+# Seconds of which goodput is the mean where its convergence is timed: shorter ones are all noise of batches.
+_SMOOTH = 3
+# Bins of the delays are 5 % wide: less than that is no difference.
+_TIE = 1.05
+# Permits of a half-open breaker, and its reset time: the table's.
+_PROBES, _RESET = 20, 30.0
+# Activations allowed for each real change.
+_ACTIVATIONS = 2
+
+CRITERIA = ("priority 1", "goodput", "delay", "activations", "leaks", "rate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One run. Seconds, events and shares as named."""
+
+    goodput: int  #: events delivered
+    of_capacity: float  #: goodput / what the sink could have taken of what was offered, second by second
+    settled: float  #: the worst span's goodput / the oracle's
+    p50: float  #: of the delay from admission to the first call, seconds
+    p99: float
+    p999: float
+    urgent_p99: float  #: the same for priority 1
+    converged: float  #: seconds to within a tenth of the oracle, the longest of all changes; inf: not before the next one
+    transitions: float  #: a minute
+    activations: int
+    trips: int
+    false_trips: int  #: while the sink failed less than the breaker's threshold, over its window
+    leaks: int  #: calls into a dead sink
+    leaks_per_reset: int  #: the most in any reset time after the first trip (after the death, where nothing trips)
+    recovery: float  #: seconds from the sink's return until goodput is within a tenth of the oracle's; 0 where it never died
+    lost: tuple[float, ...]  #: share of what was offered that was refused or dropped, by priority
+    urgent_inversions: int
+    inversions: int
+    excess: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a criterion is met; None where the scenario says nothing about it."""
+
+    met: bool | None
+    figure: str
+
+
+def figures(run: Record, oracle: Record) -> Figures:
+    scenario = run.scenario
+    possible = sum(min(c, d) for c, d in zip(run.capacity, run.demand, strict=True))
+    after = [_converges(run, oracle, at, _next(scenario.changes, at, scenario.seconds)) for at in scenario.changes]
+    back = [_converges(run, oracle, end, scenario.seconds) for _, end in scenario.dead]
+    lost = tuple((r + d) / o if o else 0.0 for r, d, o in zip(run.refused, run.dropped, run.offered, strict=True))
+    return Figures(
+        goodput=sum(run.goodput),
+        of_capacity=sum(run.goodput) / max(1.0, possible),
+        settled=min(_ratio(run, oracle, start, end) for start, end in scenario.settled),
+        p50=run.delays.quantile(0.5),
+        p99=run.delays.quantile(0.99),
+        p999=run.delays.quantile(0.999),
+        urgent_p99=run.urgent_delays.quantile(0.99),
+        converged=max(after),
+        transitions=len(run.transitions) * 60.0 / scenario.seconds,
+        activations=len(run.activations),
+        trips=len(run.trips),
+        false_trips=sum(_was_healthy(run, at) for at in run.trips),
+        leaks=len(run.leaks),
+        leaks_per_reset=_leaks_per_reset(run),
+        recovery=max(back, default=0.0),
+        lost=lost,
+        urgent_inversions=run.urgent_inversions,
+        inversions=run.inversions,
+        excess=run.excess,
+    )
+
+
+def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str, Verdict]:
+    """The criteria for one controller, `baselines` being what its delay is compared with."""
+    rivals = {name: one for name, one in baselines.items() if one.goodput >= ours.goodput}
+    best = min(rivals, key=lambda name: rivals[name].p99, default=None)
+    delay = f"{ours.p99:.3g} s, no baseline has that goodput"
+    if best is not None:
+        delay = f"{ours.p99:.3g} s, {best} {rivals[best].p99:.3g} s"
+    allowed = _ACTIVATIONS * len(run.scenario.changes)
+    dead = bool(run.scenario.dead)
+    return {
+        "priority 1": Verdict(ours.urgent_inversions == 0, f"{ours.urgent_inversions:,}"),
+        "goodput": Verdict(ours.settled >= _ENOUGH, f"{ours.settled:.3f}"),
+        "delay": Verdict(best is None or ours.p99 <= rivals[best].p99 * _TIE, delay),
+        "activations": Verdict(ours.activations <= allowed, f"{ours.activations} of {allowed}"),
+        "leaks": Verdict(ours.leaks_per_reset <= _PROBES if dead else None, f"{ours.leaks_per_reset}" if dead else "-"),
+        # Tokens are counted in floats by the meter: a hundredth of an event is rounding.
+        "rate": Verdict(ours.excess < 0.01, f"{ours.excess:.2f}"),
+    }
+
+
+def _next(changes: tuple[float, ...], at: float, end: float) -> float:
+    return min((change for change in changes if change > at), default=end)
+
+
+def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
+    span = slice(int(start), int(end))
+    return sum(run.goodput[span]) / max(1, sum(oracle.goodput[span]))
+
+
+def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
+    """Seconds from `start` until the goodput of `_SMOOTH` seconds is within a tenth of the oracle's, or inf.
+
+    What is asked is the lesser of the oracle's goodput and the demand: working off a backlog that one does not have is no goal.
+    """
+    for second in range(int(start), int(end) - _SMOOTH + 1):
+        span = slice(second, second + _SMOOTH)
+        goal = min(sum(oracle.goodput[span]), sum(run.demand[span]))
+        if goal and sum(run.goodput[span]) >= _NEAR * goal:
+            return second - start
+    return math.inf
+
+
+def _was_healthy(run: Record, at: float) -> bool:
+    """Whether the sink failed less than 30 % of all calls in the 5 s before: the breaker's threshold and window."""
+    looks = [run.scenario.sink(max(0.0, at - 0.1 * k)) for k in range(50)]
+    return sum(1.0 if one.dead else one.errors for one in looks) / len(looks) < 0.3 and not looks[0].dead
+
+
+def _leaks_per_reset(run: Record) -> int:
+    """What came before the first trip was needed to find out, and is not counted; `leaks` has it."""
+    most = 0
+    for start, end in run.scenario.dead:
+        first = min((trip for trip in run.trips if start <= trip <= end), default=start)
+        leaks = [at for at in run.leaks if first < at <= end]
+        for begin in range(len(leaks)):
+            most = max(most, sum(at < leaks[begin] + _RESET for at in leaks[begin:]))
+    return most

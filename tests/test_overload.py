@@ -1,0 +1,180 @@
+"""The overload simulation: its books, its determinism, and what the policies must never do in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is no part of the installed package
+
+from bench.overload.baselines import BASELINES, Base
+from bench.overload.controllers import Laws, Oracle, Ours
+from bench.overload.fleet import CLIENTS, FLEETS, fleet
+from bench.overload.kernel import Delays, Make, RateMeter, VirtualClock, simulate
+from bench.overload.metrics import figures, judge
+from bench.overload.report import markdown
+from bench.overload.run import OURS, run
+from bench.overload.sink import WORKERS, Condition, Outcome, Sink, best_rate
+from bench.overload.workload import Scenario, scenarios
+
+EVERY: dict[str, Make] = {"oracle": Oracle, **OURS, **BASELINES}
+
+
+def short(name: str, seconds: float) -> Scenario:
+    """The first seconds of a scenario."""
+    whole = scenarios()[name]
+    return dataclasses.replace(whole, seconds=seconds, settled=((0.0, seconds),))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_books_balance_and_the_rate_is_kept(name: str) -> None:
+    """`simulate` checks conservation each second; the rate bound has to hold for every span."""
+    scenario = dataclasses.replace(short("step_x10", 40.0), rate=30_000.0, burst=10_000)
+    record = simulate(scenario, EVERY[name])
+    assert record.excess <= 0.01
+    assert sum(record.offered) > sum(record.accepted) >= sum(record.delivered) > 0
+    assert len(record.goodput) == 40
+    assert sum(record.goodput) == sum(record.delivered)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not() -> None:
+    scenario = short("outage", 45.0)
+    first, again, other = (simulate(scenario, OURS["ours + bound"], seed) for seed in (1, 1, 2))
+    assert (first.goodput, first.trips, first.leaks) == (again.goodput, again.trips, again.leaks)
+    assert first.goodput != other.goodput
+
+
+def test_all_controllers_meet_the_same_load() -> None:
+    scenario = short("spikes_beyond_burst", 22.0)
+    assert simulate(scenario, Ours).offered == simulate(scenario, BASELINES["AIMD"]).offered
+
+
+def test_a_leaky_controller_is_found_out() -> None:
+    """The meter and the books are no decoration: one that admits too much shows."""
+
+    class Leaky(Base):
+        def admit(self, n: int, priority: int) -> int:
+            return n
+
+    scenario = dataclasses.replace(short("step_x10", 35.0), rate=30_000.0, burst=10_000)
+    assert simulate(scenario, Leaky).excess > 1_000
+
+    class Inventive(Base):
+        def admit(self, n: int, priority: int) -> int:
+            return n + 1
+
+    with pytest.raises(AssertionError):
+        simulate(scenario, Inventive)
+
+
+def test_an_inversion_is_seen() -> None:
+    class UpsideDown(Base):
+        def admit(self, n: int, priority: int) -> int:
+            return n if priority == 5 else 0
+
+    record = simulate(short("step_x2", 5.0), UpsideDown)
+    assert record.urgent_inversions == record.refused[0] > 0
+
+
+@pytest.mark.parametrize("name", ["step_x10", "spikes_beyond_burst"])
+def test_priority_1_is_never_lost_while_a_lesser_one_is_admitted(name: str) -> None:
+    scenario = short(name, 50.0)
+    for make in OURS.values():
+        assert simulate(scenario, make).urgent_inversions == 0
+
+
+def test_a_dead_sink_is_left_alone() -> None:
+    """From the first trip on no more than the probes of a half-open breaker, where no breaker calls on and on."""
+    scenario = short("outage", 69.0)
+    oracle, ours, naive = (simulate(scenario, make) for make in (Oracle, Ours, BASELINES["fixed batch"]))
+    assert oracle.leaks == []
+    figure = figures(ours, oracle)
+    assert figure.trips >= 1
+    assert figure.false_trips == 0
+    assert figure.leaks_per_reset <= 20 < figures(naive, oracle).leaks_per_reset
+
+
+def test_the_delay_bound_keeps_the_goodput_and_cuts_the_delay() -> None:
+    scenario = dataclasses.replace(short("step_x2", 70.0), settled=((50.0, 70.0),))
+    oracle, wired, bound = (simulate(scenario, make) for make in (Oracle, *OURS.values()))
+    with_bound, without = figures(bound, oracle), figures(wired, oracle)
+    assert with_bound.settled > 0.9
+    assert with_bound.p99 < 0.1 * without.p99
+
+
+def test_the_oracle_delivers_what_the_sink_can_take() -> None:
+    scenario = dataclasses.replace(short("step_x2", 90.0), settled=((40.0, 90.0),))
+    oracle = simulate(scenario, Oracle)
+    # Small batches of urgent lanes cost some of it: a lane of its own for each priority has that price.
+    assert 0.85 < sum(oracle.goodput[40:]) / sum(oracle.capacity[40:]) <= 1.02
+
+
+def test_criteria_fail_where_they_should() -> None:
+    scenario = dataclasses.replace(short("outage", 69.0), settled=((10.0, 30.0),))
+    oracle = simulate(scenario, Oracle)
+    naive = simulate(scenario, BASELINES["fixed batch"])
+    mine = figures(naive, oracle)
+    better = dataclasses.replace(mine, p99=mine.p99 / 2.0)
+    worse = dataclasses.replace(mine, settled=0.94, urgent_inversions=1, activations=99, excess=1.0)
+    verdicts = judge(worse, naive, {"b": better})
+    assert {name for name, verdict in verdicts.items() if verdict.met is False} == set(verdicts)
+    assert judge(mine, naive, {"b": dataclasses.replace(better, goodput=mine.goodput - 1)})["delay"].met
+
+
+def test_sink_has_its_capacity_its_knee_and_its_faults() -> None:
+    sink = Sink(lambda t: Condition(), random.Random(1))
+    end, outcome = sink.call(0.0, 666)
+    assert outcome is Outcome.OK
+    assert 0.03 < end < 0.16
+    later = [sink.call(0.0, 666)[0] for _ in range(WORKERS - 1)][-1]
+    assert later > 3 * 0.03  # calls queue inside
+    assert 0.9 * best_rate(Condition()) < WORKERS * 666 / later < 1.2 * best_rate(Condition())
+    assert Sink(lambda t: Condition(errors=1.0), random.Random(1)).call(0.0, 10)[1] is Outcome.FAILED
+    assert Sink(lambda t: Condition(hangs=True), random.Random(1)).call(0.0, 10)[1] is Outcome.LOST
+    assert best_rate(Condition(errors=1.0)) == 0.0
+
+
+def test_delays_and_meter() -> None:
+    delays = Delays()
+    delays.add(0.1, 99)
+    delays.add(10.0, 1)
+    assert delays.quantile(0.99) == pytest.approx(0.1, rel=0.06)
+    assert delays.quantile(1.0) == pytest.approx(10.0, rel=0.06)
+    meter = RateMeter(10.0, 5, 0.0)
+    meter.admitted(5, 0.0)
+    meter.admitted(5, 0.5)
+    meter.admitted(5, 1.0)
+    assert meter.excess == 0.0
+    meter.admitted(3, 1.1)
+    assert meter.excess == pytest.approx(2.0)
+    clock = VirtualClock()
+    clock.t, clock.offset = 5.0, -2.0
+    assert clock.now() == 3.0
+
+
+def test_jitter_spreads_the_probes_of_a_fleet() -> None:
+    assert fleet(FLEETS["ours"]).peak < 0.5 * fleet(FLEETS["no jitter"]).peak <= CLIENTS
+
+
+def test_a_report_of_everything_can_be_written() -> None:
+    results = run(["errors_10"], seed=3, ablations=False, host="here", date="today")
+    text = markdown(results)
+    assert "## Criteria: ours + bound" in text
+    assert all(f"| {name} |" in text for name in EVERY)
+    verdicts = results.verdicts["ours"]["errors_10"]
+    assert verdicts["rate"].met
+    assert verdicts["leaks"].met is None
+
+
+def test_an_ablation_changes_what_it_names() -> None:
+    """Without growth a breaker that is wrong again comes back after the same time; with it, later."""
+    scenario = short("outage", 75.0)
+    grown = simulate(scenario, partial(Ours, laws=Laws()))
+    flat = simulate(dataclasses.replace(scenario, seconds=110.0), partial(Ours, laws=Laws(growth=False)))
+    assert len(grown.trips) == len([at for at in flat.trips if at < 75.0])
+    assert sum(flat.goodput[95:]) > 0

@@ -137,7 +137,7 @@ def test_a_percent_means_what_is_written() -> None:
     few = filled([1e-3] * 999 + [10.0])
     assert few.percentile(99.9) == pytest.approx(1e-3, rel=0.01)
     assert few.percentile(99.91) == few.percentile(100) == 10.0
-    for q in (0.1, 0.7, 7, 14, 28, 29, 55, 57, 58, 99.9):
+    for q in (0.1, 0.7, 7, 14, 16.1, 28, 29, 55, 57, 58, 99.9):
         # 1,000 values, of which the last that counts is small: one rank further is large.
         rank = math.ceil(Fraction(str(q)) * 10)
         assert filled([1e-3] * rank + [10.0] * (1000 - rank)).percentile(q) == pytest.approx(1e-3, rel=0.01), q
@@ -196,6 +196,11 @@ def test_a_clock_that_went_back_counts_as_no_time() -> None:
     assert histogram.count == histogram.snapshot().counts[0] == 8
     assert (histogram.sum, histogram.min, histogram.max) == (0.0, 0.0, 0.0)
     assert math.copysign(1, histogram.min) == 1
+    for call in (lambda h: h.record(-0.0), lambda h: h.record_many([-0.0])):
+        fresh = LatencyHistogram()
+        call(fresh)
+        assert (fresh.min, fresh.max) == (0.0, 0.0)
+        assert math.copysign(1, fresh.max) == 1
     histogram.record(0.1)
     assert (histogram.min, histogram.max) == (0.0, 0.1)
 
@@ -414,11 +419,11 @@ def test_snapshots_among_recorders_are_consistent() -> None:
 def test_a_reset_among_recorders_leaves_a_usable_histogram() -> None:
     histogram = LatencyHistogram()
     done = threading.Event()
-    values = np.geomspace(1e-5, 100, 2_000)
+    values = np.geomspace(1e-5, 100, 50_000)
 
     def record() -> None:
         try:
-            for _ in range(60):
+            for _ in range(100):
                 histogram.record_many(values)
         finally:
             done.set()

@@ -428,6 +428,9 @@ cdef class LatencyHistogram:
             taken.sum = from_bits(load_relaxed(&self._extremes.total))
             taken.min = self._within(first, from_bits(load_relaxed(&self._extremes.low)))
             taken.max = self._within(last, from_bits(load_relaxed(&self._extremes.high)))
+            # Read among resets and records of values in one bucket, the two may be of different values.
+            if taken.min > taken.max:
+                taken.min, taken.max = taken.max, taken.min
         return taken
 
     cdef double _within(self, uint64_t bucket, double value) noexcept nogil:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
+import datetime
+import pickle
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +20,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ringbuf import RingBuffer
 
 
+class Run:
+    """One push or reservation, in the order of claims: what the consumers will see of it, and whether they can yet."""
+
+    def __init__(self, records: list[int], *, ready: bool) -> None:
+        self.records = deque(records)
+        self.ready = ready
+
+
 class RecordMachine(RuleBasedStateMachine):
-    """Every operation against a deque; positions start anywhere, blocks are held open and end in any order."""
+    """Every operation against deques; positions start anywhere, blocks are held open and end in any order, well or not."""
 
     @initialize(
         capacity=st.sampled_from([2, 8, 64]),
-        position=st.sampled_from([0, 2**32 - 64, 2**31 - 64, 2**60 - 64]),
+        position=st.sampled_from([0, 2**31 - 64, 2**32 - 64, 2**61 - 64, 2**63 - 64, 2**64 - 64]),
         exchanges=st.booleans(),
     )
     def make(self, capacity: int, position: int, exchanges: bool) -> None:
@@ -31,96 +43,193 @@ class RecordMachine(RuleBasedStateMachine):
         if exchanges:
             self.ring._use_exchanges()
         self.capacity = capacity
-        self.waiting: deque[int] = deque()
+        self.runs: deque[Run] = deque()
         self.number = 0
-        self.held: list[tuple[object, int]] = []  # open peek blocks, and how many records each occupies
+        self.given_back: list[list[int]] = []  # what peeks gave back, each list in order
+        self.reserved: list[tuple[Any, Run]] = []
+        self.peeked: list[tuple[Any, list[int]]] = []
+        self.escaped: list[Any] = []
+
+    @property
+    def undisturbed(self) -> bool:
+        """No block is open and none left anything behind: then room is known exactly."""
+        left = self.escaped or self.given_back or any(not run.records for run in self.runs)
+        return not (self.reserved or self.peeked or left)
 
     def numbers(self, count: int) -> list[int]:
         self.number += count
         return list(range(self.number - count, self.number))
 
-    @rule(count=st.integers(0, 80), kind=st.sampled_from(["array", "list", "other dtype", "strided"]))
+    def waiting(self) -> int:
+        return sum(len(run.records) for run in self.runs if run.ready) + sum(map(len, self.given_back))
+
+    def readable(self) -> list[int]:
+        """What consumers would get now, in order: what was given back, oldest first, then all before an open reservation."""
+        found = [number for part in sorted(self.given_back) for number in part]
+        for run in self.runs:
+            if not run.ready:
+                break
+            found += run.records
+        return found
+
+    def take(self, count: int) -> list[int]:
+        """Take that many off the front of what is readable."""
+        taken: list[int] = []
+        self.given_back.sort()
+        while count > len(taken) and self.given_back:
+            part = self.given_back[0]
+            taken.append(part.pop(0))
+            if not part:
+                del self.given_back[0]
+        while count > len(taken):
+            if self.runs[0].records:
+                taken.append(self.runs[0].records.popleft())
+            if not self.runs[0].records:
+                self.runs.popleft()
+        while self.runs and self.runs[0].ready and not self.runs[0].records:
+            self.runs.popleft()
+        return taken
+
+    def pushed(self, records: list[int]) -> None:
+        if records:
+            self.runs.append(Run(records, ready=True))
+
+    @rule(count=st.integers(0, 80), kind=st.sampled_from(["array", "list", "other dtype", "strided", "swapped"]))
     def push_many(self, count: int, kind: str) -> None:
         given = self.numbers(count)
+        array = np.array(given, {"other dtype": np.int32, "swapped": ">i8"}.get(kind, np.int64))
+        room = self.capacity - self.waiting()
+        exact = self.undisturbed
         if kind == "list":
             pushed = self.ring.push_many(given)
-        elif kind == "strided":
-            pushed = self.ring.push_many(np.repeat(np.array(given, np.int64), 2)[::2])
         else:
-            pushed = self.ring.push_many(np.array(given, np.int64 if kind == "array" else np.int32))
-        if not self.held:
-            assert pushed == min(count, self.capacity - len(self.waiting))
-        self.waiting.extend(given[:pushed])
+            pushed = self.ring.push_many(np.repeat(array, 2)[::2] if kind == "strided" else array)
+        assert pushed == min(count, room) if exact else pushed <= min(count, room)
+        self.pushed(given[:pushed])
 
     @rule()
     def try_push(self) -> None:
-        (number,) = self.numbers(1)
-        if self.ring.try_push(number):
-            self.waiting.append(number)
+        given = self.numbers(1)
+        room, exact = self.capacity - self.waiting(), self.undisturbed
+        if self.ring.try_push(given[0]):
+            assert room > 0
+            self.pushed(given)
         else:
-            assert self.held or len(self.waiting) == self.capacity
+            assert room == 0 or not exact
 
     @rule()
     def try_pop(self) -> None:
-        expected = self.waiting.popleft() if self.waiting else None
+        expected = self.readable()[:1]
         got = self.ring.try_pop()
-        assert got == expected
+        assert got == (expected[0] if expected else None)
         assert got is None or type(got) is int
+        assert self.take(len(expected)) == expected
 
     @rule(count=st.integers(1, 80), into=st.booleans())
     def pop_many(self, count: int, into: bool) -> None:
         out = np.full(count, -1, np.int64) if into else None
         got = self.ring.pop_many(count, out)
-        expected = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        expected = self.readable()[:count]
         assert got.tolist() == expected
+        assert self.take(len(expected)) == expected
         if out is not None:
             assert np.shares_memory(got, out) or len(got) == 0
             assert out[len(got) :].tolist() == [-1] * (count - len(got))
 
-    @rule(count=st.integers(1, 80), fail=st.booleans())
-    def reserve(self, count: int, fail: bool) -> None:
-        try:
-            with self.ring.reserve(count) as span:
-                given = self.numbers(len(span))
-                span[:] = given
-                if fail:
-                    raise KeyError
-        except KeyError:
+    @rule(count=st.integers(1, 80))
+    def reserve(self, count: int) -> None:
+        block = self.ring.reserve(count)
+        span = block.__enter__()
+        if len(span):
+            given = self.numbers(len(span))
+            span[:] = given
+            self.runs.append(Run(given, ready=False))
+            self.reserved.append((block, self.runs[-1]))
+        else:
+            block.__exit__(None, None, None)
+            assert not self.undisturbed or self.waiting() == self.capacity
+
+    @precondition(lambda self: self.reserved)
+    @rule(data=st.data(), end=st.sampled_from(["well", "error", "escape", "error and escape", "forgotten"]))
+    def end_reserve(self, data: st.DataObject, end: str) -> None:
+        block, run = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
+        run.ready = True
+        if end == "well":
+            block.__exit__(None, None, None)
             return
-        self.waiting.extend(given)
+        run.records.clear()
+        if "escape" in end:
+            self.escaped.append(np.asarray(block))
+        if end == "forgotten":
+            del block
+        elif end == "escape":
+            with pytest.raises(BufferError, match="still alive"):
+                block.__exit__(None, None, None)
+        else:
+            block.__exit__(KeyError, KeyError(), None)
+
+    @precondition(lambda self: self.escaped)
+    @rule(data=st.data(), gone=st.booleans())
+    def use_escaped(self, data: st.DataObject, gone: bool) -> None:
+        place = data.draw(st.integers(0, len(self.escaped) - 1))
+        self.escaped[place][:] = -99  # nobody may ever see this
+        if gone:
+            del self.escaped[place]
 
     @rule(count=st.integers(1, 80))
     def peek(self, count: int) -> None:
         block = self.ring.peek(count)
         span = block.__enter__()
-        expected = [self.waiting.popleft() for _ in range(len(span))]
-        assert list(span) == expected
-        assert len(span) > 0 or not self.waiting
-        self.held.append((block, len(span)))
+        readable = self.readable()
+        taken = self.take(len(span))
+        assert list(span) == taken == readable[: len(span)]
+        assert len(span) or not readable
+        if taken:
+            self.peeked.append((block, taken))
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def end_peek(self, data: st.DataObject) -> None:
-        block, _ = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        block.__exit__(None, None, None)  # type: ignore[attr-defined]
+    @precondition(lambda self: self.peeked)
+    @rule(data=st.data(), end=st.sampled_from(["well", "error", "escape", "forgotten"]))
+    def end_peek(self, data: st.DataObject, end: str) -> None:
+        block, taken = self.peeked.pop(data.draw(st.integers(0, len(self.peeked) - 1)))
+        if end == "well":
+            block.__exit__(None, None, None)
+            return
+        self.given_back.append(taken)
+        if end == "error":
+            block.__exit__(KeyError, KeyError(), None)
+        elif end == "escape":
+            array = np.asarray(block)
+            assert not array.flags.writeable
+            with pytest.raises(BufferError, match="given back"):
+                block.__exit__(None, None, None)
+        else:
+            del block
 
     @invariant()
     def holds(self) -> None:
-        if hasattr(self, "ring"):
-            self.ring._check()
-            assert len(self.ring) == len(self.waiting)
-            assert len(self.waiting) + sum(count for _, count in self.held) <= self.capacity
+        if not hasattr(self, "ring"):
+            return
+        reserved, taken = self.ring._check()
+        assert reserved == sum(len(run.records) for _, run in self.reserved)
+        assert taken >= sum(len(one) for _, one in self.peeked)
+        if not self.escaped:
+            assert taken == sum(len(one) for _, one in self.peeked)
+        assert len(self.ring) == self.waiting()
 
     def teardown(self) -> None:
-        if hasattr(self, "ring"):
-            for block, _ in self.held:
-                block.__exit__(None, None, None)  # type: ignore[attr-defined]
-            assert self.ring.pop_many().tolist() == list(self.waiting)
-            self.ring._check()
-            assert self.ring.push_many(list(range(self.capacity))) == self.capacity, "room was lost"
+        if not hasattr(self, "ring"):
+            return
+        for block, _ in self.reserved + self.peeked:
+            block.__exit__(None, None, None)
+        for _, run in self.reserved:
+            run.ready = True
+        self.escaped.clear()
+        assert self.ring.pop_many().tolist() == self.readable()
+        assert self.ring._check() == (0, 0)
+        assert self.ring.push_many(list(range(self.capacity))) == self.capacity, "room was lost"
 
 
-RecordMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+RecordMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestRecordModel = RecordMachine.TestCase
 
 
@@ -166,9 +275,20 @@ def test_every_dtype_of_a_fixed_size(dtype: object, value: object) -> None:
         ("f8", "x", TypeError),
         ("f4", 1e300, OverflowError),
         ("S2", b"abc", ValueError),
+        ("U2", "abc", ValueError),
+        ("u8", 2**64, OverflowError),
+        (">u2", 2**16, OverflowError),
+        ("f2", 1e6, OverflowError),
+        ("f8", 10**400, OverflowError),
+        ("c16", "x", TypeError),
+        ("M8[s]", 5, TypeError),
+        ([("a", "i4"), ("b", "f8")], (1, 2, 3), TypeError),
+        ([("a", "i4"), ("b", "f8")], (1.5, 2), TypeError),
+        ([("a", "u1"), ("b", "f8")], (256, 2), OverflowError),
+        ([("a", "u1", (2,))], ([1, 2, 3],), ValueError),
     ],
 )
-def test_what_a_record_can_not_hold_is_refused(dtype: str, bad: object, error: type[Exception]) -> None:
+def test_what_a_record_can_not_hold_is_refused(dtype: Any, bad: object, error: type[Exception]) -> None:
     ring = RingBuffer(4, dtype)
     with pytest.raises(error):
         ring.try_push(bad)
@@ -177,12 +297,103 @@ def test_what_a_record_can_not_hold_is_refused(dtype: str, bad: object, error: t
     assert len(ring) == 0
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 2), "i8"), np.zeros(2, "f8"), np.zeros(2, "S3"), 5, "ab"])
-def test_arrays_that_do_not_fit_are_refused(bad: object) -> None:
-    ring = RingBuffer(4, "i8")
-    with pytest.raises((TypeError, ValueError)):
-        ring.push_many(bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("dtype", "bad", "error"),
+    [
+        ("i8", np.zeros((2, 2), "i8"), ValueError),
+        ("i8", np.array(5), ValueError),
+        ("i8", np.zeros(2, "f8"), TypeError),
+        ("i8", np.zeros(2, "S3"), TypeError),
+        ("i8", np.zeros(2, object), TypeError),
+        ("u8", np.zeros(2, "i8"), TypeError),
+        ("i4", np.array([1, 2**31]), OverflowError),
+        ("i8", np.array([1, 2**63], "u8"), OverflowError),
+        ("f4", np.array([1, 1e300]), OverflowError),
+        ("S2", np.array([b"a", b"abc"]), ValueError),
+        ([("a", "i4")], np.zeros(2, [("b", "i4")]), TypeError),
+        ([("a", "i4")], np.array([(2**31,)], [("a", "i8")]), OverflowError),
+        ([("a", "i4", (2,))], np.zeros(2, [("a", "i4", (3,))]), TypeError),
+        ("i8", 5, TypeError),
+        ("i8", "ab", TypeError),
+        ("i8", b"ab", TypeError),
+        ("i8", iter([1]), TypeError),
+        ("S1", "ab", TypeError),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(dtype: Any, bad: Any, error: type[Exception]) -> None:
+    ring = RingBuffer(4, dtype)
+    with pytest.raises(error):
+        ring.push_many(bad)
     assert len(ring) == 0
+    assert ring._check() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "expected"),
+    [
+        ("i8", np.array([1, 2], ">i8"), [1, 2]),
+        ("i8", np.array([1, 2], "u2"), [1, 2]),
+        ("i4", np.array([-1, 2]), [-1, 2]),
+        ("i8", np.array([1, 2, 3], "u8"), [1, 2, 3]),
+        ("i8", np.arange(6)[::-2], [5, 3, 1]),
+        ("i8", range(3), [0, 1, 2]),
+        ("i8", [True, np.int8(3), np.uint64(5)], [1, 3, 5]),
+        ("u1", memoryview(b"ab"), [97, 98]),
+        ("u1", bytearray(b"ab"), [97, 98]),
+        ("i4", array.array("i", [4, 5]), [4, 5]),
+        ("u8", [1, 2**64 - 1], [1, 2**64 - 1]),
+        (">u8", [1, 2**64 - 1], [1, 2**64 - 1]),
+        ("f4", [1, 0.5, np.float64(2), float("inf")], [1.0, 0.5, 2.0, float("inf")]),
+        ("f4", np.array([1, 0.5]), [1.0, 0.5]),
+        ("?", [True, np.False_], [True, False]),
+        ("c8", [1, 2j], [1, 2j]),
+        ("U5", ["äöü", "abcde"], ["äöü", "abcde"]),
+        ("S5", np.array([b"abc"], "S9"), [b"abc"]),
+        ("M8[s]", [datetime.datetime(2026, 1, 2)], [datetime.datetime(2026, 1, 2)]),
+        ([("a", "i4"), ("b", "S2")], [(1, b"x"), (2, b"yy")], [(1, b"x"), (2, b"yy")]),
+        ([("a", "i4"), ("b", "S2")], np.array([(1, b"x")], [("a", "i8"), ("b", "S2")]), [(1, b"x")]),
+        ([("a", [("x", "u1"), ("y", "f8")])], [((1, 2),)], [((1, 2.0),)]),
+        ("i8", [], []),
+        ("S3", (), []),
+    ],
+)
+def test_what_can_be_converted_is(dtype: Any, given: Any, expected: list[Any]) -> None:
+    ring = RingBuffer(4, dtype)
+    assert ring.push_many(given) == len(expected)
+    got = ring.pop_many()
+    assert got.dtype == np.dtype(dtype)
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, -1, 0, 2**30 - 1, 2**30, -(2**31), 10**18])
+def test_ints_of_all_sizes_come_out_as_they_went_in(value: int) -> None:
+    ring = RingBuffer(2, "i8")
+    assert ring.try_push(value)
+    assert ring.try_push(np.int64(value))
+    assert ring.try_pop() == value
+    assert ring.pop_many().tolist() == [value]
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        (np.zeros(4, "i4"), ValueError),
+        (np.zeros(4, ">i8"), ValueError),
+        (np.zeros((4, 1), "i8"), ValueError),
+        (np.zeros(8, "i8")[::2], ValueError),
+        (np.frombuffer(bytes(32), "i8"), ValueError),
+        ([0, 0], TypeError),
+    ],
+)
+def test_a_bad_out_is_refused_and_takes_nothing(out: Any, error: type[Exception]) -> None:
+    ring = RingBuffer(4, "i8")
+    ring.push_many([1, 2])
+    with pytest.raises(error, match="out must be"):
+        ring.pop_many(4, out=out)
+    with pytest.raises(ValueError, match="max_items"):
+        ring.pop_many(0)
+    assert ring.pop_many(1, out=np.zeros(0, "i8")).tolist() == []
+    assert ring.pop_many().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [object, np.dtype([("a", object)]), "S0", np.dtype(("i4", (2,)))])
@@ -197,41 +408,243 @@ def test_bad_capacities_are_refused(bad: object) -> None:
         RingBuffer(bad, "i8")  # type: ignore[arg-type]
 
 
-def test_a_span_ends_with_its_block() -> None:
+@pytest.fixture(params=[False, True], ids=["alone", "exchanges"])
+def ring(request: pytest.FixtureRequest) -> RingBuffer:
     ring = RingBuffer(8, "i8")
-    with ring.reserve(4) as span:
+    if request.param:
+        ring._use_exchanges()
+    return ring
+
+
+def fail(_: object) -> None:
+    raise KeyError
+
+
+def test_a_span_ends_with_its_block(ring: RingBuffer) -> None:
+    block = ring.reserve(4)
+    with pytest.raises(ValueError, match="begins with its block"):
+        len(block)
+    with block as span:
+        part = span[1:]
         span[:] = 1, 2, 3, 4
+        part[0] = 9
         assert len(ring) == 0, "published too early"
-    assert ring.pop_many().tolist() == [1, 2, 3, 4]
-    for use in (lambda: span[0], lambda: span.__setitem__(0, 9), lambda: np.asarray(span)):
-        with pytest.raises(ValueError, match="block"):
+        with pytest.raises(ValueError, match="one block"):
+            block.__enter__()
+        with pytest.raises(IndexError):
+            span[4]
+    assert ring.pop_many().tolist() == [1, 9, 3, 4]
+    for use in (
+        lambda: span[0],
+        lambda: part[0],
+        lambda: len(span),
+        lambda: list(span),
+        lambda: span.__setitem__(0, 9),
+        lambda: np.asarray(span),
+        lambda: span.__exit__(None, None, None),
+    ):
+        with pytest.raises(ValueError, match="the view ended with its block"):
             use()
-    escaped = None
-    with pytest.raises(BufferError), ring.reserve(2) as span:
-        escaped = np.asarray(span)
+    assert "ended" in repr(span)
+
+
+def test_a_span_is_used_like_an_array() -> None:
+    ring = RingBuffer(4, [("a", "i4"), ("b", "f8", (2,))])
+    with ring.reserve(3) as span:
+        span["a"] = 1, 2, 3
+        span["b"][1:] = 0.5
+        span[0] = (7, [1, 2])
+        copy = span[0]
+        copy["a"] = 100  # a copy: the block can end while it is alive
+        assert np.asarray(span, dtype=span[0].dtype).shape == (3,)
+        assert np.asarray(span["a"], dtype="f8").tolist() == [7.0, 2.0, 3.0]
+        assert [one["a"] for one in span] == [7, 2, 3]
+    with ring.peek(3) as span:
+        assert span["a"][1] == 2
+        assert type(span["a"][1]) is int
+        assert span["b"][2].tolist() == [0.5, 0.5]
+        with pytest.raises(ValueError, match="read-only"):
+            span["a"][0] = 1
+        assert np.asarray(span["b"]).sum() == 5
     assert len(ring) == 0
-    escaped[:] = 7  # harms nobody
-    assert ring.push_many([1] * 8) > 0
+
+
+def test_spans_end_where_the_memory_ends(ring: RingBuffer) -> None:
+    ring.push_many(range(6))
+    ring.pop_many(5)
+    with ring.reserve(8) as first, ring.reserve(8) as second, ring.reserve(8) as third:
+        assert [len(first), len(second), len(third)] == [2, 5, 0]
+        assert list(third) == np.asarray(third).tolist() == []
+        first[:] = 6, 7
+        second[:] = range(8, 13)
+    with ring.peek(100) as first, ring.peek(100) as second, ring.peek(1) as third:
+        assert [list(first), list(second), list(third)] == [[5, 6, 7], [8, 9, 10, 11, 12], []]
+    assert ring._check() == (0, 0)
+
+
+@pytest.mark.parametrize("passed_first", [False, True])
+def test_an_array_that_outlives_its_reservation_harms_nobody(ring: RingBuffer, passed_first: bool) -> None:
+    with pytest.raises(BufferError, match="not published"), ring.reserve(3) as span:
+        escaped = np.asarray(span)
+    assert ring.push_many(range(100)) == 5
+    assert len(ring) == 5
+    if passed_first:
+        assert ring.pop_many().tolist() == [0, 1, 2, 3, 4]
+        assert ring.push_many(range(100)) == 0, "its memory is still out"
+    escaped[:] = -1
+    view = escaped[1:]
     del escaped
-    ring.pop_many()
+    assert view.tolist() == [-1, -1]
+    del view
+    if passed_first:
+        assert ring.push_many(range(100)) == 8
+        assert ring.pop_many().tolist() == list(range(8))
+    else:
+        assert ring.pop_many().tolist() == [0, 1, 2, 3, 4]
+    assert ring.push_many(range(100)) == 8
     ring._check()
 
 
-def test_a_peek_that_fails_gives_back() -> None:
+def test_an_error_in_a_block_is_what_the_caller_sees(ring: RingBuffer) -> None:
+    escaped: list[Any] = []
+    with pytest.raises(KeyError), ring.reserve(3) as span:
+        fail(escaped.append(np.asarray(span)))
+    ring.push_many([1, 2])
+    with pytest.raises(KeyError), ring.peek(1) as span:
+        fail(escaped.append(np.asarray(span)))
+    assert escaped[1].tolist() == [1]
+    assert ring.pop_many().tolist() == [1, 2]
+    escaped.clear()
+    assert ring._check() == (0, 0)
+
+
+def test_an_aborted_reservation_is_as_if_it_had_never_been(ring: RingBuffer) -> None:
+    with pytest.raises(KeyError), ring.reserve(8) as span:
+        fail(len(span))
+    assert ring.push_many(range(100)) == 8, "the room came back"
+    ring.pop_many()
+    block = ring.reserve(3)
+    block.__enter__()
+    assert ring.push_many(range(100)) == 5
+    assert ring.try_pop() is None, "nothing overtakes a reservation"
+    block.__exit__(KeyError, KeyError(), None)
+    assert len(ring) == 5
+    assert ring.pop_many().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError), ring.reserve(8) as span:
+        fail(len(span))
+    assert ring._check() == (0, 0)
+
+
+def test_a_full_ring_of_aborted_reservations_is_empty(ring: RingBuffer) -> None:
+    blocks = [ring.reserve(4), ring.reserve(4)]
+    for block in blocks:
+        assert len(block.__enter__()) == 4
+    for block in blocks:  # the first one is not the last claim: it can not be taken back, and holds nothing instead
+        block.__exit__(KeyError, KeyError(), None)
+    assert len(ring) == 0
+    assert ring.push_many(range(100)) == 8
+    assert ring.pop_many().tolist() == list(range(8))
+
+
+def test_a_peek_that_fails_gives_back(ring: RingBuffer) -> None:
+    ring.push_many([1, 2, 3, 4, 5, 6])
+    first, second = ring.peek(2), ring.peek(2)
+    assert list(first.__enter__()) == [1, 2]
+    assert list(second.__enter__()) == [3, 4]
+    assert ring.try_pop() == 5
+    second.__exit__(KeyError, KeyError(), None)
+    assert len(ring) == 3
+    first.__exit__(KeyError, KeyError(), None)
+    assert len(ring) == 5
+    assert ring.try_pop() == 1, "the oldest first"
+    assert ring.pop_many().tolist() == [2, 3, 4, 6]
+    ring._check()
+
+
+def test_a_block_that_is_forgotten_ends_like_one_with_an_error(ring: RingBuffer) -> None:
+    ring.push_many([1, 2])
+    ring.reserve(2).__enter__()
+    ring.peek(1).__enter__()
+    assert ring.pop_many().tolist() == [1, 2]
+    assert ring._check() == (0, 0)
+
+
+def test_what_is_shown_outlives_the_ring() -> None:
     ring = RingBuffer(8, "i8")
     ring.push_many([1, 2, 3])
-    block = ring.peek(2)
-    span = block.__enter__()
-    assert list(span) == [1, 2]
-    assert ring.try_pop() == 3
-    block.__exit__(KeyError, KeyError(), None)
-    assert ring.pop_many().tolist() == [1, 2]
-    ring._check()
+    consumer = ring.consumer()
+    block = consumer.peek(2)
+    array = np.asarray(block.__enter__())
+    del ring, consumer, block
+    assert array.tolist() == [1, 2]
 
 
-def stress(producers: int, consumers: int, per_producer: int, exchanges: bool) -> None:
-    """Each producer numbers its records; the consumers check order, count, and that there is nothing twice."""
-    ring = RingBuffer(256, [("producer", "i8"), ("number", "i8")])
+@pytest.mark.parametrize("bad", [0, -1, 1.5, None, "2"])
+def test_blocks_of_no_size_are_refused(ring: RingBuffer, bad: Any) -> None:
+    for begin in (ring.reserve, ring.peek):
+        with pytest.raises((TypeError, ValueError), match="n must be"):
+            begin(bad)
+
+
+def test_handles_are_the_ring(ring: RingBuffer) -> None:
+    producer, consumer = ring.producer(), ring.consumer()
+    assert producer.try_push(1)
+    assert producer.push_many([2, 3]) == 2
+    with producer.reserve(1) as span:
+        span[0] = 4
+    assert len(producer) == len(consumer) == len(ring) == 4
+    assert consumer.capacity == 8
+    assert consumer.dtype == np.int64
+    assert consumer.try_pop() == 1
+    assert consumer.pop_many(1).tolist() == [2]
+    with consumer.peek(5) as span:
+        assert list(span) == [3, 4]
+    assert not hasattr(producer, "try_pop")
+    assert not hasattr(consumer, "try_push")
+    with pytest.raises(TypeError, match="made by"):
+        type(producer)()
+    with pytest.raises(TypeError, match="made by"):
+        type(consumer)()
+
+
+def test_live_state_can_not_be_copied(ring: RingBuffer) -> None:
+    for one in (ring, ring.producer(), ring.consumer(), ring.peek(1)):
+        with pytest.raises(TypeError, match="live shared state"):
+            pickle.dumps(one)
+
+
+def test_an_empty_ring_goes_back_to_its_start() -> None:
+    dtype = np.dtype([("number", "i8"), ("filler", "V65528")])
+    ring = RingBuffer(64, dtype)
+    records = np.zeros(2, dtype)
+    for number in range(1, 101):
+        records["number"] = number
+        assert ring.push_many(records) == 2
+        if number % 2:
+            got = ring.pop_many()["number"].tolist()
+        else:
+            with ring.peek(2) as span:
+                got = list(span["number"])
+        assert got == [number, number]
+        assert ring._check() == (0, 0)
+    with ring.reserve(64) as span:
+        # 13 MB went through 4 MiB, and no more than the first few records of it were ever written.
+        assert not np.any(span["number"][6:])
+        assert len(span) >= 61
+
+
+class Failed(Exception):
+    """What goes wrong in a block under stress."""
+
+
+def stress(producers: int, consumers: int, per_producer: int, exchanges: bool, failing: bool) -> None:
+    """Each producer numbers its records; the consumers check order, count, and that there is nothing twice.
+
+    `failing`: now and then a block ends with an error, and what it was about is tried again.
+    """
+    # One lap is longer than what an empty ring is sent back for.
+    dtype = np.dtype([("producer", "i8"), ("number", "i8"), ("filler", "V2032")])
+    ring = RingBuffer(256, dtype)
     if exchanges:
         ring._use_exchanges()
     failures: list[BaseException] = []
@@ -240,41 +653,66 @@ def stress(producers: int, consumers: int, per_producer: int, exchanges: bool) -
     lock = threading.Lock()
     start = threading.Barrier(producers + consumers)
 
+    def reserve(handle: Any, number: int, at: int, many: int, fail: bool) -> int:
+        with handle.reserve(many) as span:
+            span["producer"] = number
+            span["number"] = np.arange(at, at + len(span)) + fail * 10**9
+            if fail:
+                raise Failed
+            return len(span)
+
     def produce(number: int) -> None:
         nonlocal left
         handle = ring.producer()
         start.wait()
-        at = 0
+        at = turn = 0
         while at < per_producer and not failures:
+            turn += 1
             many = min(1 + at % 40, per_producer - at)
-            if at % 3 == 0:
-                at += handle.try_push((number, at))
-            elif at % 3 == 1:
-                with handle.reserve(many) as span:
-                    span["producer"] = number
-                    span["number"] = np.arange(at, at + len(span))
-                    at += len(span)
+            if turn % 3 == 0:
+                at += handle.try_push((number, at, b""))
+            elif turn % 3 == 1:
+                try:
+                    at += reserve(handle, number, at, many, failing and turn % 5 == 0)
+                except Failed:
+                    pass
             else:
-                records = np.zeros(many, ring.dtype)
+                records = np.zeros(many, dtype)
                 records["producer"] = number
                 records["number"] = np.arange(at, at + many)
                 at += handle.push_many(records)
         with lock:
             left -= 1
 
+    def peek(handle: Any, many: int, fail: bool) -> list[tuple[int, int]]:
+        with handle.peek(many) as span:
+            got = list(zip(np.array(span["producer"]).tolist(), np.array(span["number"]).tolist(), strict=True))
+            if fail:
+                raise Failed
+            return got
+
     def consume(number: int) -> None:
         handle = ring.consumer()
         start.wait()
         mine = received[number]
+        turn = 0
         while not failures:
             finished = left == 0
-            if len(mine) % 3 == 0:
-                with handle.peek(30) as span:
-                    got = [(int(one["producer"]), int(one["number"])) for one in span]
+            turn += 1
+            got: list[tuple[int, int]] = []
+            if turn % 3 == 0:
+                try:
+                    got = peek(handle, 30, failing and turn % 4 == 0)
+                except Failed:
+                    continue
+            elif turn % 3 == 1:
+                one = handle.try_pop()
+                got = [(int(one["producer"]), int(one["number"]))] if one is not None else []
             else:
-                got = handle.pop_many(1 + len(mine) % 60).tolist()
+                popped = handle.pop_many(1 + turn % 60)
+                got = list(zip(popped["producer"].tolist(), popped["number"].tolist(), strict=True))
             mine += got
-            if finished and not got:
+            if finished and not got and len(ring) == 0:
                 return
 
     def guarded(target: object, number: int) -> None:
@@ -292,11 +730,15 @@ def stress(producers: int, consumers: int, per_producer: int, exchanges: bool) -
         thread.join(120)
         assert not thread.is_alive(), "a thread hangs"
     assert not failures, failures
-    ring._check()
+    rest = ring.pop_many()  # what was given back as the others left
+    received[0] += zip(rest["producer"].tolist(), rest["number"].tolist(), strict=True)
+    assert ring._check() == (0, 0)
     assert len(ring) == 0
-    everything = [one for mine in received for one in mine]
-    assert len(everything) == per_producer * producers
-    assert len(set(everything)) == len(everything), "a record came twice"
+    assert ring.push_many(np.zeros(256, dtype)) == 256, "room was lost"
+    everything = sorted(one for mine in received for one in mine)
+    assert everything == [(producer, number) for producer in range(producers) for number in range(per_producer)]
+    if failing and consumers > 1:
+        return  # what one consumer gave back, another may get after newer ones
     for mine in received:
         newest = [-1] * producers
         for producer, number in mine:
@@ -314,7 +756,8 @@ def fast_switching() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize("failing", [False, True])
 @pytest.mark.parametrize("exchanges", [False, True])
 @pytest.mark.usefixtures("fast_switching")
-def test_stress(producers: int, consumers: int, exchanges: bool) -> None:
-    stress(producers, consumers, 8_000 // producers, exchanges)
+def test_stress(producers: int, consumers: int, exchanges: bool, failing: bool) -> None:
+    stress(producers, consumers, 6_000 // producers, exchanges, failing)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 __all__ = ["as_records"]
 
 
-
 def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     """`records` as a contiguous array of `dtype` with one dimension.
 

@@ -35,7 +35,7 @@ from ringbuf._columns cimport NOGIL_BYTES
 from ringbuf._number cimport BY_NUMPY, from_bits, get_bits, kind_of_dtype, put_bits, to_bits
 from ringbuf._run cimport (
     HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, abandon, claim, count_of, give_back, is_of, kind_of, leave,
-    pass_one, publish, release, take, waiting,
+    pass_one, publish, release, rewind, take, waiting,
 )
 
 import numpy as np
@@ -58,6 +58,10 @@ cdef extern from *:
 
 cdef enum:
     LINE = 64  # bytes in a cache line: where the cursors, the tags and the records start
+    # An empty ring goes back to its start when it has come this far, so that it stays in a second-level cache beside what is
+    # copied in and out. Measured for 4,096 records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times
+    # for a ring of 4 MiB and 1.7 times for one of 64 MiB.
+    REWIND_BYTES = 128 * 1024
 
 # Widths of what counts records; the index alone would have 16 GiB.
 cdef uint64_t MAX_CAPACITY = <uint64_t>1 << 31
@@ -370,8 +374,9 @@ cdef object pop_some(Face face, object max_items, object out):
     cdef uint64_t done = 0, count, position, itemsize = face._runs.itemsize
     cdef Py_buffer view
     if out is None:
-        # Allocated before anything is taken: if memory runs out, all is still there.
-        array = np.empty(min(most, waiting(&face._runs)), face.dtype)
+        # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
+        # knows that there is nothing.
+        array = np.empty(min(most, max(waiting(&face._runs), <uint64_t>1)), face.dtype)
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
     elif out.dtype != face.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
@@ -392,6 +397,8 @@ cdef object pop_some(Face face, object max_items, object out):
                 copy_out(&face._runs, position, count, <unsigned char*>view.buf + done * itemsize)
             release(&face._runs, position, count)
             done += count
+        if done > 0:
+            rewind(&face._runs, REWIND_BYTES // itemsize)
     finally:
         PyBuffer_Release(&view)
     return array if done * itemsize == <uint64_t>view.len else array[:done]
@@ -454,6 +461,7 @@ cdef class Lease:
         elif self._reading:
             if commit and quiet:
                 release(r, self._position, self._count)
+                rewind(r, REWIND_BYTES // r.itemsize)
             else:
                 give_back(r, self._position, self._count)
         elif not quiet:
@@ -463,8 +471,8 @@ cdef class Lease:
                 leave(r, self._position, self._count)
             return False
         elif commit:
-            publish(r, self._position, self._count, PUBLISHED)
             fetch_add_relaxed(&r.cursors.absent, -self._count)
+            publish(r, self._position, self._count, PUBLISHED)
         else:
             abandon(r, self._position, self._count)
         if not quiet:

@@ -8,6 +8,7 @@ ctypedef bint (*Tidy)(void* ring, const bint* dead, bint alone) noexcept nogil
 
 
 cdef class Participant:
+    cdef object __weakref__
     cdef Desk* desk
     cdef readonly object file         # the SharedFile
     cdef void* _ring

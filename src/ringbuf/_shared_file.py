@@ -62,13 +62,13 @@ class SharedFile:
     def __init__(self, path: str, fd: int, kind: bytes, seats: int) -> None:
         self.path = path
         self.seats = seats
-        self.fd = fd
         self.on_fork: Callable[[], None] | None = None
         self._held: set[int] = set()
         self._recovering = threading.Lock()
         self.meta, self.uuid, self.boot_id, size = _read_header(path, fd, kind)
         self._map = mmap.mmap(fd, size)
         self.memory = memoryview(self._map)[PAGE:]
+        self.fd = fd  # ours from here on
         _open_files.add(self)
 
     @classmethod
@@ -98,12 +98,12 @@ class SharedFile:
             os.pwrite(fd, head, 0)
             os.fsync(fd)
             os.link(building, name)
+            return cls(name, fd, kind, seats)
         except BaseException:
             os.close(fd)
             raise
         finally:
             os.unlink(building)
-        return cls(name, fd, kind, seats)
 
     @classmethod
     def attach(cls, path: str | os.PathLike[str], kind: bytes, seats: int) -> SharedFile:

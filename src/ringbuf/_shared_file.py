@@ -225,7 +225,13 @@ def _read_header(path: str, fd: int, kind: bytes) -> tuple[dict[str, Any], bytes
     true_size = os.fstat(fd).st_size
     if true_size != size:
         raise SharedFileError(f"{path} is damaged: it has {true_size:,} bytes and was made with {size:,}")
-    return json.loads(head[_HEADER.size : end]), file_uuid, boot, size
+    try:
+        meta = json.loads(head[_HEADER.size : end])
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise SharedFileError(f"{path} is damaged: what it remembers is no JSON object")
+    return meta, file_uuid, boot, size
 
 
 _KINDS: Final = {b"msgs": "a MessageRing", b"recs": "a RingBuffer", b"tokn": "a TokenBucket"}

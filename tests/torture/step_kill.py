@@ -1,7 +1,7 @@
 """Kill a process after its k-th instruction, for every k: the strictest reading of "killed at any instruction".
 
-A forked child stops before the operation and after it; the parent lets it go on by single steps (ptrace) and kills it after k of them.
-What it leaves in the shared ring is then judged by the parent. Linux on x86-64 and ARM, where ptrace is allowed.
+A forked child stops before the operation and after it; the parent lets it go on by single steps (ptrace) and kills it after k
+of them. What it leaves in the shared ring is then judged by the parent. Linux on x86-64 and ARM, where ptrace is allowed.
 """
 
 from __future__ import annotations

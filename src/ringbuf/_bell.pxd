@@ -2,8 +2,8 @@
 
 A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. Who has
 published or released something looks at `sleepers`, and rings if it is set. Between his store and that look there is no
-fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its last look. So either
-they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
+fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its
+last look. So either they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
 
 Linux: futex, which works across processes. Elsewhere: a condition variable of this process.
 """

@@ -26,7 +26,8 @@ Each step of a release can be done a second time without harm, so it does not ma
 Widths. Positions count granules; `tail` holds one whole, beside the place in its frame. `write` joins the low half of a
 position with that of a sequence number, since both must move in one exchange, and `read` the low half of a position with a
 place and with who took last; the full value is the one nearest to `tail`, which is never further away than the capacity. An
-exchange could be fooled only if a thread slept in mid-claim while exactly a multiple of 2**32 granules and of 2**32 messages went by.
+exchange could be fooled only if a thread slept in mid-claim while exactly a multiple of 2**32 granules and of 2**32 messages
+went by.
 
 Pairs of release and acquire, each named again where it stands in the code:
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
+from backpressure.batch_samples import BatchSamples
 from backpressure.errors import ConfigError
 from backpressure.testing import FakeClock
 
@@ -518,6 +519,81 @@ def test_larger_batches_that_are_late_cut_only_where_the_fit_says_that_the_size_
         assert manager.batch_size == wanted
 
 
+def test_larger_batches_fill_the_size_also_where_they_had_asked_for_still_more() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=10_000)
+    for _ in range(10):
+        manager.record(60_000, 0.05, False)  # of 80,000
+    clock.advance(10.0)
+    assert manager.evaluate() == 19_900
+
+
+def test_larger_late_batches_of_one_size_say_nothing_about_the_size() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    for _ in range(10):
+        manager.record(80_000, 0.3, None)
+    clock.advance(10.0)
+    assert manager.evaluate() == 50_000
+
+
+def test_throughput_is_not_compared_between_larger_batches_and_those_of_the_size() -> None:
+    for first, second in ((80_000, None), (None, 80_000)):  # None: as large as the size
+        clock = FakeClock()
+        manager = make(clock, initial_batch_size=20_000)
+        for explicit, latency in ((first, 0.01), (second, 0.05)):
+            for _ in range(10):
+                manager.record(explicit or manager.batch_size, latency, True)
+            clock.advance(10.0)
+            manager.evaluate()
+        assert manager.metrics().reverted == 0
+        assert manager.batch_size > 20_000
+
+
+def test_small_batches_that_are_said_to_be_full_are_cut_for_being_late() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    for _ in range(10):
+        manager.record(20, 1.0, True)
+    clock.advance(10.0)
+    assert manager.evaluate() == 1_000
+
+
+def test_a_growth_from_a_throughput_beyond_the_clock_is_not_taken_back() -> None:
+    clock = FakeClock()
+    manager = make(clock)
+    assert period(manager, clock, [0.0] * 10) == 59_900
+    assert period(manager, clock, [0.05] * 10) == 69_800
+
+
+# --- what a period shows
+
+
+def test_a_larger_batch_may_take_longer_in_proportion_before_it_is_an_outlier() -> None:
+    clock = FakeClock()
+    manager = make(clock, min_batch_size=10, initial_batch_size=1_000)
+    for number in range(1_000):
+        manager.record(100, 1e-4 * 100 + 0.01, False)
+        if number % 250 == 0:  # 4,000 of 104,000 events: they do not make the p95, and take five times as long
+            manager.record(1_000, 1e-4 * 1_000 + 0.01, True)
+    clock.advance(10.0)
+    manager.evaluate()
+    assert manager.metrics().p95_latency == pytest.approx(0.02)
+    assert manager.metrics().seconds_per_event == pytest.approx(1e-4)
+    assert manager.metrics().seconds_per_batch == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("filled", "tail"), [(True, 1.25), (None, 1.25), (False, 1.0)])
+def test_the_tail_is_that_of_batches_at_their_limit(filled: bool | None, tail: float) -> None:
+    samples = BatchSamples()
+    for number in range(50):
+        samples.add(5_000, 0.15 if number % 5 == 0 else 0.1125, filled, 50_000)
+    taken = samples.take(50_000)
+    assert taken is not None
+    assert taken.p95 == 0.15
+    assert taken.tail == pytest.approx(tail)
+
+
 # --- linger, flushes
 
 
@@ -641,7 +717,9 @@ def test_stays_within_bounds_whatever_happens(
             manager.record(size if at_size and events > 0 else events, latency, filled)
         clock.set(clock.now() + seconds)
         before, told = size, len(changes)
-        largest = max((sample[0] for kind in manager._samples._kinds for sample in kind), default=0)
+        seen = [sample[0] for kind in manager._samples._kinds for sample in kind]
+        comparable = [n for n in seen if n <= before]
+        largest = max(comparable if len(comparable) >= 5 else seen, default=0)
         size = manager.evaluate(pressure)
         assert size == manager.batch_size
         assert isinstance(size, int)

@@ -147,24 +147,32 @@ def test_a_sender_that_waits_for_its_own_event_is_held_up_ever_more_rarely() -> 
 
 def test_a_wait_that_paid_restores_trust() -> None:
     linger, count = steady(10_000)
-    for second, gained, misses in ((0, 0, 1), (1, 10, 2), (2, 0, 3), (3, 30, 0), (4, 0, 1)):
+    for second, gained, misses in ((0, 0, 1), (1, 10, 2), (2, 0, 3), (3, 30, 0), (4, 0, 1), (5, 999, 0), (6, 0, 1)):
         now = 100.0 + second
         linger._rate.at(now - 0.025, count)
         linger.left_at = now
         count += 250
         assert linger.holds(now, 1, 1_000, count)
         before = linger.quiet_until
-        linger.ends(now + LIMIT, 1 + gained, "linger")  # 50 had been expected
+        linger.ends(now + LIMIT, 1 + gained, "size" if gained == 999 else "linger")  # 50 had been expected
         assert linger.quiet_until == pytest.approx(now + LIMIT + LIMIT * 2**misses if misses else before)
 
 
-def test_a_wait_that_was_cut_short_teaches_nothing() -> None:
-    for reason in ("ready", "pressure", "close", "flush", "retry"):
-        linger, count = steady(10_000)
-        assert linger.holds(100.0, 1, 1_000, count)
-        linger.ends(100.004, 1, reason)  # type: ignore[arg-type]
-        assert linger.quiet_until < 100.0
+@pytest.mark.parametrize("reason", ["ready", "pressure", "close", "flush", "retry", "too short"])
+def test_a_wait_that_was_cut_short_teaches_nothing(reason: str) -> None:
+    linger, count = steady(10_000)
+    linger.holds(100.0, 1, 1_000, count)
+    linger.ends(100.005, 1, "linger")  # one disappointment
+    for second, so_far in ((1, reason), (2, "linger")):
+        now = 100.0 + second
+        linger._rate.at(now - 0.025, count)
+        linger.left_at = now
+        count += 250
+        assert linger.holds(now, 1, 1_000, count)
+        cut = so_far == "too short"  # nothing could have come yet
+        linger.ends(now if cut else now + LIMIT, 1, "linger" if cut else so_far)  # type: ignore[arg-type]
         assert not linger.holding
+    assert linger.quiet_until == pytest.approx(102.005 + 4 * LIMIT)  # the second one
 
 
 # --- in the buffer
@@ -310,12 +318,19 @@ def test_enough_bytes_end_the_wait() -> None:
     flow = Flow(max_batch_bytes=4_000)
     flow.flushes()
     flow.come(nbytes=1_000)
-    batch = flow.get(lambda: flow.come(4, nbytes=1_000))
+    flow.gathered.notified = 0
+
+    def more() -> None:
+        flow.come(2, nbytes=1_000)
+        assert not flow.gathered.notified
+        flow.come(2, nbytes=1_000)
+        assert flow.gathered.notified
+
+    batch = flow.get(more)
     assert batch is not None
     assert len(batch) == 4
     assert batch.filled is None
     assert flow.flushes() == {"bytes": 1}
-    assert flow.gathered.notified
 
 
 def test_bytes_that_are_with_a_consumer_do_not_count() -> None:
@@ -336,11 +351,12 @@ def test_pressure_ends_the_wait() -> None:
         flow.clock.advance(0.002)
         flow.come(20)
         flow.buffer.add_events([b"x"] * 20, flow.priority)
+        flow.gathered.notified = 0
         assert flow.buffer.is_backpressure_active()
+        assert flow.gathered.notified == 1
 
     assert len(flow.get(until_pressed) or ()) == 41
     assert flow.flushes() == {"pressure": 1}
-    assert flow.gathered.notified
     flow.come()
     assert len(flow.get() or ()) == 1  # and as long as it lasts none begins
     assert flow.flushes() == {"pressure": 1}
@@ -350,10 +366,16 @@ def test_a_lane_that_is_half_full_does_not_wait() -> None:
     flow = Flow(lane_bytes=1 << 16)
     flow.flushes()
     flow.come()
-    batch = flow.get(lambda: flow.come(9, nbytes=4_000))
-    assert len(batch or ()) == 10
+    flow.gathered.notified = 0
+
+    def fill() -> None:
+        flow.come(7, nbytes=4_000)
+        assert not flow.gathered.notified
+        flow.come(2, nbytes=4_000)
+        assert flow.gathered.notified
+
+    assert len(flow.get(fill) or ()) == 10
     assert flow.flushes() == {"pressure": 1}
-    assert flow.gathered.notified
 
 
 def test_close_ends_the_wait_and_forbids_others(flow: Flow) -> None:
@@ -461,6 +483,25 @@ def test_a_second_consumer_with_a_smaller_wish_takes_what_the_first_waits_for(fl
     assert flow.flushes() == {"size": 1, "linger": 1}
 
 
+def test_of_two_consumers_the_one_that_wants_less_is_woken_for_its_own_number(flow: Flow) -> None:
+    flow.come()
+    taken: list[int] = []
+
+    def other() -> None:
+        flow.out.append(flow.buffer.get_batch(20, timeout=5.0))
+        taken.append(len(flow.out[-1] or ()))
+
+    def enough_for_the_first() -> None:
+        flow.gathered.notified = 0
+        flow.come(4)
+        assert flow.gathered.notified == 1
+
+    # In one thread the second looks first, and is content with nothing less than its own wish.
+    assert len(flow.get(other, enough_for_the_first, lambda: flow.come(20), max_events=5) or ()) == 5
+    assert taken == [20]
+    assert flow.flushes() == {"size": 2}
+
+
 def test_an_open_circuit_does_not_make_a_consumer_spin(flow: Flow) -> None:
     flow.come()
     flow.buffer._breaker.force_open()
@@ -494,10 +535,13 @@ def test_the_asynchronous_face_waits_as_well() -> None:
         flow.come()
         batch = await getting
         assert await buffer.aio.get_batch(timeout=0) is None
+        flow.come()
+        late = await buffer.aio.get_batch(timeout=0.001)  # the buffer's clock stands, so only this can end the wait
+        assert len(late or ()) == 1
         return len(batch or ())
 
     assert asyncio.run(run()) == 20
-    assert flow.flushes() == {"size": 1}
+    assert flow.flushes() == {"size": 1, "linger": 1}
 
 
 # --- what a batch says of itself, and what is learnt from it

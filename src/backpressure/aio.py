@@ -57,7 +57,7 @@ class AsyncBuffer:
                 return batch
             left = deadline - time.monotonic()
             if left > 0:
-                wakeup, done, pause = buffer._rest()
+                wakeup, done, pause = buffer._rest(max_events)
                 await _sleep(wakeup, done, min(left, pause))
             else:
                 patient = False  # what still waits to fill goes now

@@ -25,8 +25,6 @@ _KEPT: Final = 128
 FEWEST: Final = 5
 # Batches of less than this part of the batch size are the tiny ones: too small to tell whether the size is right.
 _TINY: Final = 8
-# Keeps rounding from moving a percentile by one batch.
-_ROUNDING: Final = 1.0 - 1e-9
 
 #: Events, seconds, and whether the batch was full; None: it could not tell.
 Sample: TypeAlias = tuple[int, float, bool | None]
@@ -92,7 +90,7 @@ class BatchSamples:
         told = sum(size * weight for (size, _, filled), weight in batches if filled is not None)
         batches.sort(key=lambda one: one[0][1])
         below = list(accumulate(size * weight for (size, _, _), weight in batches))
-        place = bisect_left(below, 0.95 * _ROUNDING * below[-1])
+        place = bisect_left(below, 0.95 * below[-1])
         at, p95, _ = batches[min(place, len(batches) - 2)][0]
         kept = [one for one in batches if one[0][1] <= 2.0 * p95 * max(1.0, one[0][0] / at)]
         # Those that another limit closed are as large as they get, too.

@@ -222,7 +222,7 @@ class BufferManager:
                 deadline = float("inf") if timeout is None else time.monotonic() + timeout
             left = deadline - time.monotonic()
             if left > 0:
-                wakeup, done, pause = self._rest()
+                wakeup, done, pause = self._rest(max_events)
                 wakeup.wait(done, min(left, pause))
             else:
                 patient = False  # what still waits to fill goes now
@@ -306,11 +306,12 @@ class BufferManager:
             passed[chosen.priority - 1] = 0
         return chosen
 
-    def _rest(self) -> tuple[Wakeup, Callable[[], bool], float]:
+    def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
         """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
         left = self._gathering.left()
         if left > 0.0:
-            return self._gathering.wakeup, self._gathering.over, left
+            asked = max_events if max_events is not None else self._batching.batch_size
+            return self._gathering.wakeup, lambda: self._gathering.over(asked), left
         return self._ready, self._deliverable, self._pause()
 
     def _deliverable(self) -> bool:

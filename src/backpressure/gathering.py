@@ -87,14 +87,14 @@ class Gathering:
         waiting = self.waiting
         return 0.0 if waiting is None else max(0.0, self.lingers[waiting[0].priority - 1].until() - self._now())
 
-    def over(self) -> bool:
+    def over(self, asked: int) -> bool:
         """Whether a consumer whose batch waits has reason to look again: for a look before going to sleep."""
         waiting = self.waiting
         if waiting is None:
             return True
-        lane, fewest = waiting
+        lane = waiting[0]
         now, linger = self._now(), self.lingers[lane.priority - 1]
-        over = not linger.holding or linger.flushed or now >= linger.until() or lane.waiting() >= fewest
+        over = not linger.holding or linger.flushed or now >= linger.until() or lane.waiting() >= asked
         return over or self._hurry(lane) is not None or self._work_elsewhere(lane, now)
 
     # ------------------------------------------------------------ what ends a wait

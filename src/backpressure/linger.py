@@ -103,7 +103,7 @@ class Linger:
                 return True
             if rate * left < max(_FEW, waiting):
                 if rate * self.limit < _FEW:
-                    self.quiet_until = max(self.quiet_until, self._rate.next_at)
+                    self.quiet_until = self._rate.next_at
                 return False
             self.holding = True
             self._began, self._had = now, waiting
@@ -120,8 +120,11 @@ class Linger:
         with self._lock:
             self.holding = self.flushed = False
             expected = min(self._pace * (now - self._began), self._missing)
-            if reason == "linger" and expected >= 1.0 and (waiting - self._had) * 2 < expected:
-                self._misses = min(self._misses + 1, _MOST_MISSES)
-                self.quiet_until = now + self.limit * (1 << self._misses)
-            elif reason in ("linger", "size", "bytes"):
+            if reason in ("size", "bytes"):
                 self._misses = 0
+            elif reason == "linger" and expected >= 1.0:
+                if (waiting - self._had) * 2 >= expected:
+                    self._misses = 0
+                else:
+                    self._misses = min(self._misses + 1, _MOST_MISSES)
+                    self.quiet_until = now + self.limit * (1 << self._misses)

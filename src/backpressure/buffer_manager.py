@@ -50,8 +50,10 @@ from backpressure.events import (
     RateChanged,
 )
 from backpressure.flow_control_manager import FlowControlManager
+from backpressure.gathering import Gathering
 from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
+from backpressure.linger import FlushReason
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
 from backpressure.stats import BufferStats
 from backpressure.wakeup import Wakeup
@@ -106,6 +108,13 @@ class BufferManager:
         self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
         self._lanes: Final = tuple(Lane(priority, self.config.lane_bytes) for priority in range(1, PRIORITY_LEVELS + 1))
         self._passed_over = [0] * PRIORITY_LEVELS
+        self._gathering: Final = Gathering(
+            self._lanes,
+            limit=self._batching.linger,
+            max_bytes=self.config.max_batch_bytes,
+            now=clock.now,
+            pressed=lambda: self._monitor.active,
+        )
         self._ready = Wakeup()
         self._room = Wakeup()
         self._next_tick = 0.0
@@ -174,6 +183,8 @@ class BufferManager:
         now = self._now()
         lane.arrived(first_seq, now)
         self._ready.notify()
+        if self._gathering.waiting is not None:
+            self._gathering.arrived(lane)
         if now >= self._next_tick:
             self._tick(now)
 
@@ -195,39 +206,52 @@ class BufferManager:
 
         max_events: at most so many; None leaves it to the adaptive batch size. A redelivered batch keeps its size.
         timeout: seconds to wait. 0 never waits, None waits until there is a batch or the buffer is closed and empty.
+            Within it, a batch that is not full may wait for more events, for `stats().batching.linger` seconds at most and only
+            behind another one, in a steady flow; CRITICAL events never do.
 
         The most urgent priority goes first; one that has been passed over 31 times goes before it, once.
         Raises BufferClosed when the buffer has been closed and has nothing more to deliver.
         """
-        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
-            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        patient = timeout != 0
         deadline: float | None = None
         while True:
-            now = self._now()
-            if now >= self._next_tick:
-                self._tick(now)
-            batch = self._next_batch(max_events, now)
-            if batch is not None:
+            batch = self._next_batch(max_events, patient)
+            if batch is not None or not patient:
                 return batch
-            if self._closed:
-                raise BufferClosed("the buffer is closed and has nothing more to deliver")
-            if timeout == 0:
-                return None
             if deadline is None:
                 deadline = float("inf") if timeout is None else time.monotonic() + timeout
             left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self._ready.wait(self._deliverable, min(left, self._pause()))
+            if left > 0:
+                wakeup, done, pause = self._rest(max_events)
+                wakeup.wait(done, min(left, pause))
+            else:
+                patient = False  # what still waits to fill goes now
 
-    def _next_batch(self, max_events: int | None, now: float) -> Batch | None:
+    def _next_batch(self, max_events: int | None, patient: bool) -> Batch | None:
+        """One try of `get_batch`; `patient`: a batch may wait to fill."""
+        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
+            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        now = self._now()
+        if now >= self._next_tick:
+            self._tick(now)
         lane = self._choose_lane(now)
         if lane is None:
+            if self._closed:
+                raise BufferClosed("the buffer is closed and has nothing more to deliver")
             return None
+        size = self._batching.batch_size
+        asked = max_events if max_events is not None else size
+        linger = self._gathering.lingers[lane.priority - 1]
+        reason: FlushReason = "linger" if linger.holding else "ready"
+        if patient and now - linger.left_at < linger.limit and now >= linger.quiet_until:
+            why = self._gathering.decide(lane, asked, now)
+            if why is None:
+                return None
+            reason = why
         permit = self._breaker.try_acquire()
         if permit is None:
             return None
-        asked = max_events if max_events is not None else self._batching.batch_size
+        waiting = len(lane.ring)
         try:
             delivery = lane.next_delivery(asked, self.config.max_batch_bytes, now)
         except BaseException:
@@ -236,7 +260,21 @@ class BufferManager:
         if delivery is None:  # another consumer was faster
             permit.ignore()
             return None
-        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, taken_at=now)
+        count = len(delivery.messages)
+        filled: bool | None = count >= size
+        if delivery.attempt > 1:
+            reason, filled = "retry", None
+        elif count >= asked:
+            reason, filled = "size", filled or None
+        elif count < waiting:
+            reason, filled = "bytes", filled or None
+        elif self._closing:
+            reason = "close"
+        if linger.holding:
+            reason = self._gathering.ends(lane, now, waiting, reason)
+        linger.left_at = now
+        self._batching.flushed(reason)
+        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, filled=filled, taken_at=now)
         if delivery.attempt > 1 and self._events.wants(EventType.BATCH_REDELIVERED):
             self._events.emit(
                 BatchRedelivered(
@@ -268,6 +306,14 @@ class BufferManager:
             passed[chosen.priority - 1] = 0
         return chosen
 
+    def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
+        """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
+        left = self._gathering.left()
+        if left > 0.0:
+            asked = max_events if max_events is not None else self._batching.batch_size
+            return self._gathering.wakeup, lambda: self._gathering.over(asked), left
+        return self._ready, self._deliverable, self._pause()
+
     def _deliverable(self) -> bool:
         """Whether a consumer has reason to look again: for a look before going to sleep."""
         now = self._now()
@@ -295,7 +341,7 @@ class BufferManager:
             lane.ack(delivery)
             self._room.notify()
             batch.permit.success(latency)
-            self._batching.record(events, latency, events >= batch.asked)
+            self._batching.record(events, latency, batch.filled)
             self._monitor.observe(latency=latency, ok=events)
             self._flow.record_outcome(events, 0)
         else:
@@ -337,6 +383,7 @@ class BufferManager:
     def _pressure_changed(self, pressure: Pressure) -> None:
         now = self._now()
         event: Event
+        self._gathering.wakeup.notify()
         if pressure.active:
             self._pressed_since = now
             event = BackpressureActivated(
@@ -447,7 +494,11 @@ class BufferManager:
     # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
-        """Make everything accepted so far as durable as the config promises. In memory only there is nothing to do."""
+        """Make everything accepted so far as durable as the config promises. In memory only there is nothing to do.
+
+        A batch that waits to fill goes out at once.
+        """
+        self._gathering.flush()
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
         """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for the consumers to finish, then end.
@@ -457,6 +508,7 @@ class BufferManager:
         """
         self._closing = True
         self._room.notify()
+        self._gathering.close()
         with self._close_lock:
             if self._closed:
                 return self.stats()

@@ -54,7 +54,7 @@ from backpressure.circuit.probes import Probes
 from backpressure.circuit.ramp import Ramp
 from backpressure.circuit.reset_time import ResetTime
 from backpressure.circuit.state import NEXT, Cause, State
-from backpressure.circuit.turnstile import SHUT, Turnstile
+from backpressure.circuit.turnstile import Turnstile
 from backpressure.circuit.windows import CountWindow, TimeWindow
 from backpressure.clock import Clock, MonotonicClock
 from backpressure.errors import CircuitOpenError
@@ -150,7 +150,6 @@ class CircuitBreaker:
         self._reading = self._read()
         self._lag = 0.0
         self._state = State.CLOSED
-        self._generation = 0
         self._since = self._reading  # when the present state was entered
         self._open_until = 0.0
         self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
@@ -160,7 +159,8 @@ class CircuitBreaker:
         self._windows: tuple[TimeWindow | CountWindow, ...] = (self._window, *([self._last] if self._last is not None else ()))
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
         self._ramp: Ramp | None = None
-        self._turnstile = SHUT  # published and withdrawn under the lock, read without it
+        # One for each generation; changed under the lock, read without it.
+        self._turnstile = Turnstile(self, generation=0)
 
         self._admitted = self._rejected = 0
         self._succeeded = self._failed = self._ignored = self._slow = 0
@@ -174,12 +174,14 @@ class CircuitBreaker:
         turnstile = self._turnstile
         try:
             turnstile.admissions.pop()
+            passed = True
         except IndexError:
+            passed = False
+        if not passed:  # out of the handler, which would be the context of errors in `on_change`
             return self._admit()
         permit = Permit()  # filled in here, as one call more would cost a tenth of all
-        permit._answer = [turnstile]
-        permit._breaker = self
-        permit.generation = turnstile.generation
+        permit._answer = [None]
+        permit._turnstile = turnstile
         return permit
 
     def retry_after(self) -> float:
@@ -228,12 +230,15 @@ class CircuitBreaker:
         turnstile = self._turnstile
         try:
             turnstile.admissions.pop()
+            passed = True
         except IndexError:
+            passed = False
+        if not passed:  # out of the handler, which would be the context of the errors of `fn`
             return self._call(fn, *args, **kwargs)
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:
-            self._fill(Permit(), turnstile).failure(error)
+            _fill(Permit(), turnstile).failure(error)
             raise
         if turnstile.since <= self._read() < turnstile.until and not hasattr(type(result), "__await__"):
             try:
@@ -241,7 +246,7 @@ class CircuitBreaker:
                 return result
             except IndexError:
                 pass
-        return _finish(self._fill(Permit(), turnstile), result)
+        return _finish(_fill(Permit(), turnstile), result)
 
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a plain or `async` function; TypeError for a generator, which works after it returned."""
@@ -270,12 +275,15 @@ class CircuitBreaker:
             turnstile = self._turnstile
             try:
                 turnstile.admissions.pop()
+                passed = True
             except IndexError:
+                passed = False
+            if not passed:
                 return self._call(fn, *args, **kwargs)
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                self._fill(Permit(), turnstile).failure(error)
+                _fill(Permit(), turnstile).failure(error)
                 raise
             if turnstile.since <= read() < turnstile.until and not hasattr(type(result), "__await__"):
                 try:
@@ -283,7 +291,7 @@ class CircuitBreaker:
                     return result
                 except IndexError:
                     pass
-            return _finish(self._fill(Permit(), turnstile), result)
+            return _finish(_fill(Permit(), turnstile), result)
 
         return call
 
@@ -341,7 +349,7 @@ class CircuitBreaker:
             window, last, probes = self._window, self._last, self._probes
             return CircuitBreakerMetrics(
                 state=self._state,
-                generation=self._generation,
+                generation=self._turnstile.generation,
                 window_calls=window.calls,
                 window_failures=window.failed,
                 window_slow=window.slow,
@@ -370,15 +378,7 @@ class CircuitBreaker:
             )
 
     def __repr__(self) -> str:
-        return f"<CircuitBreaker {self._state.name} generation={self._generation}>"
-
-    def _fill(self, permit: Permit, turnstile: Turnstile, since: float = 0.0) -> Permit:
-        """What the constructor of a permit would do."""
-        permit._answer = [turnstile]
-        permit._breaker = self
-        permit._since = since
-        permit.generation = turnstile.generation if turnstile is not SHUT else self._generation
-        return permit
+        return f"<CircuitBreaker {self._state.name} generation={self._turnstile.generation}>"
 
     # --- below: what is called with the lock held
 
@@ -387,16 +387,14 @@ class CircuitBreaker:
         reading = self._read()
         if reading < self._reading:
             self._lag += self._reading - reading
-            if self._turnstile is not SHUT:
-                self._turnstile.until = -math.inf  # it has to be told anew
+            self._turnstile.until = -math.inf  # it has to be told anew
         self._reading = reading
         return reading + self._lag
 
     def _catch_up(self) -> float:
         """The time, and the windows and probes as of it, with all that went through the turnstile."""
         now = self._now()
-        if self._turnstile is not SHUT:
-            self._take(self._turnstile.refill())
+        self._take(self._turnstile.count())
         self._window.roll(now)
         self._probes.collect()
         if self._ramp is not None and now >= self._ramp.until:
@@ -425,19 +423,12 @@ class CircuitBreaker:
         return True
 
     def _set_turnstile(self) -> None:
-        """Have a turnstile exactly while no success could change the state or needs to be timed."""
+        """Have it open exactly while no success could change the state or needs to be timed."""
         watched = self._ramp is not None or self.config.slow_call_duration is not None
         if self._state is not State.CLOSED or watched or not self._calm():
-            self._withdraw_turnstile()
-            return
-        turnstile = self._turnstile if self._turnstile is not SHUT else Turnstile(self._generation, self._read)
-        turnstile.since, turnstile.until = self._reading, self._window.until - self._lag
-        self._turnstile = turnstile
-
-    def _withdraw_turnstile(self) -> None:
-        turnstile, self._turnstile = self._turnstile, SHUT
-        if turnstile is not SHUT:
-            self._take(turnstile.retire())
+            self._take(self._turnstile.shut())
+        else:
+            self._turnstile.open(self._reading, self._window.until - self._lag)
 
     def _share(self, now: float) -> float:
         if self._state is State.CLOSED:
@@ -460,7 +451,7 @@ class CircuitBreaker:
         if self._state is not State.CLOSED:
             return None
         if not self._calm():
-            self._withdraw_turnstile()  # so that no success slips by between the verdict and what it rests on
+            self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
             if window.calls >= self.config.min_requests:
                 why = self.config.over(window.failed, window.slow, window.calls)
@@ -483,7 +474,7 @@ class CircuitBreaker:
         """Change state by the table, and set up what the new state starts with."""
         old = self._state
         new = NEXT[old, cause]
-        self._withdraw_turnstile()
+        self._take(self._turnstile.shut())
         ramps = cause is Cause.PROBES_PASSED and self.config.ramp_up_time > 0.0
         self._ramp = Ramp(now, self.config.ramp_up_time) if ramps else None
         if new is State.OPEN:
@@ -497,7 +488,7 @@ class CircuitBreaker:
                 self._reset_time.forget()
         self._probes.clear()
         self._state = new
-        self._generation += 1
+        self._turnstile = Turnstile(self, self._turnstile.generation + 1)
         self._since = now
         return old, new, reason
 
@@ -522,9 +513,9 @@ class CircuitBreaker:
                 if number is not None:
                     probe = Probe()
                     probe._number = number
-                    permit = self._fill(probe, SHUT, now)
+                    permit = _fill(probe, self._turnstile, now)
             elif state is State.DISABLED or (state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))):
-                permit = self._fill(Permit(), self._turnstile, now)
+                permit = _fill(Permit(), self._turnstile, now)
             if permit is None:
                 self._rejected += 1
             else:
@@ -550,7 +541,7 @@ class CircuitBreaker:
             if limit is not None and (latency if latency is not None else now - permit._since) >= limit:
                 slow = 1
                 self._slow += 1
-            if permit.generation != self._generation or (self._state is State.HALF_OPEN and not held_slot):
+            if permit._turnstile is not self._turnstile or (self._state is State.HALF_OPEN and not held_slot):
                 self._late += 1
                 return
             if self._state is State.HALF_OPEN:
@@ -606,6 +597,14 @@ class CircuitBreaker:
         except Exception:
             # It must not turn the caller's finished call into a failed one.
             _log.exception("on_change %r failed at %s -> %s", self._on_change, old.name, new.name)
+
+
+def _fill(permit: Permit, turnstile: Turnstile, since: float = 0.0) -> Permit:
+    """What the constructor of a permit would do."""
+    permit._answer = [None]
+    permit._turnstile = turnstile
+    permit._since = since
+    return permit
 
 
 def _finish(permit: Permit, result: _R) -> _R:

@@ -26,38 +26,37 @@ class Permit:
     `generation` is that of the state which gave it.
     """
 
-    __slots__ = ("_answer", "_breaker", "_left", "_outer", "_since", "generation")
+    __slots__ = ("_answer", "_left", "_outer", "_since", "_turnstile")
 
     # There is no `__init__`: it would add a sixth to what a permit costs from end to end. The breaker fills these in.
-    _breaker: CircuitBreaker
-    # Whoever takes out what is in it gives the result (`pop` is atomic with and without the GIL), and may count a success there.
-    _answer: list[Turnstile]
+    _turnstile: Turnstile  # of the generation that gave it: where a success may be counted without the lock
+    _answer: list[None]  # whoever takes the None out gives the result; `pop` is atomic with and without the GIL
     _since: float  # when it was given; only where slow calls are watched
     _outer: Permit | None  # of a `with` block: the one around it, and whether it is over
     _left: bool
-    generation: int
 
     _number: int | None = None
 
     def success(self, latency: float | None = None) -> None:
         """The call succeeded. `latency` is in seconds; None takes the time since the permit was given."""
         try:
-            turnstile = self._answer.pop()
+            self._answer.pop()
         except IndexError:
-            self._breaker._repeated()
+            self._turnstile.owner._repeated()
             return
+        turnstile = self._turnstile
         if turnstile.since <= turnstile.read() < turnstile.until:
             try:
                 turnstile.successes.pop()
                 return
             except IndexError:
                 pass
-        self._breaker._settle(self, Outcome.OK, latency)
+        turnstile.owner._settle(self, Outcome.OK, latency)
 
     def failure(self, error: BaseException | None = None) -> None:
         """The call failed; or `ignore()`, where the config ignores `error` or it is not an `Exception`."""
         ignored = error is not None and (
-            not isinstance(error, Exception) or isinstance(error, self._breaker.config.ignored_exceptions)
+            not isinstance(error, Exception) or isinstance(error, self._turnstile.owner.config.ignored_exceptions)
         )
         self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
 
@@ -69,9 +68,13 @@ class Permit:
         try:
             self._answer.pop()
         except IndexError:
-            self._breaker._repeated()
+            self._turnstile.owner._repeated()
             return
-        self._breaker._settle(self, outcome, None)
+        self._turnstile.owner._settle(self, outcome, None)
+
+    @property
+    def generation(self) -> int:
+        return self._turnstile.generation
 
     @property
     def _done(self) -> bool:
@@ -91,7 +94,7 @@ class Probe(Permit):
     def __del__(self) -> None:
         # No lock may be taken here: a collection can run in the middle of a method that holds it.
         if self._answer:
-            self._breaker._probes.dropped.append(self._number)
+            self._turnstile.owner._probes.dropped.append(self._number)
 
 
 # The permit of the innermost `with` block that this thread or task has entered, and through it those around it. They are
@@ -106,6 +109,6 @@ def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> P
 
     That need not be the first of all, as generators may leave their blocks out of order.
     """
-    while permit is not None and (permit._left or (breaker is not None and permit._breaker is not breaker)):
+    while permit is not None and (permit._left or (breaker is not None and permit._turnstile.owner is not breaker)):
         permit = permit._outer
     return permit

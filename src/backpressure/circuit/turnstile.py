@@ -8,48 +8,64 @@ empty takes the lock of the turnstile's owner and counts there; the owner refill
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["SHUT", "Turnstile"]
+if TYPE_CHECKING:
+    from backpressure.circuit_breaker import CircuitBreaker
+
+__all__ = ["Turnstile"]
 
 # Calls that pass between two visits to the lock: one costs about 2 us, which is 3 % of what so many calls cost.
 _TOKENS: Final = 256
 
 
 class Turnstile:
-    """For one generation of the owner's state.
+    """For one generation of the owner's state; shut at first.
 
-    One whose state ends is retired: its piles are emptied, so that a success which comes too late finds none, and learns
-    under the lock that its generation is over. Threads without the lock take tokens and read; they change nothing else.
+    While it is shut its piles are empty, so that nobody gets by, and a success that comes too late finds none and learns under
+    the lock that its generation is over. Threads without the lock take tokens and read; they change nothing else.
     """
 
-    __slots__ = ("_tokens", "admissions", "generation", "read", "since", "successes", "until")
+    __slots__ = ("_tokens", "admissions", "generation", "is_open", "owner", "read", "since", "successes", "until")
 
-    def __init__(self, generation: int, read: Callable[[], float], tokens: int | None = None) -> None:
-        self._tokens = _TOKENS if tokens is None else tokens
-        self.admissions: list[None] = [None] * self._tokens
-        self.successes: list[None] = [None] * self._tokens
+    def __init__(self, owner: CircuitBreaker, generation: int) -> None:
+        self.owner = owner
         self.generation = generation
-        self.read = read  # the clock
+        self.read = owner._read  # the clock; here it is one look-up less away from a permit
+        self.is_open = False
+        self._tokens = _TOKENS
+        self.admissions: list[None] = []
+        self.successes: list[None] = []
         # Readings of the clock between which a success may be counted here, as the window's bucket is the right one.
         self.since, self.until = math.inf, -math.inf
 
-    def refill(self) -> tuple[int, int]:
-        """How many admissions and successes there were since the last time."""
+    def open(self, since: float, until: float) -> None:
+        """Let calls by, or go on doing so, while the clock reads from `since` to `until`."""
+        if not self.is_open:
+            self.is_open = True
+            self.successes.extend([None] * self._tokens)
+            self.admissions.extend([None] * self._tokens)
+        self.since, self.until = since, until
+
+    def shut(self) -> tuple[int, int]:
+        """Let nobody by; how many admissions and successes there were since the last count."""
+        if not self.is_open:
+            return 0, 0
+        self.is_open = False
+        self.since, self.until = math.inf, -math.inf
+        succeeded = self._tokens - _empty(self.successes)
+        return self._tokens - _empty(self.admissions), succeeded
+
+    def count(self) -> tuple[int, int]:
+        """How many admissions and successes there were since the last count."""
+        if not self.is_open:
+            return 0, 0
         # In this order, so that whoever reads the counts never sees more successes than admissions.
         succeeded = self._tokens - len(self.successes)
         admitted = self._tokens - len(self.admissions)
         self.admissions.extend([None] * admitted)
         self.successes.extend([None] * succeeded)
         return admitted, succeeded
-
-    def retire(self) -> tuple[int, int]:
-        """As `refill`, for the last time."""
-        self.since, self.until = math.inf, -math.inf
-        succeeded = self._tokens - _empty(self.successes)
-        return self._tokens - _empty(self.admissions), succeeded
 
 
 def _empty(pile: list[None]) -> int:
@@ -61,7 +77,3 @@ def _empty(pile: list[None]) -> int:
             count += 1
     except IndexError:
         return count
-
-
-# Lets nobody by: stands where there is none.
-SHUT: Final = Turnstile(-1, time.monotonic, 0)

@@ -243,6 +243,17 @@ def test_whichever_window_is_the_first_opens() -> None:
     assert (breaker.state, changes.reasons[1:]) == (State.OPEN, ["4 of 4 calls failed, threshold 0.5"])
 
 
+def test_a_success_finds_that_the_window_of_calls_is_full_enough() -> None:
+    clock = FakeClock()
+    breaker = make(clock, window_size=10)
+    for _ in range(3):
+        acquire(breaker).failure()
+        clock.advance(60.0)
+    assert breaker.metrics().window_calls == 0
+    acquire(breaker).success()
+    assert breaker.state is State.OPEN  # 3 of 4
+
+
 def test_a_window_of_calls_starts_afresh_with_the_circuit() -> None:
     clock = FakeClock()
     breaker = make(clock, window_size=100, half_open_requests=1)
@@ -887,6 +898,7 @@ def test_health_forgets_trips_one_for_each_reset_timeout() -> None:
     assert breaker.metrics().remembered_trips == 4
     clock.advance(16.0)  # two reset timeouts of health
     assert breaker.metrics().remembered_trips == 2
+    clock.advance(7.9)  # not quite a third
     assert open_times(breaker, clock, 1, healthy=1e6) == [32.0]
     assert open_times(breaker, clock, 1) == [8.0]
 
@@ -1377,6 +1389,18 @@ def test_a_clock_that_steps_back_is_noticed_without_the_lock_too() -> None:
     assert breaker.metrics().window_calls == 11
     clock.advance(0.5)
     assert breaker.metrics().window_calls == 9  # those two at once, as no time passed between them
+
+
+def test_a_clock_that_steps_back_and_forth_between_two_calls_has_moved_on() -> None:
+    clock = FakeClock(1000.0)
+    breaker = make(clock)
+    work = breaker(int)
+    work()
+    clock.set(0.0)
+    breaker.retry_after()  # notices it, and has no reason to look at the window
+    clock.set(1000.1)
+    work()
+    assert breaker.metrics().window_calls == 1
 
 
 def test_a_clock_that_steps_back_counts_no_call_twice() -> None:

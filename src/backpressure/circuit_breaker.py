@@ -414,13 +414,10 @@ class CircuitBreaker:
             window.add(calls, failed, slow)
 
     def _calm(self) -> bool:
-        """Whether no success could trip. One that comes lowers the rate of failure; but it may be the one that makes the calls
-        enough, or the first after others have left the window."""
-        cfg = self.config
-        for window in self._windows:
-            if window.failed and (window.calls < cfg.min_requests or window.failed / window.calls >= cfg.failure_threshold):
-                return False
-        return True
+        """Whether no success could trip. It can only where the rate of failure is that high already, and it is the one that makes
+        the calls enough, or the first after others have left the window; below the threshold it lowers the rate."""
+        threshold = self.config.failure_threshold
+        return not any(window.failed and window.failed / window.calls >= threshold for window in self._windows)
 
     def _set_turnstile(self) -> None:
         """Have it open exactly while no success could change the state or needs to be timed."""

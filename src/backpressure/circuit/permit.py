@@ -93,8 +93,7 @@ class Probe(Permit):
 
     def __del__(self) -> None:
         # No lock may be taken here: a collection can run in the middle of a method that holds it.
-        if self._answer:
-            self._turnstile.owner._probes.dropped.append(self._number)
+        self._turnstile.owner._probes.dropped.append(self._number)
 
 
 # The permit of the innermost `with` block that this thread or task has entered, and through it those around it. They are

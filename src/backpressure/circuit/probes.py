@@ -24,7 +24,7 @@ class Probes:
         self._number = 0
         # To the end of its lease; the oldest comes first, as all leases are equally long.
         self._out: dict[int, float] = {}
-        #: Numbers of probes that nobody can report any more; `append` is atomic.
+        #: Numbers of probes that nobody can report any more, whether they were or not; `append` is atomic.
         self.dropped: deque[int] = deque()
         #: Results of this half-open period, and of them the failures and the slow ones.
         self.results = self.failed = self.slow = 0

@@ -322,7 +322,8 @@ def test_calls_that_cannot_change_the_state_take_no_lock() -> None:
 
 
 @pytest.mark.parametrize("form", ["decorator", "call", "with", "permit"])
-def test_every_call_is_counted_however_many(form: str) -> None:
+def test_every_call_is_counted_however_many(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turnstile, "_TOKENS", 256)
     clock = FakeClock()
     breaker = make(clock)
     work = breaker(int)
@@ -471,7 +472,7 @@ def test_a_snapshot_shows_no_more_successes_than_admissions(monkeypatch: pytest.
     assert breaker.metrics().succeeded == breaker.metrics().admitted == 3
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 256])
+@pytest.mark.parametrize("tokens", [1, 3, 1024])
 def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls from four threads, while a fifth takes snapshots, resets, and lets failures in."""
     monkeypatch.setattr(turnstile, "_TOKENS", tokens)

@@ -31,7 +31,8 @@ import pytest
 
 from backpressure import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError
 
-ROUNDS, CALLS = (40, 4_000) if not os.environ.get("CI") else (3, 200)
+# Each round long enough for a few of our visits to the lock.
+ROUNDS, CALLS = (40, 4_096) if not os.environ.get("CI") else (3, 200)
 # The distributions of the extra `compare`.
 PEERS = ("pybreaker", "circuitbreaker", "purgatory")
 

@@ -174,15 +174,14 @@ class CircuitBreaker:
         turnstile = self._turnstile
         try:
             turnstile.admissions.pop()
-            passed = True
         except IndexError:
-            passed = False
-        if not passed:  # out of the handler, which would be the context of errors in `on_change`
-            return self._admit()
-        permit = Permit()  # filled in here, as one call more would cost a tenth of all
-        permit._answer = [None]
-        permit._turnstile = turnstile
-        return permit
+            pass  # `_admit` from in here would have this as the context of errors in `on_change`
+        else:
+            permit = Permit()  # filled in here, as one call more would cost a tenth of all
+            permit._answer = [None]
+            permit._turnstile = turnstile
+            return permit
+        return self._admit()
 
     def retry_after(self) -> float:
         """Seconds until it is worth asking again; 0.0 where a call would be admitted now.
@@ -230,23 +229,22 @@ class CircuitBreaker:
         turnstile = self._turnstile
         try:
             turnstile.admissions.pop()
-            passed = True
         except IndexError:
-            passed = False
-        if not passed:  # out of the handler, which would be the context of the errors of `fn`
-            return self._call(fn, *args, **kwargs)
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            _fill(Permit(), turnstile).failure(error)
-            raise
-        if turnstile.since <= self._read() < turnstile.until and not hasattr(type(result), "__await__"):
+            pass  # the call from in here would have this as the context of its errors
+        else:
             try:
-                turnstile.successes.pop()
-                return result
-            except IndexError:
-                pass
-        return _finish(_fill(Permit(), turnstile), result)
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                _fill(Permit(), turnstile).failure(error)
+                raise
+            if turnstile.since <= turnstile.read() < turnstile.until and not hasattr(type(result), "__await__"):
+                try:
+                    turnstile.successes.pop()
+                    return result
+                except IndexError:
+                    pass
+            return _finish(_fill(Permit(), turnstile), result)
+        return self._call(fn, *args, **kwargs)
 
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a plain or `async` function; TypeError for a generator, which works after it returned."""
@@ -275,23 +273,22 @@ class CircuitBreaker:
             turnstile = self._turnstile
             try:
                 turnstile.admissions.pop()
-                passed = True
             except IndexError:
-                passed = False
-            if not passed:
-                return self._call(fn, *args, **kwargs)
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:
-                _fill(Permit(), turnstile).failure(error)
-                raise
-            if turnstile.since <= read() < turnstile.until and not hasattr(type(result), "__await__"):
+                pass
+            else:
                 try:
-                    turnstile.successes.pop()
-                    return result
-                except IndexError:
-                    pass
-            return _finish(_fill(Permit(), turnstile), result)
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    _fill(Permit(), turnstile).failure(error)
+                    raise
+                if turnstile.since <= read() < turnstile.until and not hasattr(type(result), "__await__"):
+                    try:
+                        turnstile.successes.pop()
+                        return result
+                    except IndexError:
+                        pass
+                return _finish(_fill(Permit(), turnstile), result)
+            return self._call(fn, *args, **kwargs)
 
         return call
 

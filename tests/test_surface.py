@@ -28,6 +28,7 @@ FLOORS = [
     {"clock", "errors", "events", "priority", "validation", "sliding_counts"},
     {
         "circuit_breaker",
+        "circuit",
         "backpressure_monitor",
         "adaptive_batch_manager",
         "affine_fit",

@@ -30,10 +30,11 @@ class SpillConfig:
 
     # 100 GB are then 1,600 files: an index of half a megabyte, and about 30 ms to read their headers.
     segment_bytes: int = 64 * _MIB
-    # Compression of log lines gains 2 % from 256 KiB to 1 MiB, and a flipped bit costs four times as much.
+    # Log lines take 19 % less room than with 64 KiB. 1 MiB would save another 10 %, and a flipped bit cost four times as much.
     block_bytes: int = 256 * _KIB
     max_disk_bytes: int | None = None
-    slowest_level: int = 3
+    # With blocks of this size level 3 gains nothing on logs: on an access log 0.3 % for twice the time, on JSON it stores more.
+    slowest_level: int = 1
     fastest_level: int | None = None
     reserve_bytes: int = _MIB
     ack_record_bytes: int = 4 * _KIB

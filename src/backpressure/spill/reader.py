@@ -313,7 +313,8 @@ class Reader:
         events = link.rank - point.rank
         # If just the one block before the link is missing, the link says where it began; else a gap may be among the numbers.
         start = link.first if link.end - link.first == events else point.seq
-        return self._missing(segment, point.seq, max(start, point.seq), max(link.end, point.seq), events, reason)
+        start = max(start, point.seq, segment.base)
+        return self._missing(segment, point.seq, start, max(link.end, start), events, reason)
 
     def _missing(self, segment: Segment, gap_start: int, start: int, end: int, events: int, reason: str) -> Missing:
         lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")

@@ -21,6 +21,7 @@ for the other's compression. The order of locks is writing, reading, settling.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from bisect import bisect_right
@@ -481,6 +482,21 @@ class SpillStore:
             self._files.unlink(os.path.join(self.directory, name))
         except OSError:
             pass  # in the way of nothing; the next opening tries again
+
+    def _check(self) -> None:
+        """Assert every invariant that can be told without reading the files: for tests, when no other call is under way."""
+        writer = self._writer
+        segments, size, end = writer.view
+        self._settled._check()
+        assert self._settled.events <= end.rank
+        assert self._settled.seq <= max(writer.end_seq, end.end)
+        assert writer.durable.rank <= end.rank
+        assert writer.end_seq >= end.end
+        for before, after in itertools.pairwise(segments):
+            assert before.serial < after.serial
+            assert before.base <= after.base
+            assert before.link.rank <= after.link.rank <= end.rank
+        assert writer.nbytes == sum(segment.size for segment in segments[:-1]) + size
 
     def _count_other_bytes(self) -> None:
         reserve = self.config.effective_reserve_bytes if self._has_reserve else 0

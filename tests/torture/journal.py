@@ -124,7 +124,6 @@ class Journal:
     def check_recovered(self, store: SpillStore, survivors: int) -> dict[int, bytes]:
         """Everything below `survivors` that nobody acked is there, nothing is that was not appended, and the books are right."""
         found: dict[int, bytes] = {}
-        lost_events = 0
         seq = 0
         on_disk = store.events_on_disk
         while (answer := store.read(seq, 1000, 3000)) is not None:
@@ -133,7 +132,8 @@ class Journal:
                 assert 0 < answer.events <= len(there), f"{answer}, where {len(there)} were"
                 if not self.acked.intersection(there):
                     assert answer.events == len(there), f"{answer}, where {len(there)} were"
-                lost_events += answer.events
+                damaged = [number for number in there if number < survivors]
+                assert not damaged, f"{answer}, of which {damaged} were durable"
                 continue
             assert answer.first_seq >= seq
             self.check_run(answer)

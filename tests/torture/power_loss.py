@@ -13,8 +13,9 @@ import copy
 import random
 import time
 
-from backpressure.testing import CrashingFileSystem, PowerLoss, RecordingFileSystem
 from tests.torture.journal import STARTS, Journal, disk_with_lane, opened
+
+from backpressure.testing import CrashingFileSystem, PowerLoss, RecordingFileSystem
 
 IMAGES_PER_CUT = 8
 
@@ -88,7 +89,8 @@ def main() -> None:
         images += more
         events += delivered
         seed += 1
-    print(f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, 0 lost, {time.monotonic() - start:.0f} s")
+    took = time.monotonic() - start
+    print(f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, 0 lost, {took:.0f} s")
 
 
 if __name__ == "__main__":

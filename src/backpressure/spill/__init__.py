@@ -12,9 +12,21 @@ The directory belongs to one process (BufferDirectory), and in it each lane to o
 """
 
 from backpressure.spill.config import SpillConfig
+from backpressure.spill.dead_letters import DeadLetter, DeadLetterStore
 from backpressure.spill.directory import BufferDirectory
 from backpressure.spill.files import FileSystem, LocalFileSystem
 from backpressure.spill.reader import Lost, Run
 from backpressure.spill.store import SpillStats, SpillStore
 
-__all__ = ["BufferDirectory", "FileSystem", "LocalFileSystem", "Lost", "Run", "SpillConfig", "SpillStats", "SpillStore"]
+__all__ = [
+    "BufferDirectory",
+    "DeadLetter",
+    "DeadLetterStore",
+    "FileSystem",
+    "LocalFileSystem",
+    "Lost",
+    "Run",
+    "SpillConfig",
+    "SpillStats",
+    "SpillStore",
+]

@@ -273,20 +273,21 @@ class SpillStore:
             found = self._reader.read(seq, _LAST_SEQ if stop is None else stop, max_events, max_bytes, view)
             if isinstance(found, Missing):
                 # Unless it was acked just now by somebody else, and its file is gone for that reason.
-                lost_now = self._settle_lost(found)
+                lost_now = self._settle_lost(found, seq)
                 if lost_now is not None:
                     return lost_now
             elif isinstance(found, Gap):
                 with self._settling:
-                    self._settled.settle(found.start, found.end, 0)
+                    self._settled.settle(min(seq, found.start), found.end, 0)
             else:
                 self._read_events += 0 if found is None else len(found)
                 return found
 
-    def _settle_lost(self, missing: Missing) -> Lost | None:
+    def _settle_lost(self, missing: Missing, seq: int) -> Lost | None:
         lost = missing.lost
         with self._settling:
-            self._settled.settle(missing.gap_start, lost.first_seq, 0)
+            # From `seq` in any case: whatever nonsense the links say, reading goes on behind the damage.
+            self._settled.settle(min(seq, missing.gap_start), lost.first_seq, 0)
             events = self._settled.settle(lost.first_seq, lost.end_seq, lost.events)
             if events:
                 self._damaged.add(missing.serial)
@@ -318,6 +319,15 @@ class SpillStore:
             self._record()
             self._retire()
         self._restart_if_drained()
+
+    def sync_acks(self) -> bool:
+        """Make durable what was acked, as far as the record has room for it; False where the file system refused.
+
+        Nothing needs this: files are deleted only after it was done for them. Without it a power loss costs redelivery.
+        """
+        with self._settling:
+            self._check_open()
+            return not self._writer.view.segments or self._make_record_durable(self._settled.seq)
 
     def _close_gaps(self) -> None:
         """Where every event is settled, so are the numbers between them, also those that the reader has not come to."""

@@ -34,8 +34,8 @@ FLOORS = [
         "emergency_mode",
         "priority_shares",
     },
-    {"admission", "stats", "lane", "batch", "spill"},
-    {"config", "intake", "wakeup", "buffer_manager", "aio"},
+    {"admission", "stats", "lane", "durable_lane", "batch", "spill"},
+    {"config", "intake", "wakeup", "spiller", "disk_tier", "buffer_manager", "aio"},
     {"sinks", "sources", "testing", "testing_files"},
     {"cli", "__main__"},
 ]

@@ -2,8 +2,8 @@
 
     python -m tests.torture.kill_buffer --cycles 10000 --seed 1
 
-The child notes each event when its add has returned, each batch when it has been got, and each ack when it has returned; the parent,
-which is never killed, compares at the end:
+The child notes each event when its add has returned, each batch when it has been got, and each ack when it has returned; the
+parent, which is never killed, compares at the end:
 
     each event noted as accepted is delivered, its bytes intact
     none is delivered again after its ack was noted

@@ -38,9 +38,9 @@ FLOORS = [
         "emergency_mode",
         "priority_shares",
     },
-    {"admission", "stats", "lane", "batch"},
-    {"config", "intake", "wakeup", "gathering", "buffer_manager", "aio"},
-    {"sinks", "sources", "testing"},
+    {"admission", "stats", "lane", "durable_lane", "batch", "spill"},
+    {"config", "intake", "wakeup", "gathering", "spiller", "disk_tier", "buffer_manager", "aio"},
+    {"sinks", "sources", "testing", "testing_files"},
     {"cli", "__main__"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.

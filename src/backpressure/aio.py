@@ -88,6 +88,9 @@ class AsyncBuffer:
         finally:
             # Also when cancelled: the books must show what became of every event.
             admission = offer.admission()
+        disk = buffer._disk
+        if disk is not None and disk.commits and offer.end_seq:
+            await asyncio.to_thread(disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq)
         return admission
 
 

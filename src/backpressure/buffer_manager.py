@@ -9,8 +9,9 @@
 Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
 
-Thread safety. Every method may be called from any thread. There is no thread inside: the policies are evaluated by the calls
-that pass by. No lock is held while a handler, a sink or a source runs.
+Thread safety. Every method may be called from any thread. The policies are evaluated by the calls that pass by; a buffer with a
+directory has one thread of its own, the spiller. A forked child finds the buffer of its parent closed. No lock is held while a
+handler, a sink or a source runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -32,15 +34,19 @@ from backpressure.backpressure_monitor import BackpressureMonitor, Pressure
 from backpressure.batch import Batch
 from backpressure.circuit_breaker import CircuitBreaker, State
 from backpressure.clock import Clock, MonotonicClock
-from backpressure.config import BufferConfig
-from backpressure.errors import BufferClosed
+from backpressure.config import BufferConfig, WhenFull
+from backpressure.disk_tier import DiskTier, sum_disk_stats
+from backpressure.durable_lane import DurableLane
+from backpressure.errors import BufferClosed, NotNow
 from backpressure.events import (
     BackpressureActivated,
     BackpressureDeactivated,
+    BatchDeadLettered,
     BatchRedelivered,
     BatchSizeChanged,
     BufferClosing,
     CircuitStateChanged,
+    DiskStateChanged,
     EmergencyEntered,
     EmergencyLeft,
     Event,
@@ -55,8 +61,10 @@ from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
 from backpressure.linger import FlushReason
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.spill import DeadLetterStore
 from backpressure.stats import BufferStats
 from backpressure.wakeup import Wakeup
+from ringbuf import MessageRing
 
 if TYPE_CHECKING:
     from backpressure.aio import AsyncBuffer
@@ -75,6 +83,12 @@ _PATIENCE: Final = 31
 _LONGEST_WAIT: Final = 1.0
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
+
+
+_PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
+# What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so that no more goes than is needed.
+_DROP_EVENTS: Final = 100_000
+_DROP_BYTES: Final = 8 << 20
 
 
 class BufferManager:
@@ -98,7 +112,6 @@ class BufferManager:
         self.config: Final = config if config is not None else BufferConfig()
         clock = clock if clock is not None else MonotonicClock()
         rng = rng if rng is not None else random.Random()
-        self.id: Final = os.urandom(16).hex()
         self._now: Final = clock.now
         self._rng = rng
         self._events = EventDispatcher()
@@ -106,7 +119,25 @@ class BufferManager:
         self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
         self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._batch_size_changed)
         self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
-        self._lanes: Final = tuple(Lane(priority, self.config.lane_bytes) for priority in range(1, PRIORITY_LEVELS + 1))
+        self._ready = Wakeup()
+        self._room = Wakeup()
+        self._disk: DiskTier | None = None
+        self._lanes: tuple[Lane, ...]
+        if self.config.directory is None:
+            buffer_id = os.urandom(16).hex()
+            self._lanes = tuple(Lane(priority, MessageRing(self.config.lane_bytes)) for priority in _PRIORITIES)
+        else:
+            self._disk = DiskTier(
+                self.config.directory,
+                self.config,
+                make_room=self._drop_less_urgent,
+                moved=self._spilled,
+                failed=self._disk_changed,
+            )
+            buffer_id = self._disk.directory.buffer_id.hex
+            self._lanes = tuple(self._disk.lanes)
+        #: Whose batches these are: part of each batch's id. Of a buffer with a directory it outlives the process.
+        self.id: Final = buffer_id
         self._passed_over = [0] * PRIORITY_LEVELS
         self._gathering: Final = Gathering(
             self._lanes,
@@ -115,8 +146,6 @@ class BufferManager:
             now=clock.now,
             pressed=lambda: self._monitor.active,
         )
-        self._ready = Wakeup()
-        self._room = Wakeup()
         self._next_tick = 0.0
         self._pressed_since: float | None = None
         self._pressed_for = 0.0
@@ -124,6 +153,10 @@ class BufferManager:
         self._closing = False
         self._closed = False
         self._close_lock = threading.Lock()
+        _buffers.add(self)
+        if self._disk is not None:
+            self._report_recovery(self._disk)
+            self._disk.spiller.start()
 
     # ------------------------------------------------------------ producers
 
@@ -170,13 +203,20 @@ class BufferManager:
     def _wait_for(self, offer: Offer, timeout: float | None) -> Admission:
         """Press on with an offer for as long as its timeout lasts."""
         if offer.advance():
-            return offer.admission()
+            return self._committed(offer)
         deadline = offer.deadline(timeout)
         while (left := deadline - time.monotonic()) > 0:
             self._room.wait(lambda: self._closing or offer.may_advance(), min(left, offer.pause()))
             if offer.advance() or self._closing:
                 break
-        return offer.admission()
+        return self._committed(offer)
+
+    def _committed(self, offer: Offer) -> Admission:
+        """End an offer, and wait until what it brought is durable if that was promised."""
+        admission = offer.admission()
+        if self._disk is not None and self._disk.commits and offer.end_seq:
+            self._disk.spiller.wait_durable(self._disk.lanes[offer.priority - 1], offer.end_seq)
+        return admission
 
     def _arrived(self, lane: Lane, first_seq: int) -> None:
         """Events have come in: note when, wake the consumers, let the policies look."""
@@ -189,7 +229,7 @@ class BufferManager:
             self._tick(now)
 
     def _offer_ended(self, lane: Lane, accepted: int) -> None:
-        if self._closed and accepted:
+        if self._closed and accepted and self._disk is None:
             self._discard(lane)  # close() had looked before these came in
 
     def _drop_oldest(self, lane: Lane, events: int, nbytes: int) -> bool:
@@ -346,7 +386,19 @@ class BufferManager:
             self._flow.record_outcome(events, 0)
         else:
             delivery.error = None if error is None else str(error) or type(error).__name__
-            lane.nack(delivery, now + self._backoff(delivery.attempt))
+            given_up = lane.nack(delivery, now + self._backoff(delivery.attempt))
+            if given_up:
+                self._events.emit(
+                    BatchDeadLettered(
+                        at=now,
+                        priority=lane.priority,
+                        first_seq=delivery.messages.first_seq,
+                        events=given_up,
+                        attempts=delivery.attempt,
+                        error=delivery.error,
+                    )
+                )
+                self._room.notify()
             batch.permit.failure(error if isinstance(error, BaseException) else None)
             self._monitor.observe(failed=events)
             self._flow.record_outcome(0, events)
@@ -358,6 +410,48 @@ class BufferManager:
         """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step."""
         pause = min(self.config.retry_backoff * 2.0 ** min(attempt - 1, 60), self.config.max_retry_backoff)
         return pause * self._rng.uniform(0.5, 1.0)
+
+    # ------------------------------------------------------------ the disk tier
+
+    def _spilled(self) -> None:
+        """Called by the spiller when it has moved something: rings have room, and consumers that it held up can go on."""
+        self._room.notify()
+        self._ready.notify()
+
+    def _drop_less_urgent(self, lane: DurableLane) -> bool:
+        """Make room on the disk for a lane by dropping the oldest of the least urgent one; whether that made any."""
+        if self.config.when_full is not WhenFull.DROP_LOWEST_PRIORITY:
+            return False
+        for other in reversed(self._lanes[lane.priority :]):
+            dropped = other.drop_oldest(_DROP_EVENTS, _DROP_BYTES, "priority")
+            if dropped:
+                self._events.emit(
+                    EventsDropped(at=self._now(), priority=other.priority, events=dropped, reason="priority")
+                )
+                return True
+        return False
+
+    def _disk_changed(self, error: NotNow | None) -> None:
+        self._events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
+
+    def _report_recovery(self, disk: DiskTier) -> None:
+        for lane in disk.lanes:
+            for first, end in lane.missing:
+                _log.error(
+                    "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",
+                    lane.priority,
+                    first,
+                    end - 1,
+                )
+        recovered = self._resident()
+        if recovered:
+            _log.info("%d events from before are delivered first (found in %.3f s)", recovered, disk.recovery_seconds)
+
+    def _left_behind(self) -> None:
+        """In a forked child: the directory, the threads and the events are the parent's."""
+        if self._disk is not None:
+            self._closing = self._closed = True
+            self._disk.directory.close()
 
     # ------------------------------------------------------------ policies
 
@@ -489,22 +583,32 @@ class BufferManager:
             circuit_breaker=self._breaker.metrics(),
             batching=self._batching.metrics(),
             flow_control=self._flow.metrics(),
+            disk=sum_disk_stats(one.disk for one in all_lanes),
         )
 
     # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
-        """Make everything accepted so far as durable as the config promises. In memory only there is nothing to do.
+        """Write all that is owed to disk and sync it, whatever the durability: it survives power loss when this returns.
 
-        A batch that waits to fill goes out at once.
+        In memory only nothing is written. A batch that waits to fill goes out at once. Raises DiskFull or DiskFailed; the same
+        call may be tried again.
         """
         self._gathering.flush()
+        if self._disk is not None and not self._closed:
+            self._disk.flush()
+            self._ready.notify()
+
+    @property
+    def dead_letters(self) -> DeadLetterStore | None:
+        """The events that were given up after `max_attempts`; None in memory only."""
+        return None if self._disk is None else self._disk.dead_letters
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
         """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for the consumers to finish, then end.
 
-        What has not been acked by then is counted as dropped ("closed") and logged: this buffer lives in memory only. Returns
-        the last stats. A second call only returns them.
+        What has not been acked by then stays in the directory and is delivered at the next start; in memory only it is counted
+        as dropped ("closed") and logged. Returns the last stats. A second call only returns them.
         """
         self._closing = True
         self._room.notify()
@@ -520,7 +624,12 @@ class BufferManager:
                     left = _LONGEST_WAIT if deadline is None else min(_LONGEST_WAIT, deadline - time.monotonic())
                     self._room.wait(lambda: not self._resident(), max(left, 0.0))
             self._closed = True
-            lost = sum(self._discard(lane) for lane in self._lanes)
+            lost = 0
+            if self._disk is None:
+                lost = sum(self._discard(lane) for lane in self._lanes)
+            else:
+                for error in self._disk.close():
+                    _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
         self._ready.notify()
         if lost:
             _log.warning("buffer closed with %d events not delivered: they are lost", lost)
@@ -548,3 +657,15 @@ class BufferManager:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "closing" if self._closing else "open"
         return f"<BufferManager {state}, {self._resident()} events resident>"
+
+
+_buffers: weakref.WeakSet[BufferManager] = weakref.WeakSet()
+
+
+def _leave_behind_all() -> None:
+    for buffer in list(_buffers):
+        buffer._left_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_behind_all)

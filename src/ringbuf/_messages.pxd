@@ -22,6 +22,8 @@ cdef class Port:
         self, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
     ) except -1
     cdef Messages _take(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef int _release(self, Messages messages) except -1

@@ -42,7 +42,7 @@ import numpy as np
 from ringbuf._columns import MessageTooLarge
 from ringbuf._ready import ReadyFd
 from ringbuf._ready import call as call_ear
-from ringbuf._shared_file import SharedFile, SharedFileError
+from ringbuf._shared_file import SharedFile, SharedFileError, boot_id
 
 
 cdef extern from *:
@@ -169,8 +169,31 @@ cdef class Port:
             return self._take(most, most_bytes)
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
+    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
+        cdef Messages messages = None
+        cdef Slot* slot = NULL
+        cdef int64_t number
+        if self._frames.desk != NULL:
+            self._participant.notice(True)
+            number = self._begin(&slot)
+            try:
+                messages = self._take_orphan(slot, number, most, most_bytes)
+            finally:
+                if messages is None:
+                    self._end(number)
+        return messages if messages is not None else new_messages(0, 0, self._spares)
+
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         """What a process left that died; else what waits in the ring; else None."""
+        cdef Source source
+        cdef Messages messages = self._take_orphan(slot, number, most, most_bytes)
+        if messages is not None:
+            return messages
+        source.read = &self._frames.cursors.read
+        source.number = 0
+        return self._take_one(&source, slot, number, most, most_bytes)
+
+    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         cdef Source source
         cdef uint64_t orphan = 0
         cdef Messages messages
@@ -181,9 +204,7 @@ cdef class Port:
             messages = self._take_one(&source, slot, number, most, most_bytes)
             if messages is not None:
                 return messages
-        source.read = &self._frames.cursors.read
-        source.number = 0
-        return self._take_one(&source, slot, number, most, most_bytes)
+        return None
 
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         cdef Take take
@@ -302,6 +323,7 @@ cdef class MessageRing(Port):
     path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where
         it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
         what one has taken and not released when it dies, is delivered again.
+    first_seq: the number that the first message of a new ring gets.
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -314,7 +336,7 @@ cdef class MessageRing(Port):
     1
     """
 
-    def __init__(self, capacity_bytes, *, path=None):
+    def __init__(self, capacity_bytes, *, path=None, first_seq=0):
         if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
             raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
         size = capacity_bytes.__index__()
@@ -323,10 +345,12 @@ cdef class MessageRing(Port):
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
         if self._memory is not None:
             raise TypeError("a MessageRing is made once")
+        if not 0 <= first_seq < 1 << 64:
+            raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
         self._spares = Spares()
         self._ears = []
         if path is not None:
-            self._open(create_or_attach(path, granules), granules)
+            self._open(create_or_attach(path, granules, first_seq), granules)
             return
         # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
         self._memory = np.zeros(sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8)
@@ -337,7 +361,7 @@ cdef class MessageRing(Port):
         self._frames.index = <word*>(address + sizeof(Cursors))
         self._frames.data = <unsigned char*>(address + sizeof(Cursors) + granules * 8)
         # The first lap is number 1: the zeroed index holds no tag of it.
-        self._start_at(granules, 0)
+        self._start_at(granules, first_seq)
 
     @classmethod
     def attach(cls, path):
@@ -404,9 +428,29 @@ cdef class MessageRing(Port):
         """The file that it shares with others, or None."""
         return None if self._participant is None else self._participant.file.path
 
+    @property
+    def survived_reboot(self):
+        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk."""
+        return self._participant is not None and self._participant.file.boot_id != boot_id()
+
     def __len__(self):
-        """Messages pushed and not yet taken; while others push or pop it is a moment's truth."""
+        """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
+
+        The numbers of messages that a killed process never published count as well: `count` leaves them out.
+        """
         return count_waiting(&self._frames)
+
+    def count(self):
+        """Messages that can be taken, counted frame by frame, without those that dead processes had taken."""
+        return count_published(&self._frames)
+
+    def close(self):
+        """Give up this process's part in a shared ring at once, and not when the last reference goes; what it holds is for others.
+
+        No thread may be using the ring, and nobody may use it afterwards. Of a ring in memory nothing is done.
+        """
+        if self._participant is not None:
+            self._participant.file.close()
 
     def producer(self):
         """A handle to push with, for one thread.
@@ -511,6 +555,13 @@ cdef class MessageRing(Port):
         For consumers that must be able to fail: what has been taken and not released is still in the ring.
         """
         return self._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+
+    def take_orphaned(self, max_messages=None, max_bytes=None):
+        """`take`, but only what a process had taken that died before it released it; empty where there is nothing of that kind.
+
+        `take` itself gives these first. It finds them out after a moment, this looks at once.
+        """
+        return self._take_orphaned(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
 
     def release(self, Messages messages not None):
         """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
@@ -770,15 +821,30 @@ cdef uint64_t count_waiting(Frames* f) noexcept nogil:
             return next_number(f) - (first - 1) if first > 0 else 0
 
 
+cdef uint64_t count_published(Frames* f) noexcept nogil:
+    """Messages in the frames from `read` on."""
+    cdef FrameView view
+    cdef uint64_t read, position, count
+    while True:
+        read = load_acquire(&f.cursors.read)
+        position = nearest32(read >> 32, tail_position(f))
+        count = 0
+        while peek_frame(f, position, &view):
+            count += view.frame.count
+            position += view.granules
+        if load_acquire(&f.cursors.read) == read:
+            return count - (place_of(read) if count > 0 else 0)
+
+
 # ---------------------------------------------------------------- helpers
 
 
-cdef object create_or_attach(path, uint64_t granules):
+cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq):
     """The SharedFile of a ring of that capacity, made if it is not there."""
     cdef size_t size = pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8) + granules * GRANULE
     if not os.path.exists(path):
         try:
-            return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, first_positions(granules))
+            return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, first_positions(granules, first_seq))
         except FileExistsError:
             pass  # another process was faster
     file = SharedFile.attach(path, KIND, SEATS)
@@ -790,14 +856,15 @@ cdef object create_or_attach(path, uint64_t granules):
     return file
 
 
-cdef object first_positions(uint64_t granules):
+cdef object first_positions(uint64_t granules, uint64_t first_seq):
     """Where, and as what bytes, the positions of a new ring lie in its body."""
     cdef Cursors cursors
     cdef size_t i
     for i in range(sizeof(Cursors)):
         (<unsigned char*>&cursors)[i] = 0
     store_relaxed(&cursors.tail, granules << PLACE_BITS)
-    store_relaxed(&cursors.write, granules << 32)
+    store_relaxed(&cursors.write, granules << 32 | <uint64_t><uint32_t>first_seq)
+    store_relaxed(&cursors.sequence, first_seq)
     store_relaxed(&cursors.read, make_read(granules, 0, NOBODY, 0))
     return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
 

@@ -136,6 +136,8 @@ class SharedFile:
         """Whether a living process has this seat."""
         if seat in self._held:
             return True
+        if self.fd < 0:
+            return True  # closed: nobody is to be tidied up after
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
         return bool(_FLOCK.unpack(fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
@@ -170,15 +172,21 @@ class SharedFile:
 
     # ------------------------------------------------------------ the end, and forks
 
+    def close(self) -> None:
+        """Leave all seats. The mapping stays until the last array of it has gone."""
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+            self._held.clear()
+
     def __del__(self) -> None:
-        # The mapping goes when the last array of it has gone; the seats go now.
-        if getattr(self, "fd", -1) >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self.close()
 
     def _after_fork(self) -> None:
         # The inherited descriptor shares the parent's locks. Opened through /proc, so that the name may be gone by now.
         inherited = self.fd
+        if inherited < 0:
+            return
         self.fd = os.open(f"/proc/self/fd/{inherited}", os.O_RDWR | os.O_CLOEXEC)
         os.close(inherited)
         self._held = set()

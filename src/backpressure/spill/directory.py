@@ -29,8 +29,8 @@ from typing import Final
 from uuid import UUID
 
 from backpressure.errors import FormatError
-from backpressure.spill.files import READ, WRITE, Files, FileSystem, LocalFileSystem, refusal
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, UNREADABLE, parse_segment_name, segment_owner
+from backpressure.spill.files import READ, UNREADABLE, WRITE, Files, FileSystem, LocalFileSystem, refusal
+from backpressure.spill.segments import SEGMENT_HEADER_BYTES, parse_segment_name, segment_owner
 
 __all__ = ["BufferDirectory", "read_buffer_id"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backpressure.spill.blocks import BlockHeader, Decoder, Link, stored_is_sound
-from backpressure.spill.files import Files
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, UNREADABLE, Segment, SegmentFile, Unreadable
+from backpressure.spill.files import UNREADABLE, Files
+from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable
 from ringbuf import Messages
 
 __all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View"]

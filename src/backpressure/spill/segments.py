@@ -38,7 +38,6 @@ Recovery
 
 from __future__ import annotations
 
-import errno
 import re
 import struct
 import zlib
@@ -47,7 +46,7 @@ from uuid import UUID
 
 from backpressure.errors import FormatError
 from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BLOCK_MAGIC, BlockHeader, Link, parse_block_header
-from backpressure.spill.files import READ, Files
+from backpressure.spill.files import READ, UNREADABLE, Files
 
 __all__ = [
     "SEGMENT_HEADER_BYTES",
@@ -68,10 +67,6 @@ _CRC: Final = struct.Struct("<I")
 SEGMENT_HEADER_BYTES: Final = _HEADER.size + _CRC.size
 assert SEGMENT_HEADER_BYTES == 96
 _NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.seg")
-
-#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS and ext4 for a bad checksum, EUCLEAN
-#: for structures that make no sense.
-UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO})
 
 # One read for several blocks. More gains nothing: the kernel reads ahead by itself.
 _WINDOW_BYTES: Final = 1 << 20

@@ -293,6 +293,8 @@ class SpillStore:
                 self._damaged.add(missing.serial)
                 self._lost_events += events
                 self._lost_ranges += 1
+                # So that it is not reported again after a restart.
+                self._record()
         return dataclasses.replace(lost, events=events) if events else None
 
     # ------------------------------------------------------------ acking

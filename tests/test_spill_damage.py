@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
+from tests.torture.journal import BUFFER_ID, LANE, columns, disk_with_lane, opened
 
 from backpressure.errors import DiskFailed, FormatError
 from backpressure.spill import BufferDirectory, Lost, Run, SpillStore
@@ -14,7 +15,6 @@ from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.salvage import BlockState, export_lane, inspect_lane, repair_lane
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES
 from backpressure.testing import CrashingFileSystem, FaultyFileSystem
-from tests.torture.journal import BUFFER_ID, LANE, columns, disk_with_lane, opened
 
 Blocks = list[tuple[int, int]]  # (first, end) of each block
 

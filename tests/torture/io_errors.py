@@ -13,9 +13,10 @@ import errno
 import random
 import time
 
+from tests.torture.journal import Journal, disk_with_lane, opened
+
 from backpressure.errors import NotNow
 from backpressure.testing import FaultyFileSystem
-from tests.torture.journal import Journal, disk_with_lane, opened
 
 ERRORS: tuple[int | None, ...] = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, None)
 STEPS = 40
@@ -77,7 +78,8 @@ def main() -> None:
         for error in ERRORS:
             for sticky in (False, True):
                 runs += every_call(seed, error, sticky)
-    print(f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, {time.monotonic() - start:.0f} s")
+    took = time.monotonic() - start
+    print(f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, {took:.0f} s")
 
 
 if __name__ == "__main__":

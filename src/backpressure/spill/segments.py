@@ -7,7 +7,8 @@ Invariants
     known, but for the link, which the first block repeats.
  2. A file appears under its name complete: it is written as <name>.tmp, made durable, renamed, and the directory is made durable,
     all before its first block is counted as stored. A file <name>.tmp is a trace of a crash, and deleted.
- 3. Only the newest file is written to. Before the next one is made it was made durable. So only the newest has a torn tail.
+ 3. Only the newest file is written to. Before the next one is made it was made durable, or the record that all in it was acked.
+    So only the newest has a torn tail that matters.
  4. A file speaks for the numbers from its base up to the base of the next. Should its link say that fewer events lie before
     than are in the files before it, then those beyond the base were written again (after an fsync that failed), and the
     later file counts.

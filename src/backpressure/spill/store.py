@@ -236,7 +236,9 @@ class SpillStore:
             action()
         except (OSError, DiskFull) as error:
             refused = error if isinstance(error, DiskFull) else refusal(f"can not {what} {self.directory}", error)
-            self._refused_full += isinstance(refused, DiskFull)
+            if isinstance(refused, DiskFull):
+                self._refused_full += 1
+                self._free_room()
             if refused is error:
                 raise
             raise refused from error
@@ -377,6 +379,12 @@ class SpillStore:
             self._failed_acks += 1
         durable = self._ledger.durable
         return durable is not None and durable.prefix >= prefix
+
+    def _free_room(self) -> None:
+        """What could not be deleted when it was acked, because the full disk had no room for the record either."""
+        with self._settling:
+            self._retire()
+        self._restart_if_drained()
 
     def _give_up(self, segment: Segment) -> None:
         """Delete a file, or keep it aside if it was damaged."""

@@ -23,7 +23,7 @@ from backpressure.spill.files import READ
 from backpressure.spill.segments import Segment, frame_segment_header
 
 BUFFER_ID = UUID(int=1)
-ROUNDS = 9
+ROUNDS = 15
 EVENTS_AT_A_TIME = 50_000  # a spiller's and a consumer's batch
 
 

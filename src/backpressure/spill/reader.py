@@ -116,16 +116,19 @@ class _Opened:
         self.file = file
         self.points = [_start_of(segment)]
         self.latest = self.points[0]
+        self._furthest = 0
         self._since_mark = 0
 
     def point_for(self, seq: int) -> _Point:
-        if self.latest.seq <= seq:
-            return self.latest
-        return self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
+        """The best known place from which the block of `seq` is found by going forward."""
+        mark = self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
+        return self.latest if mark.seq <= self.latest.seq <= seq else mark
 
     def passed(self, point: _Point) -> None:
-        if point.position > self.latest.position:
-            self.latest = point
+        """Reading has come to here."""
+        self.latest = point
+        if point.position > self._furthest:
+            self._furthest = point.position
             self._since_mark += 1
             if self._since_mark == _MARK_EVERY:
                 self._since_mark = 0

@@ -206,6 +206,38 @@ def test_files_go_when_all_in_them_is_acked() -> None:
         assert len([name for name in disk.listdir(LANE) if name.endswith(".seg")]) == 1
 
 
+def test_deleted_files_are_not_kept_open() -> None:
+    disk = disk_with_lane()
+    with opened(disk) as store:
+        for seq in range(40):
+            put(store, seq, random.Random(seq).randbytes(900))
+        for seq in range(40):
+            assert got(store.read(seq, 1, 1))[0] == seq
+            store.ack(seq, 1)
+            names = {f"{LANE}/{name}" for name in disk.listdir(LANE)}
+            assert {opened.file.path for opened in store._reader._opened.values()} <= names
+        assert disk.open_descriptors <= 3
+
+
+def test_an_ack_while_an_append_is_under_way_settles_nothing_else() -> None:
+    """The appended event is read and acked before append() has come back, while an older one is still with a consumer."""
+    disk = disk_with_lane()
+    store = opened(disk)
+    put(store, 0, b"older")
+    assert got(store.read(0, 9, 100)) == (0, [b"older"])
+    append = store._writer.append
+
+    def append_read_ack(*arguments: object) -> None:
+        append(*arguments)  # type: ignore[arg-type]
+        assert got(store.read(1, 9, 100)) == (10, [b"newer"])
+        store.ack(10, 1)
+
+    store._writer.append = append_read_ack  # type: ignore[method-assign]
+    put(store, 10, b"newer")
+    assert store.events_on_disk == 1
+    assert everything(store) == {0: b"older"}
+
+
 def test_an_empty_store_remembers_its_numbers_without_the_record() -> None:
     disk = disk_with_lane()
     with opened(disk) as store:

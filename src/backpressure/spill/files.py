@@ -117,11 +117,19 @@ class LocalFileSystem:
             os.pwrite(fd, bytes(size), 0)
 
     def fsync(self, fd: int) -> None:
-        os.fsync(fd)
+        if sys.platform == "darwin":
+            # There fsync leaves it to the disk when to write.
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
 
     def fdatasync(self, fd: int) -> None:
-        # macOS has no fdatasync.
-        getattr(os, "fdatasync", os.fsync)(fd)
+        if sys.platform == "darwin":
+            self.fsync(fd)
+        else:
+            os.fdatasync(fd)
 
     def rename(self, old: str, new: str) -> None:
         os.replace(old, new)

@@ -23,6 +23,7 @@ from ringbuf import Messages
 __all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View"]
 
 _OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
+_NONE: Final = 1 << 64  # larger than any serial
 _MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at most
 
 
@@ -142,6 +143,7 @@ class Reader:
         self._files = files
         self._directory = directory
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._oldest = _NONE  # the lowest serial among them
         self._decoder = Decoder()
         # The block that was decoded last, of which a part may not have been asked for yet.
         self._cached: Run | None = None
@@ -150,13 +152,19 @@ class Reader:
         for opened in self._opened.values():
             opened.file.close()
         self._opened.clear()
+        self._oldest = _NONE
         self._cached = None
 
-    def forget(self, serial: int) -> None:
-        """Close a segment that is about to go."""
-        opened = self._opened.pop(serial, None)
-        if opened is not None:
-            opened.file.close()
+    def has_before(self, serial: int) -> bool:
+        """Whether a segment older than that is open; for any thread."""
+        return self._oldest < serial
+
+    def close_before(self, serial: int) -> None:
+        """Close segments older than that."""
+        for one in tuple(self._opened):
+            if one < serial:
+                self._opened.pop(one).file.close()
+        self._oldest = min(self._opened, default=_NONE)
 
     def read(self, seq: int, stop: int, max_events: int, max_bytes: int, view: View) -> Run | Missing | Gap | None:
         """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
@@ -303,6 +311,7 @@ class Reader:
             opened = self._opened[segment.serial] = _Opened(file, segment)
             while len(self._opened) > _OPEN_SEGMENTS:
                 self._opened.popitem(last=False)[1].file.close()
+            self._oldest = min(self._opened)
         self._opened.move_to_end(segment.serial)
         return opened
 

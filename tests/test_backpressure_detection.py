@@ -569,6 +569,21 @@ def test_many_threads_lose_no_outcome() -> None:
     assert len(rig.changes) == 1
 
 
+def test_refusals_for_delay_hold_an_activation_and_make_none() -> None:
+    rig = Rig()
+    for _ in range(5):
+        assert not rig.interval(delay=0.1, refusing=True).active
+    rig.interval(delay=0.6)
+    assert rig.interval(delay=0.6).active
+    # Flow control has cut the queue, and goes on refusing: that is the overload still.
+    for _ in range(20):
+        seen = rig.interval(delay=0.1, depth=50, refusing=True)
+        assert (seen.active, seen.cause) == (True, "delay")
+    rig.monitor.observe(refusing=False)
+    assert rig.interval(delay=0.1, depth=50).active is False
+    assert len(rig.changes) == 2
+
+
 def test_negative_and_senseless_measurements() -> None:
     rig = Rig()
     seen = rig.interval(depth=-5, delay=-1.0, latency=math.nan)

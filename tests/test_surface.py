@@ -32,6 +32,7 @@ FLOORS = [
         "adaptive_batch_manager",
         "flow_control_manager",
         "emergency_mode",
+        "delay_bound",
         "priority_shares",
     },
     {"admission", "stats", "lane", "batch"},

@@ -111,7 +111,7 @@ def _next(changes: tuple[float, ...], at: float, end: float) -> float:
 
 def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
     span = slice(int(start), int(end))
-    return sum(run.goodput[span]) / max(1, sum(oracle.goodput[span]))
+    return sum(run.goodput[span]) / max(1, min(sum(oracle.goodput[span]), sum(run.demand[span])))
 
 
 def _converges(run: Record, oracle: Record, start: float, end: float) -> float:

@@ -163,6 +163,7 @@ class BackpressureMonitor:
         self._history: deque[Pressure] = deque(maxlen=config.history_size)
         # What was last reported of the queue, and whether that calls for a judgement at once.
         self._depth, self._delay, self._alarm = 0.0, 0.0, False
+        self._refusing = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         # Outcomes not judged yet, over as many intervals as it takes; `_delivered` is of this interval alone.
         self._ok = self._failed = self._delivered = 0
@@ -177,9 +178,11 @@ class BackpressureMonitor:
         latency: float | None = None,
         ok: int = 0,
         failed: int = 0,
+        refusing: bool | None = None,
     ) -> None:
         """Report any of: events waiting; age of the oldest in seconds (0 where none waits); seconds that one
-        call of the sink took; how many events the sink took, and failed.
+        call of the sink took; how many events the sink took, and failed; whether events are refused because they
+        would wait too long, which holds an activation until the next report: the queue is short for that reason.
 
         A measurement below 0 counts as 0: counters read one after the other can yield that. ValueError where
         `ok` or `failed` is negative.
@@ -203,6 +206,8 @@ class BackpressureMonitor:
             self._ok += ok
             self._failed += failed
             self._delivered += ok
+            if refusing is not None:
+                self._refusing = refusing
 
     def evaluate(self) -> Pressure:
         """A new judgement if the interval is over or depth has crossed its threshold, else the last one."""
@@ -283,7 +288,7 @@ class BackpressureMonitor:
                 self._hot.discard(reading.signal)
         if self._depth == 0.0:
             self._hot &= spoke
-        if self._hot:
+        if self._hot or (last.active and self._refusing):
             self._hot_at = now
         active = bool(self._hot) or (last.active and now - self._hot_at < config.min_dwell)
         if config.adaptive_thresholds and not active and not last.active:

@@ -5,6 +5,7 @@
                               AdaptiveBatchManager: how many ────────────┤                      ├──> AdaptiveBatchManager
                               CircuitBreaker: whether at all ────────────┘                      ├──> CircuitBreaker
                               BackpressureMonitor <── depth, delay, latency, errors ────────────┴──> FlowControlManager
+                              FlowControlManager <── queue, circuit
 
 Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
@@ -32,7 +33,7 @@ from backpressure.backpressure_monitor import BackpressureMonitor, Pressure
 from backpressure.batch import Batch
 from backpressure.circuit_breaker import CircuitBreaker, State
 from backpressure.clock import Clock, MonotonicClock
-from backpressure.config import BufferConfig
+from backpressure.config import BufferConfig, WhenFull
 from backpressure.errors import BufferClosed
 from backpressure.events import (
     BackpressureActivated,
@@ -321,15 +322,22 @@ class BufferManager:
         depth = 0.0
         delay = 0.0
         fill = 0.0
+        queue, taken = [], []
         for lane in self._lanes:
             waiting = lane.waiting()
+            queue.append(waiting)
+            taken.append(lane.ring.next_seq - waiting)
             if waiting:
                 depth += waiting
                 fill = max(fill, lane.ring.used_bytes / lane.ring.capacity_bytes)
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        self._monitor.observe(depth=depth, delay=delay)
+        # A batch and a half in reach keeps the sink busy until the next look. Who drops the oldest wants nothing refused.
+        refusing = self.config.when_full is not WhenFull.DROP_OLDEST and self._flow.observe(
+            queue, taken, enough=self._batching.batch_size * 3 // 2, calling=self._breaker.state is State.CLOSED
+        )
+        self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()
         self._batching.evaluate(pressure.pressure)
         return pressure

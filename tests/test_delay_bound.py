@@ -134,6 +134,36 @@ def test_a_burst_beyond_its_bound_loses_what_is_beyond_and_nothing_after_it() ->
     assert sum(queue.refused) == lost
 
 
+@pytest.mark.parametrize(("seconds", "load"), [(1.1, 1.7), (1.3, 1.6)])
+def test_a_burst_that_lasts_longer_than_an_interval_costs_nothing_once_it_is_over(seconds: float, load: float) -> None:
+    """The queue is above the target long after, and falls: to refuse would only lose what there is room for."""
+    queue = Queue()
+    queue.run(2.0, only(3, 0.6 * RATE))
+    queue.run(seconds, only(3, load * RATE))
+    queue.run(0.2, only(3, 0.6 * RATE))
+    lost = sum(queue.refused)
+    assert lost <= 0.2 * RATE
+    queue.run(5.0, only(3, 0.6 * RATE))
+    assert sum(queue.refused) == lost
+
+
+def test_what_the_sink_can_take_is_not_forgotten_while_little_is_offered() -> None:
+    queue = Queue()
+    queue.run(3.0, only(3, 1.2 * RATE))
+    queue.run(10.0, only(3, 0.1 * RATE))
+    assert queue.offer(7_000, 3) == 7_000
+
+
+def test_what_is_admitted_between_two_looks_counts_for_the_less_urgent() -> None:
+    queue = Queue()
+    queue.run(3.0, only(3, 1.2 * RATE))
+    queue.run(10.0, only(3, 0.1 * RATE))
+    room = queue.offer(1_000_000, 3)
+    assert room == pytest.approx(BURST * RATE, rel=0.1)
+    assert queue.offer(100, 4) == queue.offer(100, 5) == 0
+    assert queue.offer(100, 2) == queue.offer(100, 1) == 100
+
+
 def test_a_queue_around_which_the_load_wavers_does_not_swing_between_burst_and_target() -> None:
     queue = Queue()
     rng = random.Random(2)
@@ -297,7 +327,7 @@ def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
     queue.run(2.0, only(3, 0.8 * RATE))
     for priority, load, rate in loads:
         for _ in range(5):
-            rates = {p: 0.05 * RATE for p in range(1, 6)} | {priority: load * rng.random() * RATE}
+            rates = dict.fromkeys(range(1, 6), 0.05 * RATE) | {priority: load * rng.random() * RATE}
             queue.run(0.2, rates.__getitem__, rate=rate * RATE)
     assert queue.starved < 1e-6
     assert queue.refused[0] == 0

@@ -15,9 +15,10 @@ only: as many are refused per second with a long one. The least urgent are refus
 lie ahead of them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
 
 `enough` events may always wait, so that the sink never runs dry. What it takes is measured by what leaves the
-queue while at least a batch waits; otherwise that shows only what was offered, and is a lower bound. A sink that
-is not being called, or from which nothing has gone out for long, is no slow sink but an outage: to outlast that
-is what the room is for, and the bound stands aside. So it does as long as nothing has been measured.
+queue while at least a batch waits; otherwise that shows only what was offered, and is a lower bound. Where the sink
+is not called, or nothing was taken for an interval, it is not slow but gone, and to outlast that is what the room
+is for: the bound stands aside. So it does until something was measured, and for a consumer that comes by less
+often than that, for whom such a target is out of reach.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -44,8 +45,6 @@ _OFFER_PART = 0.25
 _SPAN, _TAKINGS = 1.0, 4
 # ... but the first so many seconds of a backlog count already: without them a steep step would fill the lanes.
 _LEAST_SPAN = 0.2
-# Usual pauses between takings after which the sink has stopped, if it is an interval at least.
-_STOPPED = 4.0
 
 
 # Time, looks until then at which events had been taken, and events taken until then by priority.
@@ -163,6 +162,4 @@ class DelayBound:
         return now - since[0] >= span and self._takings - since[1] >= _TAKINGS
 
     def _has_stopped(self, now: float) -> bool:
-        began, takings, _ = self._past[0]
-        usual = (self._taken_at - began) / max(1, self._takings - takings)
-        return now - self._taken_at > max(self._interval, _STOPPED * usual)
+        return now - self._taken_at > self._interval

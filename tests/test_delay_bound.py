@@ -154,6 +154,25 @@ def test_what_the_sink_can_take_is_not_forgotten_while_little_is_offered() -> No
     assert queue.offer(7_000, 3) == 7_000
 
 
+def test_a_few_events_that_always_wait_do_not_show_what_the_sink_can_take() -> None:
+    queue = Queue()
+    queue.run(3.0, only(3, 1.2 * RATE))
+    for _ in range(500):
+        queue.taken[2] += 20
+        queue.manager.observe([0, 0, 50, 0, 0], queue.taken, enough=300)
+        queue.clock.advance(TICK)
+    assert queue.manager.metrics().sink_rate == pytest.approx(RATE, rel=0.05)
+
+
+def test_bursts_in_quick_succession_pass_as_long_as_the_queue_drains_in_between() -> None:
+    queue = Queue()
+    queue.run(2.0, only(3, 0.6 * RATE))
+    for _ in range(4):
+        queue.run(0.7, only(3, 2 * RATE))
+        queue.run(1.5, only(3, 0.3 * RATE))
+    assert sum(queue.refused) == 0
+
+
 def test_what_is_admitted_between_two_looks_counts_for_the_less_urgent() -> None:
     queue = Queue()
     queue.run(3.0, only(3, 1.2 * RATE))

@@ -145,20 +145,34 @@ class FlowControlManager:
         self._bound = DelayBound(target, now) if target is not None and self._throttled else None
         self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, PRIORITY_LEVELS, now)
         self._admitted = [0] * PRIORITY_LEVELS
+        # Until when nothing expires in either window.
+        self._fresh_until = min(self._window.until, self._emergency.window.until)
+        # Tokens that the bucket holds at least: what it held when it was last asked, less what was taken since.
+        self._sure = 0.0
         self._refused = {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
         # The last full grant of each priority: callers ask for the same number again and again.
         self._full = [Grant(0)] * PRIORITY_LEVELS
 
     def admit(self, n: int, priority: int) -> Grant:
         """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
-        p = check_priority(priority) - 1
+        # Also called once per event: the common case is kept short, with what it needs in line.
+        p = (priority if type(priority) is int and 0 < priority <= PRIORITY_LEVELS else check_priority(priority)) - 1
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n!r}")
         change = None
         with self._lock:
-            now = self._read_clock()
-            emergency = self._emergency
-            emergency.window.add(now, p, n)
+            reading = self._clock()
+            if reading < self._reading:
+                self._lag += self._reading - reading
+            self._reading = reading
+            now = reading + self._lag
+            emergency, window = self._emergency, self._window
+            demand = emergency.window
+            if now >= self._fresh_until:
+                window.expire(now)
+                demand.expire(now)
+                self._fresh_until = min(window.until, demand.until)
+            demand.row[p] += n
             grant = self._full[p]
             if grant.granted != n:
                 grant = self._full[p] = Grant(n)
@@ -175,19 +189,23 @@ class FlowControlManager:
                         # Spread, so that not all who were refused come back at once.
                         grant = Grant(passed, bound.retry_after(p) * self._rng.uniform(0.5, 1.5), "delay")
                 now_ns = int(now * 1e9)
-                tokens = self._bucket.tokens_at(now_ns)
-                if tokens - grant.granted >= self._shares.reserve:
+                if self._sure - grant.granted < self._shares.reserve:
+                    self._sure = self._bucket.tokens_at(now_ns)
+                if self._sure - grant.granted >= self._shares.reserve:
                     self._bucket.try_acquire_at(now_ns, grant.granted)
                     self._shares.fill(p, now)
                 else:
-                    grant = self._share_out(p, grant, now, now_ns, tokens)
+                    grant = self._share_out(p, grant, now, now_ns, self._sure)
+                self._sure -= grant.granted
                 if bound is not None and bound.armed:
                     bound.fill(p, grant.granted)
-            if grant.reason is not None:
-                self._refused[grant.reason] += n - grant.granted
-            self._admitted[p] += grant.granted
-            self._window.add(now, p, grant.granted)
-        self._announce(change)
+            granted = grant.granted
+            if granted != n and grant.reason is not None:
+                self._refused[grant.reason] += n - granted
+            self._admitted[p] += granted
+            window.row[p] += granted
+        if change is not None:
+            self._announce(change)
         return grant
 
     def give_back(self, n: int, priority: int) -> None:
@@ -255,6 +273,7 @@ class FlowControlManager:
             now = self._read_clock()
             self._shares.settle(now, self._bucket.rate)
             self._shares.resize(burst)
+            self._sure = 0.0
             self._bucket.set_burst_at(int(now * 1e9), burst)
 
     def rate(self, priority: int | None = None) -> float:
@@ -318,6 +337,7 @@ class FlowControlManager:
         if rate != self._bucket.rate:
             self._shares.settle(now, self._bucket.rate)
             self._bucket.set_rate_at(int(now * 1e9), rate)
+            self._sure = 0.0
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for everybody to be sure of theirs."""

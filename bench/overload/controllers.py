@@ -19,7 +19,7 @@ from backpressure.backpressure_monitor import BackpressureMonitor, BackpressureM
 from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
 from backpressure.flow_control_manager import EmergencyModeConfig, FlowControlConfig, FlowControlManager
 
-__all__ = ["ABLATIONS", "Laws", "Oracle", "Ours", "breaker_config"]
+__all__ = ["ABLATIONS", "FAULT_LAWS", "Laws", "Oracle", "Ours", "breaker_config"]
 
 # The batch size that puts all workers at the knee together.
 _BEST_BATCH = KNEE // WORKERS
@@ -27,9 +27,12 @@ _BEST_BATCH = KNEE // WORKERS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Laws:
-    """Which laws are on. The defaults are BufferManager's wiring."""
+    """Which laws are on. The defaults are BufferManager's wiring, with a target for the delay."""
 
+    #: Of flow control, in seconds: about a batch at its target latency. None, the library's default, bounds nothing.
     delay_target: float | None = 0.25
+    hold: bool = True  #: refusals for delay keep the monitor active
+    outage_aware: bool = True  #: flow control hears that the circuit is open
     generation: bool = True
     lease: bool = True
     growth: bool = True  #: of the reset timeout
@@ -52,6 +55,8 @@ def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
 
 class Ours:
     """The four policies together. See `Controller` for the methods."""
+
+    drops = False
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random, laws: Laws | None = None) -> None:
         self.laws = laws = laws if laws is not None else Laws()
@@ -141,17 +146,16 @@ class Ours:
             self.flow.record_outcome(0, call.n)
 
     def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
-        self.monitor.observe(depth=sum(waiting), delay=oldest if self.laws.all_signals else None)
-        pressure = self.monitor.evaluate()
-        self.batching.evaluate(pressure.pressure)
-        taken = [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)]
         refusing = self.flow.observe(
             waiting,
-            taken,
+            [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)],
             enough=self.batching.batch_size * 3 // 2,
-            calling=self.breaker.state is State.CLOSED,
+            calling=self.breaker.state is State.CLOSED or not self.laws.outage_aware,
         )
-        self.monitor.observe(refusing=refusing)
+        delay = oldest if self.laws.all_signals else None
+        self.monitor.observe(depth=sum(waiting), delay=delay, refusing=refusing and self.laws.hold)
+        pressure = self.monitor.evaluate()
+        self.batching.evaluate(pressure.pressure)
 
     def truth(self, condition: Condition) -> None:
         pass
@@ -177,14 +181,21 @@ class Oracle(Base):
 
 #: By the name in the report: one law off in turn, or on: the last, which the library leaves off.
 ABLATIONS: dict[str, Laws] = {
-    "no generation": Laws(generation=False),
-    "no probe lease": Laws(lease=False),
-    "no growth of reset": Laws(growth=False),
+    "no delay target (the default)": Laws(delay_target=None),
+    "refusals do not hold the monitor": Laws(hold=False),
     "monitor by depth only": Laws(all_signals=False),
     "no hysteresis": Laws(hysteresis=False),
     "fixed thresholds": Laws(adaptive_thresholds=False),
     "fixed batch": Laws(adaptive_batch=False),
     "no shares": Laws(shares=False),
+    "no generation": Laws(generation=False),
+    "no probe lease": Laws(lease=False),
+    "no growth of reset": Laws(growth=False),
     "no emergency": Laws(emergency=False),
+    "refuses and sheds in an outage": Laws(outage_aware=False),
     "slow calls trip": Laws(slow_calls=True),
 }
+#: Those that can only show where calls fail.
+FAULT_LAWS = frozenset(
+    ("no generation", "no probe lease", "no growth of reset", "no emergency", "refuses and sheds in an outage")
+)

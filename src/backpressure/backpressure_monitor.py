@@ -16,6 +16,8 @@ the other way round), so that one law serves all:
   hot and until none has been for `min_dwell`. What wobbles between the two changes nothing.
 - Fast attack: depth at its threshold activates in the very next `evaluate`. Slow release: a signal cools only
   when an interval ends, and `pressure` goes `recovery_factor` of the way down per interval.
+- Refusals: where flow control keeps the queue short by refusing, a short queue is no recovery, and the monitor
+  stays active until it was told for `min_dwell` that nothing is refused. Refusals never activate it.
 - Silence is neither health nor fault: a hot signal that is not reported stays hot while events wait and cools
   when none do. Outcomes too few for an error rate are added to those of the next interval.
 - What is normal is learnt only while not active, and not from idleness: overload never becomes the norm.
@@ -106,7 +108,7 @@ class Pressure:
     active: bool = False
     #: How badly: a signal at its threshold makes 0.5, half of it or less 0, one and a half of it or more 1.
     pressure: float = 0.0
-    #: The signal that is worst now; never None while active.
+    #: The signal that is worst now, never None while active; when an activation ends, the one that began it, if measured.
     signal: str | None = None
     #: What that signal read, and the threshold in force for it, in its own unit.
     value: float = 0.0
@@ -303,6 +305,8 @@ class BackpressureMonitor:
         candidates = [r for r in readings if (r.signal in self._hot if active else r.severity > 0.0)]
         if candidates or not active:
             self._named = max(candidates, key=lambda r: r.severity, default=_Reading())
+        if last.active and not active:
+            self._named = next((r for r in readings if r.signal == last.cause), self._named)
         self._since = self._since if last.active else now
         self._last = Pressure(
             at=now,

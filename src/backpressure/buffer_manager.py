@@ -354,7 +354,9 @@ class BufferManager:
             since, self._pressed_since = self._pressed_since, None
             active_for = 0.0 if since is None else max(0.0, now - since)
             self._pressed_for += active_for
-            event = BackpressureDeactivated(at=now, signal=pressure.cause or "", active_for=active_for)
+            cause = pressure.cause or ""
+            value = pressure.value if pressure.signal == cause else 0.0
+            event = BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value)
         self._events.emit(event)
 
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:

@@ -352,6 +352,19 @@ def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
     assert queue.refused[0] == 0
 
 
+def test_a_count_that_seems_to_go_back_takes_nothing_from_the_rate() -> None:
+    """Waiting and accepted are read one after the other, while others push."""
+    queue = Queue()
+    rng = random.Random(5)
+    queue.run(3.0, only(3, 1.2 * RATE))
+    for _ in range(200):
+        queue.taken[2] += round(RATE * TICK)
+        seen = queue.taken[2] - (50_000 if rng.random() < 0.2 else 0)
+        queue.manager.observe([0, 0, 5_000, 0, 0], [*queue.taken[:2], seen, *queue.taken[3:]], enough=300)
+        queue.clock.advance(TICK)
+        assert queue.manager.metrics().sink_rate == pytest.approx(RATE, rel=0.1)
+
+
 def test_wrong_numbers_are_told() -> None:
     with pytest.raises(ConfigError, match="delay_target"):
         FlowControlConfig(delay_target=0.0)

@@ -324,9 +324,10 @@ class BufferManager:
         fill = 0.0
         queue, taken = [], []
         for lane in self._lanes:
+            accepted = lane.ring.next_seq  # first: what comes in between may hide takings until the next tick, and invents none
             waiting = lane.waiting()
             queue.append(waiting)
-            taken.append(lane.ring.next_seq - waiting)
+            taken.append(accepted - waiting)
             if waiting:
                 depth += waiting
                 fill = max(fill, lane.ring.used_bytes / lane.ring.capacity_bytes)

@@ -133,9 +133,12 @@ class DelayBound:
 
     def _measure(self, now: float, busy: bool, taken: tuple[int, ...]) -> None:
         past = self._past
-        if past and taken != past[-1][2]:
-            self._takings += 1
-            self._taken_at = now
+        if past:
+            # Counters that are read one after the other may seem to go back.
+            taken = tuple(map(max, taken, past[-1][2]))
+            if taken != past[-1][2]:
+                self._takings += 1
+                self._taken_at = now
         sample = (now, self._takings, taken)
         past.append(sample)
         if self._has_stopped(now):

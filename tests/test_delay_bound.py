@@ -267,6 +267,17 @@ def test_an_outage_refuses_nothing() -> None:
         assert refused == 0 or calling
 
 
+def test_what_can_be_spilled_is_not_refused() -> None:
+    queue = Queue()
+    queue.run(2.0, only(3, 0.5 * RATE))
+    queue.run(5.0, only(3, 3 * RATE))
+    assert queue.manager.admit(100_000, 3).reason == "delay"
+    queue.manager.observe(queue.waiting, queue.taken, enough=300, spills=True)
+    assert queue.manager.admit(100_000, 3).granted == 100_000
+    queue.manager.observe(queue.waiting, queue.taken, enough=300)
+    assert queue.manager.metrics().sink_rate == pytest.approx(RATE, rel=0.05)
+
+
 def test_an_open_circuit_sheds_nothing_in_an_emergency_either() -> None:
     queue = Queue(target=None)
     for _ in range(100):

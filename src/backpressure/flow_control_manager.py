@@ -226,7 +226,7 @@ class FlowControlManager:
                     self._bound.fill(p, -n)
 
     def observe(
-        self, waiting: Sequence[int], taken: Sequence[int], *, enough: int, calling: bool = True
+        self, waiting: Sequence[int], taken: Sequence[int], *, enough: int, calling: bool = True, spills: bool = False
     ) -> bool:
         """Report the queue, ten times within `delay_target` or more. Returns whether events are refused for their delay
         now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
@@ -235,6 +235,7 @@ class FlowControlManager:
         enough: events that keep the sink busy until the next report: a batch and a half.
         calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
             or shed for its sake: what comes may as well wait in the room that there is.
+        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay either.
         """
         if not len(waiting) == len(taken) == PRIORITY_LEVELS:
             raise ValueError(f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}")
@@ -244,7 +245,7 @@ class FlowControlManager:
             bound = self._bound
             if bound is None:
                 return False
-            bound.look(now, waiting, taken, enough, calling)
+            bound.look(now, waiting, taken, enough, calling and not spills)
             return bound.refused(1.0)
 
     def record_outcome(self, ok: int, failed: int) -> None:

@@ -44,15 +44,19 @@ How to read the report: docs/overload.md.
 def run(names: list[str], seeds: list[int], ablations: bool, host: str, date: str, verbose: bool = False) -> Results:
     """Run scenarios, each under every controller and with every seed; ablations with the first seed only."""
     results = Results(host, date, seeds)
-    makes: dict[str, Make] = {"ours": Ours, **BASELINES}
     every = scenarios()
     for name in names:
         scenario = results.scenarios[name] = every[name]
+        makes: dict[str, Make] = {"ours": Ours, **BASELINES}
+        if not scenario.faulty:
+            del makes["consecutive"]
         began = time.process_time()
         for seed in seeds:
             oracle = simulate(scenario, Oracle, seed)
             records = {"oracle": oracle, **{one: simulate(scenario, make, seed) for one, make in makes.items()}}
-            found = {one: figures(record, oracle) for one, record in records.items()}
+            if not scenario.faulty:  # a breaker by failures alone does nothing there
+                records["consecutive"] = records["fixed batch"]
+            found = {one: figures(records[one], oracle) for one in ("oracle", "ours", *BASELINES)}
             for one, figure in found.items():
                 results.figures.setdefault(name, {}).setdefault(one, []).append(figure)
             verdict = judge(found["ours"], records["ours"], {one: found[one] for one in BASELINES})

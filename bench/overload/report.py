@@ -148,15 +148,16 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
 
 
 def plot(results: Results, base: Path) -> list[Path]:
-    """Curves by second as SVG, and delay against goodput as PNG; returns the paths. Needs matplotlib: the `bench` extra."""
+    """Curves by second, and delay against goodput, as PNG; returns the paths. Needs matplotlib: the `bench` extra.
+
+    As SVG the curves take more than a megabyte, which a repository should not keep.
+    """
     import matplotlib  # type: ignore[import-not-found, unused-ignore]
 
     matplotlib.use("Agg")
-    # The same results give the same file, and text stays text.
-    matplotlib.rcParams.update({"svg.hashsalt": "overload", "svg.fonttype": "none"})
     from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
-    curves, trade = base.with_name(f"{base.name}-curves.svg"), base.with_name(f"{base.name}-delay-goodput.png")
+    curves, trade = base.with_name(f"{base.name}-curves.png"), base.with_name(f"{base.name}-delay-goodput.png")
     names = list(results.records)
     figure, axes = pyplot.subplots(len(names), 2, figsize=(14, 2.4 * len(names)), squeeze=False)
     for (left, right), name in zip(axes, names, strict=True):
@@ -165,7 +166,7 @@ def plot(results: Results, base: Path) -> list[Path]:
         right.set_title(f"{name}: age of the oldest waiting event, s", fontsize=9)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(curves, metadata={"Date": None})
+    figure.savefig(curves, dpi=50)
     pyplot.close(figure)
 
     columns = 3

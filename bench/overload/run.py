@@ -33,7 +33,7 @@ _PLOTTED = ("oracle", "ours", "Vegas", "Gradient2", "CoDel", "table")
 _SEEDS = 5
 _EPILOG = """\
 examples, from the root of the checkout, with PYTHONPATH=src or the package installed:
-  python -m bench.overload --out bench/results --plots     the report that is kept: about five minutes on one core
+  python -m bench.overload --out bench/results --plots     the report that is kept: five to six minutes on one core
   python -m bench.overload --quick                         four scenarios, one seed: ten seconds
   python -m bench.overload --scenario outage --seeds 3     one scenario, as often as that
 
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add("--seeds", type=int, metavar="N", help=f"how many seeds: medians and the worst are reported (default: {_SEEDS})")
     add("--out", type=Path, metavar="DIR", help="write overload-<date>.md there (default: print it)")
-    add("--plots", action="store_true", help="with --out: plots beside the report, SVG and PNG; needs matplotlib (extra: bench)")
+    add("--plots", action="store_true", help="with --out: plots beside the report, as PNG; needs matplotlib (extra: bench)")
     args = parser.parse_args(argv)
     if args.plots and args.out is None:
         parser.error("--plots needs --out")

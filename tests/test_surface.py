@@ -25,7 +25,7 @@ BACKPRESSURE = {
 # Lower floors first. A module may import from its own floor and from those below it.
 FLOORS = [
     {"ringbuf"},
-    {"clock", "errors", "events", "priority", "validation", "sliding_counts"},
+    {"clock", "errors", "events", "dispatcher", "log_limiter", "priority", "validation", "sliding_counts"},
     {
         "circuit_breaker",
         "backpressure_monitor",
@@ -37,7 +37,7 @@ FLOORS = [
     {"admission", "stats", "lane", "batch"},
     {"config", "intake", "wakeup", "buffer_manager", "aio"},
     {"sinks", "sources", "testing"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "http"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.
 PACKAGE = Path(backpressure.__file__).parent

@@ -50,6 +50,7 @@ from backpressure.events import (
     EventsDropped,
     EventType,
     RateChanged,
+    Tuned,
 )
 from backpressure.flow_control_manager import (
     EmergencyModeConfig,
@@ -105,6 +106,7 @@ __all__ = [
     "EmergencyLeft",
     "EventsDropped",
     "RateChanged",
+    "Tuned",
     # what it raises
     "BackpressureError",
     "BatchStateError",

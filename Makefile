@@ -64,7 +64,7 @@ test-freethreaded: .venv-ft/.installed
 	test -x .venv-ft/bin/python || "$(FREETHREADED)" -m venv .venv-ft
 	# The newest of a package is not always there for the free-threaded ABI; an older one with a wheel does.
 	.venv-ft/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
-		--find-links ../shared/toolchains ".[test]"
+		--find-links ../shared/toolchains ".[test-core]"
 	@touch $@
 
 lint: .venv-lint/.installed

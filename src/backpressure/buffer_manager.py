@@ -154,9 +154,11 @@ class BufferManager:
         lane = self._lane(priority)
         return Offer(self, lane, EventSource(events, lane.ring.max_message_bytes))
 
-    def _offer_lines(self, chunk: Any, priority: int, final: bool) -> Offer:
+    def _offer_lines(self, chunk: Any, priority: int, final: bool, largest: int | None = None) -> Offer:
+        """`largest`: bytes in one line, where the caller allows less than the lane does."""
         lane = self._lane(priority)
-        return Offer(self, lane, LineSource(chunk, final, lane.ring.max_message_bytes))
+        limit = lane.ring.max_message_bytes
+        return Offer(self, lane, LineSource(chunk, final, limit if largest is None else min(largest, limit)))
 
     def _lane(self, priority: int) -> Lane:
         if self._closing:
@@ -391,27 +393,27 @@ class BufferManager:
         """Whether the sink is not being called at all."""
         return self._breaker.state in (State.OPEN, State.FORCED_OPEN)
 
-    def adjust_flow_control_rate(self, rate: float, *, by: str = "code") -> None:
-        """Set the admitted rate (events per second) at once. `by`: who, for the log and the event `Tuned`."""
+    def adjust_flow_control_rate(self, rate: float, *, by: str = "code") -> Tuned:
+        """Set the admitted rate (events per second) at once. `by`: who, for the log and the event, which is returned."""
         old = self._flow.metrics().rate_limit
         self._flow.set_rate(rate)
-        self._tuned("flow_control_rate", old, float(rate), by)
+        return self._tuned("flow_control_rate", old, float(rate), by)
 
-    def adjust_batch_size(self, size: int, *, by: str = "code") -> None:
+    def adjust_batch_size(self, size: int, *, by: str = "code") -> Tuned:
         """Set the batch size (events) at once; the adaptive law goes on from there. `by`: as above."""
         old = self._batching.batch_size
         self._batching.adjust(size)
-        self._tuned("batch_size", old, size, by)
+        return self._tuned("batch_size", old, size, by)
 
-    def reset_circuit_breaker(self, *, by: str = "code") -> None:
+    def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
         """Close the circuit and forget its failures. `by`: as above."""
         old = self._breaker.state
         self._breaker.reset()
-        self._tuned("circuit_breaker", old.name, State.CLOSED.name, by)
+        return self._tuned("circuit_breaker", old.name, State.CLOSED.name, by)
 
-    def _tuned(self, setting: str, old: float | str, new: float | str, by: str) -> None:
+    def _tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
         _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
-        self._events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
+        return self._events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
         """Call `handler(event)` at each event of that type; returns a function that ends this.

@@ -23,7 +23,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from backpressure.events import Event, EventType
 
@@ -43,6 +43,7 @@ _WAIT_AT_ONCE: Final = 0.05
 _IDLE: Final = 5.0
 
 Handler = Callable[[Any], object]
+_E = TypeVar("_E", bound=Event)
 
 
 class Subscription:
@@ -173,8 +174,8 @@ class EventDispatcher:
 
     # ------------------------------------------------------------ who tells
 
-    def emit(self, event: Event) -> None:
-        """Number `event` and hand it to who listens. Call it with no lock held."""
+    def emit(self, event: _E) -> _E:
+        """Number `event` and hand it to who listens; returns the numbered one. Call it with no lock held."""
         wakes: list[Callable[[], object]] = []
         done: threading.Event | None = None
         with self._lock:
@@ -191,6 +192,7 @@ class EventDispatcher:
             wake()
         if done is not None:
             self._wait_for(done)
+        return event
 
     def end(self) -> None:
         """No more events of interest will come: let the subscriptions run out. Handlers still hear of what does come."""

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from http_support import AUTH, TOKEN, Client, request, serving
 
 from backpressure import (
     AdaptiveBatchConfig,
@@ -25,6 +24,7 @@ from backpressure import (
 )
 from backpressure.http import DEFAULT_HOST, HttpConfig, create_app, make_server
 from backpressure.http.models import plain
+from http_support import AUTH, TOKEN, Client, request, serving
 
 SMALL = BufferConfig(lane_bytes=4096)
 CHANGES: list[tuple[str, dict[str, Any]]] = [

@@ -82,6 +82,8 @@ class EventStream(Response):
             # A client that does not read fills its connection, and then this waits.
             async with asyncio.timeout(self._config.send_timeout):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            # While events pour in, neither `get` nor `send` suspends: others have their turn here.
+            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
     async def _texts(self, feed: EventFeed) -> AsyncIterator[str]:

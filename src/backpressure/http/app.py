@@ -44,7 +44,7 @@ from backpressure.http.models import (
     StatsReply,
     plain,
 )
-from backpressure.http.stream import EventStream, StreamSlots, parse_id
+from backpressure.http.stream import EventStream, Streams, parse_id
 from backpressure.priority import Priority
 
 __all__ = ["create_app"]
@@ -126,7 +126,9 @@ def create_app(buffer: BufferManager, token: str | None = None, config: HttpConf
 
 
 def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
-    slots = StreamSlots(config.max_streams)
+    streams = Streams(config.max_streams)
+    # For whoever stops the server: see server.py.
+    app.state.streams = streams
 
     @app.get("/buffer/stats", response_model=StatsReply, responses=_ALWAYS)
     async def stats() -> JSONResponse:
@@ -136,8 +138,15 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
     @app.get("/buffer/backpressure", response_model=BackpressureReply, responses=_ALWAYS)
     async def backpressure() -> JSONResponse:
         """Whether the buffer is overloaded, how badly, and which signal says so."""
-        snapshot = buffer.stats()
-        return JSONResponse({**plain(snapshot.pressure), "backpressure_seconds": snapshot.backpressure_seconds})
+        snapshot, monitor = buffer.stats(), buffer.config.monitor
+        thresholds = {
+            "depth": monitor.queue_depth_threshold,
+            "delay": monitor.delay_threshold,
+            "latency": monitor.latency_threshold,
+            "error_rate": monitor.error_rate_threshold,
+        }
+        own = {"backpressure_seconds": snapshot.backpressure_seconds, "thresholds": thresholds}
+        return JSONResponse({**plain(snapshot.pressure), **own})
 
     @app.get("/buffer/flow-control", response_model=FlowControlReply, responses=_ALWAYS)
     async def flow_control() -> JSONResponse:
@@ -179,10 +188,10 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
     )
     async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
         """The buffer's events as they happen, as server-sent events; `Last-Event-ID` resumes."""
-        if not slots.free:
-            problem = Problem(detail=f"there are {slots.limit} event streams already, and no more are served")
+        if not streams.free:
+            problem = Problem(detail=f"there are {streams.limit} event streams already, and no more are served")
             return JSONResponse(problem.model_dump(), 503, {"Retry-After": "5"})
-        return EventStream(buffer, config, slots, parse_id(last_event_id, buffer))
+        return EventStream(buffer, config, streams, parse_id(last_event_id, buffer))
 
 
 def _health(buffer: BufferManager) -> Health:
@@ -201,7 +210,7 @@ def _health(buffer: BufferManager) -> Health:
         degraded.append(f"the circuit is {stats.circuit_breaker.state.value}: the sink is not, or hardly, called")
     if stats.backpressure_active:
         pressure = stats.pressure
-        degraded.append(f"backpressure: {pressure.signal} is {pressure.value:g}, above {pressure.threshold:g}")
+        degraded.append(f"backpressure: {pressure.signal} is {pressure.value:.3g}, above {pressure.threshold:g}")
     if stats.flow_control.emergency:
         degraded.append(f"emergency mode: {stats.flow_control.failure_rate:.0%} of what the sink was given failed")
     status = "unready" if unready else "degraded" if degraded else "ok"

@@ -171,5 +171,8 @@ class Health(BaseModel):
 StatsReply: Final = model_of(BufferStats)
 FlowControlReply: Final = model_of(FlowControlMetrics)
 BackpressureReply: Final = create_model(
-    "Backpressure", __base__=model_of(Pressure), backpressure_seconds=(float, Field(description="under backpressure so far"))
+    "Backpressure",
+    __base__=model_of(Pressure),
+    backpressure_seconds=(float, Field(description="under backpressure so far")),
+    thresholds=(dict[str, float], Field(description="as configured, by signal; `threshold` is the one in force")),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import replace
 from typing import Final
 
@@ -18,8 +19,16 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8127
 
-# Seconds that streams and uploads may take to end when the server is told to stop: an event stream would never end by itself.
+# Seconds that uploads may take to end when the server is told to stop.
 _GRACE: Final = 2
+
+
+class _Server(uvicorn.Server):
+    """A server that ends the event streams before it waits for its connections to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.streams.end()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def make_server(
@@ -40,7 +49,7 @@ def make_server(
         name = f"[{host}]" if ":" in host else host
         config = replace(config, allowed_hosts=tuple(dict.fromkeys((*config.allowed_hosts, name))))
     app = create_app(buffer, token, config)
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,

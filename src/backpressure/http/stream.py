@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -27,7 +28,7 @@ from backpressure.events import Event
 from backpressure.http.config import HttpConfig
 from backpressure.http.models import plain
 
-__all__ = ["EventStream", "StreamSlots", "parse_id"]
+__all__ = ["EventStream", "Streams", "parse_id"]
 
 # What a client waits before it connects again (milliseconds).
 _RETRY_MS: Final = 2000
@@ -35,16 +36,30 @@ _RETRY_MS: Final = 2000
 _QUEUE: Final = 256
 
 
-class StreamSlots:
-    """How many streams there are, and may be. All of it runs in one event loop at a time."""
+class Streams:
+    """The streams of one app: how many there may be, and a way to end them."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.taken = 0
+        self._open: set[EventFeed] = set()
 
     @property
     def free(self) -> bool:
-        return self.taken < self.limit
+        return len(self._open) < self.limit
+
+    @contextmanager
+    def holding(self, feed: EventFeed) -> Iterator[None]:
+        self._open.add(feed)
+        try:
+            yield
+        finally:
+            self._open.discard(feed)
+            feed.close()
+
+    def end(self) -> None:
+        """End all of them, as a server has to that wants to stop: they would not by themselves."""
+        for feed in tuple(self._open):
+            feed.close()
 
 
 class EventStream(Response):
@@ -52,28 +67,26 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, buffer: BufferManager, config: HttpConfig, slots: StreamSlots, since: int | None) -> None:
+    def __init__(self, buffer: BufferManager, config: HttpConfig, streams: Streams, since: int | None) -> None:
         # Not X-Accel-Buffering only: a cache or a proxy that collects makes a feed useless.
         super().__init__(headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._buffer = buffer
         self._config = config
-        self._slots = slots
+        self._streams = streams
         self._since = since
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._slots.taken += 1
         feed = self._buffer.aio.events(since=self._since, limit=_QUEUE)
-        writer = asyncio.create_task(self._write(feed, send))
-        listener = asyncio.create_task(_until_gone(receive))
-        try:
-            await asyncio.wait((writer, listener), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._slots.taken -= 1
-            feed.close()
-            for task in (writer, listener):
-                task.cancel()
-            await asyncio.gather(writer, listener, return_exceptions=True)
+        with self._streams.holding(feed):
+            writer = asyncio.create_task(self._write(feed, send))
+            listener = asyncio.create_task(_until_gone(receive))
+            try:
+                await asyncio.wait((writer, listener), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (writer, listener):
+                    task.cancel()
+                await asyncio.gather(writer, listener, return_exceptions=True)
 
     async def _write(self, feed: EventFeed, send: Send) -> None:
         async with asyncio.timeout(self._config.send_timeout):

@@ -165,6 +165,11 @@ def test_changes_are_in_force_at_once(buffer: BufferManager, client: Client, cap
     assert len(lines) == 3
 
 
+def test_a_whole_number_is_one_however_it_is_written(buffer: BufferManager, client: Client) -> None:
+    reply = client.post("/buffer/batch-size", content=b'{"size": 5e3}', headers={**AUTH, "Content-Type": "application/json"})
+    assert (reply.status_code, buffer.stats().batching.batch_size) == (200, 5000)
+
+
 def test_a_reset_closes_the_circuit() -> None:
     buffer = BufferManager(BufferConfig(lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1)))
     buffer.add_events([b"x"])
@@ -200,6 +205,7 @@ def test_a_reset_closes_the_circuit() -> None:
         ("/buffer/batch-size", '{"size": 100001}', 422, "size: must be"),
         ("/buffer/batch-size", '{"size": 5000.5}', 422, "size: "),
         ("/buffer/batch-size", '{"size": "5000"}', 422, "size: "),
+        ("/buffer/batch-size", '{"size": true}', 422, "size: "),
         ("/buffer/batch-size", '{"size": 1e400}', 422, "size: "),
         ("/buffer/circuit-breaker/reset", '{"force": true}', 422, "force: Extra inputs are not permitted"),
         ("/buffer/circuit-breaker/reset", '"now"', 422, "body: "),

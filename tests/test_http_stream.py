@@ -37,6 +37,7 @@ class Stream:
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
+        self.start = ""
 
     def frame(self) -> dict[str, str]:
         """The next one: its fields; a comment has the field ""."""
@@ -66,7 +67,9 @@ def streaming(address: str, **headers: str) -> Iterator[Stream]:
         assert reply.headers["content-type"].startswith("text/event-stream")
         assert "no-store" in reply.headers["cache-control"]
         stream = Stream(reply.iter_lines())
-        assert stream.frame() == {"retry": "2000"}
+        first = stream.frame()
+        assert first.keys() == {"retry", "id"}
+        stream.start = first["id"]
         yield stream
 
 
@@ -95,6 +98,17 @@ def test_who_connects_again_misses_nothing(buffer: BufferManager) -> None:
             assert got == [3, 4, 5, 6]
         with streaming(address, **{"Last-Event-ID": "of-another-run-5"}) as stream:
             assert [stream.event()["data"]["seq"] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_lost_the_connection_before_the_first_event_misses_none_either(buffer: BufferManager) -> None:
+    buffer.adjust_batch_size(2000)
+    with serving(buffer) as address:
+        with streaming(address) as stream:
+            last = stream.start
+        buffer.adjust_batch_size(3000)
+        with streaming(address, **{"Last-Event-ID": last}) as stream:
+            assert stream.start == last
+            assert [stream.event()["data"]["seq"] for _ in range(2)] == [3, 4]
 
 
 def test_what_is_lost_is_announced(buffer: BufferManager) -> None:

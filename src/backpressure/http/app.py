@@ -207,7 +207,8 @@ def _health(buffer: BufferManager) -> Health:
                 kind = unready if priority <= Priority.NORMAL else degraded
                 kind.append(f"lane {priority} is full: {lane.used_bytes:,} of {lane.capacity_bytes:,} bytes")
     if stats.circuit_breaker.state not in (State.CLOSED, State.DISABLED):
-        degraded.append(f"the circuit is {stats.circuit_breaker.state.value}: the sink is not, or hardly, called")
+        state = stats.circuit_breaker.state.value.replace("_", " ")
+        degraded.append(f"the circuit is {state}: the sink is not, or hardly, called")
     if stats.backpressure_active:
         pressure = stats.pressure
         degraded.append(f"backpressure: {pressure.signal} is {pressure.value:.3g}, above {pressure.threshold:g}")
@@ -282,7 +283,7 @@ def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None
         openapi_extra={
             "requestBody": {
                 "description": "Lines, each one event; as it is, or packed as Content-Encoding (gzip or zstd) says.",
-                "content": {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-ndjson")},
+                "content": {kind: {} for kind in ("text/plain", "application/x-ndjson", "application/octet-stream")},
             }
         },
     )

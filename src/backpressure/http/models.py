@@ -15,7 +15,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from backpressure.backpressure_monitor import Pressure
 from backpressure.flow_control_manager import FlowControlMetrics
@@ -103,6 +103,12 @@ class BatchSizeChange(_Request):
     """A new batch size; the adaptive law goes on from there."""
 
     size: int = Field(strict=True, ge=1, description="events", examples=[10_000])
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _whole(cls, size: object) -> object:
+        """To JSON 5000.0 is an integer as well."""
+        return int(size) if isinstance(size, float) and size.is_integer() else size
 
 
 class Nothing(_Request):

@@ -77,9 +77,11 @@ class EventStream(Response):
         self._since = since
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        feed = self._buffer.aio.events(since=self._since, limit=_QUEUE)
+        # Read before the feed begins: so a client that loses its connection before its first event misses none either.
+        start = self._buffer._events.last_seq if self._since is None else self._since
+        feed = self._buffer.aio.events(since=start, limit=_QUEUE)
         with self._streams.holding(feed):
-            writer = asyncio.create_task(self._write(feed, send))
+            writer = asyncio.create_task(self._write(feed, start, send))
             listener = asyncio.create_task(_until_gone(receive))
             try:
                 await asyncio.wait((writer, listener), return_when=asyncio.FIRST_COMPLETED)
@@ -88,10 +90,10 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(writer, listener, return_exceptions=True)
 
-    async def _write(self, feed: EventFeed, send: Send) -> None:
+    async def _write(self, feed: EventFeed, start: int, send: Send) -> None:
         async with asyncio.timeout(self._config.send_timeout):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for text in self._texts(feed):
+        async for text in self._texts(feed, start):
             # A client that does not read fills its connection, and then this waits.
             async with asyncio.timeout(self._config.send_timeout):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -99,11 +101,11 @@ class EventStream(Response):
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _texts(self, feed: EventFeed) -> AsyncIterator[str]:
+    async def _texts(self, feed: EventFeed, start: int) -> AsyncIterator[str]:
         end = time.monotonic() + self._config.stream_seconds
         run = self._buffer.id[:8]
         announced = 0
-        yield f"retry: {_RETRY_MS}\n\n"
+        yield f"retry: {_RETRY_MS}\nid: {run}-{start}\n\n"
         while (left := end - time.monotonic()) > 0:
             event = await feed.get(timeout=min(self._config.heartbeat, left))
             if feed.missed > announced:

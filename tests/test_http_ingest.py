@@ -85,12 +85,16 @@ def test_lines_become_events(encoding: str) -> None:
     sizes=st.lists(st.integers(0, 40), max_size=30),
     encoding=st.sampled_from(list(ENCODERS)),
     push=st.sampled_from([1, 7, 100, 1 << 18]),
+    large=st.sampled_from([1, 15, 1 << 17]),
 )
-def test_it_does_not_matter_how_the_body_is_cut(lines: list[bytes], sizes: list[int], encoding: str, push: int) -> None:
+def test_it_does_not_matter_how_the_body_is_cut(
+    lines: list[bytes], sizes: list[int], encoding: str, push: int, large: int
+) -> None:
     buffer = small()
     body = b"".join(line + b"\n" for line in lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backpressure.http.ingest._PUSH", push)
+        patch.setattr("backpressure.http.ingest._LARGE", large)
         reply = Client(buffer).post(
             "/events",
             content=chunks(cut(ENCODERS[encoding](body), sizes)),
@@ -304,8 +308,10 @@ def test_limits_of_size() -> None:
         assert reply.json()["accepted"] == len(drained(buffer))
 
 
+@pytest.mark.parametrize("large", [1, 1 << 17])
 @pytest.mark.parametrize("push", [1, 1 << 18])
-def test_the_limit_of_a_line_does_not_depend_on_how_it_comes(push: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_line_does_not_depend_on_how_it_comes(push: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backpressure.http.ingest._LARGE", large)
     monkeypatch.setattr("backpressure.http.ingest._PUSH", push)
     client = Client(small(), config=HttpConfig(max_event_bytes=1000))
     for end in (b"", b"\n", b"\nmore\n"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,4 +78,13 @@ def drained(buffer: BufferManager) -> list[bytes]:
     return events
 
 
-Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+#: For a call of the app itself, without a client: `method`, `path` and `headers` are to be added.
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "http_version": "1.1",
+    "scheme": "http",
+    "root_path": "",
+    "query_string": b"",
+    "client": None,
+    "server": None,
+}

@@ -35,7 +35,7 @@ from backpressure import (
 from backpressure.http import HttpConfig, create_app
 from backpressure.http.unpack import _PIECE, UNPACKERS, BadEncoding
 from backpressure.testing import FakeClock
-from http_support import AUTH, TOKEN, Client, drained, serving, until
+from http_support import AUTH, SCOPE, TOKEN, Client, drained, serving, until
 
 ENCODERS = {"identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
 
@@ -173,6 +173,16 @@ def test_rate_limited_answers_429() -> None:
     clock.advance(20)
     assert resend(client, body, reply).json()["accepted"] == 50
     assert drained(buffer) == [b"%d" % number for number in range(150)]
+
+
+def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long line that came in two pieces is refused: the short ones after it would fit, and are not part of a prefix."""
+    monkeypatch.setattr("backpressure.http.ingest._LARGE", 1)
+    buffer = BufferManager(BufferConfig(lane_bytes=4096))
+    buffer.add_events([b"x" * 1000] * 3)
+    reply = Client(buffer).post("/events", content=chunks([b"y" * 700, b"y" * 700 + b"\nshort\nshort\n"]))
+    assert (reply.status_code, reply.json()["accepted"], reply.json()["consumed"]) == (503, 0, 0)
+    assert b"short" not in drained(buffer)
 
 
 def test_a_rate_of_zero_is_refused_with_a_finite_retry_after() -> None:
@@ -323,6 +333,20 @@ def test_the_limit_of_a_line_does_not_depend_on_how_it_comes(push: int, large: i
             assert "line 2 has 1,001 bytes or more" in reply.json()["detail"]
 
 
+def test_a_line_without_end_is_refused_when_it_is_too_long_and_not_at_its_end() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield b"x" * 10_000
+
+    client = Client(small(), config=HttpConfig(max_event_bytes=1000))
+    assert client.post("/events", content=endless()).status_code == 413
+    assert sent < 100
+
+
 def test_a_line_that_the_lane_can_never_hold() -> None:
     client = Client(BufferManager(BufferConfig(lane_bytes=4096)))
     reply = client.post("/events", content=b"a\n" + b"x" * 10_000 + b"\n")
@@ -414,6 +438,28 @@ def test_a_client_that_stops_sending_is_let_go() -> None:
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 202 ")
     assert drained(buffer) == [b"012345678"] * 10
+
+
+def test_a_silent_client_leaves_no_cancellation_behind() -> None:
+    """The task goes on after the reply: middleware of others must not find it half cancelled."""
+    app = create_app(small(), TOKEN, HttpConfig(read_timeout=0.01))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        headers = [(b"host", b"localhost"), (b"authorization", AUTH["Authorization"].encode())]
+        await app({**SCOPE, "method": "POST", "path": "/events", "headers": headers}, receive, send)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert sent[0]["status"] == 408
 
 
 def test_a_connection_that_breaks_keeps_what_was_accepted(caplog: pytest.LogCaptureFixture) -> None:

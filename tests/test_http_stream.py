@@ -18,7 +18,7 @@ from backpressure import BufferConfig, BufferManager
 from backpressure.events import Event
 from backpressure.http import HttpConfig, create_app
 from backpressure.http.stream import parse_id
-from http_support import serving, until
+from http_support import SCOPE, serving, until
 
 SMALL = BufferConfig(lane_bytes=4096)
 
@@ -205,6 +205,38 @@ def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
     thread.join(30)
 
 
+def test_a_torrent_leaves_others_their_turn(buffer: BufferManager) -> None:
+    """Neither `get` nor `send` has to wait here: without a pause nothing else would run until the last event is sent."""
+    for _ in range(125):
+        buffer.adjust_batch_size(2000)
+        buffer.adjust_batch_size(3000)
+    app = create_app(buffer)
+    frames = turns = 0
+
+    async def send(message: Any) -> None:
+        nonlocal frames
+        frames += message["type"] == "http.response.body"
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        nonlocal turns
+        serving = asyncio.create_task(app(scope(f"{buffer.id[:8]}-250"), receive, send))
+        while frames < 250:
+            turns += frames > 0
+            await asyncio.sleep(0)
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert turns > 100
+
+
+def scope(last_event_id: str = "") -> dict[str, Any]:
+    headers = [(b"host", b"localhost"), (b"last-event-id", last_event_id.encode())]
+    return {**SCOPE, "method": "GET", "path": "/buffer/events", "headers": headers}
+
+
 def test_last_event_id(buffer: BufferManager) -> None:
     run = buffer.id[:8]
     assert parse_id(None, buffer) is None
@@ -224,10 +256,6 @@ def test_a_client_that_goes_away_before_the_first_byte_leaves_nothing(buffer: Bu
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http", "method": "GET", "path": "/buffer/events", "root_path": "", "query_string": b"",
-        "headers": [(b"host", b"localhost")], "scheme": "http", "http_version": "1.1", "client": None, "server": None,
-    }
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
+    asyncio.run(asyncio.wait_for(app(scope(), receive, send), 30))
     assert subscribers(buffer) == 0
     assert isinstance(buffer.adjust_batch_size(2000), Event)

@@ -65,12 +65,9 @@ class _Gzip:
             if piece:
                 yield piece
             self._whole = self._member.eof
+            # What a member has still to give when all its input is read comes with the input after it: its own checksum, if
+            # nothing else.
             data = self._member.unused_data if self._whole else self._member.unconsumed_tail
-            if not data and not self._whole and len(piece) == _PIECE:
-                # All was read, and there may be more to give.
-                while rest := self._member.decompress(b"", _PIECE):
-                    yield rest
-                self._whole = self._member.eof
 
     def finish(self) -> None:
         if not self._whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import threading
 from collections import deque
 
@@ -540,7 +541,10 @@ class BufferMachine(RuleBasedStateMachine):
         self.clock = FakeClock(100.0)
         flow = FlowControlConfig(max_events_per_second=50, burst_size=40) if slow else FlowControlConfig()
         self.buffer = BufferManager(
-            BufferConfig(lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow), clock=self.clock
+            BufferConfig(lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow),
+            clock=self.clock,
+            # Jitter that differed from run to run would make the same example another one.
+            rng=random.Random(1),
         )
         self.drops = when_full is WhenFull.DROP_OLDEST
         self.owed: dict[int, deque[bytes]] = {p: deque() for p in range(1, 6)}  # not yet acked, in order

@@ -19,7 +19,7 @@ DEMO_LINES ?= 1000000
 
 # What the installed package is made of: when one of these changes, it is installed anew.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md LICENSE) \
-	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name 'py.typed')
+	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name 'py.typed' -o -path '*/dashboard/*.*')
 
 EXTRAS_demo := cli
 EXTRAS_test := test

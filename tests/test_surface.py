@@ -28,15 +28,19 @@ FLOORS = [
     {"clock", "errors", "events", "dispatcher", "log_limiter", "priority", "validation", "sliding_counts"},
     {
         "circuit_breaker",
+        "circuit",
         "backpressure_monitor",
         "adaptive_batch_manager",
+        "affine_fit",
+        "batch_samples",
+        "linger",
         "flow_control_manager",
         "emergency_mode",
         "priority_shares",
     },
-    {"admission", "stats", "lane", "batch"},
-    {"config", "intake", "wakeup", "buffer_manager", "aio"},
-    {"sinks", "sources", "testing"},
+    {"admission", "stats", "lane", "durable_lane", "batch", "spill"},
+    {"config", "intake", "wakeup", "gathering", "spiller", "disk_tier", "buffer_manager", "aio"},
+    {"sinks", "sources", "testing", "testing_files"},
     {"cli", "__main__", "http"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.

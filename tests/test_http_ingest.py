@@ -28,6 +28,7 @@ from backpressure import (
     BufferConfig,
     BufferManager,
     CircuitBreakerConfig,
+    Durability,
     EmergencyModeConfig,
     FlowControlConfig,
     WhenFull,
@@ -113,6 +114,16 @@ def test_several_members_end_to_end(encoding: str) -> None:
         headers = {**AUTH, "Content-Encoding": encoding}
         assert Client(buffer).post("/events", content=chunks(cut(body, sizes)), headers=headers).json()["accepted"] == 20
         assert drained(buffer) == [b"part %d" % number for number in range(20)]
+
+
+def test_202_means_durable_where_that_was_promised(tmp_path: Path) -> None:
+    config = BufferConfig(directory=tmp_path / "buffer", lane_bytes=1 << 20, durability=Durability.COMMIT)
+    with BufferManager(config) as buffer:
+        client = Client(buffer)
+        assert client.post("/events", content=b"a\nb\nc").status_code == 202
+        disk = client.get("/buffer/stats").json()["disk"]
+        assert disk["unsynced"] == 0
+        assert drained(buffer) == [b"a", b"b", b"c"]
 
 
 def test_an_empty_body_is_no_event() -> None:

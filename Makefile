@@ -19,7 +19,7 @@ DEMO_LINES ?= 1000000
 
 # What the installed package is made of: when one of these changes, it is installed anew.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md LICENSE) \
-	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name 'py.typed')
+	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name 'py.typed' -o -path '*/dashboard/*.*')
 
 EXTRAS_demo := cli
 EXTRAS_test := test
@@ -64,7 +64,7 @@ test-freethreaded: .venv-ft/.installed
 	test -x .venv-ft/bin/python || "$(FREETHREADED)" -m venv .venv-ft
 	# The newest of a package is not always there for the free-threaded ABI; an older one with a wheel does.
 	.venv-ft/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
-		--find-links ../shared/toolchains ".[test]"
+		--find-links ../shared/toolchains ".[test-core]"
 	@touch $@
 
 lint: .venv-lint/.installed

@@ -25,7 +25,7 @@ BACKPRESSURE = {
 # Lower floors first. A module may import from its own floor and from those below it.
 FLOORS = [
     {"ringbuf"},
-    {"clock", "errors", "events", "priority", "validation", "sliding_counts"},
+    {"clock", "errors", "events", "dispatcher", "log_limiter", "priority", "validation", "sliding_counts"},
     {
         "circuit_breaker",
         "circuit",
@@ -42,7 +42,7 @@ FLOORS = [
     {"admission", "stats", "lane", "durable_lane", "batch", "spill"},
     {"config", "intake", "wakeup", "gathering", "spiller", "disk_tier", "buffer_manager", "aio"},
     {"sinks", "sources", "testing", "testing_files"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "http"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.
 PACKAGE = Path(backpressure.__file__).parent

@@ -55,6 +55,7 @@ from backpressure.events import (
     EventsDropped,
     EventType,
     RateChanged,
+    Tuned,
 )
 from backpressure.flow_control_manager import (
     EmergencyModeConfig,
@@ -114,6 +115,7 @@ __all__ = [
     "EmergencyLeft",
     "EventsDropped",
     "RateChanged",
+    "Tuned",
     # what it raises
     "BackpressureError",
     "BatchStateError",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backpressure.admission import Admission
@@ -22,10 +23,12 @@ from backpressure.priority import Priority
 
 if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager
+    from backpressure.dispatcher import Subscription
+    from backpressure.events import Event, EventType
     from backpressure.intake import Offer
     from backpressure.wakeup import Wakeup
 
-__all__ = ["AsyncBuffer"]
+__all__ = ["AsyncBuffer", "EventFeed"]
 
 
 class AsyncBuffer:
@@ -72,6 +75,17 @@ class AsyncBuffer:
             if batch is not None:
                 yield batch
 
+    def events(self, *types: EventType, since: int | None = None, limit: int = 256) -> EventFeed:
+        """The buffer's events of these types (none named: all) from this call on, as an asynchronous iterator.
+
+            async for event in buffer.aio.events(EventType.CIRCUIT_STATE_CHANGED):
+                ...
+
+        since: first what is still kept (the last 512) of the events after the one with that `seq`. limit: how many may wait
+        for the reader; of more the oldest are lost to it, and counted in `EventFeed.missed`.
+        """
+        return EventFeed(self._buffer._events.subscribe(*types, since=since, limit=limit))
+
     async def close(self, timeout: float | None = 5.0) -> None:
         """As `BufferManager.close`, without keeping the event loop waiting."""
         await asyncio.to_thread(self._buffer.close, timeout)
@@ -92,6 +106,78 @@ class AsyncBuffer:
         if disk is not None and disk.commits and offer.end_seq:
             await asyncio.to_thread(disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq)
         return admission
+
+
+class EventFeed:
+    """Events as they come, for one coroutine; ends when the buffer is closed. Made by `AsyncBuffer.events`.
+
+    Forgetting it is enough to end it; `close`, or its use as an (asynchronous) context manager, ends it at once.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+
+    @property
+    def missed(self) -> int:
+        """Events lost so far, because they came faster than they were read."""
+        return self._subscription.missed
+
+    def close(self) -> None:
+        """End it: what waits can still be read."""
+        self._subscription.close()
+
+    @property
+    def ended(self) -> bool:
+        """No more events will come; some may still wait to be read."""
+        return self._subscription.ended
+
+    async def get(self, timeout: float | None = None) -> Event | None:
+        """The next event, or None: `timeout` seconds (None: no end) have passed, or it has `ended` and nothing waits."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.__anext__()
+        except (TimeoutError, StopAsyncIteration):
+            return None
+
+    def __aiter__(self) -> EventFeed:
+        return self
+
+    async def __anext__(self) -> Event:
+        self._attach()
+        subscription = self._subscription
+        while True:
+            self._woken.clear()
+            ended = subscription.ended  # read first: an event that comes before the end is not overlooked
+            event = subscription.take()
+            if event is not None:
+                return event
+            if ended:
+                raise StopAsyncIteration
+            await self._woken.wait()
+
+    async def __aenter__(self) -> EventFeed:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attach(self) -> None:
+        """Have this event loop woken."""
+        if self._loop is None:
+            self._loop = loop = asyncio.get_running_loop()
+            woken = self._woken
+
+            def wake() -> None:
+                try:
+                    loop.call_soon_threadsafe(woken.set)
+                except RuntimeError:  # the loop has been closed: nobody waits
+                    pass
+
+            self._subscription.wake = wake
 
 
 async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> None:

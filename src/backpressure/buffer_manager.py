@@ -11,8 +11,8 @@ Each actuator has one owner: the rate is flow control's, the batch size the batc
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
 
 Thread safety. Every method may be called from any thread. The policies are evaluated by the calls that pass by; a buffer with a
-directory has one thread of its own, the spiller. A forked child finds the buffer of its parent closed. No lock is held while a
-handler, a sink or a source runs.
+directory has one thread of its own, the spiller, and event handlers have one, which dispatcher.py starts when it needs it. A
+forked child finds the buffer of its parent closed. No lock is held while a handler, a sink or a source runs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from backpressure.circuit_breaker import CircuitBreaker, State
 from backpressure.clock import Clock, MonotonicClock
 from backpressure.config import BufferConfig, WhenFull
 from backpressure.disk_tier import DiskTier, sum_disk_stats
+from backpressure.dispatcher import EventDispatcher
 from backpressure.durable_lane import DurableLane
 from backpressure.errors import BufferClosed, NotNow
 from backpressure.events import (
@@ -51,16 +52,17 @@ from backpressure.events import (
     EmergencyEntered,
     EmergencyLeft,
     Event,
-    EventDispatcher,
     EventsDropped,
     EventType,
     RateChanged,
+    Tuned,
 )
 from backpressure.flow_control_manager import FlowControlManager
 from backpressure.gathering import Gathering
 from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
 from backpressure.linger import FlushReason
+from backpressure.log_limiter import LogLimiter
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
 from backpressure.spill import DeadLetterStore
 from backpressure.stats import BufferStats
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
 __all__ = ["BufferManager"]
 
 _log = logging.getLogger("backpressure")
+# Who changed what by hand: one line each, never limited.
+_audit = logging.getLogger("backpressure.audit")
 
 # The monitor is fed with depth and delay this often (seconds): often enough to see a spike begin, rarely enough to cost nothing.
 _TICK: Final = 0.02
@@ -116,6 +120,7 @@ class BufferManager:
         self._now: Final = clock.now
         self._rng = rng
         self._events = EventDispatcher()
+        self._few_lines = LogLimiter()
         self._breaker = CircuitBreaker(self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed)
         self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
         self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._batch_size_changed)
@@ -192,9 +197,11 @@ class BufferManager:
         lane = self._lane(priority)
         return Offer(self, lane, EventSource(events, lane.ring.max_message_bytes))
 
-    def _offer_lines(self, chunk: Any, priority: int, final: bool) -> Offer:
+    def _offer_lines(self, chunk: Any, priority: int, final: bool, largest: int | None = None) -> Offer:
+        """`largest`: bytes in one line, where the caller allows less than the lane does."""
         lane = self._lane(priority)
-        return Offer(self, lane, LineSource(chunk, final, lane.ring.max_message_bytes))
+        limit = lane.ring.max_message_bytes
+        return Offer(self, lane, LineSource(chunk, final, limit if largest is None else min(largest, limit)))
 
     def _lane(self, priority: int) -> Lane:
         if self._closing:
@@ -236,9 +243,15 @@ class BufferManager:
     def _drop_oldest(self, lane: Lane, events: int, nbytes: int) -> bool:
         """Make room by dropping; whether that made any."""
         dropped = lane.drop_oldest(events, nbytes)
+        if dropped:
+            self._log_dropped(lane.priority, self._few_lines.add(lane.priority, dropped, self._now()))
         if dropped and self._events.wants(EventType.EVENTS_DROPPED):
             self._events.emit(EventsDropped(at=self._now(), priority=lane.priority, events=dropped, reason="oldest"))
         return dropped > 0
+
+    def _log_dropped(self, priority: int, events: int) -> None:
+        if events:
+            _log.warning("lane %d is full: its %d oldest events were dropped", priority, events)
 
     # ------------------------------------------------------------ consumers
 
@@ -508,6 +521,9 @@ class BufferManager:
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:
         if new is State.OPEN:
             self._trips += 1
+            if opened := self._few_lines.add("opened", 1, self._now()):
+                times = f" ({opened} times since the last such line)" if opened > 1 else ""
+                _log.warning("the circuit opened: %s%s", reason, times)
         self._events.emit(CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason))
         self._ready.notify()
 
@@ -533,24 +549,41 @@ class BufferManager:
         """Whether the sink is not being called at all."""
         return self._breaker.state in (State.OPEN, State.FORCED_OPEN)
 
-    def adjust_flow_control_rate(self, rate: float) -> None:
-        """Set the admitted rate (events per second) at once."""
+    def adjust_flow_control_rate(self, rate: float, *, by: str = "code") -> Tuned:
+        """Set the admitted rate (events per second) at once. `by`: who, for the log and the event, which is returned."""
+        old = self._flow.metrics().rate_limit
         self._flow.set_rate(rate)
+        return self._tuned("flow_control_rate", old, float(rate), by)
 
-    def adjust_batch_size(self, size: int) -> None:
-        """Set the batch size (events) at once; the adaptive law goes on from there."""
+    def adjust_batch_size(self, size: int, *, by: str = "code") -> Tuned:
+        """Set the batch size (events) at once; the adaptive law goes on from there. `by`: as above."""
+        old = self._batching.batch_size
         self._batching.adjust(size)
+        return self._tuned("batch_size", old, size, by)
 
-    def reset_circuit_breaker(self) -> None:
-        """Close the circuit and forget its failures."""
+    def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
+        """Close the circuit and forget its failures. `by`: as above."""
+        old = self._breaker.state
         self._breaker.reset()
+        return self._tuned("circuit_breaker", old.name, State.CLOSED.name, by)
+
+    def _tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
+        _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
+        return self._events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
         """Call `handler(event)` at each event of that type; returns a function that ends this.
 
-        Handlers run in the thread that caused the event, outside of every lock; one that raises is logged and counted.
+        Handlers run one after another in a thread of their own, outside of every lock. One that returns promptly has run when the
+        call that caused the event returns; one that blocks delays nobody for long: see dispatcher.py. One that raises is
+        logged and counted.
         """
         return self._events.on(event_type, handler)
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called: no event is accepted any more."""
+        return self._closing
 
     @cached_property
     def aio(self) -> AsyncBuffer:
@@ -592,6 +625,7 @@ class BufferManager:
             backpressure_seconds=self._pressed_for + (0.0 if since is None else max(0.0, now - since)),
             circuit_trips=self._trips,
             handler_errors=self._events.handler_errors,
+            handler_overflows=self._events.overflows,
             closed=self._closed,
             lanes=MappingProxyType(lanes),
             pressure=self._monitor.evaluate(),
@@ -646,6 +680,10 @@ class BufferManager:
                 for error in self._disk.close():
                     _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
         self._ready.notify()
+        for priority, events in self._few_lines.rest().items():
+            if isinstance(priority, int):
+                self._log_dropped(priority, events)
+        self._events.end()
         if lost:
             _log.warning("buffer closed with %d events not delivered: they are lost", lost)
         return self.stats()

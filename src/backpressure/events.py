@@ -1,15 +1,7 @@
-"""What a buffer tells about itself: typed, frozen events, and the dispatcher that hands them to handlers.
-
-A handler is called in the thread that caused the event, after every lock has been let go. One that raises is logged and
-counted (`EventDispatcher.handler_errors`), and harms neither the caller nor the handlers after it.
-"""
+"""What a buffer tells about itself: typed, frozen events. `dispatcher.py` carries them to whoever listens."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,13 +17,11 @@ __all__ = [
     "EmergencyEntered",
     "EmergencyLeft",
     "Event",
-    "EventDispatcher",
     "EventType",
     "EventsDropped",
     "RateChanged",
+    "Tuned",
 ]
-
-_log = logging.getLogger("backpressure")
 
 
 class EventType(Enum):
@@ -49,14 +39,19 @@ class EventType(Enum):
     EVENTS_DROPPED = "events_dropped"
     DISK_STATE_CHANGED = "disk_state_changed"
     BUFFER_CLOSING = "buffer_closing"
+    TUNED = "tuned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What all events have: `type`, and `at`, the buffer's clock in seconds."""
+    """What all events have: `type`; `at`, the buffer's clock in seconds; and `seq`, their number.
+
+    Events are numbered 1, 2, … as they are emitted, so that a listener sees what it missed; 0: not emitted yet.
+    """
 
     type: EventType
     at: float
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,45 +172,15 @@ class BufferClosing(Event):
     resident: int
 
 
-class EventDispatcher:
-    """Handlers by event type. Safe for any thread; holds no lock while a handler runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned(Event):
+    """Somebody changed `setting` by hand: "flow_control_rate", "batch_size" or "circuit_breaker" (a reset).
 
-    __slots__ = ("_handlers", "_ids", "_lock", "handler_errors")
+    `old` and `new` are events per second, events, or names of `State`. `by` says who, as "code" or "http 127.0.0.1:50312".
+    """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ids = itertools.count()
-        # Replaced whole and never changed in place, so `emit` reads it without a lock.
-        self._handlers: dict[EventType, tuple[tuple[int, Callable[[Event], object]], ...]] = {}
-        self.handler_errors = 0
-
-    def on(self, event_type: EventType, handler: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `handler(event)` for each event of that type from now on; returns a function that ends this."""
-        if not isinstance(event_type, EventType):
-            raise TypeError(f"event_type must be an EventType, not {event_type!r}")
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {handler!r}")
-        with self._lock:
-            entry = (next(self._ids), handler)
-            self._handlers = {**self._handlers, event_type: (*self._handlers.get(event_type, ()), entry)}
-
-        def off() -> None:
-            with self._lock:
-                kept = tuple(e for e in self._handlers.get(event_type, ()) if e is not entry)
-                self._handlers = {**self._handlers, event_type: kept}
-
-        return off
-
-    def wants(self, event_type: EventType) -> bool:
-        """Whether anyone listens: lets a caller spare the making of an event."""
-        return bool(self._handlers.get(event_type))
-
-    def emit(self, event: Event) -> None:
-        """Hand `event` to its handlers. Call it with no lock held."""
-        for _, handler in self._handlers.get(event.type, ()):
-            try:
-                handler(event)
-            except Exception:
-                with self._lock:
-                    self.handler_errors += 1
-                _log.exception("handler %r for %s failed", handler, event.type.name)
+    type: EventType = EventType.TUNED
+    setting: str
+    old: float | str
+    new: float | str
+    by: str

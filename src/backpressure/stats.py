@@ -98,6 +98,7 @@ class BufferStats:
     backpressure_seconds: float  #: time under backpressure so far
     circuit_trips: int  #: times that the breaker opened
     handler_errors: int  #: event handlers that raised
+    handler_overflows: int  #: events not handed to handlers, because those that were before them took too long
     closed: bool
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only

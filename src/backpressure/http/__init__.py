@@ -1,0 +1,20 @@
+"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a dashboard. `pip install 'penstock[http]'`
+
+    from backpressure.http import create_app
+
+    app.mount("/ingest", create_app(buffer, token=TOKEN))        # into an ASGI app of your own
+    serve(buffer, token=TOKEN)                                   # or alone, on http://127.0.0.1:8127/buffer/
+"""
+
+try:
+    import fastapi as _fastapi
+except ImportError as _error:  # pragma: no cover - only without the extra
+    raise ImportError("backpressure.http needs FastAPI and uvicorn: pip install 'penstock[http]'") from _error
+
+from backpressure.http.app import create_app
+from backpressure.http.config import HttpConfig
+from backpressure.http.server import DEFAULT_HOST, DEFAULT_PORT, make_server, serve
+
+del _fastapi
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "HttpConfig", "create_app", "make_server", "serve"]

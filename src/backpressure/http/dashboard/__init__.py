@@ -1,0 +1,51 @@
+"""The dashboard: one page and what belongs to it, served from memory. No build step, and nothing from elsewhere.
+
+uPlot.* is uPlot 1.6.32 (https://github.com/leeoniya/uPlot) as its npm package has it, under the MIT licence of uPlot.LICENSE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Final
+
+from fastapi import FastAPI, HTTPException, Request, Response
+
+__all__ = ["add_routes"]
+
+_PAGE: Final = "index.html"
+# What is served, and as what: nothing else of this folder is.
+_FILES: Final = {
+    _PAGE: "text/html; charset=utf-8",
+    "dashboard.css": "text/css; charset=utf-8",
+    "dashboard.js": "text/javascript; charset=utf-8",
+    "charts.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "uPlot.iife.min.js": "text/javascript; charset=utf-8",
+    "uPlot.min.css": "text/css; charset=utf-8",
+    "uPlot.LICENSE": "text/plain; charset=utf-8",
+}
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add the page at /buffer/ and its files below /buffer/static/."""
+    folder = resources.files(__package__)
+    contents = {name: folder.joinpath(name).read_bytes() for name in _FILES}
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in contents.items()}
+
+    def serve(name: str, request: Request) -> Response:
+        # Asked about at each use, so that a page and its script are never of two versions.
+        headers = {"ETag": tags[name], "Cache-Control": "no-cache", "Content-Type": _FILES[name]}
+        if request.headers.get("if-none-match") == tags[name]:
+            return Response(status_code=304, headers=headers)
+        return Response(contents[name], headers=headers)
+
+    @app.get("/buffer/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return serve(_PAGE, request)
+
+    @app.get("/buffer/static/{name}", include_in_schema=False)
+    async def static(name: str, request: Request) -> Response:
+        if name not in _FILES:
+            raise HTTPException(404, "there is no such file")
+        return serve(name, request)

@@ -1,0 +1,201 @@
+"""Guard: what every request has to pass before any route sees it.
+
+    Host       one of the allowed names, else 421: a page elsewhere may have pointed its own name at this address (DNS rebinding)
+    Origin     absent, the app's own, or an allowed one, else 403: a page elsewhere must not act with the user's browser
+    token      for whatever is no GET, HEAD or OPTIONS: 403 where none is configured, 401 where it is missing or wrong
+    body       of control requests: JSON only (415), and small (413), however its length is announced
+
+It goes by method and not by route, so a route that is added later is guarded from the start. It also gives every response the
+headers that keep a browser from doing anything unexpected with it. Refusals to change something are in the audit log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+
+from backpressure.http.config import HttpConfig
+from backpressure.log_limiter import LogLimiter
+
+__all__ = ["INGEST_PATH", "Guard", "client_of"]
+
+_audit = logging.getLogger("backpressure.audit")
+
+#: The one route whose body is no control request.
+INGEST_PATH: Final = "/events"
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Nothing from elsewhere, nothing inline, no frames: the dashboard needs no more, and nothing else is a page.
+_CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = (
+    (b"content-security-policy", _CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_NO_STORE: Final = (b"cache-control", b"no-store")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers
+
+
+class Guard:
+    """ASGI middleware. Keeps no state of a request; safe for any number of them."""
+
+    def __init__(self, app: App, *, token: str | None, config: HttpConfig) -> None:
+        self._app = app
+        self._token = None if token is None else _digest(token.encode())
+        self._config = config
+        self._hosts = frozenset(host.lower() for host in config.allowed_hosts if not host.startswith("*"))
+        self._suffixes = tuple(host[1:].lower() for host in config.allowed_hosts if host.startswith("*"))
+        self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
+        # Somebody who guesses tokens must not fill the disk with what is logged about it.
+        self._few_lines = LogLimiter(1.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_host(scope["headers"])
+            self._check_origin(scope["headers"])
+            if scope["method"] not in _SAFE_METHODS:
+                self._check_token(scope["headers"])
+            if _route_path(scope) != INGEST_PATH:
+                self._check_control_body(scope["headers"])
+                receive = self._limited(receive)
+        except _Refused as refused:
+            if scope["method"] not in _SAFE_METHODS:
+                self._log(scope, refused)
+            await _answer(send, refused)
+            return
+        await self._app(scope, receive, _with_headers(send))
+
+    def _check_host(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        hosts = _values(headers, b"host")
+        host = hosts[0] if len(hosts) == 1 else ""
+        name = _without_port(host)
+        if name not in self._hosts and not any(name.endswith(suffix) for suffix in self._suffixes):
+            raise _Refused(421, f"the host {host[:200]!r} is not answered here: use localhost, or add it to allowed_hosts")
+
+    def _check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        for origin in _values(headers, b"origin"):
+            # Host was checked before. The scheme is left out of the comparison: behind a proxy it is not known here.
+            own = origin.startswith(("http://", "https://")) and origin.partition("://")[2] in _values(headers, b"host")
+            if not own and origin not in self._origins:
+                raise _Refused(403, f"pages of {origin[:200]!r} may not call this server: add it to allowed_origins")
+
+    def _check_token(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if self._token is None:
+            raise _Refused(403, "this server was started without a token, so nothing can be changed over HTTP")
+        challenge = (b"www-authenticate", b"Bearer")
+        given = [value for name, value in headers if name == b"authorization"]
+        if len(given) != 1:
+            raise _Refused(401, "send the token, in one header: Authorization: Bearer <token>", challenge)
+        scheme, _, token = given[0].partition(b" ")
+        # Of both the digests are compared, in constant time: neither length nor content can be told from how long it takes.
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(_digest(token.strip()), self._token):
+            raise _Refused(401, "the token is wrong", challenge)
+
+    def _check_control_body(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        length = (_values(headers, b"content-length") or ["0"])[0]
+        if not length.isdecimal() or int(length) > self._config.max_control_bytes:
+            raise _Refused(413, self._too_large())
+        if length != "0" or _values(headers, b"transfer-encoding"):
+            content_type = (_values(headers, b"content-type") or [""])[0]
+            if content_type.partition(";")[0].strip() != "application/json":
+                raise _Refused(415, "the body must be JSON: send it with Content-Type: application/json")
+
+    def _limited(self, receive: Receive) -> Receive:
+        """A body without a length is counted as it comes."""
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._config.max_control_bytes:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        return limited
+
+    def _too_large(self) -> str:
+        return f"the body may have at most {self._config.max_control_bytes:,} bytes"
+
+    def _log(self, scope: Scope, refused: _Refused) -> None:
+        if times := self._few_lines.add(refused.status, 1, time.monotonic()):
+            _audit.warning(
+                "refused %s %r, by %s: %s (%d such since the last line)",
+                scope["method"], scope["path"][:200], client_of(scope), refused, times,
+            )  # fmt: skip
+
+
+def client_of(scope: Scope) -> str:
+    """Who sent a request, for the logs and `Tuned.by`."""
+    client = scope.get("client")
+    return f"http {client[0]}:{client[1]}" if client else "http"
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below where the app is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if path.startswith(root + "/") else path
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[str]:
+    return [value.decode("latin-1").strip().lower() for name, value in headers if name == wanted]
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and (port.isdecimal() or not port) and not name.endswith(":") else host
+
+
+def _with_headers(send: Send) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in headers}
+            headers += [one for one in (*_HEADERS, _NO_STORE) if one[0] not in names]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return with_headers
+
+
+async def _answer(send: Send, refused: _Refused) -> None:
+    body = json.dumps({"detail": str(refused)}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *refused.headers,
+    ]
+    send = _with_headers(send)
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,184 @@
+"""What goes over the wire: requests, which are checked, and responses, which follow the library's own snapshots.
+
+The models of `GET /buffer/stats` and its like are made from the dataclasses themselves (`model_of`), so that a field that is
+added to a snapshot is in the response and in the OpenAPI document at once. JSON has no infinity: it is written as null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache, reduce
+from operator import or_
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from backpressure.backpressure_monitor import Pressure
+from backpressure.flow_control_manager import FlowControlMetrics
+from backpressure.priority import PRIORITY_LEVELS, Priority
+from backpressure.stats import BufferStats
+
+__all__ = [
+    "LONGEST_WAIT",
+    "BackpressureReply",
+    "BatchSizeChange",
+    "Change",
+    "FlowControlReply",
+    "Health",
+    "HealthQuery",
+    "IngestQuery",
+    "IngestReply",
+    "Nothing",
+    "Problem",
+    "RateChange",
+    "StatsReply",
+    "model_of",
+    "plain",
+]
+
+#: Seconds that one upload may wait for room: below what proxies commonly bear.
+LONGEST_WAIT: Final = 30.0
+
+
+@cache
+def model_of(kind: type) -> type[BaseModel]:
+    """The pydantic model of a dataclass, as `plain` writes it."""
+    hints = get_type_hints(kind)
+    fields: dict[str, Any] = {field.name: (_type_of(hints[field.name]), ...) for field in dataclasses.fields(kind)}
+    return create_model(kind.__name__, __doc__=(kind.__doc__ or "").split("\n\n")[0], **fields)
+
+
+def _type_of(hint: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is float:
+        return float | None  # null: infinite
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return model_of(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return Literal[tuple(member.value for member in hint)]
+    if origin in (Union, types.UnionType):
+        return reduce(or_, [_type_of(arg) for arg in args])
+    if origin is tuple:
+        return list[reduce(or_, {_type_of(arg) for arg in args if arg is not ...})]  # type: ignore[misc]
+    if origin is not None and issubclass(origin, Mapping):
+        return dict[str, _type_of(args[1])]  # type: ignore[misc]
+    return hint
+
+
+def plain(value: Any) -> Any:
+    """A snapshot as what JSON knows."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# ---------------------------------------------------------------- requests
+
+
+class _Request(BaseModel):
+    """Unknown fields are refused: a misspelt one must not look as if it had worked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RateChange(_Request):
+    """A new rate for flow control."""
+
+    rate: float = Field(strict=True, ge=0, le=1e12, allow_inf_nan=False, description="events per second", examples=[50_000])
+
+
+class BatchSizeChange(_Request):
+    """A new batch size; the adaptive law goes on from there."""
+
+    size: int = Field(strict=True, ge=1, description="events", examples=[10_000])
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _whole(cls, size: object) -> object:
+        """To JSON 5000.0 is an integer as well."""
+        return int(size) if isinstance(size, float) and size.is_integer() else size
+
+
+class Nothing(_Request):
+    """No body, or {}."""
+
+
+class IngestQuery(_Request):
+    """How an upload is to be treated."""
+
+    priority: int = Field(
+        default=Priority.NORMAL.value, ge=1, le=PRIORITY_LEVELS, description="1, the most urgent, to 5"
+    )
+    timeout: float = Field(
+        default=0.0, ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="seconds to wait for room or tokens"
+    )
+
+
+class HealthQuery(_Request):
+    """Which question is asked."""
+
+    probe: Literal["ready", "live"] = Field(
+        default="ready", description="ready: can it take events? live: does the process answer? (then always 200)"
+    )
+
+
+# ---------------------------------------------------------------- responses
+
+
+class Problem(BaseModel):
+    """What was wrong with a request; it has changed nothing."""
+
+    detail: str
+
+
+class Change(BaseModel):
+    """A change that is in force."""
+
+    setting: Literal["flow_control_rate", "batch_size", "circuit_breaker"]
+    old: float | str | None = Field(description="null: infinite")
+    new: float | str
+
+
+class IngestReply(BaseModel):
+    """What became of an upload. Whatever the status: exactly the first `accepted` lines were accepted."""
+
+    accepted: int = Field(description="lines accepted, always a prefix of the upload")
+    rejected: int = Field(description="lines read and not accepted; of what follows them nothing was looked at")
+    reason: Literal["full", "rate", "share", "delay", "emergency", "closed", "invalid"] | None = Field(
+        description="null where all was accepted; invalid: the upload itself is at fault, see detail"
+    )
+    retry_after: float | None = Field(description="seconds after which a retry can succeed; 0: not known, null: never")
+    first_seq: int | None = Field(description="the lane's number of the first accepted line")
+    consumed: int = Field(description="bytes of the unpacked upload that the accepted lines are: go on from there")
+    detail: str | None = Field(default=None, description="what was wrong, in words")
+
+
+class Health(BaseModel):
+    """Whether the buffer can take events, and what else is not as it should be."""
+
+    status: Literal["ok", "degraded", "unready"]
+    live: bool
+    ready: bool
+    reasons: list[str] = Field(description="empty where the status is ok")
+
+
+StatsReply: Final = model_of(BufferStats)
+FlowControlReply: Final = model_of(FlowControlMetrics)
+BackpressureReply: Final = create_model(
+    "Backpressure",
+    __base__=model_of(Pressure),
+    backpressure_seconds=(float, Field(description="under backpressure so far")),
+    thresholds=(dict[str, float], Field(description="as configured, by signal; `threshold` is the one in force")),
+)

@@ -1,0 +1,86 @@
+"""serve: the HTTP app on a socket, with settings that suit it. For a program of your own; `create_app` is for your own server."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import replace
+from typing import Final
+
+import uvicorn
+
+from backpressure.buffer_manager import BufferManager
+from backpressure.http.app import create_app
+from backpressure.http.config import HttpConfig
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
+
+#: This machine only: an admin API that listens everywhere is found by everybody.
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8127
+
+# Seconds that uploads may take to end when the server is told to stop.
+_GRACE: Final = 2
+
+
+class _Server(uvicorn.Server):
+    """A server that ends the event streams before it waits for its connections to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.streams.end()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
+def make_server(
+    buffer: BufferManager,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    token: str | None = None,
+    config: HttpConfig | None = None,
+) -> uvicorn.Server:
+    """A uvicorn server over `buffer`, not yet running: `server.run()`, or `await server.serve()`; `server.should_exit` ends it.
+
+    The address that it listens on is added to the allowed hosts, unless that is all addresses ("0.0.0.0"): then
+    name in `HttpConfig.allowed_hosts` those by which it is to be reached.
+    """
+    config = config if config is not None else HttpConfig()
+    if not _is_wildcard(host):
+        name = f"[{host}]" if ":" in host else host
+        config = replace(config, allowed_hosts=tuple(dict.fromkeys((*config.allowed_hosts, name))))
+    app = create_app(buffer, token, config)
+    return _Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            log_level="warning",
+            # The client's address in the audit log must be the one that connected, not one that it claims.
+            proxy_headers=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+    )
+
+
+def serve(
+    buffer: BufferManager,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    token: str | None = None,
+    config: HttpConfig | None = None,
+) -> None:
+    """Serve `buffer` until SIGINT or SIGTERM. Parameters as for `make_server`."""
+    make_server(buffer, host=host, port=port, token=token, config=config).run()
+
+
+def _is_wildcard(host: str) -> bool:
+    if not host:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -34,9 +34,9 @@ FLOORS = [
         "emergency_mode",
         "priority_shares",
     },
-    {"admission", "stats", "lane", "batch"},
+    {"admission", "histogram", "stats", "lane", "batch"},
     {"config", "intake", "wakeup", "buffer_manager", "aio"},
-    {"sinks", "sources", "testing"},
+    {"sinks", "sources", "testing", "metrics", "logging"},
     {"cli", "__main__"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.

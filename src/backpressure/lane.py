@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from backpressure.errors import BatchStateError, BufferClosed
+from backpressure.histogram import EVENTS, SECONDS, Histogram
 from backpressure.stats import LaneStats
 from ringbuf import MessageRing, Messages
 
@@ -73,6 +74,9 @@ class Lane:
         self._redelivered = 0
         self._batches_acked = 0
         self._batches_nacked = 0
+        self._queue_delay = Histogram(SECONDS)
+        self._batch_latency = Histogram(SECONDS)
+        self._batch_events = Histogram(EVENTS)
 
     # ------------------------------------------------------------ producers
 
@@ -144,21 +148,26 @@ class Lane:
                 self._retrying -= count
                 self._redelivered += count
             else:
+                waited = self._oldest_age(now)
                 messages = self.ring.take(max_events, max_bytes)
                 count = len(messages)
                 if count == 0:
                     return None
                 delivery = Delivery(self, messages)
                 self._taken += count
+                self._queue_delay.record(waited)
             self._in_flight += count
             self._out.add(delivery)
             return delivery
 
-    def ack(self, delivery: Delivery) -> None:
+    def ack(self, delivery: Delivery, latency: float) -> None:
+        events = len(delivery.messages)
         with self._lock:
             self._take_back(delivery)
-            self._acked += len(delivery.messages)
+            self._acked += events
             self._batches_acked += 1
+            self._batch_latency.record(latency)
+            self._batch_events.record(events)
         self.ring.release(delivery.messages)
 
     def nack(self, delivery: Delivery, not_before: float) -> None:
@@ -231,6 +240,9 @@ class Lane:
                 used_bytes=self.ring.used_bytes,
                 capacity_bytes=self.ring.capacity_bytes,
                 oldest_age=self._oldest_age(now),
+                queue_delay=self._queue_delay.stats(),
+                batch_latency=self._batch_latency.stats(),
+                batch_events=self._batch_events.stats(),
             )
 
     # ------------------------------------------------------------ under the lock

@@ -239,8 +239,15 @@ def test_without_a_disk_tier_there_is_no_series_of_it_and_with_one_there_is(monk
     assert not [name for name, _ in scrape(buffer) if "disk" in name or "durable" in name or "recovery" in name]
     stats = buffer.stats()
     disk = SimpleNamespace(
-        **{"events": 5, "used_bytes": 6, "capacity_bytes": None, "spilled": 7, "lost": 0, "errors": 1},
-        **{"durable_lag": 8, "dead_letters": 9, "recovery_seconds": 0.5},
+        events=5,
+        used_bytes=6,
+        capacity_bytes=None,
+        spilled=7,
+        lost=0,
+        errors=1,
+        durable_lag=8,
+        dead_letters=9,
+        recovery_seconds=0.5,
     )
     around = SimpleNamespace(**{name: getattr(stats, name) for name in stats.__slots__}, disk=disk)
     monkeypatch.setattr(buffer, "stats", lambda: around)

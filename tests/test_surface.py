@@ -35,7 +35,7 @@ FLOORS = [
         "priority_shares",
     },
     {"admission", "histogram", "stats", "lane", "batch"},
-    {"config", "intake", "wakeup", "buffer_manager", "aio"},
+    {"config", "intake", "single", "settings", "wakeup", "buffer_manager", "aio"},
     {"sinks", "sources", "testing", "metrics", "logging"},
     {"cli", "__main__"},
 ]

@@ -91,6 +91,8 @@ def _value(hint: Any, value: object, where: str) -> object:
                 return parse_size(value)
             except ValueError as error:
                 raise ConfigError(where, str(error)) from None
+        if get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return tuple(_value(get_args(option)[0], one, where) for one in value)
     _check_kind(hint, value, where)
     return value
 
@@ -105,13 +107,16 @@ def _member(kind: type[Enum], value: str, where: str) -> Enum:
 
 def _check_kind(hint: Any, value: object, where: str) -> None:
     """ConfigError where the value is of a kind that the field can not have. Ranges are the config's own business."""
-    plain = [option for option in _options(hint) if option in (bool, int, float, str)]
-    if not plain or value is None:
+    options = _options(hint)
+    plain = [option for option in options if option in _WORDS]
+    if not plain or (value is None and type(None) in options):
         return
     allowed = tuple(plain) + ((int,) if float in plain else ())
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in plain):
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise ConfigError(where, f"must be {' or '.join(words[one] for one in plain)}, not {value!r}")
+        raise ConfigError(where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}")
+
+
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -73,7 +73,7 @@ class FollowSource:
         self._poll = poll
         self._grace = grace
         self._files: dict[str, _Followed] = {}
-        self._finished: list[FileId] = []
+        self._finished: list[tuple[str, FileId]] = []
         self._complained: set[str] = set()
 
     def run(self, put: Put, stopping: threading.Event) -> None:
@@ -120,19 +120,20 @@ class FollowSource:
         fd = self._try_open(path)
         if fd is None:
             return None
-        if self._is_known(fd):
+        if self._is_known(path, fd):
             os.close(fd)
             return None
         # A file that was read before and is another one now is new.
         at_end = first and self._start_at_end and before is None
         return _Followed(fd, _last_line_start(fd) if at_end else 0)
 
-    def _is_known(self, fd: int) -> bool:
+    def _is_known(self, path: str, fd: int) -> bool:
         """Whether this is a file of ours under another name, which a pattern may find when it was rotated."""
         found = os.fstat(fd)
         if any(os.path.samestat(found, os.fstat(file.fd)) for file in self._files.values()):
             return True
-        return any(known.fits(fd) for known in self._finished)
+        # Under its old name it is a new file, whose inode is used again.
+        return any(known.fits(fd) for old, known in self._finished if old != path and known.head_bytes)
 
     def _try_open(self, path: str) -> int | None:
         try:
@@ -177,7 +178,7 @@ class FollowSource:
                 return False
             if not self._finish(path, file, put):
                 return None
-            self._finished = [*self._finished[-_REMEMBERED:], file.identity()]
+            self._finished = [*self._finished[-_REMEMBERED:], (path, file.identity())]
             file.close()
             del self._files[path]
             replacement = self._open_new(path)
@@ -191,7 +192,7 @@ class FollowSource:
         return None if fd is None else _Followed(fd, 0)
 
     def _read_lines(self, file: _Followed) -> bytes | None:
-        """The next whole lines behind the file's offset (none where a part of a too long one was skipped); None: there are none."""
+        """The next whole lines behind the file's offset, b"" where a part of a too long one was skipped; None: no more."""
         most = self._max_line_bytes + 1
         want = min(_CHUNK_BYTES, most)
         while True:

@@ -204,7 +204,8 @@ def _cells(reading: Reading, part: Mapping[str, Any], priority: str | None) -> l
     used, capacity = part.get("used_bytes"), part.get("capacity_bytes")
     share = used / capacity if used is not None and capacity else None
     bar = "-" if share is None else f"{'█' * round(share * _BAR_WIDTH):<{_BAR_WIDTH}} {share:4.0%}"
-    tails = [_seconds(_quantile(part.get(name), 0.95)) for name in ("queue_delay", "batch_latency")]
+    parts = [part] if priority is not None else [lane for _, lane in reading.lanes()]
+    tails = [_seconds(_quantile([one.get(name) for one in parts], 0.95)) for name in ("queue_delay", "batch_latency")]
     return [*rates, *counts, _seconds(part.get("oldest_age")), *tails, bar]
 
 
@@ -245,15 +246,14 @@ def _count(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _quantile(histogram: Any, q: float) -> float | None:
-    if not isinstance(histogram, Mapping):
-        return None
+def _quantile(histograms: Sequence[Any], q: float) -> float | None:
+    """Of several histograms with the same bounds together; None where they hold nothing."""
     try:
-        stats = HistogramStats(
-            bounds=tuple(histogram["bounds"]), counts=tuple(histogram["counts"]), sum=float(histogram["sum"])
-        )
+        bounds = tuple(histograms[0]["bounds"])
+        counts = tuple(map(sum, zip(*(one["counts"] for one in histograms), strict=True)))
+        stats = HistogramStats(bounds=bounds, counts=counts, sum=0.0)
     except (KeyError, TypeError, ValueError):
-        return None
+        return None  # an older server has none
     return stats.quantile(q) if stats.count else None
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from backpressure.buffer_manager import BufferManager
+from backpressure.cli.serve_config import load
 from backpressure.metrics import FAMILIES
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "penstock.json"
 RULES = DEPLOY / "prometheus" / "penstock.rules.yml"
 RULES_TEST = DEPLOY / "prometheus" / "penstock.rules.test.yml"
@@ -133,3 +135,49 @@ def test_the_dashboard_speaks_promql(tmp_path: Path) -> None:
     # JSON is YAML.
     (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
     promtool("check", "rules", "panels.yml", cwd=tmp_path)
+
+
+# ---------------------------------------------------------------- the unit and the image
+
+UNIT = DEPLOY / "systemd" / "penstock.service"
+DOCKERFILE = DEPLOY / "Dockerfile"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="this machine has no systemd")
+@pytest.mark.platform
+def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
+    # systemd looks for the program itself.
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/penstock/bin/penstock", "/bin/true"))
+    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "also what it only warns of, such as a misspelt key"
+    security = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    done = subprocess.run(security, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_fits_the_program_and_the_example() -> None:
+    unit = UNIT.read_text()
+    [start] = re.findall(r"^ExecStart=\S+/penstock (.*)$", unit, re.M)
+    [before] = re.findall(r"^ExecStartPre=\S+/penstock (.*)$", unit, re.M)
+    assert before == start + " --check"
+    assert start == "serve --config /etc/penstock/penstock.toml"
+    config = load(str(DEPLOY / "penstock.toml"), {"STATE_DIRECTORY": "/var/lib/penstock", "RUNTIME_DIRECTORY": "/run/penstock"})
+    [stop] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
+    assert config.service.drain_timeout < float(stop)
+    [most] = re.findall(r"^MemoryMax=(\d+)G$", unit, re.M)
+    assert 5 * config.buffer.lane_bytes * 2 < int(most) << 30
+    assert "Type=notify\n" in unit  # READY=1 is sent: tests/test_serve.py
+
+
+def test_the_image_fits_the_tree() -> None:
+    text = DOCKERFILE.read_text()
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+    for needed in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
+        assert re.search(rf"^COPY .*\b{re.escape(needed)}\b", text, re.M), needed
+    assert '"serve", "--config", "/etc/penstock/penstock.toml"' in text
+    assert re.search(r"^USER 10001$", text, re.M)

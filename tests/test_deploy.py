@@ -181,3 +181,13 @@ def test_the_image_fits_the_tree() -> None:
         assert re.search(rf"^COPY .*\b{re.escape(needed)}\b", text, re.M), needed
     assert '"serve", "--config", "/etc/penstock/penstock.toml"' in text
     assert re.search(r"^USER 10001$", text, re.M)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_operations_page_has_every_metric_and_every_alert() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    listed = dict(re.findall(r"^\| `(backpressure_buffer_\w+)` \| \w+ \| ([^|]*) \|", page, re.M))
+    assert listed == {family.name: ", ".join(family.labels) or "-" for family in FAMILIES}
+    assert set(re.findall(r"^\| `(Penstock\w+)`", page, re.M)) == set(re.findall(r"- alert: (\w+)", RULES.read_text()))

@@ -97,12 +97,12 @@ def test_what_appears_later_is_read_from_its_beginning(tmp_path: Path) -> None:
 def test_rename_and_create(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"one\n")
-    with Run(path, grace=0.3) as run:
+    with Run(path, grace=0.5) as run:
         run.expect(b"one\n")
         with path.open("ab", buffering=0) as writer:
             path.rename(tmp_path / "a.log.1")
             path.write_bytes(b"three\n")
-            # The writer has not reopened yet.
+            time.sleep(0.1)  # many looks; but the writer has not reopened yet
             writer.write(b"two\nno newline")
             run.expect(b"one\ntwo\nno newlinethree\n")
 

@@ -22,7 +22,7 @@ from backpressure.config import BufferConfig, WhenFull
 from backpressure.errors import ConfigError
 from backpressure.logging import BufferHandler, BufferListener, priority_of
 from backpressure.sinks import SinkGone
-from backpressure.testing import MemorySink
+from backpressure.testing import FakeClock, MemorySink
 
 PATTERN = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -78,6 +78,30 @@ def test_a_record_is_in_the_buffer_when_the_call_returns() -> None:
     # What had been admitted ahead was given back, and the buffer is its owner's.
     assert sum(buffer.stats().flow_control.admitted) == 200
     assert not buffer.stats().closed
+
+
+def test_its_arrival_is_noted_and_wakes_whoever_waits() -> None:
+    clock = FakeClock()
+    buffer = BufferManager(clock=clock)
+    logger = logger_with(BufferHandler(buffer, priority=3))
+    logger.info("x")
+    clock.advance(5.0)
+    assert buffer.stats().oldest_age == 5.0
+    buffer.get_batch().ack()
+    waited = []
+
+    def wait() -> None:
+        begun = time.monotonic()
+        waited.append((buffer.get_batch(timeout=30.0), time.monotonic() - begun))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: buffer._ready._waiting)
+    logger.info("y")
+    thread.join(30)
+    [(batch, seconds)] = waited
+    assert batch.tolist() == [b"y"]
+    assert seconds < 0.9, "by the record, and not by the longest sleep"
 
 
 def test_arguments_are_merged_when_it_is_logged() -> None:
@@ -157,10 +181,15 @@ FORMATS = [
 ]
 
 
+def elsewhere(seconds: float | None) -> time.struct_time:
+    """A time zone that is no test machine's."""
+    return time.gmtime((seconds or 0.0) + 12_345)
+
+
 @given(
     moments=st.lists(st.floats(-1e6, 4e9), min_size=1, max_size=5),
     which=st.sampled_from(FORMATS),
-    converters=st.lists(st.sampled_from([time.gmtime, time.localtime]), min_size=5, max_size=5),
+    converters=st.lists(st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5),
 )
 def test_the_text_is_what_the_formatter_makes(moments: list[float], which: logging.Formatter, converters: list) -> None:
     handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
@@ -224,6 +253,10 @@ def test_a_full_buffer_never_blocks_and_counts(when_full: WhenFull) -> None:
     # The urgent ones have room of their own.
     logger.error("x" * 100)
     assert buffer.stats().lanes[2].accepted == 1
+    # What flow control had admitted and the lane did not take was given back.
+    handler.close()
+    stats = buffer.stats()
+    assert sum(stats.flow_control.admitted) == stats.accepted
 
 
 def test_a_timeout_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

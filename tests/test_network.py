@@ -45,8 +45,10 @@ class Collected:
         self.gate = threading.Event()
         self.gate.set()
         self.closed = False
+        self.putting = 0
 
     def put(self, lines: memoryview):
+        self.putting += 1
         self.gate.wait(10)
         with self.lock:
             if self.closed:
@@ -165,10 +167,12 @@ def test_at_the_end_what_was_received_is_still_read() -> None:
         peer.sendall(b"one\n")
         until(lambda: collected.lines)
         collected.gate.clear()
-        peer.sendall(b"two\nthree\n")
-        until(lambda: source._connections)
-        time.sleep(0.05)
+        peer.sendall(b"two\n")
+        until(lambda: collected.putting == 2)
+        peer.sendall(b"three\n")  # nobody reads this before the end has begun
         stopping.set()
+        until(lambda: source._listener.fileno() == -1)
+        time.sleep(0.05)
         collected.gate.set()
     assert collected.lines == [b"one", b"two", b"three"]
     peer.close()
@@ -308,6 +312,15 @@ def test_a_kept_connection_that_was_ended_is_made_anew(server: Server) -> None:
     with pytest.raises(OSError, match="closed connection"):
         sink.send(batch_of(b"three"))
     sink.send(batch_of(b"four"))
+    sink.close()
+
+
+def test_a_new_connection_that_fails_is_a_failure_at_once(server: Server) -> None:
+    sink = HttpSink(server.url)
+    server.answers = [None]
+    with pytest.raises(OSError, match="closed connection"):
+        sink.send(batch_of(b"one"))
+    assert len(server.requests) == 1, "the buffer decides when to try again"
     sink.close()
 
 

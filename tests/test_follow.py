@@ -29,18 +29,32 @@ class Run:
         self.text = b""
         self.accepting = True
         self.sequence = 0
+        self.puts = self.notes = 0
+        note = self.positions.note
+
+        def counted(*arguments) -> None:
+            note(*arguments)
+            self.notes += 1
+
+        self.positions.note = counted  # type: ignore[method-assign]
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.source.run, args=(self.put, self.stopping), daemon=True)
 
     def put(self, lines: memoryview):
         if not self.accepting:
             return None
+        self.puts += 1
         self.text += bytes(lines)
         self.sequence += bytes(lines).count(b"\n") or 1
         return (0, 0, self.sequence, 0, 0)
 
-    def deliver(self, count: int | None = None) -> None:
-        self.positions.commit((0, 0, self.sequence if count is None else count, 0, 0))
+    def deliver(self) -> None:
+        """All that was put is delivered."""
+        deadline = time.monotonic() + 10
+        while self.notes < self.puts:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        self.positions.commit((0, 0, self.sequence, 0, 0))
 
     def __enter__(self) -> Run:
         self.thread.start()
@@ -198,6 +212,7 @@ def test_what_was_refused_is_read_again(tmp_path: Path) -> None:
         append(path, b"two\n")
         run.thread.join(10)
         assert not run.thread.is_alive(), "a service that ends takes no more"
+    assert run.positions.get(str(path)) is not None
     with Run(path, run.positions) as again:
         again.expect(b"two\n")
 

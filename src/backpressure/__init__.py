@@ -58,6 +58,7 @@ from backpressure.flow_control_manager import (
     FlowControlMetrics,
     Grant,
 )
+from backpressure.histogram import HistogramStats
 from backpressure.priority import Priority
 from backpressure.stats import BufferStats, LaneStats
 
@@ -72,6 +73,7 @@ __all__ = [
     "Batch",
     "BufferStats",
     "LaneStats",
+    "HistogramStats",
     # the policies
     "CircuitBreaker",
     "CircuitBreakerConfig",

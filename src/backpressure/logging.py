@@ -335,8 +335,8 @@ class BufferListener:
         except BufferClosed:
             pass
         except Exception as error:
-            self.error = error
             _log.error("logging ends: %s", "".join(traceback.format_exception_only(error)).strip())
+            self.error = error
 
     def _sleep(self) -> None:
         """Until there may be a batch, or it is time to stop."""

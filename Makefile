@@ -28,8 +28,8 @@ EXTRAS_lint := cli,lint
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/test_message_ring.py tests/test_ring_buffer.py tests/test_token_bucket.py tests/test_rate_window.py \
-	tests/test_latency_histogram.py tests/test_basic_buffering.py tests/test_circuit_breaker.py tests/test_flow_control.py \
-	tests/test_stress.py
+	tests/test_latency_histogram.py tests/test_basic_buffering.py tests/test_circuit_breaker.py tests/test_circuit_breaker_model.py \
+	tests/test_flow_control.py tests/test_stress.py
 
 DEMO_DIR := .demo
 LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log

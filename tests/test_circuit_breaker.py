@@ -1,25 +1,31 @@
-"""CircuitBreaker: each rule by itself, a reference machine that random histories are checked against, and
-threads."""
+"""CircuitBreaker: each rule by itself, and threads. test_circuit_breaker_model.py has the random histories."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import inspect
+import itertools
 import logging
 import math
 import random
+import sys
 import threading
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from backpressure.circuit import turnstile
+from backpressure.circuit.turnstile import Turnstile
+from backpressure.circuit.windows import CountWindow
 from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
 from backpressure.errors import CircuitOpenError, ConfigError
 from backpressure.testing import FakeClock
+
+# Seconds that a thread may take before it counts as stuck: a busy host has been seen to need three where an idle one needs none.
+PATIENCE = 60.0
 
 
 class Recorder:
@@ -44,6 +50,8 @@ def make(clock: FakeClock, on_change: Callable[[State, State, str], object] | No
         "min_requests": 4,
         "reset_timeout_jitter": 0.0,
         "probe_lease": 3.0,
+        "reset_timeout_multiplier": 2.0,
+        "max_reset_timeout": 80.0,
     }
     config = CircuitBreakerConfig(**{**small, **fields})  # type: ignore[arg-type]
     return CircuitBreaker(config, clock=clock, on_change=on_change)
@@ -77,7 +85,7 @@ def test_defaults_are_those_of_the_design() -> None:
     config = CircuitBreakerConfig()
     assert (config.failure_threshold, config.reset_timeout, config.half_open_requests) == (0.3, 30.0, 20)
     assert (config.monitoring_interval, config.min_requests) == (5.0, 10)
-    assert config.slow_call_duration is None
+    assert (config.slow_call_duration, config.window_size, config.ramp_up_time) == (None, None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +107,10 @@ def test_defaults_are_those_of_the_design() -> None:
         ("max_reset_timeout", 29.9),
         ("reset_timeout_jitter", 1.0),
         ("probe_lease", 0.0),
+        ("window_size", 9),  # fewer than min_requests could never decide
+        ("window_size", 20.0),
+        ("ramp_up_time", -0.1),
+        ("ramp_up_time", math.inf),
         ("ignored_exceptions", [ValueError]),
         ("ignored_exceptions", (ValueError, "KeyError")),
     ],
@@ -175,6 +187,440 @@ def test_reading_the_rate_expires_old_calls_too() -> None:
     assert breaker.metrics().failure_rate == 0.9
     clock.advance(1e9)
     assert breaker.metrics().failure_rate == 0.0
+
+
+def last(breaker: CircuitBreaker) -> tuple[int, int]:
+    metrics = breaker.metrics()
+    return metrics.last_calls, metrics.last_failures
+
+
+def test_a_window_of_calls_rolls_call_by_call_and_time_does_not_empty_it() -> None:
+    clock = FakeClock()
+    breaker = make(clock, window_size=10, min_requests=10, failure_threshold=0.5)
+    breaker.record_many(0, 4)
+    breaker.record_many(6, 0)
+    clock.advance(80_000.0)
+    assert (last(breaker), breaker.metrics().window_calls) == ((10, 4), 0)
+    acquire(breaker).success()  # pushes the oldest failure out
+    assert last(breaker) == (10, 3)
+    for _ in range(3):
+        acquire(breaker).failure()  # each pushes out an old one
+        assert last(breaker) == (10, 3)
+    acquire(breaker).failure()  # from here on they push out successes
+    assert (breaker.state, last(breaker)) == (State.CLOSED, (10, 4))
+    acquire(breaker).failure()
+    assert breaker.state is State.OPEN
+
+
+def test_a_window_of_calls_opens_for_a_callee_that_is_called_rarely() -> None:
+    clock = FakeClock()
+    rare, by_time = make(clock, window_size=10), make(clock)
+    for _ in range(4):
+        acquire(rare).failure()
+        acquire(by_time).failure()
+        clock.advance(60.0)
+    assert (rare.state, by_time.state) == (State.OPEN, State.CLOSED)
+
+
+def test_whichever_window_is_the_first_opens() -> None:
+    """After many good calls the last few show a failing callee long before the seconds do; and the other way round."""
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes, window_size=20)
+    for _ in range(1_000):
+        acquire(breaker).success()
+    for _ in range(9):
+        acquire(breaker).failure()
+    assert breaker.state is State.CLOSED
+    acquire(breaker).failure()
+    assert (breaker.state, changes.reasons) == (State.OPEN, ["10 of 20 calls failed, threshold 0.5"])
+
+    breaker = make(clock, changes, window_size=1_000)
+    breaker.record_many(1_000, 0)
+    clock.advance(5.0)
+    for _ in range(4):
+        acquire(breaker).failure()
+    assert (breaker.state, changes.reasons[1:]) == (State.OPEN, ["4 of 4 calls failed, threshold 0.5"])
+
+
+def test_a_success_finds_that_the_window_of_calls_is_full_enough() -> None:
+    clock = FakeClock()
+    breaker = make(clock, window_size=10)
+    for _ in range(3):
+        acquire(breaker).failure()
+        clock.advance(60.0)
+    assert breaker.metrics().window_calls == 0
+    acquire(breaker).success()
+    assert breaker.state is State.OPEN  # 3 of 4
+
+
+def test_a_window_of_calls_starts_afresh_with_the_circuit() -> None:
+    clock = FakeClock()
+    breaker = make(clock, window_size=100, half_open_requests=1)
+    breaker.record_many(0, 4)
+    assert last(breaker) == (4, 4)
+    half_open(breaker, clock).success()
+    assert (breaker.state, last(breaker)) == (State.CLOSED, (0, 0))
+
+
+def test_a_window_of_calls_takes_a_million_at_once() -> None:
+    clock = FakeClock()
+    breaker = make(clock, window_size=100, min_requests=100)
+    breaker.record_many(10**6, 0)
+    breaker.record_many(10**6, 49)
+    assert (breaker.state, last(breaker)) == (State.CLOSED, (100, 49))
+    assert (breaker.metrics().window_calls, breaker.metrics().window_failures) == (2 * 10**6 + 49, 49)
+
+
+@given(
+    size=st.integers(1, 6),
+    adds=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=20),
+)
+def test_a_window_of_calls_is_the_last_so_many_results(size: int, adds: list[tuple[int, int, bool]]) -> None:
+    window = CountWindow(size)
+    results: list[tuple[int, int]] = []
+    for ok, failed, slow in adds:
+        if ok + failed == 1:  # only a single result can be slow
+            window.add(1, failed, int(slow))
+            results.append((failed, int(slow)))
+        else:
+            window.add(ok + failed, failed, 0)
+            results += [(0, 0)] * ok + [(1, 0)] * failed
+        last = results[-size:]
+        assert (window.calls, window.failed, window.slow) == (len(last), *map(sum, zip(*last, strict=True))) if last else True
+    window.clear()
+    assert (window.calls, window.failed, window.slow) == (0, 0, 0)
+
+
+# --- without the lock
+
+
+def test_calls_that_cannot_change_the_state_take_no_lock() -> None:
+    breaker = make(FakeClock())
+
+    @breaker
+    def work() -> int:
+        return 7
+
+    got: list[object] = []
+
+    def use() -> None:
+        got.append(work())
+        with breaker:
+            pass
+        acquire(breaker).success()
+        got.append(breaker.call(int, "7"))
+
+    with breaker._lock:  # would hang if it were taken
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert got == [7, 7]
+    metrics = breaker.metrics()
+    assert (metrics.admitted, metrics.succeeded, metrics.window_calls) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("form", ["decorator", "call", "with", "permit"])
+def test_every_call_is_counted_however_many(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turnstile, "_TOKENS", 256)
+    clock = FakeClock()
+    breaker = make(clock)
+    work = breaker(int)
+
+    def one() -> None:
+        if form == "decorator":
+            work()
+        elif form == "call":
+            breaker.call(int)
+        elif form == "with":
+            with breaker:
+                pass
+        else:
+            acquire(breaker).success()
+
+    for done in range(1, 1001):
+        one()
+        if done in (1, 255, 256, 257, 513, 1000):
+            metrics = breaker.metrics()
+            assert (metrics.admitted, metrics.succeeded, metrics.window_calls) == (done, done, done)
+    clock.advance(4.5)
+    one()
+    assert breaker.metrics().window_calls == 1001
+    clock.advance(0.5)
+    one()
+    assert breaker.metrics().window_calls == 2  # the thousand are five seconds old, though none came in between
+
+
+def test_successes_without_a_lock_count_against_later_failures() -> None:
+    breaker = make(FakeClock())
+    for _ in range(10):
+        acquire(breaker).success()
+    for _ in range(9):
+        acquire(breaker).failure()
+    assert breaker.state is State.CLOSED  # 9 of 19
+    acquire(breaker).failure()
+    assert breaker.state is State.OPEN
+
+
+def test_a_success_after_few_failures_may_still_trip() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    work = breaker(int)
+    breaker.record_many(4, 0)
+    clock.advance(2.5)
+    breaker.record_many(0, 3)
+    clock.advance(2.5)  # the successes are out of the window: three failed calls, and one more makes enough
+    assert breaker.state is State.CLOSED
+    work()
+    assert breaker.state is State.OPEN
+
+
+def test_a_success_finds_that_the_rate_rose_as_others_left_the_window() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    work = breaker(int)
+    breaker.record_many(6, 0)
+    clock.advance(2.5)
+    breaker.record_many(0, 5)
+    work()
+    clock.advance(2.5)
+    assert breaker.metrics().window_failures == 5
+    assert breaker.state is State.CLOSED  # 5 of 6, but nothing happens by itself
+    work()
+    assert breaker.state is State.OPEN
+
+
+def test_the_decorator_reports_to_the_state_it_was_admitted_by() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+
+    @breaker
+    def work(error: Exception | None) -> None:
+        trip(breaker)
+        half_open(breaker, clock).success()
+        for _ in range(3):
+            acquire(breaker).success()
+        assert breaker.state is State.CLOSED
+        if error is not None:
+            raise error
+
+    work(None)
+    with pytest.raises(DownError):
+        work(DownError())
+    assert (breaker.metrics().late, breaker.metrics().window_calls) == (2, 0)
+
+
+def test_the_decorator_sees_a_coroutine_that_a_plain_function_returns() -> None:
+    breaker = make(FakeClock())
+
+    async def get() -> int:
+        await asyncio.sleep(0)
+        raise DownError
+
+    @breaker
+    def start() -> object:
+        return get()
+
+    async def main() -> None:
+        pending = start()
+        assert breaker.metrics().window_calls == 0
+        with pytest.raises(DownError):
+            await pending  # type: ignore[misc]
+
+    asyncio.run(main())
+    assert (breaker.metrics().succeeded, breaker.metrics().failed) == (0, 1)
+
+
+def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three successes come between the moment at which the failure has counted all, and that from which none gets by."""
+    breaker = make(FakeClock(), failure_threshold=0.25)
+    others = [acquire(breaker) for _ in range(3)]
+    shut = Turnstile.shut
+
+    def late(self: Turnstile) -> tuple[int, int]:
+        while others:
+            others.pop().success()
+        return shut(self)
+
+    failing = acquire(breaker)
+    monkeypatch.setattr(Turnstile, "shut", late)
+    failing.failure()
+    assert (breaker.metrics().succeeded, breaker.metrics().failed) == (3, 1)
+    assert breaker.state is State.OPEN  # in whatever order they came, the last of the four was the one that trips
+
+
+def test_a_snapshot_shows_no_more_successes_than_admissions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a whole call goes by between the looks at the two piles."""
+    breaker = make(FakeClock())
+
+    class Pile(list):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            length = super().__len__()
+            if busy:
+                busy.clear()
+                acquire(breaker).success()
+            return length
+
+    breaker._turnstile.admissions = Pile(breaker._turnstile.admissions)
+    breaker._turnstile.successes = Pile(breaker._turnstile.successes)
+    for _ in range(3):
+        busy = [True]
+        metrics = breaker.metrics()
+        assert metrics.succeeded <= metrics.admitted
+        assert not busy
+    assert breaker.metrics().succeeded == breaker.metrics().admitted == 3
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 1024])
+def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls from four threads, while a fifth takes snapshots, resets, and lets failures in."""
+    monkeypatch.setattr(turnstile, "_TOKENS", tokens)
+    clock = FakeClock()
+    breaker = make(clock, min_requests=50, failure_threshold=1.0)
+    work = breaker(int)
+    threads, calls = 4, 3_000
+    over = threading.Event()
+    wrong: list[object] = []
+
+    def hammer(number: int) -> None:
+        for _ in range(calls):
+            if number % 2:
+                work()
+            else:
+                acquire(breaker).success()
+
+    def disturb() -> None:
+        for turn in itertools.count():
+            if over.is_set():
+                return
+            metrics = breaker.metrics()
+            if metrics.succeeded > metrics.admitted or metrics.window_calls > metrics.succeeded + metrics.failed:
+                wrong.append(metrics)
+            clock.advance(0.1)
+            if turn % 3 == 0:
+                breaker.reset()
+            if turn % 5 == 0:
+                breaker.call(int)
+                with pytest.raises(DownError):
+                    breaker.call(fail, DownError())
+
+    disturber = threading.Thread(target=disturb)
+    pool = [threading.Thread(target=hammer, args=(n,)) for n in range(threads)]
+    disturber.start()
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    over.set()
+    disturber.join()
+    assert wrong == []
+    metrics = breaker.metrics()
+    assert metrics.state is State.CLOSED
+    assert metrics.rejected == 0
+    assert metrics.admitted == metrics.succeeded + metrics.failed == threads * calls + 2 * metrics.failed
+
+
+# --- ramping up
+
+
+def closed_by_probes(clock: FakeClock, changes: Recorder | None = None, **fields: object) -> CircuitBreaker:
+    breaker = make(clock, changes, **{"half_open_requests": 1, "ramp_up_time": 10.0, **fields})
+    trip(breaker)
+    half_open(breaker, clock).success()
+    assert breaker.state is State.CLOSED
+    return breaker
+
+
+def test_a_growing_share_is_admitted_after_closing() -> None:
+    clock = FakeClock()
+    breaker = closed_by_probes(clock)
+    admitted = []
+    for second in range(12):
+        before = breaker.metrics()
+        share = 0.1 + 0.9 * min(second, 10) / 10.0
+        assert before.admitted_share == pytest.approx(share)
+        for _ in range(1_000):
+            permit = breaker.try_acquire()
+            if permit is not None:
+                permit.success()
+            clock.advance(0.001)
+        admitted.append(breaker.metrics().admitted - before.admitted)
+    # The mean share of each second; a lone caller's turn comes at most once in 0.09 s.
+    expected = [1_000 * min(1.0, 0.1 + 0.09 * (second + 0.5)) for second in range(12)]
+    assert admitted == pytest.approx(expected, abs=3)
+    assert breaker.metrics().admitted_share == 1.0
+    assert breaker.metrics().rejected == pytest.approx(10_000 - sum(expected[:10]), abs=30)
+
+
+def test_what_is_admitted_while_ramping_is_evenly_spread() -> None:
+    clock = FakeClock()
+    breaker = closed_by_probes(clock)
+    clock.advance(10.0 / 9.0)  # a share of 0.2
+    assert breaker.try_acquire() is not None
+    pattern = "".join("x" if breaker.try_acquire() is not None else "." for _ in range(30))
+    assert [len(gap) for gap in pattern.split("x")] == [5, 4, 4, 4, 4, 4]
+
+
+def test_a_lone_caller_that_waits_as_told_is_admitted() -> None:
+    clock = FakeClock(0.1)
+    breaker = closed_by_probes(clock)
+    began, gaps = clock.now(), []
+    while clock.now() < began + 10.0:
+        acquire(breaker).success()
+        gaps.append(breaker.retry_after())
+        clock.advance(gaps[-1] or 0.01)
+    assert gaps[0] == pytest.approx(0.9)
+    assert 0.0 in gaps  # in the end its share is a whole call
+    assert all(later <= gap + 1e-9 for gap, later in itertools.pairwise(gaps))
+    for _ in range(1_000):
+        acquire(breaker).success()
+
+
+def test_retry_after_while_ramping_never_outlasts_the_ramp() -> None:
+    clock = FakeClock()
+    breaker = closed_by_probes(clock, ramp_up_time=10.0)
+    clock.advance(9.9999)
+    acquire(breaker).success()
+    assert breaker.retry_after() <= 0.0001 + 1e-9
+
+
+def test_failures_while_ramping_trip_as_ever() -> None:
+    clock = FakeClock()
+    breaker = closed_by_probes(clock)
+    while breaker.state is State.CLOSED:
+        permit = breaker.try_acquire()
+        if permit is not None:
+            permit.failure()
+    assert breaker.metrics().window_failures == 4
+    assert breaker.metrics().admitted_share == 0.0
+    assert breaker.retry_after() == 16.0
+
+
+def test_only_probes_begin_a_ramp() -> None:
+    clock = FakeClock()
+    breaker = make(clock, ramp_up_time=10.0)
+    for _ in range(100):
+        acquire(breaker).success()
+    trip_by_hand = [breaker.force_open, breaker.disable]
+    for command in trip_by_hand:
+        command()
+        breaker.reset()
+        for _ in range(100):
+            acquire(breaker).success()
+    ramping = closed_by_probes(clock)
+    acquire(ramping).success()
+    assert ramping.try_acquire() is None
+    ramping.reset()
+    for _ in range(100):
+        acquire(ramping).success()
+
+
+def test_no_ramp_by_default() -> None:
+    clock = FakeClock()
+    breaker = closed_by_probes(clock, ramp_up_time=0.0)
+    for _ in range(100):
+        acquire(breaker).success()
 
 
 # --- open, half-open, closed
@@ -310,6 +756,48 @@ def test_a_probe_that_outlives_its_lease_still_counts_while_nobody_wants_its_slo
     assert breaker.state is State.CLOSED
 
 
+def test_a_probe_whose_permit_is_dropped_gives_its_slot_back() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1)
+    trip(breaker)
+    probe = half_open(breaker, clock)
+    assert breaker.retry_after() == 0.5
+    del probe
+    assert breaker.retry_after() == 0.0
+    kept = acquire(breaker)  # long before the lease is over
+    assert (breaker.metrics().lost_probes, breaker.metrics().probes_out) == (1, 1)
+    kept.success()
+    del kept  # it was reported: no slot to give back
+    assert (breaker.state, breaker.metrics().lost_probes) == (State.CLOSED, 1)
+
+
+def test_a_probe_of_an_earlier_period_that_is_dropped_gives_no_slot_back() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=2, min_requests=2)
+    trip(breaker)
+    early = half_open(breaker, clock)
+    acquire(breaker).failure()
+    assert breaker.state is State.OPEN
+    now = half_open(breaker, clock), acquire(breaker)
+    del early
+    assert breaker.try_acquire() is None
+    assert (breaker.metrics().probes_out, breaker.metrics().lost_probes) == (len(now), 0)
+
+
+def test_a_permit_dropped_while_the_lock_is_held_takes_no_lock() -> None:
+    """As a garbage collection does it that runs in the middle of a method of the breaker."""
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=1)
+    trip(breaker)
+    probes = [half_open(breaker, clock)]
+    with breaker._lock:
+        thread = threading.Thread(target=probes.clear, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert breaker.try_acquire() is not None
+
+
 # --- generations
 
 
@@ -357,7 +845,7 @@ def open_times(breaker: CircuitBreaker, clock: FakeClock, trips: int, healthy: f
         times.append(breaker.metrics().open_time)
         assert breaker.retry_after() == pytest.approx(times[-1])
         half_open(breaker, clock).success()
-        for _ in range(breaker._quorum - 1):
+        for _ in range(breaker.config.quorum - 1):
             acquire(breaker).success()
         assert breaker.state is State.CLOSED
         clock.advance(healthy)
@@ -370,9 +858,10 @@ def test_the_open_time_grows_on_repeated_trips_up_to_its_cap() -> None:
     assert open_times(breaker, clock, 6) == [8.0, 16.0, 32.0, 40.0, 40.0, 40.0]
 
 
-def test_the_open_time_is_capped_at_ten_times_by_default() -> None:
+def test_by_default_the_open_time_grows_by_a_quarter_up_to_twice() -> None:
     clock = FakeClock()
-    assert open_times(make(clock), clock, 6) == [8.0, 16.0, 32.0, 64.0, 80.0, 80.0]
+    breaker = CircuitBreaker(CircuitBreakerConfig(reset_timeout=8.0, reset_timeout_jitter=0.0), clock=clock)
+    assert open_times(breaker, clock, 6) == [8.0, 10.0, 12.5, 15.625, 16.0, 16.0]
 
 
 def test_failed_probes_lengthen_the_open_time() -> None:
@@ -386,6 +875,23 @@ def test_failed_probes_lengthen_the_open_time() -> None:
         assert breaker.state is State.OPEN
 
 
+def test_a_probe_that_succeeds_among_failed_ones_starts_the_open_time_over() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+
+    def probe(*succeed: bool) -> float:
+        permits = [half_open(breaker, clock), *(acquire(breaker) for _ in succeed[1:])]
+        for permit, ok in zip(permits, succeed, strict=True):
+            permit.success() if ok else permit.failure()
+        assert breaker.state is State.OPEN
+        return breaker.retry_after()
+
+    trip(breaker)
+    assert [probe(False, False) for _ in range(2)] == [16.0, 32.0]
+    assert [probe(True, False, False) for _ in range(2)] == [8.0, 8.0]  # it is there, if not well
+    assert [probe(False, False) for _ in range(2)] == [16.0, 32.0]
+
+
 def test_health_forgets_trips_one_for_each_reset_timeout() -> None:
     clock = FakeClock()
     breaker = make(clock)
@@ -393,6 +899,7 @@ def test_health_forgets_trips_one_for_each_reset_timeout() -> None:
     assert breaker.metrics().remembered_trips == 4
     clock.advance(16.0)  # two reset timeouts of health
     assert breaker.metrics().remembered_trips == 2
+    clock.advance(7.9)  # not quite a third
     assert open_times(breaker, clock, 1, healthy=1e6) == [32.0]
     assert open_times(breaker, clock, 1) == [8.0]
 
@@ -480,6 +987,17 @@ def test_record_many_trips_only_a_closed_breaker() -> None:
     breaker.record_many(100, 0)
     assert breaker.state is State.HALF_OPEN
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (100, 204)
+
+
+def test_record_many_of_nothing_decides_nothing() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    breaker.record_many(4, 0)
+    clock.advance(1.0)
+    breaker.record_many(1, 3)
+    clock.advance(4.0)  # leaves 3 of 4 failed, but no result says so
+    breaker.record_many(0, 0)
+    assert breaker.state is State.CLOSED
 
 
 @pytest.mark.parametrize("counts", [(-1, 0), (0, -1)])
@@ -583,6 +1101,45 @@ def test_ignored_errors_count_neither_way_and_give_the_slot_back(error: BaseExce
             raise error
         assert breaker.state is State.HALF_OPEN
     assert breaker.metrics().ignored == 4
+
+
+@pytest.mark.parametrize("watched", [None, 10.0])
+@pytest.mark.parametrize("form", ["decorator", "call", "with"])
+def test_errors_come_out_as_they_are(form: str, watched: float | None) -> None:
+    """Nothing of how the breaker works shows in them: with the lock (where slow calls are watched) or without."""
+    seen: list[BaseException | None] = []
+    breaker = make(FakeClock(), lambda *change: seen.append(sys.exception()), min_requests=1, slow_call_duration=watched)
+    guarded = breaker(fail)
+
+    def use(error: Exception) -> None:
+        if form == "decorator":
+            guarded(error)
+        elif form == "call":
+            breaker.call(fail, error)
+        else:
+            with breaker:
+                fail(error)
+
+    error = DownError()
+    with pytest.raises(DownError) as caught:
+        use(error)
+    assert caught.value is error
+    assert error.__context__ is None
+    assert seen == [error]
+    with pytest.raises(CircuitOpenError) as refused:
+        use(error)
+    assert refused.value.__context__ is None
+    breaker.reset()
+    assert seen == [error, None]
+
+
+def test_a_change_found_by_an_acquire_is_told_outside_any_handler() -> None:
+    clock = FakeClock()
+    seen: list[BaseException | None] = []
+    breaker = make(clock, lambda *change: seen.append(sys.exception()))
+    trip(breaker)
+    half_open(breaker, clock)
+    assert seen == [None, None]
 
 
 def test_the_decorator_guards_plain_functions_and_methods() -> None:
@@ -738,9 +1295,9 @@ def test_concurrent_threads_keep_their_permits_apart() -> None:
     def one(number: int) -> None:
         try:
             with breaker:
-                meet.wait(5.0)  # all are inside before any leaves
+                meet.wait(PATIENCE)  # all are inside before any leaves
                 with breaker:
-                    meet.wait(5.0)
+                    meet.wait(PATIENCE)
                 if number % 2:
                     raise DownError
         except DownError:
@@ -767,7 +1324,7 @@ def test_on_change_runs_without_the_lock() -> None:
         # give up on.
         thread = threading.Thread(target=lambda: seen.append(breaker.metrics().state), daemon=True)
         thread.start()
-        thread.join(5.0)
+        thread.join(PATIENCE)
 
     breaker = make(clock, look, half_open_requests=1)
     trip(breaker)
@@ -787,7 +1344,7 @@ def test_no_lock_is_held_across_the_call() -> None:
     def work() -> None:
         thread = threading.Thread(target=other, daemon=True)
         thread.start()
-        thread.join(5.0)
+        thread.join(PATIENCE)
 
     breaker.call(work)
     with breaker:
@@ -818,6 +1375,33 @@ def test_a_clock_that_steps_back_counts_as_one_that_stood_still() -> None:
     assert breaker.try_acquire() is None
     clock.advance(1.0)
     assert breaker.try_acquire() is not None
+
+
+def test_a_clock_that_steps_back_is_noticed_without_the_lock_too() -> None:
+    clock = FakeClock(1000.0)
+    breaker = make(clock)
+    work = breaker(int)
+    work()
+    clock.set(0.0)
+    work()
+    for _ in range(9):
+        clock.advance(0.5)
+        work()
+    assert breaker.metrics().window_calls == 11
+    clock.advance(0.5)
+    assert breaker.metrics().window_calls == 9  # those two at once, as no time passed between them
+
+
+def test_a_clock_that_steps_back_and_forth_between_two_calls_has_moved_on() -> None:
+    clock = FakeClock(1000.0)
+    breaker = make(clock)
+    work = breaker(int)
+    work()
+    clock.set(0.0)
+    breaker.retry_after()  # notices it, and has no reason to look at the window
+    clock.set(1000.1)
+    work()
+    assert breaker.metrics().window_calls == 1
 
 
 def test_a_clock_that_steps_back_counts_no_call_twice() -> None:
@@ -860,7 +1444,7 @@ def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int)
         for _ in range(rounds):
             won[number] = []
             ignored[number] = 0
-            if meet.wait(10.0) == 0 and breaker.metrics().probes_out > slots:
+            if meet.wait(PATIENCE) == 0 and breaker.metrics().probes_out > slots:
                 wrong.append("too many out")
             for _ in range(20):
                 permit = breaker.try_acquire()
@@ -877,9 +1461,9 @@ def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int)
             while permit is not None:
                 won[number].append(permit)
                 permit = breaker.try_acquire()
-            if meet.wait(10.0) == 0:
+            if meet.wait(PATIENCE) == 0:
                 check()
-            meet.wait(10.0)
+            meet.wait(PATIENCE)
 
     trip(breaker)
     clock.advance(8.0)
@@ -892,238 +1476,3 @@ def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int)
     metrics = breaker.metrics()
     assert metrics.trips == rounds + 1
     assert metrics.admitted == metrics.succeeded + metrics.failed + metrics.ignored
-
-
-# --- the reference machine
-
-
-class Reference:
-    """The rules once more, as plainly as they can be said: every result is kept, and every question scans
-    them all."""
-
-    def __init__(self, config: CircuitBreakerConfig, now: float) -> None:
-        self.config = config
-        self.state = State.CLOSED
-        self.generation = 0
-        self.entered = now
-        self.open_time = 0.0
-        self.exponent = 0
-        self.window: list[tuple[int, bool, bool]] = []  # (bucket number, failed, slow)
-        self.probes: dict[int, float] = {}  # permit -> taken at
-        self.results: list[tuple[bool, bool]] = []
-        self.late = 0
-
-    def bucket(self, now: float) -> int:
-        return int(now // (self.config.monitoring_interval / 10))
-
-    def visible(self, now: float) -> list[tuple[int, bool, bool]]:
-        return [entry for entry in self.window if entry[0] > self.bucket(now) - 10]
-
-    def enter(self, state: State, now: float) -> None:
-        config = self.config
-        if state is State.OPEN:
-            if self.state is State.CLOSED:
-                self.exponent = max(0, self.exponent - int((now - self.entered) // config.reset_timeout))
-            assert config.max_reset_timeout is not None
-            self.open_time = min(config.max_reset_timeout, config.reset_timeout * 2.0**self.exponent)
-            # 2**2 times reset_timeout is the cap of this config: beyond it there is nothing left to remember.
-            self.exponent = min(2, self.exponent + 1)
-        if state in (State.CLOSED, State.DISABLED):
-            self.window = []
-        self.state, self.entered = state, now
-        self.generation += 1
-        self.probes, self.results = {}, []
-
-    def acquire(self, permit: int, now: float) -> bool:
-        if self.state is State.OPEN and now - self.entered >= self.open_time:
-            self.enter(State.HALF_OPEN, now)
-        if self.state is State.HALF_OPEN:
-            if len(self.probes) + len(self.results) >= self.config.half_open_requests:
-                oldest = min(self.probes, key=lambda p: (self.probes[p], p))
-                if now - self.probes[oldest] < self.config.probe_lease:
-                    return False
-                del self.probes[oldest]
-            self.probes[permit] = now
-            return True
-        return self.state in (State.CLOSED, State.DISABLED)
-
-    def settle(self, permit: int, generation: int, outcome: str, slow: bool, now: float) -> None:
-        counts = generation == self.generation and (self.state is not State.HALF_OPEN or permit in self.probes)
-        self.probes.pop(permit, None)
-        if outcome == "ignore":
-            return
-        if not counts:
-            self.late += 1
-        elif self.state is State.HALF_OPEN:
-            self.results.append((outcome == "failure", slow))
-            self.decide_half_open(now)
-        else:
-            self.count([(outcome == "failure", slow)], now)
-
-    def decide_half_open(self, now: float) -> None:
-        quorum = min(self.config.min_requests, self.config.half_open_requests)
-        missing = quorum - len(self.results)
-        best = self.results + [(False, False)] * missing  # all that is missing comes out well
-        if self.reached(best):
-            self.enter(State.OPEN, now)
-        elif missing == 0:
-            self.enter(State.CLOSED, now)
-
-    def reached(self, results: list[tuple[bool, bool]]) -> bool:
-        failures = sum(failed for failed, _ in results)
-        slow = sum(slow for _, slow in results)
-        return (
-            failures / len(results) >= self.config.failure_threshold
-            or slow / len(results) >= self.config.slow_call_rate_threshold
-        )
-
-    def count(self, results: list[tuple[bool, bool]], now: float) -> None:
-        self.window += [(self.bucket(now), failed, slow) for failed, slow in results]
-        seen = [(failed, slow) for _, failed, slow in self.visible(now)]
-        if self.state is State.CLOSED and len(seen) >= self.config.min_requests and self.reached(seen):
-            self.enter(State.OPEN, now)
-
-
-class BreakerMachine(RuleBasedStateMachine):
-    """Random histories with late, duplicate and lost results; after each step breaker and reference must
-    agree."""
-
-    permits = Bundle("permits")
-    settled = Bundle("settled")
-
-    config = CircuitBreakerConfig(
-        failure_threshold=0.4,
-        reset_timeout=4.0,
-        half_open_requests=3,
-        monitoring_interval=5.0,
-        min_requests=2,
-        slow_call_duration=1.0,
-        slow_call_rate_threshold=0.75,
-        max_reset_timeout=16.0,
-        reset_timeout_jitter=0.0,
-        probe_lease=2.0,
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = FakeClock(100.0)
-        self.changes = Recorder()
-        self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=self.changes)
-        self.model = Reference(self.config, self.clock.now())
-        self.states = [State.CLOSED]
-        self.taken = 0
-        self.refused = 0
-        self.reports = {"success": 0, "failure": 0, "ignore": 0}
-        self.duplicates = 0
-
-    @rule(target=permits, count=st.integers(1, 4))
-    def take(self, count: int) -> object:
-        given = []
-        for _ in range(count):
-            number = self.taken + self.refused
-            permit = self.breaker.try_acquire()
-            assert (permit is not None) == self.model.acquire(number, self.clock.now())
-            self.follow()
-            if permit is None:
-                self.refused += 1
-            else:
-                assert permit.generation == self.model.generation
-                self.taken += 1
-                given.append((permit, number, self.model.generation))
-        return multiple(*given)
-
-    @rule(
-        target=settled,
-        entry=consumes(permits),
-        outcome=st.sampled_from(["success", "failure", "failure", "ignore"]),
-        latency=st.sampled_from([0.5, 0.5, 1.0]),
-    )
-    def report(self, entry: tuple[Permit, int, int], outcome: str, latency: float) -> Permit:
-        permit, number, generation = entry
-        # Only a success brings its latency; for a failure the breaker measures, and this one took no less
-        # than it waited.
-        if outcome == "success":
-            permit.success(latency)
-            slow = latency >= 1.0
-        else:
-            slow = self.clock.now() - permit._since >= 1.0
-            getattr(permit, outcome)()
-        self.reports[outcome] += 1
-        self.model.settle(number, generation, outcome, slow, self.clock.now())
-        self.follow()
-        return permit
-
-    @rule(permit=settled, outcome=st.sampled_from(["success", "failure", "ignore"]))
-    def report_again(self, permit: Permit, outcome: str) -> None:
-        getattr(permit, outcome)()
-        self.duplicates += 1
-
-    @rule(entry=consumes(permits))
-    def lose(self, entry: tuple[Permit, int, int]) -> None:
-        """Nobody will ever report it."""
-
-    @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.75, 8.0, 20.0]))
-    def wait(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
-    @rule(ok=st.integers(0, 4), failed=st.integers(0, 2))
-    def record_many(self, ok: int, failed: int) -> None:
-        self.breaker.record_many(ok, failed)
-        self.reports["success"] += ok
-        self.reports["failure"] += failed
-        if self.model.state in (State.CLOSED, State.DISABLED) and ok + failed:
-            self.model.count([(False, False)] * ok + [(True, False)] * failed, self.clock.now())
-        self.follow()
-
-    # By hand only now and then, as each of these cuts the history that makes the other rules interesting.
-    @rule(what=st.sampled_from(["reset"] * 2 + ["force_open", "disable"] + [""] * 8))
-    def command(self, what: str) -> None:
-        if not what:
-            return
-        getattr(self.breaker, what)()
-        new = {"reset": State.CLOSED, "force_open": State.FORCED_OPEN, "disable": State.DISABLED}[what]
-        self.model.enter(new, self.clock.now())
-        if what == "reset":
-            self.model.exponent = 0
-        self.follow()
-
-    def follow(self) -> None:
-        if self.model.state is not self.states[-1]:
-            self.states.append(self.model.state)
-
-    @invariant()
-    def agree(self) -> None:
-        now, model = self.clock.now(), self.model
-        metrics = self.breaker.metrics()
-        assert self.breaker.state is metrics.state is model.state
-        assert metrics.generation == model.generation
-        seen = model.visible(now)
-        assert metrics.window_calls == len(seen)
-        assert metrics.window_failures == sum(failed for _, failed, _ in seen)
-        assert metrics.window_slow == sum(slow for _, _, slow in seen)
-        assert metrics.probes_out == len(model.probes)
-        assert metrics.probe_results == len(model.results)
-        assert metrics.probes_out + metrics.probe_results <= self.config.half_open_requests
-        assert (metrics.admitted, metrics.rejected) == (self.taken, self.refused)
-        assert (metrics.succeeded, metrics.failed, metrics.ignored) == tuple(self.reports.values())
-        assert (metrics.late, metrics.duplicates) == (model.late, self.duplicates)
-        if model.state is State.OPEN:
-            assert metrics.open_time == model.open_time
-            assert metrics.retry_after == max(0.0, model.entered + model.open_time - now)
-        told = [State.CLOSED, *(new for _, new in self.changes.changes)]
-        assert told == self.states
-
-    @invariant()
-    def never_stuck(self) -> None:
-        """Left alone, a breaker that was not forced opens up again: the longest open time, or a lease, is
-        enough."""
-        if self.model.state is State.FORCED_OPEN:
-            return
-        wait = self.breaker.retry_after()
-        assert 0.0 <= wait <= 16.0
-        if self.model.state is State.HALF_OPEN:
-            assert all(end <= self.clock.now() + self.config.probe_lease for end in self.breaker._probes.values())
-
-
-TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)

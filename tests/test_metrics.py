@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
@@ -234,28 +234,40 @@ def test_time_under_pressure_does_not_go_back_in_the_moment_in_which_it_ends() -
     assert buffer.stats().backpressure_seconds == 10.0
 
 
-def test_without_a_disk_tier_there_is_no_series_of_it_and_with_one_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer = make()
-    assert not [name for name, _ in scrape(buffer) if "disk" in name or "durable" in name or "recovery" in name]
-    stats = buffer.stats()
-    disk = SimpleNamespace(
-        events=5,
-        used_bytes=6,
-        capacity_bytes=None,
-        spilled=7,
-        lost=0,
-        errors=1,
-        durable_lag=8,
-        dead_letters=9,
-        recovery_seconds=0.5,
-    )
-    around = SimpleNamespace(**{name: getattr(stats, name) for name in stats.__slots__}, disk=disk)
-    monkeypatch.setattr(buffer, "stats", lambda: around)
+def test_without_a_disk_tier_there_is_no_series_of_it_and_with_one_there_is(tmp_path: Path) -> None:
+    tier = ("disk_", "durable_", "recovered_")
+    assert not [name for name, _ in scrape(make()) if name.removeprefix(PREFIX).startswith(tier)]
+    buffer = BufferManager(BufferConfig(lane_bytes=4096, directory=tmp_path / "buffer"))
+    buffer.add_events([b"x" * 100] * 20, priority=2)
     samples = scrape(buffer)
-    assert total(samples, "disk_spilled_events_total") == 7
-    assert total(samples, "durable_lag_events") == 8
-    assert total(samples, "recovery_seconds") == 0.5
-    assert not [name for name, _ in samples if "disk_capacity" in name]
+    check_books(samples)
+    stats = buffer.stats()
+    for lane in stats.lanes.values():
+        level = str(lane.priority)
+        assert lane.disk is not None
+        assert total(samples, "durable_lag_events", priority=level) == lane.disk.unsynced
+        assert total(samples, "disk_failed_syncs_total", priority=level) == 0
+    assert total(samples, "durable_lag_events") > 0
+    buffer.close(timeout=0)
+    again = BufferManager(BufferConfig(lane_bytes=4096, directory=tmp_path / "buffer"))
+    samples = scrape(again)
+    check_books(samples)
+    assert total(samples, "recovered_events", priority="2") == 20
+    again.close(timeout=0)
+
+
+def test_spilled_events_are_seen(tmp_path: Path) -> None:
+    buffer = BufferManager(BufferConfig(lane_bytes=4096, directory=tmp_path / "buffer"))
+    for _ in range(20):
+        buffer.add_events([b"x" * 100] * 20, timeout=5.0)
+    samples = scrape(buffer)
+    check_books(samples)
+    assert total(samples, "disk_spilled_events_total", priority="3") > 0
+    assert total(samples, "disk_spilled_bytes_total") > 0
+    assert total(samples, "disk_stored_bytes_total") > 0
+    assert total(samples, "disk_bytes") > 0
+    assert total(samples, "disk_events") > 0
+    buffer.close(timeout=0)
 
 
 def test_one_snapshot_for_one_scrape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,15 +28,22 @@ FLOORS = [
     {"clock", "errors", "events", "priority", "validation", "sliding_counts"},
     {
         "circuit_breaker",
+        "circuit",
         "backpressure_monitor",
         "adaptive_batch_manager",
+        "affine_fit",
+        "batch_samples",
+        "linger",
         "flow_control_manager",
         "emergency_mode",
         "priority_shares",
     },
-    {"admission", "histogram", "stats", "lane", "batch"},
-    {"config", "intake", "single", "settings", "wakeup", "buffer_manager", "aio"},
-    {"sinks", "sources", "testing", "metrics", "logging"},
+    {"admission", "histogram", "stats", "lane", "durable_lane", "batch", "spill"},
+    {
+        *("config", "intake", "single", "settings", "wakeup", "gathering", "spiller", "disk_tier"),
+        *("buffer_manager", "aio"),
+    },
+    {"sinks", "sources", "testing", "testing_files", "metrics", "logging"},
     {"cli", "__main__"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.

@@ -50,7 +50,7 @@ class Laws:
 
 def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
-        reset_timeout_multiplier=2.0 if laws.growth else 1.0,
+        reset_timeout_multiplier=CircuitBreakerConfig().reset_timeout_multiplier if laws.growth else 1.0,
         probe_lease=30.0 if laws.lease else 1e9,
         slow_call_duration=1.0 if laws.slow_calls else None,
     )
@@ -187,7 +187,7 @@ class Ours:
         permit = call.permit
         assert isinstance(permit, Permit)
         if not self.laws.generation:
-            permit.generation = self.breaker.metrics().generation
+            permit._turnstile = self.breaker._turnstile
         everything = self.laws.all_signals
         if call.outcome is Outcome.OK:
             permit.success(latency)

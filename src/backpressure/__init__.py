@@ -30,7 +30,11 @@ from backpressure.errors import (
     BufferFull,
     CircuitOpenError,
     ConfigError,
+    DirectoryInUse,
+    DiskFailed,
+    DiskFull,
     EventTooLarge,
+    FormatError,
     InvalidEvents,
     NeverAdmitted,
     NotNow,
@@ -44,6 +48,7 @@ from backpressure.events import (
     BatchSizeChanged,
     BufferClosing,
     CircuitStateChanged,
+    DiskStateChanged,
     EmergencyEntered,
     EmergencyLeft,
     Event,
@@ -60,7 +65,8 @@ from backpressure.flow_control_manager import (
 )
 from backpressure.histogram import HistogramStats
 from backpressure.priority import Priority
-from backpressure.stats import BufferStats, LaneStats
+from backpressure.spill import SpillConfig
+from backpressure.stats import BufferStats, DiskStats, LaneStats
 
 __all__ = [
     # the buffer
@@ -74,6 +80,8 @@ __all__ = [
     "BufferStats",
     "LaneStats",
     "HistogramStats",
+    "DiskStats",
+    "SpillConfig",
     # the policies
     "CircuitBreaker",
     "CircuitBreakerConfig",
@@ -103,6 +111,7 @@ __all__ = [
     "BatchSizeChanged",
     "BufferClosing",
     "CircuitStateChanged",
+    "DiskStateChanged",
     "EmergencyEntered",
     "EmergencyLeft",
     "EventsDropped",
@@ -114,7 +123,11 @@ __all__ = [
     "BufferFull",
     "CircuitOpenError",
     "ConfigError",
+    "DirectoryInUse",
+    "DiskFailed",
+    "DiskFull",
     "EventTooLarge",
+    "FormatError",
     "InvalidEvents",
     "NeverAdmitted",
     "NotNow",

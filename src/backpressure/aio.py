@@ -49,10 +49,18 @@ class AsyncBuffer:
     async def get_batch(self, max_events: int | None = None, timeout: float | None = 0.0) -> Batch | None:
         """As `BufferManager.get_batch`."""
         buffer = self._buffer
+        patient = timeout != 0
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        while (batch := buffer.get_batch(max_events)) is None and (left := deadline - time.monotonic()) > 0:
-            await _sleep(buffer._ready, buffer._deliverable, min(left, buffer._pause()))
-        return batch
+        while True:
+            batch = buffer._next_batch(max_events, patient)
+            if batch is not None or not patient:
+                return batch
+            left = deadline - time.monotonic()
+            if left > 0:
+                wakeup, done, pause = buffer._rest(max_events)
+                await _sleep(wakeup, done, min(left, pause))
+            else:
+                patient = False  # what still waits to fill goes now
 
     async def batches(self, max_events: int | None = None) -> AsyncIterator[Batch]:
         """Batches as they become ready, until the buffer is closed and empty."""
@@ -80,6 +88,9 @@ class AsyncBuffer:
         finally:
             # Also when cancelled: the books must show what became of every event.
             admission = offer.admission()
+        disk = buffer._disk
+        if disk is not None and disk.commits and offer.end_seq:
+            await asyncio.to_thread(disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq)
         return admission
 
 

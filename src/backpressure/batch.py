@@ -34,7 +34,7 @@ class Batch:
     at the end of the block, and on an exception nacks itself and lets the exception through.
     """
 
-    __slots__ = ("__weakref__", "_delivery", "_settle", "asked", "buffer_id", "permit", "taken_at")
+    __slots__ = ("__weakref__", "_delivery", "_settle", "asked", "buffer_id", "filled", "permit", "taken_at")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Batch:
         *,
         buffer_id: str,
         asked: int,
+        filled: bool | None,
         taken_at: float,
     ) -> None:
         self._delivery = delivery
@@ -53,6 +54,8 @@ class Batch:
         self.buffer_id = buffer_id
         #: How many events the batch could have had.
         self.asked = asked
+        #: Whether it fills the adaptive batch size; None: something else kept it smaller.
+        self.filled = filled
         #: When it was handed out, on the buffer's clock (seconds).
         self.taken_at = taken_at
 

@@ -9,8 +9,9 @@
 Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
 
-Thread safety. Every method may be called from any thread. There is no thread inside: the policies are evaluated by the calls
-that pass by. No lock is held while a handler, a sink or a source runs.
+Thread safety. Every method may be called from any thread. The policies are evaluated by the calls that pass by; a buffer with a
+directory has one thread of its own, the spiller. A forked child finds the buffer of its parent closed. No lock is held while a
+handler, a sink or a source runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -32,15 +34,19 @@ from backpressure.backpressure_monitor import BackpressureMonitor, Pressure
 from backpressure.batch import Batch
 from backpressure.circuit_breaker import CircuitBreaker, State
 from backpressure.clock import Clock, MonotonicClock
-from backpressure.config import BufferConfig
-from backpressure.errors import BufferClosed
+from backpressure.config import BufferConfig, WhenFull
+from backpressure.disk_tier import DiskTier, sum_disk_stats
+from backpressure.durable_lane import DurableLane
+from backpressure.errors import BufferClosed, NotNow
 from backpressure.events import (
     BackpressureActivated,
     BackpressureDeactivated,
+    BatchDeadLettered,
     BatchRedelivered,
     BatchSizeChanged,
     BufferClosing,
     CircuitStateChanged,
+    DiskStateChanged,
     EmergencyEntered,
     EmergencyLeft,
     Event,
@@ -50,11 +56,15 @@ from backpressure.events import (
     RateChanged,
 )
 from backpressure.flow_control_manager import FlowControlManager
+from backpressure.gathering import Gathering
 from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
+from backpressure.linger import FlushReason
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.spill import DeadLetterStore
 from backpressure.stats import BufferStats
 from backpressure.wakeup import Wakeup
+from ringbuf import MessageRing
 
 if TYPE_CHECKING:
     from backpressure.aio import AsyncBuffer
@@ -73,6 +83,12 @@ _PATIENCE: Final = 31
 _LONGEST_WAIT: Final = 1.0
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
+
+
+_PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
+# What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so that no more goes than is needed.
+_DROP_EVENTS: Final = 100_000
+_DROP_BYTES: Final = 8 << 20
 
 
 class BufferManager:
@@ -96,7 +112,6 @@ class BufferManager:
         self.config: Final = config if config is not None else BufferConfig()
         clock = clock if clock is not None else MonotonicClock()
         rng = rng if rng is not None else random.Random()
-        self.id: Final = os.urandom(16).hex()
         self._now: Final = clock.now
         self._rng = rng
         self._events = EventDispatcher()
@@ -104,10 +119,33 @@ class BufferManager:
         self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
         self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._batch_size_changed)
         self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
-        self._lanes: Final = tuple(Lane(priority, self.config.lane_bytes) for priority in range(1, PRIORITY_LEVELS + 1))
-        self._passed_over = [0] * PRIORITY_LEVELS
         self._ready = Wakeup()
         self._room = Wakeup()
+        self._disk: DiskTier | None = None
+        self._lanes: tuple[Lane, ...]
+        if self.config.directory is None:
+            buffer_id = os.urandom(16).hex()
+            self._lanes = tuple(Lane(priority, MessageRing(self.config.lane_bytes)) for priority in _PRIORITIES)
+        else:
+            self._disk = DiskTier(
+                self.config.directory,
+                self.config,
+                make_room=self._drop_less_urgent,
+                moved=self._spilled,
+                failed=self._disk_changed,
+            )
+            buffer_id = self._disk.directory.buffer_id.hex
+            self._lanes = tuple(self._disk.lanes)
+        #: Whose batches these are: part of each batch's id. Of a buffer with a directory it outlives the process.
+        self.id: Final = buffer_id
+        self._passed_over = [0] * PRIORITY_LEVELS
+        self._gathering: Final = Gathering(
+            self._lanes,
+            limit=self._batching.linger,
+            max_bytes=self.config.max_batch_bytes,
+            now=clock.now,
+            pressed=lambda: self._monitor.active,
+        )
         self._next_tick = 0.0
         self._pressed_since: float | None = None
         self._pressed_for = 0.0
@@ -116,6 +154,10 @@ class BufferManager:
         self._closing = False
         self._closed = False
         self._close_lock = threading.Lock()
+        _buffers.add(self)
+        if self._disk is not None:
+            self._report_recovery(self._disk)
+            self._disk.spiller.start()
 
     # ------------------------------------------------------------ producers
 
@@ -162,24 +204,33 @@ class BufferManager:
     def _wait_for(self, offer: Offer, timeout: float | None) -> Admission:
         """Press on with an offer for as long as its timeout lasts."""
         if offer.advance():
-            return offer.admission()
+            return self._committed(offer)
         deadline = offer.deadline(timeout)
         while (left := deadline - time.monotonic()) > 0:
             self._room.wait(lambda: self._closing or offer.may_advance(), min(left, offer.pause()))
             if offer.advance() or self._closing:
                 break
-        return offer.admission()
+        return self._committed(offer)
+
+    def _committed(self, offer: Offer) -> Admission:
+        """End an offer, and wait until what it brought is durable if that was promised."""
+        admission = offer.admission()
+        if self._disk is not None and self._disk.commits and offer.end_seq:
+            self._disk.spiller.wait_durable(self._disk.lanes[offer.priority - 1], offer.end_seq)
+        return admission
 
     def _arrived(self, lane: Lane, first_seq: int) -> None:
         """Events have come in: note when, wake the consumers, let the policies look."""
         now = self._now()
         lane.arrived(first_seq, now)
         self._ready.notify()
+        if self._gathering.waiting is not None:
+            self._gathering.arrived(lane)
         if now >= self._next_tick:
             self._tick(now)
 
     def _offer_ended(self, lane: Lane, accepted: int) -> None:
-        if self._closed and accepted:
+        if self._closed and accepted and self._disk is None:
             self._discard(lane)  # close() had looked before these came in
 
     def _drop_oldest(self, lane: Lane, events: int, nbytes: int) -> bool:
@@ -196,39 +247,52 @@ class BufferManager:
 
         max_events: at most so many; None leaves it to the adaptive batch size. A redelivered batch keeps its size.
         timeout: seconds to wait. 0 never waits, None waits until there is a batch or the buffer is closed and empty.
+            Within it, a batch that is not full may wait for more events, for `stats().batching.linger` seconds at most and only
+            behind another one, in a steady flow; CRITICAL events never do.
 
         The most urgent priority goes first; one that has been passed over 31 times goes before it, once.
         Raises BufferClosed when the buffer has been closed and has nothing more to deliver.
         """
-        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
-            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        patient = timeout != 0
         deadline: float | None = None
         while True:
-            now = self._now()
-            if now >= self._next_tick:
-                self._tick(now)
-            batch = self._next_batch(max_events, now)
-            if batch is not None:
+            batch = self._next_batch(max_events, patient)
+            if batch is not None or not patient:
                 return batch
-            if self._closed:
-                raise BufferClosed("the buffer is closed and has nothing more to deliver")
-            if timeout == 0:
-                return None
             if deadline is None:
                 deadline = float("inf") if timeout is None else time.monotonic() + timeout
             left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self._ready.wait(self._deliverable, min(left, self._pause()))
+            if left > 0:
+                wakeup, done, pause = self._rest(max_events)
+                wakeup.wait(done, min(left, pause))
+            else:
+                patient = False  # what still waits to fill goes now
 
-    def _next_batch(self, max_events: int | None, now: float) -> Batch | None:
+    def _next_batch(self, max_events: int | None, patient: bool) -> Batch | None:
+        """One try of `get_batch`; `patient`: a batch may wait to fill."""
+        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
+            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        now = self._now()
+        if now >= self._next_tick:
+            self._tick(now)
         lane = self._choose_lane(now)
         if lane is None:
+            if self._closed:
+                raise BufferClosed("the buffer is closed and has nothing more to deliver")
             return None
+        size = self._batching.batch_size
+        asked = max_events if max_events is not None else size
+        linger = self._gathering.lingers[lane.priority - 1]
+        reason: FlushReason = "linger" if linger.holding else "ready"
+        if patient and now - linger.left_at < linger.limit and now >= linger.quiet_until:
+            why = self._gathering.decide(lane, asked, now)
+            if why is None:
+                return None
+            reason = why
         permit = self._breaker.try_acquire()
         if permit is None:
             return None
-        asked = max_events if max_events is not None else self._batching.batch_size
+        waiting = len(lane.ring)
         try:
             delivery = lane.next_delivery(asked, self.config.max_batch_bytes, now)
         except BaseException:
@@ -237,7 +301,21 @@ class BufferManager:
         if delivery is None:  # another consumer was faster
             permit.ignore()
             return None
-        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, taken_at=now)
+        count = len(delivery.messages)
+        filled: bool | None = count >= size
+        if delivery.attempt > 1:
+            reason, filled = "retry", None
+        elif count >= asked:
+            reason, filled = "size", filled or None
+        elif count < waiting:
+            reason, filled = "bytes", filled or None
+        elif self._closing:
+            reason = "close"
+        if linger.holding:
+            reason = self._gathering.ends(lane, now, waiting, reason)
+        linger.left_at = now
+        self._batching.flushed(reason)
+        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, filled=filled, taken_at=now)
         if delivery.attempt > 1 and self._events.wants(EventType.BATCH_REDELIVERED):
             self._events.emit(
                 BatchRedelivered(
@@ -269,6 +347,14 @@ class BufferManager:
             passed[chosen.priority - 1] = 0
         return chosen
 
+    def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
+        """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
+        left = self._gathering.left()
+        if left > 0.0:
+            asked = max_events if max_events is not None else self._batching.batch_size
+            return self._gathering.wakeup, lambda: self._gathering.over(asked), left
+        return self._ready, self._deliverable, self._pause()
+
     def _deliverable(self) -> bool:
         """Whether a consumer has reason to look again: for a look before going to sleep."""
         now = self._now()
@@ -296,12 +382,24 @@ class BufferManager:
             lane.ack(delivery, latency)
             self._room.notify()
             batch.permit.success(latency)
-            self._batching.record(events, latency, events >= batch.asked)
+            self._batching.record(events, latency, batch.filled)
             self._monitor.observe(latency=latency, ok=events)
             self._flow.record_outcome(events, 0)
         else:
             delivery.error = None if error is None else str(error) or type(error).__name__
-            lane.nack(delivery, now + self._backoff(delivery.attempt))
+            given_up = lane.nack(delivery, now + self._backoff(delivery.attempt))
+            if given_up:
+                self._events.emit(
+                    BatchDeadLettered(
+                        at=now,
+                        priority=lane.priority,
+                        first_seq=delivery.messages.first_seq,
+                        events=given_up,
+                        attempts=delivery.attempt,
+                        error=delivery.error,
+                    )
+                )
+                self._room.notify()
             batch.permit.failure(error if isinstance(error, BaseException) else None)
             self._monitor.observe(failed=events)
             self._flow.record_outcome(0, events)
@@ -313,6 +411,48 @@ class BufferManager:
         """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step."""
         pause = min(self.config.retry_backoff * 2.0 ** min(attempt - 1, 60), self.config.max_retry_backoff)
         return pause * self._rng.uniform(0.5, 1.0)
+
+    # ------------------------------------------------------------ the disk tier
+
+    def _spilled(self) -> None:
+        """Called by the spiller when it has moved something: rings have room, and consumers that it held up can go on."""
+        self._room.notify()
+        self._ready.notify()
+
+    def _drop_less_urgent(self, lane: DurableLane) -> bool:
+        """Make room on the disk for a lane by dropping the oldest of the least urgent one; whether that made any."""
+        if self.config.when_full is not WhenFull.DROP_LOWEST_PRIORITY:
+            return False
+        for other in reversed(self._lanes[lane.priority :]):
+            dropped = other.drop_oldest(_DROP_EVENTS, _DROP_BYTES, "priority")
+            if dropped:
+                self._events.emit(
+                    EventsDropped(at=self._now(), priority=other.priority, events=dropped, reason="priority")
+                )
+                return True
+        return False
+
+    def _disk_changed(self, error: NotNow | None) -> None:
+        self._events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
+
+    def _report_recovery(self, disk: DiskTier) -> None:
+        for lane in disk.lanes:
+            for first, end in lane.missing:
+                _log.error(
+                    "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",
+                    lane.priority,
+                    first,
+                    end - 1,
+                )
+        recovered = self._resident()
+        if recovered:
+            _log.info("%d events from before are delivered first (found in %.3f s)", recovered, disk.recovery_seconds)
+
+    def _left_behind(self) -> None:
+        """In a forked child: the directory, the threads and the events are the parent's."""
+        if self._disk is not None:
+            self._closing = self._closed = True
+            self._disk.directory.close()
 
     # ------------------------------------------------------------ policies
 
@@ -338,6 +478,7 @@ class BufferManager:
     def _pressure_changed(self, pressure: Pressure) -> None:
         now = self._now()
         event: Event
+        self._gathering.wakeup.notify()
         if pressure.active:
             self._pressed_since = now
             event = BackpressureActivated(
@@ -446,21 +587,36 @@ class BufferManager:
             circuit_breaker=self._breaker.metrics(),
             batching=self._batching.metrics(),
             flow_control=self._flow.metrics(),
+            disk=sum_disk_stats(one.disk for one in all_lanes),
         )
 
     # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
-        """Make everything accepted so far as durable as the config promises. In memory only there is nothing to do."""
+        """Write all that is owed to disk and sync it, whatever the durability: it survives power loss when this returns.
+
+        In memory only nothing is written. A batch that waits to fill goes out at once. Raises DiskFull or DiskFailed; the same
+        call may be tried again.
+        """
+        self._gathering.flush()
+        if self._disk is not None and not self._closed:
+            self._disk.flush()
+            self._ready.notify()
+
+    @property
+    def dead_letters(self) -> DeadLetterStore | None:
+        """The events that were given up after `max_attempts`; None in memory only."""
+        return None if self._disk is None else self._disk.dead_letters
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
         """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for the consumers to finish, then end.
 
-        What has not been acked by then is counted as dropped ("closed") and logged: this buffer lives in memory only. Returns
-        the last stats. A second call only returns them.
+        What has not been acked by then stays in the directory and is delivered at the next start; in memory only it is counted
+        as dropped ("closed") and logged. Returns the last stats. A second call only returns them.
         """
         self._closing = True
         self._room.notify()
+        self._gathering.close()
         with self._close_lock:
             if self._closed:
                 return self.stats()
@@ -472,7 +628,12 @@ class BufferManager:
                     left = _LONGEST_WAIT if deadline is None else min(_LONGEST_WAIT, deadline - time.monotonic())
                     self._room.wait(lambda: not self._resident(), max(left, 0.0))
             self._closed = True
-            lost = sum(self._discard(lane) for lane in self._lanes)
+            lost = 0
+            if self._disk is None:
+                lost = sum(self._discard(lane) for lane in self._lanes)
+            else:
+                for error in self._disk.close():
+                    _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
         self._ready.notify()
         if lost:
             _log.warning("buffer closed with %d events not delivered: they are lost", lost)
@@ -500,3 +661,15 @@ class BufferManager:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "closing" if self._closing else "open"
         return f"<BufferManager {state}, {self._resident()} events resident>"
+
+
+_buffers: weakref.WeakSet[BufferManager] = weakref.WeakSet()
+
+
+def _leave_behind_all() -> None:
+    for buffer in list(_buffers):
+        buffer._left_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_behind_all)

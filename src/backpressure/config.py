@@ -11,7 +11,8 @@ from backpressure.backpressure_monitor import BackpressureMonitorConfig
 from backpressure.circuit_breaker import CircuitBreakerConfig
 from backpressure.errors import ConfigError
 from backpressure.flow_control_manager import FlowControlConfig
-from backpressure.validation import check_fields
+from backpressure.spill import SpillConfig
+from backpressure.validation import check_fields, check_number
 
 __all__ = ["BufferConfig", "Durability", "WhenFull"]
 
@@ -54,7 +55,10 @@ class BufferConfig:
     lane_bytes: memory of each of the five lanes; rounded up to a power of two, and touched only as it is used.
     max_batch_bytes: a batch is closed at this many bytes, however few events that are (a single larger one comes alone).
     when_full: what becomes of an event whose lane is full.
-    durability, sync_interval (s), max_disk_bytes: for the disk tier.
+    durability: which faults what was accepted survives; for a buffer with a directory.
+    sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an add under COMMIT waits for the next one.
+    max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
+    spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
     retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next.
     circuit_breaker, monitor, batching, flow_control: the policies' own configs.
@@ -70,6 +74,7 @@ class BufferConfig:
     sync_interval: float = 0.005
     max_attempts: int | None = None
     max_disk_bytes: int | None = None
+    spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
     max_retry_backoff: float = 5.0
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
@@ -94,25 +99,32 @@ class BufferConfig:
             ("monitor", BackpressureMonitorConfig),
             ("batching", AdaptiveBatchConfig),
             ("flow_control", FlowControlConfig),
+            ("spill", SpillConfig),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(name, f"must be a {kind.__name__}, not {getattr(self, name)!r}")
-        self._refuse_disk_tier()
+        if self.max_attempts is not None:
+            check_number("max_attempts", self.max_attempts, int, 1, 1 << 30)
+        if self.max_disk_bytes is not None:
+            check_number("max_disk_bytes", self.max_disk_bytes, int, 1 << 20, 1 << 60)
+        if self.directory is None:
+            self._refuse_disk_tier()
+        elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
+            raise ConfigError("directory", f"must be a path, or None for a buffer in memory only, not {self.directory!r}")
 
     def _refuse_disk_tier(self) -> None:
-        """Say so, rather than accept a promise of durability that this version does not keep."""
+        """Say so, rather than accept a promise that a buffer in memory does not keep."""
         for name, value, default in (
-            ("directory", self.directory, None),
             ("durability", self.durability, Durability.PROCESS),
             ("max_disk_bytes", self.max_disk_bytes, None),
             ("max_attempts", self.max_attempts, None),
         ):
             if value != default:
-                raise ConfigError(name, f"needs the disk tier, which this version does not have yet: leave it {default!r}")
+                raise ConfigError(name, f"needs a directory: give one, or leave it {default!r}")
         if self.when_full is WhenFull.DROP_LOWEST_PRIORITY:
             raise ConfigError(
                 "when_full",
-                "DROP_LOWEST_PRIORITY needs the disk tier, which this version does not have yet: in memory every lane has "
-                "room of its own; use DROP_OLDEST, REJECT or BLOCK",
+                "DROP_LOWEST_PRIORITY needs a directory: in memory every lane has room of its own, and what another one drops "
+                "helps nobody; use DROP_OLDEST, REJECT or BLOCK",
             )
 

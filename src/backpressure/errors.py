@@ -7,10 +7,14 @@
     ├── NotNow                                          refused for the moment; `retry_after` says how long
     │   ├── BufferFull              (also queue.Full)   no room
     │   ├── RateLimited                                 over the rate, or shed by emergency mode
-    │   └── CircuitOpenError                            the circuit breaker lets no call through
+    │   ├── CircuitOpenError                            the circuit breaker lets no call through
+    │   ├── DiskFull                                    no room on the disk, or max_disk_bytes reached
+    │   └── DiskFailed                                  the disk answered with another error
     ├── NeverAdmitted               (also ValueError)   the request exceeds the burst or the capacity itself
     ├── BufferClosed                                    the buffer was closed
-    └── BatchStateError                                 a batch was acked or nacked twice, or after its lease
+    ├── BatchStateError                                 a batch was acked or nacked twice, or after its lease
+    ├── DirectoryInUse                                  another process owns the buffer's directory
+    └── FormatError                                     a file there is of an unknown version, or another buffer's
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
 `NeverAdmitted`)? Nothing was changed by a call that raised one of these.
@@ -27,7 +31,11 @@ __all__ = [
     "BufferFull",
     "CircuitOpenError",
     "ConfigError",
+    "DirectoryInUse",
+    "DiskFailed",
+    "DiskFull",
     "EventTooLarge",
+    "FormatError",
     "InvalidEvents",
     "NeverAdmitted",
     "NotNow",
@@ -87,6 +95,18 @@ class CircuitOpenError(NotNow):
     """The circuit breaker lets no call through before `retry_after` seconds have passed."""
 
 
+class DiskFull(NotNow):
+    """No room on the disk (ENOSPC, EDQUOT), or `max_disk_bytes` is reached; what was stored before stays whole."""
+
+
+class DiskFailed(NotNow):
+    """A call to the file system failed. `errno` says how; what was stored before stays whole."""
+
+    def __init__(self, message: str, retry_after: float = 0.0, errno: int | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.errno = errno
+
+
 class NeverAdmitted(BackpressureError, ValueError):
     """The request exceeds the burst or the capacity itself: waiting can not help."""
 
@@ -97,3 +117,15 @@ class BufferClosed(BackpressureError):
 
 class BatchStateError(BackpressureError):
     """A batch was acked or nacked a second time."""
+
+
+class DirectoryInUse(BackpressureError):
+    """Another process, or another buffer of this one, owns the directory."""
+
+
+class FormatError(BackpressureError):
+    """A file that this version must not touch: of a later format, or of another buffer. `path` names it; it was left as it is."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path

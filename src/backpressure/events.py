@@ -21,6 +21,7 @@ __all__ = [
     "BatchSizeChanged",
     "BufferClosing",
     "CircuitStateChanged",
+    "DiskStateChanged",
     "EmergencyEntered",
     "EmergencyLeft",
     "Event",
@@ -46,6 +47,7 @@ class EventType(Enum):
     EMERGENCY_LEFT = "emergency_left"
     RATE_CHANGED = "rate_changed"
     EVENTS_DROPPED = "events_dropped"
+    DISK_STATE_CHANGED = "disk_state_changed"
     BUFFER_CLOSING = "buffer_closing"
 
 
@@ -156,6 +158,14 @@ class EventsDropped(Event):
     priority: int
     events: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStateChanged(Event):
+    """The disk takes no events at present (`error` says why), or does again (None)."""
+
+    type: EventType = EventType.DISK_STATE_CHANGED
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,7 @@ class LineSource:
 class Offer:
     """One call's events on their way into a lane."""
 
-    __slots__ = ("_accepted", "_buffer", "_first_seq", "_lane", "_reason", "_retry_after", "_source")
+    __slots__ = ("_accepted", "_buffer", "_first_seq", "_lane", "_reason", "_retry_after", "_source", "end_seq")
 
     def __init__(self, buffer: BufferManager, lane: Lane, source: Source) -> None:
         self._buffer = buffer
@@ -120,6 +120,13 @@ class Offer:
         self._first_seq: int | None = None
         self._reason: str | None = None
         self._retry_after = 0.0
+        #: The number after the last accepted event's; 0 where none was.
+        self.end_seq = 0
+
+    @property
+    def priority(self) -> int:
+        """Of the lane that it is for."""
+        return self._lane.priority
 
     def advance(self) -> bool:
         """Push what flow control and the lane take now; whether all is in."""
@@ -135,6 +142,7 @@ class Offer:
             pushed, seq = source.push(lane.ring, grant.granted)
             if pushed:
                 self._accepted += pushed
+                self.end_seq = seq + pushed
                 if self._first_seq is None:
                     self._first_seq = seq
                 buffer._arrived(lane, seq)

@@ -18,15 +18,59 @@ from typing import Final
 
 from backpressure.errors import BatchStateError, BufferClosed
 from backpressure.histogram import EVENTS, SECONDS, Histogram
-from backpressure.stats import LaneStats
+from backpressure.stats import DiskStats, LaneStats
 from ringbuf import MessageRing, Messages
 
-__all__ = ["Delivery", "Lane"]
+__all__ = ["Claim", "Delivery", "Lane"]
 
 # The time of arrival is noted this often (seconds): a finer reading of an event's age helps nobody …
 _MARK_INTERVAL: Final = 0.01
 # … and at most this many notes are kept: an old backlog is noted more coarsely.
 _MAX_MARKS: Final = 1024
+
+
+class Claim:
+    """Messages that have been taken and are still owed, and where they are kept until they are settled.
+
+    One for all deliveries of the same events. Changed under the lane's lock.
+    """
+
+    __slots__ = ("held", "messages", "settled", "stored")
+
+    def __init__(self, messages: Messages, held: Held | None, stored: int = 0) -> None:
+        self.messages = messages
+        #: What keeps their room in the ring; None: it is free, as they are on disk.
+        self.held = held
+        #: How many of them, from the front, are on disk.
+        self.stored = stored
+        self.settled = False
+
+    def split(self) -> tuple[Claim, Claim]:
+        """Two claims for the halves, in place of this one."""
+        middle = len(self.messages) // 2
+        if self.held is not None:
+            self.held.claims += 1
+        return (
+            Claim(self.messages[:middle], self.held, min(self.stored, middle)),
+            Claim(self.messages[middle:], self.held, max(self.stored - middle, 0)),
+        )
+
+
+class Held:
+    """What one take got of the ring, and how many claims there are on it; with the last one its room is free."""
+
+    __slots__ = ("claims", "messages", "ring")
+
+    def __init__(self, ring: MessageRing, messages: Messages) -> None:
+        self.ring = ring
+        self.messages = messages
+        self.claims = 1
+
+    def leave(self) -> None:
+        """One claim less."""
+        self.claims -= 1
+        if self.claims == 0:
+            self.ring.release(self.messages)
 
 
 class Delivery:
@@ -35,11 +79,12 @@ class Delivery:
     A redelivery is a new Delivery: the old one's Batch may still be around, and must not speak for the new one.
     """
 
-    __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out")
+    __slots__ = ("attempt", "claim", "error", "lane", "messages", "not_before", "out")
 
-    def __init__(self, lane: Lane, messages: Messages, attempt: int = 1, error: str | None = None) -> None:
+    def __init__(self, lane: Lane, claim: Claim, attempt: int = 1, error: str | None = None) -> None:
         self.lane = lane
-        self.messages = messages
+        self.claim = claim
+        self.messages = claim.messages
         self.attempt = attempt
         self.error = error  #: what the last nack said
         self.not_before = 0.0
@@ -51,14 +96,16 @@ class Delivery:
 
 
 class Lane:
-    """One priority's ring, its deliveries, and its books."""
+    """One priority's ring, its deliveries, and its books. In memory; see durable_lane.py for the one with a disk tier."""
 
-    def __init__(self, priority: int, lane_bytes: int) -> None:
+    def __init__(self, priority: int, ring: MessageRing) -> None:
         self.priority = priority
-        self.ring = MessageRing(lane_bytes)
+        self.ring = ring
         #: Deliveries whose Batch was lost: appended without the lock, by a finaliser.
         self.abandoned: deque[Delivery] = deque()
         self._lock = threading.Lock()
+        # One consumer at a time takes, so that batches leave in order.
+        self._taking = threading.Lock()
         self._out: set[Delivery] = set()
         self._retries: list[Delivery] = []  # a heap by first_seq
         self._marks: deque[tuple[int, float]] = deque()  # (sequence number, time at which it had arrived)
@@ -67,11 +114,13 @@ class Lane:
         # The books, in events. What was accepted is the ring's own count of what was pushed.
         self._rejected: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._taken = 0
+        self._taken = 0  # from the ring
+        self._next_seq = ring.next_seq  # the number of the next event that nobody has had yet
         self._acked = 0
         self._in_flight = 0
         self._retrying = 0
         self._redelivered = 0
+        self._dead_lettered = 0
         self._batches_acked = 0
         self._batches_nacked = 0
         self._queue_delay = Histogram(SECONDS)
@@ -100,23 +149,26 @@ class Lane:
         with self._lock:
             self._rejected[reason] += events
 
-    def drop_oldest(self, events: int, nbytes: int) -> int:
+    def drop_oldest(self, events: int, nbytes: int, reason: str = "oldest") -> int:
         """Drop about that many of the oldest events that no consumer holds; returns how many, 0 where that makes no room."""
-        with self._lock:
-            self._collect_abandoned()
-            if self._retries and self._retries[0].messages.first_seq < self._oldest_out():
-                delivery = heapq.heappop(self._retries)
-                self._retrying -= len(delivery.messages)
-                dropped = delivery.messages
-            elif self._out:
-                # What a consumer holds is older than all that waits, and room is made from the oldest on.
+        with self._taking:
+            with self._lock:
+                self._collect_abandoned()
+                if self._retries and self._retries[0].messages.first_seq < self._oldest_out():
+                    delivery = heapq.heappop(self._retries)
+                    self._retrying -= len(delivery.messages)
+                    self._drop(delivery.claim, reason)
+                    return len(delivery.messages)
+                if self._out:
+                    # What a consumer holds is older than all that waits, and room is made from the oldest on.
+                    return 0
+            claim = self._fetch(max(events, 1), max(nbytes, 1))
+            if claim is None:
                 return 0
-            else:
-                dropped = self.ring.take(max(events, 1), max(nbytes, 1))
-                self._taken += len(dropped)
-            self._dropped["oldest"] += len(dropped)
-        self.ring.release(dropped)
-        return len(dropped)
+            with self._lock:
+                self._count_taken(claim)
+                self._drop(claim, reason)
+            return len(claim.messages)
 
     # ------------------------------------------------------------ consumers
 
@@ -125,7 +177,7 @@ class Lane:
         if self.abandoned:
             return True
         retry_at = self.retry_at()
-        return retry_at <= now if retry_at is not None else len(self.ring) > 0
+        return retry_at <= now if retry_at is not None else self._has_waiting()
 
     def retry_at(self) -> float | None:
         """When the pause of the nacked batch at the front ends, or None."""
@@ -134,30 +186,24 @@ class Lane:
         return None if front is None else front.not_before
 
     def next_delivery(self, max_events: int, max_bytes: int, now: float) -> Delivery | None:
-        """The oldest events that are owed to a consumer: a nacked batch as it was, else what waits in the ring."""
-        with self._lock:
-            self._collect_abandoned()
-            if self._closed:
-                return None
-            if self._retries:
-                if self._retries[0].not_before > now:
-                    return None  # nothing newer may overtake it
-                before = heapq.heappop(self._retries)
-                delivery = Delivery(self, before.messages, before.attempt + 1, before.error)
-                count = len(delivery.messages)
-                self._retrying -= count
-                self._redelivered += count
-            else:
-                waited = self._oldest_age(now)
-                messages = self.ring.take(max_events, max_bytes)
-                count = len(messages)
-                if count == 0:
+        """The oldest events that are owed to a consumer: a nacked batch as it was, else what waits."""
+        with self._taking:
+            with self._lock:
+                self._collect_abandoned()
+                if self._closed:
                     return None
-                delivery = Delivery(self, messages)
-                self._taken += count
+                if self._retries:
+                    return self._redeliver(now)
+                waited = self._oldest_age(now)
+            claim = self._fetch(max_events, max_bytes)
+            if claim is None:
+                return None
+            delivery = Delivery(self, claim)
+            with self._lock:
+                self._count_taken(claim)
                 self._queue_delay.record(waited)
-            self._in_flight += count
-            self._out.add(delivery)
+                self._in_flight += len(claim.messages)
+                self._out.add(delivery)
             return delivery
 
     def ack(self, delivery: Delivery, latency: float) -> None:
@@ -168,36 +214,33 @@ class Lane:
             self._batches_acked += 1
             self._batch_latency.record(latency)
             self._batch_events.record(events)
-        self.ring.release(delivery.messages)
+            self._settle(delivery.claim)
 
-    def nack(self, delivery: Delivery, not_before: float) -> None:
+    def nack(self, delivery: Delivery, not_before: float) -> int:
+        """Owe the batch again, not before that time. Returns how many of its events were given up."""
         with self._lock:
             self._take_back(delivery)
             self._batches_nacked += 1
             self._owe(delivery, not_before)
+        return 0
 
     def discard(self, reason: str) -> int:
         """Give up everything, also what is with consumers; from now on nothing is delivered. Returns how many events."""
-        with self._lock:
-            self._closed = True
-            lost = self._in_flight + self._retrying
-            held = [delivery.messages for delivery in (*self._out, *self._retries)]
-            for delivery in self._out:
-                delivery.out = False
-            self._out.clear()
-            self._retries.clear()
-            self._in_flight = self._retrying = 0
-            while len(waiting := self.ring.take(None, 1 << 20)):
-                self._taken += len(waiting)
-                lost += len(waiting)
-                held.append(waiting)
-                for messages in held:
-                    self.ring.release(messages)
-                held.clear()
-            if lost:
-                self._dropped[reason] += lost
-        for messages in held:
-            self.ring.release(messages)
+        with self._taking:
+            with self._lock:
+                self._closed = True
+                lost = self._in_flight + self._retrying
+                for delivery in (*self._out, *self._retries):
+                    delivery.out = False
+                    self._drop(delivery.claim, reason)
+                self._out.clear()
+                self._retries.clear()
+                self._in_flight = self._retrying = 0
+            while (claim := self._fetch(1 << 30, 1 << 20)) is not None:
+                with self._lock:
+                    self._count_taken(claim)
+                    self._drop(claim, reason)
+                lost += len(claim.messages)
         return lost
 
     # ------------------------------------------------------------ what there is
@@ -206,11 +249,12 @@ class Lane:
     def resident(self) -> int:
         """Events accepted and neither acked, dropped nor dead."""
         with self._lock:
-            return self.ring.next_seq - self._taken + self._in_flight + self._retrying
+            return self._waiting() + self._in_flight + self._retrying
 
     def waiting(self) -> int:
-        """Events in the ring that were never delivered."""
-        return len(self.ring)
+        """Events that were never delivered."""
+        with self._lock:
+            return self._waiting()
 
     def oldest_age(self, now: float) -> float:
         """Seconds that the oldest waiting event has waited, to the interval of the marks; 0.0 where none waits."""
@@ -220,15 +264,14 @@ class Lane:
     def stats(self, now: float) -> LaneStats:
         with self._lock:
             self._collect_abandoned()
-            accepted = self.ring.next_seq
-            waiting = accepted - self._taken
+            accepted, waiting = self._accepted(), self._waiting()
             return LaneStats(
                 priority=self.priority,
                 offered=accepted + self._rejected.total(),
                 accepted=accepted,
                 rejected=MappingProxyType(dict(self._rejected)),
                 acked=self._acked,
-                dead_lettered=0,
+                dead_lettered=self._dead_lettered,
                 dropped=MappingProxyType(dict(self._dropped)),
                 resident=waiting + self._in_flight + self._retrying,
                 waiting=waiting,
@@ -243,15 +286,64 @@ class Lane:
                 queue_delay=self._queue_delay.stats(),
                 batch_latency=self._batch_latency.stats(),
                 batch_events=self._batch_events.stats(),
+                disk=self._disk_stats(),
             )
+
+    # ------------------------------------------------------------ what another kind of lane does otherwise
+
+    def _fetch(self, max_events: int, max_bytes: int) -> Claim | None:
+        """The oldest events that nobody has had yet; under `_taking`, and to be counted by `_count_taken`."""
+        messages = self.ring.take(max_events, max_bytes)
+        return Claim(messages, Held(self.ring, messages)) if len(messages) else None
+
+    def _has_waiting(self) -> bool:
+        # Without a lock.
+        return len(self.ring) > 0
+
+    def _count_taken(self, claim: Claim) -> None:
+        """Under the lock, as all that follows."""
+        self._taken += len(claim.messages)
+        self._next_seq = claim.messages.first_seq + len(claim.messages)
+
+    def _settle(self, claim: Claim) -> None:
+        """Nothing of it is owed any more."""
+        claim.settled = True
+        if claim.held is not None:
+            claim.held.leave()
+
+    def _waiting(self) -> int:
+        return self.ring.next_seq - self._taken
+
+    def _accepted(self) -> int:
+        return self.ring.next_seq
+
+    def _disk_stats(self) -> DiskStats | None:
+        return None
 
     # ------------------------------------------------------------ under the lock
 
+    def _redeliver(self, now: float) -> Delivery | None:
+        """The nacked batch at the front, or None while it pauses: nothing newer may overtake it."""
+        if self._retries[0].not_before > now:
+            return None
+        before = heapq.heappop(self._retries)
+        delivery = Delivery(self, before.claim, before.attempt + 1, before.error)
+        count = len(delivery.messages)
+        self._retrying -= count
+        self._redelivered += count
+        self._in_flight += count
+        self._out.add(delivery)
+        return delivery
+
+    def _drop(self, claim: Claim, reason: str) -> None:
+        self._dropped[reason] += len(claim.messages)
+        self._settle(claim)
+
     def _oldest_age(self, now: float) -> float:
         marks = self._marks
-        while len(marks) > 1 and marks[1][0] <= self._taken:
+        while len(marks) > 1 and marks[1][0] <= self._next_seq:
             marks.popleft()
-        if not marks or self.ring.next_seq == self._taken:
+        if not marks or self._waiting() == 0:
             marks.clear()
             return 0.0
         return max(0.0, now - marks[0][1])

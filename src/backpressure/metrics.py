@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from backpressure.buffer_manager import BufferManager
 from backpressure.circuit_breaker import State
 from backpressure.histogram import HistogramStats
-from backpressure.stats import BufferStats, LaneStats
+from backpressure.stats import BufferStats, DiskStats, LaneStats
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -41,7 +41,7 @@ Reading: TypeAlias = tuple[tuple[str, ...], float | HistogramStats]
 Kind: TypeAlias = Literal["counter", "amount", "gauge", "histogram"]
 
 _REJECTED: Final = ("full", "rate", "share", "emergency", "closed")
-_DROPPED: Final = ("oldest", "closed")
+_DROPPED: Final = ("oldest", "closed", "damaged", "priority")
 _SIGNALS: Final = ("depth", "delay", "latency", "error_rate", "throughput")
 # How Prometheus ends a name for a unit, and how OpenTelemetry (UCUM) writes it.
 _UNITS: Final = {"_seconds": "s", "_bytes": "By", "_ratio": "1", "_events": "{event}", "_events_per_second": "{event}/s"}
@@ -112,15 +112,11 @@ def _batches(stats: BufferStats) -> Iterator[Reading]:
         yield (str(priority), "nacked"), lane.batches_nacked
 
 
-def _of_disk(field: str) -> Callable[[BufferStats], Iterator[Reading]]:
-    """A field of the disk tier's section; no series where the buffer has no directory, and so no such section."""
-
-    def read(stats: BufferStats) -> Iterator[Reading]:
-        value = getattr(getattr(stats, "disk", None), field, None)
-        if value is not None:
-            yield (), value
-
-    return read
+def _of_disk(read: Callable[[DiskStats], float]) -> Callable[[BufferStats], Iterator[Reading]]:
+    """A number of each lane's disk tier; no series where the buffer has no directory."""
+    return lambda stats: (
+        ((str(priority),), read(lane.disk)) for priority, lane in stats.lanes.items() if lane.disk is not None
+    )
 
 
 def _family(name: str, kind: Kind, labels: str, read: Callable[[BufferStats], Iterable[Reading]], text: str) -> Family:
@@ -246,18 +242,46 @@ FAMILIES: Final = (
         "Event handlers that raised.",
     ),
     _family("closed", "gauge", "", _whole(lambda stats: stats.closed), "1 once the buffer is closed, else 0."),
-    _family("disk_events", "amount", "", _of_disk("events"), "Resident events that are on disk."),
-    _family("disk_bytes", "amount", "", _of_disk("used_bytes"), "Size of the files of the disk tier."),
-    _family("disk_capacity_bytes", "amount", "", _of_disk("capacity_bytes"), "The most that the disk tier may take."),
-    _family("disk_spilled_events_total", "counter", "", _of_disk("spilled"), "Events moved from memory to disk."),
-    _family("disk_lost_events_total", "counter", "", _of_disk("lost"), "Events lost with damaged blocks, as exact counts."),
-    _family("disk_errors_total", "counter", "", _of_disk("errors"), "Failed writes and syncs of the disk tier."),
     _family(
-        "durable_lag_events", "amount", "", _of_disk("durable_lag"),
+        "disk_events", "amount", "priority", _of_disk(lambda disk: disk.events),
+        "Events on disk that are not settled, waiting or with consumers.",
+    ),
+    _family(
+        "disk_bytes", "amount", "priority", _of_disk(lambda disk: disk.used_bytes),
+        "Size of the files of the disk tier, without the ring.",
+    ),
+    _family(
+        "disk_spilled_events_total", "counter", "priority", _of_disk(lambda disk: disk.spilled),
+        "Events written to disk.",
+    ),
+    _family(
+        "disk_spilled_bytes_total", "counter", "priority", _of_disk(lambda disk: disk.spilled_bytes),
+        "Payload of the events written to disk.",
+    ),
+    _family(
+        "disk_stored_bytes_total", "counter", "priority", _of_disk(lambda disk: disk.stored_bytes),
+        "What that payload takes on disk, compressed.",
+    ),
+    _family(
+        "disk_refused_total", "counter", "priority", _of_disk(lambda disk: disk.refused_full),
+        "How often the disk, or max_disk_bytes, had no room.",
+    ),
+    _family(
+        "disk_failed_syncs_total", "counter", "priority", _of_disk(lambda disk: disk.failed_syncs),
+        "Failed syncs of the disk tier.",
+    ),
+    _family(
+        "disk_lost_ranges_total", "counter", "priority", _of_disk(lambda disk: disk.lost_ranges),
+        "Damaged ranges passed over; their events are dropped with the reason damaged.",
+    ),
+    _family(
+        "durable_lag_events", "amount", "priority", _of_disk(lambda disk: disk.unsynced),
         "Events accepted and not yet safe from a loss of power.",
     ),
-    _family("dead_letter_events", "amount", "", _of_disk("dead_letters"), "Events in the dead-letter store."),
-    _family("recovery_seconds", "gauge", "", _of_disk("recovery_seconds"), "Time that the last start took for recovery."),
+    _family(
+        "recovered_events", "amount", "priority", _of_disk(lambda disk: disk.recovered),
+        "Events of an earlier run that were found at the start; they count as offered and accepted.",
+    ),
 )
 
 

@@ -21,7 +21,25 @@ from backpressure.circuit_breaker import CircuitBreakerMetrics
 from backpressure.flow_control_manager import FlowControlMetrics
 from backpressure.histogram import HistogramStats
 
-__all__ = ["Admission", "BufferStats", "LaneStats"]
+__all__ = ["Admission", "BufferStats", "DiskStats", "LaneStats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStats:
+    """The disk tier of one lane, or of all, at one moment."""
+
+    recovered: int  #: events that an earlier run had accepted, found at the start; they count as offered and accepted
+    waiting: int  #: of the events that wait, those on disk
+    events: int  #: on disk and not settled, waiting or with consumers
+    used_bytes: int  #: all files but the ring
+    spilled: int  #: events written to disk since the start
+    spilled_bytes: int  #: their payload
+    stored_bytes: int  #: what became of it, compressed
+    durable_seq: int  #: every accepted event below it is settled or survives power loss; for all lanes: 0
+    unsynced: int  #: numbers accepted and not durable yet
+    lost_ranges: int  #: damaged ranges passed over; their events are in `dropped`
+    failed_syncs: int
+    refused_full: int  #: times that the disk, or max_disk_bytes, had no room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +52,7 @@ class LaneStats:
     rejected: Mapping[str, int]  #: by reason: "full", "rate", "share", "emergency", "closed"
     acked: int
     dead_lettered: int
-    dropped: Mapping[str, int]  #: accepted and given up, by reason: "oldest", "closed"
+    dropped: Mapping[str, int]  #: accepted and given up, by reason: "oldest", "closed", "damaged", "priority"
     resident: int  #: accepted, and none of the above yet: waiting + in_flight + retrying
     waiting: int  #: in the ring, and never yet delivered
     in_flight: int  #: with a consumer
@@ -48,6 +66,7 @@ class LaneStats:
     queue_delay: HistogramStats  #: seconds from arrival to first delivery, to 10 ms, of each batch's oldest event
     batch_latency: HistogramStats  #: seconds from get_batch to the ack, of each acked batch
     batch_events: HistogramStats  #: events in each acked batch
+    disk: DiskStats | None = None  #: None: in memory only
 
     def check(self) -> None:
         """Raise AssertionError unless both conservation lines hold."""
@@ -85,6 +104,7 @@ class BufferStats:
     handler_errors: int  #: event handlers that raised
     closed: bool
     lanes: Mapping[int, LaneStats]  #: by priority
+    disk: DiskStats | None  #: sums over the lanes; None: in memory only
     pressure: Pressure
     circuit_breaker: CircuitBreakerMetrics
     batching: AdaptiveBatchMetrics

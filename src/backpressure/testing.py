@@ -2,7 +2,7 @@
 
 `FakeClock` stands in for the real clock of any policy, so that a test owns time and never sleeps.
 `MemorySink` keeps what is sent to it, and `FailingSink` makes any sink fail now and then, the same way each
-time.
+time. The file systems of `testing_files` stand in for the disk: one that loses power, one that fails, one that records.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ from typing import NoReturn
 
 from backpressure.batch import Batch
 from backpressure.sinks import LineSink, Sink
+from backpressure.testing_files import Call, CrashingFileSystem, FaultyFileSystem, PowerLoss, RecordingFileSystem
 
-__all__ = ["FailingSink", "FakeClock", "MemorySink"]
+__all__ = [
+    "Call",
+    "CrashingFileSystem",
+    "FailingSink",
+    "FakeClock",
+    "FaultyFileSystem",
+    "MemorySink",
+    "PowerLoss",
+    "RecordingFileSystem",
+]
 
 
 class FakeClock:

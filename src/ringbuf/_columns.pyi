@@ -1,5 +1,5 @@
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, final, overload
+from typing import Any, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ class Gathered:
 
 @final
 class Messages:
-    def __init__(self, *args: object, **kwargs: object) -> NoReturn: ...
+    # Raises TypeError; but with NoReturn mypy would take the class for a function, without from_columns.
+    def __init__(self) -> None: ...
+    @staticmethod
+    def from_columns(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], first_seq: int = 0) -> Messages: ...
     @property
     def data(self) -> npt.NDArray[np.uint8]: ...
     @property

@@ -195,7 +195,38 @@ cdef class Messages:
     """
 
     def __init__(self):
-        raise TypeError("Messages are made by MessageRing.pop_many() and MessageRing.take()")
+        raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
+
+    @staticmethod
+    def from_columns(data, offsets, first_seq=0):
+        """Messages over columns that exist already, without a copy: message i is data[offsets[i]:offsets[i + 1]].
+
+        data: C-contiguous numpy array of uint8, offsets: of int64, at least one, ascending, within data. Neither may be changed
+        or resized afterwards. Raises TypeError or ValueError.
+
+        >>> import numpy as np
+        >>> Messages.from_columns(np.frombuffer(b"onetwo", np.uint8), np.array([0, 3, 6]), first_seq=7).tolist()
+        [b'one', b'two']
+        """
+        cdef Py_ssize_t i, count
+        cdef const int64_t* places
+        cdef int64_t size
+        cdef bint ascending
+        check_column("data", data, np.uint8)
+        check_column("offsets", offsets, np.int64)
+        if not len(offsets):
+            raise ValueError("offsets must not be empty: there is one more than there are messages")
+        count = len(offsets) - 1
+        size = len(data)
+        if not 0 <= first_seq <= <uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>count:
+            raise ValueError(f"first_seq must be from 0 to 2**64 - 1 - {count}, not {first_seq}")
+        places = <const int64_t*>address_of(offsets)
+        ascending = places[0] >= 0 and places[count] <= size
+        for i in range(count):
+            ascending &= places[i] <= places[i + 1]
+        if not ascending:
+            raise ValueError(f"offsets must ascend within the {size:,} bytes of data")
+        return share_messages(data, offsets, count, first_seq)
 
     def __dealloc__(self):
         # Nobody but the view in `data` and this object refers to the memory, and nobody but this object to the view: then no
@@ -381,6 +412,13 @@ cdef Messages share_messages(data, offsets, Py_ssize_t count, uint64_t first_seq
     messages._count = count
     messages.first_seq = first_seq
     return messages
+
+
+cdef check_column(name, array, dtype):
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {getattr(array, 'dtype', type(array).__name__)}")
+    if array.ndim != 1 or not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be contiguous and have one dimension, not {array.ndim}")
 
 
 cdef size_t address_of(array) except? 1:

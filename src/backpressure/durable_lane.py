@@ -1,0 +1,358 @@
+"""DurableLane: a lane whose ring is a file, with a disk tier below it: what it has accepted outlives the process.
+
+    0 ......... acked ......... read ......... write
+                [===== on disk =====|===== in the ring =====)
+
+Invariants
+
+ 1. The disk holds a prefix of what is owed and the ring the suffix. So whatever goes to disk goes oldest first: first what
+    consumers hold or have given back, then what waits.
+ 2. What goes to disk stays in the ring until it is written, and what is written is trusted: a crash in between leaves events in
+    both, and the ones in the ring whose number is below the store's `end_seq` are dropped when the lane is opened again.
+ 3. Only an ack frees an event, in whichever tier it is.
+
+Threads. As of a Lane; besides, one thread at a time spills. It holds `_taking` while it writes a piece, so that no consumer
+comes in between; producers never wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Final
+
+from backpressure.errors import FormatError, NotNow
+from backpressure.lane import Claim, Delivery, Held, Lane
+from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Lost, SpillConfig, SpillStore
+from backpressure.stats import DiskStats
+from ringbuf import MessageRing, Messages, SharedFileError
+
+__all__ = ["DurableLane"]
+
+# One piece (bytes) of what is moved from the ring to the disk, and from an old ring to another: some blocks, so that
+# a consumer who comes meanwhile waits for a few milliseconds only.
+_PIECE_BYTES: Final = 1 << 20
+_RING_NAME: Final = "ring"
+
+
+class DurableLane(Lane):
+    """One priority's lane in a buffer's directory. Opened, it holds what it held when it was closed, killed, or cut off."""
+
+    def __init__(
+        self,
+        priority: int,
+        lane_bytes: int,
+        directory: BufferDirectory,
+        config: SpillConfig,
+        dead_letters: DeadLetterStore,
+        max_attempts: int | None,
+    ) -> None:
+        path = directory.lane(f"lane-{priority}")
+        self.store = SpillStore(path, priority, directory.buffer_id, config)
+        self._dead_letters = dead_letters
+        self._max_attempts = max_attempts
+        #: Events that are gone for certain, found when the lane was opened: (first number, number after the last).
+        self.missing: list[tuple[int, int]] = []
+        ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes)
+        super().__init__(priority, ring)
+        # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
+        self._front: deque[Claim] = deque()
+        self._front_events = 0
+        self._collect_orphans()
+        self._disk_next = self.store.first_seq
+        self._disk_waiting = self.store.events_on_disk
+        self._ring_start = ring.next_seq
+        self._ring_waiting = ring.count()  # at the start
+        # No event that nobody has taken from the ring has a lower number.
+        self._ring_next = max([self.store.end_seq, *(c.messages.first_seq + len(c.messages) for c in self._front)])
+        self._recovered = self._disk_waiting + self._front_events + self._ring_waiting
+        self._next_seq = self.store.first_seq if self._disk_waiting else ring.next_seq - self._ring_waiting - self._front_events
+        self._lost_ranges = 0
+        self._stored_before = self.store.stats().appended_events
+
+    # ------------------------------------------------------------ opening
+
+    def _open_ring(self, path: str, lane_bytes: int) -> MessageRing:
+        """The ring as it was left; where it has another size or is from before a reboot, a new one, and its content on disk."""
+        first_seq = self.store.end_seq
+        if os.path.exists(path):
+            try:
+                ring = MessageRing.attach(path)
+            except SharedFileError as error:
+                raise FormatError(path, f"{error}. Move it away to go on without what it held") from error
+            fits = ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes
+            if fits and not ring.survived_reboot and ring.next_seq >= first_seq:
+                return ring
+            first_seq = max(first_seq, ring.next_seq)
+            if ring.survived_reboot:
+                # Nothing in it can be proved whole.
+                if ring.next_seq > self.store.end_seq:
+                    self.missing.append((self.store.end_seq, ring.next_seq))
+            else:
+                self._move_all(ring)
+            del ring
+        building = path + ".new"
+        if os.path.exists(building):
+            os.unlink(building)
+        ring = MessageRing(lane_bytes, path=building, first_seq=first_seq)
+        os.replace(building, path)
+        return ring
+
+    def _move_all(self, ring: MessageRing) -> None:
+        while len(messages := ring.take(None, _PIECE_BYTES)):
+            skip = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
+            rest = messages[skip:]
+            if len(rest):
+                self.store.append(rest.first_seq, rest.data, rest.offsets, 0.0, time.time_ns())
+            ring.release(messages)
+        self.store.sync()
+
+    def _collect_orphans(self) -> None:
+        """What a consumer or the spiller of an earlier run held: on disk already, or to be delivered first."""
+        while len(messages := self.ring.take_orphaned(None, _PIECE_BYTES)):
+            skip = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
+            if skip == len(messages):
+                self.ring.release(messages)
+                continue
+            self._front.append(Claim(messages[skip:] if skip else messages, Held(self.ring, messages)))
+            self._front_events += len(messages) - skip
+
+    # ------------------------------------------------------------ to disk
+
+    def fill(self) -> float:
+        """How full the ring is, 0 to 1."""
+        return self.ring.used_bytes / self.ring.capacity_bytes
+
+    def spill(self, pressure: float) -> int:
+        """Move the oldest piece of what the ring holds to disk; returns how many bytes of payload that were, 0: none is left.
+
+        `pressure` (0 to 1) chooses how much time compression may take. Raises DiskFull or DiskFailed; then nothing is lost, and
+        the same call may be tried again.
+        """
+        with self._taking:
+            moved = self._store_claims(pressure)
+            if moved:
+                return moved
+            if not self._front:
+                messages = self.ring.take(None, _PIECE_BYTES)
+                if not len(messages):
+                    return 0
+                with self._lock:
+                    self._count_from_ring(messages)
+                    self._front.append(Claim(messages, Held(self.ring, messages)))
+                    self._front_events += len(messages)
+            return self._store_front(pressure)
+
+    def _store_claims(self, pressure: float) -> int:
+        """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
+        with self._lock:
+            self._collect_abandoned()
+            claims = [delivery.claim for delivery in (*self._out, *self._retries) if delivery.claim.held is not None]
+        claims.sort(key=lambda claim: claim.messages.first_seq)
+        moved = 0
+        for claim in claims:
+            rest = claim.messages[claim.stored :]
+            try:
+                self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
+            finally:
+                with self._lock:
+                    stored = min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
+                    newly, claim.stored = stored - claim.stored, stored
+                    if claim.settled and newly:
+                        # Acked, or dropped, while it was written.
+                        self.store.ack(claim.messages.first_seq + stored - newly, newly)
+                    elif stored == len(claim.messages) and claim.held is not None:
+                        claim.held.leave()
+                        claim.held = None
+            moved += max(rest.nbytes, 1)
+        return moved
+
+    def _store_front(self, pressure: float) -> int:
+        claim = self._front[0]
+        messages = claim.messages
+        try:
+            self.store.append(messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns())
+        finally:
+            with self._lock:
+                stored = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
+                if stored:
+                    if self._disk_waiting == 0:
+                        self._disk_next = messages.first_seq
+                    self._disk_waiting += stored
+                    self._front_events -= stored
+                    if stored == len(messages):
+                        self._front.popleft()
+                        if claim.held is not None:
+                            claim.held.leave()
+                    else:
+                        self._front[0] = Claim(messages[stored:], claim.held)
+        return max(messages.nbytes, 1)
+
+    @property
+    def durable_seq(self) -> int:
+        """Every accepted event with a lower number is settled, or survives power loss."""
+        with self._lock:
+            return self._durable_seq()
+
+    def _durable_seq(self) -> int:
+        # Looked at first: what is pushed meanwhile has higher numbers.
+        in_ring = [self.ring.next_seq]
+        if self._in_ring():
+            in_ring.append(self._ring_next)
+        in_ring += [claim.messages.first_seq for claim in self._front]
+        in_ring += [
+            delivery.claim.messages.first_seq + delivery.claim.stored
+            for delivery in (*self._out, *self._retries)
+            if delivery.claim.held is not None
+        ]
+        durable = self.store.durable_seq
+        return min(in_ring) if durable >= self.store.end_seq else min(durable, *in_ring)
+
+    # ------------------------------------------------------------ what a lane in memory does otherwise
+
+    def _fetch(self, max_events: int, max_bytes: int) -> Claim | None:
+        while self._disk_waiting:
+            found = self.store.read(self._disk_next, max_events, max_bytes)
+            if found is None:
+                break
+            if isinstance(found, Lost):
+                with self._lock:
+                    self._disk_waiting -= min(found.events, self._disk_waiting)
+                    self._disk_next = max(self._disk_next, found.end_seq)
+                    self._dropped["damaged"] += found.events
+                    self._lost_ranges += 1
+                continue
+            return Claim(found.messages(), None, len(found))
+        if self._front:
+            claim = self._front[0]
+            count = _fitting(claim, max_events, max_bytes)
+            if count < len(claim.messages):
+                if claim.held is not None:
+                    claim.held.claims += 1
+                claim = Claim(claim.messages[:count], claim.held)
+            return claim
+        return super()._fetch(max_events, max_bytes)
+
+    def _has_waiting(self) -> bool:
+        return self._disk_waiting > 0 or self._front_events > 0 or len(self.ring) > 0
+
+    def _count_taken(self, claim: Claim) -> None:
+        count = len(claim.messages)
+        self._next_seq = claim.messages.first_seq + count
+        if claim.stored:
+            self._disk_waiting -= count
+            self._disk_next = self._next_seq
+        elif self._front:
+            first = self._front[0]
+            self._front_events -= count
+            if first is claim:
+                self._front.popleft()
+            else:
+                self._front[0] = Claim(first.messages[count:], first.held)
+        else:
+            self._count_from_ring(claim.messages)
+
+    def _count_from_ring(self, messages: Messages) -> None:
+        self._taken += len(messages)
+        self._ring_next = messages.first_seq + len(messages)
+
+    def _settle(self, claim: Claim) -> None:
+        claim.settled = True
+        if claim.stored:
+            self.store.ack(claim.messages.first_seq, claim.stored)
+        if claim.held is not None:
+            claim.held.leave()
+
+    def _waiting(self) -> int:
+        return self._disk_waiting + self._front_events + self._in_ring()
+
+    def _in_ring(self) -> int:
+        """Events in the ring that nobody has had: what was there at the start, and what came since."""
+        return self._ring_waiting + self.ring.next_seq - self._ring_start - self._taken
+
+    def _accepted(self) -> int:
+        return self._recovered + self.ring.next_seq - self._ring_start
+
+    def _disk_stats(self) -> DiskStats:
+        stats = self.store.stats()
+        return DiskStats(
+            recovered=self._recovered,
+            waiting=self._disk_waiting,
+            events=stats.events_on_disk,
+            used_bytes=stats.bytes_on_disk,
+            spilled=stats.appended_events - self._stored_before,
+            spilled_bytes=stats.appended_bytes,
+            stored_bytes=stats.stored_bytes,
+            durable_seq=self._durable_seq(),
+            unsynced=max(self.ring.next_seq - self._durable_seq(), 0),
+            lost_ranges=self._lost_ranges,
+            failed_syncs=stats.failed_syncs,
+            refused_full=stats.refused_full,
+        )
+
+    # ------------------------------------------------------------ events that fail again and again
+
+    def nack(self, delivery: Delivery, not_before: float) -> int:
+        """As of any lane; but after `max_attempts` the batch is halved until the single event is found, which is given up."""
+        if self._max_attempts is None or delivery.attempt < self._max_attempts:
+            return super().nack(delivery, not_before)
+        if len(delivery.messages) == 1:
+            return self._give_up(delivery, not_before)
+        with self._lock:
+            self._take_back(delivery)
+            self._batches_nacked += 1
+            for claim in delivery.claim.split():
+                # Each half has one attempt more.
+                half = Delivery(self, claim, delivery.attempt - 1, delivery.error)
+                half.out = False
+                self._owe(half, not_before)
+        return 0
+
+    def _give_up(self, delivery: Delivery, not_before: float) -> int:
+        letter = DeadLetter(
+            event=delivery.messages[0],
+            error=delivery.error or "",
+            attempts=delivery.attempt,
+            priority=self.priority,
+            seq=delivery.messages.first_seq,
+            time_ns=time.time_ns(),
+        )
+        try:
+            self._dead_letters.add([letter])
+            kept = True
+        except NotNow:
+            kept = False
+        with self._lock:
+            self._take_back(delivery)
+            self._batches_nacked += 1
+            if kept:
+                self._dead_lettered += 1
+                self._settle(delivery.claim)
+            else:
+                # No room for it on the disk: then it is tried once more.
+                self._owe(delivery, not_before)
+        return int(kept)
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Deliver nothing any more, and let go of the files. What is owed is in them."""
+        with self._taking, self._lock:
+            self._closed = True
+            for delivery in (*self._out, *self._retries):
+                delivery.out = False
+            self.store.close()
+            self.ring.close()
+
+
+def _fitting(claim: Claim, max_events: int, max_bytes: int) -> int:
+    """How many of its first events are within these limits; one at least."""
+    messages = claim.messages
+    count = min(len(messages), max_events)
+    if messages.nbytes > max_bytes:
+        offsets = messages.offsets
+        count = min(count, int((offsets[: count + 1] - offsets[0] <= max_bytes).sum()) - 1)
+    return max(count, 1)
+
+

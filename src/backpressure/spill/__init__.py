@@ -1,0 +1,32 @@
+"""The disk tier: what a lane's ring can not hold, compressed, in order, and there again after a crash.
+
+    store.py        SpillStore: append, read, ack, sync
+    writer.py       the newest segment                 reader.py    blocks of any segment, past damage
+    recovery.py     what a directory says              settled.py   which numbers need no delivery any more
+    blocks.py, segments.py, ledger.py, directory.py    the format, each part with its invariants and layout
+    dead_letters.py                                    events that were given up
+    salvage.py      a look at the files, without opening the store
+    files.py        every call to the operating system
+
+The directory belongs to one process (BufferDirectory), and in it each lane to one SpillStore.
+"""
+
+from backpressure.spill.config import SpillConfig
+from backpressure.spill.dead_letters import DeadLetter, DeadLetterStore
+from backpressure.spill.directory import BufferDirectory
+from backpressure.spill.files import FileSystem, LocalFileSystem
+from backpressure.spill.reader import Lost, Run
+from backpressure.spill.store import SpillStats, SpillStore
+
+__all__ = [
+    "BufferDirectory",
+    "DeadLetter",
+    "DeadLetterStore",
+    "FileSystem",
+    "LocalFileSystem",
+    "Lost",
+    "Run",
+    "SpillConfig",
+    "SpillStats",
+    "SpillStore",
+]

@@ -1,0 +1,148 @@
+"""Dead letters: events that were given up after their last attempt, kept until somebody has looked at them.
+
+The same format as a lane's (blocks.py, segments.py, ledger.py) with lane number 0. A letter has an id, its number in this store,
+and the store is kept across restarts like any other. What is an event to the store is, little-endian
+
+     0  1  version, 1
+     1  1  priority of the lane that gave the event up
+     2  2  zero
+     4  4  attempts
+     8  8  number that the event had in its lane
+    16  8  time in ns since 1970
+    24  4  length of the error text
+    28  …  error text in UTF-8, then the event
+
+Safe for threads.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+
+from backpressure.spill.config import SpillConfig
+from backpressure.spill.files import FileSystem
+from backpressure.spill.reader import Lost
+from backpressure.spill.store import SpillStats, SpillStore
+
+__all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore"]
+
+LANE: Final = 0
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct("<BBHIQQI")
+# What a sink says may quote the whole event; the beginning tells enough.
+_MOST_ERROR_BYTES: Final = 4096
+_CHUNK_EVENTS: Final = 256
+_CHUNK_BYTES: Final = 1 << 20
+
+#: Few and precious: small files, and a record that remembers 10,000 letters purged out of turn.
+DEAD_LETTER_CONFIG: Final = SpillConfig(segment_bytes=4 << 20, ack_record_bytes=256 << 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One event that was given up."""
+
+    event: bytes
+    error: str  #: what the last attempt failed with
+    attempts: int
+    priority: int  #: of the lane that it comes from
+    seq: int  #: its number there
+    time_ns: int  #: when it was given up, in ns since 1970
+    id: int = -1  #: its number in this store; -1 before it is in one
+
+
+class DeadLetterStore:
+    """Keeps dead letters in a directory that exists and belongs to it alone."""
+
+    def __init__(
+        self, directory: str | os.PathLike[str], buffer_id: UUID, config: SpillConfig = DEAD_LETTER_CONFIG,
+        fs: FileSystem | None = None,
+    ) -> None:  # fmt: skip
+        """Raises as SpillStore does."""
+        self._store = SpillStore(directory, LANE, buffer_id, config, fs)
+        # An id is taken and used in one step.
+        self._adding = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._store.events_on_disk
+
+    def add(self, letters: Sequence[DeadLetter]) -> int:
+        """Keep them, durably; returns the id of the first, and the others follow. Raises DiskFull, DiskFailed.
+
+        After one of these some may be kept; adding them again keeps those twice.
+        """
+        packed = [_pack(letter) for letter in letters]
+        offsets = np.zeros(len(packed) + 1, np.int64)
+        np.cumsum([len(one) for one in packed], out=offsets[1:])
+        with self._adding:
+            first = self._store.end_seq
+            time_ns = letters[0].time_ns if letters else 0
+            self._store.append(first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns)
+            self._store.sync()
+        return first
+
+    def letters(self, from_id: int = 0) -> Iterator[DeadLetter]:
+        """Those that are kept, in the order of their ids. Damage is passed over, and counted in stats()."""
+        while True:
+            found = self._store.read(from_id, _CHUNK_EVENTS, _CHUNK_BYTES)
+            if found is None:
+                return
+            if isinstance(found, Lost):
+                continue
+            for number, one in enumerate(found.messages(), found.first_seq):
+                yield _unpack(one, number)
+            from_id = found.end_seq
+
+    def replay(self, deliver: Callable[[DeadLetter], object], letters: Iterable[DeadLetter] | None = None) -> int:
+        """Hand letters (None: all) to `deliver` and purge each one that it returned from; returns how many.
+
+        What `deliver` raises ends the replay and is passed on; that letter stays. A crash may make it see a letter twice.
+        """
+        count = 0
+        try:
+            for letter in self.letters() if letters is None else letters:
+                deliver(letter)
+                self._store.ack(letter.id, 1)
+                count += 1
+        finally:
+            self._store.sync_acks()
+        return count
+
+    def purge(self, letters: Iterable[DeadLetter] | None = None) -> int:
+        """Forget letters (None: all that are there now); returns how many. ValueError for one that is not there."""
+        return self.replay(lambda letter: None, letters)
+
+    def stats(self) -> SpillStats:
+        """A snapshot."""
+        return self._store.stats()
+
+    def close(self) -> None:
+        """Let go of the files. A second call does nothing."""
+        self._store.close()
+
+    def __repr__(self) -> str:
+        return f"DeadLetterStore({self._store.directory!r}, {len(self)} letters)"
+
+
+def _pack(letter: DeadLetter) -> bytes:
+    error = letter.error.encode("utf-8", "replace")[:_MOST_ERROR_BYTES]
+    head = _HEAD.pack(_VERSION, letter.priority, 0, letter.attempts, letter.seq, letter.time_ns, len(error))
+    return head + error + letter.event
+
+
+def _unpack(raw: bytes, number: int) -> DeadLetter:
+    _, priority, _, attempts, seq, time_ns, size = _HEAD.unpack_from(raw)
+    start = _HEAD.size + size
+    # Cut to a number of bytes, the text may end within a character.
+    error = raw[_HEAD.size : start].decode("utf-8", "replace")
+    return DeadLetter(
+        event=raw[start:], error=error, attempts=attempts, priority=priority, seq=seq, time_ns=time_ns, id=number
+    )

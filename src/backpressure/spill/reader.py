@@ -1,0 +1,330 @@
+"""Reader: events of a lane's segments, from any number on, past whatever is damaged.
+
+Memory: two open segments with a window of one megabyte and every sixteenth block's place each, one decoded block, and what was
+asked for. Not safe for threads: the store's lock is held around each call.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from backpressure.spill.blocks import BlockHeader, Decoder, Link, stored_is_sound
+from backpressure.spill.files import Files
+from backpressure.spill.segments import SEGMENT_HEADER_BYTES, UNREADABLE, Segment, SegmentFile, Unreadable
+from ringbuf import Messages
+
+__all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View"]
+
+_OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
+_MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and has number first_seq + i."""
+
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    first_seq: int
+    #: When the first of them was written, in ns since 1970; 0 where nobody said.
+    time_ns: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def end_seq(self) -> int:
+        """The number after the last one."""
+        return self.first_seq + len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload."""
+        return int(self.offsets[-1] - self.offsets[0])
+
+    def messages(self) -> Messages:
+        """The same memory as Messages."""
+        return Messages.from_columns(self.data, self.offsets, self.first_seq)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were events, are gone."""
+
+    first_seq: int
+    end_seq: int
+    events: int
+    #: The file, and what is wrong in it.
+    reason: str
+
+
+class View(NamedTuple):
+    """What there is to read: replaced as a whole by the writer, so that a reader sees one moment."""
+
+    segments: tuple[Segment, ...]
+    size: int  #: of the newest segment
+    end: Link  #: at its end
+
+
+class _Located(NamedTuple):
+    """A sound block, and the number after the block before it: the numbers between are a gap."""
+
+    header: BlockHeader
+    block: memoryview
+    gap_start: int
+    segment: Segment
+
+
+class Gap(NamedTuple):
+    """Numbers that never carried an event."""
+
+    start: int
+    end: int
+
+
+class Missing(NamedTuple):
+    """Damage, in which file, and the number after the last block before: up to the loss, the numbers are a gap."""
+
+    serial: int
+    lost: Lost
+    gap_start: int
+
+
+class _Point(NamedTuple):
+    """A place between two blocks: the next one starts here, and that much is known of what lies before."""
+
+    position: int
+    seq: int
+    rank: int
+
+
+def _start_of(segment: Segment) -> _Point:
+    return _Point(SEGMENT_HEADER_BYTES, segment.link.end, segment.link.rank)
+
+
+class _Opened:
+    """A segment that is being read, and the places in it that are known already."""
+
+    def __init__(self, file: SegmentFile, segment: Segment) -> None:
+        self.file = file
+        self.points = [_start_of(segment)]
+        self.latest = self.points[0]
+        self._since_mark = 0
+
+    def point_for(self, seq: int) -> _Point:
+        if self.latest.seq <= seq:
+            return self.latest
+        return self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
+
+    def passed(self, point: _Point) -> None:
+        if point.position > self.latest.position:
+            self.latest = point
+            self._since_mark += 1
+            if self._since_mark == _MARK_EVERY:
+                self._since_mark = 0
+                self.points.append(point)
+
+
+class Reader:
+    """Finds and decodes blocks."""
+
+    def __init__(self, files: Files, directory: str) -> None:
+        self._files = files
+        self._directory = directory
+        self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._decoder = Decoder()
+        # The block that was decoded last, of which a part may not have been asked for yet.
+        self._cached: Run | None = None
+
+    def close(self) -> None:
+        for opened in self._opened.values():
+            opened.file.close()
+        self._opened.clear()
+        self._cached = None
+
+    def forget(self, serial: int) -> None:
+        """Close a segment that is about to go."""
+        opened = self._opened.pop(serial, None)
+        if opened is not None:
+            opened.file.close()
+
+    def read(self, seq: int, stop: int, max_events: int, max_bytes: int, view: View) -> Run | Missing | Gap | None:
+        """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
+
+        Missing or Gap where `seq` lies before damage or in a gap; None where nothing comes after. Raises OSError.
+        """
+        pieces: list[_Located | Run] = []
+        events = used = 0
+        at = seq
+        while at < stop and events < max_events and (used < max_bytes or not pieces):
+            run = self._cached
+            if run is None or not run.first_seq <= at < run.end_seq:
+                found = self._locate(at, view)
+                if not isinstance(found, _Located) or found.header.first_seq > at:
+                    if pieces:
+                        break
+                    return Gap(found.gap_start, found.header.first_seq) if isinstance(found, _Located) else found
+                header = found.header
+                if (
+                    header.first_seq == at
+                    and header.end_seq <= stop
+                    and events + header.events <= max_events
+                    and used + header.payload_length <= max_bytes
+                ):
+                    pieces.append(found)
+                    at, events, used = header.end_seq, events + header.events, used + header.payload_length
+                    continue
+                # Of this block not all is wanted: the rest will be, most likely next.
+                run = self._decode(found, np.empty(header.payload_length, np.uint8))
+                if run is None:
+                    if pieces:
+                        break
+                    return self._senseless(found)
+                self._cached = run
+            part = _part(run, at, min(stop, at + max_events - events), max_bytes - used, alone=not pieces)
+            if len(part) == 0:
+                break
+            pieces.append(part)
+            at, events, used = part.end_seq, events + len(part), used + part.nbytes
+        return self._joined(pieces, used) if pieces else None
+
+    def _joined(self, pieces: list[_Located | Run], size: int) -> Run | Missing:
+        """One Run of them all, without a copy where it is only a part of one block."""
+        first = pieces[0]
+        if len(pieces) == 1 and isinstance(first, Run):
+            return first
+        data = np.empty(size, np.uint8)
+        columns: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
+        at = 0
+        runs: list[Run] = []
+        for piece in pieces:
+            if isinstance(piece, Run):
+                low = int(piece.offsets[0])
+                data[at : at + piece.nbytes] = piece.data[low : low + piece.nbytes]
+                run = piece
+            else:
+                decoded = self._decode(piece, data[at : at + piece.header.payload_length])
+                if decoded is None:
+                    if not runs:
+                        return self._senseless(piece)
+                    break
+                run = decoded
+            runs.append(run)
+            columns.append(run.offsets[1:] + (at - run.offsets[0]))
+            at += run.nbytes
+        return Run(data=data[:at], offsets=np.concatenate(columns), first_seq=runs[0].first_seq, time_ns=runs[0].time_ns)
+
+    def _decode(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:
+        """The events of a block, with the payload in `target`; None where its content is no block's."""
+        header = located.header
+        offsets = self._decoder.decode(header, located.block, target)
+        if offsets is None:
+            return None
+        return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
+
+    def _senseless(self, located: _Located) -> Missing:
+        header, segment = located.header, located.segment
+        reason = f"block at {header.position} has no sense, though its checksum is right"
+        return self._missing(segment, located.gap_start, header.first_seq, header.end_seq, header.events, reason)
+
+    def _locate(self, seq: int, view: View) -> _Located | Missing | None:
+        """The block that holds `seq`, or the first one after."""
+        segments = view.segments
+        index = max(bisect_right(segments, seq, key=lambda segment: segment.base) - 1, 0)
+        while index < len(segments):
+            segment = segments[index]
+            newest = index + 1 == len(segments)
+            size, bound = (view.size, view.end) if newest else (segment.size, segments[index + 1].link)
+            found = self._locate_in(segment, seq, size, bound)
+            if found is not None:
+                return found
+            index += 1
+        return None
+
+    # ------------------------------------------------------------ inside one segment
+
+    def _locate_in(self, segment: Segment, seq: int, size: int, bound: Link) -> _Located | Missing | None:
+        # The next file's link says how many events lie before it: when so many have passed, this file has no more that count.
+        if segment.link.rank >= bound.rank:
+            return None
+        try:
+            opened = self._open(segment)
+        except OSError as error:
+            if error.errno not in UNREADABLE and not isinstance(error, FileNotFoundError):
+                raise
+            return self._skip(segment, seq, _start_of(segment), bound, f"can not be opened: {error.strerror}")
+        point = opened.point_for(seq)
+        while point.rank < bound.rank:
+            header = opened.file.header_at(point.position, size)
+            damaged = header is None
+            if header is None:
+                header = opened.file.next_header(point.position + 8, size)
+            if header is not None and (header.link.rank < point.rank or header.first_seq < point.seq):
+                header = None  # an older block again: nothing of what follows can be trusted
+            if header is None or header.link.rank >= bound.rank:
+                return self._skip(segment, seq, point, bound, f"no sound block at {point.position}")
+            if header.link.rank > point.rank:
+                lost = self._loss(segment, point, header.link, f"no sound block at {point.position}")
+                if lost.lost.end_seq > seq:
+                    return lost
+                point = _Point(header.position, header.link.end, header.link.rank)
+            elif damaged:
+                point = point._replace(position=header.position)
+            after = _Point(header.end_position, header.end_seq, header.link.rank + header.events)
+            if header.end_seq <= seq:
+                opened.passed(after)
+                point = after
+                continue
+            try:
+                block = opened.file.block(header)
+            except Unreadable:
+                block = memoryview(b"")
+            opened.passed(after)
+            if not stored_is_sound(block, header):
+                reason = f"block at {header.position} is damaged"
+                return self._missing(segment, point.seq, header.first_seq, header.end_seq, header.events, reason)
+            return _Located(header, block, point.seq, segment)
+        return None
+
+    def _open(self, segment: Segment) -> _Opened:
+        opened = self._opened.get(segment.serial)
+        if opened is None:
+            file = SegmentFile(self._files, os.path.join(self._directory, segment.name), segment.salt)
+            opened = self._opened[segment.serial] = _Opened(file, segment)
+            while len(self._opened) > _OPEN_SEGMENTS:
+                self._opened.popitem(last=False)[1].file.close()
+        self._opened.move_to_end(segment.serial)
+        return opened
+
+    def _skip(self, segment: Segment, seq: int, point: _Point, bound: Link, reason: str) -> Missing | None:
+        """Everything from here to the end of the segment is gone."""
+        lost = self._loss(segment, point, bound, reason)
+        return lost if lost.lost.end_seq > seq else None
+
+    def _loss(self, segment: Segment, point: _Point, link: Link, reason: str) -> Missing:
+        """What lies between a known place and the next sound link."""
+        events = link.rank - point.rank
+        # If just the one block before the link is missing, the link says where it began; else a gap may be among the numbers.
+        start = link.first if link.end - link.first == events else point.seq
+        start = max(start, point.seq, segment.base)
+        return self._missing(segment, point.seq, start, max(link.end, start), events, reason)
+
+    def _missing(self, segment: Segment, gap_start: int, start: int, end: int, events: int, reason: str) -> Missing:
+        lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")
+        return Missing(segment.serial, lost, gap_start)
+
+
+def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
+    """The events of `run` from number `start` on, before `stop`, that fit into `room` bytes; if `alone`, one at least."""
+    low = start - run.first_seq
+    high = min(stop, run.end_seq) - run.first_seq
+    fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1
+    high = min(high, max(fits, low + 1) if alone else fits)
+    return Run(data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns)

@@ -1,0 +1,181 @@
+"""Recovery: what a lane's directory says about itself, read without changing anything.
+
+Every refusal (a later version, somebody else's file) happens here, before a byte was changed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+from uuid import UUID
+
+from backpressure.errors import FormatError
+from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
+from backpressure.spill.files import READ, Files
+from backpressure.spill.ledger import LEDGER_NAME, Record, read_record
+from backpressure.spill.segments import (
+    SEGMENT_HEADER_BYTES,
+    UNREADABLE,
+    Segment,
+    SegmentFile,
+    Unreadable,
+    parse_segment_header,
+    parse_segment_name,
+    segment_name,
+)
+
+__all__ = ["QUARANTINE_SUFFIX", "Recovered", "find_tail", "recover"]
+
+#: Behind the name of a segment that had damage, and is kept aside after everything in it was settled.
+QUARANTINE_SUFFIX = ".damaged"
+# Of a block only the header is looked at, and its neighbours come with it.
+_HEADER_WINDOW_BYTES = 4096
+# A record larger than this was not written by us.
+_MOST_RECORD_BYTES = 256 << 20
+
+
+class Recovered(NamedTuple):
+    """What was found. Nothing was changed yet."""
+
+    segments: tuple[Segment, ...]  #: ascending; of the last, `size` is where its sound blocks end
+    link: Link  #: at the end of the last block
+    record: Record | None
+    torn_bytes: int  #: behind the last sound block
+    leftovers: tuple[str, ...]  #: names of temporary files
+    quarantined: tuple[tuple[str, int], ...]  #: name and size of damaged files kept aside, oldest first
+    damaged_headers: int
+
+
+def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recovered:
+    """Read headers of all segments and of the blocks in the newest. Raises FormatError, OSError."""
+    segments: list[Segment] = []
+    leftovers: list[str] = []
+    quarantined: list[tuple[str, int]] = []
+    record = None
+    damaged_headers = 0
+    for name in files.listdir(directory):
+        path = os.path.join(directory, name)
+        if parse_segment_name(name) is not None:
+            segment = _read_segment(files, path, lane, buffer_id)
+            damaged_headers += not segment.sound
+            segments.append(segment)
+        elif name == LEDGER_NAME:
+            record = _read_ledger(files, path, lane, buffer_id)
+        elif name.endswith(".tmp"):
+            leftovers.append(name)
+        elif name.endswith(QUARANTINE_SUFFIX):
+            quarantined.append((name, _size_of(files, path)))
+    segments.sort(key=lambda segment: segment.serial)
+    link = Link(0, 0, 0)
+    torn_bytes = 0
+    if segments:
+        segments = _mend_links(files, directory, segments)
+        tail = segments[-1]
+        last, end = find_tail(files, os.path.join(directory, tail.name), tail)
+        torn_bytes = tail.size - end
+        segments[-1] = tail._replace(size=end)
+        link = tail.link if last is None else last.end_link
+    return Recovered(
+        tuple(segments), link, record, torn_bytes, tuple(leftovers), tuple(quarantined), damaged_headers
+    )
+
+
+def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | None, int]:
+    """The last sound block of a segment and where it ends: whatever lies behind is torn."""
+    reader = SegmentFile(files, path, segment.salt, _HEADER_WINDOW_BYTES)
+    try:
+        limit = reader.size()
+        sound_headers: list[BlockHeader] = []
+        at = SEGMENT_HEADER_BYTES
+        while at < limit:
+            header = reader.header_at(at, limit) or reader.next_header(at + 8, limit)
+            if header is None:
+                break
+            sound_headers.append(header)
+            at = header.end_position
+        # Only behind the last sound block is a tail. One before it with a damaged body is found when it is read, and reported.
+        while sound_headers:
+            header = sound_headers.pop()
+            try:
+                if stored_is_sound(reader.block(header), header):
+                    return header, header.end_position
+            except Unreadable:
+                pass
+        return None, min(SEGMENT_HEADER_BYTES, limit)
+    finally:
+        reader.close()
+
+
+def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segment:
+    named = parse_segment_name(os.path.basename(path))
+    assert named is not None
+    fd = files.open(path, READ)
+    try:
+        size = files.size(fd)
+        try:
+            raw = files.read(fd, SEGMENT_HEADER_BYTES, 0)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raw = b""
+    finally:
+        files.close(fd)
+    serial, base, salt = named
+    found = parse_segment_header(raw, path, lane, buffer_id)
+    if found is None:
+        return Segment(serial, base, salt, Link(base, base, 0), size, False)
+    if segment_name(found.serial, found.base, found.salt) != os.path.basename(path):
+        raise FormatError(path, f"was {segment_name(found.serial, found.base, found.salt)} when it was written: rename it back")
+    return found._replace(size=size)
+
+
+def _mend_links(files: Files, directory: str, segments: list[Segment]) -> list[Segment]:
+    """Where a header is damaged, find out otherwise what it said."""
+    mended: list[Segment] = []
+    for index, segment in enumerate(segments):
+        if not segment.sound:
+            following = segments[index + 1].link if index + 1 < len(segments) and segments[index + 1].sound else None
+            segment = segment._replace(link=_mended_link(files, directory, segment, mended[-1:], following))
+        mended.append(segment)
+    return mended
+
+
+def _mended_link(files: Files, directory: str, segment: Segment, before: list[Segment], following: Link | None) -> Link:
+    reader = SegmentFile(files, os.path.join(directory, segment.name), segment.salt, _HEADER_WINDOW_BYTES)
+    try:
+        first = reader.header_at(SEGMENT_HEADER_BYTES, segment.size)
+        if first is not None:
+            return first.link
+        later = reader.next_header(SEGMENT_HEADER_BYTES, segment.size)
+    finally:
+        reader.close()
+    # The first block is damaged as well: the next sound link tells its size, if it is the only one.
+    bound = later.link if later is not None else following
+    if bound is not None and bound.first == segment.base:
+        return Link(segment.base, segment.base, bound.rank - (bound.end - bound.first))
+    # And that one too: what the file before ends with, and without one, that each number up to the next sound link was an event.
+    for one in before:
+        last, _ = find_tail(files, os.path.join(directory, one.name), one)
+        end = one.link if last is None else last.end_link
+        return end if bound is None or end.rank <= bound.rank else bound
+    return Link(segment.base, segment.base, 0 if bound is None else max(0, bound.rank - max(0, bound.end - segment.base)))
+
+
+def _read_ledger(files: Files, path: str, lane: int, buffer_id: UUID) -> Record | None:
+    fd = files.open(path, READ)
+    try:
+        return read_record(files.read(fd, min(files.size(fd), _MOST_RECORD_BYTES), 0), path, lane, buffer_id)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return None  # only a hint
+    finally:
+        files.close(fd)
+
+
+def _size_of(files: Files, path: str) -> int:
+    fd = files.open(path, READ)
+    try:
+        return files.size(fd)
+    finally:
+        files.close(fd)

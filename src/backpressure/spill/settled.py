@@ -1,0 +1,121 @@
+"""Settled: which numbers of a lane need no delivery any more, be they acked, lost or never used.
+
+Everything below `seq` is settled; beyond it, single ranges are. Each knows how many events it stands for, so that what is left
+on disk can be counted, although gaps are settled too and are no events. For one thread at a time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+__all__ = ["Settled"]
+
+
+class Settled:
+    """A set of numbers as a prefix and ranges behind it, sorted, apart from each other, none empty."""
+
+    def __init__(self, seq: int = 0, rank: int = 0, ranges: Iterable[tuple[int, int, int]] = ()) -> None:
+        #: All below it is settled.
+        self.seq = seq
+        #: How many events were ever stored below it.
+        self.rank = rank
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._events: list[int] = []
+        for start, end, events in ranges:
+            self._insert(start, end, events)
+
+    @property
+    def events(self) -> int:
+        """Events ever stored and settled."""
+        return self.rank + sum(self._events)
+
+    @property
+    def end(self) -> int:
+        """The number after the last settled one."""
+        return self._ends[-1] if self._ends else self.seq
+
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """(start, end, events) of each range beyond the prefix."""
+        return zip(self._starts, self._ends, self._events, strict=True)
+
+    def __len__(self) -> int:
+        """How many ranges lie beyond the prefix."""
+        return len(self._starts)
+
+    def next_open(self, seq: int) -> int:
+        """The first number from `seq` on that is not settled."""
+        if seq < self.seq:
+            seq = self.seq
+        index = bisect_right(self._starts, seq) - 1
+        return self._ends[index] if index >= 0 and seq < self._ends[index] else seq
+
+    def next_settled(self, seq: int) -> int | None:
+        """Where the next range behind the open number `seq` begins."""
+        index = bisect_left(self._starts, seq)
+        return self._starts[index] if index < len(self._starts) else None
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any number from `start` to `end` is settled already."""
+        index = bisect_left(self._ends, start + 1)
+        return start < self.seq or (index < len(self._starts) and self._starts[index] < end)
+
+    def open_in(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of `start` to `end` that are not settled."""
+        parts = []
+        while (start := self.next_open(start)) < end:
+            stop = self.next_settled(start)
+            stop = end if stop is None else min(stop, end)
+            parts.append((start, stop))
+            start = stop
+        return parts
+
+    def settle(self, start: int, end: int, events: int) -> int:
+        """Settle what of `start` to `end` is open, which holds at most `events` events; returns how many it took for that."""
+        taken = 0
+        for part_start, part_end in self.open_in(start, end):
+            part = min(events - taken, part_end - part_start)
+            self._insert(part_start, part_end, part)
+            taken += part
+        return taken
+
+    def jump(self, seq: int) -> None:
+        """Everything below `seq` is settled: nothing was stored between the ranges, nor between the last one and `seq`."""
+        assert seq >= self.end
+        self.rank = self.events
+        self.seq = seq
+        self._starts.clear()
+        self._ends.clear()
+        self._events.clear()
+
+    def _insert(self, start: int, end: int, events: int) -> None:
+        if start >= end:
+            return
+        assert not self.overlaps(start, end)
+        index = bisect_left(self._starts, start)
+        # What touches becomes one range, so that their number stays small.
+        if index < len(self._starts) and self._starts[index] == end:
+            end, events = self._ends[index], events + self._events[index]
+            self._delete(index)
+        if index > 0 and self._ends[index - 1] == start:
+            index -= 1
+            start, events = self._starts[index], events + self._events[index]
+            self._delete(index)
+        if start == self.seq:
+            self.seq = end
+            self.rank += events
+            return
+        self._starts.insert(index, start)
+        self._ends.insert(index, end)
+        self._events.insert(index, events)
+
+    def _delete(self, index: int) -> None:
+        del self._starts[index], self._ends[index], self._events[index]
+
+    def _check(self) -> None:
+        before = self.seq
+        for start, end, events in self.ranges():
+            assert before < start < end
+            assert 0 <= events <= end - start
+            before = end

@@ -1,0 +1,620 @@
+"""A buffer with a directory: what was accepted outlives it, in order, once; the disk below the rings; the ways to close."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.torture.kill_buffer import torture
+
+from backpressure import (
+    Batch,
+    BufferClosed,
+    BufferConfig,
+    BufferManager,
+    CircuitBreakerConfig,
+    ConfigError,
+    DirectoryInUse,
+    Durability,
+    EventType,
+    FormatError,
+    WhenFull,
+)
+from backpressure.spill import SpillConfig
+from backpressure.testing import FakeClock
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
+    pytest.mark.platform,
+]
+
+SMALL = SpillConfig(segment_bytes=1 << 16, block_bytes=1 << 12, reserve_bytes=1 << 13)
+
+
+def open_buffer(path: Path, **changes: Any) -> BufferManager:
+    # Enough of a sample that no test trips the breaker.
+    breaker = CircuitBreakerConfig(min_requests=100_000)
+    config = {"lane_bytes": 1 << 14, "spill": SMALL, "retry_backoff": 0.0, "circuit_breaker": breaker, **changes}
+    return BufferManager(BufferConfig(directory=path / "buffer", **config), rng=random.Random(1))
+
+
+def crash(buffer: BufferManager) -> None:
+    """Leave it as the death of the process would: nothing is written, nothing is told, and all its locks are gone."""
+    disk = buffer._disk
+    assert disk is not None
+    buffer._closing = buffer._closed = True
+    disk.spiller.stop()
+    for lane in disk.lanes:
+        lane.ring.close()
+        lane.store._closed = True  # what it has written is in the page cache, where a dead process's is as well
+    disk.directory.close()
+
+
+def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:
+    got: list[bytes] = []
+    while (batch := buffer.get_batch(most)) is not None:
+        got += batch.tolist()
+        batch.ack()
+    buffer.stats().check()
+    return got
+
+
+def numbered(count: int, size: int = 20) -> list[bytes]:
+    return [b"%06d" % i + b"x" * size for i in range(count)]
+
+
+def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> None:
+    """Also more than the ring holds."""
+    while events:
+        events = events[buffer.add_events(events, priority=priority, timeout=10.0).accepted :]
+
+
+# ---------------------------------------------------------------- what outlives what
+
+
+@pytest.mark.parametrize("end", [crash, lambda buffer: buffer.close(timeout=0)], ids=["killed", "closed"])
+@pytest.mark.parametrize("durability", list(Durability))
+def test_what_was_accepted_is_there_at_the_next_start(tmp_path: Path, end: Any, durability: Durability) -> None:
+    buffer = open_buffer(tmp_path, durability=durability)
+    events = numbered(3000)
+    add_all(buffer, events)
+    buffer.add_events([b"urgent"], priority=1)
+    assert drain_some(buffer, 2) == [b"urgent", *events[:2]]
+    held = buffer.get_batch(2)
+    end(buffer)
+    again = open_buffer(tmp_path, durability=durability)
+    assert again.id == buffer.id
+    stats = again.stats()
+    stats.check()
+    assert stats.disk is not None
+    assert (stats.disk.recovered, stats.resident, stats.accepted) == (2998, 2998, 2998)
+    assert drain(again) == events[2:]
+    assert again.close().resident == 0
+    assert held is not None
+
+
+def drain_some(buffer: BufferManager, count: int) -> list[bytes]:
+    """The urgent one, then so many of the others."""
+    got: list[bytes] = []
+    for most in (1, count):
+        batch = buffer.get_batch(most)
+        assert batch is not None
+        got += batch.tolist()
+        batch.ack()
+    return got
+
+
+def test_numbers_and_ids_go_on_where_they_were(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    assert buffer.add_events([b"a", b"b"]).first_seq == 0
+    batch = buffer.get_batch(1)
+    assert batch is not None
+    first_id = batch.id
+    buffer.close(timeout=0)
+    with pytest.raises(BufferClosed):
+        batch.ack()
+    again = open_buffer(tmp_path)
+    assert again.add_events([b"c"]).first_seq == 2
+    redelivered = again.get_batch(1)
+    assert redelivered is not None
+    assert redelivered.id == first_id, "an idempotence key is the same after a restart"
+    redelivered.ack()
+    assert drain(again) == [b"b", b"c"]
+    again.close()
+
+
+def test_acks_outlive_the_process_in_any_order(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = numbered(2000)
+    add_all(buffer, events)
+    batches: list[Batch] = []
+    while (batch := buffer.get_batch(100)) is not None:
+        batches.append(batch)
+    kept: list[bytes] = []
+    for i, batch in enumerate(batches):
+        if i % 3:
+            batch.ack()
+        else:
+            kept += batch.tolist()
+    crash(buffer)
+    again = open_buffer(tmp_path)
+    assert drain(again, 70) == kept
+    again.close()
+
+
+def test_another_lane_size_loses_nothing(tmp_path: Path) -> None:
+    events = numbered(2000)
+    rest = list(events)
+    for lane_bytes in (1 << 14, 1 << 16, 1 << 13, 1 << 14):
+        buffer = open_buffer(tmp_path, lane_bytes=lane_bytes)
+        if lane_bytes == 1 << 14 and len(rest) == 2000:
+            add_all(buffer, events)
+        batch = buffer.get_batch(100)
+        assert batch is not None
+        assert batch.tolist() == rest[:100]
+        batch.ack()
+        rest = rest[100:]
+        held = buffer.get_batch(50)
+        assert held is not None
+        crash(buffer)
+    again = open_buffer(tmp_path, lane_bytes=1 << 15)
+    assert drain(again) == rest
+    assert again.add_events([b"new"]).first_seq == 2000
+    again.close()
+
+
+def test_a_ring_file_that_was_removed_costs_what_it_held_and_no_more(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = numbered(2000)
+    add_all(buffer, events)
+    buffer.flush()
+    buffer.add_events([b"in the ring"])
+    crash(buffer)
+    (tmp_path / "buffer" / "lane-3" / "ring").unlink()
+    again = open_buffer(tmp_path)
+    assert drain(again) == events
+    again.close()
+
+
+def test_a_damaged_ring_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    buffer.add_events([b"a"])
+    crash(buffer)
+    ring = tmp_path / "buffer" / "lane-3" / "ring"
+    whole = ring.read_bytes()
+    ring.write_bytes(b"X" + whole[1:])
+    with pytest.raises(FormatError, match="not a file of ringbuf"):
+        open_buffer(tmp_path)
+    assert ring.read_bytes()[1:] == whole[1:]
+    ring.write_bytes(whole)
+    again = open_buffer(tmp_path)  # and nothing is locked by the attempt
+    assert drain(again) == [b"a"]
+    again.close()
+
+
+def test_a_ring_from_before_a_reboot_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    buffer = open_buffer(tmp_path)
+    add_all(buffer, numbered(10))
+    buffer.flush()
+    buffer.add_events([b"only in memory"])
+    crash(buffer)
+    monkeypatch.setattr("ringbuf._messages.boot_id", lambda: b"another boot id.")
+    again = open_buffer(tmp_path)
+    assert drain(again) == numbered(10)
+    assert "10 to 10" in caplog.text
+    assert again.add_events([b"new"]).first_seq == 11, "no number is given twice"
+    again.close()
+
+
+# ---------------------------------------------------------------- the disk below the ring
+
+
+def test_a_ring_that_fills_goes_to_disk_in_order(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = numbered(20_000)
+    add_all(buffer, events)
+    disk = buffer.stats().disk
+    assert disk is not None
+    assert disk.waiting > 15_000
+    assert drain(buffer, 777) == events
+    disk = buffer.stats().disk
+    assert disk is not None
+    assert disk.waiting == disk.events == 0
+    buffer.close()
+
+
+def test_what_consumers_hold_goes_to_disk_before_what_waits(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = numbered(5000)
+    buffer.add_events(events[:200])
+    held = [buffer.get_batch(50) for _ in range(3)]
+    add_all(buffer, events[200:])
+    assert all(batch is not None for batch in held)
+    first, second, third = held
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    second.ack()
+    first.nack("no")
+    redelivered = buffer.get_batch()
+    assert redelivered is not None
+    assert redelivered.tolist() == events[:50], "a nacked batch comes in its place"
+    assert redelivered.attempt == 2
+    crash(buffer)
+    again = open_buffer(tmp_path)
+    assert drain(again) == events[:50] + events[100:]
+    again.close()
+
+
+def test_flush_makes_durable(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    buffer.add_events(numbered(100))
+    disk = buffer.stats().lanes[3].disk
+    assert disk is not None
+    assert (disk.durable_seq, disk.unsynced) == (0, 100)
+    buffer.flush()
+    disk = buffer.stats().lanes[3].disk
+    assert disk is not None
+    assert (disk.durable_seq, disk.unsynced) == (100, 0)
+    assert drain(buffer) == numbered(100)
+    buffer.close()
+
+
+def test_commit_returns_when_it_is_durable(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path, durability=Durability.COMMIT, sync_interval=0.001)
+    for i in range(20):
+        admission = buffer.add_events([b"%d" % i])
+        disk = buffer.stats().lanes[3].disk
+        assert disk is not None
+        assert admission.first_seq is not None
+        assert disk.durable_seq > admission.first_seq
+    buffer.close()
+
+
+def test_interval_makes_durable_by_itself(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path, durability=Durability.INTERVAL, sync_interval=0.001)
+    buffer.add_events(numbered(10))
+    deadline = time.monotonic() + 30
+    while (disk := buffer.stats().lanes[3].disk) is not None and disk.durable_seq < 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    buffer.close()
+
+
+def test_max_disk_bytes_is_backpressure_and_resumes(tmp_path: Path) -> None:
+    spill = SpillConfig(reserve_bytes=0, segment_bytes=1 << 16, block_bytes=1 << 12)
+    buffer = open_buffer(tmp_path, max_disk_bytes=1 << 20, spill=spill)
+    seen: list[Any] = []
+    buffer.on(EventType.DISK_STATE_CHANGED, seen.append)
+    events = [os.urandom(200) for _ in range(20_000)]
+    accepted = 0
+    while (admission := buffer.add_events(events[accepted:], timeout=0.5)).accepted:
+        accepted += admission.accepted
+    assert admission.reason == "full"
+    assert 0 < accepted < len(events)
+    assert seen[0].error is not None
+    got = drain(buffer)
+    assert got == events[:accepted]
+    assert buffer.add_events(events[accepted:], timeout=10.0).accepted > 0
+    deadline = time.monotonic() + 30
+    while seen[-1].error is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        drain(buffer)
+    buffer.close()
+
+
+def test_drop_lowest_priority_makes_room_for_the_urgent(tmp_path: Path) -> None:
+    buffer = open_buffer(
+        tmp_path,
+        max_disk_bytes=1 << 20,
+        when_full=WhenFull.DROP_LOWEST_PRIORITY,
+        spill=SpillConfig(reserve_bytes=0, segment_bytes=1 << 16, block_bytes=1 << 12),
+    )
+    low = [os.urandom(200) for _ in range(10_000)]
+    accepted = 0
+    while (admission := buffer.add_events(low[accepted:], priority=5, timeout=0.5)).accepted:
+        accepted += admission.accepted
+    high = [os.urandom(200) for _ in range(2000)]
+    add_all(buffer, high, priority=1)
+    stats = buffer.stats()
+    stats.check()
+    assert stats.lanes[1].dropped == {}
+    assert stats.lanes[5].dropped["priority"] > 0
+    got = drain(buffer)
+    assert got[: len(high)] == high
+    assert got[len(high) :] == low[accepted - (len(got) - len(high)) : accepted], "the oldest were dropped"
+    buffer.close()
+
+
+def test_drop_oldest_reaches_what_is_on_disk(tmp_path: Path) -> None:
+    spill = SpillConfig(reserve_bytes=0, segment_bytes=1 << 16, block_bytes=1 << 12)
+    buffer = open_buffer(tmp_path, max_disk_bytes=1 << 20, when_full=WhenFull.DROP_OLDEST, spill=spill)
+    events = [os.urandom(200) for _ in range(10_000)]
+    add_all(buffer, events)
+    stats = buffer.stats()
+    stats.check()
+    dropped = stats.dropped["oldest"]
+    assert dropped > 1000
+    assert drain(buffer) == events[dropped:]
+    buffer.close()
+
+
+def test_damage_is_passed_over_and_counted(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = [os.urandom(100) for _ in range(2000)]
+    add_all(buffer, events)
+    buffer.flush()
+    buffer.close(timeout=0)
+    segment = max((tmp_path / "buffer" / "lane-3").glob("*.seg*"), key=lambda path: path.stat().st_size, default=None)
+    if segment is None:
+        files = [path for path in (tmp_path / "buffer" / "lane-3").iterdir() if path.name not in ("ring", "acked", "reserve")]
+        segment = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    segment.write_bytes(data)
+    again = open_buffer(tmp_path)
+    got = drain(again)
+    stats = again.stats()
+    assert stats.disk is not None
+    assert stats.disk.lost_ranges == 1
+    assert stats.dropped["damaged"] == len(events) - len(got)
+    assert 0 < stats.dropped["damaged"] < 100
+    assert got == [event for event in events if event in set(got)]
+    again.close()
+
+
+# ---------------------------------------------------------------- events that no sink takes
+
+
+def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path, max_attempts=3)
+    events = numbered(100)
+    poison = events[37]
+    buffer.add_events(events)
+    letters: list[Any] = []
+    buffer.on(EventType.BATCH_DEAD_LETTERED, letters.append)
+    got: list[bytes] = []
+    for _ in range(200):
+        batch = buffer.get_batch()
+        if batch is None:
+            break
+        if poison in batch.tolist():
+            batch.nack("can not parse it")
+        else:
+            got += batch.tolist()
+            batch.ack()
+        buffer.stats().check()
+    assert got == [event for event in events if event != poison]
+    assert [(one.first_seq, one.events, one.error) for one in letters] == [(37, 1, "can not parse it")]
+    stats = buffer.stats()
+    assert (stats.dead_lettered, stats.resident) == (1, 0)
+    buffer.close()
+    again = open_buffer(tmp_path, max_attempts=3)
+    assert again.dead_letters is not None
+    (letter,) = again.dead_letters.letters()
+    assert (letter.event, letter.seq, letter.priority, letter.error) == (poison, 37, 3, "can not parse it")
+    again.close()
+
+
+def test_max_attempts_counts_deliveries(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path, max_attempts=3)
+    buffer.add_events([b"poison"])
+    attempts = []
+    while (batch := buffer.get_batch()) is not None:
+        attempts.append(batch.attempt)
+        batch.nack("no")
+    assert attempts == [1, 2, 3]
+    assert buffer.stats().dead_lettered == 1
+    buffer.close()
+
+
+# ---------------------------------------------------------------- who may open what
+
+
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    with pytest.raises(DirectoryInUse):
+        open_buffer(tmp_path)
+    program = (
+        "import sys\n"
+        "from backpressure import *\n"
+        "try: BufferManager(BufferConfig(directory=sys.argv[1]))\n"
+        "except DirectoryInUse as error: print('refused:', error)\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "buffer")], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert out.stdout.startswith("refused:")
+    buffer.close()
+    open_buffer(tmp_path).close()
+
+
+def test_a_directory_that_can_not_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    from backpressure import BackpressureError
+
+    with pytest.raises((BackpressureError, OSError)):
+        BufferManager(BufferConfig(directory=tmp_path / "file"))
+    with pytest.raises((BackpressureError, OSError)):
+        BufferManager(BufferConfig(directory="/proc/no/such/place"))
+    with pytest.raises(ConfigError, match="directory"):
+        BufferConfig(directory=7)  # type: ignore[arg-type]
+
+
+def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    buffer.add_events([b"a"])
+    out = tmp_path / "out"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            buffer.add_events([b"from the child"])
+        except BufferClosed:
+            out.write_text("closed")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert out.read_text() == "closed"
+    assert drain(buffer) == [b"a"]
+    buffer.close()
+    open_buffer(tmp_path).close()
+
+
+def test_an_open_is_quick_whatever_waits(tmp_path: Path) -> None:
+    """By what it reads, not by the clock: the time of an open does not grow with the backlog."""
+    buffer = open_buffer(tmp_path, lane_bytes=1 << 20, spill=SpillConfig(segment_bytes=1 << 20))
+    add_all(buffer, numbered(100_000, 100))
+    buffer.close(timeout=0)
+    again = open_buffer(tmp_path, lane_bytes=1 << 20, spill=SpillConfig(segment_bytes=1 << 20))
+    stats = again.stats()
+    assert stats.disk is not None
+    assert stats.disk.recovered == 100_000
+    assert again.add_events([b"at once"]).accepted == 1
+    again.close(timeout=0)
+
+
+# ---------------------------------------------------------------- killed again and again
+
+
+def test_kills_lose_nothing() -> None:
+    oracle = torture(200, seed=20261124)
+    assert sum(oracle.accepted.values()) > 1000
+
+
+# ---------------------------------------------------------------- against a model
+
+
+class DurableMachine(RuleBasedStateMachine):
+    """Every call against a dict of deques, with crashes and restarts in between; both conservation lines after every step."""
+
+    @initialize(
+        when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]),
+        max_attempts=st.sampled_from([None, 2]),
+        durability=st.sampled_from(list(Durability)),
+    )
+    def make(self, when_full: WhenFull, max_attempts: int | None, durability: Durability) -> None:
+        import tempfile
+
+        self.place = tempfile.TemporaryDirectory()
+        self.settings = {"when_full": when_full, "max_attempts": max_attempts, "durability": durability}
+        self.lane_bytes = 1 << 13
+        self.owed: dict[int, deque[bytes]] = {p: deque() for p in (1, 3, 5)}
+        self.out: list[tuple[Batch, list[bytes]]] = []
+        self.number = 0
+        self.open()
+
+    def open(self) -> None:
+        self.clock = FakeClock(100.0)
+        self.buffer = BufferManager(
+            BufferConfig(
+                directory=Path(self.place.name) / "buffer",
+                lane_bytes=self.lane_bytes,
+                spill=SMALL,
+                retry_backoff=0.0,
+                sync_interval=0.001,
+                **self.settings,
+            ),
+            clock=self.clock,
+            rng=random.Random(1),
+        )
+        self.gone = 0  # dropped or dead-lettered since it was opened
+
+    @rule(priority=st.sampled_from([1, 3, 5]), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=30))
+    def add(self, priority: int, sizes: list[int]) -> None:
+        events = []
+        for size in sizes:
+            events.append(b"%06d" % self.number + b"." * size)
+            self.number += 1
+        admission = self.buffer.add_events(events, priority=priority)
+        self.owed[priority].extend(events[: admission.accepted])
+        self.forget_dropped()
+
+    def forget_dropped(self) -> None:
+        """What DROP_OLDEST gave up is the oldest that nobody holds."""
+        stats = self.buffer.stats()
+        for priority, owed in self.owed.items():
+            held = {event for batch, events in self.out if batch.priority == priority for event in events}
+            while len(owed) > stats.lanes[priority].resident:
+                owed.remove(next(event for event in owed if event not in held))
+
+    @rule(most=st.one_of(st.none(), st.integers(1, 40)))
+    def get(self, most: int | None) -> None:
+        batch = self.buffer.get_batch(most)
+        if batch is not None:
+            self.out.append((batch, batch.tolist()))
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), ok=st.booleans())
+    def settle(self, data: st.DataObject, ok: bool) -> None:
+        batch, events = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        assert batch.tolist() == events, "a batch must not change while it is out"
+        if ok:
+            batch.ack()
+            for event in events:
+                self.owed[batch.priority].remove(event)
+        else:
+            before = self.buffer.stats().dead_lettered
+            batch.nack("refused")
+            if self.buffer.stats().dead_lettered > before:
+                (event,) = events
+                self.owed[batch.priority].remove(event)
+
+    @rule(how=st.sampled_from(["crash", "close"]), lane_bytes=st.sampled_from([1 << 13, 1 << 13, 1 << 14, 1 << 12]))
+    def restart(self, how: str, lane_bytes: int) -> None:
+        self.lane_bytes = lane_bytes
+        self.out.clear()
+        if how == "crash":
+            crash(self.buffer)
+        else:
+            self.buffer.close(timeout=0)
+        self.open()
+        stats = self.buffer.stats()
+        assert {p: stats.lanes[p].resident for p in self.owed} == {p: len(owed) for p, owed in self.owed.items()}
+
+    @rule()
+    def flush(self) -> None:
+        self.buffer.flush()
+        for lane in self.buffer.stats().lanes.values():
+            assert lane.disk is not None
+            assert lane.disk.unsynced == 0
+
+    @rule()
+    def drain_all(self) -> None:
+        for batch, events in self.out:
+            batch.ack()
+            for event in events:
+                self.owed[batch.priority].remove(event)
+        self.out.clear()
+        while (batch_or_none := self.buffer.get_batch()) is not None:
+            for event in batch_or_none.tolist():
+                assert event == self.owed[batch_or_none.priority].popleft(), "out of order"
+            batch_or_none.ack()
+        assert not any(self.owed.values())
+
+    @invariant()
+    def books_balance(self) -> None:
+        if hasattr(self, "buffer"):
+            stats = self.buffer.stats()
+            stats.check()
+            assert stats.resident == sum(map(len, self.owed.values()))
+
+    def teardown(self) -> None:
+        if hasattr(self, "buffer"):
+            self.out.clear()
+            self.buffer.close(timeout=0)
+            self.place.cleanup()
+
+
+TestDurableModel = DurableMachine.TestCase
+TestDurableModel.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

@@ -639,6 +639,37 @@ def test_children_log_as_well(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.platform
+def test_the_directory_is_the_parents(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run(
+        """
+        import logging, os, sys, warnings
+        warnings.simplefilter("ignore")
+        from backpressure.logging import BufferHandler
+        config = {"directory": sys.argv[2], "lane_bytes": "1M", "durability": "commit", "when_full": "drop_lowest_priority"}
+        handler = BufferHandler(config, sink=sys.argv[1], priority=3)
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        logging.info("parent before")
+        pid = os.fork()
+        logging.info("%s after", "parent" if pid else "child")
+        assert (handler.buffer.config.directory is None) == (pid == 0)
+        if pid == 0:
+            logging.shutdown()
+            os._exit(0 if handler.refused == {} else 3)
+        assert os.waitpid(pid, 0)[1] == 0
+        logging.info("parent at last")
+        handler.flush()
+        assert handler.buffer.stats().accepted == handler.buffer.stats().acked == 3
+        """,
+        str(path),
+        str(tmp_path / "buffer"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.read_text().splitlines()) == ["child after", "parent after", "parent at last", "parent before"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
 def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
     done = run(

@@ -525,6 +525,39 @@ def test_killed_and_started_again_nothing_of_a_file_is_lost(tmp_path: Path) -> N
         assert running.end() == 0
 
 
+def test_with_a_directory_what_was_accepted_is_delivered_after_a_crash(tmp_path: Path) -> None:
+    out = tmp_path / "out.log"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        common = f"""
+            [buffer]
+            lane_bytes = "1M"
+            directory = "{tmp_path / "buffer"}"
+            [[source]]
+            type = "tcp"
+            port = 0
+            [service]
+            drain_timeout = 0.2
+            [sink]
+        """
+        down = common + f'    type = "tcp"\n            host = "127.0.0.1"\n            port = {nobody.getsockname()[1]}\n'
+        with Process(tmp_path, down) as running, socket.create_connection(address_of(running, "tcp")) as peer:
+            peer.sendall(b"one\ntwo\n")
+            running.saying("the sink fails")
+            with Process(tmp_path, down) as second:
+                assert second.end(None) == 1
+                assert "Traceback" not in second.said
+            running.process.kill()
+            running.process.wait(20)
+        with Process(tmp_path, down) as running:
+            running.saying("the sink fails")
+            assert running.end() == 0
+            assert "2 events stay in" in running.said
+    with Process(tmp_path, common + f'    type = "file"\n            path = "{out}"\n') as running:
+        until(lambda: out.exists() and out.read_bytes() == b"one\ntwo\n")
+        assert running.end() == 0
+
+
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 @pytest.mark.platform
 def test_systemd_is_told(tmp_path: Path) -> None:

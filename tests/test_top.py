@@ -152,9 +152,9 @@ def test_no_urls(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no URL" in capsys.readouterr().err
 
 
-def test_a_directory_needs_the_disk_tier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_is_not_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", str(tmp_path)]) == 2
-    assert "needs the disk tier" in capsys.readouterr().err
+    assert "give the URL of its HTTP server" in capsys.readouterr().err
 
 
 def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:

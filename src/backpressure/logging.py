@@ -12,9 +12,9 @@ Records are formatted in the thread that logs, as with QueueHandler: arguments m
 what is urgent is delivered first and survives a full buffer: lines keep their order within a level, and not between levels;
 `priority=3` puts all into one line.
 
-Forks. A child has a buffer of its own: what its parent had accepted stays the parent's. It is made, and its listener started,
-when the child first logs. Interpreter shutdown: `logging.shutdown` closes the handler, which delivers what is left for
-up to `drain_timeout` seconds.
+Forks. A child has a buffer of its own, in memory: what its parent had accepted stays the parent's, as does its directory. It is
+made, and its listener started, when the child first logs. Interpreter shutdown: `logging.shutdown` closes the handler,
+which delivers what is left for up to `drain_timeout` seconds.
 
 Thread safety: any number of threads. No lock is held while a record is formatted or added.
 """
@@ -36,7 +36,7 @@ from typing import Any, Final, TypeAlias
 
 from backpressure.batch import Batch
 from backpressure.buffer_manager import BufferManager
-from backpressure.config import BufferConfig, Durability
+from backpressure.config import BufferConfig, Durability, WhenFull
 from backpressure.errors import BackpressureError, BufferClosed
 from backpressure.priority import Priority, check_priority
 from backpressure.settings import build
@@ -220,7 +220,17 @@ class BufferHandler(logging.Handler):
         config = self.buffer.config
         if config.directory is not None:
             # It is the parent's: one process for one directory.
-            config = replace(config, directory=None, durability=Durability.PROCESS, max_disk_bytes=None, max_attempts=None)
+            config = replace(
+                config,
+                directory=None,
+                durability=Durability.PROCESS,
+                max_disk_bytes=None,
+                max_attempts=None,
+                # What it would drop of other priorities makes no room in memory.
+                when_full=WhenFull.DROP_OLDEST if config.when_full is WhenFull.DROP_LOWEST_PRIORITY else config.when_full,
+            )
+        # Kept, so that no finaliser of what belongs to the parent runs here.
+        self._parents = self.buffer
         self._start(BufferManager(config))
         # A child of multiprocessing ends without atexit, and so without logging.shutdown.
         if (util := sys.modules.get("multiprocessing.util")) is not None:

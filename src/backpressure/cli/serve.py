@@ -18,7 +18,7 @@ from backpressure.cli.notify import notify, watchdog_seconds
 from backpressure.cli.serve_config import Mistakes, ServeConfig, load
 from backpressure.cli.serve_explain import explain
 from backpressure.cli.service import Service, put_in_force
-from backpressure.errors import ConfigError
+from backpressure.errors import BackpressureError, ConfigError
 
 __all__ = ["main"]
 
@@ -73,9 +73,9 @@ def main(argv: Sequence[str]) -> int:
 def _serve(path: str, config: ServeConfig) -> int:
     try:
         service = Service(config)
-    except ConfigError as error:
+    except BackpressureError as error:
         _say(str(error))
-        return USAGE
+        return USAGE if isinstance(error, ConfigError) else FAILED
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         return FAILED
@@ -93,6 +93,8 @@ def _serve(path: str, config: ServeConfig) -> int:
         notify("STOPPING=1")
         # The one that ended it, and a second one; a wish to reload is none at this point.
         lost = service.stop(lambda: len(_ends(signals)) > 1)
+    if service.kept:
+        _say(f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start")
     if lost:
         _say(f"{lost:,} events were NOT delivered; those from followed files are read again at the next start")
     if lost or service.errors:

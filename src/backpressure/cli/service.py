@@ -9,7 +9,7 @@ the buffer is full: that is the backpressure that their senders feel. A sink tha
 service only where it is gone for good.
 
 The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds, positions are saved. What is not delivered
-by then is counted and said; lines of followed files are read again at the next start.
+by then is counted and said: it stays in the buffer's directory where it has one; lines of followed files are read again.
 """
 
 from __future__ import annotations
@@ -115,11 +115,13 @@ class Feed:
 
 
 class Service:
-    """One run. OSError or ConfigError from the constructor: something can not be opened, and nothing is open any more."""
+    """One run. OSError or BackpressureError from the constructor: something can not be opened, and nothing is open any more."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.stopping = threading.Event()
+        #: Events that stay in the buffer's directory at the end, for the next start.
+        self.kept = 0
         #: What ended a source or the delivery before its time.
         self.errors: list[str] = []
         self._ended = threading.Event()  # the deliverer is to end
@@ -130,6 +132,7 @@ class Service:
         try:
             self._positions = Positions(config.service.state_file)
             self.buffer = BufferManager(config.buffer)
+            self._cleanups.append(lambda: self.buffer.close(timeout=0.0))
             self._sink = self._opened(make_sink(config.sink))
             self._sources = [self._make_source(one) for one in config.source]
             self._http_socket = None
@@ -265,7 +268,8 @@ class Service:
         self._ended.set()
         # Before the buffer drops what is left: that is not delivered, and its position must not be committed.
         self.save_positions()
-        undelivered = self.buffer.close(timeout=0.0).dropped.get("closed", 0)
+        stats = self.buffer.close(timeout=0.0)
+        undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident
         for thread in (*self._threads, self._deliverer, self._http):
             if thread.is_alive():
                 thread.join(0.1 if hurry() else _JOIN_SECONDS)

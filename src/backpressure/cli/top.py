@@ -86,8 +86,8 @@ def stats_url(where: str) -> str:
     """The address of the statistics of the server at `where`. ValueError where it is no address of one."""
     if os.path.isdir(where):
         raise ValueError(
-            f"{where} is a directory: to look at a buffer's directory needs the disk tier, which this version does not have yet; "
-            "give the URL of the HTTP server, as http://127.0.0.1:8127"
+            f"{where} is a directory: rates and delays are known only to the process that has it open; "
+            "give the URL of its HTTP server, as http://127.0.0.1:8127"
         )
     parts = urlsplit(where if "://" in where else f"http://{where}")
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -267,6 +269,17 @@ def test_spilled_events_are_seen(tmp_path: Path) -> None:
     assert total(samples, "disk_stored_bytes_total") > 0
     assert total(samples, "disk_bytes") > 0
     assert total(samples, "disk_events") > 0
+    buffer.close(timeout=0)
+
+
+def test_a_disk_tier_without_room_is_seen(tmp_path: Path) -> None:
+    buffer = BufferManager(BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer", max_disk_bytes=1 << 20))
+    deadline = time.monotonic() + 30.0
+    while not (refused := total(samples := scrape(buffer), "disk_refused_total", priority="3")):
+        assert time.monotonic() < deadline, "the disk was never full"
+        buffer.add_events([os.urandom(1000)] * 20)
+    assert refused > 0
+    check_books(samples)
     buffer.close(timeout=0)
 
 

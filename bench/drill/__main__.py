@@ -1,6 +1,7 @@
 """Runs a buffer through faults in real time and prints, once a second, what a scrape of its metrics says.
 
-    python -m bench.drill                 a minute; needs the extra `prometheus`
+    python -m bench.drill                 in memory: sink down, burst, sink's disk full; a minute; needs the extra `prometheus`
+    python -m bench.drill --directory     with a disk tier of at most 16 MiB, which fills while the sink is down
 
 Every number in the table is read from the exposition, as a Prometheus server would: rates are differences of two scrapes. The
 sink is a file; "disk full" is the kernel's own ENOSPC, from /dev/full. At the end the books are checked, and that the file holds
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -24,6 +26,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.circuit_breaker import CircuitBreakerConfig
 from backpressure.config import BufferConfig
 from backpressure.errors import BufferClosed
+from backpressure.flow_control_manager import EmergencyModeConfig, FlowControlConfig
 from backpressure.metrics import exposition
 from backpressure.sinks import FileSink, StreamSink
 
@@ -31,6 +34,8 @@ from backpressure.sinks import FileSink, StreamSink
 RATE = 20_000
 EVENT_BYTES = 100
 LANE_BYTES = 16 << 20
+# The disk tier may take this much: half a minute of them, which are hexadecimal digits and so half as large when compressed.
+DISK_BYTES = 16 << 20
 PREFIX = "backpressure_buffer_"
 
 #: Seconds, name, what the sink does, and how many times the usual rate comes in.
@@ -43,6 +48,7 @@ PHASES = (
     (8, "disk full", "full", 1.0),
     (10, "disk has room", "ok", 1.0),
 )
+DISK_PHASES = ((3, "steady", "ok", 1.0), (32, "sink down", "refuses", 1.0), (10, "sink back", "ok", 1.0))
 
 
 class DrillSink:
@@ -82,12 +88,16 @@ class Producer:
         number, due = 0, time.monotonic()
         while not self.over.is_set():
             count = int(RATE * self.factor / 100)
-            events = [b"%0*d" % (EVENT_BYTES, number + n) for n in range(count)]
+            events = [self._event(number + n) for n in range(count)]
             admission = self._buffer.add_events(events)
             self.accepted.append(range(number, number + admission.accepted))
             number += count
             due += 0.01
             time.sleep(max(0.0, due - time.monotonic()))
+
+
+    def _event(self, number: int) -> bytes:
+        return (b"%012d " % number + os.urandom(EVENT_BYTES // 2).hex().encode())[:EVENT_BYTES]
 
 
 def deliver(buffer: BufferManager, sink: DrillSink, over: threading.Event) -> None:
@@ -151,33 +161,46 @@ def row(second: int, phase: str, now: dict, before: dict) -> list[str]:
     ]
 
 
-def schedule() -> Iterator[tuple[int, str, str, float]]:
+def disk_row(now: dict, before: dict) -> list[str]:
+    spilled, refused = (total(now, name) - total(before, name) for name in ("disk_spilled_events_total", "disk_refused_total"))
+    return [f"{spilled:,.0f}", f"{total(now, 'disk_events'):,.0f}", f"{total(now, 'disk_bytes') / 1e6:.1f} MB", f"{refused:,.0f}"]
+
+
+def schedule(phases: tuple[tuple[int, str, str, float], ...]) -> Iterator[tuple[int, str, str, float]]:
     second = 0
-    for seconds, name, mode, factor in PHASES:
+    for seconds, name, mode, factor in phases:
         for _ in range(seconds):
             second += 1
             yield second, name, mode, factor
 
 
 def main() -> int:
+    durable = "--directory" in sys.argv[1:]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "out.log"
         breaker = CircuitBreakerConfig(reset_timeout=2.0)
         # With the default of 5 s a single consumer hardly makes the ten failures within 5 s that the breaker wants to see.
-        buffer = BufferManager(BufferConfig(lane_bytes=LANE_BYTES, max_retry_backoff=0.25, circuit_breaker=breaker))
+        tier: dict[str, Any] = {}
+        if durable:
+            # What is to be kept on disk must not be shed for the sink's sake before there is no room.
+            flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
+            tier = {"directory": Path(directory) / "buffer", "max_disk_bytes": DISK_BYTES, "flow_control": flow}
+        buffer = BufferManager(BufferConfig(lane_bytes=LANE_BYTES, max_retry_backoff=0.25, circuit_breaker=breaker, **tier))
         sink, over = DrillSink(path), threading.Event()
         consumer = threading.Thread(target=deliver, args=(buffer, sink, over), daemon=True)
         consumer.start()
         producer = Producer(buffer)
-        print("| " + " | ".join(COLUMNS) + " |")
-        print("|" + "---|" * len(COLUMNS))
+        columns = (*COLUMNS, "spilled/s", "on disk", "files", "no room") if durable else COLUMNS
+        print("| " + " | ".join(columns) + " |")
+        print("|" + "---|" * len(columns))
         before, due = scrape(buffer), time.monotonic()
-        for second, name, mode, factor in schedule():
+        for second, name, mode, factor in schedule(DISK_PHASES if durable else PHASES):
             sink.mode, producer.factor = mode, factor
             due += 1.0
             time.sleep(max(0.0, due - time.monotonic()))
             now = scrape(buffer)
-            print("| " + " | ".join(row(second, name, now, before)) + " |", flush=True)
+            cells = row(second, name, now, before) + (disk_row(now, before) if durable else [])
+            print("| " + " | ".join(cells) + " |", flush=True)
             before = now
         producer.stop()
         stats = buffer.close(timeout=30.0)
@@ -186,7 +209,7 @@ def main() -> int:
         sink.close()
         stats.check()
         expected = [number for span in producer.accepted for number in span]
-        got = [int(line) for line in path.read_bytes().splitlines()]
+        got = [int(line[:12]) for line in path.read_bytes().splitlines()]
         whole = got == expected
         print(f"\noffered {stats.offered:,}, accepted {stats.accepted:,}, in the file {len(got):,}")
         print(f"refused: {dict(stats.rejected)}")

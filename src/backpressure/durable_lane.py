@@ -56,6 +56,8 @@ class DurableLane(Lane):
         self.missing: list[tuple[int, int]] = []
         ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes)
         super().__init__(priority, ring)
+        #: Times that max_disk_bytes left no room, counted by the spiller.
+        self.over_budget = 0
         # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
         self._front: deque[Claim] = deque()
         self._front_events = 0
@@ -288,7 +290,7 @@ class DurableLane(Lane):
             unsynced=max(self.ring.next_seq - self._durable_seq(), 0),
             lost_ranges=self._lost_ranges,
             failed_syncs=stats.failed_syncs,
-            refused_full=stats.refused_full,
+            refused_full=stats.refused_full + self.over_budget,
         )
 
     # ------------------------------------------------------------ events that fail again and again

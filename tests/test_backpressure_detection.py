@@ -569,6 +569,32 @@ def test_many_threads_lose_no_outcome() -> None:
     assert len(rig.changes) == 1
 
 
+def test_what_ends_names_the_signal_that_began_it_and_what_it_reads_now() -> None:
+    rig = Rig()
+    rig.interval(delay=0.6, latency=0.2)
+    rig.interval(delay=0.6, latency=0.2)
+    while rig.monitor.active:
+        # The latency is nearer to its threshold by now, but it is the delay that was the fault.
+        seen = rig.interval(delay=0.1, latency=0.9)
+    assert (seen.cause, seen.signal, seen.value, seen.threshold) == ("delay", "delay", 0.1, 0.5)
+    assert rig.changes[-1] is seen
+
+
+def test_refusals_for_delay_hold_an_activation_and_make_none() -> None:
+    rig = Rig()
+    for _ in range(5):
+        assert not rig.interval(delay=0.1, refusing=True).active
+    rig.interval(delay=0.6)
+    assert rig.interval(delay=0.6).active
+    # Flow control has cut the queue, and goes on refusing: that is the overload still.
+    for _ in range(20):
+        seen = rig.interval(delay=0.1, depth=50, refusing=True)
+        assert (seen.active, seen.cause) == (True, "delay")
+    rig.monitor.observe(refusing=False)
+    assert rig.interval(delay=0.1, depth=50).active is False
+    assert len(rig.changes) == 2
+
+
 def test_negative_and_senseless_measurements() -> None:
     rig = Rig()
     seen = rig.interval(depth=-5, delay=-1.0, latency=math.nan)

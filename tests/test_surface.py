@@ -36,6 +36,7 @@ FLOORS = [
         "linger",
         "flow_control_manager",
         "emergency_mode",
+        "delay_bound",
         "priority_shares",
     },
     {"admission", "histogram", "stats", "lane", "durable_lane", "batch", "spill"},

@@ -29,6 +29,8 @@ _DELAY = 0.5
 class Base:
     """A fixed batch and nothing else: rate, lanes and redelivery. What the others refine."""
 
+    drops = False
+
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         self.clock, self.rng = clock, rng
         self.activations: list[float] = []

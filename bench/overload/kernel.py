@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -74,6 +73,8 @@ class Controller(Protocol):
     activations: list[float]
     trips: list[float]
     transitions: list[float]
+    #: Whether `keep` may say no.
+    drops: bool
 
     def admit(self, n: int, priority: int) -> int: ...
     def give_back(self, n: int, priority: int) -> None: ...
@@ -87,27 +88,22 @@ class Controller(Protocol):
 
 
 class Delays:
-    """A histogram of seconds in bins of 5 %, weighted by events."""
-
-    _WIDTH = math.log(1.05)
-    _LEAST = 1e-3
+    """A histogram of seconds in bins of a millisecond, weighted by events."""
 
     def __init__(self) -> None:
         self._bins: dict[int, int] = {}
-        self.total = 0
 
     def add(self, seconds: float, n: int) -> None:
-        place = 0 if seconds <= self._LEAST else 1 + int(math.log(seconds / self._LEAST) / self._WIDTH)
+        place = int(seconds * 1e3)
         self._bins[place] = self._bins.get(place, 0) + n
-        self.total += n
 
     def quantile(self, q: float) -> float:
         """The upper edge of the bin in which the q-quantile lies; 0.0 where nothing was added."""
-        left = q * self.total
+        left = q * sum(self._bins.values())
         for place in sorted(self._bins):
             left -= self._bins[place]
             if left <= 0:
-                return self._LEAST * math.exp(place * self._WIDTH)
+                return (place + 1) * 1e-3
         return 0.0
 
 
@@ -206,6 +202,7 @@ class _Run:
         self.slot_lost, self.slot_admitted = [0] * LEVELS, [0] * LEVELS
         self.second_done = self.second_offered = 0
         self.second_oldest = 0.0
+        self.places = list(range(LEVELS))
 
     def go(self) -> Record:
         steps = deque(scenario_steps(self.scenario))
@@ -235,10 +232,9 @@ class _Run:
         return record
 
     def _tick(self, t: float) -> None:
-        controller = self.controller
+        controller, places = self.controller, self.places
         controller.truth(self.sink.at(t))
         total = self.scenario.demand(t) * TICK * (0.8 + 0.4 * self.load_rng.random())
-        places = list(range(LEVELS))
         self.load_rng.shuffle(places)
         for place in places:
             exact = total * self.scenario.mix[place] + self.fractions[place]
@@ -286,7 +282,7 @@ class _Run:
             call.attempt += 1
             end, call.outcome = self.sink.call(t, call.n)
             self.record.calls += 1
-            if self.sink.at(t).dead:
+            if call.outcome is not Outcome.OK and self.sink.at(t).dead:
                 self.record.leaks.append(t)
             self.idle -= 1
             heapq.heappush(self.ends, (end, next(self.order), call))
@@ -311,20 +307,27 @@ class _Run:
         if lane.retries:
             return heapq.heappop(lane.retries)
         asked = self.controller.batch_size()
-        kept = []
-        for at, n in lane.take(asked):
-            if self.controller.keep(t - at, lane.priority):
-                kept.append((at, n))
-                self.record.delays.add(t - at, n)
-                if lane.priority == 1:
-                    self.record.urgent_delays.add(t - at, n)
-            else:
-                lane.resident -= n
-                self.record.dropped[lane.priority - 1] += n
-                self.slot_lost[lane.priority - 1] += n
+        kept = lane.take(asked)
+        if self.controller.drops:
+            kept = self._drop(lane, t, kept)
         if not kept:
             return None
-        return Call(lane.priority, kept, sum(n for _, n in kept), asked, next(self.order), oldest=kept[0][0])
+        record, total = self.record, 0
+        delays = (record.delays, record.urgent_delays) if lane.priority == 1 else (record.delays,)
+        for at, n in kept:
+            total += n
+            for one in delays:
+                one.add(t - at, n)
+        return Call(lane.priority, kept, total, asked, next(self.order), oldest=kept[0][0])
+
+    def _drop(self, lane: _Lane, t: float, events: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        """What the controller keeps of the events; the rest is counted as dropped."""
+        kept = [(at, n) for at, n in events if self.controller.keep(t - at, lane.priority)]
+        lost = sum(n for _, n in events) - sum(n for _, n in kept)
+        lane.resident -= lost
+        self.record.dropped[lane.priority - 1] += lost
+        self.slot_lost[lane.priority - 1] += lost
+        return kept
 
     def _end(self, call: Call) -> None:
         lane, t = self.lanes[call.priority - 1], self.clock.t

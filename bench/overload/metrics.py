@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.overload.kernel import Record
 
-__all__ = ["CRITERIA", "Figures", "Verdict", "figures", "judge"]
+__all__ = ["CRITERIA", "Figures", "Summary", "Verdict", "figures", "judge", "median", "summarise"]
 
 # Of the oracle's goodput: after convergence, and for the time to get there.
 _ENOUGH, _NEAR = 0.95, 0.9
 # Seconds of which goodput is the mean where its convergence is timed: shorter ones are all noise of batches.
 _SMOOTH = 3
-# Bins of the delays are 5 % wide: less than that is no difference.
+# From one seed to the next a p99 moves by 5 %: less than that is no difference.
 _TIE = 1.05
 # Permits of a half-open breaker, and its reset time: the table's.
 _PROBES, _RESET = 20, 30.0
@@ -50,10 +53,23 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a criterion is met; None where the scenario says nothing about it."""
+    """Whether a criterion is met in one run; None where the scenario says nothing about it."""
 
     met: bool | None
-    figure: str
+    value: float
+    #: What it was compared with.
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A criterion over all seeds."""
+
+    met: int  #: runs that met it
+    runs: int  #: to which it applies
+    median: float
+    worst: float
+    note: str  #: of the worst run
 
 
 def figures(run: Record, oracle: Record) -> Figures:
@@ -89,20 +105,44 @@ def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str
     """The criteria for one controller, `baselines` being what its delay is compared with."""
     rivals = {name: one for name, one in baselines.items() if one.goodput >= ours.goodput}
     best = min(rivals, key=lambda name: rivals[name].p99, default=None)
-    delay = f"{ours.p99:.3g} s, no baseline has that goodput"
-    if best is not None:
-        delay = f"{ours.p99:.3g} s, {best} {rivals[best].p99:.3g} s"
+    delay = "no baseline has that goodput" if best is None else f"{best} {rivals[best].p99:.3g} s"
     allowed = _ACTIVATIONS * len(run.scenario.changes)
     dead = bool(run.scenario.dead)
     return {
-        "priority 1": Verdict(ours.urgent_inversions == 0, f"{ours.urgent_inversions:,}"),
-        "goodput": Verdict(ours.settled >= _ENOUGH, f"{ours.settled:.3f}"),
-        "delay": Verdict(best is None or ours.p99 <= rivals[best].p99 * _TIE, delay),
-        "activations": Verdict(ours.activations <= allowed, f"{ours.activations} of {allowed}"),
-        "leaks": Verdict(ours.leaks_per_reset <= _PROBES if dead else None, f"{ours.leaks_per_reset}" if dead else "-"),
+        "priority 1": Verdict(ours.urgent_inversions == 0, ours.urgent_inversions),
+        "goodput": Verdict(ours.settled >= _ENOUGH, ours.settled),
+        "delay": Verdict(best is None or ours.p99 <= rivals[best].p99 * _TIE, ours.p99, delay),
+        "activations": Verdict(ours.activations <= allowed, ours.activations, f"of {allowed}"),
+        "leaks": Verdict(ours.leaks_per_reset <= _PROBES if dead else None, ours.leaks_per_reset),
         # Tokens are counted in floats by the meter: a hundredth of an event is rounding.
-        "rate": Verdict(ours.excess < 0.01, f"{ours.excess:.2f}"),
+        "rate": Verdict(ours.excess < 0.01, ours.excess),
     }
+
+
+def summarise(runs: Sequence[dict[str, Verdict]]) -> dict[str, Summary]:
+    """The verdicts of several seeds, by criterion. The worst run is one that failed, and else the one nearest to it."""
+    out = {}
+    for name in CRITERIA:
+        verdicts = [run[name] for run in runs if run[name].met is not None]
+        if not verdicts:
+            out[name] = Summary(0, 0, 0.0, 0.0, "")
+            continue
+        least = name == "goodput"
+        worst = max(verdicts, key=lambda one: (not one.met, -one.value if least else one.value))
+        middle = statistics.median(one.value for one in verdicts)
+        out[name] = Summary(sum(bool(one.met) for one in verdicts), len(verdicts), middle, worst.value, worst.note)
+    return out
+
+
+def median(runs: Sequence[Figures]) -> Figures:
+    """Each figure's median over several seeds."""
+    values = {
+        field.name: statistics.median_high(getattr(run, field.name) for run in runs)
+        for field in dataclasses.fields(Figures)
+        if field.name != "lost"
+    }
+    lost = tuple(statistics.median(shares) for shares in zip(*(run.lost for run in runs), strict=True))
+    return Figures(lost=lost, **values)
 
 
 def _next(changes: tuple[float, ...], at: float, end: float) -> float:
@@ -110,8 +150,9 @@ def _next(changes: tuple[float, ...], at: float, end: float) -> float:
 
 
 def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
+    """Goodput over the lesser of the oracle's and the demand: as in `_converges`, one cannot work off what one refused."""
     span = slice(int(start), int(end))
-    return sum(run.goodput[span]) / max(1, sum(oracle.goodput[span]))
+    return sum(run.goodput[span]) / max(1, min(sum(oracle.goodput[span]), sum(run.demand[span])))
 
 
 def _converges(run: Record, oracle: Record, start: float, end: float) -> float:

@@ -16,6 +16,8 @@ the other way round), so that one law serves all:
   hot and until none has been for `min_dwell`. What wobbles between the two changes nothing.
 - Fast attack: depth at its threshold activates in the very next `evaluate`. Slow release: a signal cools only
   when an interval ends, and `pressure` goes `recovery_factor` of the way down per interval.
+- Refusals: where flow control keeps the queue short by refusing, a short queue is no recovery, and the monitor
+  stays active until it was told for `min_dwell` that nothing is refused. Refusals never activate it.
 - Silence is neither health nor fault: a hot signal that is not reported stays hot while events wait and cools
   when none do. Outcomes too few for an error rate are added to those of the next interval.
 - What is normal is learnt only while not active, and not from idleness: overload never becomes the norm.
@@ -106,7 +108,7 @@ class Pressure:
     active: bool = False
     #: How badly: a signal at its threshold makes 0.5, half of it or less 0, one and a half of it or more 1.
     pressure: float = 0.0
-    #: The signal that is worst now; never None while active.
+    #: The signal that is worst now, never None while active; when an activation ends, the one that began it, if measured.
     signal: str | None = None
     #: What that signal read, and the threshold in force for it, in its own unit.
     value: float = 0.0
@@ -163,6 +165,7 @@ class BackpressureMonitor:
         self._history: deque[Pressure] = deque(maxlen=config.history_size)
         # What was last reported of the queue, and whether that calls for a judgement at once.
         self._depth, self._delay, self._alarm = 0.0, 0.0, False
+        self._refusing = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         # Outcomes not judged yet, over as many intervals as it takes; `_delivered` is of this interval alone.
         self._ok = self._failed = self._delivered = 0
@@ -177,9 +180,11 @@ class BackpressureMonitor:
         latency: float | None = None,
         ok: int = 0,
         failed: int = 0,
+        refusing: bool | None = None,
     ) -> None:
         """Report any of: events waiting; age of the oldest in seconds (0 where none waits); seconds that one
-        call of the sink took; how many events the sink took, and failed.
+        call of the sink took; how many events the sink took, and failed; whether events are refused because they
+        would wait too long, which holds an activation until the next report: the queue is short for that reason.
 
         A measurement below 0 counts as 0: counters read one after the other can yield that. ValueError where
         `ok` or `failed` is negative.
@@ -203,6 +208,8 @@ class BackpressureMonitor:
             self._ok += ok
             self._failed += failed
             self._delivered += ok
+            if refusing is not None:
+                self._refusing = refusing
 
     def evaluate(self) -> Pressure:
         """A new judgement if the interval is over or depth has crossed its threshold, else the last one."""
@@ -283,7 +290,7 @@ class BackpressureMonitor:
                 self._hot.discard(reading.signal)
         if self._depth == 0.0:
             self._hot &= spoke
-        if self._hot:
+        if self._hot or (last.active and self._refusing):
             self._hot_at = now
         active = bool(self._hot) or (last.active and now - self._hot_at < config.min_dwell)
         if config.adaptive_thresholds and not active and not last.active:
@@ -298,6 +305,8 @@ class BackpressureMonitor:
         candidates = [r for r in readings if (r.signal in self._hot if active else r.severity > 0.0)]
         if candidates or not active:
             self._named = max(candidates, key=lambda r: r.severity, default=_Reading())
+        if last.active and not active:
+            self._named = next((r for r in readings if r.signal == last.cause), self._named)
         self._since = self._since if last.active else now
         self._last = Pressure(
             at=now,

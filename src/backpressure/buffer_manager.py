@@ -5,6 +5,7 @@
                               AdaptiveBatchManager: how many ────────────┤                      ├──> AdaptiveBatchManager
                               CircuitBreaker: whether at all ────────────┘                      ├──> CircuitBreaker
                               BackpressureMonitor <── depth, delay, latency, errors ────────────┴──> FlowControlManager
+                              FlowControlManager <── queue, circuit
 
 Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
@@ -462,15 +463,27 @@ class BufferManager:
         depth = 0.0
         delay = 0.0
         fill = 0.0
+        queue, taken = [], []
         for lane in self._lanes:
+            accepted = lane.ring.next_seq  # first: what comes in between may hide takings until the next tick, and invents none
             waiting = lane.waiting()
+            queue.append(waiting)
+            taken.append(accepted - waiting)
             if waiting:
                 depth += waiting
                 fill = max(fill, lane.ring.used_bytes / lane.ring.capacity_bytes)
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        self._monitor.observe(depth=depth, delay=delay)
+        # A batch and a half in reach keeps the sink busy until the next look. Who drops the oldest wants nothing refused.
+        refusing = self.config.when_full is not WhenFull.DROP_OLDEST and self._flow.observe(
+            queue,
+            taken,
+            enough=self._batching.batch_size * 3 // 2,
+            calling=self._breaker.state is State.CLOSED,
+            spills=self._disk is not None and self._disk.spiller.error is None,
+        )
+        self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()
         self._batching.evaluate(pressure.pressure)
         return pressure
@@ -488,7 +501,9 @@ class BufferManager:
             since, self._pressed_since = self._pressed_since, None
             active_for = 0.0 if since is None else max(0.0, now - since)
             self._pressed_for += active_for
-            event = BackpressureDeactivated(at=now, signal=pressure.cause or "", active_for=active_for)
+            cause = pressure.cause or ""
+            value = pressure.value if pressure.signal == cause else 0.0
+            event = BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value)
         self._events.emit(event)
 
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from backpressure.config import BufferConfig, Durability
@@ -43,12 +44,23 @@ class DiskTier:
         self.dead_letters: DeadLetterStore | None = None
         try:
             self.dead_letters = DeadLetterStore(self.directory.lane("dead-letters"), self.directory.buffer_id)
-            for priority in range(1, PRIORITY_LEVELS + 1):
-                self.lanes.append(
-                    DurableLane(
-                        priority, config.lane_bytes, self.directory, config.spill, self.dead_letters, config.max_attempts
+            # At once: most of what opening a lane takes is waiting for the system.
+            with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:
+                opening = [
+                    opener.submit(
+                        DurableLane,
+                        priority,
+                        config.lane_bytes,
+                        self.directory,
+                        config.spill,
+                        self.dead_letters,
+                        config.max_attempts,
                     )
-                )
+                    for priority in range(1, PRIORITY_LEVELS + 1)
+                ]
+            self.lanes += [lane.result() for lane in opening if lane.exception() is None]
+            for lane in opening:
+                lane.result()
         except BaseException:
             self._let_go()
             raise

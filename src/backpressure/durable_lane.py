@@ -151,24 +151,31 @@ class DurableLane(Lane):
         with self._lock:
             self._collect_abandoned()
             claims = [delivery.claim for delivery in (*self._out, *self._retries) if delivery.claim.held is not None]
+            for claim in claims:
+                claim.moving = True
         claims.sort(key=lambda claim: claim.messages.first_seq)
         moved = 0
-        for claim in claims:
-            rest = claim.messages[claim.stored :]
-            try:
-                self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
-            finally:
-                with self._lock:
-                    stored = min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
-                    newly, claim.stored = stored - claim.stored, stored
-                    if claim.settled and newly:
-                        # Acked, or dropped, while it was written.
-                        self.store.ack(claim.messages.first_seq + stored - newly, newly)
-                    elif stored == len(claim.messages) and claim.held is not None:
-                        claim.held.leave()
-                        claim.held = None
-            moved += max(rest.nbytes, 1)
+        try:
+            for claim in claims:
+                moved += self._store_claim(claim, pressure)
+        finally:
+            with self._lock:
+                for claim in claims:
+                    claim.moving = False
         return moved
+
+    def _store_claim(self, claim: Claim, pressure: float) -> int:
+        rest = claim.messages[claim.stored :]
+        try:
+            self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
+        finally:
+            with self._lock:
+                claim.stored = min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
+                if claim.stored == len(claim.messages) and claim.held is not None:
+                    claim.held.leave()
+                    claim.held = None
+                claim.moving = False
+        return max(rest.nbytes, 1)
 
     def _store_front(self, pressure: float) -> int:
         claim = self._front[0]
@@ -260,7 +267,6 @@ class DurableLane(Lane):
         self._ring_next = messages.first_seq + len(messages)
 
     def _settle(self, claim: Claim) -> None:
-        claim.settled = True
         if claim.stored:
             self.store.ack(claim.messages.first_seq, claim.stored)
         if claim.held is not None:
@@ -301,7 +307,7 @@ class DurableLane(Lane):
             return super().nack(delivery, not_before)
         if len(delivery.messages) == 1:
             return self._give_up(delivery, not_before)
-        with self._lock:
+        with self._taking, self._lock:  # not while it is being written
             self._take_back(delivery)
             self._batches_nacked += 1
             for claim in delivery.claim.split():
@@ -325,7 +331,7 @@ class DurableLane(Lane):
             kept = True
         except NotNow:
             kept = False
-        with self._lock:
+        with self._taking, self._lock:
             self._take_back(delivery)
             self._batches_nacked += 1
             if kept:

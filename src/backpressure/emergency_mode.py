@@ -8,7 +8,8 @@ shed while a lower one passes; a hundredth of what the sink was offered when it 
 out whether the sink is back. It ends after `min_dwell` at half of the trigger, or when no failure was seen
 for a sliding window. The rate then climbs back, slowly enough that a new excess shows before it would
 trigger again, and steps back while failures are above half of the trigger. A mere switch would oscillate:
-throttling cures the failures that keep it on. Shedding is a refusal with a `retry_after`, never a drop.
+throttling cures the failures that keep it on. Shedding is a refusal with a `retry_after`, never a drop. While the
+sink is not called at all nothing is shed: a full lane then refuses by itself, and room is there for that.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -81,6 +82,8 @@ class EmergencyMode:
         self.window = SlidingCounts(config.window, _OUTCOME_SLOTS, PRIORITY_LEVELS + 3, now)
         self.state = EmergencyState.NORMAL
         self.cap = 1.0
+        #: The sink is not being called: what comes costs it nothing, so nothing is shed while there is room.
+        self.holding = False
         self._passing = [1.0] * PRIORITY_LEVELS
         self._credit = [0.0] * PRIORITY_LEVELS
         self._probe = 0.0
@@ -97,7 +100,7 @@ class EmergencyMode:
 
     def shed(self, p: int, n: int) -> int:
         """How many of n pass. Fractions are kept: of events offered one by one the right part passes too."""
-        if self._passing[p] == 1.0:
+        if self.holding or self._passing[p] == 1.0:
             return n
         credit = self._credit[p] + n * self._passing[p]
         self._credit[p] = credit % 1.0

@@ -73,12 +73,13 @@ class BackpressureActivated(Event):
 class BackpressureDeactivated(Event):
     """Every signal that had crossed its threshold is below its exit threshold again.
 
-    `active_for` is in seconds; `signal` had caused it.
+    `active_for` is in seconds; `signal` had caused it, and reads `value` now (0 where it was not measured).
     """
 
     type: EventType = EventType.BACKPRESSURE_DEACTIVATED
     signal: str
     active_for: float
+    value: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,13 @@ Total. One token bucket: over any span of time no more is admitted than rate * t
 
 Shares. Each priority has a guaranteed share of the pool and borrows what others leave: see priority_shares.py.
 
+Delay. While the queue stands, what would wait too long is refused, the least urgent first: see delay_bound.py.
+
 Emergency. When the sink fails too much, demand is shed, the least urgent first: see emergency_mode.py.
 
 Thread safety: any thread may call any method. One lock, held for microseconds; `on_change` runs after it
-was let go. A clock that goes back stands still until it has caught up: nothing is credited twice.
+was let go. A clock that goes back counts as one that stood still for a moment, and goes on from there:
+nothing is credited twice, and nothing waits for the clock to catch up.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from backpressure.clock import Clock, MonotonicClock
+from backpressure.delay_bound import DelayBound
 from backpressure.emergency_mode import Change, EmergencyMode, EmergencyModeConfig, EmergencyState
 from backpressure.errors import ConfigError
 from backpressure.priority import PRIORITY_LEVELS, check_priority
@@ -52,6 +56,9 @@ class FlowControlConfig:
     throttle_enabled: bool = True
     #: Five, and no other number: each has a lane of its own.
     priority_levels: int = PRIORITY_LEVELS
+    #: Seconds that an event may wait in a queue that stands; bursts may wait three times as long. What would wait
+    #: longer is refused, least urgent first. None: only a full lane refuses, for who gave the memory wants it used.
+    delay_target: float | None = None
     emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
 
     def __post_init__(self) -> None:
@@ -59,6 +66,8 @@ class FlowControlConfig:
         check_fields(self, int, 1, 2**60, "burst_size")
         check_fields(self, float, 1e-3, 86_400.0, "sliding_window_size")
         check_bool(self, "throttle_enabled")
+        if self.delay_target is not None:
+            check_fields(self, float, 1e-3, 86_400.0, "delay_target")
         if isinstance(self.priority_levels, bool) or self.priority_levels != PRIORITY_LEVELS:
             raise ConfigError("priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}")
         if not isinstance(self.emergency_mode, EmergencyModeConfig):
@@ -73,7 +82,8 @@ class Grant:
     granted: int
     #: Seconds until at least one more could be granted: 0 where all were, inf where the rate is 0.
     retry_after: float = 0.0
-    #: Why not all: "rate" (no token is left), "share" (those left are others'), "emergency" (shed), or None.
+    #: Why not all: "rate" (no token is left), "share" (those left are others'), "delay" (it would wait too long),
+    #: "emergency" (shed), or None.
     reason: str | None = None
 
 
@@ -94,6 +104,10 @@ class FlowControlMetrics:
     admitted: tuple[int, ...]
     #: Events admitted per second over the sliding window.
     rates: tuple[float, ...]
+    #: Events per second that the sink takes, as far as measured for `delay_target`; 0 where it is not.
+    sink_rate: float
+    #: Whether the queue stands, so that `delay_target` holds.
+    standing: bool
     #: Events refused since the start, by reason; counted again when they are offered again.
     refused: dict[str, int]
 
@@ -119,28 +133,46 @@ class FlowControlManager:
         self._on_change = on_change
         self._rng = rng if rng is not None else random.Random()
         self._lock = threading.Lock()
-        self._now = now = self._clock()
+        self._reading = now = self._clock()
+        # Seconds that the clock has gone back in all.
+        self._lag = 0.0
         self._throttled = config.throttle_enabled
         self._limit = float(config.max_events_per_second)
         self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
         self._shares = PriorityShares(config.burst_size, now)
         self._emergency = EmergencyMode(config.emergency_mode, config.sliding_window_size, now)
+        target = config.delay_target
+        self._bound = DelayBound(target, now) if target is not None and self._throttled else None
         self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, PRIORITY_LEVELS, now)
         self._admitted = [0] * PRIORITY_LEVELS
-        self._refused = {"rate": 0, "share": 0, "emergency": 0}
+        # Until when nothing expires in either window.
+        self._fresh_until = min(self._window.until, self._emergency.window.until)
+        # Tokens that the bucket holds at least: what it held when it was last asked, less what was taken since.
+        self._sure = 0.0
+        self._refused = {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
         # The last full grant of each priority: callers ask for the same number again and again.
         self._full = [Grant(0)] * PRIORITY_LEVELS
 
     def admit(self, n: int, priority: int) -> Grant:
         """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
-        p = check_priority(priority) - 1
+        # Also called once per event: the common case is kept short, with what it needs in line.
+        p = (priority if type(priority) is int and 0 < priority <= PRIORITY_LEVELS else check_priority(priority)) - 1
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n!r}")
         change = None
         with self._lock:
-            now = self._read_clock()
-            emergency = self._emergency
-            emergency.window.add(now, p, n)
+            reading = self._clock()
+            if reading < self._reading:
+                self._lag += self._reading - reading
+            self._reading = reading
+            now = reading + self._lag
+            emergency, window = self._emergency, self._window
+            demand = emergency.window
+            if now >= self._fresh_until:
+                window.expire(now)
+                demand.expire(now)
+                self._fresh_until = min(window.until, demand.until)
+            demand.row[p] += n
             grant = self._full[p]
             if grant.granted != n:
                 grant = self._full[p] = Grant(n)
@@ -150,18 +182,30 @@ class FlowControlManager:
                     passed = emergency.shed(p, n)
                     if passed < n:
                         grant = Grant(passed, emergency.retry_after(self._rng), "emergency")
+                bound = self._bound
+                if bound is not None and bound.armed:
+                    passed = bound.limit(p, grant.granted)
+                    if passed < grant.granted:
+                        # Spread, so that not all who were refused come back at once.
+                        grant = Grant(passed, bound.retry_after(p) * self._rng.uniform(0.5, 1.5), "delay")
                 now_ns = int(now * 1e9)
-                tokens = self._bucket.tokens_at(now_ns)
-                if tokens - grant.granted >= self._shares.reserve:
+                if self._sure - grant.granted < self._shares.reserve:
+                    self._sure = self._bucket.tokens_at(now_ns)
+                if self._sure - grant.granted >= self._shares.reserve:
                     self._bucket.try_acquire_at(now_ns, grant.granted)
                     self._shares.fill(p, now)
                 else:
-                    grant = self._share_out(p, grant, now, now_ns, tokens)
-            if grant.reason is not None:
-                self._refused[grant.reason] += n - grant.granted
-            self._admitted[p] += grant.granted
-            self._window.add(now, p, grant.granted)
-        self._announce(change)
+                    grant = self._share_out(p, grant, now, now_ns, self._sure)
+                self._sure -= grant.granted
+                if bound is not None and bound.armed:
+                    bound.fill(p, grant.granted)
+            granted = grant.granted
+            if granted != n and grant.reason is not None:
+                self._refused[grant.reason] += n - granted
+            self._admitted[p] += granted
+            window.row[p] += granted
+        if change is not None:
+            self._announce(change)
         return grant
 
     def give_back(self, n: int, priority: int) -> None:
@@ -178,6 +222,31 @@ class FlowControlManager:
             if self._throttled:
                 self._bucket.give_back_at(int(now * 1e9), n)
                 self._shares.give_back(p, n)
+                if self._bound is not None:
+                    self._bound.fill(p, -n)
+
+    def observe(
+        self, waiting: Sequence[int], taken: Sequence[int], *, enough: int, calling: bool = True, spills: bool = False
+    ) -> bool:
+        """Report the queue, ten times within `delay_target` or more. Returns whether events are refused for their delay
+        now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
+
+        waiting, taken: events that wait, and that consumers have taken so far, by priority, the most urgent first.
+        enough: events that keep the sink busy until the next report: a batch and a half.
+        calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
+            or shed for its sake: what comes may as well wait in the room that there is.
+        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay either.
+        """
+        if not len(waiting) == len(taken) == PRIORITY_LEVELS:
+            raise ValueError(f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}")
+        with self._lock:
+            now = self._read_clock()
+            self._emergency.holding = not calling
+            bound = self._bound
+            if bound is None:
+                return False
+            bound.look(now, waiting, taken, enough, calling and not spills)
+            return bound.refused(1.0)
 
     def record_outcome(self, ok: int, failed: int) -> None:
         """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
@@ -205,6 +274,7 @@ class FlowControlManager:
             now = self._read_clock()
             self._shares.settle(now, self._bucket.rate)
             self._shares.resize(burst)
+            self._sure = 0.0
             self._bucket.set_burst_at(int(now * 1e9), burst)
 
     def rate(self, priority: int | None = None) -> float:
@@ -238,6 +308,8 @@ class FlowControlManager:
                 failure_rate=self._emergency.failure_rate(now),
                 admitted=tuple(self._admitted),
                 rates=tuple(count / seconds for count in counts),
+                sink_rate=self._bound.rates[0] if self._bound is not None else 0.0,
+                standing=self._bound is not None and self._bound.standing,
                 refused=dict(self._refused),
             )
 
@@ -248,8 +320,11 @@ class FlowControlManager:
     # From here on: with the lock held.
 
     def _read_clock(self) -> float:
-        self._now = now = max(self._now, self._clock())
-        return now
+        reading = self._clock()
+        if reading < self._reading:
+            self._lag += self._reading - reading
+        self._reading = reading
+        return reading + self._lag
 
     def _step(self, now: float) -> Change | None:
         if not self._throttled:
@@ -263,6 +338,7 @@ class FlowControlManager:
         if rate != self._bucket.rate:
             self._shares.settle(now, self._bucket.rate)
             self._bucket.set_rate_at(int(now * 1e9), rate)
+            self._sure = 0.0
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for everybody to be sure of theirs."""

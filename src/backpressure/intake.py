@@ -138,6 +138,10 @@ class Offer:
             grant = buffer._flow.admit(source.remaining, lane.priority)
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
+                # Room for a delay is renewed by ticks: where consumers are busy, nobody else might come by.
+                if grant.reason == "delay" and (now := buffer._now()) >= buffer._next_tick:
+                    buffer._tick(now)
+                    continue
                 return False
             pushed, seq = source.push(lane.ring, grant.granted)
             if pushed:
@@ -158,7 +162,7 @@ class Offer:
 
     def deadline(self, timeout: float | None) -> float:
         """Until when to press on, in `time.monotonic` seconds."""
-        wait_for_room = self._reason == "full" and self._buffer.config.when_full is WhenFull.BLOCK
+        wait_for_room = self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
         if timeout is None or (timeout == 0 and wait_for_room):
             return float("inf")
         return time.monotonic() + timeout

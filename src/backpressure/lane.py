@@ -35,7 +35,7 @@ class Claim:
     One for all deliveries of the same events. Changed under the lane's lock.
     """
 
-    __slots__ = ("held", "messages", "settled", "stored")
+    __slots__ = ("held", "messages", "moving", "stored")
 
     def __init__(self, messages: Messages, held: Held | None, stored: int = 0) -> None:
         self.messages = messages
@@ -43,7 +43,8 @@ class Claim:
         self.held = held
         #: How many of them, from the front, are on disk.
         self.stored = stored
-        self.settled = False
+        #: Being written to disk at this moment: nobody may settle it meanwhile.
+        self.moving = False
 
     def split(self) -> tuple[Claim, Claim]:
         """Two claims for the halves, in place of this one."""
@@ -208,13 +209,19 @@ class Lane:
 
     def ack(self, delivery: Delivery, latency: float) -> None:
         events = len(delivery.messages)
-        with self._lock:
-            self._take_back(delivery)
-            self._acked += events
-            self._batches_acked += 1
-            self._batch_latency.record(latency)
-            self._batch_events.record(events)
-            self._settle(delivery.claim)
+        while True:
+            with self._lock:
+                if not delivery.claim.moving:
+                    self._take_back(delivery)
+                    self._acked += events
+                    self._batches_acked += 1
+                    self._batch_latency.record(latency)
+                    self._batch_events.record(events)
+                    self._settle(delivery.claim)
+                    return
+            # An ack that returned while its events were on their way to disk could be forgotten by a crash.
+            with self._taking:
+                pass
 
     def nack(self, delivery: Delivery, not_before: float) -> int:
         """Owe the batch again, not before that time. Returns how many of its events were given up."""
@@ -307,7 +314,6 @@ class Lane:
 
     def _settle(self, claim: Claim) -> None:
         """Nothing of it is owed any more."""
-        claim.settled = True
         if claim.held is not None:
             claim.held.leave()
 

@@ -129,8 +129,8 @@ class Spiller:
             except NotNow as refused:
                 # The other lanes have a chance of their own.
                 error = refused
-        if moved and self._interval is not None:
-            self._durable.notify()
+        # Also where nothing was moved: what consumers have acked meanwhile need not be durable any more.
+        self._durable.notify()
         if error is not None:
             raise error
         return moved

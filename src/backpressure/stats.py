@@ -49,7 +49,7 @@ class LaneStats:
     priority: int
     offered: int  #: given to add_events or add_lines, each time that they were
     accepted: int
-    rejected: Mapping[str, int]  #: by reason: "full", "rate", "share", "emergency", "closed"
+    rejected: Mapping[str, int]  #: by reason: "full", "rate", "share", "delay", "emergency", "closed"
     acked: int
     dead_lettered: int
     dropped: Mapping[str, int]  #: accepted and given up, by reason: "oldest", "closed", "damaged", "priority"

@@ -18,8 +18,8 @@ class SpillConfig:
     """The disk tier of one lane; each field has a default that works.
 
     segment_bytes: a file is closed at this size and the next begun. Space comes back a whole file at a time.
-    block_bytes: events are compressed, checksummed and lost to damage this many bytes at a time, before compression; a
-        larger event has a block of its own.
+    block_bytes: events are compressed, checksummed and lost to damage this many bytes of payload at a time, before compression;
+        a larger event has a block of its own.
     max_disk_bytes: no more than this is used, all files together; None: until the disk is full.
     slowest_level, fastest_level: bounds for the zstd level, which goes down as the pressure goes up. A fastest_level of None
         allows no compression at all.

@@ -29,8 +29,8 @@ from typing import Final
 from uuid import UUID
 
 from backpressure.errors import FormatError
-from backpressure.spill.files import READ, WRITE, Files, FileSystem, LocalFileSystem, refusal
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, UNREADABLE, parse_segment_name, segment_owner
+from backpressure.spill.files import READ, UNREADABLE, WRITE, Files, FileSystem, LocalFileSystem, refusal
+from backpressure.spill.segments import SEGMENT_HEADER_BYTES, parse_segment_name, segment_owner
 
 __all__ = ["BufferDirectory", "read_buffer_id"]
 
@@ -113,10 +113,15 @@ class BufferDirectory:
 
 def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
     """The UUID of a buffer and whether both copies say so, or None where nothing says. Raises FormatError, OSError."""
+    unreadable: OSError | None = None
     try:
         raw = _read(files, os.path.join(path, "manifest"), 2 * _COPY_AT)
     except FileNotFoundError:
         raw = b""
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raw, unreadable = b"", error
     found = [_parse(raw[at : at + _COPY_AT], os.path.join(path, "manifest")) for at in (0, _COPY_AT)]
     for buffer_id in found:
         if buffer_id is not None:
@@ -131,9 +136,17 @@ def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
             continue
         for one in names:
             if parse_segment_name(one) is not None:
-                owner = segment_owner(_read(files, os.path.join(inside, one), SEGMENT_HEADER_BYTES))
+                try:
+                    owner = segment_owner(_read(files, os.path.join(inside, one), SEGMENT_HEADER_BYTES))
+                except OSError as error:
+                    if error.errno not in UNREADABLE:
+                        raise
+                    continue
                 if owner is not None:
                     return owner, False
+    if unreadable is not None:
+        # Perhaps it can be read another time; a new one would make everything here somebody else's.
+        raise unreadable
     return None
 
 
@@ -141,10 +154,6 @@ def _read(files: Files, path: str, size: int) -> bytes:
     fd = files.open(path, READ)
     try:
         return files.read(fd, size, 0)
-    except OSError as error:
-        if error.errno not in UNREADABLE:
-            raise
-        return b""
     finally:
         files.close(fd)
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from backpressure.errors import DirectoryInUse, DiskFailed, DiskFull, NotNow
 
-__all__ = ["READ", "WRITE", "CREATE", "FULL", "FileSystem", "Files", "LocalFileSystem", "refusal"]
+__all__ = ["READ", "WRITE", "CREATE", "FULL", "UNREADABLE", "FileSystem", "Files", "LocalFileSystem", "refusal"]
 
 READ: Final = os.O_RDONLY
 WRITE: Final = os.O_RDWR
@@ -26,6 +26,10 @@ CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 #: What "no room" looks like.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS and ext4 for a bad checksum, EUCLEAN
+#: for structures that make no sense.
+UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO})
 
 _T = TypeVar("_T")
 
@@ -113,11 +117,19 @@ class LocalFileSystem:
             os.pwrite(fd, bytes(size), 0)
 
     def fsync(self, fd: int) -> None:
-        os.fsync(fd)
+        if sys.platform == "darwin":
+            # There fsync leaves it to the disk when to write.
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
 
     def fdatasync(self, fd: int) -> None:
-        # macOS has no fdatasync.
-        getattr(os, "fdatasync", os.fsync)(fd)
+        if sys.platform == "darwin":
+            self.fsync(fd)
+        else:
+            os.fdatasync(fd)
 
     def rename(self, old: str, new: str) -> None:
         os.replace(old, new)
@@ -148,13 +160,13 @@ class LocalFileSystem:
 
 
 class Files:
-    """A FileSystem with whole reads, whole writes, and no interrupted calls."""
+    """A FileSystem with whole reads, whole writes, no interrupted calls, and a second try at what can not be read."""
 
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
 
     def open(self, path: str, flags: int) -> int:
-        return _again(self.fs.open, path, flags)
+        return _twice(self.fs.open, path, flags)
 
     def close(self, fd: int) -> None:
         """Never raises: a descriptor is gone whatever close() says, and what was written is judged by fsync."""
@@ -165,12 +177,12 @@ class Files:
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """`size` bytes, fewer only at the end of the file."""
-        data = _again(self.fs.pread, fd, size, offset)
+        data = _twice(self.fs.pread, fd, size, offset)
         if len(data) == size or not data:
             return data
         parts = [data]
         have = len(data)
-        while have < size and (data := _again(self.fs.pread, fd, size - have, offset + have)):
+        while have < size and (data := _twice(self.fs.pread, fd, size - have, offset + have)):
             parts.append(data)
             have += len(data)
         return b"".join(parts)
@@ -268,3 +280,13 @@ def _again(call: Callable[..., _T], *arguments: Any) -> _T:
         except InterruptedError:
             continue
     return call(*arguments)
+
+
+def _twice(call: Callable[..., _T], *arguments: Any) -> _T:
+    """Once more where something could not be read: a fault that passes must not cost events."""
+    try:
+        return _again(call, *arguments)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return _again(call, *arguments)

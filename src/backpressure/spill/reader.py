@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from backpressure.spill.blocks import BlockHeader, Decoder, Link, stored_is_sound
-from backpressure.spill.files import Files
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, UNREADABLE, Segment, SegmentFile, Unreadable
+from backpressure.spill.files import UNREADABLE, Files
+from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable
 from ringbuf import Messages
 
 __all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View"]
 
 _OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
+_NONE: Final = 1 << 64  # larger than any serial
 _MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at most
 
 
@@ -116,16 +117,19 @@ class _Opened:
         self.file = file
         self.points = [_start_of(segment)]
         self.latest = self.points[0]
+        self._furthest = 0
         self._since_mark = 0
 
     def point_for(self, seq: int) -> _Point:
-        if self.latest.seq <= seq:
-            return self.latest
-        return self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
+        """The best known place from which the block of `seq` is found by going forward."""
+        mark = self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
+        return self.latest if mark.seq <= self.latest.seq <= seq else mark
 
     def passed(self, point: _Point) -> None:
-        if point.position > self.latest.position:
-            self.latest = point
+        """Reading has come to here."""
+        self.latest = point
+        if point.position > self._furthest:
+            self._furthest = point.position
             self._since_mark += 1
             if self._since_mark == _MARK_EVERY:
                 self._since_mark = 0
@@ -139,6 +143,7 @@ class Reader:
         self._files = files
         self._directory = directory
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._oldest = _NONE  # the lowest serial among them
         self._decoder = Decoder()
         # The block that was decoded last, of which a part may not have been asked for yet.
         self._cached: Run | None = None
@@ -147,13 +152,19 @@ class Reader:
         for opened in self._opened.values():
             opened.file.close()
         self._opened.clear()
+        self._oldest = _NONE
         self._cached = None
 
-    def forget(self, serial: int) -> None:
-        """Close a segment that is about to go."""
-        opened = self._opened.pop(serial, None)
-        if opened is not None:
-            opened.file.close()
+    def has_before(self, serial: int) -> bool:
+        """Whether a segment older than that is open; for any thread."""
+        return self._oldest < serial
+
+    def close_before(self, serial: int) -> None:
+        """Close segments older than that."""
+        for one in tuple(self._opened):
+            if one < serial:
+                self._opened.pop(one).file.close()
+        self._oldest = min(self._opened, default=_NONE)
 
     def read(self, seq: int, stop: int, max_events: int, max_bytes: int, view: View) -> Run | Missing | Gap | None:
         """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
@@ -300,6 +311,7 @@ class Reader:
             opened = self._opened[segment.serial] = _Opened(file, segment)
             while len(self._opened) > _OPEN_SEGMENTS:
                 self._opened.popitem(last=False)[1].file.close()
+            self._oldest = min(self._opened)
         self._opened.move_to_end(segment.serial)
         return opened
 

@@ -11,11 +11,10 @@ from uuid import UUID
 
 from backpressure.errors import FormatError
 from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
-from backpressure.spill.files import READ, Files
+from backpressure.spill.files import READ, UNREADABLE, Files
 from backpressure.spill.ledger import LEDGER_NAME, Record, read_record
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
-    UNREADABLE,
     Segment,
     SegmentFile,
     Unreadable,

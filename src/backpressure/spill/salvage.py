@@ -136,7 +136,7 @@ def repair_lane(
             for report, header in _walk(reader, reader.size(), segment, bound, newest):
                 if report.state is BlockState.GOOD and header is not None:
                     stored = reader.block(header)[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
-                    body = Body(header.codec, header.width, header.events, header.raw_length, stored)
+                    body = Body(header.codec, header.width, header.events, header.raw_length, (stored,))
                     good.append(frame_block(body, segment.salt, at, header.first_seq, header.link, header.time_ns))
                     at += len(good[-1])
         finally:

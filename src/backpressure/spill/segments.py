@@ -7,7 +7,8 @@ Invariants
     known, but for the link, which the first block repeats.
  2. A file appears under its name complete: it is written as <name>.tmp, made durable, renamed, and the directory is made durable,
     all before its first block is counted as stored. A file <name>.tmp is a trace of a crash, and deleted.
- 3. Only the newest file is written to. Before the next one is made it was made durable. So only the newest has a torn tail.
+ 3. Only the newest file is written to. Before the next one is made it was made durable, or the record that all in it was acked.
+    So only the newest has a torn tail that matters.
  4. A file speaks for the numbers from its base up to the base of the next. Should its link say that fewer events lie before
     than are in the files before it, then those beyond the base were written again (after an fsync that failed), and the
     later file counts.
@@ -38,7 +39,6 @@ Recovery
 
 from __future__ import annotations
 
-import errno
 import re
 import struct
 import zlib
@@ -47,7 +47,7 @@ from uuid import UUID
 
 from backpressure.errors import FormatError
 from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BLOCK_MAGIC, BlockHeader, Link, parse_block_header
-from backpressure.spill.files import READ, Files
+from backpressure.spill.files import READ, UNREADABLE, Files
 
 __all__ = [
     "SEGMENT_HEADER_BYTES",
@@ -68,10 +68,6 @@ _CRC: Final = struct.Struct("<I")
 SEGMENT_HEADER_BYTES: Final = _HEADER.size + _CRC.size
 assert SEGMENT_HEADER_BYTES == 96
 _NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.seg")
-
-#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS and ext4 for a bad checksum, EUCLEAN
-#: for structures that make no sense.
-UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO})
 
 # One read for several blocks. More gains nothing: the kernel reads ahead by itself.
 _WINDOW_BYTES: Final = 1 << 20

@@ -214,16 +214,17 @@ class SpillStore:
                 )
             if len(lengths) == 0:
                 return
-            before = writer.view.end
+            with self._settling:
+                # Asked before: what is appended now may be read and acked before append() has come back.
+                nothing_waits = self._settled.events == writer.view.end.rank
             level = level_for(pressure, self.config)
             try:
                 self._attempt("append to", lambda: writer.append(first_seq, data, offsets, lengths, level, time_ns))
             finally:
                 # If nothing waited, the numbers left out are settled. Otherwise the reader will come to the gap.
-                if writer.end_seq > first_seq:
+                if nothing_waits and writer.end_seq > first_seq:
                     with self._settling:
-                        if self._settled.events >= before.rank:
-                            self._settled.settle(self._settled.seq, first_seq, 0)
+                        self._settled.settle(self._settled.seq, first_seq, 0)
 
     def sync(self) -> None:
         """Make durable what was appended. Raises DiskFull or DiskFailed, and then durable_seq stays."""
@@ -236,7 +237,9 @@ class SpillStore:
             action()
         except (OSError, DiskFull) as error:
             refused = error if isinstance(error, DiskFull) else refusal(f"can not {what} {self.directory}", error)
-            self._refused_full += isinstance(refused, DiskFull)
+            if isinstance(refused, DiskFull):
+                self._refused_full += 1
+                self._free_room()
             if refused is error:
                 raise
             raise refused from error
@@ -293,6 +296,8 @@ class SpillStore:
                 self._damaged.add(missing.serial)
                 self._lost_events += events
                 self._lost_ranges += 1
+                # So that it is not reported again after a restart.
+                self._record()
         return dataclasses.replace(lost, events=events) if events else None
 
     # ------------------------------------------------------------ acking
@@ -319,6 +324,7 @@ class SpillStore:
             self._record()
             self._retire()
         self._restart_if_drained()
+        self._close_retired()
 
     def sync_acks(self) -> bool:
         """Make durable what was acked, as far as the record has room for it; False where the file system refused.
@@ -360,6 +366,18 @@ class SpillStore:
             self._make_reserve()
         self._count_other_bytes()
 
+    def _close_retired(self) -> None:
+        """A file that was deleted takes room until nobody has it open."""
+        segments = self._writer.view.segments
+        if not segments or not self._reader.has_before(segments[0].serial):
+            return
+        # Whoever reads now opens nothing older, and the next ack comes by here again.
+        if self._reading.acquire(blocking=False):
+            try:
+                self._reader.close_before(segments[0].serial)
+            finally:
+                self._reading.release()
+
     def _settled_segments(self) -> int:
         """How many of the oldest files, never the newest, hold nothing that is owed."""
         segments = self._writer.view.segments
@@ -375,6 +393,12 @@ class SpillStore:
             self._failed_acks += 1
         durable = self._ledger.durable
         return durable is not None and durable.prefix >= prefix
+
+    def _free_room(self) -> None:
+        """What could not be deleted when it was acked, because the full disk had no room for the record either."""
+        with self._settling:
+            self._retire()
+        self._restart_if_drained()
 
     def _give_up(self, segment: Segment) -> None:
         """Delete a file, or keep it aside if it was damaged."""

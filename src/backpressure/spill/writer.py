@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backpressure.errors import DiskFull
-from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BlockHeader, Body, Encoder, Link, frame_block, stored_is_sound
+from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BlockHeader, Body, Encoder, Link, frame_block, narrow, stored_is_sound
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, WRITE, Files
 from backpressure.spill.reader import View
@@ -94,21 +94,25 @@ class Writer:
     ) -> None:  # fmt: skip
         """Write block after block; raises OSError or DiskFull, and then `end_seq` tells how far it came."""
         count = len(lengths)
-        # Each event with its length, which takes four bytes at most.
-        costs = offsets[1:] + np.arange(4, 4 * count + 4, 4)
+        block_bytes = self._config.block_bytes
+        most = block_bytes // 4  # so that the lengths of tiny events do not make up a multiple of it
+        payload = memoryview(data)
+        narrowed = narrow(lengths)
         at = 0
         while at < count:
-            spent = int(costs[at - 1]) if at else int(offsets[0])
-            stop = max(int(np.searchsorted(costs, spent + self._config.block_bytes, "right")), at + 1)
+            start = int(offsets[at])
+            stop = int(np.searchsorted(offsets, start + block_bytes, "right")) - 1
+            # Events of no bytes at the very end are found at once, and one that is larger has a block of its own.
+            stop = max(min(stop, at + most, count), at + 1)
+            end = int(offsets[stop])
             self._check_room(0)
-            body = self._encoder.encode(data[offsets[at] : offsets[stop]], lengths[at:stop], level)
-            self._append_block(body, first_seq + at, time_ns)
-            self.raw_bytes += int(offsets[stop] - offsets[at])
+            self._append_block(self._encoder.encode(payload[start:end], narrowed[at:stop], level), first_seq + at, time_ns)
+            self.raw_bytes += end - start
             self.appended_events += stop - at
             at = stop
 
     def _append_block(self, body: Body, first_seq: int, time_ns: int) -> None:
-        size = BLOCK_HEADER_BYTES + len(body.stored) + 7
+        size = BLOCK_HEADER_BYTES + body.stored_length + 7
         self._check_room(size)
         if self._failed:
             self.sync()
@@ -250,4 +254,4 @@ class Writer:
             # One that is damaged is left out; its successor's link tells so.
             if stored_is_sound(block, header):
                 stored = block[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
-                yield Body(header.codec, header.width, header.events, header.raw_length, stored), header
+                yield Body(header.codec, header.width, header.events, header.raw_length, (stored,)), header

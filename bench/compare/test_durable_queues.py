@@ -1,0 +1,132 @@
+"""Accepted events a second with a directory, against durable queues for Python and against SQLite.
+
+Peers come with the extra `compare`. Each is used as its documentation says is fast: a batch call or one transaction where it has
+one, else one put for each event. What is accepted is on disk, or in the page cache, in all of them: it outlives the process. Our
+events are put in lists of 1,000.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sqlite3
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backpressure import BufferConfig, BufferManager
+
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"), pytest.mark.platform]
+
+EVENTS = [b"%06d " % i + b"x" * 200 for i in range(100_000)]
+
+
+def ours(path: Path, count: int) -> float:
+    with BufferManager(BufferConfig(directory=path)) as buffer:
+        started = time.perf_counter()
+        for start in range(0, count, 1000):
+            assert buffer.add_events(EVENTS[start : start + 1000]).accepted == 1000
+        rate = count / (time.perf_counter() - started)
+        assert buffer.stats().resident == count
+        out = 0
+        while (batch := buffer.get_batch()) is not None:
+            out += len(batch)
+            batch.ack()
+        assert out == count
+    return rate
+
+
+def sqlite(path: Path, count: int) -> float:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=NORMAL")
+    database.execute("CREATE TABLE queue (id INTEGER PRIMARY KEY, event BLOB)")
+    started = time.perf_counter()
+    for start in range(0, count, 10_000):
+        with database:
+            database.executemany("INSERT INTO queue (event) VALUES (?)", ((event,) for event in EVENTS[start : start + 10_000]))
+    rate = count / (time.perf_counter() - started)
+    assert database.execute("SELECT count(*) FROM queue").fetchone() == (count,)
+    database.close()
+    return rate
+
+
+def persist_queue(path: Path, count: int) -> float:
+    from persistqueue import SQLiteQueue
+
+    queue = SQLiteQueue(str(path), auto_commit=False)
+    started = time.perf_counter()
+    for event in EVENTS[:count]:
+        queue.put(event)
+    queue.task_done()
+    rate = count / (time.perf_counter() - started)
+    assert queue.size == count
+    queue.close()
+    return rate
+
+
+def litequeue(path: Path, count: int) -> float:
+    from litequeue import LiteQueue
+
+    queue = LiteQueue(str(path))
+    started = time.perf_counter()
+    for event in EVENTS[:count]:
+        queue.put(event.decode())
+    rate = count / (time.perf_counter() - started)
+    assert queue.qsize() == count
+    queue.conn.close()
+    return rate
+
+
+def diskcache(path: Path, count: int) -> float:
+    from diskcache import Deque
+
+    queue = Deque(directory=str(path))
+    started = time.perf_counter()
+    with queue.transact():
+        for event in EVENTS[:count]:
+            queue.append(event)
+    rate = count / (time.perf_counter() - started)
+    assert len(queue) == count
+    queue.cache.close()
+    return rate
+
+
+PEERS: dict[str, tuple[str, Callable[[Path, int], float], int]] = {
+    "persist-queue": ("persistqueue", persist_queue, 5_000),
+    "litequeue": ("litequeue", litequeue, 5_000),
+    "diskcache.Deque": ("diskcache", diskcache, 5_000),
+}
+
+
+def test_against_sqlite(benchmark, tmp_path: Path) -> None:
+    count = 10_000 if benchmark.disabled else 100_000
+    rate = benchmark.pedantic(ours, args=(tmp_path / "ours-0", count), rounds=1)
+    if benchmark.disabled:
+        return
+    ratios = sorted(ours(tmp_path / f"ours-{i}", count) / sqlite(tmp_path / f"db-{i}", count) for i in range(1, 6))
+    benchmark.extra_info.update(events_per_second=round(rate), times_sqlite=round(ratios[2], 1))
+    print(f"\naccepted with a directory: {ratios[2]:.1f} times SQLite in WAL mode, 10,000 rows a transaction; 20 wanted")
+
+
+def test_against_durable_queues(benchmark, tmp_path: Path) -> None:
+    there = {name: peer for name, peer in PEERS.items() if importlib.util.find_spec(peer[0])}
+    if not there:
+        pytest.skip("no peer is installed: pip install .[compare]")
+    count = 10_000 if benchmark.disabled else 100_000
+    benchmark.pedantic(ours, args=(tmp_path / "ours", count), rounds=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the peers' own
+        rates = {name: work(tmp_path / name, 100 if benchmark.disabled else most) for name, (_, work, most) in there.items()}
+        gc.collect()
+    if benchmark.disabled:
+        return
+    mine = sorted(ours(tmp_path / f"ours-{i}", count) for i in range(5))[2]
+    fastest = max(rates, key=lambda name: rates[name])
+    benchmark.extra_info.update(events_per_second=round(mine), times=round(mine / rates[fastest]))
+    benchmark.extra_info.update({name: round(rate) for name, rate in rates.items()})
+    print(f"\naccepted with a directory: {mine:,.0f} a second, {mine / rates[fastest]:.0f} times {fastest}; 100 wanted; {rates}")

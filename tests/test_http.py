@@ -85,7 +85,7 @@ def test_backpressure_and_flow_control(buffer: BufferManager, client: Client) ->
     assert (shown["active"], shown["pressure"], shown["backpressure_seconds"]) == (False, 0.0, 0.0)
     shown = client.get("/buffer/flow-control").json()
     assert shown["rate_limit"] == 20_000_000
-    assert shown["refused"] == {"rate": 0, "share": 0, "emergency": 0}
+    assert shown["refused"] == {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
 
 
 def test_health_says_whether_and_why_not() -> None:

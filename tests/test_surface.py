@@ -39,9 +39,12 @@ FLOORS = [
         "delay_bound",
         "priority_shares",
     },
-    {"admission", "stats", "lane", "durable_lane", "batch", "spill"},
-    {"config", "intake", "wakeup", "gathering", "spiller", "disk_tier", "buffer_manager", "aio"},
-    {"sinks", "sources", "testing", "testing_files"},
+    {"admission", "histogram", "stats", "lane", "durable_lane", "batch", "spill"},
+    {
+        *("config", "intake", "single", "settings", "wakeup", "gathering", "spiller", "disk_tier"),
+        *("buffer_manager", "aio"),
+    },
+    {"sinks", "sources", "testing", "testing_files", "metrics", "logging"},
     {"cli", "__main__", "http"},
 ]
 # BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.

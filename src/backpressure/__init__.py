@@ -64,6 +64,7 @@ from backpressure.flow_control_manager import (
     FlowControlMetrics,
     Grant,
 )
+from backpressure.histogram import HistogramStats
 from backpressure.priority import Priority
 from backpressure.spill import SpillConfig
 from backpressure.stats import BufferStats, DiskStats, LaneStats
@@ -79,6 +80,7 @@ __all__ = [
     "Batch",
     "BufferStats",
     "LaneStats",
+    "HistogramStats",
     "DiskStats",
     "SpillConfig",
     # the policies

@@ -155,6 +155,7 @@ class BufferManager:
         self._next_tick = 0.0
         self._pressed_since: float | None = None
         self._pressed_for = 0.0
+        self._pressed_seen = 0.0  # what stats() said last
         self._trips = 0
         self._closing = False
         self._closed = False
@@ -392,7 +393,7 @@ class BufferManager:
         lane, events = delivery.lane, len(delivery.messages)
         latency = max(0.0, now - batch.taken_at)
         if ok:
-            lane.ack(delivery)
+            lane.ack(delivery, latency)
             self._room.notify()
             batch.permit.success(latency)
             self._batching.record(events, latency, batch.filled)
@@ -603,6 +604,9 @@ class BufferManager:
             rejected.update(one.rejected)
             dropped.update(one.dropped)
         since = self._pressed_since
+        # Read while another thread ends the pressure, the two parts may not fit: but a counter never goes back.
+        pressed = self._pressed_for + (0.0 if since is None else max(0.0, now - since))
+        self._pressed_seen = pressed = max(pressed, self._pressed_seen)
         return BufferStats(
             at=now,
             offered=sum(one.offered for one in all_lanes),
@@ -622,7 +626,7 @@ class BufferManager:
             capacity_bytes=sum(one.capacity_bytes for one in all_lanes),
             oldest_age=max(one.oldest_age for one in all_lanes),
             backpressure_active=self._monitor.active,
-            backpressure_seconds=self._pressed_for + (0.0 if since is None else max(0.0, now - since)),
+            backpressure_seconds=pressed,
             circuit_trips=self._trips,
             handler_errors=self._events.handler_errors,
             handler_overflows=self._events.overflows,

@@ -56,6 +56,8 @@ class DurableLane(Lane):
         self.missing: list[tuple[int, int]] = []
         ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes)
         super().__init__(priority, ring)
+        #: Times that max_disk_bytes left no room, counted by the spiller.
+        self.over_budget = 0
         # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
         self._front: deque[Claim] = deque()
         self._front_events = 0
@@ -242,7 +244,9 @@ class DurableLane(Lane):
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
-        return self._disk_waiting > 0 or self._front_events > 0 or len(self.ring) > 0
+        # Under the lock: what moves from one tier to another is in neither for a moment.
+        with self._lock:
+            return self._waiting() > 0
 
     def _count_taken(self, claim: Claim) -> None:
         count = len(claim.messages)
@@ -294,7 +298,7 @@ class DurableLane(Lane):
             unsynced=max(self.ring.next_seq - self._durable_seq(), 0),
             lost_ranges=self._lost_ranges,
             failed_syncs=stats.failed_syncs,
-            refused_full=stats.refused_full,
+            refused_full=stats.refused_full + self.over_budget,
         )
 
     # ------------------------------------------------------------ events that fail again and again

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from backpressure.errors import BatchStateError, BufferClosed
+from backpressure.histogram import EVENTS, SECONDS, Histogram
 from backpressure.stats import DiskStats, LaneStats
 from ringbuf import MessageRing, Messages
 
@@ -123,6 +124,9 @@ class Lane:
         self._dead_lettered = 0
         self._batches_acked = 0
         self._batches_nacked = 0
+        self._queue_delay = Histogram(SECONDS)
+        self._batch_latency = Histogram(SECONDS)
+        self._batch_events = Histogram(EVENTS)
 
     # ------------------------------------------------------------ producers
 
@@ -191,23 +195,28 @@ class Lane:
                     return None
                 if self._retries:
                     return self._redeliver(now)
+                waited = self._oldest_age(now)
             claim = self._fetch(max_events, max_bytes)
             if claim is None:
                 return None
             delivery = Delivery(self, claim)
             with self._lock:
                 self._count_taken(claim)
+                self._queue_delay.record(waited)
                 self._in_flight += len(claim.messages)
                 self._out.add(delivery)
             return delivery
 
-    def ack(self, delivery: Delivery) -> None:
+    def ack(self, delivery: Delivery, latency: float) -> None:
+        events = len(delivery.messages)
         while True:
             with self._lock:
                 if not delivery.claim.moving:
                     self._take_back(delivery)
-                    self._acked += len(delivery.messages)
+                    self._acked += events
                     self._batches_acked += 1
+                    self._batch_latency.record(latency)
+                    self._batch_events.record(events)
                     self._settle(delivery.claim)
                     return
             # An ack that returned while its events were on their way to disk could be forgotten by a crash.
@@ -281,6 +290,9 @@ class Lane:
                 used_bytes=self.ring.used_bytes,
                 capacity_bytes=self.ring.capacity_bytes,
                 oldest_age=self._oldest_age(now),
+                queue_delay=self._queue_delay.stats(),
+                batch_latency=self._batch_latency.stats(),
+                batch_events=self._batch_events.stats(),
                 disk=self._disk_stats(),
             )
 

@@ -19,6 +19,7 @@ from backpressure.admission import Admission
 from backpressure.backpressure_monitor import Pressure
 from backpressure.circuit_breaker import CircuitBreakerMetrics
 from backpressure.flow_control_manager import FlowControlMetrics
+from backpressure.histogram import HistogramStats
 
 __all__ = ["Admission", "BufferStats", "DiskStats", "LaneStats"]
 
@@ -62,6 +63,9 @@ class LaneStats:
     used_bytes: int  #: of the ring, headers included
     capacity_bytes: int
     oldest_age: float  #: seconds that the oldest waiting event has waited
+    queue_delay: HistogramStats  #: seconds from arrival to first delivery, to 10 ms, of each batch's oldest event
+    batch_latency: HistogramStats  #: seconds from get_batch to the ack, of each acked batch
+    batch_events: HistogramStats  #: events in each acked batch
     disk: DiskStats | None = None  #: None: in memory only
 
     def check(self) -> None:

@@ -1,6 +1,8 @@
 """The command `penstock`.
 
     penstock pump SOURCE... --to SINK     carry lines through a buffer
+    penstock serve --config FILE          the same as a service, described by a TOML file
+    penstock top URL                      watch one
     penstock bench                        measure this machine
 
 Each sub-command is a module with `main(argv) -> int`, imported only when it is called: a command line tool
@@ -17,6 +19,8 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "pump": ("backpressure.cli.pump", "carry lines from files or stdin to a sink, at least once, in order"),
+    "serve": ("backpressure.cli.serve", "carry lines from files and sockets to a sink, as a service that a TOML file describes"),
+    "top": ("backpressure.cli.top", "watch a running buffer"),
     "bench": ("backpressure.cli.bench", "measure the throughput of this machine beside its yardsticks"),
 }
 

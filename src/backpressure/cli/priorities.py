@@ -27,9 +27,10 @@ def parse_rule(text: str) -> Rule:
 
 
 class PriorityRules:
-    """Splits a chunk of lines by priority. Immutable, so any thread may use it."""
+    """Splits a chunk of lines by priority; `default` is for those that no rule matches. Immutable, so any thread may use it."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], default: int = Priority.NORMAL) -> None:
+        self._default = default - 1
         self._rules = [(pattern.search, priority) for pattern, priority in rules]
 
     def split(self, chunk: memoryview) -> list[tuple[int, list[bytes]]]:
@@ -46,5 +47,5 @@ class PriorityRules:
                     by_priority[priority - 1].append(line)
                     break
             else:
-                by_priority[Priority.NORMAL - 1].append(line)
+                by_priority[self._default].append(line)
         return [(priority, found) for priority, found in enumerate(by_priority, 1) if found]

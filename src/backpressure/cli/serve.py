@@ -1,0 +1,180 @@
+"""`penstock serve`: lines from files and sockets through a buffer to a sink, as a service that one TOML file describes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from backpressure.cli.arguments import BY_SIGNAL, FAILED, OK, USAGE
+from backpressure.cli.notify import notify, watchdog_seconds
+from backpressure.cli.serve_config import Mistakes, ServeConfig, load
+from backpressure.cli.serve_explain import explain
+from backpressure.cli.service import Service, put_in_force
+from backpressure.errors import BackpressureError, ConfigError
+
+__all__ = ["main"]
+
+_log = logging.getLogger("backpressure")
+
+# The handler only leaves a note; this is how soon it is read.
+_SIGNAL_SECONDS = 0.1
+# How often positions are committed and saved (seconds): what a crash makes come twice is what was delivered since.
+_SAVE_SECONDS = 1.0
+
+_EPILOG = f"""\
+signals:
+  SIGTERM, SIGINT  end: sources stop, what is buffered is delivered for up to service.drain_timeout seconds; a second one
+                   ends it at once
+  SIGHUP           read the configuration again: rate, batch size, log level and drain timeout change at once, what needs a
+                   restart is named, a sink that is a file is opened anew
+
+exit codes:
+  {OK}    everything that came in was delivered (after a signal as well)
+  {FAILED}    something could not be opened, a source or the sink failed for good, or events were not delivered
+  {USAGE}    the configuration is wrong: nothing was opened
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `penstock serve` with these arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="penstock serve",
+        description="Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML file; PENSTOCK_TABLE__KEY variables go over it")
+    parser.add_argument("--check", action="store_true", help="only say what is wrong with it, or what it does")
+    options = parser.parse_args(argv)
+    try:
+        config = load(options.config)
+    except OSError as error:
+        _say(f"{options.config}: {error.strerror}")
+        return USAGE
+    except Mistakes as error:
+        for line in error.lines:
+            _say(f"{options.config}: {line}")
+        return USAGE
+    if options.check:
+        print(explain(config))
+        return OK
+    _log_to_stderr(config.service.log_level)
+    return _serve(options.config, config)
+
+
+def _serve(path: str, config: ServeConfig) -> int:
+    try:
+        service = Service(config)
+    except BackpressureError as error:
+        _say(str(error))
+        return USAGE if isinstance(error, ConfigError) else FAILED
+    except OSError as error:
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        return FAILED
+    with _noted_signals() as signals:
+        try:
+            service.start()
+        except RuntimeError as error:
+            _say(str(error))
+            service.stop(lambda: True)
+            return FAILED
+        for address in service.addresses:
+            _log.info("listening: %s", address)
+        notify("READY=1", "STATUS=" + ", ".join(service.addresses))
+        _watch(path, service, signals)
+        notify("STOPPING=1")
+        # The one that ended it, and a second one; a wish to reload is none at this point.
+        lost = service.stop(lambda: len(_ends(signals)) > 1)
+    if service.kept:
+        _say(f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start")
+    if lost:
+        _say(f"{lost:,} events were NOT delivered; those from followed files are read again at the next start")
+    if lost or service.errors:
+        return BY_SIGNAL + _ends(signals)[0] if lost and _ends(signals) else FAILED
+    return OK
+
+
+def _watch(path: str, service: Service, signals: list[int]) -> None:
+    """Run until a signal, or the service itself, ends it."""
+    watchdog = watchdog_seconds()
+    next_save = next_ping = time.monotonic()
+    while not service.finished:
+        while signals and _is_reload(signals[0]):
+            signals.pop(0)
+            _reload(path, service)
+        if signals:
+            _log.info("ending: delivering what is buffered, for up to %g s", service.config.service.drain_timeout)
+            return
+        now = time.monotonic()
+        if now >= next_save:
+            next_save = now + _SAVE_SECONDS
+            service.save_positions()
+        if watchdog is not None and now >= next_ping:
+            next_ping = now + watchdog / 2
+            notify("WATCHDOG=1")
+        time.sleep(_SIGNAL_SECONDS)
+
+
+def _reload(path: str, service: Service) -> None:
+    """Read the configuration again. One that is wrong changes nothing."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        done, later = put_in_force(service, load(path))
+    except OSError as error:
+        _log.error("not reloaded: %s: %s", path, error.strerror)
+    except Mistakes as error:
+        for line in error.lines:
+            _log.error("not reloaded: %s", line)
+    else:
+        _log.info("reloaded: %s", ", ".join(done) or "nothing has changed that can be changed now")
+        if later:
+            _log.warning("needs a restart: %s", ", ".join(later))
+    notify("READY=1")
+
+
+def _ends(signals: list[int]) -> list[int]:
+    return [number for number in signals if not _is_reload(number)]
+
+
+def _is_reload(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None)
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list of the signals that arrive: an exception could break the code that it hits."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals go to the main thread's code
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_to_stderr(level: str) -> None:
+    """Plain lines; with a time unless the journal, which has its own, reads them."""
+    journal = "JOURNAL_STREAM" in os.environ
+    pattern = "%(levelname)s %(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, format=pattern, level="WARNING")
+    _log.setLevel(level.upper())
+
+
+def _say(text: str) -> None:
+    print(f"penstock: {text}", file=sys.stderr, flush=True)

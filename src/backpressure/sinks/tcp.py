@@ -1,0 +1,79 @@
+"""TcpSink: events as lines over one TCP connection, made again when it breaks.
+
+TCP has no answer to a line: a batch counts as delivered when the system has taken all of it. What the peer had not read when it
+died is lost, and neither side knows how much; where that matters, use HttpSink, or a file. A batch whose write failed
+comes again whole, over a new connection, so its beginning may arrive twice.
+
+Not safe for several threads: a sink belongs to the one that delivers.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from backpressure.batch import Batch
+
+__all__ = ["TcpSink"]
+
+# As in LineSink: the join writes it, and the system call reads it from the cache.
+_PIECE_BYTES = 256 * 1024
+
+
+class TcpSink:
+    """Connects to `host`:`port` with the first batch. `timeout`: seconds that connecting, and each write, may take."""
+
+    def __init__(self, host: str, port: int, *, timeout: float = 10.0) -> None:
+        self.name = f"{host}:{port}"
+        self._address = (host, port)
+        self._timeout = timeout
+        self._socket: socket.socket | None = None
+        self._piece = memoryview(bytearray(_PIECE_BYTES))
+
+    def send(self, batch: Batch) -> None:
+        """Write all of `batch`, or raise OSError."""
+        connection = self._connection()
+        done = 0
+        try:
+            while done < len(batch):
+                events, nbytes = batch.join_into(self._piece, done)
+                if events:
+                    connection.sendall(self._piece[:nbytes])
+                else:  # one that is larger than the piece
+                    events = 1
+                    connection.sendall(batch[done] + b"\n")
+                done += events
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the connection; what the system has taken is still sent."""
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
+
+    def _connection(self) -> socket.socket:
+        """The connection, made anew where there is none or the peer has ended it."""
+        if self._socket is not None and _ended(self._socket):
+            self.close()
+        if self._socket is None:
+            self._socket = socket.create_connection(self._address, self._timeout)
+            # So that a peer that is gone without a word is noticed also while nothing is sent.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return self._socket
+
+
+def _ended(connection: socket.socket) -> bool:
+    """Whether the peer has closed: a write would still succeed, into nothing. What it says otherwise is not for us."""
+    timeout = connection.gettimeout()
+    connection.settimeout(0.0)
+    try:
+        while connection.recv(4096):
+            pass
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(timeout)
+    return True

@@ -1,0 +1,73 @@
+"""Configs out of plain mappings: every mistake names its table and key."""
+
+from __future__ import annotations
+
+import pytest
+
+from backpressure.config import BufferConfig, WhenFull
+from backpressure.errors import ConfigError
+from backpressure.settings import build, parse_size
+
+
+def test_what_plain_data_can_not_say() -> None:
+    config = build(
+        BufferConfig,
+        {
+            "lane_bytes": "64K",
+            "when_full": "DROP_OLDEST",
+            "retry_backoff": 1,
+            "circuit_breaker": {"failure_threshold": 0.5},
+            "flow_control": {"emergency_mode": {"enabled": False}},
+        },
+    )
+    assert config.lane_bytes == 65536
+    assert config.when_full is WhenFull.DROP_OLDEST
+    assert config.circuit_breaker.failure_threshold == 0.5
+    assert config.flow_control.emergency_mode.enabled is False
+    assert config.monitor == BufferConfig().monitor
+    assert build(BufferConfig, {"directory": None, "when_full": WhenFull.BLOCK}).when_full is WhenFull.BLOCK
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "message"),
+    [
+        ({"lane_byte": 1}, "buffer.lane_byte", "did you mean 'lane_bytes'"),
+        ({"zzz": 1}, "buffer.zzz", "known are"),
+        ({"lane_bytes": 1}, "buffer.lane_bytes", "from 4,096"),
+        ({"lane_bytes": "64X"}, "buffer.lane_bytes", "64M"),
+        ({"lane_bytes": 5.0}, "buffer.lane_bytes", "a whole number"),
+        ({"lane_bytes": True}, "buffer.lane_bytes", "a whole number"),
+        ({"retry_backoff": "1s"}, "buffer.retry_backoff", "a number"),
+        ({"when_full": "drop"}, "buffer.when_full", "one of block, reject"),
+        ({"when_full": 3}, "buffer.when_full", "WhenFull"),
+        ({"circuit_breaker": 3}, "buffer.circuit_breaker", "a table"),
+        ({"circuit_breaker": {"reset_timeot": 3}}, "buffer.circuit_breaker.reset_timeot", "did you mean 'reset_timeout'"),
+        ({"circuit_breaker": {"reset_timeout": -3}}, "buffer.circuit_breaker.reset_timeout", "must be a number"),
+        ({"flow_control": {"throttle_enabled": 1}}, "buffer.flow_control.throttle_enabled", "true or false"),
+        ({"flow_control": {"emergency_mode": {"x": 1}}}, "buffer.flow_control.emergency_mode.x", "no such key"),
+    ],
+)
+def test_mistakes(given: dict, field: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(BufferConfig, given, "buffer")
+    assert caught.value.field == field
+    assert str(caught.value).startswith(field + ": ")
+    assert str(caught.value).count(field.rpartition(".")[2]) <= 2, "the name is said once, and once in a hint"
+
+
+def test_no_mapping() -> None:
+    with pytest.raises(ConfigError, match="buffer: must be a table"):
+        build(BufferConfig, [1], "buffer")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4096", 4096), ("64K", 65536), ("1 MiB", 1 << 20), ("2gb", 2 << 30), ("1T", 1 << 40), ("1_000", 1000)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1X", "0x10", "²"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        parse_size(text)

@@ -1,0 +1,199 @@
+"""`penstock top`: rates from two readings, and a screen that says what is not as it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import threading
+from collections.abc import Mapping
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from backpressure.buffer_manager import BufferManager
+from backpressure.circuit_breaker import CircuitBreakerConfig
+from backpressure.cli import main, top
+from backpressure.config import BufferConfig
+from backpressure.testing import FakeClock
+
+rich_console = pytest.importorskip("rich.console")
+
+
+def plain(value):
+    """A snapshot as the HTTP server sends it."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def stats_of(buffer: BufferManager) -> dict:
+    return json.loads(json.dumps(plain(buffer.stats())))
+
+
+@pytest.fixture
+def server():
+    """Answers GET /buffer/stats with what `answers` gives, the last one for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/buffer/stats":
+                self.send_error(404)
+                return
+            answer = self.server.answers[0] if len(self.server.answers) == 1 else self.server.answers.pop(0)
+            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.answers = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def shown(renderable) -> str:
+    out = io.StringIO()
+    rich_console.Console(file=out, width=200).print(renderable)
+    return out.getvalue()
+
+
+def test_rates_are_over_the_clock_of_the_buffer() -> None:
+    clock = FakeClock(10.0)
+    buffer = BufferManager(BufferConfig(lane_bytes=4096), clock=clock)
+    before = top.Reading(stats_of(buffer))
+    assert before.rate("offered") is None
+    buffer.add_events([b"x" * 100] * 100, priority=2)
+    buffer.get_batch(max_events=10).ack()
+    clock.advance(2.0)
+    reading = top.Reading(stats_of(buffer), before)
+    assert reading.rate("offered") == 50.0
+    assert reading.rate("offered", "2") == 50.0
+    assert reading.rate("offered", "1") == 0.0
+    assert reading.rate("acked", "2") == 5.0
+    assert reading.rate("rejected", "2") == buffer.stats().rejected["full"] / 2.0
+    assert reading.rate("no such", "2") is None
+
+
+def test_a_new_process_starts_anew() -> None:
+    clock = FakeClock(1000.0)
+    old = BufferManager(clock=clock)
+    old.add_events([b"x"] * 100)
+    before = top.Reading(stats_of(old))
+    clock.advance(1.0)
+    assert top.Reading(stats_of(BufferManager(clock=clock)), before).rate("offered") is None
+    assert top.Reading(stats_of(BufferManager(clock=FakeClock(5.0))), before).rate("offered") is None
+    assert top.Reading(stats_of(old), top.Reading(stats_of(old))).rate("offered") is None, "no time has passed"
+
+
+def test_the_screen_says_what_is_wrong() -> None:
+    clock = FakeClock()
+    config = BufferConfig(lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1), retry_backoff=0.0)
+    buffer = BufferManager(config, clock=clock)
+    buffer.add_events([b"x" * 100] * 100, priority=2)
+    clock.advance(3.0)
+    buffer.get_batch(max_events=1).nack("down")
+    text = shown(top._screen(top.Reading(stats_of(buffer)), "http://here", None))
+    assert "circuit open" in text
+    assert f"refused so far: full {buffer.stats().rejected['full']}" in text
+    assert "3.00 s" in text  # the oldest, and the delay
+    assert "96%" in text or "100%" in text
+    buffer.close(timeout=0)
+    text = shown(top._screen(top.Reading(stats_of(buffer)), "http://here", "no answer"))
+    assert "closed" in text
+    assert "no answer; what follows is old" in text
+    assert f"dropped so far: closed {buffer.stats().dropped['closed']}" in text
+
+
+def test_what_the_server_does_not_tell_is_a_dash() -> None:
+    stats = {"at": 1.0, "offered": 1, "lanes": {"1": {"offered": 1}}}
+    assert "-" in shown(top._screen(top.Reading(stats), "http://here", None))
+
+
+def test_quantiles_of_all_lanes_together() -> None:
+    buckets = {"bounds": [1.0, 2.0], "sum": 0}
+    both = [{**buckets, "counts": [9, 0, 0]}, {**buckets, "counts": [0, 11, 0]}]
+    assert top._quantile(both, 0.95) == pytest.approx(1.9, abs=0.02)
+    assert top._quantile([{**buckets, "counts": [0, 0, 0]}], 0.95) is None
+    assert top._quantile([None], 0.95) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "url"),
+    [
+        ("http://127.0.0.1:8127", "http://127.0.0.1:8127/buffer/stats"),
+        ("127.0.0.1:8127", "http://127.0.0.1:8127/buffer/stats"),
+        ("localhost:8127/buffer/", "http://localhost:8127/buffer/stats"),
+        ("https://ops.example.com/ingest/", "https://ops.example.com/ingest/buffer/stats"),
+        ("http://[::1]:8127/buffer/stats", "http://[::1]:8127/buffer/stats"),
+    ],
+)
+def test_urls(where: str, url: str) -> None:
+    assert top.stats_url(where) == url
+
+
+@pytest.mark.parametrize("where", ["ftp://x", "http://", "http://x:port", ""])
+def test_no_urls(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", where]) == 2
+    assert "is no URL" in capsys.readouterr().err
+
+
+def test_a_directory_is_not_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", str(tmp_path)]) == 2
+    assert "give the URL of its HTTP server" in capsys.readouterr().err
+
+
+def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers = [stats_of(BufferManager())]
+    assert main(["top", f"127.0.0.1:{server.server_port}", "--once"]) == 0
+    assert "circuit closed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"null", b'{"lanes": 3, "at": 1, "offered": 1}', b"<html>"])
+def test_an_answer_that_is_none(server, answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers = [answer]
+    assert main(["top", f"127.0.0.1:{server.server_port}", "--once"]) == 1
+    assert "no statistics" in capsys.readouterr().err
+
+
+def test_nobody_there_and_the_wrong_path(server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", f"http://127.0.0.1:{server.server_port}/elsewhere"]) == 1
+    assert "404" in capsys.readouterr().err
+    server.server_close()
+    assert main(["top", "http://127.0.0.1:1"]) == 1
+    assert "refused" in capsys.readouterr().err
+
+
+def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = BufferManager()
+    first = stats_of(buffer)
+    buffer.add_events([b"x"] * 1234)
+    server.answers = [first, stats_of(buffer), b"gone"]
+    out = io.StringIO()
+    console = rich_console.Console(file=out, force_terminal=True, width=200, height=50)
+    looks = iter(range(3))
+
+    def sleep(seconds: float) -> None:
+        assert 0 <= seconds <= 1
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(top.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        top._watch(console, top.stats_url(f"127.0.0.1:{server.server_port}"), 1.0)
+    assert "1,234" in out.getvalue()
+    assert "what follows is old" in out.getvalue()

@@ -617,4 +617,4 @@ class DurableMachine(RuleBasedStateMachine):
 
 
 TestDurableModel = DurableMachine.TestCase
-TestDurableModel.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestDurableModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

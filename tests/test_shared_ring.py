@@ -85,6 +85,42 @@ def test_what_was_pushed_outlives_the_ring(tmp_path: Path) -> None:
     assert again.next_seq == 3
 
 
+def test_a_closed_ring_leaves_what_it_held_to_others(tmp_path: Path) -> None:
+    ring = MessageRing(1 << 16, path=tmp_path / "ring")
+    ring.push_many([b"a", b"b", b"c"])
+    first, second = ring.take(1), ring.take(1)
+    ring.release(first)
+    ring.close()
+    again = MessageRing.attach(tmp_path / "ring")
+    assert again.take_orphaned().tolist() == [b"b"] == second.tolist()
+
+
+def test_a_child_that_outlives_its_parent_does_not_keep_its_seat(tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    ring = MessageRing(1 << 16, path=path)
+    ring.push_many([b"a", b"b"])
+    reader, writer = os.pipe()
+
+    def parent() -> None:
+        mine = MessageRing.attach(path)
+        assert mine.take(1).tolist() == [b"a"]
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)  # killed long before
+            os._exit(0)
+        os.write(writer, b"%d\n" % child)
+
+    in_child(parent)
+    child = int(os.read(reader, 100))
+    try:
+        time.sleep(_A_LOOK)
+        assert ring.take_orphaned().tolist() == [b"a"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
+
+
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path

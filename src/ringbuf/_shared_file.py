@@ -68,7 +68,13 @@ class SharedFile:
         self._held: set[int] = set()
         self._recovering = threading.Lock()
         self.meta, self.uuid, self.boot_id, size = _read_header(path, fd, kind)
-        self._map = mmap.mmap(fd, size)
+        # mmap keeps a duplicate of its descriptor. Through an opening of its own, so that neither a closed ring nor a child that
+        # inherits the mapping keeps the seats.
+        mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._map = mmap.mmap(mapped, size)
+        finally:
+            os.close(mapped)
         self.memory = memoryview(self._map)[PAGE:]
         self.fd = fd  # ours from here on
         _open_files.add(self)

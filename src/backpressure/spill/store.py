@@ -126,10 +126,14 @@ class SpillStore:
             self._remove(name)
         self._make_reserve()
         self._count_other_bytes()
-        if found.record is not None and found.record.durable.rank > found.link.rank:
-            # The record speaks of what is not there any more; numbers that will be given to others must not be in it.
-            self._record()
-            self._make_record_durable(0)
+        if _speaks_of_what_is_gone(found):
+            # Else, when there are other events behind it, it would count those that are gone among them.
+            try:
+                self._with_reserve(lambda: self._ledger.write(self._settled, self._writer.durable))
+                self._with_reserve(self._ledger.sync)
+            except OSError as error:
+                self._ledger.close()
+                raise refusal(f"can not write the ack record in {self.directory}", error) from error
 
     # ------------------------------------------------------------ what there is
 
@@ -549,6 +553,15 @@ def _settled_of(found: Recovered) -> Settled:
         start, rank = record.prefix, record.rank
     # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
     return Settled(start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end))
+
+
+def _speaks_of_what_is_gone(found: Recovered) -> bool:
+    """Whether the record knows of numbers behind the end: acked, or even durable, and gone with the power."""
+    record = found.record
+    if record is None:
+        return False
+    beyond = record.prefix > found.link.end or any(end > found.link.end for _, end, _ in record.ranges)
+    return beyond or max(record.rank, record.durable.rank) > found.link.rank
 
 
 def _end_seq_of(found: Recovered) -> int:

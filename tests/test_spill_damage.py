@@ -202,8 +202,7 @@ def test_a_payload_is_never_taken_for_a_header(lane: tuple[dict[str, bytes], Blo
     # With a header broken, the search for the next one goes right through the payload.
     for name in segments_of(files):
         content = files[name]
-        at = SEGMENT_HEADER_BYTES
-        while at < len(content):
+        for at in places_of(content):
             damaged = bytearray(content)
             damaged[at + 20] ^= 0xFF
             broken = disk_of({**files, name: bytes(damaged)})
@@ -211,24 +210,33 @@ def test_a_payload_is_never_taken_for_a_header(lane: tuple[dict[str, bytes], Blo
                 found, lost = drain(store)
                 assert len(found) == seq - 1
                 assert [one.events for one in lost] == [1]
-            at += BLOCK_HEADER_BYTES + (int.from_bytes(content[at + 80 : at + 88], "little") + 7) // 8 * 8
 
 
-def test_a_whole_block_at_another_place_is_no_block(lane: tuple[dict[str, bytes], Blocks]) -> None:
-    """What a disk wrote to the wrong place, or an event that holds a block of its own file: position and salt tell."""
+def places_of(content: bytes) -> list[int]:
+    """Where the blocks of a segment begin."""
+    places = []
+    at = SEGMENT_HEADER_BYTES
+    while at < len(content):
+        places.append(at)
+        at += BLOCK_HEADER_BYTES + (int.from_bytes(content[at + 80 : at + 88], "little") + 7) // 8 * 8
+    return places
+
+
+@pytest.mark.parametrize(
+    ("from_segment", "from_block", "to_block"), [(0, 2, 0), (0, 0, 2), (1, 0, 0), (1, 1, 1), (2, 3, 3)]
+)
+def test_a_sound_header_at_another_place_is_no_header(
+    lane: tuple[dict[str, bytes], Blocks], from_segment: int, from_block: int, to_block: int
+) -> None:
+    """What a disk wrote to the wrong place, in the same file or in another: position and salt tell. One block is lost."""
     files, blocks = lane
-    first, second, _ = segments_of(files)
-    size = BLOCK_HEADER_BYTES + (int.from_bytes(files[first][96 + 80 : 96 + 88], "little") + 7) // 8 * 8
-    copied = files[first][96 : 96 + size]
-    for name in (first, second):
-        content = bytearray(files[name])
-        at = content.index(BLOCK_MAGIC, SEGMENT_HEADER_BYTES + 8)
-        content[at : at + size] = copied
-        disk = disk_of({**files, name: bytes(content)})
-        with opened(disk) as store:
-            found, lost = drain(store)
-            assert found == {seq: text for seq, text in everything(blocks).items() if seq in found}
-            assert sum(one.events for one in lost) == len(everything(blocks)) - len(found) > 0
+    names = segments_of(files)
+    source, target = files[names[from_segment]], bytearray(files[names[0]])
+    start = places_of(source)[from_block]
+    at = places_of(bytes(target))[to_block]
+    target[at : at + BLOCK_HEADER_BYTES] = source[start : start + BLOCK_HEADER_BYTES]
+    lost, _ = check({**files, names[0]: bytes(target)}, blocks, most_blocks=1)
+    assert [(one.first_seq, one.end_seq) for one in lost] == [blocks[to_block]]
 
 
 # ---------------------------------------------------------------- refusals

@@ -129,6 +129,12 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "EventTooLarge",
+<<<<<<< HEAD
+=======
+    "DiskFull",
+    "DiskFailed",
+    "DirectoryInUse",
+>>>>>>> spill
     "FormatError",
     "InvalidEvents",
     "NeverAdmitted",

@@ -58,10 +58,14 @@ class Journal:
         self.delivered = 0
 
     def restarted(self, store: SpillStore, found: dict[int, bytes]) -> None:
-        """After a recovery that kept the promises: what it has not found is gone, and its numbers may be given out again."""
+        """After a recovery that kept the promises: what it has not found is gone, and numbers from end_seq on are free again.
+
+        What is gone may be reported as lost once more, if the record of that is lost with the power.
+        """
+        known = self.stored | self.tried
+        self.tried = {seq: event for seq, event in known.items() if seq not in found and seq < store.end_seq}
         self.stored = dict(found)
-        self.tried = {}
-        self.acked &= set(found)
+        self.acked = {seq for seq in self.acked if seq < store.end_seq}
         self.durable = min(self.durable, store.end_seq)
 
     # ------------------------------------------------------------ work

@@ -49,7 +49,9 @@ def one_life(seed: int) -> tuple[int, int]:
         disk = disk.image(rng)
         store = opened(disk)
         journal.restarted(store, journal.check_recovered(store, journal.durable))
-        store.close()
+        if rng.random() < 0.5:
+            store.close()
+        disk.kill()
         images += 1
     return images, journal.delivered
 

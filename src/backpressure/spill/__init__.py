@@ -16,7 +16,8 @@ from backpressure.spill.dead_letters import DeadLetter, DeadLetterStore
 from backpressure.spill.directory import BufferDirectory
 from backpressure.spill.files import FileSystem, LocalFileSystem
 from backpressure.spill.reader import Lost, Run
-from backpressure.spill.store import SpillStats, SpillStore
+from backpressure.spill.stats import SpillStats
+from backpressure.spill.store import SpillStore
 
 __all__ = [
     "BufferDirectory",

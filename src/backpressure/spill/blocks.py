@@ -191,7 +191,7 @@ class Encoder:
         """
         count, width = len(lengths), lengths.itemsize
         size = count * width + len(payload)
-        raw = (memoryview(lengths).cast("B"), payload)
+        raw = (lengths.data.cast("B"), payload)
         if level is not None:
             context = self._contexts.get(level)
             if context is None:
@@ -243,7 +243,7 @@ class Decoder:
                 return False
             with self._context.stream_reader(stored, read_size=max(len(stored), 1), read_across_frames=True) as reader:
                 for target in targets:
-                    view = memoryview(target)
+                    view = target.data
                     at = 0
                     while at < len(view):
                         got = reader.readinto(view[at:])

@@ -30,7 +30,8 @@ import numpy as np
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
 from backpressure.spill.reader import Lost
-from backpressure.spill.store import SpillStats, SpillStore
+from backpressure.spill.stats import SpillStats
+from backpressure.spill.store import SpillStore
 
 __all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore"]
 

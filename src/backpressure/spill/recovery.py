@@ -13,6 +13,7 @@ from backpressure.errors import FormatError
 from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
 from backpressure.spill.files import READ, UNREADABLE, Files
 from backpressure.spill.ledger import LEDGER_NAME, Record, read_record
+from backpressure.spill.reader import Lost
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     Segment,
@@ -22,8 +23,18 @@ from backpressure.spill.segments import (
     parse_segment_name,
     segment_name,
 )
+from backpressure.spill.settled import Settled
 
-__all__ = ["QUARANTINE_SUFFIX", "Recovered", "find_tail", "recover"]
+__all__ = [
+    "QUARANTINE_SUFFIX",
+    "Recovered",
+    "end_seq_of",
+    "find_tail",
+    "missing_tail_of",
+    "recover",
+    "settled_of",
+    "speaks_of_what_is_gone",
+]
 
 #: Behind the name of a segment that had damage, and is kept aside after everything in it was settled.
 QUARANTINE_SUFFIX = ".damaged"
@@ -103,6 +114,52 @@ def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | 
         return None, min(SEGMENT_HEADER_BYTES, limit)
     finally:
         reader.close()
+
+
+def settled_of(found: Recovered) -> Settled:
+    """What the record says of the numbers that are there."""
+    start, rank = (found.segments[0].base, found.segments[0].link.rank) if found.segments else (found.link.end, found.link.rank)
+    record = found.record
+    if record is None:
+        return Settled(start, rank)
+    if record.prefix >= found.link.end:
+        return Settled(record.prefix, found.link.rank)
+    if record.prefix > start:
+        start, rank = record.prefix, record.rank
+    # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
+    return Settled(start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end))
+
+
+def speaks_of_what_is_gone(found: Recovered) -> bool:
+    """Whether the record knows of numbers behind the end: acked, or even durable, and gone with the power."""
+    record = found.record
+    if record is None:
+        return False
+    beyond = record.prefix > found.link.end or any(end > found.link.end for _, end, _ in record.ranges)
+    return beyond or max(record.rank, record.durable.rank) > found.link.rank
+
+
+def end_seq_of(found: Recovered) -> int:
+    """A number that was ever settled must not be given to another event: it would be taken for settled."""
+    ends = [found.link.end]
+    if found.segments:
+        ends.append(found.segments[-1].base)
+    if found.record is not None:
+        ends += [found.record.prefix, found.record.durable.end, *(end for _, end, _ in found.record.ranges)]
+    return max(ends)
+
+
+def missing_tail_of(found: Recovered) -> Lost | None:
+    """What was durable when the record was written, was not settled, and is missing at the end."""
+    record = found.record
+    if record is None or record.durable.rank <= found.link.rank:
+        return None
+    settled = Settled(record.prefix, 0, record.ranges)
+    missing = settled.open_in(found.link.end, record.durable.end)
+    events = min(record.durable.rank - found.link.rank, sum(end - start for start, end in missing))
+    if events == 0:
+        return None
+    return Lost(first_seq=missing[0][0], end_seq=missing[-1][1], events=events, reason="the end of the newest file is gone")
 
 
 def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segment:

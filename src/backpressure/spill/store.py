@@ -26,7 +26,6 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from uuid import UUID
 
@@ -39,44 +38,24 @@ from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, FULL, Files, FileSystem, LocalFileSystem, refusal
 from backpressure.spill.ledger import Ledger
 from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run
-from backpressure.spill.recovery import QUARANTINE_SUFFIX, Recovered, recover
+from backpressure.spill.recovery import (
+    QUARANTINE_SUFFIX,
+    end_seq_of,
+    missing_tail_of,
+    recover,
+    settled_of,
+    speaks_of_what_is_gone,
+)
 from backpressure.spill.segments import Segment
-from backpressure.spill.settled import Settled
+from backpressure.spill.stats import SpillStats
 from backpressure.spill.writer import Writer, level_for
 
-__all__ = ["SpillStats", "SpillStore"]
+__all__ = ["SpillStore"]
 
 _RESERVE_NAME = "reserve"
 # A lane that has caught up gives its newest file back from this size on: below, a new file costs more than it frees.
 _RESTART_BYTES = 1 << 20
 _LAST_SEQ = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpillStats:
-    """A store at one moment. Counts are since it was opened unless they say otherwise."""
-
-    first_seq: int  #: the oldest number that is not settled
-    end_seq: int  #: the number after the last one
-    durable_seq: int  #: what is stored below it survives power loss
-    events_on_disk: int  #: stored and neither acked nor lost, at this moment
-    bytes_on_disk: int  #: all files, at this moment
-    segments: int  #: files, at this moment
-    acked_ranges: int  #: ranges acked out of turn, at this moment
-    appended_events: int
-    appended_bytes: int  #: of payload
-    stored_bytes: int  #: what became of them, with headers
-    read_events: int
-    acked_events: int
-    lost_events: int  #: reported as Lost
-    lost_ranges: int
-    torn_bytes: int  #: cut at the end of the newest file when the store was opened
-    damaged_headers: int  #: of segments, found when the store was opened; cost no event
-    quarantined_segments: int  #: kept aside, at this moment
-    quarantined_bytes: int
-    failed_syncs: int
-    failed_acks: int  #: times that the ack record could not be written: costs redelivery at most
-    refused_full: int  #: appends that raised DiskFull
 
 
 class SpillStore:
@@ -103,9 +82,9 @@ class SpillStore:
             found = recover(self._files, self.directory, lane, buffer_id)
         except OSError as error:
             raise refusal(f"can not open {self.directory}", error) from error
-        self._settled = _settled_of(found)
+        self._settled = settled_of(found)
         self._writer = Writer(
-            self._files, self.directory, lane, buffer_id, self.config, found.segments, found.link, _end_seq_of(found)
+            self._files, self.directory, lane, buffer_id, self.config, found.segments, found.link, end_seq_of(found)
         )
         self._reader = Reader(self._files, self.directory)
         self._ledger = Ledger(self._files, self.directory, lane, buffer_id, self.config.ack_record_bytes, found.record)
@@ -121,15 +100,19 @@ class SpillStore:
         self._failed_acks = 0
         self._refused_full = 0
         #: What was durable once and is missing at the end of the newest file: to be reported before anything else.
-        self._missing_tail = _missing_tail_of(found)
+        self._missing_tail = missing_tail_of(found)
         for name in found.leftovers:
             self._remove(name)
         self._make_reserve()
         self._count_other_bytes()
-        if found.record is not None and found.record.durable.rank > found.link.rank:
-            # The record speaks of what is not there any more; numbers that will be given to others must not be in it.
-            self._record()
-            self._make_record_durable(0)
+        if speaks_of_what_is_gone(found):
+            # Else, when there are other events behind it, it would count those that are gone among them.
+            try:
+                self._with_reserve(lambda: self._ledger.write(self._settled, self._writer.durable))
+                self._with_reserve(self._ledger.sync)
+            except OSError as error:
+                self._ledger.close()
+                raise refusal(f"can not write the ack record in {self.directory}", error) from error
 
     # ------------------------------------------------------------ what there is
 
@@ -535,43 +518,6 @@ class SpillStore:
     def _count_other_bytes(self) -> None:
         reserve = self.config.effective_reserve_bytes if self._has_reserve else 0
         self._writer.other_bytes = self._ledger.nbytes + reserve + sum(size for _, size in self._quarantined)
-
-
-def _settled_of(found: Recovered) -> Settled:
-    """What the record says of the numbers that are there."""
-    start, rank = (found.segments[0].base, found.segments[0].link.rank) if found.segments else (found.link.end, found.link.rank)
-    record = found.record
-    if record is None:
-        return Settled(start, rank)
-    if record.prefix >= found.link.end:
-        return Settled(record.prefix, found.link.rank)
-    if record.prefix > start:
-        start, rank = record.prefix, record.rank
-    # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
-    return Settled(start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end))
-
-
-def _end_seq_of(found: Recovered) -> int:
-    """A number that was ever settled must not be given to another event: it would be taken for settled."""
-    ends = [found.link.end]
-    if found.segments:
-        ends.append(found.segments[-1].base)
-    if found.record is not None:
-        ends += [found.record.prefix, found.record.durable.end, *(end for _, end, _ in found.record.ranges)]
-    return max(ends)
-
-
-def _missing_tail_of(found: Recovered) -> Lost | None:
-    """What was durable when the record was written, was not settled, and is missing at the end."""
-    record = found.record
-    if record is None or record.durable.rank <= found.link.rank:
-        return None
-    settled = Settled(record.prefix, 0, record.ranges)
-    missing = settled.open_in(found.link.end, record.durable.end)
-    events = min(record.durable.rank - found.link.rank, sum(end - start for start, end in missing))
-    if events == 0:
-        return None
-    return Lost(first_seq=missing[0][0], end_seq=missing[-1][1], events=events, reason="the end of the newest file is gone")
 
 
 def _lengths_of(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

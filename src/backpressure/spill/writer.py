@@ -96,7 +96,7 @@ class Writer:
         count = len(lengths)
         block_bytes = self._config.block_bytes
         most = block_bytes // 4  # so that the lengths of tiny events do not make up a multiple of it
-        payload = memoryview(data)
+        payload = data.data
         narrowed = narrow(lengths)
         at = 0
         while at < count:

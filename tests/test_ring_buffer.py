@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -372,6 +372,23 @@ def test_ints_of_all_sizes_come_out_as_they_went_in(value: int) -> None:
     assert ring.try_push(np.int64(value))
     assert ring.try_pop() == value
     assert ring.pop_many().tolist() == [value]
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 4)), max_size=60))
+def test_an_int_that_was_popped_stays_what_it_is(steps: list[tuple[int, int]]) -> None:
+    """The ring makes new ints of old ones, and may only where nobody has them any more."""
+    ring = RingBuffer(4, "i8")
+    kept: list[tuple[int, str]] = []
+    for number, drop in steps:
+        for value in (number, number >> 32, number >> 56):
+            expected = str(value)
+            assert ring.try_push(value)
+            got = ring.try_pop()
+            assert (str(got), got == value, got + 1, hash(got)) == (expected, True, value + 1, hash(value))
+            kept.append((got, expected))
+            del got
+        del kept[:drop]
+        assert [str(one) for one, _ in kept] == [expected for _, expected in kept]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from stress.body import Lines, Numbers, Records, Subject, run_in_threads
 
 #: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.

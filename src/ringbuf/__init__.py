@@ -5,8 +5,20 @@ It knows numpy and nothing of policies. Everything public is importable from her
 
 from ringbuf._bucket import Reservation, TokenBucket
 from ringbuf._columns import Messages
-from ringbuf._messages import MessageRing
+from ringbuf._messages import MessageConsumer, MessageProducer, MessageRing
 from ringbuf._ring import RingBuffer
+from ringbuf._shared_file import SharedFileError
 from ringbuf._window import LatencyHistogram, RateWindow
 
-__all__ = ["LatencyHistogram", "MessageRing", "Messages", "RateWindow", "Reservation", "RingBuffer", "TokenBucket"]
+__all__ = [
+    "LatencyHistogram",
+    "MessageConsumer",
+    "MessageProducer",
+    "MessageRing",
+    "Messages",
+    "RateWindow",
+    "Reservation",
+    "RingBuffer",
+    "SharedFileError",
+    "TokenBucket",
+]

@@ -1,6 +1,6 @@
 """Atomic words in raw memory: the only file that names memory orders.
 
-A word lives wherever its control block lives (a numpy array, later a mapped file), so everything here takes a pointer.
+A word lives wherever its control block lives (a numpy array, a mapped file), so everything here takes a pointer.
 The suffix says the order, and what each is for:
 
     _relaxed   a value whose staleness does no harm, or one that another edge already orders
@@ -9,13 +9,14 @@ The suffix says the order, and what each is for:
     _acq_rel   both: a hand-over in a chain, each link of which must see all links before it
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport (
     atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release,
     memory_order_seq_cst,
 )
 
 ctypedef atomic[uint64_t] word
+ctypedef atomic[uint32_t] word32
 
 
 cdef inline uint64_t load_relaxed(word* w) noexcept nogil:
@@ -96,3 +97,19 @@ cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexce
 
 cdef inline uint64_t fetch_add_total(word* w, uint64_t n) noexcept nogil:
     return w.fetch_add(n, memory_order_seq_cst)
+
+
+cdef inline uint32_t load32_relaxed(word32* w) noexcept nogil:
+    return w.load(memory_order_relaxed)
+
+
+cdef inline uint32_t load32_total(word32* w) noexcept nogil:
+    return w.load(memory_order_seq_cst)
+
+
+cdef inline void store32_relaxed(word32* w, uint32_t value) noexcept nogil:
+    w.store(value, memory_order_relaxed)
+
+
+cdef inline void store32_total(word32* w, uint32_t value) noexcept nogil:
+    w.store(value, memory_order_seq_cst)

@@ -39,6 +39,8 @@ cdef class Messages:
     cdef uint64_t _position
     cdef uint64_t _place
     cdef bint _held
+    cdef int64_t _slot    # that speaks of them in a shared ring, or -1
+    cdef uint64_t _epoch  # of the process that took them there
     # Where `data` lies, if it is to be used again.
     cdef object _memory
     cdef Spares _spares

@@ -1,0 +1,110 @@
+"""Slots: what everybody who works on a shared ring says that he is about to do, so that others can finish it if he dies.
+
+A slot stands for one operation. It lies in the shared file and is written by its owner alone, but for what is said below. A seat
+(see _shared_file.py) has SLOTS of them, so a slot is dead when its seat's holder is.
+
+    FREE ──> PUSHING ──────────────> FREE            a push: from before its claim until after its publishing
+    FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
+                            └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
+
+Push. Before the exchange of `write` that claims, the slot says which `write` it was to replace (`base`) and by how much
+(`size`). A hole at position P, claimed and never published, then belongs to one of the slots with that position in their `base`:
+its claim went through, and every other such slot's exchange has failed or will. While one of them lives, it is its own. When all are
+dead, the one is found by what follows: the next claim began just where it ended.
+
+Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes, `before` and
+`after`. The exchange puts into the word who took, so that the next one knows whom to ask: it says HELD in the slot for him, if he has
+not come to it, before it exchanges the word itself. So a PREPARED slot whose `after` the source word does not show has not
+taken anything, and no moment is left at which a kill could leave it open who has what.
+
+`state` holds a version beside its kind. Each preparation has another one, so that who is late with a HELD changes nothing.
+
+Pairs of release and acquire:
+
+    S  store of `state`, after what it speaks of   ->  load of it in `help_taker` and by those who tidy up
+    B  exchange of `write` or of a source word     ->  load of it by the others: the slot that says so
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from ringbuf._atomics cimport cas_total, load_acquire, load_relaxed, store_release, store_relaxed, word
+
+
+cdef enum:
+    SEATS = 32
+    SLOTS = 64            # of a seat: a word has a bit for each
+    NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most SEATS * SLOTS
+    WHO_BITS = 12
+    TURN_BITS = 8         # below it: tells one ORPHAN in a slot from the next, which could begin at the same place
+
+
+cdef enum:
+    FREE = 0
+    PUSHING = 1
+    PREPARED = 2
+    HELD = 3
+    ORPHAN = 4
+    STATE_BITS = 3
+
+
+cdef struct Slot:
+    word state            # version << STATE_BITS | kind
+    word before           # of a take: the source word that it replaces; of an ORPHAN: what is left begins here
+    word after            # … and what it puts there: where the range ends
+    word source           # 0: the ring's `read`; n: `before` of slot n - 1
+    word base             # of a push: the `write` that its claim replaces
+    word size             # granules or records << 32 | messages
+    word pad[2]
+
+
+# Of a seat; in shared memory.
+cdef struct Seat:
+    word used             # its slots from this one on have never been used
+    word pad[7]
+
+
+# What lies at the start of a shared ring's body.
+cdef struct Desk:
+    word deaths           # goes up when slots become ORPHAN: who has seen it need not look again
+    word pad[7]
+    Seat seats[SEATS]
+    Slot slots[SEATS * SLOTS]
+
+
+cdef inline uint64_t kind_of_state(uint64_t state) noexcept nogil:
+    return state & ((1 << STATE_BITS) - 1)
+
+
+cdef inline void set_state(Slot* slot, uint64_t kind) noexcept nogil:
+    """Say something else of the same operation."""
+    store_release(&slot.state, load_relaxed(&slot.state) & ~<uint64_t>((1 << STATE_BITS) - 1) | kind)  # S
+
+
+cdef inline void begin_push(Slot* slot, uint64_t size, uint64_t base) noexcept nogil:
+    store_relaxed(&slot.size, size)
+    store_relaxed(&slot.base, base)
+    set_state(slot, PUSHING)
+
+
+cdef inline void prepare_take(Slot* slot, uint64_t source, uint64_t before, uint64_t after) noexcept nogil:
+    cdef uint64_t version = load_relaxed(&slot.state) >> STATE_BITS
+    # FREE under a new version first: a late helper of an earlier preparation must not find its own state beside new words.
+    version += 1
+    store_release(&slot.state, version << STATE_BITS | FREE)
+    store_release(&slot.source, source)
+    store_release(&slot.before, before)
+    store_release(&slot.after, after)
+    store_release(&slot.state, version << STATE_BITS | PREPARED)  # S
+
+
+cdef inline void help_taker(Desk* desk, uint64_t source, uint64_t seen) noexcept nogil:
+    """Say HELD for whoever put `seen` into this source word, if he has not done so himself."""
+    cdef uint64_t who = seen >> TURN_BITS & ((1 << WHO_BITS) - 1), state
+    cdef Slot* slot
+    if who == NOBODY or who > SEATS * SLOTS:
+        return
+    slot = &desk.slots[who - 1]
+    state = load_acquire(&slot.state)  # S
+    if kind_of_state(state) == PREPARED and load_acquire(&slot.after) == seen and load_acquire(&slot.source) == source:
+        # Fails if he has said so, or has come further.
+        cas_total(&slot.state, &state, state & ~<uint64_t>((1 << STATE_BITS) - 1) | HELD)

@@ -56,6 +56,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ringbuf._atomics cimport (
     cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
 )
+from ringbuf._slots cimport Desk
 
 
 cdef enum:
@@ -88,6 +89,7 @@ cdef struct Runs:
     uint64_t mask         # capacity - 1; the capacity is a power of two
     uint64_t itemsize
     bint alone
+    Desk* desk            # of a ring that processes share (_shared_run.pxd); else NULL
 
 
 cdef inline bint exchange(Runs* r, word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
@@ -148,6 +150,22 @@ cdef inline uint64_t waiting(Runs* r) noexcept nogil:
 # ---------------------------------------------------------------- producers
 
 
+cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) noexcept nogil:
+    """How many records can be claimed at `write`, which is brought up to date where it is too old to say; if there are `most`, at
+    least as many."""
+    cdef uint64_t free, tail
+    while True:
+        free = r.mask + 1 - (write[0] - load_acquire(seen))  # S
+        if free < most or free > r.mask + 1:
+            tail = load_acquire(&r.cursors.tail)  # T
+            store_release(seen, tail)  # S
+            free = r.mask + 1 - (write[0] - tail)
+        if free <= r.mask + 1:
+            return free
+        # Others have gone round since `write` was read; having seen their `tail` we see their `write`.
+        write[0] = load_relaxed(&r.cursors.write)
+
+
 cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
     """Claim up to `most` records, not over the end of the memory if `contiguous`; returns how many. 0: no room.
 
@@ -156,15 +174,7 @@ cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, 
     """
     cdef uint64_t write = load_relaxed(&r.cursors.write), free, count
     while True:
-        free = r.mask + 1 - (write - load_acquire(seen))  # S
-        if free < most or free > r.mask + 1:
-            free = load_acquire(&r.cursors.tail)  # T
-            store_release(seen, free)  # S
-            free = r.mask + 1 - (write - free)
-        if free > r.mask + 1:
-            # Others have gone round since `write` was read; having seen their `tail` we see their `write`.
-            write = load_relaxed(&r.cursors.write)
-            continue
+        free = room(r, seen, most, &write)
         if free < most and pass_void(r):
             continue
         count = min(most, free)
@@ -274,7 +284,7 @@ cdef inline bint pass_void(Runs* r) noexcept nogil:
 
 cdef inline void release(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
     """Free a range that was taken. Any order will do."""
-    cdef uint64_t tail = load_acquire(&r.cursors.tail), tag
+    cdef uint64_t tail = load_acquire(&r.cursors.tail)
     if tail == position:
         # Nobody else moves `tail` from here, as no tag says that they may.
         tail += count
@@ -284,6 +294,12 @@ cdef inline void release(Runs* r, uint64_t position, uint64_t count) noexcept no
         tail = load_total(&r.cursors.tail)
         if tail != position:
             return
+    advance(r, tail)
+
+
+cdef inline void advance(Runs* r, uint64_t tail) noexcept nogil:
+    """Move `tail` on over the ranges that were released before it came there."""
+    cdef uint64_t tag
     while True:
         tag = load_total(&r.index[tail & r.mask])  # R
         if not is_of(r, tag, tail) or kind_of(tag) != RELEASED:

@@ -182,17 +182,17 @@ cdef inline uint64_t used_slots(Desk* desk, uint64_t seat) noexcept nogil:
 
 
 cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
-    """Records that can be taken. It goes from run to run."""
+    """Records that were pushed and not yet taken. It goes from run to run, and over what is claimed and not published."""
     cdef uint64_t read = load_acquire(&r.cursors.read), start = position_of(r, read), at = start + known_of(read), tag
-    cdef uint64_t count = known_of(read), seat, i
+    cdef uint64_t count = known_of(read), end = load_acquire(&r.cursors.write), seat, i
     cdef Slot* slot
-    while at - start <= r.mask:
+    while at != end and at - start <= r.mask:
         tag = load_acquire(&r.index[at & r.mask])
-        if not is_of(r, tag, at) or kind_of(tag) not in (PUBLISHED, VOID):
-            break
-        at += count_of(r, tag)
-        if kind_of(tag) == PUBLISHED:
-            count += count_of(r, tag)
+        if is_of(r, tag, at):
+            at += count_of(r, tag)
+            count += count_of(r, tag) if kind_of(tag) == PUBLISHED else 0
+        else:
+            at += 1
     if load_relaxed(&r.desk.deaths) != 0:
         for seat in range(<uint64_t>SEATS):
             for i in range(used_slots(r.desk, seat)):

@@ -226,6 +226,7 @@ def steps_are_allowed() -> None:
 
 
 Operation = Callable[[RingBuffer], Callable[[], object]]
+Before = Callable[[RingBuffer], object] | None
 
 
 def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]]:
@@ -242,7 +243,7 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
     return setup
 
 
-def outcome(path: Path, operation: Operation, steps: int, before: Callable[[RingBuffer], object] | None = None) -> tuple[bool, Any]:
+def outcome(path: Path, operation: Operation, steps: int, before: Before = None) -> tuple[bool, Any]:
     """What the others get from the ring after somebody was killed in his operation after so many instructions."""
     path.unlink(missing_ok=True)
     ring = RingBuffer(CAPACITY, "i8", path=path)
@@ -256,7 +257,7 @@ def outcome(path: Path, operation: Operation, steps: int, before: Callable[[Ring
     return within, drain(ring)
 
 
-def explore(path: Path, operation: Operation, stride: int, before: Callable[[RingBuffer], object] | None = None) -> list[list[int]]:
+def explore(path: Path, operation: Operation, stride: int, before: Before = None) -> list[list[int]]:
     """The outcomes in the order in which they come up as the kill comes later; where it changes, of each single instruction."""
     points: list[tuple[int, list[int]]] = []
     steps, within = 0, True

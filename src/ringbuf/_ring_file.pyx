@@ -6,6 +6,7 @@ dtype, in numpy's own notation for the head of a .npy file. See _shared_file.py 
 how it is worked on.
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._atomics cimport fetch_add_relaxed, load_acquire, word
@@ -79,6 +80,7 @@ cdef bint tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
     return tidy_runs(<Runs*>ring, dead)
 
 
+@cython.final
 cdef class SharedRuns:
     """A ring's part in its file; one for a ring and all its handles. Any number of threads may use it."""
 

@@ -95,6 +95,10 @@ cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexce
     return w.compare_exchange_strong(expected[0], desired, memory_order_seq_cst, memory_order_seq_cst)
 
 
+cdef inline uint64_t exchange_total(word* w, uint64_t value) noexcept nogil:
+    return w.exchange(value, memory_order_seq_cst)
+
+
 cdef inline uint64_t fetch_add_total(word* w, uint64_t n) noexcept nogil:
     return w.fetch_add(n, memory_order_seq_cst)
 

@@ -6,10 +6,10 @@ Three positions, each in a cache line of its own because each has its own crowd 
                    [=== out with ===][== published ===)
                        consumers         and claimed
 
-A span between two values of `write` is a frame. A producer claims one with a single compare-and-exchange of `write`, fills it, and
-publishes it by storing its tag in the index; consumers find frames by their tags and take from `read` by a compare-and-exchange,
-over several frames or from the midst of one. What one take got of one frame is a part. Parts are released in any order: the
-one at `tail` moves `tail` on, and any other leaves a mark of its length for whoever brings `tail` there.
+A span between two values of `write` is a frame. A producer claims one with a single compare-and-exchange of `write`, fills it,
+and publishes it by storing its tag in the index; consumers find frames by their tags and take from `read` by a compare-and-
+exchange, over several frames or from the midst of one. What one take got of one frame is a part. Parts are released in any
+order: the one at `tail` moves `tail` on, and any other leaves a mark of its length for whoever brings `tail` there.
 
 The index is a table of its own with one tag for each granule, so that framing never shares a byte with payload: no payload can
 be taken for a tag. A tag holds the lap, so what an earlier lap left behind never matches, and the table is never cleared.
@@ -23,10 +23,10 @@ that stalls between take and release keeps its parts occupied, and nothing else.
 holds for one that is killed, but for no longer than it takes the others to notice: see _slots.pxd and _recovery.pxd.
 Each step of a release can be done a second time without harm, so it does not matter after which of them a process died.
 
-Widths. Positions count granules; `tail` holds one whole, beside the place in its frame. `write` joins the low half of a position
-with that of a sequence number, since both must move in one exchange, and `read` the low half of a position with a place and with who
-took last; the full value is the one nearest to `tail`, which is never further away than the capacity. An exchange could
-be fooled only if a thread slept in mid-claim while exactly a multiple of 2**32 granules and of 2**32 messages went by.
+Widths. Positions count granules; `tail` holds one whole, beside the place in its frame. `write` joins the low half of a
+position with that of a sequence number, since both must move in one exchange, and `read` the low half of a position with a
+place and with who took last; the full value is the one nearest to `tail`, which is never further away than the capacity. An
+exchange could be fooled only if a thread slept in mid-claim while exactly a multiple of 2**32 granules and of 2**32 messages went by.
 
 Pairs of release and acquire, each named again where it stands in the code:
 
@@ -45,6 +45,7 @@ from ringbuf._atomics cimport (
     cas_acq_rel, cas_total, load32_relaxed, load32_total, load_acquire, load_relaxed, load_total, store32_total, store_relaxed,
     store_release, store_total, word, word32,
 )
+from ringbuf._bell cimport Bell
 from ringbuf._slots cimport Desk, Slot, NOBODY, PUSHING, TURN_BITS, WHO_BITS, begin_push, help_taker, set_state, FREE
 
 
@@ -66,6 +67,8 @@ cdef struct Cursors:
     word tail                # position << PLACE_BITS | place
     word sequence            # the sequence number at `tail`, or one from shortly before: `write` is extended from it
     word pad2[6]
+    Bell messages            # rung when something has been published
+    Bell room                # rung when something has been released
 
 
 # At the head of each frame, on a granule: written by its producer before it publishes. Behind it lie the ends of the messages,

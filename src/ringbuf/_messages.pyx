@@ -7,8 +7,8 @@ what is there. Messages of one push keep their order, and where they fit into on
 producer's come between. Only pops allocate (their result); the ring itself is allocated once. What a push refuses as invalid
 changes nothing.
 
-Where things are: _frames.pxd has the frames, _cursor.pxd the positions with ordering and progress, _slots.pxd and _recovery.pxd what
-makes a killed process harmless.
+Where things are: _frames.pxd has the frames, _cursor.pxd the positions with ordering and progress, _slots.pxd and _recovery.pxd
+what makes a killed process harmless.
 
 Numbers. Messages carry sequence numbers from 0 on, in the order in which they were claimed: the line on which a lane of
 `backpressure` counts its events. Those of messages that a killed process had claimed and not published never come.
@@ -16,10 +16,12 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
-from ringbuf._atomics cimport load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._atomics cimport exchange_total, load_acquire, load_relaxed, store_relaxed, store_total, word
+from ringbuf._bell cimport Bell, barrier, before_sleep, futex_wait, futex_wake, wanted
 from ringbuf._columns cimport NOGIL_BYTES, Column, Gathered, Messages, Spares, new_messages, text_of
 from ringbuf._cursor cimport (
     FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
@@ -31,12 +33,15 @@ from ringbuf._frames cimport (
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
 from ringbuf._slots cimport FREE, SEATS, Desk, Slot, set_state
+from ringbuf._timing cimport steady_ns
 
 import os
 
 import numpy as np
 
 from ringbuf._columns import MessageTooLarge
+from ringbuf._ready import ReadyFd
+from ringbuf._ready import call as call_ear
 from ringbuf._shared_file import SharedFile, SharedFileError
 
 
@@ -69,6 +74,10 @@ cdef enum:
     REWIND_GRANULES = 16 * 1024  # 1 MiB
     # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
     LOOK_TAKES = 256
+    SHORT_SLEEP_NS = 10000000  # a look for the dead then costs a thousandth of a core
+
+# None: for ever; but no clock goes that far.
+cdef int64_t FOREVER_NS = INT64_MAX // 2
 
 # Positions are compared by difference in 32 bits.
 cdef uint64_t MAX_GRANULES = <uint64_t>1 << 31
@@ -97,7 +106,10 @@ cdef class Port:
         cdef int64_t pushed, number = -1
         cdef Slot* slot = NULL
         if self._frames.desk == NULL:
-            return push_column(&self._frames, NULL, column, first_seq)
+            pushed = push_column(&self._frames, NULL, column, first_seq)
+            if wanted(&self._frames.cursors.messages):
+                self._call(&self._frames.cursors.messages)
+            return pushed
         number = self._begin(&slot)
         try:
             pushed = push_column(&self._frames, slot, column, first_seq)
@@ -108,6 +120,8 @@ cdef class Port:
                 pushed += push_column(&self._frames, slot, column, first_seq if pushed == 0 else &self._unused)
         finally:
             self._end(number)
+        if wanted(&self._frames.cursors.messages):
+            self._call(&self._frames.cursors.messages)
         return pushed
 
     cdef int64_t _push_lines(
@@ -126,6 +140,8 @@ cdef class Port:
                 lines = push_lines(&self._frames, slot, chunk, size, final, max_lines, consumed, first_seq)
         finally:
             self._end(number)
+        if wanted(&self._frames.cursors.messages):
+            self._call(&self._frames.cursors.messages)
         return lines
 
     # ---------------------------------------------------------------- pop
@@ -149,6 +165,8 @@ cdef class Port:
             finally:
                 if messages is None:
                     self._end(number)
+        if messages is None and self._ears and self._listen():
+            return self._take(most, most_bytes)
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
@@ -203,7 +221,61 @@ cdef class Port:
         rewind(&self._frames, slot, REWIND_GRANULES)
         if messages._slot >= 0:
             self._participant.give_back(messages._slot)
+        if wanted(&self._frames.cursors.room):
+            self._call(&self._frames.cursors.room)
         return 0
+
+    # ---------------------------------------------------------------- waiting
+
+    cdef int _sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1:
+        """Sleep until the bell has been rung since its count was `seen`, or until the deadline; it may be less."""
+        cdef int64_t most = deadline_ns - steady_ns()
+        # Who waits in a shared ring has to look whether somebody has died, and where there is no barrier a call may be missed.
+        if self._frames.desk != NULL or not barrier():
+            most = min(most, SHORT_SLEEP_NS)
+        if most > 0:
+            with nogil:
+                futex_wait(&bell.count, seen, most)
+        PyErr_CheckSignals()
+        return 0
+
+    cdef int _call(self, Bell* bell) except -1:
+        """Wake those who sleep, and tell the event loops that listen."""
+        cdef uint64_t seat
+        if exchange_total(&bell.sleepers, 0):
+            futex_wake(&bell.count)
+        if not exchange_total(&bell.listeners, 0):
+            return 0
+        if self._frames.desk == NULL:
+            for ear in self._ears:
+                ear.set()
+            return 0
+        for seat in range(<uint64_t>SEATS):
+            if exchange_total(&self._frames.desk.seats[seat].listens, 0):
+                call_ear(self._participant.file.uuid, seat)
+        return 0
+
+    cdef int _listen(self) except -1:
+        """Nothing was there: ask to be called when there is. Returns 1 if something has come since."""
+        ear = self._ears[0]
+        ear.clear()
+        if self._frames.desk != NULL:
+            store_total(&self._frames.desk.seats[<int64_t>ear.seat].listens, 1)
+        store_total(&self._frames.cursors.messages.listeners, 1)
+        barrier()
+        if count_waiting(&self._frames) == 0:
+            return 0
+        ear.set()
+        return 1
+
+    cdef int _fileno(self) except -1:
+        if self._participant is None:
+            if not self._ears:
+                self._ears.append(ReadyFd())
+        elif not self._ears or self._ears[0].epoch != self._participant.epoch:
+            self._ears[:] = [ReadyFd(self._participant.file.uuid, self._participant.first_seat(), self._participant.epoch)]
+        self._listen()
+        return self._ears[0].fd
 
     # ---------------------------------------------------------------- the slots of a shared ring
 
@@ -227,8 +299,8 @@ cdef class MessageRing(Port):
 
     capacity_bytes: the memory for messages. It is rounded up to a power of two, at least 4 KiB; `capacity_bytes` tells the
         true size. A message takes its own length, 4 bytes, and its part of a header for each push.
-    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where it
-        is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
+    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where
+        it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
         what one has taken and not released when it dies, is delivered again.
 
     >>> ring = MessageRing(1 << 16)
@@ -245,13 +317,14 @@ cdef class MessageRing(Port):
     def __init__(self, capacity_bytes, *, path=None):
         if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
             raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
-        wanted = capacity_bytes.__index__()
-        if not 0 < wanted <= MAX_GRANULES * GRANULE:
-            raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {wanted:,}")
-        cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-wanted // GRANULE) - 1).bit_length())
+        size = capacity_bytes.__index__()
+        if not 0 < size <= MAX_GRANULES * GRANULE:
+            raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
+        cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
         if self._memory is not None:
             raise TypeError("a MessageRing is made once")
         self._spares = Spares()
+        self._ears = []
         if path is not None:
             self._open(create_or_attach(path, granules), granules)
             return
@@ -274,6 +347,7 @@ cdef class MessageRing(Port):
         """
         cdef MessageRing ring = cls.__new__(cls)
         ring._spares = Spares()
+        ring._ears = []
         file = SharedFile.attach(path, KIND, SEATS)
         ring._open(file, granules_of(file))
         return ring
@@ -349,6 +423,7 @@ cdef class MessageRing(Port):
         handle._frames = self._frames
         handle._memory = self._memory
         handle._participant = self._participant
+        handle._ears = self._ears
         handle._spares = Spares()
         return handle
 
@@ -361,15 +436,21 @@ cdef class MessageRing(Port):
         """
         return push_one(self, message)
 
-    def push_many(self, messages):
+    def push(self, message, timeout=None):
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        return push_waiting(self, [message], timeout) == 1
+
+    def push_many(self, messages, timeout=0.0):
         """Push as many of `messages` as fit, from the front; returns how many.
 
         messages: a list, tuple or other sequence of bytes and str (which go in as UTF-8); a 1-D numpy array, each item of
             which is one message of its itemsize in bytes; or an Arrow binary or string array (anything with
             `__arrow_c_array__`). Everything is checked before anything is pushed: TypeError for an item of another
             type, ValueError for one larger than `max_message_bytes`.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
+            what it raises comes out of here, with nothing but the first part of the messages pushed.
         """
-        return push_some(self, messages)
+        return push_waiting(self, messages, timeout)
 
     def push_gathered(self, Gathered gathered not None, int64_t start=0, max_messages=None):
         """Push from message number `start` of `gathered` on; returns (messages pushed, first sequence number).
@@ -409,13 +490,20 @@ cdef class MessageRing(Port):
 
     # ---------------------------------------------------------------- pop
 
-    def pop_many(self, max_messages=None, max_bytes=None):
+    def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """Take up to `max_messages` messages of up to `max_bytes` bytes in total, oldest first; returns Messages.
 
         None: no limit of that kind. A first message larger than `max_bytes` comes alone, so that it can not block the ring.
-        Where there is nothing, the result is empty.
+        timeout: seconds to wait for the first message; None: as long as it takes. Where there is nothing, the result is empty.
         """
-        return pop_some(self, max_messages, max_bytes)
+        return pop_some(self, max_messages, max_bytes, timeout)
+
+    def fileno(self):
+        """A file descriptor that is readable while there is something to pop, for event loops: `loop.add_reader(ring, ...)`.
+
+        It stays readable until a pop has found nothing. It belongs to the ring and is closed with it.
+        """
+        return self._fileno()
 
     def take(self, max_messages=None, max_bytes=None):
         """`pop_many`, but the room stays occupied until `release` is called with the result.
@@ -438,7 +526,7 @@ cdef class MessageRing(Port):
         cdef Frames* f = &self._frames
         cdef FrameView view
         cdef uint64_t tail = load_acquire(&f.cursors.tail), position = tail >> PLACE_BITS
-        cdef uint64_t read = load_acquire(&f.cursors.read), place = tail & ((1 << PLACE_BITS) - 1), first = place
+        cdef uint64_t read = load_acquire(&f.cursors.read), place = tail & ((1 << PLACE_BITS) - 1)
         cdef uint64_t end = nearest32(load_acquire(&f.cursors.write) >> 32, position), at = nearest32(read >> 32, position)
         cdef uint64_t sequence = 0, messages = 0, waiting = 0, mark
         assert position <= at <= end <= position + f.capacity, (position, at, end)
@@ -485,9 +573,13 @@ cdef class MessageProducer(Port):
         """As MessageRing.try_push."""
         return push_one(self, message)
 
-    def push_many(self, messages):
+    def push(self, message, timeout=None):
+        """As MessageRing.push."""
+        return push_waiting(self, [message], timeout) == 1
+
+    def push_many(self, messages, timeout=0.0):
         """As MessageRing.push_many."""
-        return push_some(self, messages)
+        return push_waiting(self, messages, timeout)
 
     def push_lines(self, chunk, final=False):
         """As MessageRing.push_lines."""
@@ -505,9 +597,13 @@ cdef class MessageConsumer(Port):
     def __init__(self):
         raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
 
-    def pop_many(self, max_messages=None, max_bytes=None):
+    def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """As MessageRing.pop_many."""
-        return pop_some(self, max_messages, max_bytes)
+        return pop_some(self, max_messages, max_bytes, timeout)
+
+    def fileno(self):
+        """As MessageRing.fileno."""
+        return self._fileno()
 
     def take(self, max_messages=None, max_bytes=None):
         """As MessageRing.take."""
@@ -540,11 +636,26 @@ cdef bint push_one(Port port, message) except -1:
     return port._push(&column, &first_seq) == 1
 
 
-cdef object push_some(Port port, messages):
+cdef object push_waiting(Port port, messages, timeout):
+    """Push messages, waiting for room until the timeout; returns how many went in."""
     cdef Gathered gathered = Gathered(messages, largest_message(&port._frames))
     cdef Column column = gathered.column
     cdef uint64_t first_seq
-    return port._push(&column, &first_seq)
+    cdef uint32_t seen
+    cdef int64_t total = column.count, deadline = 0, pushed = port._push(&column, &first_seq), done = pushed
+    if done == total or timeout == 0:
+        return done
+    deadline = deadline_of(timeout)
+    while True:
+        # `_push` moves its column along only where it looks for the dead; this one is counted anew each time.
+        column.starts = gathered.column.starts + done
+        column.lengths = gathered.column.lengths + done
+        column.count = total - done
+        seen = before_sleep(&port._frames.cursors.room)
+        done += port._push(&column, &first_seq)
+        if done == total or steady_ns() >= deadline:
+            return done
+        port._sleep(&port._frames.cursors.room, seen, deadline)
 
 
 cdef object push_chunk(Port port, chunk, bint final, max_lines):
@@ -562,10 +673,29 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     return lines, consumed, first_seq
 
 
-cdef Messages pop_some(Port port, max_messages, max_bytes):
-    cdef Messages messages = port._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
+    cdef int64_t most = limit(max_messages, "max_messages"), most_bytes = limit(max_bytes, "max_bytes"), deadline
+    cdef Messages messages = port._take(most, most_bytes)
+    cdef uint32_t seen
+    if messages._count == 0 and timeout != 0:
+        deadline = deadline_of(timeout)
+        while True:
+            seen = before_sleep(&port._frames.cursors.messages)
+            messages = port._take(most, most_bytes)
+            if messages._count > 0 or steady_ns() >= deadline:
+                break
+            port._sleep(&port._frames.cursors.messages, seen, deadline)
     port._release(messages)
     return messages
+
+
+cdef int64_t deadline_of(timeout) except -1:
+    """When a timeout in seconds from now ends, on the steady clock in ns."""
+    if timeout is None:
+        return FOREVER_NS
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds from 0 on, or None for no limit, not {timeout!r}")
+    return min(steady_ns() + int(min(timeout, 1e9) * 1e9), FOREVER_NS)
 
 
 cdef int64_t push_lines(
@@ -646,7 +776,6 @@ cdef uint64_t count_waiting(Frames* f) noexcept nogil:
 cdef object create_or_attach(path, uint64_t granules):
     """The SharedFile of a ring of that capacity, made if it is not there."""
     cdef size_t size = pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8) + granules * GRANULE
-    cdef Cursors cursors
     if not os.path.exists(path):
         try:
             return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, first_positions(granules))
@@ -655,7 +784,8 @@ cdef object create_or_attach(path, uint64_t granules):
     file = SharedFile.attach(path, KIND, SEATS)
     if granules_of(file) != granules:
         raise SharedFileError(
-            f"{file.path} is a ring of {granules_of(file) * GRANULE:,} bytes, not {granules * GRANULE:,}: attach(path) takes it as it is"
+            f"{file.path} is a ring of {granules_of(file) * GRANULE:,} bytes, not {granules * GRANULE:,}: "
+            "attach(path) takes it as it is"
         )
     return file
 

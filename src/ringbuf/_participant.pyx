@@ -1,17 +1,16 @@
 # cython: freethreading_compatible=True
 """Participant: one process's part in a shared ring: its seats and slots, and its watch over the others.
 
-All threads of the process that use one ring object share one Participant; slots go from hand to hand without a lock. See _slots.pxd
-for what a slot is and _shared_file.py for what a seat is.
+All threads of the process that use one ring object share one Participant; slots go from hand to hand without a lock. See
+_slots.pxd for what a slot is and _shared_file.py for what a seat is.
 """
 
+cimport cython
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
-from ringbuf._atomics cimport cas_acq_rel, fetch_add_relaxed, load_acquire, load_relaxed, store_relaxed, store_release
+from ringbuf._atomics cimport cas_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release
 from ringbuf._recovery cimport is_clean, used_slots
-from ringbuf._slots cimport (
-    FREE, ORPHAN, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, kind_of_state, set_state,
-)
+from ringbuf._slots cimport ORPHAN, SEATS, SLOTS, TURN_BITS, WHO_BITS, Slot, kind_of_state
 from ringbuf._timing cimport steady_ns
 
 import time
@@ -32,6 +31,7 @@ cdef enum:
     JOIN_NS = 10000000000
 
 
+@cython.final
 cdef class Participant:
     """Made by a ring for its file; not for others."""
 
@@ -78,6 +78,10 @@ cdef class Participant:
             if steady_ns() > deadline:
                 raise TimeoutError(f"{self.file.path}: another process has been tidying up for {JOIN_NS // 10**9} s")
             time.sleep(0.001)
+
+    def first_seat(self):
+        """One of the seats that are ours."""
+        return lowest_bit(load_acquire(&self._seats))
 
     # ---------------------------------------------------------------- slots
 

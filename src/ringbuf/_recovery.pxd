@@ -11,7 +11,8 @@ from ringbuf._cursor cimport (
     PLACE_BITS, Frames, FrameView, advance_tail, make_read, nearest32, peek_frame, place_of, publish, read_mark, write_pad,
 )
 from ringbuf._slots cimport (
-    FREE, HELD, NOBODY, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, help_taker, kind_of_state, set_state,
+    FREE, HELD, NOBODY, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, help_taker, kind_of_state,
+    set_state,
 )
 
 

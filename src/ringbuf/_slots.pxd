@@ -7,15 +7,15 @@ A slot stands for one operation. It lies in the shared file and is written by it
     FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
                             └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
 
-Push. Before the exchange of `write` that claims, the slot says which `write` it was to replace (`base`) and by how much
-(`size`). A hole at position P, claimed and never published, then belongs to one of the slots with that position in their `base`:
-its claim went through, and every other such slot's exchange has failed or will. While one of them lives, it is its own. When all are
-dead, the one is found by what follows: the next claim began just where it ended.
+Push. Before the exchange of `write` that claims, the slot says which `write` it is to replace (`base`) and by how much (`size`).
+A hole at position P, claimed and never published, then belongs to one of the slots with that position in their `base`: its
+claim went through, and every other such slot's exchange has failed or will. While one of them lives, it may be its own. When
+all are dead, the one is found by what follows: the next claim began just where it ended.
 
-Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes, `before` and
-`after`. The exchange puts into the word who took, so that the next one knows whom to ask: it says HELD in the slot for him, if he has
-not come to it, before it exchanges the word itself. So a PREPARED slot whose `after` the source word does not show has not
-taken anything, and no moment is left at which a kill could leave it open who has what.
+Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes: `before`
+and `after`. The exchange puts into the word who took, so that the next one knows whom to ask: he says HELD in the slot for him,
+if that is not said yet, before he exchanges the word himself. So a PREPARED slot whose `after` the source word does not show
+has not taken anything, and no moment is left at which a kill could leave it open who has what.
 
 `state` holds a version beside its kind. Each preparation has another one, so that who is late with a HELD changes nothing.
 
@@ -60,7 +60,8 @@ cdef struct Slot:
 # Of a seat; in shared memory.
 cdef struct Seat:
     word used             # its slots from this one on have never been used
-    word pad[7]
+    word listens          # its holder's event loop wants to be called when there is something to take
+    word pad[6]
 
 
 # What lies at the start of a shared ring's body.

@@ -1,0 +1,90 @@
+"""Bells: how a thread sleeps until another one, of this process or of one that shares the memory, has done something for it.
+
+A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. Who has
+published or released something looks at `sleepers`, and rings if it is set. Between his store and that look there is no
+fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its last look. So either
+they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
+
+Linux: futex, which works across processes. Elsewhere: a condition variable of this process.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from ringbuf._atomics cimport load32_total, load_relaxed, store_total, word, word32
+
+cdef extern from * nogil:
+    """
+    #include <atomic>
+    #include <cerrno>
+    #include <climits>
+    #include <cstdint>
+    #if defined(__linux__)
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* Registers this process once; afterwards, whether a barrier can be asked for. */
+    static inline bool penstock_barrier(void) {
+        enum { GLOBAL_EXPEDITED = 2, REGISTER_GLOBAL_EXPEDITED = 4 };
+        static const bool there = syscall(SYS_membarrier, REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+        return there && syscall(SYS_membarrier, GLOBAL_EXPEDITED, 0, 0) == 0;
+    }
+
+    static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
+        struct timespec left = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+        syscall(SYS_futex, count, FUTEX_WAIT, seen, &left, nullptr, 0);
+    }
+
+    static inline void penstock_wake(std::atomic<uint32_t> *count) {
+        count->fetch_add(1, std::memory_order_seq_cst);
+        syscall(SYS_futex, count, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+    }
+    #else
+    #include <chrono>
+    #include <condition_variable>
+    #include <mutex>
+
+    static inline bool penstock_barrier(void) { return false; }
+
+    struct penstock_parking { std::mutex mutex; std::condition_variable bell; };
+    static inline penstock_parking &penstock_place(void) { static penstock_parking *place = new penstock_parking; return *place; }
+
+    static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
+        std::unique_lock<std::mutex> held(penstock_place().mutex);
+        if (count->load() == seen) penstock_place().bell.wait_for(held, std::chrono::nanoseconds(ns));
+    }
+
+    static inline void penstock_wake(std::atomic<uint32_t> *count) {
+        { std::lock_guard<std::mutex> held(penstock_place().mutex); count->fetch_add(1); }
+        penstock_place().bell.notify_all();
+    }
+    #endif
+    static inline void penstock_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
+    """
+    bint barrier "penstock_barrier"()
+    void futex_wait "penstock_wait"(word32* count, uint32_t seen, int64_t ns)
+    void futex_wake "penstock_wake"(word32* count)
+    void no_reordering "penstock_no_reordering"()
+
+
+cdef struct Bell:
+    word sleepers            # 1: threads sleep. A flag and no number, so that it is no matter if one of them is killed
+    word listeners           # 1: event loops listen
+    word32 count
+    word32 pad0
+    word pad[5]
+
+
+cdef inline bint wanted(Bell* bell) noexcept nogil:
+    """Whether anybody waits for what was just done."""
+    no_reordering()
+    return (load_relaxed(&bell.sleepers) | load_relaxed(&bell.listeners)) != 0
+
+
+cdef inline uint32_t before_sleep(Bell* bell) noexcept nogil:
+    """Say that a thread is about to sleep; it has to look once more, and then to sleep until the count is another one."""
+    cdef uint32_t seen = load32_total(&bell.count)
+    store_total(&bell.sleepers, 1)
+    barrier()
+    return seen

@@ -163,7 +163,7 @@ def test_one_killed_at_any_instruction(tmp_path: Path, change: bool) -> None:
         assert bucket.burst == 41
         assert bucket.acquire_up_to_at(SECOND, 100) == now[1]
         assert bucket.acquire_up_to_at(11 * SECOND, 100) == 41
-        steps += 61
+        steps += 17
     assert seen == ([(10.0, 40.0), (20.0, 40.0)] if change else [(10.0, 40.0), (10.0, 33.0)])
     assert locked > 0, "no kill met the lock: this test tests nothing"
 

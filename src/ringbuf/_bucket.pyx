@@ -40,14 +40,15 @@ copies the slot that `version` (acquire) names and takes the copy only if `versi
 and its exchange while the law changes counts as having come before the change. A look replaces the credit
 word only if it is still the one that it found, so a look that was held up can not undo what a later one left.
 
-Processes. A bucket in a file (path=) is the same state in memory that several processes have mapped. An acquire changes one word by
-one exchange, so who is killed in it has taken his tokens or has not; tokens that he took or reserved are gone, and flow in
-again as any others. A change of rate or burst takes the lock `setter`, and is in force with the one store of `version`: who is
-killed before that leaves the old law in force, and a lock that the next one opens who finds it, because the seat of its holder is
-free (see _shared_file.py). The word tells one holder from the next, so that nobody opens a lock that is not the one he asked
-about. What a killed change has done by then, to settle what had flowed over, holds under the old law as well. All processes
-read the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law with the tokens
-that are certain: those left of what the old one began with.
+Processes. A bucket in a file (path=) is the same state in memory that several processes have mapped. An
+acquire changes one word by one exchange, so who is killed in it has taken his tokens or has not; tokens that he
+took or reserved are gone, and flow in again as any others. A change of rate or burst takes the lock `setter`,
+and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
+that the next one opens who finds it, because the seat of its holder is free (see _shared_file.py). The word
+tells one holder from the next, so that nobody opens a lock that is not the one he asked about. What a killed
+change has done by then, to settle what had flowed over, holds under the old law as well. All processes read
+the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law
+with the tokens that are certain: those left of what the old one began with.
 
 Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in
 whole numbers on a line instead of a theoretical arrival time are our own, because an arrival time in integer

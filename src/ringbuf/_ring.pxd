@@ -53,7 +53,7 @@ cdef class Lease:
     cdef int begin(self, Face face, uint64_t most) except -1
     cdef bint end(self, bint commit) noexcept
     cdef bint end_shared(self, bint commit, bint quiet) noexcept
-    cdef void leave(self) noexcept
+    cdef void view_gone(self) noexcept
 
 
 cdef class Span:

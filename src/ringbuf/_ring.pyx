@@ -39,8 +39,8 @@ from ringbuf._number cimport (
 )
 from ringbuf._ring_file cimport SharedRuns
 from ringbuf._run cimport (
-    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, abandon, add_one, claim, count_of, give_back, is_of, kind_of, leave,
-    pass_one, publish, release, rewind, take, waiting,
+    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, abandon, add_one, claim, count_of, give_back, is_of, kind_of,
+    leave, pass_one, publish, release, rewind, take, waiting,
 )
 from ringbuf._shared_run cimport offer, shared_publish, shared_release
 from ringbuf._slots cimport Slot
@@ -123,9 +123,10 @@ cdef class RingBuffer(Face):
 
     capacity: how many records fit. It is rounded up to a power of two, at least 2; `capacity` tells the true number.
     dtype: any numpy dtype of a fixed size, scalar or structured, without objects. A record takes its itemsize and 8 bytes.
-    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where it
-        is there already, attached to, if it has that capacity and dtype: else SharedFileError. What is in it outlives every process;
-        what one has taken and not freed when it dies, is delivered again. A push of more than 4,096 records is several.
+    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or,
+        where it is there already, attached to, if it has that capacity and dtype: else SharedFileError. What is in it outlives
+        every process; what one has taken and not freed when it dies, is delivered again. A push of more than 4,096 records is
+        several.
 
     >>> ring = RingBuffer(1000, "i8")
     >>> ring.capacity
@@ -584,7 +585,7 @@ cdef class Lease:
 
     def __releasebuffer__(self, Py_buffer* buffer):
         if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:
-            self.leave()
+            self.view_gone()
 
     cdef int begin(self, Face face, uint64_t most) except -1:
         cdef Slot* slot
@@ -629,7 +630,7 @@ cdef class Lease:
             publish(r, self._position, self._count, HELD)
             # The last buffer may have come back in between.
             if fetch_add_total(&self._lent, ENDED) == 0:
-                self.leave()
+                self.view_gone()
             return False
         elif commit:
             fetch_add_relaxed(&r.cursors.absent, -self._count)
@@ -655,10 +656,10 @@ cdef class Lease:
             shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
             self._shared.end(self._slot)
         if not quiet and fetch_add_total(&self._lent, ENDED) == 0 and not self._reading and self._count > 0:
-            self.leave()
+            self.view_gone()
         return quiet
 
-    cdef void leave(self) noexcept:
+    cdef void view_gone(self) noexcept:
         """The last view of what was reserved has gone, after the block."""
         if self._shared is None:
             leave(&self._runs, self._position, self._count)

@@ -114,8 +114,7 @@ cdef class SharedRuns:
         """Free the slots of blocks that gave back, as far as all of it has been taken again."""
         cdef Slot* slot
         cdef int64_t number
-        cdef Py_ssize_t i
-        for i in range(len(self.given)):
+        for _ in range(len(self.given)):
             try:
                 epoch, number = self.given.pop(0)
             except IndexError:
@@ -163,7 +162,8 @@ cdef class SharedRuns:
     cdef object check(self):
         """RingBuffer._check. Every process that took part is at rest, or gone and noticed."""
         cdef Runs* r = &self.runs
-        cdef uint64_t tail = load_acquire(&r.cursors.tail), read = load_acquire(&r.cursors.read), write = load_acquire(&r.cursors.write)
+        cdef uint64_t tail = load_acquire(&r.cursors.tail), read = load_acquire(&r.cursors.read)
+        cdef uint64_t write = load_acquire(&r.cursors.write)
         cdef uint64_t at = position_of(r, read), end = at + known_of(read), position, tag, seat, i, kind
         cdef uint64_t out = 0, taken = 0, left = 0, reserved = 0, pushing = 0
         cdef Slot* slot

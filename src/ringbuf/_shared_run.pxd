@@ -1,12 +1,12 @@
 """Runs in a file that several processes share: what _run.pxd does, in steps after any of which a process may be killed.
 
-As in _run.pxd, but for this. Everybody says in a slot what he is about to do (see _slots.pxd), and one participant at a time finishes
-what the dead had begun (`tidy_runs`), while all others go on:
+As in _run.pxd, but for this. Everybody says in a slot what he is about to do (see _slots.pxd), and one participant at a time
+finishes what the dead had begun (`tidy_runs`), while all others go on:
 
     push    A hole, claimed and never published, becomes a VOID run. Which of the dead claimed it, and how much, is known by what
             lies behind it: somebody has seen that `write` stood there, or stands there, or has published there.
-    take    What had been taken and not released becomes an ORPHAN, a range that consumers take from before all else. Nothing in the
-            ring changes by that, so it can be done again if he who does it is killed.
+    take    What had been taken and not released becomes an ORPHAN, a range that consumers take from before all else. Nothing in
+            the ring changes by that, so it can be done again if he who does it is killed.
     release is one store, of `tail` or of a tag, and can be told from what is not released.
 
 `read` holds, besides the low half of its position, how many records are known to be published from there on and who took last:
@@ -81,7 +81,7 @@ cdef inline void shared_publish(Runs* r, Slot* slot, uint64_t position, uint64_t
 
 
 cdef inline bint win(Runs* r, Slot* slot, uint64_t source, uint64_t* seen, uint64_t next) noexcept nogil:
-    """Change a source word from `seen` to `next`, and say so in the slot; False: somebody was faster, and `seen` is what he left."""
+    """Change a source word from `seen` to `next`, and say so in the slot; False: somebody was faster, and `seen` is now his."""
     help_taker(r.desk, source, seen[0])
     next |= (<uint64_t>(slot - r.desk.slots) + 1) << TURN_BITS
     prepare_take(slot, source, seen[0], next)
@@ -139,7 +139,7 @@ cdef inline bint shared_pass_void(Runs* r, Slot* slot) noexcept nogil:
 cdef inline uint64_t take_orphan(
     Runs* r, Slot* slot, uint64_t orphan, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
-    """Take from the front of what the slot `orphan` left; returns how many. 0: another was faster; it may be used otherwise by now."""
+    """Take from the front of what the slot `orphan` left; returns how many. 0: another was faster."""
     cdef Slot* left = &r.desk.slots[orphan]
     cdef uint64_t state = load_acquire(&left.state)  # S
     cdef uint64_t seen = load_acquire(&left.before), at = position_of(r, seen), count

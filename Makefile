@@ -67,7 +67,7 @@ test-freethreaded: .venv-ft/.installed
 tsan: .venv-tsan/.installed
 	setarch -R env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
 		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" PENSTOCK_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
-		.venv-tsan/bin/python -m pytest $(TSAN_TESTS) -k "thread or race or stress"
+		.venv-tsan/bin/python -m pytest $(TSAN_TESTS) -k "thread or race"
 
 .venv-tsan/.installed: $(SOURCES) .venv-ft/.installed
 	test -x .venv-tsan/bin/python || .venv-ft/bin/python -m venv .venv-tsan

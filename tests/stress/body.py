@@ -10,7 +10,12 @@ Subjects and what they return can be used in any process that can reach the ring
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import os
+import pickle
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -113,6 +118,58 @@ def run_in_threads(subject: Subject, producers: int, consumers: int, per_produce
     check(received, subject.finish(ring), producers, per_producer, ordered=subject.ordered or consumers == 1)
 
 
+def run_in_processes(subject: Subject, producers: int, consumers: int, per_producer: int) -> None:
+    """Each in a forked process that opens the ring anew; the subject has to have a path."""
+    ring = subject.open()
+    finished = mmap.mmap(-1, mmap.PAGESIZE)  # a byte for each producer, shared by all
+
+    def pushing(number: int) -> None:
+        produce(patient(subject.producer(subject.open(), number)), per_producer, lambda: False)
+        finished[number] = 1
+
+    def popping(number: int) -> None:
+        pop = subject.consumer(subject.open(), number)
+        got = consume(patient(pop), lambda: finished[:producers] == b"\1" * producers, lambda: False)
+        with open(os.path.join(directory, str(number)), "wb") as file:
+            pickle.dump(got, file)
+
+    with tempfile.TemporaryDirectory() as directory:
+        children = [forked(pushing, number) for number in range(producers)]
+        children += [forked(popping, number) for number in range(consumers)]
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        assert statuses == [0] * len(children), "a process failed"
+        received = []
+        for number in range(consumers):
+            with open(os.path.join(directory, str(number)), "rb") as file:
+                received.append(pickle.load(file))
+    check(received, subject.finish(ring), producers, per_producer, ordered=subject.ordered or consumers == 1)
+
+
+def forked(work: Callable[[int], None], number: int) -> int:
+    """The number of the process."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work(number)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def patient(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but who gets nothing leaves the processor to the others: more processes than processors are at it."""
+
+    def worked(*arguments: int) -> Any:
+        got = work(*arguments)
+        if not got:
+            time.sleep(0.0001)
+        return got
+
+    return worked
+
+
 # ---------------------------------------------------------------- subjects
 
 
@@ -130,18 +187,19 @@ class Records:
     """A RingBuffer, by one record, by arrays and by blocks in turn.
 
     failing: now and then a block ends with an error, and what it was about is tried again.
-    exchanges: as without a GIL.
+    exchanges: as without a GIL. path: in a file that processes share.
     """
 
     failing: bool = False
     exchanges: bool = False
+    path: str | None = None
 
     @property
     def ordered(self) -> bool:
         return not self.failing  # what one consumer gave back, another may get after newer ones
 
     def open(self) -> RingBuffer:
-        ring = RingBuffer(CAPACITY, RECORD)
+        ring = RingBuffer(CAPACITY, RECORD, path=self.path)
         if self.exchanges:
             ring._use_exchanges()
         return ring
@@ -222,10 +280,11 @@ class Numbers:
     """A RingBuffer of plain ints, one at a time: the shortest way through the code."""
 
     exchanges: bool = False
+    path: str | None = None
     ordered: bool = True
 
     def open(self) -> RingBuffer:
-        ring = RingBuffer(64, "i8")
+        ring = RingBuffer(64, "i8", path=self.path)
         if self.exchanges:
             ring._use_exchanges()
         return ring
@@ -254,10 +313,11 @@ class Lines:
     """A MessageRing, by one message, by lists and by lines in turn; messages of many lengths."""
 
     capacity_bytes: int = 1 << 14
+    path: str | None = None
     ordered: bool = True
 
     def open(self) -> MessageRing:
-        return MessageRing(self.capacity_bytes)
+        return MessageRing(self.capacity_bytes, path=self.path)
 
     def producer(self, ring: MessageRing, number: int) -> Push:
         def push(at: int, end: int) -> int:

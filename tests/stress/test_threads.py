@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,10 @@ def fast_switching() -> Iterator[None]:
 )
 def test_threads(subject: Subject, producers: int, consumers: int) -> None:
     run_in_threads(subject, producers, consumers, THOUSANDS * 1000 // producers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
+@pytest.mark.platform
+@pytest.mark.parametrize("subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr)
+def test_threads_on_a_ring_in_a_file(subject: Records | Numbers | Lines, tmp_path: Path) -> None:
+    run_in_threads(dataclasses.replace(subject, path=str(tmp_path / "ring")), 2, 2, THOUSANDS * 500)

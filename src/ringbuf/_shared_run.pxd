@@ -80,10 +80,15 @@ cdef inline void shared_publish(Runs* r, Slot* slot, uint64_t position, uint64_t
 # ---------------------------------------------------------------- consumers
 
 
-cdef inline bint win(Runs* r, Slot* slot, uint64_t source, uint64_t* seen, uint64_t next) noexcept nogil:
-    """Change a source word from `seen` to `next`, and say so in the slot; False: somebody was faster, and `seen` is now his."""
+cdef inline bint win(Runs* r, Slot* slot, uint64_t source, uint64_t at, uint64_t* seen, uint64_t next) noexcept nogil:
+    """Take what lies from `at` on: change a source word from `seen` to `next`, and say so in the slot.
+
+    False: somebody was faster, and `seen` is now what he left.
+    """
     help_taker(r.desk, source, seen[0])
     next |= (<uint64_t>(slot - r.desk.slots) + 1) << TURN_BITS
+    # Whole: once it is released, `tail` may be anywhere, and half of a position says nothing.
+    store_release(&slot.base, at)
     prepare_take(slot, source, seen[0], next)
     if not cas_total(source_of(r, source), seen, next):  # B
         set_state(slot, FREE)
@@ -110,7 +115,7 @@ cdef inline uint64_t shared_take(Runs* r, Slot* slot, uint64_t most, bint contig
             known -= count
         if end != at:
             position[0] = at
-            if win(r, slot, 0, &read, make_read(end, known, 0, 0)):  # M
+            if win(r, slot, 0, at, &read, make_read(end, known, 0, 0)):  # M
                 return end - at
             continue
         seen = read
@@ -131,7 +136,7 @@ cdef inline bint shared_pass_void(Runs* r, Slot* slot) noexcept nogil:
     if not is_of(r, tag, at) or kind_of(tag) != VOID:
         return False
     count = count_of(r, tag)
-    if win(r, slot, 0, &read, make_read(at + count, 0, 0, 0)):
+    if win(r, slot, 0, at, &read, make_read(at + count, 0, 0, 0)):
         shared_release(r, slot, at, count)
     return True
 
@@ -150,7 +155,7 @@ cdef inline uint64_t take_orphan(
     if contiguous:
         count = min(count, r.mask + 1 - (at & r.mask))
     position[0] = at
-    if win(r, slot, orphan + 1, &seen, make_read(at + count, 0, 0, seen & ((1 << TURN_BITS) - 1))):
+    if win(r, slot, orphan + 1, at, &seen, make_read(at + count, 0, 0, seen & ((1 << TURN_BITS) - 1))):
         return count
     return 0
 
@@ -256,7 +261,7 @@ cdef inline void orphan_take(Runs* r, Slot* slot) noexcept nogil:
         return
     if kind != HELD:
         return
-    at = position_of(r, load_acquire(&slot.before))
+    at = load_acquire(&slot.base)
     # The tag first: a range can be freed, and its memory used again, only after it was released.
     tag = load_acquire(&r.index[at & r.mask])
     if is_of(r, tag, at) and kind_of(tag) == RELEASED or <int64_t>(load_acquire(&r.cursors.tail) - at) > 0:

@@ -10,7 +10,7 @@ cdef class SharedRuns:
     cdef Runs runs
     cdef object memory           # the numpy array that owns what `runs` leads to
     cdef Participant participant
-    cdef list given              # (epoch, slot) of blocks that gave back, until all of that is taken again
+    cdef object given            # a deque: (epoch, slot) of blocks that gave back, until all of that is taken again
     cdef word takes
 
     cdef int64_t begin(self, Slot** slot) except -1

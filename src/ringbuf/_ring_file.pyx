@@ -21,6 +21,7 @@ from ringbuf._slots cimport (
 
 import ast
 import os
+from collections import deque
 
 import numpy as np
 
@@ -87,7 +88,7 @@ cdef class SharedRuns:
     def __init__(self, file, uint64_t slots, uint64_t itemsize):
         self.memory = np.frombuffer(file.memory, np.uint8)
         cdef size_t address = self.memory.ctypes.data
-        self.given = []
+        self.given = deque()
         self.participant = Participant(file)
         self.participant.desk = self.runs.desk = <Desk*>address
         address += pages(sizeof(Desk))
@@ -116,7 +117,7 @@ cdef class SharedRuns:
         cdef int64_t number
         for _ in range(len(self.given)):
             try:
-                epoch, number = self.given.pop(0)
+                epoch, number = self.given.popleft()
             except IndexError:
                 return 0  # another thread does the same
             if epoch != self.participant.epoch:
@@ -141,7 +142,7 @@ cdef class SharedRuns:
         """What blocks and dead processes gave back; else what waits in the ring."""
         if fetch_add_relaxed(&self.takes, 1) % LOOK_TAKES == LOOK_TAKES - 1:
             self.participant.notice(False)
-        if self.given:
+        if len(self.given) > 0:
             self.sweep()
         cdef uint64_t count = self.take_now(slot, most, contiguous, position)
         if count == 0 and self.participant.notice(False):

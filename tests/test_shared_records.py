@@ -292,6 +292,7 @@ A = [0, 1, 2, 3, 4]
 Z = [90, 91]
 
 
+@pytest.mark.slow
 def test_a_producer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         push = ring.producer().try_push
@@ -300,6 +301,7 @@ def test_a_producer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed:
     assert explore(tmp_path / "ring", operation, 31) == [A + Z, [*A, 50, *Z]]
 
 
+@pytest.mark.slow
 def test_a_producer_of_an_array_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         array = np.arange(50, 53)
@@ -308,6 +310,7 @@ def test_a_producer_of_an_array_killed_at_any_instruction(tmp_path: Path, steps_
     assert explore(tmp_path / "ring", operation, 31) == [A + Z, [*A, 50, 51, 52, *Z]]
 
 
+@pytest.mark.slow
 def test_a_reservation_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         first, second = ring.reserve(1), ring.reserve(1)
@@ -324,6 +327,7 @@ def test_a_reservation_killed_at_any_instruction(tmp_path: Path, steps_are_allow
     assert explore(tmp_path / "ring", operation, 131) == [A + Z, [*A, 51, *Z]]
 
 
+@pytest.mark.slow
 def test_a_consumer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         pop = ring.consumer().try_pop
@@ -332,6 +336,7 @@ def test_a_consumer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed:
     judge_taken(explore(tmp_path / "ring", operation, 31), [A + Z, A[1:] + Z])
 
 
+@pytest.mark.slow
 def test_a_consumer_of_arrays_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         out = np.zeros(4, np.int64)  # over the end of the first push, into the midst of the second
@@ -340,6 +345,7 @@ def test_a_consumer_of_arrays_killed_at_any_instruction(tmp_path: Path, steps_ar
     judge_taken(explore(tmp_path / "ring", operation, 131), [A + Z, A[4:] + Z])
 
 
+@pytest.mark.slow
 def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         blocks = [ring.peek(2), ring.peek(1), ring.peek(1)]
@@ -356,6 +362,7 @@ def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: 
     judge_taken(explore(tmp_path / "ring", operation, 131), [A + Z, [0, 1, 3, 4, *Z], [3, 4, *Z]])
 
 
+@pytest.mark.slow
 def test_one_who_passes_what_holds_nothing_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def before(ring: RingBuffer) -> None:
         ring.pop_many()
@@ -370,6 +377,7 @@ def test_one_who_passes_what_holds_nothing_killed_at_any_instruction(tmp_path: P
     judge_taken(explore(tmp_path / "ring", operation, 31, before), [[60, 61, *Z], [61, *Z]])
 
 
+@pytest.mark.slow
 def test_one_who_takes_from_the_dead_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
     def before(ring: RingBuffer) -> None:
         in_child(lambda: RingBuffer.attach(ring.path or "").peek(4).__enter__())
@@ -382,6 +390,7 @@ def test_one_who_takes_from_the_dead_killed_at_any_instruction(tmp_path: Path, s
     judge_taken(explore(tmp_path / "ring", operation, 131, before), [A + Z, A[1:] + Z, A[2:] + Z])
 
 
+@pytest.mark.slow
 def test_one_who_tidies_up_killed_at_some_instructions(tmp_path: Path, steps_are_allowed: None) -> None:
     """The dead leaves two takes, a release that is not finished, a hole and what he pushed behind it."""
 
@@ -412,6 +421,7 @@ def test_one_who_tidies_up_killed_at_some_instructions(tmp_path: Path, steps_are
     judge_taken(seen, [[0, 2, 3, 4, 50, *Z], [2, 3, 4, 50, *Z]])
 
 
+@pytest.mark.slow
 def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: None) -> None:
     """One was about to claim where another one did: whose is the hole, and where does it end?"""
     path = tmp_path / "ring"

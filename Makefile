@@ -5,6 +5,7 @@
 #   make test    the tests, against the installed package
 #   make test-freethreaded   the same tests of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
 #                it, or python3.13t on the PATH, or the archive in ../shared/toolchains
+#   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it
 #   make lint    ruff, mypy --strict, stubtest, cython-lint
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -29,12 +30,16 @@ FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/test_message_ring.py tests/test_ring_buffer.py tests/test_token_bucket.py tests/test_rate_window.py \
 	tests/test_latency_histogram.py tests/test_basic_buffering.py tests/test_circuit_breaker.py tests/test_circuit_breaker_model.py \
-	tests/test_flow_control.py tests/test_stress.py
+	tests/test_flow_control.py tests/test_events.py tests/test_waiting.py tests/test_stress.py tests/stress
+
+TSAN_TESTS ?= tests/stress tests/test_token_bucket.py tests/test_rate_window.py tests/test_latency_histogram.py
+# A tenth of the usual count: everything is some ten times slower.
+TSAN_THOUSANDS ?= 1
 
 DEMO_DIR := .demo
 LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 
-.PHONY: demo test test-freethreaded lint bench bench-smoke clean
+.PHONY: demo test test-freethreaded tsan lint bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -58,6 +63,20 @@ test: .venv-test/.installed
 test-freethreaded: .venv-ft/.installed
 	env -u PYTHONPATH .venv-ft/bin/python -m pytest $(FT_TESTS)
 
+# Addresses as they come without randomization: gcc's libtsan before 14 knows no others.
+tsan: .venv-tsan/.installed
+	setarch -R env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
+		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" PENSTOCK_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
+		.venv-tsan/bin/python -m pytest $(TSAN_TESTS) -k "thread or race"
+
+.venv-tsan/.installed: $(SOURCES) .venv-ft/.installed
+	test -x .venv-tsan/bin/python || .venv-ft/bin/python -m venv .venv-tsan
+	.venv-tsan/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --find-links ../shared/toolchains \
+		$$(.venv-ft/bin/python -m pip freeze --exclude penstock)
+	CXX=g++ CMAKE_ARGS=-DPENSTOCK_TSAN=ON SKBUILD_BUILD_DIR=build/tsan .venv-tsan/bin/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --force-reinstall .
+	@touch $@
+
 .venv-ft/.installed: $(SOURCES)
 	@test -n "$(FREETHREADED)" || { echo "no free-threaded CPython found: run make FREETHREADED=/path/to/python3.13t" >&2; exit 1; }
 	@test -x "$(FREETHREADED)" || { mkdir -p .freethreaded && tar -C .freethreaded -xf $(FT_ARCHIVE); }
@@ -80,7 +99,7 @@ bench-smoke: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-disable -q
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .freethreaded $(DEMO_DIR) build dist src/penstock.egg-info \
+	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-tsan .freethreaded $(DEMO_DIR) build dist src/penstock.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)

@@ -582,7 +582,7 @@ def test_it_can_not_be_pickled_and_shows_itself() -> None:
 
 def test_every_timed_method_has_its_twin() -> None:
     names = {name for name, _ in inspect.getmembers(TokenBucket) if not name.startswith("_")}
-    timeless = {"rate", "burst"}
+    timeless = {"rate", "burst", "path", "attach"}
     faces = {name for name in names if not name.endswith("_at")} - timeless
     assert {f"{name}_at" for name in faces} == names - faces - timeless
 

@@ -1,9 +1,16 @@
-"""RingBuffer beside what Python has for the same: deque, SimpleQueue, and two copies."""
+"""RingBuffer beside what Python has for the same: deque, SimpleQueue, and two copies; and beside itself with more threads.
+
+What is about threads runs on a CPython without a GIL only, and needs two processors for itself.
+"""
 
 from __future__ import annotations
 
+import os
 import queue
 import statistics
+import sys
+import sysconfig
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +21,7 @@ import pytest
 from ringbuf import RingBuffer
 
 ROUNDS = 15
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -77,8 +85,9 @@ def test_try_push_and_try_pop(benchmark) -> None:
             last = get()
         assert last == count - 1
 
-    # The goal is 1.0; measured so far: 1.0 to 1.3.
-    report(benchmark, ours, theirs, "SimpleQueue.put and get", 1.5)
+    # Measured: 0.91. Without spare ints (see _number.pxd) it is 1.12; ints are made anew before 3.12 and without a GIL.
+    spares = sys.version_info >= (3, 12) and not FREE_THREADED
+    report(benchmark, ours, theirs, "SimpleQueue.put and get", 1.0 if spares else 1.5)
 
 
 @pytest.mark.parametrize("size", [64])
@@ -105,3 +114,107 @@ def test_push_many_and_pop_many(benchmark, size: int) -> None:
     assert out.tobytes() == records.tobytes()
     # 0.9 of the bandwidth is 1.11 of the time.
     report(benchmark, ours, theirs, "two np.copyto", 1.11)
+
+
+def nothing(record: object) -> None:
+    """What a push is compared with."""
+
+
+def together(*works: Callable[[], object]) -> float:
+    """Run each in a thread, on a processor of its own where there are enough; returns the seconds that the first one took."""
+    start = threading.Barrier(len(works))
+    took = [0.0] * len(works)
+    failures: list[BaseException] = []
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def run(number: int) -> None:
+        try:
+            if len(processors) >= len(works):
+                os.sched_setaffinity(0, {processors[number]})
+            start.wait()
+            took[number] = seconds(works[number])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    return took[0]
+
+
+if FREE_THREADED:
+    COUNT = 400_000
+
+    def pusher(ring: RingBuffer) -> Callable[[], None]:
+        push = ring.producer().try_push
+
+        def work() -> None:
+            for number in range(COUNT):
+                while not push(number):
+                    pass
+
+        return work
+
+    def measure(benchmark, ours: Callable[[], float], theirs: Callable[[], float], yardstick: str, limit: float) -> None:
+        """`ours` and `theirs` tell the seconds for COUNT records."""
+        if benchmark.disabled:
+            benchmark(ours)
+            return
+        benchmark.pedantic(ours, rounds=3)
+        theirs()
+        pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
+        measured = statistics.median(a / b for a, b in pairs)
+        rate = COUNT / statistics.median(a for a, _ in pairs) / 1e6
+        benchmark.extra_info.update(yardstick=yardstick, ratio=round(measured, 3), limit=limit, million_a_second=round(rate, 1))
+        print(f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second by each who pushes")
+        assert measured <= limit
+
+    def one_alone() -> float:
+        return together(pusher(RingBuffer(COUNT, "i8")))
+
+    def test_one_thread_pushes_and_another_takes_batches(benchmark) -> None:
+        def ours() -> float:
+            ring = RingBuffer(1 << 16, "i8")
+
+            def take() -> None:
+                pop, out = ring.consumer().pop_many, np.empty(8192, "i8")
+                taken = 0
+                while taken < COUNT:
+                    got = pop(8192, out)
+                    assert not len(got) or (got[0], got[-1]) == (taken, taken + len(got) - 1)
+                    taken += len(got)
+
+            return together(pusher(ring), take)
+
+        def theirs() -> float:
+            def work() -> None:
+                for number in range(COUNT):
+                    while nothing(number):
+                        pass
+
+            return together(work)
+
+        measure(benchmark, ours, theirs, "calling a function that does nothing", 2.0)
+
+    def test_two_threads_push_into_a_ring_each(benchmark) -> None:
+        measure(
+            benchmark,
+            lambda: together(pusher(RingBuffer(COUNT, "i8")), pusher(RingBuffer(COUNT, "i8"))),
+            one_alone,
+            "one thread alone",
+            1.5,
+        )
+
+    def test_two_threads_push_into_one_ring(benchmark) -> None:
+        def ours() -> float:
+            ring = RingBuffer(2 * COUNT, "i8")
+            took = together(pusher(ring), pusher(ring))
+            assert len(ring) == 2 * COUNT
+            return took
+
+        # Each push moves the line of `write` from one processor to the other: there is no gain from a second producer that pushes
+        # records one at a time.
+        measure(benchmark, ours, one_alone, "one thread alone", 4.0)

@@ -129,12 +129,6 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "EventTooLarge",
-<<<<<<< HEAD
-=======
-    "DiskFull",
-    "DiskFailed",
-    "DirectoryInUse",
->>>>>>> spill
     "FormatError",
     "InvalidEvents",
     "NeverAdmitted",

@@ -21,8 +21,9 @@ cdef struct BucketState:
     word credit           # what may be taken without a look at the clock: see "Credit" in _bucket.pyx
     word pad[6]
     word version          # law[version & 1] is the one in force
-    word setter           # 1 while a thread prepares the other slot
-    word pad2[6]
+    word setter           # not 0 while a thread prepares the other slot: who, and when he began
+    word boot[2]          # of a bucket in a file: the run of the kernel whose clock the law is about
+    word pad2[4]
     Law law[2]
 
 
@@ -48,7 +49,12 @@ cdef struct LawCopy:
 cdef class TokenBucket:
     cdef BucketState* _state
     cdef object _memory   # the numpy array that owns the state
+    cdef object _file     # the SharedFile that holds it, or None
+    cdef object __weakref__
+    cdef uint64_t _me     # in `setter`: the seat of this process in that file + 1
 
+    cdef _open(self, file)
+    cdef int _free_lock(self) except -1
     cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil
     cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil

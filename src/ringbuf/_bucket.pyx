@@ -40,6 +40,16 @@ copies the slot that `version` (acquire) names and takes the copy only if `versi
 and its exchange while the law changes counts as having come before the change. A look replaces the credit
 word only if it is still the one that it found, so a look that was held up can not undo what a later one left.
 
+Processes. A bucket in a file (path=) is the same state in memory that several processes have mapped. An
+acquire changes one word by one exchange, so who is killed in it has taken his tokens or has not; tokens that he
+took or reserved are gone, and flow in again as any others. A change of rate or burst takes the lock `setter`,
+and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
+that the next one opens who finds it, because the seat of its holder is free (see _shared_file.py). The word
+tells one holder from the next, so that nobody opens a lock that is not the one he asked about. What a killed
+change has done by then, to settle what had flowed over, holds under the old law as well. All processes read
+the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law
+with the tokens that are certain: those left of what the old one began with.
+
 Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in
 whole numbers on a line instead of a theoretical arrival time are our own, because an arrival time in integer
 ns is wrong by 1 % at 30 M/s.
@@ -56,7 +66,12 @@ from ringbuf._atomics cimport (
 )
 from ringbuf._timing cimport checked_count, checked_ns, steady_ns
 
+import os
+import weakref
+
 import numpy as np
+
+from ringbuf._shared_file import SharedFile, SharedFileError, boot_id
 
 
 cdef extern from * nogil:
@@ -124,6 +139,10 @@ cdef int64_t MAX_TOKENS = INT64_MAX // 2
 cdef uint64_t CREDIT = 32
 # Only a burst of 2**10 credits has one, so that what a credit may hide for a moment stays below a thousandth.
 cdef uint64_t CREDIT_SHARE = 10
+# Processes that use one file, and the bits that hold the number of one of them + 1.
+cdef int SEATS = 1024
+cdef int SEAT_BITS = 16
+cdef bytes KIND = b"tokn"
 # The credit word: law version (15 bits), a credit was left (1), `spent` at that look (48).
 cdef uint64_t VERSION_SHIFT = 49
 cdef uint64_t VERSION_MASK = (<uint64_t>1 << 15) - 1
@@ -218,10 +237,10 @@ cdef inline void rescale(Rest* rest, int deeper) noexcept nogil:
         rest.high >>= -deeper
 
 
-cdef inline bint try_lock(BucketState* state) noexcept nogil:
+cdef inline bint try_lock(BucketState* state, uint64_t me) noexcept nogil:
     cdef uint64_t expected = 0
-    # Pairs with the release in `unlock`: the next setter sees the law before it.
-    return cas_acquire(&state.setter, &expected, 1)
+    # The time makes it another word each time. Pairs with the release in `unlock`: the next setter sees the law before it.
+    return cas_acquire(&state.setter, &expected, <uint64_t>steady_ns() << SEAT_BITS | me)
 
 
 cdef inline void unlock(BucketState* state) noexcept nogil:
@@ -272,16 +291,55 @@ cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t
     publish_law(state, &law)
 
 
-cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns) noexcept nogil:
+cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns, uint64_t me) noexcept nogil:
     """If the bucket is full and more, let the law start anew from a full one, and `law` be that law."""
     cdef Rest rest
     cdef uint64_t line = issued(law, now_ns, &rest)
     cdef int64_t over = <int64_t>(line - load_relaxed(&state.spent)) - <int64_t>law.burst
     # Without the lock somebody else does this or changes the law; then this call comes before the change.
-    if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state):
+    if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state, me):
         settle_law(state, now_ns, NULL, -1)
         unlock(state)
         read_law(state, law)
+
+
+cdef bint is_sound(Law* law) noexcept nogil:
+    """Whether this can be a law at all, and be computed with."""
+    return (
+        9 <= load_relaxed(&law.shift) <= <uint64_t>MAX_SHIFT
+        and load_relaxed(&law.mult) >> 53 == 0
+        and load_relaxed(&law.burst) <= <uint64_t>MAX_TOKENS
+        and load_relaxed(&law.unlimited) <= 1
+        and load_relaxed(&law.carry_high) >> 62 == 0
+    )
+
+
+cdef int put_boot(BucketState* state) except -1:
+    boot = boot_id()
+    store_relaxed(&state.boot[0], int.from_bytes(boot[:8], "little"))
+    store_release(&state.boot[1], int.from_bytes(boot[8:], "little"))
+    return 0
+
+
+cdef int begin_anew(BucketState* state) except -1:
+    """If the clock has begun anew with the kernel, let the law do so too. The caller is the only one who does this."""
+    cdef LawCopy law
+    cdef int64_t left
+    boot = boot_id()
+    if (load_acquire(&state.boot[1]), load_relaxed(&state.boot[0])) == (
+        int.from_bytes(boot[8:], "little"), int.from_bytes(boot[:8], "little")
+    ):
+        return 0
+    read_law(state, &law)
+    left = <int64_t>(law.anchor_tokens - load_relaxed(&state.spent))
+    # Whoever held it is of another run.
+    store_relaxed(&state.setter, 0)
+    store_relaxed(&state.credit, 0)
+    store_relaxed(&state.spent, law.anchor_tokens - <uint64_t>max(0, min(left, <int64_t>law.burst)))
+    law.anchor_ns = steady_ns()
+    law.carry_low = law.carry_high = 0
+    publish_law(state, &law)
+    return put_boot(state)
 
 
 cdef double checked_rate(object rate) except -1.0:
@@ -328,6 +386,8 @@ cdef class TokenBucket:
         everything is, whatever the burst.
     burst: the most tokens that can be taken at one moment. With 0 nothing is ever granted.
     initial_tokens: how many are there at the start; None means `burst`.
+    path: a file for the bucket, which other processes can use at the same time (Linux). It is made or, where it is there
+        already, attached to, if its rate and burst are these: else SharedFileError.
 
     Over any span of time no more is granted than rate * time + burst (and one token, where the burst is over
     32,767 and the clock is the bucket's own). Every method that asks for the time has a twin ending in `_at`
@@ -345,8 +405,13 @@ cdef class TokenBucket:
     True
     """
 
-    def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None):
+    def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None, path=None):
         cdef LawCopy law
+        self._me = 1
+        # `attach` puts an open file in the place of the rate.
+        if isinstance(rate, SharedFile):
+            self._open(rate)
+            return
         set_slope(&law, checked_rate(rate))
         law.burst = checked_burst(burst)
         law.anchor_tokens = law.burst if initial_tokens is None else checked_initial(initial_tokens, burst)
@@ -357,6 +422,85 @@ cdef class TokenBucket:
         cdef size_t address = self._memory.ctypes.data
         self._state = <BucketState*>((address + 63) & ~<size_t>63)
         publish_law(self._state, &law)
+        if path is None:
+            return
+        put_boot(self._state)
+        file = None
+        if not os.path.exists(path):
+            state = (<unsigned char*>self._state)[:sizeof(BucketState)]
+            try:
+                file = SharedFile.create(path, KIND, {}, sizeof(BucketState), SEATS, (0, state))
+            except FileExistsError:
+                pass  # another process was faster
+        if file is not None:
+            self._open(file)
+            return
+        self._open(SharedFile.attach(path, KIND, SEATS))
+        if self.rate != law_rate(&law) or self.burst != <int64_t>law.burst:
+            raise SharedFileError(
+                f"{self.path} is a bucket of rate {self.rate} and burst {self.burst}, not {law_rate(&law)} and {law.burst}: "
+                "attach(path) takes it as it is, and set_rate() and set_burst() change it"
+            )
+
+    @staticmethod
+    def attach(path):
+        """Open the bucket that another process, or an earlier run, made in this file.
+
+        Raises FileNotFoundError, and SharedFileError for a file that is not a TokenBucket's, damaged, or of another version.
+        """
+        return TokenBucket(SharedFile.attach(path, KIND, SEATS), 0)
+
+    cdef _open(self, file):
+        """Use the state in this file, and take a seat in it."""
+        memory = np.frombuffer(file.memory, np.uint8)
+        cdef size_t address = memory.ctypes.data
+        cdef BucketState* state = <BucketState*>address
+        if len(memory) < <Py_ssize_t>sizeof(BucketState) or not is_sound(&state.law[load_relaxed(&state.version) & 1]):
+            raise SharedFileError(f"{file.path} is damaged: no bucket has such a law")
+        self._memory = memory
+        self._state = state
+        self._file = file
+        me = weakref.ref(self)
+
+        def forked():
+            bucket = me()
+            if bucket is not None:
+                bucket._take_seat()
+
+        file.on_fork = forked
+        self._take_seat()
+        while True:
+            with file.recovery() as alone:
+                if alone:
+                    begin_anew(state)
+                    return
+
+    def _take_seat(self):
+        seat = self._file.take_seat()
+        if seat is None:
+            raise RuntimeError(f"{self._file.path}: {SEATS} processes use this bucket already, and there is no room for more")
+        # A lock that speaks of this seat is of one who had it before, and has died.
+        cdef uint64_t setter = load_acquire(&self._state.setter)
+        if setter & ((1 << SEAT_BITS) - 1) == <uint64_t>(seat + 1):
+            cas_acquire(&self._state.setter, &setter, 0)
+        self._me = seat + 1
+
+    cdef int _free_lock(self) except -1:
+        """Open the lock of a change if its holder has died."""
+        cdef uint64_t setter = load_acquire(&self._state.setter)
+        if self._file is None or setter == 0:
+            return 0
+        cdef uint64_t holder = setter & ((1 << SEAT_BITS) - 1)
+        if holder == self._me or self._file.is_taken(holder - 1):
+            return 0
+        # Fails if he was alive after all, and has gone on.
+        cas_acquire(&self._state.setter, &setter, 0)
+        return 0
+
+    @property
+    def path(self):
+        """The file that it shares with other processes, or None."""
+        return None if self._file is None else self._file.path
 
     cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil:
         """Take n tokens, or with `partial` as many of them as there are; returns how many were taken."""
@@ -365,7 +509,7 @@ cdef class TokenBucket:
         if law.unlimited:
             return n
         if n > 0 and (partial or n <= <int64_t>law.burst):
-            drop_overflow(self._state, &law, now_ns)
+            drop_overflow(self._state, &law, now_ns, self._me)
         return self._look(&law, now_ns, n, partial, False)
 
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil:
@@ -390,7 +534,7 @@ cdef class TokenBucket:
             # A law that ended before this reading of the clock does not say what has been issued by then.
             if load_acquire(&self._state.version) == law.version:
                 if not has_credit(&law):
-                    drop_overflow(self._state, &law, now_ns)
+                    drop_overflow(self._state, &law, now_ns, self._me)
                 return self._look(&law, now_ns, n, partial, True)
 
     cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
@@ -434,19 +578,27 @@ cdef class TokenBucket:
     def try_acquire(self, n=1):
         """Take `n` tokens now and return True, or change nothing and return False."""
         cdef int64_t count = checked_count(n)
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
         return self._take_now(count, False) == count
 
     def try_acquire_at(self, now_ns, n=1):
         """`try_acquire` at the time `now_ns`."""
         cdef int64_t count = checked_count(n)
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
         return self._take(checked_ns(now_ns), count, False) == count
 
     def acquire_up_to(self, n):
         """Take as many of `n` tokens as there are now; returns how many (0 to n)."""
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
         return self._take_now(checked_count(n), True)
 
     def acquire_up_to_at(self, now_ns, n):
         """`acquire_up_to` at the time `now_ns`."""
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
         return self._take(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
@@ -474,12 +626,14 @@ cdef class TokenBucket:
         cdef int64_t available
         cdef double delay
         cdef Reservation reservation = Reservation.__new__(Reservation)
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
         reservation._bucket = self
         read_law(self._state, &law)
         if law.unlimited or count == 0:
             return reservation
         if count <= <int64_t>law.burst:
-            drop_overflow(self._state, &law, now)
+            drop_overflow(self._state, &law, now, self._me)
         line = issued(&law, now, &rest)
         spent = load_relaxed(&self._state.spent)
         while True:
@@ -548,8 +702,8 @@ cdef class TokenBucket:
             set_slope(&slope, rate)
         # Nobody lets go of the GIL between try_lock and unlock, so who waits here never waits for its own
         # GIL.
-        while not try_lock(self._state):
-            pass
+        while not try_lock(self._state, self._me):
+            self._free_lock()
         settle_law(self._state, now_ns, &slope if rate >= 0 else NULL, burst)
         unlock(self._state)
 

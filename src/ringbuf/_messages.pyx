@@ -445,7 +445,7 @@ cdef class MessageRing(Port):
         return count_published(&self._frames)
 
     def close(self):
-        """Give up this process's part in a shared ring at once, and not when the last reference goes; what it holds is for others.
+        """Give up this process's part in a shared ring at once, not when the last reference goes; what it holds is for others.
 
         No thread may be using the ring, and nobody may use it afterwards. Of a ring in memory nothing is done.
         """

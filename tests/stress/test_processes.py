@@ -1,0 +1,23 @@
+"""Processes on one ring in a file: the same body as for threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from stress.body import Lines, Numbers, Records, run_in_processes
+from stress.test_threads import THOUSANDS
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
+    pytest.mark.platform,
+]
+
+@pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (3, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize("subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr)
+def test_processes(subject: Records | Numbers | Lines, producers: int, consumers: int, tmp_path: Path) -> None:
+    shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
+    run_in_processes(shared, producers, consumers, THOUSANDS * 1000 // producers)

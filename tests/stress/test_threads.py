@@ -1,0 +1,51 @@
+"""Threads on one ring, from one and one to several and several."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stress.body import Lines, Numbers, Records, Subject, run_in_threads
+
+#: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
+THOUSANDS = int(os.environ.get("PENSTOCK_STRESS_THOUSANDS", "6"))
+
+
+@pytest.fixture(autouse=True)
+def fast_switching() -> Iterator[None]:
+    """Let threads take turns every few instructions rather than every 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        Records(),
+        Records(exchanges=True),
+        Records(failing=True),
+        Records(failing=True, exchanges=True),
+        Numbers(),
+        Numbers(exchanges=True),
+        Lines(),
+        Lines(capacity_bytes=1 << 20),
+    ],
+    ids=repr,
+)
+def test_threads(subject: Subject, producers: int, consumers: int) -> None:
+    run_in_threads(subject, producers, consumers, THOUSANDS * 1000 // producers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
+@pytest.mark.platform
+@pytest.mark.parametrize("subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr)
+def test_threads_on_a_ring_in_a_file(subject: Records | Numbers | Lines, tmp_path: Path) -> None:
+    run_in_threads(dataclasses.replace(subject, path=str(tmp_path / "ring")), 2, 2, THOUSANDS * 500)

@@ -363,3 +363,27 @@ def test_inspect_export_repair(lane: tuple[dict[str, bytes], Blocks]) -> None:
         assert found == expected
         assert sum(one.events for one in lost) == blocks[1][1] - blocks[1][0] + blocks[2][1] - blocks[2][0]
     assert disk.open_descriptors == 0
+
+
+@pytest.mark.parametrize("calls", [{"pread"}, {"open", "pread"}])
+def test_what_a_consumer_holds_is_not_lost_when_its_file_can_not_be_read_any_more(
+    lane: tuple[dict[str, bytes], Blocks], calls: set[str]
+) -> None:
+    files, blocks = lane
+    faulty = FaultyFileSystem(disk_of(files), fail_at=1 << 30, sticky=True, only=calls)
+    with opened(faulty) as store:
+        held = [run_at(store, blocks[0][0]), run_at(store, blocks[4][0]), run_at(store, blocks[8][0])]
+        faulty.fail_at = 1
+        store._reader._opened[max(store._reader._opened)].file._window = b""
+        lost = []
+        seq = held[0][0] + held[0][1]
+        while (answer := store.read(seq, 100, 100_000)) is not None:
+            if isinstance(answer, Lost):
+                lost.append(answer)
+                seq = answer.end_seq
+            else:
+                seq = answer.end_seq
+        assert lost
+        assert all(held[0][0] + held[0][1] <= one.first_seq for one in lost)
+        store.ack(*held[0])
+        assert store.stats().acked_events == held[0][1]

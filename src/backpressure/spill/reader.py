@@ -143,6 +143,7 @@ class Reader:
         self._files = files
         self._directory = directory
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._come_to: dict[int, _Point] = {}  # up to where segments were read that are closed, and not yet settled
         self._oldest = _NONE  # the lowest serial among them
         self._decoder = Decoder()
         # The block that was decoded last, of which a part may not have been asked for yet.
@@ -165,6 +166,8 @@ class Reader:
             if one < serial:
                 self._opened.pop(one).file.close()
         self._oldest = min(self._opened, default=_NONE)
+        for one in [one for one in self._come_to if one < serial]:
+            del self._come_to[one]
 
     def read(self, seq: int, stop: int, max_events: int, max_bytes: int, view: View) -> Run | Missing | Gap | None:
         """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
@@ -270,7 +273,10 @@ class Reader:
         except OSError as error:
             if error.errno not in UNREADABLE and not isinstance(error, FileNotFoundError):
                 raise
-            return self._skip(segment, seq, _start_of(segment), bound, f"can not be opened: {error.strerror}")
+            # What was read before it was closed may be with a consumer, and is not lost.
+            known = self._come_to.get(segment.serial)
+            start = known if known is not None and known.seq <= seq else _start_of(segment)
+            return self._skip(segment, seq, start, bound, f"can not be opened: {error.strerror}")
         point = opened.point_for(seq)
         while point.rank < bound.rank:
             header = opened.file.header_at(point.position, size)
@@ -310,7 +316,9 @@ class Reader:
             file = SegmentFile(self._files, os.path.join(self._directory, segment.name), segment.salt)
             opened = self._opened[segment.serial] = _Opened(file, segment)
             while len(self._opened) > _OPEN_SEGMENTS:
-                self._opened.popitem(last=False)[1].file.close()
+                closed, before = self._opened.popitem(last=False)
+                before.file.close()
+                self._come_to[closed] = before.latest
             self._oldest = min(self._opened)
         self._opened.move_to_end(segment.serial)
         return opened

@@ -274,14 +274,17 @@ class SpillStore:
         with self._settling:
             # From `seq` in any case: whatever nonsense the links say, reading goes on behind the damage.
             self._settled.settle(min(seq, missing.gap_start), lost.first_seq, 0)
-            events = self._settled.settle(lost.first_seq, lost.end_seq, lost.events)
+            # What lies before `seq` was delivered, may be acked yet, and is not lost: at most so many of the events are there.
+            start = max(lost.first_seq, seq)
+            before = start - lost.first_seq
+            events = self._settled.settle(start, lost.end_seq, max(lost.events - before, 0))
             if events:
                 self._damaged.add(missing.serial)
                 self._lost_events += events
                 self._lost_ranges += 1
                 # So that it is not reported again after a restart.
                 self._record()
-        return dataclasses.replace(lost, events=events) if events else None
+        return dataclasses.replace(lost, first_seq=start, events=events) if events else None
 
     # ------------------------------------------------------------ acking
 

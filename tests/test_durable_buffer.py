@@ -419,6 +419,20 @@ def test_max_attempts_counts_deliveries(tmp_path: Path) -> None:
     buffer.close()
 
 
+def test_a_failing_sink_costs_nothing_while_the_disk_has_room(tmp_path: Path) -> None:
+    """Shedding would refuse what the disk is there to keep."""
+    clock = FakeClock(100.0)
+    config = BufferConfig(directory=tmp_path / "buffer", lane_bytes=1 << 16, spill=SMALL, retry_backoff=0.0)
+    buffer = BufferManager(config, clock=clock, rng=random.Random(1))
+    for i in range(300):
+        clock.advance(0.05)
+        assert buffer.add_events(numbered(10), priority=5, timeout=10.0).rejected == 0, i
+        batch = buffer.get_batch(10)
+        if batch is not None:
+            batch.nack("down")
+    buffer.close(timeout=0)
+
+
 # ---------------------------------------------------------------- who may open what
 
 

@@ -214,6 +214,8 @@ class BufferManager:
         if offer.advance():
             return self._committed(offer)
         deadline = offer.deadline(timeout)
+        if self._disk is not None:
+            self._disk.spiller.wake()  # it looks by itself, but not at once
         while (left := deadline - time.monotonic()) > 0:
             self._room.wait(lambda: self._closing or offer.may_advance(), min(left, offer.pause()))
             if offer.advance() or self._closing:
@@ -489,12 +491,12 @@ class BufferManager:
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
         # A batch and a half in reach keeps the sink busy until the next look. Who drops the oldest wants nothing refused.
-        refusing = self.config.when_full is not WhenFull.DROP_OLDEST and self._flow.observe(
+        refusing = self._flow.observe(
             queue,
             taken,
             enough=self._batching.batch_size * 3 // 2,
             calling=self._breaker.state is State.CLOSED,
-            spills=self._disk is not None and self._disk.spiller.error is None,
+            spills=(self._disk is not None and self._disk.spiller.error is None) or self.config.when_full is WhenFull.DROP_OLDEST,
         )
         self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()

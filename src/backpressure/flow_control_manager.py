@@ -235,13 +235,13 @@ class FlowControlManager:
         enough: events that keep the sink busy until the next report: a batch and a half.
         calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
             or shed for its sake: what comes may as well wait in the room that there is.
-        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay either.
+        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay, or shed, either.
         """
         if not len(waiting) == len(taken) == PRIORITY_LEVELS:
             raise ValueError(f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}")
         with self._lock:
             now = self._read_clock()
-            self._emergency.holding = not calling
+            self._emergency.holding = spills or not calling
             bound = self._bound
             if bound is None:
                 return False

@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from ringbuf._atomics cimport word
 from ringbuf._bell cimport Bell
 from ringbuf._columns cimport Column, Messages, Spares
 from ringbuf._cursor cimport Frames
@@ -13,7 +14,8 @@ cdef class Port:
     cdef object _memory              # the numpy array that owns what the frames point to
     cdef Participant _participant    # of a ring that processes share; else None
     cdef Spares _spares
-    cdef uint64_t _takes
+    cdef object _owner               # of a handle: the ring
+    cdef word _takes
     cdef uint64_t _unused
     cdef list _ears                  # the ReadyFd that event loops listen to, if any does
 
@@ -36,6 +38,9 @@ cdef class Port:
 
 
 cdef class MessageRing(Port):
+    cdef bint _made
+
+    cdef _allocate(self, uint64_t granules, uint64_t first_seq)
     cdef _open(self, file, uint64_t granules)
     cdef _handle(self, Port handle)
 

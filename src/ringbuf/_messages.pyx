@@ -32,7 +32,7 @@ from ringbuf._frames cimport (
 )
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
-from ringbuf._slots cimport FREE, SEATS, Desk, Slot, set_state
+from ringbuf._slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
 from ringbuf._timing cimport steady_ns
 
 import os
@@ -156,8 +156,8 @@ cdef class Port:
         else:
             number = self._begin(&slot)
             try:
-                self._takes += 1
-                if self._takes % LOOK_TAKES == 0:
+                store_relaxed(&self._takes, load_relaxed(&self._takes) + 1)
+                if load_relaxed(&self._takes) % LOOK_TAKES == 0:
                     self._participant.notice(False)
                 messages = self._take_from(slot, number, most, most_bytes)
                 if messages is None and self._participant.notice(False):
@@ -210,6 +210,9 @@ cdef class Port:
         cdef Take take
         cdef Messages messages
         while find_take(&self._frames, source, most, most_bytes, &take):
+            # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is his.
+            if source.number != 0 and kind_of_state(load_acquire(&self._frames.desk.slots[source.number - 1].state)) != ORPHAN:
+                return None
             # Allocated before the exchange: if memory runs out, nothing has been taken.
             messages = new_messages(take.count, take.bytes, self._spares)
             if not win_take(&self._frames, slot, number + 1, source, &take):
@@ -336,6 +339,13 @@ cdef class MessageRing(Port):
     1
     """
 
+    def __cinit__(self, *args, **kwargs):
+        # Small and in memory until __init__ or attach() says otherwise: so that no method of a ring that was made without
+        # either finds nothing there.
+        self._spares = Spares()
+        self._ears = []
+        self._allocate(MIN_GRANULES, 0)
+
     def __init__(self, capacity_bytes, *, path=None, first_seq=0):
         if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
             raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
@@ -343,15 +353,17 @@ cdef class MessageRing(Port):
         if not 0 < size <= MAX_GRANULES * GRANULE:
             raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
-        if self._memory is not None:
+        if self._made:
             raise TypeError("a MessageRing is made once")
         if not 0 <= first_seq < 1 << 64:
             raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
-        self._spares = Spares()
-        self._ears = []
         if path is not None:
             self._open(create_or_attach(path, granules, first_seq), granules)
-            return
+        else:
+            self._allocate(granules, first_seq)
+        self._made = True
+
+    cdef _allocate(self, uint64_t granules, uint64_t first_seq):
         # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
         self._memory = np.zeros(sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8)
         cdef size_t address = self._memory.ctypes.data
@@ -370,10 +382,9 @@ cdef class MessageRing(Port):
         Raises FileNotFoundError, and SharedFileError for a file that is not a MessageRing's, damaged, or of another version.
         """
         cdef MessageRing ring = cls.__new__(cls)
-        ring._spares = Spares()
-        ring._ears = []
         file = SharedFile.attach(path, KIND, SEATS)
         ring._open(file, granules_of(file))
+        ring._made = True
         return ring
 
     cdef _open(self, file, uint64_t granules):
@@ -466,6 +477,7 @@ cdef class MessageRing(Port):
     cdef _handle(self, Port handle):
         handle._frames = self._frames
         handle._memory = self._memory
+        handle._owner = self  # the participant tidies up through it
         handle._participant = self._participant
         handle._ears = self._ears
         handle._spares = Spares()

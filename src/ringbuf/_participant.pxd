@@ -16,7 +16,7 @@ cdef class Participant:
     cdef word _free[SEATS]            # of each seat that is ours: a bit for each slot that is not in use
     cdef word _seats                  # which are ours, as bits
     cdef word _seen_deaths
-    cdef int64_t _next_look_ns
+    cdef word _next_look_ns
     cdef readonly uint64_t epoch      # goes up when this process turns out to be a forked child
 
     cdef _join(self, void* ring, Tidy tidy)

@@ -121,9 +121,9 @@ cdef class Participant:
     cdef bint notice(self, bint now) except -1:
         """Look whether somebody died and left something, unless that was done just now; whether things have changed."""
         cdef int64_t time_ns = steady_ns()
-        if time_ns < self._next_look_ns and not now:
+        if time_ns < <int64_t>load_relaxed(&self._next_look_ns) and not now:
             return False
-        self._next_look_ns = time_ns + LOOK_NS
+        store_relaxed(&self._next_look_ns, time_ns + LOOK_NS)
         cdef bint[SEATS] dead
         if not self._find_dead(dead):
             return False

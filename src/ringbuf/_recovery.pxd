@@ -97,6 +97,9 @@ cdef inline void orphan_take(Frames* f, Slot* slot) noexcept nogil:
         if before >> (TURN_BITS + WHO_BITS) == load_acquire(&slot.after) >> (TURN_BITS + WHO_BITS):
             help_taker(f.desk, <uint64_t>(slot - f.desk.slots) + 1, before)
             set_state(slot, FREE)
+        else:
+            # Who made it an ORPHAN may have been killed before he said so.
+            fetch_add_release(&f.desk.deaths, 1)
 
 
 cdef inline uint64_t first_unreleased(Frames* f, uint64_t before, uint64_t after) noexcept nogil:
@@ -194,8 +197,12 @@ cdef inline uint64_t end_of_push(Slot* slot) noexcept nogil:
 
 
 cdef inline Slot* find_owner(Frames* f, const bint* dead, uint64_t position) noexcept nogil:
-    """Of the dead that were to claim at this position, the one that did: whose end somebody has seen. Equal ends are all one."""
+    """Of the dead that were to claim at this position, the one that did: whose end somebody has seen. Equal ends are all one.
+
+    The end of one that did not may be a boundary as well, by chance, but a later one: the nearest is meant.
+    """
     cdef Slot* only = NULL
+    cdef Slot* nearest = NULL
     cdef Slot* slot
     cdef FrameView view
     cdef uint64_t seat, i, end, behind
@@ -212,12 +219,16 @@ cdef inline Slot* find_owner(Frames* f, const bint* dead, uint64_t position) noe
                 several = True
             only = slot
             behind = position + (load_acquire(&slot.size) >> 32)
-            if load_acquire(&f.cursors.write) == end or was_base(f, end):
-                return slot
-            if peek_frame(f, behind, &view) and <uint32_t>view.frame.first_seq == <uint32_t>end:
-                return slot
-    if several:
-        return NULL
+            if not (
+                load_acquire(&f.cursors.write) == end
+                or was_base(f, end)
+                or (peek_frame(f, behind, &view) and <uint32_t>view.frame.first_seq == <uint32_t>end)
+            ):
+                continue
+            if nearest == NULL or load_acquire(&slot.size) >> 32 < load_acquire(&nearest.size) >> 32:
+                nearest = slot
+    if nearest != NULL or several:
+        return nearest
     return only
 
 

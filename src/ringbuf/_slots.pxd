@@ -27,7 +27,7 @@ Pairs of release and acquire:
 
 from libc.stdint cimport int64_t, uint64_t
 
-from ringbuf._atomics cimport cas_total, load_acquire, load_relaxed, store_release, store_relaxed, word
+from ringbuf._atomics cimport cas_total, load_acquire, load_relaxed, store_release, word
 
 
 cdef enum:
@@ -82,8 +82,9 @@ cdef inline void set_state(Slot* slot, uint64_t kind) noexcept nogil:
 
 
 cdef inline void begin_push(Slot* slot, uint64_t size, uint64_t base) noexcept nogil:
-    store_relaxed(&slot.size, size)
-    store_relaxed(&slot.base, base)
+    # Release: not before the FREE that ended the push before.
+    store_release(&slot.size, size)
+    store_release(&slot.base, base)
     set_state(slot, PUSHING)
 
 

@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import random
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -21,7 +23,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpressure import BufferConfig, BufferManager, CircuitBreakerConfig, FormatError
+from backpressure import (
+    BufferConfig,
+    BufferManager,
+    CircuitBreakerConfig,
+    EmergencyModeConfig,
+    FlowControlConfig,
+    FormatError,
+)
 from backpressure.cli import main
 from backpressure.cli.disk_view import find_owner, look_at_buffer
 from backpressure.cli.framing import framed, with_newlines
@@ -56,9 +65,11 @@ def penstock(capfd: pytest.CaptureFixture[str]) -> Any:
 
 
 def open_buffer(path: Path, **changes: Any) -> BufferManager:
+    # So many nacks in a test are no reason to hold anything up.
     breaker = CircuitBreakerConfig(min_requests=100_000)
-    config = {"lane_bytes": RING_BYTES, "spill": SMALL, "retry_backoff": 0.0, "circuit_breaker": breaker, **changes}
-    return BufferManager(BufferConfig(directory=path, **config), rng=random.Random(1))
+    flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
+    config = {"lane_bytes": RING_BYTES, "spill": SMALL, "retry_backoff": 0.0, "circuit_breaker": breaker, "flow_control": flow}
+    return BufferManager(BufferConfig(directory=path, **{**config, **changes}), rng=random.Random(1))
 
 
 def kill(buffer: BufferManager) -> None:
@@ -123,22 +134,38 @@ def records(data: bytes) -> Iterator[bytes]:
         at += 4 + size
 
 
-@pytest.fixture
-def killed(tmp_path: Path) -> tuple[Path, list[bytes]]:
-    """A directory whose owner was killed with events on disk, in rings, out with consumers; and what it owes, in order."""
-    path = tmp_path / "buffer"
-    buffer = open_buffer(path)
-    events = noise(3000)
-    add_all(buffer, events)
+def live_and_die(path: str) -> None:
+    """Run in a process of its own: leaves events on disk, in rings, and out with consumers."""
+    buffer = open_buffer(Path(path))
+    add_all(buffer, noise(3000))
     buffer.add_events([b"urgent", b"more urgent"], priority=1)
-    first = buffer.get_batch(1)
-    assert first is not None
-    assert first.tolist() == [b"urgent"]
-    first.ack()
-    held = [buffer.get_batch(size) for size in (1, 5, 10)]  # of lane 1, then of lane 3
-    assert held[2] is not None
-    held[2].ack()
-    kill(buffer)
+    held = []
+    for size, acked in ((1, True), (1, False), (5, False), (10, True)):  # of lane 1, then of lane 3
+        batch = buffer.get_batch(size)
+        assert batch is not None
+        if acked:
+            batch.ack()
+        else:
+            held.append(batch)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def a_killed_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("killed") / "buffer"
+    code = "import sys; from tests.test_disk_cli import live_and_die; live_and_die(sys.argv[1])"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    run = subprocess.run([sys.executable, "-c", code, path], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert run.returncode == -signal.SIGKILL
+    return path
+
+
+@pytest.fixture
+def killed(tmp_path: Path, a_killed_buffer: Path) -> tuple[Path, list[bytes]]:
+    """A directory whose owner was killed, and the events that it owes, in order."""
+    path = tmp_path / "buffer"
+    shutil.copytree(a_killed_buffer, path)
+    events = noise(3000)
     return path, [b"more urgent", *events[:5], *events[15:]]
 
 
@@ -224,19 +251,15 @@ def test_export_is_what_the_next_start_delivers_whatever_came_before(penstock: A
     path = tmp_path / "buffer"
     for life in range(3):
         buffer = open_buffer(path, lane_bytes=rng.choice((1 << 12, 1 << 14)))
-        held = []
         for _ in range(30):
             add_all(buffer, noise(rng.randrange(120), rng.randrange(1 << 30)), priority=rng.choice((1, 3)))
             batch = buffer.get_batch(rng.randrange(1, 80))
             if batch is None:
                 continue
-            match rng.randrange(4):
-                case 0:
-                    batch.nack("no")
-                case 1:
-                    held.append(batch)
-                case _:
-                    batch.ack()
+            if rng.random() < 0.25:
+                batch.nack("no")
+            else:
+                batch.ack()
         if rng.random() < 0.3:
             buffer.flush()
         if rng.random() < 0.2 and life < 2:
@@ -304,7 +327,7 @@ OWNER = textwrap.dedent("""
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has a directory open, with 5,000 events on disk and one in a ring. A line on its stdin lets it deliver them."""
+    """A process that has a directory open, with 5,000 events on disk and one in a ring; a line on its stdin lets it deliver."""
     command = [sys.executable, "-c", OWNER, str(tmp_path / "buffer")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -342,7 +365,7 @@ def test_beside_a_running_owner(penstock: Any, tmp_path: Path, owner: subprocess
 def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     buffer = open_buffer(path)
-    events = noise(2000)
+    events = noise(20_000)
     add_all(buffer, events)
     buffer.flush()
     view = look_at_buffer(str(path))
@@ -350,10 +373,10 @@ def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path
     got = next(reading)
     assert not isinstance(got, Lost)
     assert got.messages()[0] == events[0]
-    batch = buffer.get_batch(1500)
-    while batch is not None and batch.first_seq < 1500:
+    for _ in range(15):
+        batch = buffer.get_batch(1000)
+        assert batch is not None
         batch.ack()
-        batch = buffer.get_batch(1500)
     assert int(segments_of(path)[0].name.split("-")[1], 16) > got.end_seq, "no file was deleted: nothing is tested"
     rest = list(reading)
     assert not any(isinstance(item, Lost) for item in rest)

@@ -6,6 +6,8 @@
 #   make test-freethreaded   the same tests of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
 #                it, or python3.13t on the PATH, or the archive in ../shared/toolchains
 #   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it
+#   make torture the long proofs: processes killed, power cut, every call to the disk failed. TORTURE_SCALE=0.01: that
+#                share of their documented counts
 #   make lint    ruff, mypy --strict, stubtest, cython-lint
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -39,7 +41,11 @@ TSAN_THOUSANDS ?= 1
 DEMO_DIR := .demo
 LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 
-.PHONY: demo test test-freethreaded tsan lint bench bench-smoke clean
+# Of the counts that each proof is documented with.
+TORTURE_SCALE ?= 1
+scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
+
+.PHONY: demo test test-freethreaded tsan torture lint bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -85,6 +91,13 @@ tsan: .venv-tsan/.installed
 	.venv-ft/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
 		--find-links ../shared/toolchains ".[test-core]"
 	@touch $@
+
+torture: .venv-test/.installed
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.kill_ring --kills $(call scaled,1000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.kill_records --kills $(call scaled,1000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.kill_buffer --cycles $(call scaled,10000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.power_loss --images $(call scaled,20000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.io_errors --seeds $(call scaled,20)
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check

@@ -3,6 +3,11 @@
     penstock pump SOURCE... --to SINK     carry lines through a buffer
     penstock serve --config FILE          the same as a service, described by a TOML file
     penstock top URL                      watch one
+    penstock inspect DIR                  what a buffer's directory holds
+    penstock verify DIR                   check every checksum in it
+    penstock repair DIR                   put damage aside
+    penstock export DIR                   its events, as lines or records
+    penstock dlq list|replay|purge DIR    its dead letters
     penstock bench                        measure this machine
 
 Each sub-command is a module with `main(argv) -> int`, imported only when it is called: a command line tool
@@ -21,6 +26,11 @@ _COMMANDS = {
     "pump": ("backpressure.cli.pump", "carry lines from files or stdin to a sink, at least once, in order"),
     "serve": ("backpressure.cli.serve", "carry lines from files and sockets to a sink, as a service that a TOML file describes"),
     "top": ("backpressure.cli.top", "watch a running buffer"),
+    "inspect": ("backpressure.cli.inspect", "show what a buffer's directory holds"),
+    "verify": ("backpressure.cli.verify", "check every checksum in a buffer's directory"),
+    "repair": ("backpressure.cli.repair", "put what is damaged in a buffer's directory aside"),
+    "export": ("backpressure.cli.export", "write the events in a buffer's directory as lines or records"),
+    "dlq": ("backpressure.cli.dlq", "list, replay or purge the dead letters of a buffer"),
     "bench": ("backpressure.cli.bench", "measure the throughput of this machine beside its yardsticks"),
 }
 

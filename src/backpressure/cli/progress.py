@@ -1,4 +1,4 @@
-"""What `penstock pump` shows while it runs and when it ends, all of it on stderr.
+"""What a long command shows while it runs and when it ends, all of it on stderr.
 
 On a terminal, and where rich is installed, a live line and a table; anywhere else plain lines, one every
 few seconds. rich is imported only where it is used: it takes longer to import than a small file takes to
@@ -30,7 +30,11 @@ class Display(Protocol):
     interval: float
 
     def update(self, progress: Progress, state: str) -> None:
-        """Show how far it is; `state` says what holds it up, if anything does."""
+        """Show how far a transfer is; `state` says what holds it up, if anything does."""
+        ...
+
+    def show(self, text: str, nbytes: int) -> None:
+        """Show how far something else is, in words and in bytes done."""
         ...
 
     def note(self, text: str) -> None:
@@ -38,7 +42,7 @@ class Display(Protocol):
         ...
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """Show the closing table."""
+        """Show the closing table, if it has rows, and nothing any more."""
         ...
 
 
@@ -75,6 +79,9 @@ class _Silent:
     def update(self, progress: Progress, state: str) -> None:
         pass
 
+    def show(self, text: str, nbytes: int) -> None:
+        pass
+
     def note(self, text: str) -> None:
         pass
 
@@ -88,10 +95,15 @@ class _Plain:
     def update(self, progress: Progress, state: str) -> None:
         self.note(describe(progress, state))
 
+    def show(self, text: str, nbytes: int) -> None:
+        self.note(text)
+
     def note(self, text: str) -> None:
         print(f"penstock: {text}", file=sys.stderr, flush=True)
 
     def finish(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value}" for name, value in rows), file=sys.stderr, flush=True)
 
@@ -114,8 +126,10 @@ class _Live:
         self._progress.start()
 
     def update(self, progress: Progress, state: str) -> None:
-        text = describe(progress, state)
-        self._progress.update(self._task, completed=progress.nbytes, description=text, refresh=True)
+        self.show(describe(progress, state), progress.nbytes)
+
+    def show(self, text: str, nbytes: int) -> None:
+        self._progress.update(self._task, completed=nbytes, description=text, refresh=True)
 
     def note(self, text: str) -> None:
         self._console.print(f"penstock: {text}", markup=False, highlight=False)
@@ -125,6 +139,8 @@ class _Live:
         from rich.table import Table
 
         self._progress.stop()
+        if not rows:
+            return
         table = Table("penstock pump", "", box=SIMPLE_HEAVY)
         table.columns[1].justify = "right"
         for name, value in rows:

@@ -82,7 +82,7 @@ class DurableLane(Lane):
             try:
                 ring = MessageRing.attach(path)
             except SharedFileError as error:
-                raise FormatError(path, f"{error}. Move it away to go on without what it held") from error
+                raise FormatError(path, f"{error}. `penstock repair` moves it aside, to go on without what it held") from error
             fits = ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes
             if fits and not ring.survived_reboot and ring.next_seq >= first_seq:
                 return ring

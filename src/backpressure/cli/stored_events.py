@@ -15,19 +15,15 @@ import numpy as np
 from backpressure.cli.disk_view import BufferView, LaneView, look_at_lane
 from backpressure.spill.blocks import Decoder, stored_is_sound
 from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View
-from backpressure.spill.recovery import QUARANTINE_SUFFIX, Recovered
+from backpressure.spill.recovery import QUARANTINE_SUFFIX, Recovered, end_seq_of, missing_tail_of, settled_of
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, SegmentFile, Unreadable, parse_segment_name
 from backpressure.spill.settled import Settled
-from backpressure.spill.store import _end_seq_of, _missing_tail_of, _settled_of
 
 __all__ = ["end_seq_of", "owed_on_disk", "settled_of", "stored_events", "with_quarantined"]
 
 _MOST_EVENTS: Final = 1 << 20
 _MOST_BYTES: Final = 1 << 20
 _LAST_SEQ: Final = (1 << 64) - 1
-
-settled_of = _settled_of
-end_seq_of = _end_seq_of
 
 
 def owed_on_disk(found: Recovered) -> int:
@@ -44,7 +40,7 @@ def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> I
             found = look_at_lane(view, lane)
             settled = settled_of(found)
             if not acked and position == 0:
-                tail = _missing_tail_of(found)
+                tail = missing_tail_of(found)
                 if tail is not None:
                     yield tail
             if acked and found.segments:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ringbuf import Messages
 
@@ -20,7 +19,7 @@ _NEWLINE: Final = 10
 _LENGTH_BYTES: Final = 4
 
 
-def framed(messages: Messages, form: str) -> bytes | npt.NDArray[np.uint8]:
+def framed(messages: Messages, form: str) -> bytes | memoryview:
     """The events one after the other, in one of FORMATS."""
     if form == "lines":
         return messages.join(b"\n", b"\n") if len(messages) else b""
@@ -33,7 +32,7 @@ def framed(messages: Messages, form: str) -> bytes | npt.NDArray[np.uint8]:
     payload = np.ones(len(out), np.bool_)
     payload[places] = False
     out[payload] = messages.data[int(offsets[0]) : int(offsets[-1])]
-    return out
+    return out.data
 
 
 def with_newlines(messages: Messages) -> int:

@@ -16,19 +16,26 @@ cdef extern from * nogil:
     """
     #include <atomic>
     #include <cerrno>
+    #include <chrono>
     #include <climits>
     #include <cstdint>
+    #include <thread>
     #if defined(__linux__)
     #include <linux/futex.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
 
-    /* Registers this process once; afterwards, whether a barrier can be asked for. */
+    enum { PENSTOCK_GLOBAL_EXPEDITED = 2, PENSTOCK_REGISTER_GLOBAL_EXPEDITED = 4 };
+
+    /* Registers this process, once; a forked child is registered as its parent was. */
+    static inline bool penstock_have_barrier(void) {
+        static const bool there = syscall(SYS_membarrier, PENSTOCK_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+        return there;
+    }
+
     static inline bool penstock_barrier(void) {
-        enum { GLOBAL_EXPEDITED = 2, REGISTER_GLOBAL_EXPEDITED = 4 };
-        static const bool there = syscall(SYS_membarrier, REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
-        return there && syscall(SYS_membarrier, GLOBAL_EXPEDITED, 0, 0) == 0;
+        return penstock_have_barrier() && syscall(SYS_membarrier, PENSTOCK_GLOBAL_EXPEDITED, 0, 0) == 0;
     }
 
     static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
@@ -41,10 +48,10 @@ cdef extern from * nogil:
         syscall(SYS_futex, count, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     }
     #else
-    #include <chrono>
     #include <condition_variable>
     #include <mutex>
 
+    static inline bool penstock_have_barrier(void) { return false; }
     static inline bool penstock_barrier(void) { return false; }
 
     struct penstock_parking { std::mutex mutex; std::condition_variable bell; };
@@ -60,9 +67,14 @@ cdef extern from * nogil:
         penstock_place().bell.notify_all();
     }
     #endif
+    static inline void penstock_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
     static inline void penstock_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
     """
+    # Whether all users can be made to pass a barrier. A process is, from the first time that it asks this.
+    bint have_barrier "penstock_have_barrier"()
     bint barrier "penstock_barrier"()
+    # Where there is none: until every store that was made before is there for all to see (no processor holds one back for a us).
+    void let_settle "penstock_let_settle"()
     void futex_wait "penstock_wait"(word32* count, uint32_t seen, int64_t ns)
     void futex_wake "penstock_wake"(word32* count)
     void no_reordering "penstock_no_reordering"()

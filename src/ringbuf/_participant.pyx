@@ -9,6 +9,7 @@ cimport cython
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._atomics cimport cas_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release
+from ringbuf._bell cimport have_barrier
 from ringbuf._recovery cimport is_clean, used_slots
 from ringbuf._slots cimport ORPHAN, SEATS, SLOTS, TURN_BITS, WHO_BITS, Slot, kind_of_state
 from ringbuf._timing cimport steady_ns
@@ -43,6 +44,7 @@ cdef class Participant:
         self._ring = ring
         self._tidy = tidy
         store_relaxed(&self._seen_deaths, UINT64_MAX)
+        have_barrier()  # so that those who wait need not wait longer than what this process does
         me = weakref.ref(self)
 
         def forked():

@@ -60,7 +60,7 @@ cdef struct Slot:
 # Of a seat; in shared memory.
 cdef struct Seat:
     word used             # its slots from this one on have never been used
-    word listens          # its holder's event loop wants to be called when there is something to take
+    word listens          # not 0: its holder's event loop wants to be called when there is something to take (_ready.py)
     word pad[6]
 
 

@@ -1,0 +1,1 @@
+341b140da9a6d98b2ad275c67829dcbee1ff5afd  -

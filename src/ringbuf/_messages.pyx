@@ -86,8 +86,8 @@ cdef inline size_t pages(size_t size) noexcept:
     return (size + PAGE - 1) & ~(PAGE - 1)
 
 
-cdef bint tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
-    return tidy_up(<Frames*>ring, dead, alone)
+cdef void tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
+    tidy_up(<Frames*>ring, dead, alone)
 
 
 cdef class Port:

@@ -4,7 +4,7 @@ from ringbuf._atomics cimport word
 from ringbuf._slots cimport SEATS, Desk, Slot
 
 # Finishes what the holders of the seats marked as dead had begun: `tidy_up` of the ring's own kind.
-ctypedef bint (*Tidy)(void* ring, const bint* dead, bint alone) noexcept nogil
+ctypedef void (*Tidy)(void* ring, const bint* dead, bint alone) noexcept nogil
 
 
 cdef class Participant:

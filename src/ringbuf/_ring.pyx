@@ -4,8 +4,8 @@
 Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
 No method but those with a timeout blocks: a push puts in as many records as fit, from the front, and says how many; a pop gives
 what is there. Records of one push stay together and in order, but where it waits for room in its midst. Only `pop_many` without
-`out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes nothing.
-Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of range, a
+`out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes
+nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of range, a
 string that is too long), not only by its dtype but by its value.
 
 Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one

@@ -77,8 +77,8 @@ def body_size(slots, itemsize):
     return pages(sizeof(Desk)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
 
 
-cdef bint tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
-    return tidy_runs(<Runs*>ring, dead)
+cdef void tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
+    tidy_runs(<Runs*>ring, dead)
 
 
 @cython.final

@@ -1,1 +1,1 @@
-341b140da9a6d98b2ad275c67829dcbee1ff5afd  -
+d531e9e15c5da6f0e1a6f0f641b6118c69bcca04  -

@@ -1,0 +1,1 @@
+3d980cd2754d48e920a7e5c1e5dd3e5bd63aabef  -

@@ -1,0 +1,1 @@
+1cd69f6295fc5dafe9a5b6796ac28f5a63fc655f  -

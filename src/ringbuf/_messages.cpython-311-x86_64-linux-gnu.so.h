@@ -1,0 +1,1 @@
+2bc27c2a4f11c1cfd9eb883091d6d97fba2ae8a1  -

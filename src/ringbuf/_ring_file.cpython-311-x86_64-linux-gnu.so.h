@@ -1,0 +1,1 @@
+a50ea71c0be4537efbb2b3a1e8a17c066ed6d9a2  -

@@ -1,7 +1,7 @@
 """Bells: how a thread sleeps until another one, of this process or of one that shares the memory, has done something for it.
 
 A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. Who has
-published or released something looks at `sleepers`, and rings if it is set. Between his store and that look there is no
+published or released something looks at `waiters`, and rings if it is set. Between his store and that look there is no
 fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its
 last look. So either they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
 
@@ -10,7 +10,7 @@ Linux: futex, which works across processes. Elsewhere: a condition variable of t
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ringbuf._atomics cimport load32_total, load_relaxed, store_total, word, word32
+from ringbuf._atomics cimport fetch_or_total, load32_total, load_relaxed, word, word32
 
 cdef extern from * nogil:
     """
@@ -80,23 +80,28 @@ cdef extern from * nogil:
     void no_reordering "penstock_no_reordering"()
 
 
+# In Bell.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.
+cdef enum:
+    SLEEPERS = 1
+    LISTENERS = 2            # event loops
+
+
 cdef struct Bell:
-    word sleepers            # 1: threads sleep. A flag and no number, so that it is no matter if one of them is killed
-    word listeners           # 1: event loops listen
+    word waiters
     word32 count
     word32 pad0
-    word pad[5]
+    word pad[6]
 
 
 cdef inline bint wanted(Bell* bell) noexcept nogil:
     """Whether anybody waits for what was just done."""
     no_reordering()
-    return (load_relaxed(&bell.sleepers) | load_relaxed(&bell.listeners)) != 0
+    return load_relaxed(&bell.waiters) != 0
 
 
 cdef inline uint32_t before_sleep(Bell* bell) noexcept nogil:
     """Say that a thread is about to sleep; it has to look once more, and then to sleep until the count is another one."""
     cdef uint32_t seen = load32_total(&bell.count)
-    store_total(&bell.sleepers, 1)
+    fetch_or_total(&bell.waiters, SLEEPERS)
     barrier()
     return seen

@@ -5,8 +5,8 @@ Contract. Any number of threads may push and pop, with the GIL or without it, an
 No method but those with a timeout blocks: a push puts in as many records as fit, from the front, and says how many; a pop gives
 what is there. Records of one push stay together and in order, but where it waits for room in its midst. Only `pop_many` without
 `out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes
-nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of range, a
-string that is too long), not only by its dtype but by its value.
+nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of
+range, a string that is too long), not only by its dtype but by its value.
 
 Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one
 exchange and one tag, whatever its size. See _run.pxd for positions, ordering and progress, _shared_run.pxd for what processes
@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._atomics cimport load_acquire, load_relaxed, store_relaxed, word
-from ringbuf._bell cimport before_sleep, wanted
+from ringbuf._bell cimport Bell, before_sleep, wanted
 from ringbuf._blocks cimport new_span
 from ringbuf._columns cimport NOGIL_BYTES
 from ringbuf._face cimport Face, MAX_CAPACITY, positive
@@ -340,14 +340,15 @@ cdef class Consumer(Face):
 
 cdef inline bint push_one(Face face, object record) except -1:
     cdef uint64_t bits, position
+    cdef Bell* bell = &face._runs.cursors.records
     # The commonest records, without the general case's choices (measured: 49 instructions rather than 103).
     if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
         if not add_one(&face._runs, &position):
             return push_word(face, bits)
         (<uint64_t*>face._runs.data)[position & face._runs.mask] = bits
         publish(&face._runs, position, 1, PUBLISHED)
-        if wanted(&face._runs.cursors.records):
-            face._waiting.call(&face._runs.cursors.records)
+        if wanted(bell):
+            face._waiting.call(bell)
         return True
     return push_any(face, record)
 
@@ -469,10 +470,11 @@ cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t
 
 cdef inline object pop_one(Face face):
     cdef uint64_t position
+    cdef Bell* bell = &face._runs.cursors.room
     if face._quick != BY_STEPS and pass_one(&face._runs, &position):
         record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
-        if wanted(&face._runs.cursors.room):
-            face._waiting.call(&face._runs.cursors.room)
+        if wanted(bell):
+            face._waiting.call(bell)
         return record
     return pop_any(face)
 

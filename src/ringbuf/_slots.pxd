@@ -8,9 +8,9 @@ A slot stands for one operation. It lies in the shared file and is written by it
                             └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
 
 Push. The slot says which `write` it is to replace (`base`) and by how much (`size`); then one exchange in the index, where the
-tag will stand, claims: until it is published a claim tag there names the slot. `write` is moved after that, by whoever comes first.
-So who claimed at a position, and how much, is known at every moment, and nobody has to be asked: one who was about to claim
-there and was slower is no matter, whether he runs, is stopped or dead. What a dead one had claimed is filled at once; what a
+tag will stand, claims: until it is published a claim tag there names the slot. `write` moves after that, by whoever is first. So
+who claimed at a position, and how much, is known at every moment, and nobody has to be asked: one who was about to claim there
+and was slower is no matter, whether he runs, is stopped or dead. What a dead one had claimed is filled at once; what a
 living one has claimed and not published is passed over, and he alone delays the sight of what lies behind it.
 
 Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes: `before`

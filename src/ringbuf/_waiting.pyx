@@ -14,8 +14,8 @@ had called. Each look is a try, which finds also what the dead have left.
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
-from ringbuf._atomics cimport exchange_total, store_relaxed, store_total
-from ringbuf._bell cimport Bell, barrier, futex_wait, futex_wake, have_barrier, let_settle
+from ringbuf._atomics cimport exchange_total, fetch_or_total, store_relaxed, store_total
+from ringbuf._bell cimport LISTENERS, SLEEPERS, Bell, barrier, futex_wait, futex_wake, have_barrier, let_settle
 from ringbuf._participant cimport Participant
 from ringbuf._slots cimport SEATS
 from ringbuf._timing cimport steady_ns
@@ -81,10 +81,10 @@ cdef class Waiting:
 
     cdef int call(self, Bell* bell) except -1:
         """Wake those who sleep, and tell the event loops that listen."""
-        cdef uint64_t seat, nonce
-        if exchange_total(&bell.sleepers, 0):
+        cdef uint64_t seat, nonce, waiters = exchange_total(&bell.waiters, 0)
+        if waiters & SLEEPERS:
             futex_wake(&bell.count)
-        if not exchange_total(&bell.listeners, 0):
+        if not waiters & LISTENERS:
             return 0
         if self.participant is None:
             return self.hear()
@@ -119,7 +119,7 @@ cdef class Waiting:
         if self.participant is not None:
             set_timer(ear.timer, LISTEN_NS)
             store_total(&self.participant.desk.seats[<uint64_t>ear.seat].listens, <uint64_t>ear.nonce)
-        store_total(&self.filled.listeners, 1)
+        fetch_or_total(&self.filled.waiters, LISTENERS)
         if not barrier():
             let_settle()
         return 0

@@ -28,6 +28,8 @@ import numpy as np
 
 # In Lease._lent, above any number of buffers.
 cdef uint64_t ENDED = <uint64_t>1 << 32
+# What makes a Span: its `__new__` alone, called by somebody else, would make one of nothing.
+cdef object OURS = object()
 
 
 @cython.no_gc  # so that `_memory` is still there when it is deallocated; nothing that it refers to can refer back
@@ -175,8 +177,9 @@ cdef class Span:
     raises BufferError. After the block every use raises ValueError.
     """
 
-    def __init__(self):
-        raise TypeError("a Span is made by RingBuffer.reserve() and RingBuffer.peek()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Span is made by RingBuffer.reserve() and RingBuffer.peek()")
 
     def __enter__(self):
         if self._lease is not None:
@@ -246,7 +249,7 @@ cdef Span new_span(Face face, object n, bint reading):
 
 
 cdef Span span_of(Face face, object most, bint reading, Lease lease, tuple keys):
-    cdef Span span = Span.__new__(Span)
+    cdef Span span = Span.__new__(Span, OURS)
     span._face = face
     span._most = min(most, MAX_CAPACITY)
     span._reading = reading

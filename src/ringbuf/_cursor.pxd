@@ -49,7 +49,7 @@ from ringbuf._atomics cimport (
 )
 from ringbuf._bell cimport Bell
 from ringbuf._slots cimport (
-    CLAIMED, FREE, NOBODY, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer, help_taker, is_old_claim, set_state,
+    FREE, NOBODY, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer, help_taker, set_state,
 )
 
 
@@ -159,13 +159,13 @@ cdef inline bint shared_claim(Frames* f, Slot* slot, uint64_t write, uint64_t po
     """Claim what the slot says at `write`, where this position is; False: somebody else has, and `write` is another by now."""
     cdef word* index = &f.index[position & (f.capacity - 1)]
     cdef uint64_t tag = load_acquire(index)  # C
-    cdef Slot* other
-    # Of an earlier lap: then nobody has claimed there yet, and `write` stands there still.
-    if is_old_claim(tag, position) if tag & CLAIMED != 0 else tag < position & ~(f.capacity - 1):
+    cdef Slot* other = claimer(f.desk, tag, position)
+    # What was published there is not to be written over: but `write` had moved before that.
+    if other == NULL and load_acquire(&f.cursors.write) == write:
         if cas_total(index, &tag, claim_tag(f.desk, slot, position)):  # C
             move_write(f, slot, write)
             return True
-    other = claimer(f.desk, tag, position)
+        other = claimer(f.desk, tag, position)
     if other != NULL:
         move_write(f, other, write)
     return False

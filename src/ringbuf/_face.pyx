@@ -21,6 +21,8 @@ cdef class Face:
 
     def __len__(self):
         """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
+        if self._runs.cursors == NULL:
+            return 0  # a Face that is neither a ring nor a handle
         return waiting(&self._runs) if self._shared is None else self._shared.waiting()
 
     @property

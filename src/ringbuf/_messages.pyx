@@ -28,6 +28,7 @@ from ringbuf._cursor cimport (
     FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
     nearest32, peek_frame, place_of, read_mark, rewind, tail_position,
 )
+from ringbuf._damage cimport damage_of_frames
 from ringbuf._frames cimport (
     Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
 )
@@ -82,6 +83,8 @@ cdef uint64_t MAX_MESSAGE = (<uint64_t>1 << 32) - 1
 # Each part of a shared file's body begins on a page.
 cdef size_t PAGE = 4096
 cdef bytes KIND = b"msgs"
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
 
 
 cdef inline size_t pages(size_t size) noexcept:
@@ -90,6 +93,10 @@ cdef inline size_t pages(size_t size) noexcept:
 
 cdef void tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
     tidy_up(<Frames*>ring, dead, alone)
+
+
+cdef const char* judge_messages(void* ring) noexcept nogil:
+    return damage_of_frames(<Frames*>ring)
 
 
 cdef class Port:
@@ -381,7 +388,7 @@ cdef class MessageRing(Port):
         self._frames.index = <word*>address
         address += pages(granules * 8)
         self._frames.data = <unsigned char*>address
-        participant._join(&self._frames, tidy_messages)
+        participant._join(&self._frames, tidy_messages, judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
@@ -449,11 +456,11 @@ cdef class MessageRing(Port):
 
         Without the GIL, threads that call methods of one object fight over its reference count; a handle each does not.
         """
-        return self._handle(MessageProducer.__new__(MessageProducer))
+        return self._handle(MessageProducer.__new__(MessageProducer, OURS))
 
     def consumer(self):
         """A handle to pop with, for one thread. See `producer`."""
-        return self._handle(MessageConsumer.__new__(MessageConsumer))
+        return self._handle(MessageConsumer.__new__(MessageConsumer, OURS))
 
     cdef _handle(self, Port handle):
         handle._frames = self._frames
@@ -618,8 +625,9 @@ cdef class MessageRing(Port):
 cdef class MessageProducer(Port):
     """The pushing side of a MessageRing, for one thread; made by `MessageRing.producer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a MessageProducer is made by MessageRing.producer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageProducer is made by MessageRing.producer()")
 
     def try_push(self, message):
         """As MessageRing.try_push."""
@@ -646,8 +654,9 @@ cdef class MessageProducer(Port):
 cdef class MessageConsumer(Port):
     """The popping side of a MessageRing, for one thread; made by `MessageRing.consumer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
 
     def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """As MessageRing.pop_many."""

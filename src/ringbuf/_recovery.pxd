@@ -132,10 +132,10 @@ cdef inline uint64_t first_unreleased(Frames* f, uint64_t before, uint64_t after
 cdef inline void fill_holes(Frames* f, const bint* dead, bint alone) noexcept nogil:
     """Take back or pad out what the dead had claimed and not published."""
     cdef FrameView view
-    cdef uint64_t position, write, tag, base, size
+    cdef uint64_t start, position, write, tag, base, size
     cdef Slot* slot
     while True:
-        position = load_acquire(&f.cursors.tail) >> PLACE_BITS
+        position = start = load_acquire(&f.cursors.tail) >> PLACE_BITS
         while True:
             # In this order: what is neither published nor claimed is the end, unless somebody has claimed there since.
             write = load_acquire(&f.cursors.write)
@@ -168,7 +168,9 @@ cdef inline void fill_holes(Frames* f, const bint* dead, bint alone) noexcept no
             position += size >> 32
         if <uint32_t>position == <uint32_t>(write >> 32):
             return
-        # `tail` has passed what was looked at, and somebody has written over it: once more from where it is now.
+        # Unless the file is damaged, `tail` has passed what was looked at: once more from where it is now.
+        if load_acquire(&f.cursors.tail) >> PLACE_BITS == start:
+            return
 
 
 cdef inline uint64_t end_of_push(uint64_t base, uint64_t size) noexcept nogil:

@@ -56,6 +56,10 @@ cdef extern from *:
     const bint PENSTOCK_GIL
 
 
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
+
+
 cdef enum:
     LINE = 64  # bytes in a cache line: where the cursors, the tags and the records start
 
@@ -216,11 +220,11 @@ cdef class RingBuffer(Face):
 
     def producer(self):
         """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Producer.__new__(Producer))._share(self)
+        return (<Face>Producer.__new__(Producer, OURS))._share(self)
 
     def consumer(self):
         """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Consumer.__new__(Consumer))._share(self)
+        return (<Face>Consumer.__new__(Consumer, OURS))._share(self)
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""
@@ -284,8 +288,9 @@ cdef class RingBuffer(Face):
 cdef class Producer(Face):
     """The pushing side of a RingBuffer, for one thread; made by `RingBuffer.producer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a Producer is made by RingBuffer.producer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Producer is made by RingBuffer.producer()")
 
     @cython.binding(False)
     @cython.always_allow_keywords(False)
@@ -310,8 +315,9 @@ cdef class Producer(Face):
 cdef class Consumer(Face):
     """The popping side of a RingBuffer, for one thread; made by `RingBuffer.consumer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a Consumer is made by RingBuffer.consumer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Consumer is made by RingBuffer.consumer()")
 
     @cython.binding(False)
     def try_pop(self):

@@ -21,12 +21,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._atomics cimport cas_total, fetch_add_release, load_acquire, load_relaxed, store_release, word
 from ringbuf._run cimport (
-    KIND_BITS, PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, position_of, published, release,
+    PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, position_of, published, release,
     room,
 )
 from ringbuf._slots cimport (
-    CLAIMED, FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer,
-    help_taker, is_of_dead, is_old_claim, kind_of_state, prepare_take, set_state,
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer,
+    help_taker, is_of_dead, kind_of_state, prepare_take, set_state,
 )
 
 
@@ -66,22 +66,17 @@ cdef inline uint64_t shared_claim(
             return 0
         begin_push(slot, count, write)
         tag = load_acquire(&r.index[write & r.mask])  # C
-        # Of an earlier lap: then nobody has claimed there yet, and `write` stands there still.
-        if is_earlier(r, tag, write) and cas_total(&r.index[write & r.mask], &tag, claim_tag(r.desk, slot, write)):  # C
-            move_write(r, slot, write)
-            position[0] = write
-            return count
         other = claimer(r.desk, tag, write)
+        # What was published there is not to be written over: but `write` had moved before that.
+        if other == NULL and load_acquire(&r.cursors.write) == write:
+            if cas_total(&r.index[write & r.mask], &tag, claim_tag(r.desk, slot, write)):  # C
+                move_write(r, slot, write)
+                position[0] = write
+                return count
+            other = claimer(r.desk, tag, write)
         if other != NULL:
             move_write(r, other, write)
         write = load_acquire(&r.cursors.write)
-
-
-cdef inline bint is_earlier(Runs* r, uint64_t tag, uint64_t position) noexcept nogil:
-    """Whether a tag in the place of `position` is of an earlier lap."""
-    if tag & CLAIMED != 0:
-        return is_old_claim(tag, position)
-    return tag >> KIND_BITS < position & ~r.mask or tag == 0
 
 
 cdef inline void move_write(Runs* r, Slot* slot, uint64_t write) noexcept nogil:
@@ -317,4 +312,6 @@ cdef inline void fill_holes(Runs* r, const bint* dead) noexcept nogil:
             position += size
         if position == write:
             return
-        # `read` has passed what was looked at, and somebody has written over it: once more from where it is now.
+        # Unless the file is damaged, `read` has passed what was looked at: once more from where it is now.
+        if load_acquire(&r.cursors.read) == read:
+            return

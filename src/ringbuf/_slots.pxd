@@ -116,11 +116,6 @@ cdef inline Slot* claimer(Desk* desk, uint64_t tag, uint64_t position) noexcept 
     return &desk.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
 
 
-cdef inline bint is_old_claim(uint64_t tag, uint64_t position) noexcept nogil:
-    """Whether a claim tag in the place of `position` is of an earlier lap."""
-    return <int64_t>((tag - position) << (64 - POSITION_BITS)) < 0
-
-
 cdef inline bint is_of_dead(Desk* desk, Slot* slot, const bint* dead) noexcept nogil:
     return dead[<uint64_t>(slot - desk.slots) // SLOTS]
 

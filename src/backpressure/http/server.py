@@ -12,6 +12,7 @@ import uvicorn
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
+from backpressure.http.protocol import limited
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
@@ -55,9 +56,13 @@ def make_server(
             host=host,
             port=port,
             lifespan="off",
+            http=limited(config),
+            # It has no web sockets; otherwise each request for one would be a line in the log.
+            ws="none",
             access_log=False,
             server_header=False,
-            log_level="warning",
+            # What clients do wrong is told by protocol.py, which does not let them fill the log.
+            log_level="error",
             # The client's address in the audit log must be the one that connected, not one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,

@@ -166,6 +166,17 @@ def test_who_does_not_read_is_let_go(buffer: BufferManager) -> None:
         assert is_well(address)
 
 
+def test_requests_that_wait_on_one_connection_are_limited(buffer: BufferManager) -> None:
+    request, last = b"GET /buffer/health HTTP/1.1\r\nHost: localhost\r\n", b"Connection: close\r\n\r\n"
+    with serving(buffer, config=QUICK) as address:
+        for many, most in ((32, 32), (5000, 31)):
+            with closing(connect(address)) as connection:
+                connection.sendall((request + b"\r\n") * (many - 1) + request + last)
+                answers = answer(connection).count(b"HTTP/1.1 200")
+            assert answers == many if many == most else answers <= most
+        assert is_well(address)
+
+
 def test_there_are_only_so_many_connections(buffer: BufferManager) -> None:
     config = HttpConfig(max_connections=8)
     with serving(buffer, config=config) as address:

@@ -1,5 +1,6 @@
 """What one connection may take of the server, before any request of it is complete: uvicorn itself sets no limit there.
 
+    requests      33 at a time on one connection
     heads         of max_head_bytes at most, trailers and the framing of chunks included: else 431
     time          head_timeout seconds from a connection's begin, or the end of a response, to the end of the next head
     reading       a client that does not read what it asked for is dropped after send_timeout seconds
@@ -29,6 +30,8 @@ __all__ = ["LimitedProtocol", "limited"]
 
 _log = logging.getLogger("backpressure")
 
+# Requests that wait on one connection. Nobody sends so many, and one packet may hold thousands, each of which takes some KiB.
+_MOST_PIPELINED: Final = 32
 # struct linger: on, 0 s.
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -36,6 +39,10 @@ _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 def limited(config: HttpConfig) -> type[LimitedProtocol]:
     """The protocol class for a server with these limits."""
     return type("LimitedProtocol", (LimitedProtocol,), {"limits": config, "few_lines": LogLimiter()})
+
+
+class _Ended(Exception):
+    """Ends the parser."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -98,6 +105,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._unaccounted = 0
         _cancel(self._head_timer)
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._give_up(f"more than {_MOST_PIPELINED} requests before the first one was answered")
+            raise _Ended  # the parser stops in the midst of what came
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -114,6 +124,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", "no HTTP")
 
     def _refuse(self, status: bytes, problem: str, header: bytes = b"") -> None:
+        if self.transport.is_closing():
+            return
         self._tell(problem)
         self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + header + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()

@@ -639,6 +639,8 @@ class BufferManager:
             batching=self._batching.metrics(),
             flow_control=self._flow.metrics(),
             disk=sum_disk_stats(one.disk for one in all_lanes),
+            dead_letters=None if self.dead_letters is None else len(self.dead_letters),
+            recovery_seconds=None if self._disk is None else self._disk.recovery_seconds,
         )
 
     # ------------------------------------------------------------ the end

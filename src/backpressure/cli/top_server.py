@@ -175,6 +175,9 @@ def _policies(reading: Reading) -> RenderableType:
     refused = ", ".join(f"{reason} {count:,}" for reason, count in dict(stats.get("rejected") or {}).items() if count)
     lost = ", ".join(f"{reason} {count:,}" for reason, count in dict(stats.get("dropped") or {}).items() if count)
     rows.append(f"refused so far: {refused or 'none'}; dropped so far: {lost or 'none'}")
+    if stats.get("dead_letters") is not None:
+        start = seconds(stats.get("recovery_seconds"))
+        rows.append(f"dead letters kept: {number(stats['dead_letters'])}; the start took {start}")
     return Text("\n".join(rows))
 
 

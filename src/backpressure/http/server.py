@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from dataclasses import replace
@@ -20,15 +21,18 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8127
 
-# Seconds that uploads may take to end when the server is told to stop.
+# Seconds after which the server ends when it is told to, and before that those in which uploads may come to their own end.
 _GRACE: Final = 2
+_UPLOAD_GRACE: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that ends the event streams before it waits for its connections to end."""
+    """A server that ends event streams and uploads before it waits for its connections to end."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.streams.end()  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.streams.end()
+        asyncio.get_running_loop().call_later(_UPLOAD_GRACE, state.uploads.end)
         await super().shutdown(sockets)
 
 

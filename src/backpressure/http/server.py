@@ -13,7 +13,9 @@ import uvicorn
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
+from backpressure.http.ingest import Uploads
 from backpressure.http.protocol import limited
+from backpressure.http.stream import Streams
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
@@ -29,10 +31,14 @@ _UPLOAD_GRACE: Final = 1
 class _Server(uvicorn.Server):
     """A server that ends event streams and uploads before it waits for its connections to end."""
 
+    def __init__(self, config: uvicorn.Config, streams: Streams, uploads: Uploads) -> None:
+        super().__init__(config)
+        self._streams = streams
+        self._uploads = uploads
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        state = self.config.app.state  # type: ignore[union-attr]
-        state.streams.end()
-        asyncio.get_running_loop().call_later(_UPLOAD_GRACE, state.uploads.end)
+        self._streams.end()
+        asyncio.get_running_loop().call_later(_UPLOAD_GRACE, self._uploads.end)
         await super().shutdown(sockets)
 
 
@@ -70,7 +76,9 @@ def make_server(
             # The client's address in the audit log must be the one that connected, not one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,
-        )
+        ),
+        app.state.streams,
+        app.state.uploads,
     )
 
 

@@ -80,7 +80,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         _cancel(self._head_timer)
-        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._give_up, "no request came in time")
+        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._too_slow)
+
+    def _too_slow(self) -> None:
+        # No line in the log: browsers open connections that they may need, and say nothing on them.
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()

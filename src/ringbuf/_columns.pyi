@@ -49,3 +49,6 @@ class Messages:
 
 @final
 class Spares: ...
+
+@final
+class Parts: ...

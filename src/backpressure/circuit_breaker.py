@@ -448,7 +448,7 @@ class CircuitBreaker:
             self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
             if window.calls >= self.config.min_requests:
-                why = self.config.over(window.failed, window.slow, window.calls)
+                why = self.config.over(window.failed, window.slow, window.calls, looks=window.calls / self.config.min_requests)
                 if why is not None:
                     return self._go(Cause.TRIPPED, now, why)
         return None
@@ -499,7 +499,12 @@ class CircuitBreaker:
         with self._lock:
             now = self._catch_up()
             if self._state is State.OPEN and now >= self._open_until:
-                change = self._go(Cause.WAITED, now, "the open time is over")
+                if self.config.canary:
+                    permit = _fill(Permit(), self._turnstile, now)
+                    # Whatever becomes of it: one in this time, and so no more than the probes in a reset time.
+                    self._open_until = now + max(self._reset_time.last, self.config.reset_timeout) / self.config.half_open_requests
+                else:
+                    change = self._go(Cause.WAITED, now, "the open time is over")
             self._set_turnstile()
             state = self._state
             if state is State.HALF_OPEN:
@@ -524,8 +529,11 @@ class CircuitBreaker:
         with self._lock:
             now = self._catch_up()
             held_slot = permit._number is not None and self._probes.give_back(permit._number)
+            canary = self._state is State.OPEN and permit._turnstile is self._turnstile
             if outcome is Outcome.IGNORED:
                 self._ignored += 1
+                if canary:
+                    self._open_until = min(self._open_until, now)  # another one may go
                 return
             failed = 1 if outcome is Outcome.FAILED else 0
             self._failed += failed
@@ -538,7 +546,11 @@ class CircuitBreaker:
             if permit._turnstile is not self._turnstile or (self._state is State.HALF_OPEN and not held_slot):
                 self._late += 1
                 return
-            if self._state is State.HALF_OPEN:
+            if canary:
+                if not failed:
+                    change = self._go(Cause.ANSWERED, now, "a canary succeeded")
+                    self._probes.count(failed, slow)
+            elif self._state is State.HALF_OPEN:
                 self._probes.count(failed, slow)
                 change = self._judge_probes(now)
             else:

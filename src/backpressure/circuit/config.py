@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from backpressure.errors import ConfigError
-from backpressure.validation import check_fields
+from backpressure.validation import check_bool, check_fields
 
 __all__ = ["CircuitBreakerConfig"]
 
@@ -27,7 +28,8 @@ class CircuitBreakerConfig:
     A call is slow when it took `slow_call_duration` or longer; None turns that signal off.
     """
 
-    #: Opens when at least this share of the calls in a window failed.
+    #: Opens when at least this share of `min_requests` calls in a window failed. Of more calls it has to be more by what chance
+    #: could add: see `over`.
     failure_threshold: float = 0.3
     #: How long the first trip keeps the breaker open, before jitter.
     reset_timeout: float = 30.0
@@ -59,6 +61,10 @@ class CircuitBreakerConfig:
     #: where batch size and rate adapt by themselves a third hand on the load only delays it (bench/overload: 2 to 12 s): so it
     #: is off by default. Where many clients share a callee that comes back cold, its warm-up time is right.
     ramp_up_time: float = 0.0
+    #: After the open time, before HALF_OPEN: one call every `reset_timeout / half_open_requests`, until one succeeds. So the
+    #: return of the callee is seen within a second or two for as many calls into a dead one as probes would be, and one that hangs
+    #: holds up nothing. False: HALF_OPEN at once, whose failed probes begin another, longer open time.
+    canary: bool = False
     #: Exceptions that say nothing about the callee: they give the slot back and count as neither success nor failure. One that
     #: is no `Exception` (KeyboardInterrupt, CancelledError) never counts either.
     ignored_exceptions: tuple[type[BaseException], ...] = ()
@@ -70,6 +76,7 @@ class CircuitBreakerConfig:
         check_fields(self, int, 1, 2**31, "half_open_requests", "min_requests")
         check_fields(self, float, 1.0, _LARGEST_MULTIPLIER, "reset_timeout_multiplier")
         check_fields(self, float, 0.0, 0.99, "reset_timeout_jitter")
+        check_bool(self, "canary")
         if self.window_size is not None:
             check_fields(self, int, self.min_requests, 2**31, "window_size")  # a smaller one could never decide
         if self.slow_call_duration is not None:
@@ -91,11 +98,23 @@ class CircuitBreakerConfig:
         """How many probe results decide HALF_OPEN: enough to judge by, and reachable."""
         return min(self.min_requests, self.half_open_requests)
 
-    def over(self, failed: int, slow: int, of: int) -> str | None:
-        """Which threshold these shares of `of` calls reach, in words; None where they reach none."""
-        if failed / of >= self.failure_threshold:
+    def over(self, failed: int, slow: int, of: int, looks: float = 1.0) -> str | None:
+        """Which threshold these shares of `of` calls reach, in words; None where they reach none.
+
+        looks: how often the shares have been looked at with about as many new calls. A window is judged after every result, so by
+        chance alone its share goes beyond the true one sooner or later, by up to some sqrt(2 ln looks) standard deviations (the law
+        of the iterated logarithm). Twice the variance is allowed for: a callee that fails right at the threshold for
+        minutes, and still does most of its work, is not taken for one that is gone. The first look is taken at its word.
+        """
+        deviations = 2.0 * math.sqrt(math.log(looks) / of) if looks > 1.0 else 0.0
+        if failed / of >= _raised(self.failure_threshold, deviations):
             return f"{failed} of {of} calls failed, threshold {self.failure_threshold:g}"
         # Where slow calls are not watched none is counted, and no threshold is 0.
-        if slow / of >= self.slow_call_rate_threshold:
+        if slow / of >= _raised(self.slow_call_rate_threshold, deviations):
             return f"{slow} of {of} calls were slow, threshold {self.slow_call_rate_threshold:g}"
         return None
+
+
+def _raised(threshold: float, deviations: float) -> float:
+    """A threshold so many standard deviations of one call higher; all calls always reach it."""
+    return min(1.0, threshold + deviations * math.sqrt(threshold * (1.0 - threshold)))

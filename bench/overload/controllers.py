@@ -151,7 +151,7 @@ class Ours:
         refusing = self.flow.observe(
             waiting,
             [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)],
-            enough=self.batching.batch_size * 3 // 2,
+            enough=self.batching.batch_size * 5 // 2,
             calling=self.breaker.state is State.CLOSED or not self.laws.outage_aware,
         )
         delay = oldest if self.laws.all_signals else None

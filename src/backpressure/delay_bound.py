@@ -35,7 +35,7 @@ __all__ = ["DelayBound"]
 
 # Targets that a burst may wait, and that a queue is given to become short again. More makes a longer tail when an
 # overload begins, less loses bursts: bench/overload has spikes of one second, and steps, for both.
-_BURST = 2.5
+_BURST = 2.3
 _INTERVAL = 2.75
 # Intervals without a refusal that end a standing queue: an overload with gaps is one overload.
 _CALM = 5.0

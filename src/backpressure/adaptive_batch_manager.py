@@ -12,6 +12,10 @@ than batches, so that many tiny urgent batches do not hide what becomes of the l
  3. Under pressure capacity comes first: shrink, late or not, only where a * n binds, and neither shrink
     below nor grow beyond the size at which b takes a tenth of the time.
  4. Otherwise grow by a constant step while batches come out full, up to the size whose p95 meets the target.
+ 5. While events are refused because the sink takes no more, each that it could have taken is lost: never shrink
+    but for lateness, and not below the size at which b takes a twentieth; grow by leaps, up to twice the size, already
+    where a fifth of the events are in full batches. The first refusals are looked at after a tenth of the interval, and apart from
+    what was before them.
 
 The size stays within [min, max], and one outlier decides nothing. Where all batches are larger than the size,
 because a consumer asks for more of its own accord, the fit says whether the size would be late. Additive increase and
@@ -159,7 +163,7 @@ class AdaptiveBatchManager:
         self._leapt = False
         self._cut_from: int | None = None
         self._rest = 0
-        # Whether growth under pressure may leap: not after one that was taken back, as long as the pressure lasts.
+        # Whether growth may leap: not after one that was taken back, as long as events are refused.
         self._may_leap = True
 
     @property
@@ -202,8 +206,8 @@ class AdaptiveBatchManager:
     def evaluate(self, pressure: float = 0.0, refusing: bool = False) -> int:
         """Reconsider the size if `evaluation_interval` has passed since the last time; gives the size.
 
-        `pressure` (0 to 1) says how hard the buffer is pressed. Fewer than five batches wait for the next
-        evaluation.
+        `pressure` (0 to 1) says how hard the buffer is pressed, `refusing` whether events are being refused because the sink
+        takes no more: then it is reconsidered sooner, once. Fewer than five batches wait for the next evaluation.
         """
         now = self._clock.now()
         if refusing and not self._refused:
@@ -303,7 +307,7 @@ class AdaptiveBatchManager:
         full = period.filled >= (_SOME_FULL if refused else 0.5)
         self._rest = max(0, self._rest - 1)
         pressed = pressure >= _PRESSED
-        self._may_leap = self._may_leap or not pressed
+        self._may_leap = self._may_leap or not refused
         if self._grown_from is not None and full and not period.beyond:
             before, pace = self._grown_from
             # A leap is made as an overload begins, and so compared with another mix of batches.
@@ -342,8 +346,8 @@ class AdaptiveBatchManager:
                 wanted = size * (1.0 - cfg.adjustment_factor * min(pressure, 1.0))
                 return max(wanted, enough), "cut", "latency binds under pressure"
             ceiling = min(ceiling, enough)
-        # At most twice the size: the fit is no guide far beyond what it has seen. Under pressure at once as much.
-        self._leapt = pressed and self._may_leap
+        # At most twice the size: the fit is no guide far beyond what it has seen. While events are refused at once as much.
+        self._leapt = refused and self._may_leap
         step = size if self._leapt else min(size, max(1.0, cfg.adjustment_factor * (cfg.max_batch_size - cfg.min_batch_size)))
         wanted = min(size + step, ceiling, cfg.max_batch_size)
         if full and not self._rest and wanted >= min(size * (1.0 + _WORTHWHILE), cfg.max_batch_size):

@@ -128,6 +128,5 @@ class _Spread:
         self._skip = self._every - 1
         self.kept.append(sample)
         if len(self.kept) == 2 * _KEPT:
-            del self.kept[1::2]
+            del self.kept[1::2]  # this last one too: the next one comes where the wider steps have it
             self._every *= 2
-            self._skip = self._every - 1

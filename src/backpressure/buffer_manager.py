@@ -490,17 +490,17 @@ class BufferManager:
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        # A batch and a half in reach keeps the sink busy until the next look. Who drops the oldest wants nothing refused.
+        # Two or three batches in reach keep several consumers busy until the next look. Who drops the oldest wants nothing refused.
         refusing = self._flow.observe(
             queue,
             taken,
-            enough=self._batching.batch_size * 3 // 2,
+            enough=self._batching.batch_size * 5 // 2,
             calling=self._breaker.state is State.CLOSED,
             spills=(self._disk is not None and self._disk.spiller.error is None) or self.config.when_full is WhenFull.DROP_OLDEST,
         )
         self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()
-        self._batching.evaluate(pressure.pressure)
+        self._batching.evaluate(pressure.pressure, refusing)
         return pressure
 
     def _pressure_changed(self, pressure: Pressure) -> None:

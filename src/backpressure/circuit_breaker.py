@@ -525,6 +525,7 @@ class CircuitBreaker:
 
     def _settle(self, permit: Permit, outcome: Outcome, latency: float | None) -> None:
         """Take the first result of a permit."""
+        opened: _Change | None = None
         change: _Change | None = None
         with self._lock:
             now = self._catch_up()
@@ -546,10 +547,12 @@ class CircuitBreaker:
             if permit._turnstile is not self._turnstile or (self._state is State.HALF_OPEN and not held_slot):
                 self._late += 1
                 return
-            if canary:
-                if not failed:
-                    change = self._go(Cause.ANSWERED, now, "a canary succeeded")
-                    self._probes.count(failed, slow)
+            if canary and not failed:
+                opened = self._go(Cause.ANSWERED, now, "a canary succeeded")
+                self._probes.count(failed, slow)
+                change = self._judge_probes(now)
+            elif canary:
+                pass  # the next one has its time already
             elif self._state is State.HALF_OPEN:
                 self._probes.count(failed, slow)
                 change = self._judge_probes(now)
@@ -557,8 +560,9 @@ class CircuitBreaker:
                 self._add(1, failed, slow)
                 change = self._judge(now)
             self._set_turnstile()
-        if change is not None:
-            self._notify(change)
+        for each in (opened, change):
+            if each is not None:
+                self._notify(each)
 
     def _repeated(self) -> None:
         """Count one more result of a permit that had its result."""

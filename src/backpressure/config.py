@@ -19,6 +19,13 @@ __all__ = ["BufferConfig", "Durability", "WhenFull"]
 # The ring counts in granules of 64 bytes and in 32 bits.
 _MAX_LANE_BYTES = 1 << 37
 _MIN_LANE_BYTES = 4096
+
+
+def _breaker() -> CircuitBreakerConfig:
+    """A buffer looks for the return of its sink by single batches: whatever waits for it grows older, and may be refused."""
+    return CircuitBreakerConfig(canary=True)
+
+
 # A day: a longer pause is a mistake in the unit.
 _LONGEST_SECONDS = 86_400.0
 
@@ -61,7 +68,7 @@ class BufferConfig:
     spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
     retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next.
-    circuit_breaker, monitor, batching, flow_control: the policies' own configs.
+    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The breaker's default here has `canary=True`.
     """
 
     directory: str | os.PathLike[str] | None = None
@@ -77,7 +84,7 @@ class BufferConfig:
     spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
     max_retry_backoff: float = 5.0
-    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=_breaker)
     monitor: BackpressureMonitorConfig = field(default_factory=BackpressureMonitorConfig)
     batching: AdaptiveBatchConfig = field(default_factory=AdaptiveBatchConfig)
     flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)

@@ -70,7 +70,7 @@ class DelayBound:
         # When the queue was last looked at, when it was last within the target, and when an event was last refused.
         self._looked_at = self._short_at = now
         self._refused_at = -math.inf
-        # The same by priority: whether a more urgent one is refused too, so that the sink does not need this one.
+        # The same by priority. While a more urgent one is refused the sink does not need a less urgent one.
         self._last_refused = [-math.inf] * PRIORITY_LEVELS
         # Events asked for in all, and (time, asked for until then) for a part of an interval.
         self._asked = 0

@@ -68,6 +68,11 @@ _log = logging.getLogger("backpressure")
 # Of probes that are out most answer long before their lease ends: ask again after this part of the interval.
 _GLANCES: Final = 10
 
+# A share that is judged after every call exceeds the true one by a few standard deviations sooner or later, by mere chance. By so
+# many it does not within years. Less has to last: a callee that fails right at the threshold for a few seconds, and does most of
+# its work, is not gone (in the flapping of bench/overload each trip cost half a minute of it).
+_DEVIATIONS: Final = 4.0
+
 _Change = tuple[State, State, str]
 
 
@@ -155,6 +160,8 @@ class CircuitBreaker:
         self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
         self._window = TimeWindow(cfg.monitoring_interval, self._reading)
         self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
+        # Since when the first one has been over a threshold; None: it is not.
+        self._over_since: float | None = None
         # All windows, each of which may trip.
         self._windows: tuple[TimeWindow | CountWindow, ...] = (self._window, *([self._last] if self._last is not None else ()))
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
@@ -447,11 +454,29 @@ class CircuitBreaker:
         if not self._calm():
             self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
+            why = None
             if window.calls >= self.config.min_requests:
-                why = self.config.over(window.failed, window.slow, window.calls, looks=window.calls / self.config.min_requests)
-                if why is not None:
-                    return self._go(Cause.TRIPPED, now, why)
+                why = self.config.over(window.failed, window.slow, window.calls)
+            if window is self._window and not self._lasts(why is not None, now):
+                continue
+            if why is not None:
+                return self._go(Cause.TRIPPED, now, why)
         return None
+
+    def _lasts(self, over: bool, now: float) -> bool:
+        """Whether the window of seconds is over a threshold beyond doubt: by far, for long, or in all that there is.
+
+        Of few calls, less than twice those that were asked for, the share is taken at its word.
+        """
+        config, window = self.config, self._window
+        if not over:
+            self._over_since = None
+            return False
+        if self._over_since is None:
+            self._over_since = now
+        if now - self._over_since >= config.monitoring_interval / 2.0 or window.is_new or window.calls < 2 * config.min_requests:
+            return True
+        return config.over(window.failed, window.slow, window.calls, _DEVIATIONS) is not None
 
     def _judge_probes(self, now: float) -> _Change | None:
         """Leave HALF_OPEN where its results decide."""
@@ -476,6 +501,7 @@ class CircuitBreaker:
             self._open_until = now + self._reset_time.trip(self._healthy(now), answered)
             self._trips += 1
         elif new is State.CLOSED or new is State.DISABLED:
+            self._over_since = None
             for window in self._windows:
                 window.clear()
             if cause is Cause.RESET:

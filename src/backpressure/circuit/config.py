@@ -28,8 +28,8 @@ class CircuitBreakerConfig:
     A call is slow when it took `slow_call_duration` or longer; None turns that signal off.
     """
 
-    #: Opens when at least this share of `min_requests` calls in a window failed. Of more calls it has to be more by what chance
-    #: could add: see `over`.
+    #: Opens when at least this share of the calls in a window failed: at once where it is far more, else once it has been for half
+    #: of `monitoring_interval`.
     failure_threshold: float = 0.3
     #: How long the first trip keeps the breaker open, before jitter.
     reset_timeout: float = 30.0
@@ -98,23 +98,20 @@ class CircuitBreakerConfig:
         """How many probe results decide HALF_OPEN: enough to judge by, and reachable."""
         return min(self.min_requests, self.half_open_requests)
 
-    def over(self, failed: int, slow: int, of: int, looks: float = 1.0) -> str | None:
+    def over(self, failed: int, slow: int, of: int, deviations: float = 0.0) -> str | None:
         """Which threshold these shares of `of` calls reach, in words; None where they reach none.
 
-        looks: how often the shares have been looked at with about as many new calls. A window is judged after every result, so by
-        chance alone its share goes beyond the true one sooner or later, by up to some sqrt(2 ln looks) standard deviations (the law
-        of the iterated logarithm). Twice the variance is allowed for: a callee that fails right at the threshold for
-        minutes, and still does most of its work, is not taken for one that is gone. The first look is taken at its word.
+        deviations: by how many standard deviations, of the share of so many calls at the threshold, they must exceed it.
         """
-        deviations = 2.0 * math.sqrt(math.log(looks) / of) if looks > 1.0 else 0.0
-        if failed / of >= _raised(self.failure_threshold, deviations):
+        spread = deviations / math.sqrt(of)
+        if failed / of >= _raised(self.failure_threshold, spread):
             return f"{failed} of {of} calls failed, threshold {self.failure_threshold:g}"
         # Where slow calls are not watched none is counted, and no threshold is 0.
-        if slow / of >= _raised(self.slow_call_rate_threshold, deviations):
+        if slow / of >= _raised(self.slow_call_rate_threshold, spread):
             return f"{slow} of {of} calls were slow, threshold {self.slow_call_rate_threshold:g}"
         return None
 
 
-def _raised(threshold: float, deviations: float) -> float:
+def _raised(threshold: float, spread: float) -> float:
     """A threshold so many standard deviations of one call higher; all calls always reach it."""
-    return min(1.0, threshold + deviations * math.sqrt(threshold * (1.0 - threshold)))
+    return min(1.0, threshold + spread * math.sqrt(threshold * (1.0 - threshold)))

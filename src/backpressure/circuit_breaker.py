@@ -3,7 +3,8 @@
     state         admits                               results of its own permits
     CLOSED        every call; while ramping up a       fill the rolling windows, which may trip the breaker
                   growing share of them
-    OPEN          none, until the open time is over    -
+    OPEN          none, until the open time is over;   a success of a canary leads to HALF_OPEN
+                  then, with `canary`, one by one
     HALF_OPEN     `half_open_requests` probes          decide: back to CLOSED, or OPEN again
     FORCED_OPEN   none, until `reset()`                -
     DISABLED      every call                           fill the windows, and change nothing
@@ -20,7 +21,9 @@ Invariants
     reachable. It opens again as soon as so many of them have failed that the rate can not come out below
     its threshold.
  5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire` that finds the open
-    time over, and `state` shows OPEN until then.
+    time over, and `state` shows OPEN until then. With `canary` that call only goes as one, and after it, answered or not, the
+    next one each `reset_timeout / half_open_requests`; the first that succeeds counts as the first probe. So never more
+    calls than probes go to a dead callee within a reset timeout, and its return shows within a second or two.
  6. Time never runs backwards in here: a clock that steps back counts as one that stood still.
  7. A call takes the lock unless nothing it can do would change the state: see `circuit.turnstile`.
 
@@ -160,7 +163,7 @@ class CircuitBreaker:
         self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
         self._window = TimeWindow(cfg.monitoring_interval, self._reading)
         self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
-        # Since when the first one has been over a threshold; None: it is not.
+        # Since when the window of seconds has been over a threshold; None: it is not.
         self._over_since: float | None = None
         # All windows, each of which may trip.
         self._windows: tuple[TimeWindow | CountWindow, ...] = (self._window, *([self._last] if self._last is not None else ()))
@@ -400,6 +403,8 @@ class CircuitBreaker:
         now = self._now()
         self._take(self._turnstile.count())
         self._window.roll(now)
+        if self._over_since is not None and self._over(self._window) is None:
+            self._over_since = None
         self._probes.collect()
         if self._ramp is not None and now >= self._ramp.until:
             self._ramp = None
@@ -454,24 +459,23 @@ class CircuitBreaker:
         if not self._calm():
             self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
-            why = None
-            if window.calls >= self.config.min_requests:
-                why = self.config.over(window.failed, window.slow, window.calls)
-            if window is self._window and not self._lasts(why is not None, now):
-                continue
-            if why is not None:
+            why = self._over(window)
+            if why is not None and (window is self._last or self._is_beyond_doubt(now)):
                 return self._go(Cause.TRIPPED, now, why)
         return None
 
-    def _lasts(self, over: bool, now: float) -> bool:
-        """Whether the window of seconds is over a threshold beyond doubt: by far, for long, or in all that there is.
+    def _over(self, window: TimeWindow | CountWindow) -> str | None:
+        """Which threshold it reaches, if it holds enough calls to tell."""
+        if window.calls < self.config.min_requests:
+            return None
+        return self.config.over(window.failed, window.slow, window.calls)
+
+    def _is_beyond_doubt(self, now: float) -> bool:
+        """Whether the window of seconds, which is over a threshold, is so by far, for long, or in all that there ever was.
 
         Of few calls, less than twice those that were asked for, the share is taken at its word.
         """
         config, window = self.config, self._window
-        if not over:
-            self._over_since = None
-            return False
         if self._over_since is None:
             self._over_since = now
         if now - self._over_since >= config.monitoring_interval / 2.0 or window.is_new or window.calls < 2 * config.min_requests:

@@ -219,6 +219,22 @@ def test_priority_1_alone_beyond_the_sink_is_admitted_and_nobody_else_is() -> No
     assert queue.admitted[1:] == [0] * 4
 
 
+def test_what_the_sink_does_not_need_is_refused_while_a_more_urgent_one_is() -> None:
+    """It would only wait: all that the sink takes is of the more urgent. A trickle goes in, so that nobody starves for ever."""
+    queue = Queue()
+    queue.run(2.0, only(3, 0.5 * RATE))
+    queue.run(4.0, lambda priority: 2 * RATE if priority in (2, 4) else 0.0)
+    before = list(queue.admitted)
+    queue.run(10.0, lambda priority: 2 * RATE if priority in (2, 4) else 0.0)
+    admitted = [now - then for now, then in zip(queue.admitted, before, strict=True)]
+    assert admitted[1] == pytest.approx(10 * RATE, rel=0.02)
+    assert admitted[3] < 0.05 * RATE
+    # Once the flood of the more urgent is over the sink is busy with the others at once.
+    queue.idle = 0.0
+    queue.run(5.0, lambda priority: 2 * RATE if priority == 4 else 0.0)
+    assert queue.idle < 0.9
+
+
 def test_a_refusal_says_delay_and_when_to_come_back() -> None:
     queue = Queue()
     queue.run(2.0, only(3, 0.5 * RATE))

@@ -14,6 +14,8 @@ the other way round), so that one law serves all:
   interval leaves a low minimum, a standing queue does not. So does the median ignore a single stalled call.
 - Hysteresis: a signal gets hot at severity 1 and cools below `exit_ratio`. The monitor is active while one is
   hot and until none has been for `min_dwell`. What wobbles between the two changes nothing.
+- Damping: an activation within two dwells of the end of the last one has twice its dwell. So what comes and goes becomes
+  one activation (as BGP holds down a route that flaps, RFC 2439).
 - Fast attack: depth at its threshold activates in the very next `evaluate`. Slow release: a signal cools only
   when an interval ends, and `pressure` goes `recovery_factor` of the way down per interval.
 - Refusals: where flow control keeps the queue short by refusing, a short queue is no recovery, and the monitor

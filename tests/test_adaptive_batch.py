@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import random
@@ -333,7 +334,7 @@ def test_what_is_kept_is_evenly_spread(batches: int) -> None:
     kept = [size - 1_000 for size, _, _ in samples._kinds[1].kept]
     assert min(batches, 128) <= len(kept) < 256 or batches == len(kept)
     assert kept[0] == 0
-    steps = {later - earlier for earlier, later in zip(kept, kept[1:], strict=False)}
+    steps = {later - earlier for earlier, later in itertools.pairwise(kept)}
     assert len(steps) <= 1
     assert batches - kept[-1] <= max(steps, default=1)
 
@@ -342,7 +343,7 @@ def test_what_is_kept_is_evenly_spread(batches: int) -> None:
 
 
 def refuse(manager: AdaptiveBatchManager, clock: FakeClock, sink: Sink, seconds: float, full: float = 1.0) -> list[int]:
-    """Batches one after the other while events are refused; of their events a share `full` is in full ones. Sizes as they change."""
+    """Batches one after the other while events are refused, a share `full` of their events in full ones; all sizes in turn."""
     sizes, end = [manager.batch_size], clock.now() + seconds
     while clock.now() < end:
         size = manager.batch_size

@@ -153,7 +153,7 @@ def test_stays_closed_just_below_the_threshold_and_opens_on_it() -> None:
 
 
 def spread(breaker: CircuitBreaker, clock: FakeClock, seconds: float, pattern: str) -> float:
-    """A call every 10 ms whose results follow the pattern, over and over; the seconds until the breaker opened, or all of them."""
+    """A call every 10 ms whose results follow the pattern, again and again; the seconds until the breaker opened, or all."""
     for step in range(round(seconds * 100)):
         permit = breaker.try_acquire()
         if permit is None:

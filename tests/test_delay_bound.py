@@ -366,8 +366,9 @@ def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
 ) -> None:
     """The sink hardly ever runs dry in a tick in which something was refused, and priority 1 is never refused.
 
-    Where a priority is refused those below it are held back for its sake, and it may fall silent the next moment: that costs up to
-    an interval's worth, here a part of a percent. With 1.4 times the rate the sink takes less between two looks than is `enough`.
+    Where a priority is refused those below it are held back for its sake, and it may fall silent the next moment: that costs
+    up to an interval's worth, here a part of a percent. With 1.4 times the rate the sink takes less between two looks than is
+    `enough`.
     """
     queue = Queue()
     rng = random.Random(seed)

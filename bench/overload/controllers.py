@@ -201,5 +201,8 @@ ABLATIONS: dict[str, Laws] = {
 }
 #: Those that can only show where calls fail.
 FAULT_LAWS = frozenset(
-    ("no generation", "no probe lease", "no growth of reset", "no canary", "no canary, no growth", "no emergency", "refuses and sheds in an outage")
+    (
+        *("no generation", "no probe lease", "no growth of reset", "no canary", "no canary, no growth"),
+        *("no emergency", "refuses and sheds in an outage"),
+    )
 )

@@ -14,8 +14,8 @@ than batches, so that many tiny urgent batches do not hide what becomes of the l
  4. Otherwise grow by a constant step while batches come out full, up to the size whose p95 meets the target.
  5. While events are refused because the sink takes no more, each that it could have taken is lost: never shrink
     but for lateness, and not below the size at which b takes a twentieth; grow by leaps, up to twice the size, already
-    where a fifth of the events are in full batches. The first refusals are looked at after a tenth of the interval, and apart from
-    what was before them.
+    where a fifth of the events are in full batches. The first refusals are looked at after a tenth of the interval, apart
+    from what was before them.
 
 The size stays within [min, max], and one outlier decides nothing. Where all batches are larger than the size,
 because a consumer asks for more of its own accord, the fit says whether the size would be late. Additive increase and

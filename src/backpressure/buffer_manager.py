@@ -86,8 +86,8 @@ _HIGH_WATERMARK: Final = 0.8
 _PATIENCE: Final = 31
 # A wait for the circuit, a retry or a token looks again at least this often (seconds): their times move.
 _LONGEST_WAIT: Final = 1.0
-# Attempts that fit into the breaker's window at the longest pause, as multiples of those that it needs: half of the window is left
-# for the calls themselves.
+# Attempts that fit into the breaker's window at the longest pause, as multiples of those that it needs: half of the window is
+# left for the calls themselves.
 _RESULTS: Final = 2
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
@@ -504,7 +504,8 @@ class BufferManager:
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        # Two or three batches in reach keep several consumers busy until the next look. Who drops the oldest wants nothing refused.
+        # Two or three batches in reach keep several consumers busy until the next look. Who drops the oldest wants nothing
+        # refused.
         refusing = self._flow.observe(
             queue,
             taken,

@@ -532,7 +532,8 @@ class CircuitBreaker:
                 if self.config.canary:
                     permit = _fill(Permit(), self._turnstile, now)
                     # Whatever becomes of it: one in this time, and so no more than the probes in a reset time.
-                    self._open_until = now + max(self._reset_time.last, self.config.reset_timeout) / self.config.half_open_requests
+                    length = max(self._reset_time.last, self.config.reset_timeout)
+                    self._open_until = now + length / self.config.half_open_requests
                 else:
                     change = self._go(Cause.WAITED, now, "the open time is over")
             self._set_turnstile()

@@ -69,8 +69,8 @@ class BufferConfig:
     max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
     spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
-    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up to
-        5 s; but while nothing succeeds, no longer than lets the breaker see enough failures within its window to open.
+    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up
+        to 5 s; but while nothing succeeds, no longer than lets the breaker see enough failures within its window to open.
     circuit_breaker, monitor, batching, flow_control: the policies' own configs. The breaker's default here has `canary=True`.
     """
 

@@ -14,11 +14,14 @@ waited; this refuses what would, and a caller can come back. The length of a sta
 only: as many are refused per second with a long one. The least urgent are refused first, because all the others
 lie ahead of them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
 
-`enough` events may always wait, so that the sink never runs dry. What it takes is measured by what leaves the
-queue while at least a batch waits; otherwise that shows only what was offered, and is a lower bound. Where the sink
-is not called, or nothing was taken for an interval, it is not slow but gone, and to outlast that is what the room
-is for: the bound stands aside. So it does until something was measured, and for a consumer that comes by less
-often than that, for whom such a target is out of reach.
+`enough` events may always wait, so that the sink never runs dry. But where a priority was refused in the last
+interval, those below it share only a trickle of that: the sink gets all it takes from those above, and they would
+wait for long.
+
+What the sink takes is measured by what leaves the queue while at least a batch waits; otherwise that shows only what was
+offered, and is a lower bound. Where the sink is not called, or nothing was taken for an interval, it is not slow but
+gone, and to outlast that is what the room is for: the bound stands aside. So it does until something was
+measured, and for a consumer that comes by less often than that, for whom such a target is out of reach.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -39,8 +42,8 @@ _BURST = 2.3
 _INTERVAL = 2.75
 # Intervals without a refusal that end a standing queue: an overload with gaps is one overload.
 _CALM = 5.0
-# Part of `enough` that a priority may have while a more urgent one is refused: the sink needs none of it, and it is served when its
-# patience ends; but none at all would be for ever.
+# Part of `enough` that a priority may have while a more urgent one is refused: the sink needs none of it, and it is served when
+# the buffer's patience ends; but none at all would be for ever.
 _TRICKLE = 0.05
 # Part of an interval over which the offer is compared with what the sink takes: the end of a burst shows at once.
 _OFFER_PART = 0.25

@@ -39,7 +39,7 @@ def build(kind: type[T], given: object, where: str = "", base: T | None = None) 
     for key, value in given.items():
         if key not in hints:
             raise unknown_key(where, key, hints)
-        values[key] = _value(hints[key], value, _join(where, key), _default(kind, key))
+        values[key] = _value(hints[key], value, _join(where, key), _default(kind, key))  # type: ignore[arg-type]
     missing = [
         field.name
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]

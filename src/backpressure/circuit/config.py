@@ -28,8 +28,8 @@ class CircuitBreakerConfig:
     A call is slow when it took `slow_call_duration` or longer; None turns that signal off.
     """
 
-    #: Opens when at least this share of the calls in a window failed: at once where it is far more, else once it has been for half
-    #: of `monitoring_interval`.
+    #: Opens when at least this share of the calls in a window failed: at once where it is far more, else once it has been for
+    #: half of `monitoring_interval`.
     failure_threshold: float = 0.3
     #: How long the first trip keeps the breaker open, before jitter.
     reset_timeout: float = 30.0
@@ -62,8 +62,8 @@ class CircuitBreakerConfig:
     #: is off by default. Where many clients share a callee that comes back cold, its warm-up time is right.
     ramp_up_time: float = 0.0
     #: After the open time, before HALF_OPEN: one call every `reset_timeout / half_open_requests`, until one succeeds. So the
-    #: return of the callee is seen within a second or two for as many calls into a dead one as probes would be, and one that hangs
-    #: holds up nothing. False: HALF_OPEN at once, whose failed probes begin another, longer open time.
+    #: return of the callee is seen within a second or two for as many calls into a dead one as probes would be, and one that
+    #: hangs holds up nothing. False: HALF_OPEN at once, whose failed probes begin another, longer open time.
     canary: bool = False
     #: Exceptions that say nothing about the callee: they give the slot back and count as neither success nor failure. One that
     #: is no `Exception` (KeyboardInterrupt, CancelledError) never counts either.

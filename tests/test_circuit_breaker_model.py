@@ -28,6 +28,7 @@ class Reference:
     def __init__(self, config: CircuitBreakerConfig, now: float) -> None:
         self.config = config
         self.state = State.CLOSED
+        self.path = [State.CLOSED]
         self.generation = 0
         self.entered = now
         self.open_time = 0.0
@@ -68,6 +69,8 @@ class Reference:
         self.ramp_end = now
         if self.state is State.HALF_OPEN and state is State.CLOSED:
             self.ramp_end, self.ramp_owed, self.ramp_due = now + self.config.ramp_up_time, 0.0, now
+        if state is not self.state:
+            self.path.append(state)
         self.state, self.entered = state, now
         self.generation += 1
         self.probes, self.results = {}, []
@@ -195,7 +198,6 @@ class BreakerMachine(RuleBasedStateMachine):
         self.changes: list[State] = []
         self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=lambda old, new, why: self.changes.append(new))
         self.model = Reference(self.config, self.clock.now())
-        self.states = [State.CLOSED]
         self.taken = 0
         self.refused = 0
         # The only references to permits that are out, and when they were given.
@@ -216,7 +218,6 @@ class BreakerMachine(RuleBasedStateMachine):
             number = self.taken + self.refused
             permit = self.breaker.try_acquire()
             assert (permit is not None) == self.model.acquire(number, self.clock.now())
-            self.follow()
             if permit is None:
                 self.refused += 1
             else:
@@ -245,7 +246,6 @@ class BreakerMachine(RuleBasedStateMachine):
             getattr(permit, outcome)()
         self.reports[outcome] += 1
         self.model.settle(number, generation, outcome, slow, self.clock.now())
-        self.follow()
         return permit
 
     @rule(
@@ -265,7 +265,6 @@ class BreakerMachine(RuleBasedStateMachine):
             error = DownError() if fails and not left else None
             number = self.taken + self.refused
             admitted, generation = self.model.acquire(number, self.clock.now()), self.model.generation
-            self.follow()
             try:
                 if form == "decorator":
                     decorated()
@@ -285,7 +284,6 @@ class BreakerMachine(RuleBasedStateMachine):
             outcome = "success" if error is None else "failure"
             self.reports[outcome] += 1
             self.model.settle(number, generation, outcome, False, self.clock.now())
-            self.follow()
 
     @rule(permit=settled, outcome=st.sampled_from(["success", "failure", "ignore"]))
     def report_again(self, permit: Permit, outcome: str) -> None:
@@ -314,7 +312,6 @@ class BreakerMachine(RuleBasedStateMachine):
         self.reports["failure"] += failed
         if self.model.state in (State.CLOSED, State.DISABLED) and ok + failed:
             self.model.count([(False, False)] * ok + [(True, False)] * failed, self.clock.now())
-        self.follow()
 
     # By hand only now and then, as each of these cuts the history that makes the other rules interesting.
     @rule(what=st.sampled_from(["reset"] * 2 + ["force_open", "disable"] + [""] * 8))
@@ -327,11 +324,6 @@ class BreakerMachine(RuleBasedStateMachine):
         if what == "reset":
             self.model.exponent = 0
             self.model.ramp_end = self.clock.now()  # only probes begin one
-        self.follow()
-
-    def follow(self) -> None:
-        if self.model.state is not self.states[-1]:
-            self.states.append(self.model.state)
 
     @invariant()
     def agree(self) -> None:
@@ -358,7 +350,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert metrics.retry_after == max(0.0, model.open_until - now)
         if model.state is State.CLOSED:
             assert metrics.admitted_share == (model.share(now) if now < model.ramp_end else 1.0)
-        assert [State.CLOSED, *self.changes] == self.states
+        assert [State.CLOSED, *self.changes] == model.path
 
     @invariant()
     def never_stuck(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -25,13 +26,14 @@ from backpressure import (
     CircuitBreakerConfig,
     ConfigError,
     DirectoryInUse,
+    DiskFull,
     Durability,
     EventType,
     FormatError,
     WhenFull,
 )
 from backpressure.spill import SpillConfig
-from backpressure.testing import FakeClock
+from backpressure.testing import FakeClock, FaultyFileSystem
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
@@ -498,6 +500,71 @@ def test_an_open_is_quick_whatever_waits(tmp_path: Path) -> None:
     again.close(timeout=0)
 
 
+def test_a_part_of_what_a_killed_consumer_held_is_acked_by_itself(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path)
+    events = numbered(10)
+    add_all(buffer, events)
+    held = [buffer.get_batch(6), buffer.get_batch(4)]
+    crash(buffer)
+    for first in (0, 3, 6):  # less than was taken at once, then across two takes
+        buffer = open_buffer(tmp_path)
+        batch = buffer.get_batch(3)
+        assert batch is not None
+        assert batch.tolist() == events[first : first + 3]
+        batch.ack()
+        crash(buffer)
+    buffer = open_buffer(tmp_path)
+    assert drain(buffer) == events[9:]
+    buffer.close()
+    assert None not in held
+
+
+def test_the_good_half_of_a_bad_batch_is_acked_by_itself(tmp_path: Path) -> None:
+    buffer = open_buffer(tmp_path, max_attempts=1)
+    events = numbered(8)
+    add_all(buffer, events)
+    batch = buffer.get_batch()
+    assert batch is not None
+    batch.nack("one of them is bad")
+    good, bad = buffer.get_batch(), buffer.get_batch()
+    assert good is not None
+    assert bad is not None
+    assert (good.tolist(), bad.tolist()) == (events[:4], events[4:])
+    good.ack()
+    crash(buffer)
+    again = open_buffer(tmp_path, max_attempts=1)
+    assert drain(again) == events[4:]
+    again.close()
+
+
+def test_what_the_disk_took_of_a_batch_leaves_the_ring(tmp_path: Path) -> None:
+    """A disk that fills in the midst of a piece: the part that it took is there once, the rest is in the ring, and acks hold."""
+    buffer = open_buffer(tmp_path, lane_bytes=1 << 16, max_disk_bytes=1 << 30)
+    events = numbered(400, 100)
+    add_all(buffer, events)
+    disk = buffer._disk
+    assert disk is not None
+    disk.spiller.stop()
+    lane = disk.lanes[2]
+    files = lane.store._files
+    files.fs = FaultyFileSystem(files.fs, fail_at=4, error=errno.ENOSPC, sticky=True, only=("pwrite",))
+    with pytest.raises(DiskFull):
+        lane.spill(0.0)
+    files.fs = files.fs.inner
+    stored = lane.store.events_on_disk
+    assert 0 < stored < 390
+    acked: list[bytes] = []
+    while len(acked) < stored + 10:
+        batch = buffer.get_batch(20)
+        assert batch is not None
+        batch.ack()
+        acked += batch.tolist()
+    crash(buffer)
+    again = open_buffer(tmp_path, lane_bytes=1 << 16)
+    assert acked + drain(again) == events
+    again.close()
+
+
 # ---------------------------------------------------------------- killed again and again
 
 
@@ -567,6 +634,14 @@ class DurableMachine(RuleBasedStateMachine):
         batch = self.buffer.get_batch(most)
         if batch is not None:
             self.out.append((batch, batch.tolist()))
+
+    @rule(most=st.integers(1, 10))
+    def get_and_ack(self, most: int) -> None:
+        batch = self.buffer.get_batch(most)
+        if batch is not None:
+            batch.ack()
+            for event in batch.tolist():
+                self.owed[batch.priority].remove(event)
 
     @precondition(lambda self: self.out)
     @rule(data=st.data(), ok=st.booleans())

@@ -23,7 +23,7 @@ from collections import deque
 from typing import Final
 
 from backpressure.errors import FormatError, NotNow
-from backpressure.lane import Claim, Delivery, Held, Lane
+from backpressure.lane import Claim, Delivery, Lane
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Lost, SpillConfig, SpillStore
 from backpressure.stats import DiskStats
 from ringbuf import MessageRing, Messages, SharedFileError
@@ -117,8 +117,11 @@ class DurableLane(Lane):
             if skip == len(messages):
                 self.ring.release(messages)
                 continue
-            self._front.append(Claim(messages[skip:] if skip else messages, Held(self.ring, messages)))
-            self._front_events += len(messages) - skip
+            if skip:
+                stored, messages = self.ring.split(messages, skip)
+                self.ring.release(stored)
+            self._front.append(Claim(messages, messages))
+            self._front_events += len(messages)
 
     # ------------------------------------------------------------ to disk
 
@@ -142,7 +145,7 @@ class DurableLane(Lane):
                     return 0
                 with self._lock:
                     self._count_from_ring(messages)
-                    self._front.append(Claim(messages, Held(self.ring, messages)))
+                    self._front.append(Claim(messages, messages))
                     self._front_events += len(messages)
             return self._store_front(pressure)
 
@@ -170,12 +173,24 @@ class DurableLane(Lane):
             self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
-                claim.stored = min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
-                if claim.stored == len(claim.messages) and claim.held is not None:
-                    claim.held.leave()
-                    claim.held = None
+                before, claim.stored = claim.stored, self._stored_of(claim)
+                claim.held = self._release_first(claim.held, claim.stored - before)
                 claim.moving = False
         return max(rest.nbytes, 1)
+
+    def _stored_of(self, claim: Claim) -> int:
+        return min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
+
+    def _release_first(self, held: Messages | None, count: int) -> Messages | None:
+        """Free the room of so many of them, which are on disk now; returns the others."""
+        if held is None or count == 0:
+            return held
+        if count == len(held):
+            self.ring.release(held)
+            return None
+        stored, rest = self.ring.split(held, count)
+        self.ring.release(stored)
+        return rest
 
     def _store_front(self, pressure: float) -> int:
         claim = self._front[0]
@@ -184,18 +199,16 @@ class DurableLane(Lane):
             self.store.append(messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
-                stored = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
+                stored = self._stored_of(claim)
                 if stored:
                     if self._disk_waiting == 0:
                         self._disk_next = messages.first_seq
                     self._disk_waiting += stored
                     self._front_events -= stored
-                    if stored == len(messages):
-                        self._front.popleft()
-                        if claim.held is not None:
-                            claim.held.leave()
-                    else:
-                        self._front[0] = Claim(messages[stored:], claim.held)
+                    self._front.popleft()
+                    rest = self._release_first(claim.held, stored)
+                    if rest is not None:
+                        self._front.appendleft(Claim(rest, rest))
         return max(messages.nbytes, 1)
 
     @property
@@ -206,8 +219,8 @@ class DurableLane(Lane):
 
     def _durable_seq(self) -> int:
         # Looked at first: what is pushed meanwhile has higher numbers.
-        in_ring = [self.ring.next_seq]
-        if self._in_ring():
+        in_ring = [next_seq := self.ring.next_seq]
+        if self._in_ring(next_seq):
             in_ring.append(self._ring_next)
         in_ring += [claim.messages.first_seq for claim in self._front]
         in_ring += [
@@ -237,16 +250,16 @@ class DurableLane(Lane):
             claim = self._front[0]
             count = _fitting(claim, max_events, max_bytes)
             if count < len(claim.messages):
-                if claim.held is not None:
-                    claim.held.claims += 1
-                claim = Claim(claim.messages[:count], claim.held)
-            return claim
+                with self._lock:
+                    self._front.popleft()
+                    self._front.extendleft(reversed(claim.split(self.ring, count)))
+            return self._front[0]
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
         # Under the lock: what moves from one tier to another is in neither for a moment.
         with self._lock:
-            return self._waiting() > 0
+            return self._waiting(self.ring.next_seq) > 0
 
     def _count_taken(self, claim: Claim) -> None:
         count = len(claim.messages)
@@ -255,12 +268,8 @@ class DurableLane(Lane):
             self._disk_waiting -= count
             self._disk_next = self._next_seq
         elif self._front:
-            first = self._front[0]
             self._front_events -= count
-            if first is claim:
-                self._front.popleft()
-            else:
-                self._front[0] = Claim(first.messages[count:], first.held)
+            self._front.popleft()
         else:
             self._count_from_ring(claim.messages)
 
@@ -272,17 +281,17 @@ class DurableLane(Lane):
         if claim.stored:
             self.store.ack(claim.messages.first_seq, claim.stored)
         if claim.held is not None:
-            claim.held.leave()
+            self.ring.release(claim.held)
 
-    def _waiting(self) -> int:
-        return self._disk_waiting + self._front_events + self._in_ring()
+    def _waiting(self, next_seq: int) -> int:
+        return self._disk_waiting + self._front_events + self._in_ring(next_seq)
 
-    def _in_ring(self) -> int:
+    def _in_ring(self, next_seq: int) -> int:
         """Events in the ring that nobody has had: what was there at the start, and what came since."""
-        return self._ring_waiting + self.ring.next_seq - self._ring_start - self._taken
+        return self._ring_waiting + next_seq - self._ring_start - self._taken
 
-    def _accepted(self) -> int:
-        return self._recovered + self.ring.next_seq - self._ring_start
+    def _accepted(self, next_seq: int) -> int:
+        return self._recovered + next_seq - self._ring_start
 
     def _disk_stats(self) -> DiskStats:
         stats = self.store.stats()
@@ -312,7 +321,7 @@ class DurableLane(Lane):
         with self._taking, self._lock:  # not while it is being written
             self._take_back(delivery)
             self._batches_nacked += 1
-            for claim in delivery.claim.split():
+            for claim in delivery.claim.split(self.ring, len(delivery.messages) // 2):
                 # Each half has one attempt more.
                 half = Delivery(self, claim, delivery.attempt - 1, delivery.error)
                 half.out = False

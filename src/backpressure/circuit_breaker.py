@@ -76,6 +76,9 @@ _GLANCES: Final = 10
 # its work, is not gone (in the flapping of bench/overload each trip cost half a minute of it).
 _DEVIATIONS: Final = 4.0
 
+# What most functions return, and nobody awaits. To ask a type for what it has not costs a third of a guarded call before 3.12.
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict, set))
+
 _Change = tuple[State, State, str]
 
 
@@ -198,7 +201,8 @@ class CircuitBreaker:
             except BaseException as error:
                 _fill(Permit(), turnstile).failure(error)
                 raise
-            if turnstile.since <= turnstile.read() < turnstile.until and not hasattr(type(result), "__await__"):
+            plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+            if plain and turnstile.since <= turnstile.read() < turnstile.until:
                 try:
                     turnstile.successes.pop()
                     return result
@@ -242,7 +246,8 @@ class CircuitBreaker:
                 except BaseException as error:
                     _fill(Permit(), turnstile).failure(error)
                     raise
-                if turnstile.since <= read() < turnstile.until and not hasattr(type(result), "__await__"):
+                plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+                if plain and turnstile.since <= read() < turnstile.until:
                     try:
                         turnstile.successes.pop()
                         return result
@@ -253,24 +258,51 @@ class CircuitBreaker:
 
         return call
 
+    # A block is entered and left on the healthy path without another Python call, which saves a twelfth of the whole: what
+    # `try_acquire`, `innermost` and `Permit.success` do there is done in line.
+
     def __enter__(self) -> Permit:
-        permit = self.try_acquire()
+        turnstile = self._turnstile
+        permit = None
+        try:
+            turnstile.admissions.pop()
+        except IndexError:
+            pass  # as in `try_acquire`
+        else:
+            permit = Permit()
+            permit._answer = [None]
+            permit._turnstile = turnstile
         if permit is None:
-            raise self._refusal()
-        permit._outer = innermost(held.get())
+            permit = self._acquire()
+        outer = held.get()
+        permit._outer = outer if outer is None or not outer._left else innermost(outer)
         permit._left = False
         held.set(permit)
         return permit
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        permit = innermost(held.get(), self)
-        if permit is None:
-            return  # entered in another context, as some test frameworks split fixtures: its lease runs out
+        permit = held.get()
+        if permit is None or permit._left or permit._turnstile.owner is not self:
+            permit = innermost(permit, self)
+            if permit is None:
+                return  # entered in another context, as some test frameworks split fixtures: its lease runs out
         permit._left = True
-        if error is None:
-            permit.success()
-        else:
+        if error is not None:
             permit.failure(error)
+            return
+        try:
+            permit._answer.pop()
+        except IndexError:
+            self._repeated()
+            return
+        turnstile = permit._turnstile
+        if turnstile.since <= turnstile.read() < turnstile.until:
+            try:
+                turnstile.successes.pop()
+                return
+            except IndexError:
+                pass
+        self._settle(permit, Outcome.OK, None)
 
     async def __aenter__(self) -> Permit:
         return self.__enter__()

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import random
@@ -318,10 +319,111 @@ def test_a_few_late_ones_among_many_do_not() -> None:
     assert period(manager, clock, [0.1] * 96 + [0.25] * 4, filled=False) == 50_000
 
 
-def test_only_the_latest_batches_are_looked_at() -> None:
+def test_the_beginning_of_an_interval_counts_as_much_as_its_end() -> None:
+    """A burst of a second must not be washed out by the calm that follows it."""
     clock = FakeClock()
     manager = make(clock)
-    assert period(manager, clock, [0.5] * 1_000 + [0.1] * 128, filled=False) == 50_000
+    assert period(manager, clock, [0.5] * 1_000 + [0.1] * 1_000, filled=False) == 45_000
+
+
+@pytest.mark.parametrize("batches", [1, 128, 255, 256, 257, 10_000, 100_003])
+def test_what_is_kept_is_evenly_spread(batches: int) -> None:
+    samples = BatchSamples()
+    for number in range(batches):
+        samples.add(1_000 + number, 0.1, True, batch_size=1_000)
+    kept = [size - 1_000 for size, _, _ in samples._kinds[1].kept]
+    assert min(batches, 128) <= len(kept) < 256 or batches == len(kept)
+    assert kept[0] == 0
+    steps = {later - earlier for earlier, later in itertools.pairwise(kept)}
+    assert len(steps) <= 1
+    assert batches - kept[-1] <= max(steps, default=1)
+
+
+# --- while events are refused
+
+
+def refuse(manager: AdaptiveBatchManager, clock: FakeClock, sink: Sink, seconds: float, full: float = 1.0) -> list[int]:
+    """Batches one after the other while events are refused, a share `full` of their events in full ones; all sizes in turn."""
+    sizes, end = [manager.batch_size], clock.now() + seconds
+    while clock.now() < end:
+        size = manager.batch_size
+        parts = [size] if full == 1.0 else [size, *[size // 4] * round(4 * (1.0 - full) / full)]
+        for part in parts:
+            clock.advance(sink.latency(part))
+            manager.record(part, sink.latency(part), part == size)
+        if manager.evaluate(0.0, refusing=True) != sizes[-1]:
+            sizes.append(manager.batch_size)
+    return sizes
+
+
+def test_the_first_refusals_are_looked_at_soon_and_the_size_leaps() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=10_000)
+    sink = Sink(1e-6, 0.01)
+    period(manager, clock, [0.5] * 20)  # an interval of another time
+    size = manager.batch_size
+    began = clock.now()
+    clock.advance(5.0)
+    assert refuse(manager, clock, sink, 1.5) == [size, 2 * size]
+    assert clock.now() - began < 7.0
+    assert len(refuse(manager, clock, sink, 8.0)) == 1  # the next look is a whole interval later
+
+
+def test_a_steady_refusal_brings_no_look_before_its_time() -> None:
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=10_000, max_batch_size=10_000)
+    sink = Sink(1e-6, 0.01)
+    refuse(manager, clock, sink, 30.0)
+    begun = manager._begun
+    refuse(manager, clock, sink, 9.5)
+    assert manager._begun - begun in (0.0, pytest.approx(10.0, abs=0.1))
+
+
+def test_a_fifth_of_full_batches_is_enough_to_grow_while_events_are_refused() -> None:
+    for full, grows in ((0.3, True), (0.1, False)):
+        clock = FakeClock()
+        manager = make(clock, initial_batch_size=10_000)
+        refuse(manager, clock, Sink(1e-6, 0.01), 12.0, full)
+        assert (manager.batch_size > 10_000) is grows
+        clock = FakeClock()
+        manager = make(clock, initial_batch_size=10_000)
+        Sink(1e-6, 0.01).run(manager, clock, 2, available=5_000)
+        assert manager.batch_size == 10_000
+
+
+def test_nothing_shrinks_in_time_while_events_are_refused() -> None:
+    """Under mere pressure it does: latency is what binds there."""
+    sizes = []
+    for refusing in (False, True):
+        clock = FakeClock()
+        manager = make(clock, initial_batch_size=30_000)
+        sink = Sink(5e-6, 0.001)
+        for size in (20_000, 30_000):  # so that the fit tells a from b
+            manager.adjust(size)
+            sink.run(manager, clock, 1)
+        manager.adjust(30_000)
+        for _ in range(20):
+            manager.record(30_000, sink.latency(30_000), True)
+        clock.advance(10.0)
+        if refusing:
+            manager.evaluate(0.8, True)
+            for _ in range(20):
+                manager.record(30_000, sink.latency(30_000), True)
+            clock.advance(1.0)
+        sizes.append(manager.evaluate(0.8, refusing))
+    assert sizes[0] < 30_000 <= sizes[1]
+
+
+def test_a_leap_that_lowered_throughput_is_taken_back_and_not_tried_again_while_it_lasts() -> None:
+    class Knee(Sink):
+        def latency(self, size: int) -> float:
+            return 1e-6 * size * (1.0 if size <= 12_000 else 2.0) + 0.005
+
+    clock = FakeClock()
+    manager = make(clock, initial_batch_size=10_000)
+    sizes = refuse(manager, clock, Knee(0.0, 0.0), 60.0)
+    assert sizes[:3] == [10_000, 20_000, 10_000]
+    assert max(sizes[3:], default=0) < 20_000
 
 
 def test_four_batches_decide_nothing_and_wait_for_the_fifth() -> None:
@@ -717,7 +819,7 @@ def test_stays_within_bounds_whatever_happens(
             manager.record(size if at_size and events > 0 else events, latency, filled)
         clock.set(clock.now() + seconds)
         before, told = size, len(changes)
-        seen = [sample[0] for kind in manager._samples._kinds for sample in kind]
+        seen = [sample[0] for kind in manager._samples._kinds for sample in kind.kept]
         comparable = [n for n in seen if n <= before]
         largest = max(comparable if len(comparable) >= 5 else seen, default=0)
         size = manager.evaluate(pressure)

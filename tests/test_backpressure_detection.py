@@ -249,6 +249,38 @@ def test_dwell_counts_from_the_last_hot_judgement() -> None:
     assert rig.interval(latency=0.1).active_for == 0.0
 
 
+def test_an_overload_that_comes_and_goes_is_held_longer_each_time() -> None:
+    """Four intervals on, four off: after a few rounds it is one activation, as it is one trouble."""
+    rig = Rig(min_dwell=2.0)
+    for _ in range(20):
+        for latency in (2.0, 0.1):
+            for _ in range(4):
+                rig.interval(latency=latency)
+    assert sum(change.active for change in rig.changes) <= 3
+    assert rig.monitor.active
+    # In peace it lets go after the longest dwell, twelve times the least, and after peace the dwell is short again.
+    for _ in range(25):
+        rig.interval(latency=0.1)
+    assert not rig.monitor.active
+    for _ in range(50):
+        rig.interval(latency=0.1)
+    assert rig.interval(latency=2.0).active
+    assert rig.interval(latency=0.1).active
+    assert not rig.interval(latency=0.1).active
+
+
+def test_overloads_far_apart_are_held_no_longer() -> None:
+    rig = Rig(min_dwell=2.0)
+    for _ in range(10):
+        rig.interval(latency=2.0)
+        for _ in range(2):
+            last = rig.interval(latency=0.1)
+        assert not last.active
+        for _ in range(5):
+            rig.interval(latency=0.1)
+    assert sum(change.active for change in rig.changes) == 10
+
+
 def test_a_judgement_within_the_dwell_still_names_the_signal() -> None:
     rig = Rig(min_dwell=3.0)
     rig.interval(latency=2.0)

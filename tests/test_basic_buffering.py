@@ -145,6 +145,70 @@ def test_a_nacked_batch_comes_again_in_its_place_after_a_growing_pause() -> None
     assert (stats.redelivered, stats.batches_nacked) == (10, 5)
 
 
+class Longest(random.Random):
+    """The worst luck with jitter."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, b)
+
+
+def fail_alone(buffer: BufferManager, clock: FakeClock, seconds: float) -> int:
+    """One consumer, whose sink refuses everything at once; how many batches it was given."""
+    attempts, end = 0, clock.now() + seconds
+    while clock.now() < end:
+        batch = buffer.get_batch()
+        if batch is None:
+            clock.advance(0.01)
+        else:
+            batch.nack()
+            attempts += 1
+    return attempts
+
+
+def test_a_lone_consumer_of_a_dead_sink_opens_the_circuit_with_all_defaults() -> None:
+    """Pauses that double up to 5 s would leave the breaker's window of 5 s short of results for ever."""
+    clock = FakeClock()
+    buffer = BufferManager(clock=clock, rng=Longest())
+    buffer.add_events([b"x"])
+    attempts = fail_alone(buffer, clock, 4.0)
+    assert buffer.is_circuit_breaker_open()
+    assert attempts == buffer.config.circuit_breaker.min_requests
+    # From then on single batches ask whether it is back, no oftener than the breaker's probes would.
+    assert fail_alone(buffer, clock, 120.0) <= 20 * 4
+    assert buffer.is_circuit_breaker_open()
+    clock.advance(buffer.stats().circuit_breaker.retry_after + 5.0)
+    batch = buffer.get_batch()
+    assert batch is not None
+    batch.ack()
+    assert not buffer.is_circuit_breaker_open()
+
+
+def test_a_bad_batch_among_good_ones_pauses_as_long_as_ever() -> None:
+    clock = FakeClock()
+    buffer = BufferManager(clock=clock, rng=Longest())
+    attempts, began = 0, clock.now()
+    for step in range(650):
+        if step == 50:
+            buffer.add_events([b"bad"], priority=1)
+        buffer.add_events([b"good"])
+        while (batch := buffer.get_batch()) is not None:
+            bad = batch[0] == b"bad"
+            attempts += bad
+            batch.nack() if bad else batch.ack()
+        clock.advance(0.1)
+    assert clock.now() - began == pytest.approx(65.0)
+    assert not buffer.is_circuit_breaker_open()
+    assert 15 <= attempts <= 25
+
+
+def test_a_longest_pause_that_was_set_is_kept_while_nothing_succeeds() -> None:
+    clock = FakeClock()
+    buffer = BufferManager(BufferConfig(max_retry_backoff=5.0), clock=clock, rng=Longest())
+    buffer.add_events([b"x"])
+    assert fail_alone(buffer, clock, 60.0) < 25
+    assert not buffer.is_circuit_breaker_open()
+
+
 def test_batches_out_at_the_same_time_come_back_in_order() -> None:
     clock = FakeClock()
     buffer = BufferManager(BufferConfig(retry_backoff=0.0), clock=clock)

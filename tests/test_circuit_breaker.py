@@ -152,6 +152,56 @@ def test_stays_closed_just_below_the_threshold_and_opens_on_it() -> None:
     assert breaker.state is State.OPEN
 
 
+def spread(breaker: CircuitBreaker, clock: FakeClock, seconds: float, pattern: str) -> float:
+    """A call every 10 ms whose results follow the pattern, again and again; the seconds until the breaker opened, or all."""
+    for step in range(round(seconds * 100)):
+        permit = breaker.try_acquire()
+        if permit is None:
+            return step / 100
+        permit.failure() if pattern[step % len(pattern)] == "F" else permit.success()
+        clock.advance(0.01)
+    return seconds
+
+
+def test_a_share_just_above_the_threshold_has_to_last_for_half_the_interval() -> None:
+    """By chance alone a share that is judged after every call exceeds the true one now and then."""
+    clock = FakeClock()
+    breaker = make(clock, failure_threshold=0.3, min_requests=10)
+    spread(breaker, clock, 5.0, ".")
+    assert breaker.state is State.CLOSED
+    # 35 %: over after some 4.3 s, when six sevenths of the window are of these, and beyond doubt 2.5 s later.
+    opened = spread(breaker, clock, 20.0, "F..F..F..F..F..F..F.")
+    assert 6.0 < opened < 7.5
+
+
+def test_a_callee_that_fails_right_at_the_threshold_for_one_interval_is_not_gone() -> None:
+    rng = random.Random(4)
+    clock = FakeClock()
+    breaker = make(clock, failure_threshold=0.3, min_requests=10)
+    for _ in range(50):
+        spread(breaker, clock, 5.0, ".")
+        spread(breaker, clock, 5.0, "".join("F" if rng.random() < 0.3 else "." for _ in range(500)))
+    assert (breaker.state, breaker.metrics().trips) == (State.CLOSED, 0)
+
+
+def test_a_share_far_above_the_threshold_opens_at_once() -> None:
+    clock = FakeClock()
+    breaker = make(clock, failure_threshold=0.3, min_requests=10)
+    spread(breaker, clock, 5.0, ".")
+    # All fail: four deviations of 500 calls above 0.3 is 0.38, which is reached with 190 of them.
+    assert 1.8 < spread(breaker, clock, 5.0, "F") < 2.1
+
+
+def test_an_excess_that_went_away_meanwhile_does_not_count_as_lasting() -> None:
+    clock = FakeClock()
+    breaker = make(clock, failure_threshold=0.3, min_requests=10)
+    spread(breaker, clock, 5.0, ".")
+    spread(breaker, clock, 4.6, "F..F..F..F..F..F..F.")
+    spread(breaker, clock, 2.0, ".")
+    spread(breaker, clock, 4.6, "F..F..F..F..F..F..F.")
+    assert breaker.state is State.CLOSED
+
+
 def test_the_window_rolls_by_buckets() -> None:
     clock = FakeClock()
     breaker = make(clock, min_requests=1000)
@@ -653,6 +703,78 @@ def test_retry_after_is_long_enough_with_any_jitter() -> None:
         acquire(breaker).failure()
         clock.advance(breaker.retry_after())
         assert breaker.try_acquire() is not None
+
+
+def test_a_canary_goes_every_so_often_until_one_succeeds() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes, canary=True, reset_timeout=30.0, half_open_requests=20, reset_timeout_jitter=0.0)
+    trip(breaker)
+    assert breaker.retry_after() == 30.0
+    clock.advance(30.0)
+    for number in range(5):
+        assert breaker.retry_after() == 0.0
+        canary = acquire(breaker)
+        assert breaker.try_acquire() is None
+        if number % 2:
+            canary.failure()  # the others hang: one that is never answered holds up nothing
+        assert (breaker.state, breaker.try_acquire()) == (State.OPEN, None)
+        assert breaker.retry_after() == 1.5
+        clock.advance(1.5)
+    acquire(breaker).success()
+    assert [new for _, new in changes.changes] == [State.OPEN, State.HALF_OPEN]
+    assert breaker.metrics().probe_results == 1
+    for _ in range(breaker.config.quorum - 1):
+        acquire(breaker).success()
+    assert changes.changes[2:] == [(State.HALF_OPEN, State.CLOSED)]
+    assert breaker.metrics().trips == 1
+
+
+def test_no_more_canaries_than_probes_within_a_reset_timeout() -> None:
+    clock = FakeClock()
+    breaker = make(clock, canary=True, reset_timeout=3.0, half_open_requests=7)
+    trip(breaker)
+    times, lost = [], []
+    while clock.now() < 200.0:
+        if (permit := breaker.try_acquire()) is not None:
+            times.append(clock.now())
+            lost.append(permit)
+        clock.advance(0.013)
+    assert len(times) > 300
+    assert min(later - earlier for earlier, later in zip(times, times[7:], strict=False)) >= 3.0
+
+
+def test_an_ignored_canary_was_none() -> None:
+    clock = FakeClock()
+    breaker = make(clock, canary=True)
+    trip(breaker)
+    clock.advance(breaker.retry_after())
+    acquire(breaker).ignore()
+    assert (breaker.state, breaker.retry_after()) == (State.OPEN, 0.0)
+    acquire(breaker).success()
+    assert breaker.state is State.HALF_OPEN
+
+
+def test_a_canary_of_an_earlier_period_is_late() -> None:
+    clock = FakeClock()
+    breaker = make(clock, canary=True)
+    trip(breaker)
+    clock.advance(breaker.retry_after())
+    early = acquire(breaker)
+    breaker.reset()
+    trip(breaker)
+    early.success()
+    assert (breaker.state, breaker.metrics().late) == (State.OPEN, 1)
+
+
+def test_one_canary_closes_where_one_probe_decides() -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes, canary=True, half_open_requests=1)
+    trip(breaker)
+    clock.advance(breaker.retry_after())
+    acquire(breaker).success()
+    assert [new for _, new in changes.changes] == [State.OPEN, State.HALF_OPEN, State.CLOSED]
 
 
 def test_half_open_closes_when_enough_probes_succeed() -> None:

@@ -4,6 +4,7 @@ duplicate, lost and dropped results."""
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import settings
@@ -27,9 +28,12 @@ class Reference:
     def __init__(self, config: CircuitBreakerConfig, now: float) -> None:
         self.config = config
         self.state = State.CLOSED
+        self.path = [State.CLOSED]
         self.generation = 0
         self.entered = now
         self.open_time = 0.0
+        self.open_until = now
+        self.over_since: float | None = None
         self.exponent = 0
         self.window: list[tuple[int, bool, bool]] = []  # (bucket number, failed, slow)
         self.ramp_end = now
@@ -57,19 +61,25 @@ class Reference:
                 self.exponent = 0
             assert config.max_reset_timeout is not None
             self.open_time = min(config.max_reset_timeout, config.reset_timeout * config.reset_timeout_multiplier**self.exponent)
+            self.open_until = now + self.open_time
             # 2**2 times reset_timeout is the cap of this config: beyond it there is nothing left to remember.
             self.exponent = min(2, self.exponent + 1)
         if state in (State.CLOSED, State.DISABLED):
-            self.window = []
+            self.window, self.over_since = [], None
         self.ramp_end = now
         if self.state is State.HALF_OPEN and state is State.CLOSED:
             self.ramp_end, self.ramp_owed, self.ramp_due = now + self.config.ramp_up_time, 0.0, now
+        if state is not self.state:
+            self.path.append(state)
         self.state, self.entered = state, now
         self.generation += 1
         self.probes, self.results = {}, []
 
     def acquire(self, permit: int, now: float) -> bool:
-        if self.state is State.OPEN and now - self.entered >= self.open_time:
+        if self.state is State.OPEN and now >= self.open_until:
+            if self.config.canary:
+                self.open_until = now + max(self.open_time, self.config.reset_timeout) / self.config.half_open_requests
+                return True
             self.enter(State.HALF_OPEN, now)
         if self.state is State.HALF_OPEN:
             if len(self.probes) + len(self.results) >= self.config.half_open_requests:
@@ -98,10 +108,18 @@ class Reference:
     def settle(self, permit: int, generation: int, outcome: str, slow: bool, now: float) -> None:
         counts = generation == self.generation and (self.state is not State.HALF_OPEN or permit in self.probes)
         self.probes.pop(permit, None)
+        canary = counts and self.state is State.OPEN
         if outcome == "ignore":
+            if canary:
+                self.open_until = min(self.open_until, now)
             return
         if not counts:
             self.late += 1
+        elif canary:
+            if outcome == "success":
+                self.enter(State.HALF_OPEN, now)
+                self.results.append((False, slow))
+                self.decide_half_open(now)
         elif self.state is State.HALF_OPEN:
             self.results.append((outcome == "failure", slow))
             self.decide_half_open(now)
@@ -117,20 +135,37 @@ class Reference:
         elif missing == 0:
             self.enter(State.CLOSED, now)
 
-    def reached(self, results: list[tuple[bool, bool]]) -> bool:
+    def reached(self, results: list[tuple[bool, bool]], deviations: float = 0.0) -> bool:
+        def beyond(count: int, threshold: float) -> bool:
+            spread = deviations * math.sqrt(threshold * (1.0 - threshold) / len(results))
+            return count / len(results) >= min(1.0, threshold + spread)
+
         failures = sum(failed for failed, _ in results)
         slow = sum(slow for _, slow in results)
-        return (
-            failures / len(results) >= self.config.failure_threshold
-            or slow / len(results) >= self.config.slow_call_rate_threshold
-        )
+        return beyond(failures, self.config.failure_threshold) or beyond(slow, self.config.slow_call_rate_threshold)
+
+    def over(self, window: list[tuple[int, bool, bool]]) -> bool:
+        return len(window) >= self.config.min_requests and self.reached([(failed, slow) for _, failed, slow in window])
+
+    def time_passes(self, now: float) -> None:
+        """Whatever has left the window since: a window that was found below its thresholds starts anew."""
+        if not self.over(self.visible(now)):
+            self.over_since = None
 
     def count(self, results: list[tuple[bool, bool]], now: float) -> None:
         self.window += [(self.bucket(now), failed, slow) for failed, slow in results]
-        for window in (self.visible(now), self.last()):
-            seen = [(failed, slow) for _, failed, slow in window]
-            if self.state is State.CLOSED and len(seen) >= self.config.min_requests and self.reached(seen):
+        if self.state is State.CLOSED and self.over(self.visible(now)):
+            seen = self.visible(now)
+            self.over_since = now if self.over_since is None else self.over_since
+            if (
+                now - self.over_since >= self.config.monitoring_interval / 2
+                or all(bucket == self.bucket(now) for bucket, _, _ in seen)
+                or len(seen) < 2 * self.config.min_requests
+                or self.reached([(failed, slow) for _, failed, slow in seen], deviations=4.0)
+            ):
                 self.enter(State.OPEN, now)
+        if self.state is State.CLOSED and self.over(self.last()):
+            self.enter(State.OPEN, now)
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -163,7 +198,6 @@ class BreakerMachine(RuleBasedStateMachine):
         self.changes: list[State] = []
         self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=lambda old, new, why: self.changes.append(new))
         self.model = Reference(self.config, self.clock.now())
-        self.states = [State.CLOSED]
         self.taken = 0
         self.refused = 0
         # The only references to permits that are out, and when they were given.
@@ -184,7 +218,6 @@ class BreakerMachine(RuleBasedStateMachine):
             number = self.taken + self.refused
             permit = self.breaker.try_acquire()
             assert (permit is not None) == self.model.acquire(number, self.clock.now())
-            self.follow()
             if permit is None:
                 self.refused += 1
             else:
@@ -213,7 +246,6 @@ class BreakerMachine(RuleBasedStateMachine):
             getattr(permit, outcome)()
         self.reports[outcome] += 1
         self.model.settle(number, generation, outcome, slow, self.clock.now())
-        self.follow()
         return permit
 
     @rule(
@@ -233,7 +265,6 @@ class BreakerMachine(RuleBasedStateMachine):
             error = DownError() if fails and not left else None
             number = self.taken + self.refused
             admitted, generation = self.model.acquire(number, self.clock.now()), self.model.generation
-            self.follow()
             try:
                 if form == "decorator":
                     decorated()
@@ -253,7 +284,6 @@ class BreakerMachine(RuleBasedStateMachine):
             outcome = "success" if error is None else "failure"
             self.reports[outcome] += 1
             self.model.settle(number, generation, outcome, False, self.clock.now())
-            self.follow()
 
     @rule(permit=settled, outcome=st.sampled_from(["success", "failure", "ignore"]))
     def report_again(self, permit: Permit, outcome: str) -> None:
@@ -282,7 +312,6 @@ class BreakerMachine(RuleBasedStateMachine):
         self.reports["failure"] += failed
         if self.model.state in (State.CLOSED, State.DISABLED) and ok + failed:
             self.model.count([(False, False)] * ok + [(True, False)] * failed, self.clock.now())
-        self.follow()
 
     # By hand only now and then, as each of these cuts the history that makes the other rules interesting.
     @rule(what=st.sampled_from(["reset"] * 2 + ["force_open", "disable"] + [""] * 8))
@@ -295,15 +324,11 @@ class BreakerMachine(RuleBasedStateMachine):
         if what == "reset":
             self.model.exponent = 0
             self.model.ramp_end = self.clock.now()  # only probes begin one
-        self.follow()
-
-    def follow(self) -> None:
-        if self.model.state is not self.states[-1]:
-            self.states.append(self.model.state)
 
     @invariant()
     def agree(self) -> None:
         now, model = self.clock.now(), self.model
+        model.time_passes(now)
         metrics = self.breaker.metrics()
         assert self.breaker.state is metrics.state is model.state
         assert metrics.generation == model.generation
@@ -322,10 +347,10 @@ class BreakerMachine(RuleBasedStateMachine):
         assert (metrics.late, metrics.duplicates) == (model.late, self.duplicates)
         if model.state is State.OPEN:
             assert metrics.open_time == model.open_time
-            assert metrics.retry_after == max(0.0, model.entered + model.open_time - now)
+            assert metrics.retry_after == max(0.0, model.open_until - now)
         if model.state is State.CLOSED:
             assert metrics.admitted_share == (model.share(now) if now < model.ramp_end else 1.0)
-        assert [State.CLOSED, *self.changes] == self.states
+        assert [State.CLOSED, *self.changes] == model.path
 
     @invariant()
     def never_stuck(self) -> None:
@@ -351,9 +376,16 @@ class CountingMachine(BreakerMachine):
     config = dataclasses.replace(BreakerMachine.config, slow_call_duration=None, ramp_up_time=0.5, window_size=7)
 
 
+class CanaryMachine(BreakerMachine):
+    """With canaries, and more calls in a window than decide by their mere number."""
+
+    config = dataclasses.replace(BreakerMachine.config, slow_call_rate_threshold=0.5, canary=True, ramp_up_time=0.0)
+
+
 TestBreakerMachine = BreakerMachine.TestCase
+TestCanaryMachine = CanaryMachine.TestCase
 TestUnlockedMachine = UnlockedMachine.TestCase
 TestCountingMachine = CountingMachine.TestCase
-TestBreakerMachine.settings = TestUnlockedMachine.settings = TestCountingMachine.settings = settings(
+TestBreakerMachine.settings = TestUnlockedMachine.settings = TestCountingMachine.settings = TestCanaryMachine.settings = settings(
     max_examples=80, stateful_step_count=60, deadline=None
 )

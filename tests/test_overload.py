@@ -109,17 +109,33 @@ def test_the_delay_bound_keeps_the_goodput_and_cuts_the_delay() -> None:
     assert with_bound.p99 < 0.05 * without.p99
 
 
-@pytest.mark.parametrize("name", ["step_x2", "spikes_beyond_burst"])
-def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "rivals"),
+    [
+        ("step_x2", ("Vegas", "Gradient2")),
+        ("spikes_beyond_burst", ("table", "fixed batch")),
+        ("capacity_up", ("Vegas",)),
+        ("outage", ("Vegas",)),
+    ],
+)
+def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(name: str, rivals: tuple[str, ...]) -> None:
     """The criterion on delay, against those rivals that ever come close; all of them take a minute."""
+    check(name, rivals)
+
+
+@pytest.mark.parametrize("name", ["brown_out", "flapping", "hung_probe", "outage_overload", "urgent_flood"])
+def test_the_other_criteria_hold_where_they_are_hardest(name: str) -> None:
+    check(name, ())
+
+
+def check(name: str, rivals: tuple[str, ...]) -> None:
+    """All criteria with one seed; the one on delay is about the rivals only."""
     scenario = scenarios()[name]
     oracle, ours = simulate(scenario, Oracle), simulate(scenario, Ours)
-    rivals = {rival: figures(simulate(scenario, BASELINES[rival]), oracle) for rival in ("Gradient2", "table")}
-    verdicts = judge(figures(ours, oracle), ours, rivals)
-    assert verdicts["delay"].met, verdicts["delay"]
-    assert verdicts["priority 1"].met
-    assert verdicts["activations"].met
-    assert verdicts["rate"].met
+    found = {rival: figures(simulate(scenario, BASELINES[rival]), oracle) for rival in rivals}
+    verdicts = judge(figures(ours, oracle), ours, found)
+    assert {criterion: verdict for criterion, verdict in verdicts.items() if verdict.met is False} == {}
+    assert (verdicts["leaks"].met is None) == (not scenario.dead)
 
 
 def test_priority_1_floods_alone_and_loses_nothing_to_a_lesser_one() -> None:
@@ -215,7 +231,7 @@ def test_delays_and_meter() -> None:
 
 
 def test_jitter_spreads_the_probes_of_a_fleet() -> None:
-    assert fleet(FLEETS["ours"]).peak < 0.5 * fleet(FLEETS["no jitter"]).peak <= CLIENTS
+    assert fleet(FLEETS["no canary"]).peak < 0.5 * fleet(FLEETS["none of them"]).peak <= CLIENTS
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backpressure.circuit_breaker import CircuitBreakerConfig
 from backpressure.config import BufferConfig, WhenFull
 from backpressure.errors import ConfigError
 from backpressure.settings import build, parse_size
@@ -71,3 +72,13 @@ def test_sizes(text: str, size: int) -> None:
 def test_no_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="no size"):
         parse_size(text)
+
+
+def test_a_table_within_a_table_keeps_the_other_defaults_of_its_place() -> None:
+    """A buffer's breaker has canaries, a breaker by itself has not."""
+    buffer = build(BufferConfig, {"circuit_breaker": {"reset_timeout": 5.0}}, "buffer")
+    assert (buffer.circuit_breaker.reset_timeout, buffer.circuit_breaker.canary) == (5.0, True)
+    assert not build(CircuitBreakerConfig, {"reset_timeout": 5.0}).canary
+    assert not build(BufferConfig, {"circuit_breaker": {"canary": False}}).circuit_breaker.canary
+    with pytest.raises(ConfigError, match=r"^buffer\.circuit_breaker\.reset_timeout: must be"):
+        build(BufferConfig, {"circuit_breaker": {"reset_timeout": -5.0}}, "buffer")

@@ -30,12 +30,13 @@ class Laws:
     """Which laws are on. The defaults are BufferManager's wiring, with a target for the delay."""
 
     #: Of flow control, in seconds: about a batch at its target latency. None, the library's default, bounds nothing.
-    delay_target: float | None = 0.25
+    delay_target: float | None = 0.3
     hold: bool = True  #: refusals for delay keep the monitor active
     outage_aware: bool = True  #: flow control hears that the circuit is open
     generation: bool = True
     lease: bool = True
     growth: bool = True  #: of the reset timeout
+    canary: bool = True  #: of the breaker: single calls find out that the sink is back
     slow_calls: bool = False  #: a rate of slow calls trips the breaker too; off by default in the library
     all_signals: bool = True  #: else the monitor is told of the depth alone
     hysteresis: bool = True  #: and dwell, of the monitor
@@ -49,6 +50,7 @@ def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
         reset_timeout_multiplier=CircuitBreakerConfig().reset_timeout_multiplier if laws.growth else 1.0,
         probe_lease=30.0 if laws.lease else 1e9,
+        canary=laws.canary,
         slow_call_duration=1.0 if laws.slow_calls else None,
     )
 
@@ -149,13 +151,13 @@ class Ours:
         refusing = self.flow.observe(
             waiting,
             [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)],
-            enough=self.batching.batch_size * 3 // 2,
+            enough=self.batching.batch_size * 5 // 2,
             calling=self.breaker.state is State.CLOSED or not self.laws.outage_aware,
         )
         delay = oldest if self.laws.all_signals else None
         self.monitor.observe(depth=sum(waiting), delay=delay, refusing=refusing and self.laws.hold)
         pressure = self.monitor.evaluate()
-        self.batching.evaluate(pressure.pressure)
+        self.batching.evaluate(pressure.pressure, refusing)
 
     def truth(self, condition: Condition) -> None:
         pass
@@ -191,11 +193,16 @@ ABLATIONS: dict[str, Laws] = {
     "no generation": Laws(generation=False),
     "no probe lease": Laws(lease=False),
     "no growth of reset": Laws(growth=False),
+    "no canary": Laws(canary=False),
+    "no canary, no growth": Laws(canary=False, growth=False),
     "no emergency": Laws(emergency=False),
     "refuses and sheds in an outage": Laws(outage_aware=False),
     "slow calls trip": Laws(slow_calls=True),
 }
 #: Those that can only show where calls fail.
 FAULT_LAWS = frozenset(
-    ("no generation", "no probe lease", "no growth of reset", "no emergency", "refuses and sheds in an outage")
+    (
+        *("no generation", "no probe lease", "no growth of reset", "no canary", "no canary, no growth"),
+        *("no emergency", "refuses and sheds in an outage"),
+    )
 )

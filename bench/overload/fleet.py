@@ -22,12 +22,13 @@ _SECONDS, _DEAD, _BACK = 300.0, 20.0, 60.0
 # What the cold sink takes, of the full load, and what it gains a second.
 _COLD, _WARMING = 0.2, 0.04
 
-#: Breakers by name: ours, and with a law off in turn.
+#: Breakers by name: a buffer's, and with a law off in turn.
 FLEETS: dict[str, CircuitBreakerConfig] = {
-    "ours": CircuitBreakerConfig(),
-    "no jitter": CircuitBreakerConfig(reset_timeout_jitter=0.0),
-    "no growth": CircuitBreakerConfig(reset_timeout_multiplier=1.0),
-    "neither": CircuitBreakerConfig(reset_timeout_multiplier=1.0, reset_timeout_jitter=0.0),
+    "ours": CircuitBreakerConfig(canary=True),
+    "no canary": CircuitBreakerConfig(),
+    "no jitter": CircuitBreakerConfig(canary=True, reset_timeout_jitter=0.0),
+    "no growth": CircuitBreakerConfig(canary=True, reset_timeout_multiplier=1.0),
+    "none of them": CircuitBreakerConfig(reset_timeout_multiplier=1.0, reset_timeout_jitter=0.0),
 }
 
 

@@ -12,6 +12,10 @@ than batches, so that many tiny urgent batches do not hide what becomes of the l
  3. Under pressure capacity comes first: shrink, late or not, only where a * n binds, and neither shrink
     below nor grow beyond the size at which b takes a tenth of the time.
  4. Otherwise grow by a constant step while batches come out full, up to the size whose p95 meets the target.
+ 5. While events are refused because the sink takes no more, each that it could have taken is lost: never shrink
+    but for lateness, and not below the size at which b takes a twentieth; grow by leaps, up to twice the size, already
+    where a fifth of the events are in full batches. The first refusals are looked at after a tenth of the interval, apart
+    from what was before them.
 
 The size stays within [min, max], and one outlier decides nothing. Where all batches are larger than the size,
 because a consumer asks for more of its own accord, the fit says whether the size would be late. Additive increase and
@@ -51,6 +55,12 @@ _TRIAL: Final = 0.1
 _PRESSED: Final = 0.5
 # The share of b in the latency under pressure: a tenth less throughput than endless batches would have.
 _OVERHEAD: Final = 0.1
+# The same while events are refused: each event that the sink could have taken is lost then.
+_REFUSING_OVERHEAD: Final = 0.05
+# The share of the events in full batches that makes growth worthwhile then: larger ones would still be filled.
+_SOME_FULL: Final = 0.2
+# The part of an interval after which the first refusals are looked at: they cost events every second.
+_HASTE: Final = 0.1
 # The loss of throughput that takes a growth back (less is noise), and for how many evaluations none is tried
 # after that: a minute at the default interval.
 _LOWERED: Final = 0.05
@@ -141,15 +151,20 @@ class AdaptiveBatchManager:
         self._size = self.config.initial_batch_size
         self._samples = BatchSamples()
         self._flushes: dict[str, int] = dict.fromkeys(get_args(FlushReason), 0)
+        self._refused_before = False
         self._begin(self._clock.now())
         self._fit = AffineFit()
         self._last = Period()
         self._throughput, self._score = 0.0, 1.0
         self._changes = {"grown": 0, "cut": 0, "reverted": 0}
-        # Size and pace before the last step if that was growth, and the size where this run of cuts began.
+        # Size and pace before the last step if that was growth, whether it was a leap, and the size where this run of
+        # cuts began.
         self._grown_from: tuple[int, float] | None = None
+        self._leapt = False
         self._cut_from: int | None = None
         self._rest = 0
+        # Whether growth may leap: not after one that was taken back, as long as events are refused.
+        self._may_leap = True
 
     @property
     def batch_size(self) -> int:
@@ -188,14 +203,17 @@ class AdaptiveBatchManager:
         with self._lock:
             self._flushes[reason] += 1
 
-    def evaluate(self, pressure: float = 0.0) -> int:
+    def evaluate(self, pressure: float = 0.0, refusing: bool = False) -> int:
         """Reconsider the size if `evaluation_interval` has passed since the last time; gives the size.
 
-        `pressure` (0 to 1) says how hard the buffer is pressed. Fewer than five batches wait for the next
-        evaluation.
+        `pressure` (0 to 1) says how hard the buffer is pressed, `refusing` whether events are being refused because the sink
+        takes no more: then it is reconsidered sooner, once. Fewer than five batches wait for the next evaluation.
         """
         now = self._clock.now()
-        if 0.0 <= now - self._begun < self.config.evaluation_interval:
+        if refusing and not self._refused:
+            with self._lock:
+                self._note_refusal(now)
+        if 0.0 <= now - self._begun < self._interval:
             return self._size
         with self._lock:
             old = self._size
@@ -238,14 +256,25 @@ class AdaptiveBatchManager:
 
     def _begin(self, now: float) -> None:
         self._begun = now
+        self._interval = self.config.evaluation_interval
+        self._refused = False  # whether events were refused since then, as the sink takes no more
         self._events_before = self._samples.events
+
+    def _note_refusal(self, now: float) -> None:
+        """Where it is the first for an interval or more, what was measured before it shows nothing of the overload."""
+        if not self._refused_before:
+            self._begin(now)
+            self._samples.clear()
+            self._interval *= _HASTE
+        self._refused = self._refused_before = True
 
     def _reconsider(self, now: float, pressure: float) -> str:
         """Evaluate, if it is due; the reason of a change."""
         cfg, elapsed, size = self.config, now - self._begun, self._size
-        if 0.0 <= elapsed < cfg.evaluation_interval:
+        if 0.0 <= elapsed < self._interval:
             return ""  # another thread was here first
         rate = (self._samples.events - self._events_before) / elapsed if elapsed > 0.0 else 0.0
+        refused = self._refused_before = self._refused
         self._begin(now)
         # A clock that stepped back just begins a new interval.
         period = self._samples.take(size) if elapsed >= 0.0 else None
@@ -259,7 +288,7 @@ class AdaptiveBatchManager:
         if not cfg.adaptive_enabled:
             return ""
 
-        wanted, kind, reason = self._decide(period, pressure)
+        wanted, kind, reason = self._decide(period, 1.0 if refused else pressure, refused)
         self._size = round(min(max(wanted, cfg.min_batch_size), cfg.max_batch_size))
         self._grown_from = None
         if self._size == size:
@@ -271,23 +300,27 @@ class AdaptiveBatchManager:
             self._cut_from = size
         return reason
 
-    def _decide(self, period: Period, pressure: float) -> _Step:
+    def _decide(self, period: Period, pressure: float, refused: bool) -> _Step:
         """The size to have, not yet an int nor within [min, max]."""
         cfg, fit, size = self.config, self._fit, self._size
-        full = period.filled >= 0.5
+        # Where events are refused some lane is full, however many batches of others are not.
+        full = period.filled >= (_SOME_FULL if refused else 0.5)
         self._rest = max(0, self._rest - 1)
+        pressed = pressure >= _PRESSED
+        self._may_leap = self._may_leap or not refused
         if self._grown_from is not None and full and not period.beyond:
             before, pace = self._grown_from
-            if period.full_pace < pace * (1.0 - _LOWERED) and pace < math.inf:
-                self._rest = _REST
+            # A leap is made as an overload begins, and so compared with another mix of batches.
+            if period.full_pace < pace * (1.0 - _LOWERED * (2.0 if self._leapt else 1.0)) and pace < math.inf:
+                self._rest, self._may_leap = _REST, False
                 return before, "reverted", f"growth lowered throughput to {period.full_pace:,.0f}/s"
 
         ceiling = fit.size_in(_HEADROOM * cfg.target_latency / period.tail)
         reach = min(size, period.largest)  # what a cut begins from: above it nothing has been late
         enough = 0.0  # the size below which shrinking costs more than it gains
-        if pressure >= _PRESSED:
+        if pressed:
             a, b = fit.line()
-            enough = b / a * (1.0 / _OVERHEAD - 1.0) if a > 0.0 else math.inf
+            enough = b / a * (1.0 / (_REFUSING_OVERHEAD if refused else _OVERHEAD) - 1.0) if a > 0.0 else math.inf
 
         p95 = period.p95
         if period.beyond:
@@ -308,13 +341,14 @@ class AdaptiveBatchManager:
             return max(wanted, reach / 2.0, enough), "cut", reason
         self._cut_from = None
 
-        if pressure >= _PRESSED and fit.known:
-            if size * (1.0 - _WORTHWHILE) > enough:
+        if pressed and fit.known:
+            if size * (1.0 - _WORTHWHILE) > enough and not refused:
                 wanted = size * (1.0 - cfg.adjustment_factor * min(pressure, 1.0))
                 return max(wanted, enough), "cut", "latency binds under pressure"
             ceiling = min(ceiling, enough)
-        # At most twice the size: the fit is no guide far beyond what it has seen.
-        step = min(size, max(1.0, cfg.adjustment_factor * (cfg.max_batch_size - cfg.min_batch_size)))
+        # At most twice the size: the fit is no guide far beyond what it has seen. While events are refused at once as much.
+        self._leapt = refused and self._may_leap
+        step = size if self._leapt else min(size, max(1.0, cfg.adjustment_factor * (cfg.max_batch_size - cfg.min_batch_size)))
         wanted = min(size + step, ceiling, cfg.max_batch_size)
         if full and not self._rest and wanted >= min(size * (1.0 + _WORTHWHILE), cfg.max_batch_size):
             return wanted, "grown", "batches fill"

@@ -14,6 +14,8 @@ the other way round), so that one law serves all:
   interval leaves a low minimum, a standing queue does not. So does the median ignore a single stalled call.
 - Hysteresis: a signal gets hot at severity 1 and cools below `exit_ratio`. The monitor is active while one is
   hot and until none has been for `min_dwell`. What wobbles between the two changes nothing.
+- Damping: an activation within two dwells of the end of the last one has twice its dwell. So what comes and goes becomes
+  one activation (as BGP holds down a route that flaps, RFC 2439).
 - Fast attack: depth at its threshold activates in the very next `evaluate`. Slow release: a signal cools only
   when an interval ends, and `pressure` goes `recovery_factor` of the way down per interval.
 - Refusals: where flow control keeps the queue short by refusing, a short queue is no recovery, and the monitor
@@ -57,6 +59,10 @@ _TRUSTED_AFTER = 3
 _STANDING = 0.1
 # Sink calls kept for the median: enough for it to be steady, and sorted in about 20 microseconds.
 _LATENCIES = 256
+# An activation within so many dwells of the end of the last one is the same overload, that comes and goes. Its dwell is twice
+# as long, up to so many times `min_dwell`: a minute at the default.
+_SOON = 2.0
+_LONGEST_DWELL = 12.0
 # `pressure` snaps to its goal from this distance: no consumer can tell the difference.
 _SETTLED = 0.001
 
@@ -81,7 +87,8 @@ class BackpressureMonitorConfig:
     delay_threshold: float = 0.5
     #: A hot signal cools below this part of its threshold; a gap of 30 % is more than the usual noise.
     exit_ratio: float = 0.7
-    #: How long no signal may have been hot before the monitor lets go; one default interval of evidence.
+    #: How long no signal may have been hot before the monitor lets go; one default interval of evidence. Twice as long each time
+    #: an overload comes back soon, up to twelve times.
     min_dwell: float = 5.0
     #: Outcomes that an error rate needs; with fewer, a failure or two would be the whole of it.
     min_samples: int = 20
@@ -161,6 +168,8 @@ class BackpressureMonitor:
         }
         self._hot_at = self._since = now = self._now()
         self._hot: set[str] = set()
+        # The dwell of this activation or the last one, and when that one ended.
+        self._dwell, self._ended = config.min_dwell, -math.inf
         self._last, self._named = Pressure(at=now), _Reading()
         self._history: deque[Pressure] = deque(maxlen=config.history_size)
         # What was last reported of the queue, and whether that calls for a judgement at once.
@@ -220,7 +229,7 @@ class BackpressureMonitor:
             before = self._last
             if now < self._start:  # the clock went back: what was measured stays, no time lies ahead
                 self._start, self._due = now, now + self.config.monitoring_interval
-                self._hot_at, self._since = min(self._hot_at, now), min(self._since, now)
+                self._hot_at, self._since, self._ended = (min(then, now) for then in (self._hot_at, self._since, self._ended))
             if now >= self._due:
                 self._judge(now, self._read(now))
                 self._begin_interval(now)
@@ -292,7 +301,12 @@ class BackpressureMonitor:
             self._hot &= spoke
         if self._hot or (last.active and self._refusing):
             self._hot_at = now
-        active = bool(self._hot) or (last.active and now - self._hot_at < config.min_dwell)
+        active = bool(self._hot) or (last.active and now - self._hot_at < self._dwell)
+        if active and not last.active:
+            again = now - self._ended < _SOON * self._dwell
+            self._dwell = min(2.0 * self._dwell, _LONGEST_DWELL * config.min_dwell) if again else config.min_dwell
+        elif last.active and not active:
+            self._ended = now
         if config.adaptive_thresholds and not active and not last.active:
             for signal, value, _, _ in readings:
                 self._limits[signal].learn(self._depth_max if signal == "depth" else value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +18,8 @@ from typing import Final, TypeAlias
 
 __all__ = ["FEWEST", "BatchSamples", "Period", "Sample"]
 
-# Batches of each kind that are kept: six lie above the p95 of so many, and sorting them takes microseconds.
+# Batches of each kind that are kept at least, where there are more: six lie above the p95 of so many, and sorting them takes
+# microseconds. They are spread evenly over the interval: the latest alone would not show a burst at its beginning.
 _KEPT: Final = 128
 # Batches that decide anything: without the slowest, four are left.
 FEWEST: Final = 5
@@ -50,21 +50,20 @@ class BatchSamples:
     __slots__ = ("_events", "_kinds", "batches", "events")
 
     def __init__(self) -> None:
-        # Tiny batches, and all others; the latest of each, and how many events there were altogether.
-        self._kinds: tuple[deque[Sample], deque[Sample]] = (deque(maxlen=_KEPT), deque(maxlen=_KEPT))
+        # Tiny batches, and all others; how many events there were altogether.
+        self._kinds = (_Spread(), _Spread())
         self._events = [0, 0]
         #: All since the start.
         self.batches = self.events = 0
 
     def clear(self) -> None:
-        for kind in self._kinds:
-            kind.clear()
+        self._kinds = (_Spread(), _Spread())
         self._events = [0, 0]
 
     def add(self, size: int, latency: float, filled: bool | None, batch_size: int) -> None:
         """`batch_size`: the present one. Whatever is larger would have filled it, also if still more was asked for."""
         kind = size * _TINY >= batch_size
-        self._kinds[kind].append((size, latency, filled if size <= batch_size or filled is None else True))
+        self._kinds[kind].add((size, latency, filled if size <= batch_size or filled is None else True))
         self._events[kind] += size
         self.events += size
         self.batches += 1
@@ -77,10 +76,10 @@ class BatchSamples:
         """
         # The weight of an event: a kind counts with all its events, however many of its batches are kept.
         weights = [
-            events / held if (held := sum(size for size, _, _ in kind)) else 0.0
+            events / held if (held := sum(size for size, _, _ in kind.kept)) else 0.0
             for kind, events in zip(self._kinds, self._events, strict=True)
         ]
-        everything = [(sample, weight) for kind, weight in zip(self._kinds, weights, strict=True) for sample in kind]
+        everything = [(sample, weight) for kind, weight in zip(self._kinds, weights, strict=True) for sample in kind.kept]
         batches = [one for one in everything if one[0][0] <= batch_size]
         if beyond := len(batches) < FEWEST:
             batches = everything
@@ -110,3 +109,24 @@ class BatchSamples:
         )
         self.clear()
         return period
+
+
+class _Spread:
+    """Some of what is added, evenly spread: every one at first, every second one once there are too many, and so on."""
+
+    __slots__ = ("_every", "_skip", "kept")
+
+    def __init__(self) -> None:
+        self.kept: list[Sample] = []
+        self._every = 1
+        self._skip = 0  # how many to leave out before the next one
+
+    def add(self, sample: Sample) -> None:
+        if self._skip:
+            self._skip -= 1
+            return
+        self._skip = self._every - 1
+        self.kept.append(sample)
+        if len(self.kept) == 2 * _KEPT:
+            del self.kept[1::2]  # this last one too: the next one comes where the wider steps have it
+            self._every *= 2

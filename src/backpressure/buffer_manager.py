@@ -62,6 +62,9 @@ _TICK: Final = 0.02
 _HIGH_WATERMARK: Final = 0.8
 # A wait for the circuit, a retry or a token looks again at least this often (seconds): their times move.
 _LONGEST_WAIT: Final = 1.0
+# Attempts that fit into the breaker's window at the longest pause, as multiples of those that it needs: half of the window is
+# left for the calls themselves.
+_RESULTS: Final = 2
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
 
@@ -352,8 +355,19 @@ class BufferManager:
             self._tick(now)
 
     def _backoff(self, attempt: int) -> float:
-        """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step."""
-        pause = min(self.config.retry_backoff * 2.0 ** min(attempt - 1, 60), self.config.max_retry_backoff)
+        """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step.
+
+        While nothing succeeds it is for the breaker to say how long the sink is left alone, and it needs results to open: with
+        longer pauses a lone consumer would never bring it as many in one window as it asks for.
+        """
+        config = self.config
+        longest = config.longest_backoff
+        if config.max_retry_backoff is None:
+            seen = self._breaker.metrics()
+            if seen.state is State.CLOSED and seen.window_calls == seen.window_failures:
+                breaker = config.circuit_breaker
+                longest = max(config.retry_backoff, min(longest, breaker.monitoring_interval / (_RESULTS * breaker.min_requests)))
+        pause = min(config.retry_backoff * 2.0 ** min(attempt - 1, 60), longest)
         return pause * self._rng.uniform(0.5, 1.0)
 
     # ------------------------------------------------------------ the disk tier
@@ -400,17 +414,18 @@ class BufferManager:
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        # A batch and a half in reach keeps the sink busy until the next look. Who drops the oldest wants nothing refused.
+        # Two or three batches in reach keep several consumers busy until the next look. Who drops the oldest wants nothing
+        # refused.
         refusing = self._flow.observe(
             queue,
             taken,
-            enough=self._batching.batch_size * 3 // 2,
+            enough=self._batching.batch_size * 5 // 2,
             calling=self._breaker.state is State.CLOSED,
             spills=(self._disk is not None and self._disk.spiller.error is None) or self.config.when_full is WhenFull.DROP_OLDEST,
         )
         self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()
-        self._batching.evaluate(pressure.pressure)
+        self._batching.evaluate(pressure.pressure, refusing)
         return pressure
 
     def _pressure_changed(self, pressure: Pressure) -> None:

@@ -19,6 +19,15 @@ __all__ = ["BufferConfig", "Durability", "WhenFull"]
 # The ring counts in granules of 64 bytes and in 32 bits.
 _MAX_LANE_BYTES = 1 << 37
 _MIN_LANE_BYTES = 4096
+
+
+def _breaker() -> CircuitBreakerConfig:
+    """A buffer looks for the return of its sink by single batches: whatever waits for it grows older, and may be refused."""
+    return CircuitBreakerConfig(canary=True)
+
+
+# A single bad batch is tried every few seconds, and costs next to nothing.
+_LONGEST_BACKOFF = 5.0
 # A day: a longer pause is a mistake in the unit.
 _LONGEST_SECONDS = 86_400.0
 
@@ -60,8 +69,9 @@ class BufferConfig:
     max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
     spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
-    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next.
-    circuit_breaker, monitor, batching, flow_control: the policies' own configs.
+    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up
+        to 5 s; but while nothing succeeds, no longer than lets the breaker see enough failures within its window to open.
+    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The breaker's default here has `canary=True`.
     """
 
     directory: str | os.PathLike[str] | None = None
@@ -76,8 +86,8 @@ class BufferConfig:
     max_disk_bytes: int | None = None
     spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
-    max_retry_backoff: float = 5.0
-    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    max_retry_backoff: float | None = None
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=_breaker)
     monitor: BackpressureMonitorConfig = field(default_factory=BackpressureMonitorConfig)
     batching: AdaptiveBatchConfig = field(default_factory=AdaptiveBatchConfig)
     flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)
@@ -85,8 +95,10 @@ class BufferConfig:
     def __post_init__(self) -> None:
         check_fields(self, int, _MIN_LANE_BYTES, _MAX_LANE_BYTES, "lane_bytes")
         check_fields(self, int, 1, _MAX_LANE_BYTES, "max_batch_bytes")
-        check_fields(self, float, 0.0, _LONGEST_SECONDS, "sync_interval", "retry_backoff", "max_retry_backoff")
-        if self.max_retry_backoff < self.retry_backoff:
+        check_fields(self, float, 0.0, _LONGEST_SECONDS, "sync_interval", "retry_backoff")
+        if self.max_retry_backoff is not None:
+            check_fields(self, float, 0.0, _LONGEST_SECONDS, "max_retry_backoff")
+        if self.longest_backoff < self.retry_backoff:
             raise ConfigError(
                 "max_retry_backoff", f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}"
             )
@@ -111,6 +123,11 @@ class BufferConfig:
             self._refuse_disk_tier()
         elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
             raise ConfigError("directory", f"must be a path, or None for a buffer in memory only, not {self.directory!r}")
+
+    @property
+    def longest_backoff(self) -> float:
+        """What `max_retry_backoff` comes to, in seconds, while something succeeds."""
+        return self.max_retry_backoff if self.max_retry_backoff is not None else max(_LONGEST_BACKOFF, self.retry_backoff)
 
     def _refuse_disk_tier(self) -> None:
         """Say so, rather than accept a promise that a buffer in memory does not keep."""

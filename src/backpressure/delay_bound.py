@@ -14,11 +14,14 @@ waited; this refuses what would, and a caller can come back. The length of a sta
 only: as many are refused per second with a long one. The least urgent are refused first, because all the others
 lie ahead of them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
 
-`enough` events may always wait, so that the sink never runs dry. What it takes is measured by what leaves the
-queue while at least a batch waits; otherwise that shows only what was offered, and is a lower bound. Where the sink
-is not called, or nothing was taken for an interval, it is not slow but gone, and to outlast that is what the room
-is for: the bound stands aside. So it does until something was measured, and for a consumer that comes by less
-often than that, for whom such a target is out of reach.
+`enough` events may always wait, so that the sink never runs dry. But where a priority was refused in the last
+interval, those below it share only a trickle of that: the sink gets all it takes from those above, and they would
+wait for long.
+
+What the sink takes is measured by what leaves the queue while at least a batch waits; otherwise that shows only what was
+offered, and is a lower bound. Where the sink is not called, or nothing was taken for an interval, it is not slow but
+gone, and to outlast that is what the room is for: the bound stands aside. So it does until something was
+measured, and for a consumer that comes by less often than that, for whom such a target is out of reach.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -35,10 +38,13 @@ __all__ = ["DelayBound"]
 
 # Targets that a burst may wait, and that a queue is given to become short again. More makes a longer tail when an
 # overload begins, less loses bursts: bench/overload has spikes of one second, and steps, for both.
-_BURST = 3.3
-_INTERVAL = 3.3
+_BURST = 2.3
+_INTERVAL = 2.75
 # Intervals without a refusal that end a standing queue: an overload with gaps is one overload.
 _CALM = 5.0
+# Part of `enough` that a priority may have while a more urgent one is refused: the sink needs none of it, and it is served when
+# the buffer's patience ends; but none at all would be for ever.
+_TRICKLE = 0.05
 # Part of an interval over which the offer is compared with what the sink takes: the end of a burst shows at once.
 _OFFER_PART = 0.25
 # The sink's rate is measured over at least so many seconds and takings: a batch more or less then matters little ...
@@ -67,6 +73,8 @@ class DelayBound:
         # When the queue was last looked at, when it was last within the target, and when an event was last refused.
         self._looked_at = self._short_at = now
         self._refused_at = -math.inf
+        # The same by priority. While a more urgent one is refused the sink does not need a less urgent one.
+        self._last_refused = [-math.inf] * PRIORITY_LEVELS
         # Events asked for in all, and (time, asked for until then) for a part of an interval.
         self._asked = 0
         self._offers: deque[tuple[float, int]] = deque()
@@ -93,18 +101,20 @@ class DelayBound:
         else:
             self.standing = outpaced and now - self._short_at >= self._interval
         burst = self._target * _BURST * self.rates[0]
-        ahead = 0
+        ahead, least = 0, float(enough)
         for p, count in enumerate(waiting):
             ahead += count
             allowed = self._target * self.rates[p] if self.standing and outpaced else burst
-            self._room[p] = max(allowed, enough) - ahead
+            self._room[p] = max(allowed, least) - ahead
+            if now - self._last_refused[p] <= self._interval:
+                least = min(least, ahead + enough * _TRICKLE)
 
     def limit(self, p: int, n: int) -> int:
         """How many of n there is room for; `fill` must follow."""
         self._asked += n
         if p == 0 or n <= self._room[p]:
             return n
-        self._refused_at = self._looked_at
+        self._refused_at = self._last_refused[p] = self._looked_at
         return max(0, int(self._room[p]))
 
     def fill(self, p: int, n: int) -> None:

@@ -56,7 +56,7 @@ class FlowControlConfig:
     throttle_enabled: bool = True
     #: Five, and no other number: each has a lane of its own.
     priority_levels: int = PRIORITY_LEVELS
-    #: Seconds that an event may wait in a queue that stands; bursts may wait three times as long. What would wait
+    #: Seconds that an event may wait in a queue that stands; bursts may wait twice as long. What would wait
     #: longer is refused, least urgent first. None: only a full lane refuses, for who gave the memory wants it used.
     delay_target: float | None = None
     emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
@@ -232,7 +232,7 @@ class FlowControlManager:
         now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
 
         waiting, taken: events that wait, and that consumers have taken so far, by priority, the most urgent first.
-        enough: events that keep the sink busy until the next report: a batch and a half.
+        enough: events that keep the consumers busy until the next report: two and a half batches.
         calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
             or shed for its sake: what comes may as well wait in the room that there is.
         spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay, or shed, either.

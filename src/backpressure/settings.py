@@ -27,8 +27,11 @@ T = TypeVar("T")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def build(kind: type[T], given: object, where: str = "") -> T:
-    """The dataclass `kind` with the fields in `given`, a mapping; `where` is the table's name for messages. ConfigError."""
+def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
+    """The dataclass `kind` with the fields in `given`, a mapping; `where` is the table's name for messages. ConfigError.
+
+    base: what the other fields are taken from; None: their defaults.
+    """
     if not isinstance(given, Mapping):
         raise ConfigError(where or kind.__name__, f"must be a table, not {given!r}")
     hints = _hints(kind)  # type: ignore[arg-type]
@@ -36,7 +39,7 @@ def build(kind: type[T], given: object, where: str = "") -> T:
     for key, value in given.items():
         if key not in hints:
             raise unknown_key(where, key, hints)
-        values[key] = _value(hints[key], value, _join(where, key))
+        values[key] = _value(hints[key], value, _join(where, key), _default(kind, key))  # type: ignore[arg-type]
     missing = [
         field.name
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -48,7 +51,7 @@ def build(kind: type[T], given: object, where: str = "") -> T:
     if missing:
         raise ConfigError(_join(where, missing[0]), "is missing")
     try:
-        return kind(**values)
+        return kind(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
     except ConfigError as error:
         raise ConfigError(_join(where, error.field), str(error).removeprefix(f"{error.field}: ")) from None
     except (TypeError, ValueError) as error:
@@ -80,12 +83,19 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
-def _value(hint: Any, value: object, where: str) -> object:
+@lru_cache(maxsize=256)
+def _default(kind: type, key: str) -> object:
+    """What a field has if it is not given, where that is made by a factory: a config within a config has defaults of its own."""
+    factory = next(field.default_factory for field in dataclasses.fields(kind) if field.name == key)
+    return None if factory is dataclasses.MISSING else factory()
+
+
+def _value(hint: Any, value: object, where: str, default: object = None) -> object:
     for option in _options(hint):
         if isinstance(option, type) and issubclass(option, Enum) and isinstance(value, str):
             return _member(option, value, where)
         if dataclasses.is_dataclass(option) and isinstance(option, type) and not isinstance(value, option):
-            return build(option, value, where)
+            return build(option, value, where, default if isinstance(default, option) else None)
         if option is int and isinstance(value, str) and where.endswith("_bytes"):
             try:
                 return parse_size(value)

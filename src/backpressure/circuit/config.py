@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from backpressure.errors import ConfigError
-from backpressure.validation import check_fields
+from backpressure.validation import check_bool, check_fields
 
 __all__ = ["CircuitBreakerConfig"]
 
@@ -27,7 +28,8 @@ class CircuitBreakerConfig:
     A call is slow when it took `slow_call_duration` or longer; None turns that signal off.
     """
 
-    #: Opens when at least this share of the calls in a window failed.
+    #: Opens when at least this share of the calls in a window failed: at once where it is far more, else once it has been for
+    #: half of `monitoring_interval`.
     failure_threshold: float = 0.3
     #: How long the first trip keeps the breaker open, before jitter.
     reset_timeout: float = 30.0
@@ -59,6 +61,10 @@ class CircuitBreakerConfig:
     #: where batch size and rate adapt by themselves a third hand on the load only delays it (bench/overload: 2 to 12 s): so it
     #: is off by default. Where many clients share a callee that comes back cold, its warm-up time is right.
     ramp_up_time: float = 0.0
+    #: After the open time, before HALF_OPEN: one call every `reset_timeout / half_open_requests`, until one succeeds. So the
+    #: return of the callee is seen within a second or two for as many calls into a dead one as probes would be, and one that
+    #: hangs holds up nothing. False: HALF_OPEN at once, whose failed probes begin another, longer open time.
+    canary: bool = False
     #: Exceptions that say nothing about the callee: they give the slot back and count as neither success nor failure. One that
     #: is no `Exception` (KeyboardInterrupt, CancelledError) never counts either.
     ignored_exceptions: tuple[type[BaseException], ...] = ()
@@ -70,6 +76,7 @@ class CircuitBreakerConfig:
         check_fields(self, int, 1, 2**31, "half_open_requests", "min_requests")
         check_fields(self, float, 1.0, _LARGEST_MULTIPLIER, "reset_timeout_multiplier")
         check_fields(self, float, 0.0, 0.99, "reset_timeout_jitter")
+        check_bool(self, "canary")
         if self.window_size is not None:
             check_fields(self, int, self.min_requests, 2**31, "window_size")  # a smaller one could never decide
         if self.slow_call_duration is not None:
@@ -91,11 +98,20 @@ class CircuitBreakerConfig:
         """How many probe results decide HALF_OPEN: enough to judge by, and reachable."""
         return min(self.min_requests, self.half_open_requests)
 
-    def over(self, failed: int, slow: int, of: int) -> str | None:
-        """Which threshold these shares of `of` calls reach, in words; None where they reach none."""
-        if failed / of >= self.failure_threshold:
+    def over(self, failed: int, slow: int, of: int, deviations: float = 0.0) -> str | None:
+        """Which threshold these shares of `of` calls reach, in words; None where they reach none.
+
+        deviations: by how many standard deviations, of the share of so many calls at the threshold, they must exceed it.
+        """
+        spread = deviations / math.sqrt(of)
+        if failed / of >= _raised(self.failure_threshold, spread):
             return f"{failed} of {of} calls failed, threshold {self.failure_threshold:g}"
         # Where slow calls are not watched none is counted, and no threshold is 0.
-        if slow / of >= self.slow_call_rate_threshold:
+        if slow / of >= _raised(self.slow_call_rate_threshold, spread):
             return f"{slow} of {of} calls were slow, threshold {self.slow_call_rate_threshold:g}"
         return None
+
+
+def _raised(threshold: float, spread: float) -> float:
+    """A threshold so many standard deviations of one call higher; all calls always reach it."""
+    return min(1.0, threshold + spread * math.sqrt(threshold * (1.0 - threshold)))

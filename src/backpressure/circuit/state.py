@@ -23,6 +23,7 @@ class Cause(Enum):
 
     TRIPPED = "a rate in a window reached its threshold"
     WAITED = "the open time is over and someone asks"
+    ANSWERED = "a canary succeeded"
     PROBES_PASSED = "enough probes succeeded"
     PROBES_FAILED = "too many probes failed"
     RESET = "reset()"
@@ -34,6 +35,7 @@ class Cause(Enum):
 NEXT: Final[dict[tuple[State, Cause], State]] = {
     (State.CLOSED, Cause.TRIPPED): State.OPEN,
     (State.OPEN, Cause.WAITED): State.HALF_OPEN,
+    (State.OPEN, Cause.ANSWERED): State.HALF_OPEN,
     (State.HALF_OPEN, Cause.PROBES_PASSED): State.CLOSED,
     (State.HALF_OPEN, Cause.PROBES_FAILED): State.OPEN,
     **{(state, Cause.RESET): State.CLOSED for state in State},

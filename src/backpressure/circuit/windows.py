@@ -35,6 +35,11 @@ class TimeWindow:
         """When the present bucket ends: `roll` does nothing before."""
         return (self._index + 1) * self._width
 
+    @property
+    def is_new(self) -> bool:
+        """Whether all that it holds came within the present bucket."""
+        return self.calls == self._buckets[self._index % _BUCKETS][0]
+
     def roll(self, now: float) -> None:
         """Drop the buckets whose time is over."""
         index = math.floor(now / self._width)

@@ -89,7 +89,7 @@ def _pump(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> BufferConfig:
     """The buffer's config: all policies on, with what the command line changes."""
     config = BufferConfig(
-        max_batch_bytes=_BATCH_BYTES, circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout)
+        max_batch_bytes=_BATCH_BYTES, circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout, canary=True)
     )
     if options.lane_bytes is not None:
         config = replace(config, lane_bytes=options.lane_bytes)

@@ -45,7 +45,7 @@ def explain(config: ServeConfig) -> str:
         if buffer.directory is None
         else f"           in {buffer.directory}, durability {buffer.durability.value}: what was accepted survives the process",
         f"sink       {_sink(config.sink)}",
-        f"           a batch that fails comes again after {buffer.retry_backoff:g} to {buffer.max_retry_backoff:g} s; "
+        f"           a batch that fails comes again after {buffer.retry_backoff:g} to {buffer.longest_backoff:g} s; "
         f"the circuit opens at {buffer.circuit_breaker.failure_threshold:.0%} failures, "
         f"for {buffer.circuit_breaker.reset_timeout:g} s",
     ]

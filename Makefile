@@ -9,6 +9,7 @@
 #   make torture the long proofs: processes killed, power cut, every call to the disk failed. TORTURE_SCALE=0.01: that
 #                share of their documented counts
 #   make lint    ruff, mypy --strict, stubtest, cython-lint
+#   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
 #
@@ -45,7 +46,7 @@ LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 TORTURE_SCALE ?= 1
 scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
 
-.PHONY: demo test test-freethreaded tsan torture lint bench bench-smoke clean
+.PHONY: demo test test-freethreaded tsan torture lint check-image bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -104,6 +105,9 @@ lint: .venv-lint/.installed
 	.venv-lint/bin/mypy --strict src/backpressure
 	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
 	PATH="$(CURDIR)/.venv-lint/bin:$$PATH" cython-lint src/ringbuf
+
+check-image:
+	deploy/check-image
 
 bench: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-only

@@ -174,9 +174,11 @@ def test_the_unit_fits_the_program_and_the_example() -> None:
 
 def test_the_image_fits_the_tree() -> None:
     text = DOCKERFILE.read_text()
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
     for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
         for source in sources.split():
             assert (ROOT / source).exists(), source
+            assert "!" + source.removeprefix("./") in sent, f"{source} is not sent to the builder"
     for needed in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
         assert re.search(rf"^COPY .*\b{re.escape(needed)}\b", text, re.M), needed
     assert '"serve", "--config", "/etc/penstock/penstock.toml"' in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import json
 import logging
 import random
 import socket
@@ -15,6 +16,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +451,28 @@ def test_a_client_that_stops_sending_is_let_go() -> None:
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 202 ")
     assert drained(buffer) == [b"012345678"] * 10
+
+
+@pytest.mark.parametrize("lane_bytes", [1 << 20, 1 << 16], ids=["waits for its client", "waits for room"])
+def test_a_server_that_stops_tells_what_was_accepted(
+    lane_bytes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("backpressure.http.server._UPLOAD_GRACE", 0.05)
+    buffer = small(lane_bytes=lane_bytes)
+    with ExitStack() as cleaning:
+        with serving(buffer) as address:
+            host, port = address.removeprefix("http://").split(":")
+            head = f"POST /events?timeout=30 HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+            head += "Content-Length: 500000\r\n\r\n"
+            connection = cleaning.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            connection.sendall(head.encode() + b"0123456\n" * 50_000)
+            until(lambda: buffer.stats().accepted > 0)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    reply = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert reply["reason"] == ("closed" if lane_bytes == 1 << 20 else "full")
+    assert (reply["accepted"], reply["consumed"]) == (buffer.stats().accepted, 8 * buffer.stats().accepted)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_silent_client_leaves_no_cancellation_behind() -> None:

@@ -90,7 +90,9 @@ def test_a_scrape_satisfies_both_lines_when_every_term_has_been_used() -> None:
 def test_every_priority_and_reason_is_there_from_the_start() -> None:
     samples = scrape(make())
     for level in "12345":
-        for reason in ("full", "rate", "share", "emergency", "closed"):
+        refusals = set(make().stats().flow_control.refused)
+        assert refusals == {"rate", "share", "delay", "emergency"}
+        for reason in ("full", "closed", *refusals):
             assert samples[(PREFIX + "events_total",
                             frozenset({"priority": level, "outcome": "rejected", "reason": reason}.items()))] == 0
         for reason in ("oldest", "closed"):
@@ -104,6 +106,29 @@ def test_a_reason_that_nobody_knew_is_counted_too() -> None:
     samples = scrape(buffer)
     assert total(samples, "events_total", outcome="rejected", reason="moon phase", priority="3") == 7
     check_books(samples)
+
+
+def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
+    config = BufferConfig(directory=tmp_path / "buffer", lane_bytes=4096, max_attempts=1)
+    with BufferManager(config) as buffer:
+        buffer.add_events([b"one", b"two", b"three"])
+        for _ in range(2):
+            buffer.get_batch(max_events=1).nack("no")
+        samples = scrape(buffer)
+        assert total(samples, "dead_letter_events") == total(samples, "events_total", outcome="dead_lettered") == 2
+        assert total(samples, "recovery_seconds") == buffer.stats().recovery_seconds > 0
+        buffer.close(timeout=0)
+        assert total(scrape(buffer), "dead_letter_events") == 2
+    with BufferManager(config) as buffer:
+        samples = scrape(buffer)
+        assert total(samples, "events_total", outcome="dead_lettered") == 0, "of this run"
+        assert total(samples, "dead_letter_events") == 2
+        buffer.dead_letters.purge()
+        assert total(scrape(buffer), "dead_letter_events") == 0
+        buffer.close(timeout=0)
+    memory = scrape(make())
+    for name in ("recovery_seconds", "dead_letter_events"):
+        assert not [one for one in memory if one[0] == PREFIX + name], "a buffer in memory has no such series"
 
 
 def test_histograms() -> None:

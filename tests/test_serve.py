@@ -344,6 +344,11 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
         file.write(b"two\n")
     until(lambda: out.exists() and out.read_bytes() == b"two\n")
     assert put_in_force(service, new) == ([], ["buffer.lane_bytes"]), "what is in force is not changed again"
+    beyond = {"initial_batch_size": 200_000, "max_batch_size": 200_000}  # more than the running buffer's bounds
+    new = make(tmp_path, buffer={"flow_control": {"max_events_per_second": 77}, "batching": beyond})
+    with pytest.raises(Mistakes, match="must be from 1,000 to 100,000, until a restart"):
+        put_in_force(service, new)
+    assert service.buffer.stats().flow_control.rate_limit == 1234, "nothing was changed"
     service.stop()
 
 

@@ -1,4 +1,4 @@
-"""`penstock top`: rates from two readings, and a screen that says what is not as it should be."""
+"""`penstock top URL`: rates from two readings, and a screen that says what is not as it should be."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import threading
 from collections.abc import Mapping
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from backpressure.buffer_manager import BufferManager
 from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.cli import main, top
+from backpressure.cli import main, top, top_cells, top_server
 from backpressure.config import BufferConfig
 from backpressure.testing import FakeClock
 
@@ -75,12 +74,12 @@ def shown(renderable) -> str:
 def test_rates_are_over_the_clock_of_the_buffer() -> None:
     clock = FakeClock(10.0)
     buffer = BufferManager(BufferConfig(lane_bytes=4096), clock=clock)
-    before = top.Reading(stats_of(buffer))
+    before = top_server.Reading(stats_of(buffer))
     assert before.rate("offered") is None
     buffer.add_events([b"x" * 100] * 100, priority=2)
     buffer.get_batch(max_events=10).ack()
     clock.advance(2.0)
-    reading = top.Reading(stats_of(buffer), before)
+    reading = top_server.Reading(stats_of(buffer), before)
     assert reading.rate("offered") == 50.0
     assert reading.rate("offered", "2") == 50.0
     assert reading.rate("offered", "1") == 0.0
@@ -93,11 +92,11 @@ def test_a_new_process_starts_anew() -> None:
     clock = FakeClock(1000.0)
     old = BufferManager(clock=clock)
     old.add_events([b"x"] * 100)
-    before = top.Reading(stats_of(old))
+    before = top_server.Reading(stats_of(old))
     clock.advance(1.0)
-    assert top.Reading(stats_of(BufferManager(clock=clock)), before).rate("offered") is None
-    assert top.Reading(stats_of(BufferManager(clock=FakeClock(5.0))), before).rate("offered") is None
-    assert top.Reading(stats_of(old), top.Reading(stats_of(old))).rate("offered") is None, "no time has passed"
+    assert top_server.Reading(stats_of(BufferManager(clock=clock)), before).rate("offered") is None
+    assert top_server.Reading(stats_of(BufferManager(clock=FakeClock(5.0))), before).rate("offered") is None
+    assert top_server.Reading(stats_of(old), top_server.Reading(stats_of(old))).rate("offered") is None, "no time has passed"
 
 
 def test_the_screen_says_what_is_wrong() -> None:
@@ -107,13 +106,13 @@ def test_the_screen_says_what_is_wrong() -> None:
     buffer.add_events([b"x" * 100] * 100, priority=2)
     clock.advance(3.0)
     buffer.get_batch(max_events=1).nack("down")
-    text = shown(top._screen(top.Reading(stats_of(buffer)), "http://here", None))
+    text = shown(top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", None))
     assert "circuit open" in text
     assert f"refused so far: full {buffer.stats().rejected['full']}" in text
     assert "3.00 s" in text  # the oldest, and the delay
     assert "96%" in text or "100%" in text
     buffer.close(timeout=0)
-    text = shown(top._screen(top.Reading(stats_of(buffer)), "http://here", "no answer"))
+    text = shown(top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", "no answer"))
     assert "closed" in text
     assert "no answer; what follows is old" in text
     assert f"dropped so far: closed {buffer.stats().dropped['closed']}" in text
@@ -121,15 +120,15 @@ def test_the_screen_says_what_is_wrong() -> None:
 
 def test_what_the_server_does_not_tell_is_a_dash() -> None:
     stats = {"at": 1.0, "offered": 1, "lanes": {"1": {"offered": 1}}}
-    assert "-" in shown(top._screen(top.Reading(stats), "http://here", None))
+    assert "-" in shown(top_server.screen(top_server.Reading(stats), "http://here", None))
 
 
 def test_quantiles_of_all_lanes_together() -> None:
     buckets = {"bounds": [1.0, 2.0], "sum": 0}
     both = [{**buckets, "counts": [9, 0, 0]}, {**buckets, "counts": [0, 11, 0]}]
-    assert top._quantile(both, 0.95) == pytest.approx(1.9, abs=0.02)
-    assert top._quantile([{**buckets, "counts": [0, 0, 0]}], 0.95) is None
-    assert top._quantile([None], 0.95) is None
+    assert top_server._quantile(both, 0.95) == pytest.approx(1.9, abs=0.02)
+    assert top_server._quantile([{**buckets, "counts": [0, 0, 0]}], 0.95) is None
+    assert top_server._quantile([None], 0.95) is None
 
 
 @pytest.mark.parametrize(
@@ -143,18 +142,13 @@ def test_quantiles_of_all_lanes_together() -> None:
     ],
 )
 def test_urls(where: str, url: str) -> None:
-    assert top.stats_url(where) == url
+    assert top_server.stats_url(where) == url
 
 
 @pytest.mark.parametrize("where", ["ftp://x", "http://", "http://x:port", ""])
 def test_no_urls(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", where]) == 2
-    assert "is no URL" in capsys.readouterr().err
-
-
-def test_a_directory_is_not_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["top", str(tmp_path)]) == 2
-    assert "give the URL of its HTTP server" in capsys.readouterr().err
+    assert "is neither a directory nor the URL" in capsys.readouterr().err
 
 
 def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +188,30 @@ def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(top.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        top._watch(console, top.stats_url(f"127.0.0.1:{server.server_port}"), 1.0)
+        top._watch(console, top_server.ServerView(f"127.0.0.1:{server.server_port}"), 1.0)
     assert "1,234" in out.getvalue()
     assert "what follows is old" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((None, "-"), (0, "0"), (-3.4, "-3"), (99_999, "99,999"), (99_999.6, "100k"), (123_456, "123.5k"), (999_949, "999.9k")),
+        *((999_951, "1M"), (12_345_678, "12.35M"), (2**64, "18.45E"), (1e24, "1e+06E")),
+    ],
+)
+def test_numbers_of_a_table_are_short(value: float | None, text: str) -> None:
+    assert top_cells.short(value) == text
+    assert len(text) <= 7
+
+
+def test_the_screen_fits_80_columns() -> None:
+    clock = FakeClock()
+    buffer = BufferManager(BufferConfig(lane_bytes=1 << 20), clock=clock)
+    buffer.add_events([b"x"] * 10_000, priority=2)
+    stats = stats_of(buffer)
+    stats["lanes"]["2"].update(waiting=123_456_789, dropped={"oldest": 123_456_789}, in_flight=123_456, retrying=99_999)
+    out = io.StringIO()
+    rich_console.Console(file=out, width=80).print(top_server.screen(top_server.Reading(stats), "http://here", None))
+    assert "…" not in out.getvalue()
+    assert "123.5M" in out.getvalue()

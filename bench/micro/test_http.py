@@ -24,7 +24,8 @@ LINE = (
     b'83.149.9.216 - - [17/May/2015:10:05:03 +0000] "GET /presentations/logstash-monitorama-2013/images/kibana-search.png '
     b'HTTP/1.1" 200 203023 "http://semicomplete.com/presentations/" "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_9_1)"\n'
 )
-BODY = LINE * (8_000_000 // len(LINE))
+LINES = 8_000_000 // len(LINE)
+BODY = LINE * LINES
 TOKEN = {"Authorization": "Bearer bench"}
 
 SERVER = """
@@ -58,7 +59,6 @@ async def drain() -> int:
     return events
 
 outer.mount("/", server.config.app)
-outer.state.streams = server.config.app.state.streams
 server.config.app = outer
 server.run()
 """
@@ -86,7 +86,7 @@ class Server:
     def upload(self, body: bytes, encoding: str) -> None:
         reply = self.post("/events", body, **{"Content-Encoding": encoding})
         assert isinstance(reply, dict)
-        assert (reply["accepted"], reply["consumed"]) == (BODY.count(b"\n"), len(BODY))
+        assert (reply["accepted"], reply["consumed"]) == (LINES, len(BODY))
 
     def drop(self) -> None:
         assert self.post("/drop", BODY) == len(BODY)
@@ -132,7 +132,7 @@ def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
         server.upload(body, encoding)
 
     def drain() -> None:
-        assert server.post("/drain") == BODY.count(b"\n")
+        assert server.post("/drain") == LINES
 
     benchmark.pedantic(ours, teardown=lambda *_: drain(), rounds=5)
     server.drop()
@@ -149,6 +149,7 @@ def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
     benchmark.extra_info.update(yardstick="read and drop", ratio=round(measured, 3), limit=limit)
     print(
         f"\n{encoding}: {measured:.2f} of the speed of dropping, at least {limit} "
-        f"({our_cost * 1e3:.1f} ms of the server's time; elapsed {our_time * 1e3:.1f} and {their_time * 1e3:.1f} ms)"
+        f"({our_cost * 1e3:.1f} ms of the server's time; by the clock {their_time / our_time:.2f}: {our_time * 1e3:.1f} and "
+        f"{their_time * 1e3:.1f} ms)"
     )
     assert measured >= limit

@@ -90,14 +90,15 @@ class AsyncBuffer:
         """As `BufferManager.close`, without keeping the event loop waiting."""
         await asyncio.to_thread(self._buffer.close, timeout)
 
-    async def _wait_for(self, offer: Offer, timeout: float | None) -> Admission:
+    async def _wait_for(self, offer: Offer, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> Admission:
+        """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
         buffer = self._buffer
         try:
             if not offer.advance():
                 deadline = offer.deadline(timeout)
                 while (left := deadline - time.monotonic()) > 0:
-                    await _sleep(buffer._room, lambda: buffer._closing or offer.may_advance(), min(left, offer.pause()))
-                    if offer.advance() or buffer._closing:
+                    await _sleep(buffer._room, lambda: buffer._closing or stop() or offer.may_advance(), min(left, offer.pause()))
+                    if offer.advance() or buffer._closing or stop():
                         break
         finally:
             # Also when cancelled: the books must show what became of every event.

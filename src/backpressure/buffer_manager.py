@@ -486,6 +486,8 @@ class BufferManager:
             circuit_breaker=self._breaker.metrics(),
             batching=self._batching.metrics(),
             flow_control=self._flow.metrics(),
+            dead_letters=None if self.dead_letters is None else len(self.dead_letters),
+            recovery_seconds=None if self._disk is None else self._disk.recovery_seconds,
         )
 
     # ------------------------------------------------------------ the end

@@ -40,7 +40,7 @@ Reading: TypeAlias = tuple[tuple[str, ...], float | HistogramStats]
 #: "amount" is a gauge whose values can be added up over its labels; of a plain "gauge" they can not.
 Kind: TypeAlias = Literal["counter", "amount", "gauge", "histogram"]
 
-_REJECTED: Final = ("full", "rate", "share", "emergency", "closed")
+_REJECTED: Final = ("full", "rate", "share", "delay", "emergency", "closed")
 _DROPPED: Final = ("oldest", "closed", "damaged", "priority")
 _SIGNALS: Final = ("depth", "delay", "latency", "error_rate", "throughput")
 # How Prometheus ends a name for a unit, and how OpenTelemetry (UCUM) writes it.
@@ -80,6 +80,11 @@ def _by_priority(read: Callable[[LaneStats], float | HistogramStats]) -> Callabl
 
 def _whole(read: Callable[[BufferStats], float]) -> Callable[[BufferStats], Iterator[Reading]]:
     return lambda stats: iter([((), read(stats))])
+
+
+def _of_directory(read: Callable[[BufferStats], float | None]) -> Callable[[BufferStats], Iterator[Reading]]:
+    """A number of the whole that only a buffer with a directory has."""
+    return lambda stats: (((), value) for value in (read(stats),) if value is not None)
 
 
 def _several(read: Callable[[BufferStats], Mapping[str, float]]) -> Callable[[BufferStats], Iterator[Reading]]:
@@ -241,6 +246,10 @@ FAMILIES: Final = (
         "handler_errors_total", "counter", "", _whole(lambda stats: stats.handler_errors),
         "Event handlers that raised.",
     ),
+    _family(
+        "handler_overflows_total", "counter", "", _whole(lambda stats: stats.handler_overflows),
+        "Events not handed to handlers, because those that were before them took too long.",
+    ),
     _family("closed", "gauge", "", _whole(lambda stats: stats.closed), "1 once the buffer is closed, else 0."),
     _family(
         "disk_events", "amount", "priority", _of_disk(lambda disk: disk.events),
@@ -281,6 +290,14 @@ FAMILIES: Final = (
     _family(
         "recovered_events", "amount", "priority", _of_disk(lambda disk: disk.recovered),
         "Events of an earlier run that were found at the start; they count as offered and accepted.",
+    ),
+    _family(
+        "recovery_seconds", "gauge", "", _of_directory(lambda stats: stats.recovery_seconds),
+        "Time that the start took to open the directory, with all that was found there.",
+    ),
+    _family(
+        "dead_letter_events", "amount", "", _of_directory(lambda stats: stats.dead_letters),
+        "Dead letters that are kept: given up in this run or an earlier one, and neither replayed nor purged.",
     ),
 )
 

@@ -109,6 +109,8 @@ class BufferStats:
     closed: bool
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
+    dead_letters: int | None  #: given up, in this run or an earlier one, and neither replayed nor purged; None: in memory only
+    recovery_seconds: float | None  #: that opening the directory took, with all that was found there; None: in memory only
     pressure: Pressure
     circuit_breaker: CircuitBreakerMetrics
     batching: AdaptiveBatchMetrics

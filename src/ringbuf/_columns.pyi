@@ -22,9 +22,6 @@ class Gathered:
     def nbytes(self) -> int: ...
 
 @final
-class Parts: ...
-
-@final
 class Messages:
     # Raises TypeError; but with NoReturn mypy would take the class for a function, without from_columns.
     def __init__(self, *args: object, **kwargs: object) -> None: ...
@@ -52,3 +49,6 @@ class Messages:
 
 @final
 class Spares: ...
+
+@final
+class Parts: ...

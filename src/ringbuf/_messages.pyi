@@ -8,6 +8,7 @@ from typing_extensions import Buffer as _Buffer
 from typing_extensions import disjoint_base
 
 from ringbuf._columns import Gathered, Messages
+from ringbuf._ring_look import RingLook
 
 @disjoint_base
 class Port: ...
@@ -17,6 +18,8 @@ class MessageRing(Port):
     def __init__(self, capacity_bytes: int, *, path: str | os.PathLike[str] | None = None, first_seq: int = 0) -> None: ...
     @classmethod
     def attach(cls, path: str | os.PathLike[str]) -> Self: ...
+    @staticmethod
+    def look(path: str | os.PathLike[str]) -> RingLook: ...
     @property
     def capacity_bytes(self) -> int: ...
     @property

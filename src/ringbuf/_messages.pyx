@@ -43,6 +43,7 @@ import os
 import numpy as np
 
 from ringbuf._columns import MessageTooLarge
+from ringbuf._ring_look import look as look_at_ring
 from ringbuf._shared_file import SharedFile, SharedFileError, boot_id
 
 
@@ -373,6 +374,14 @@ cdef class MessageRing(Port):
         ring._open(file, granules_of(file))
         ring._made = True
         return ring
+
+    @staticmethod
+    def look(path):
+        """What the ring in this file is like at the moment, as a RingLook; without taking part in it, so nobody notices.
+
+        Works beside any number of processes that use the ring, and with one for reading only. Raises as `attach` does.
+        """
+        return look_at_ring(path)
 
     cdef _open(self, file, uint64_t granules):
         """Lay the ring over the body of its file: desk, positions, index, data, each from a page on."""

@@ -147,10 +147,7 @@ class SharedFile:
         """Whether a living process has this seat."""
         if seat in self._held:
             return True
-        if self.fd < 0:
-            return True  # closed: nobody is to be tidied up after
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
-        return bool(_FLOCK.unpack(fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
+        return self.fd < 0 or is_seat_taken(self.fd, seat)  # closed: nobody is to be tidied up after
 
     @contextlib.contextmanager
     def recovery(self) -> Iterator[bool]:
@@ -216,6 +213,12 @@ def _reopen_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reopen_all)
+
+
+def is_seat_taken(fd: int, seat: int) -> bool:
+    """Whether another opening of the file than `fd` holds this seat; to ask, it need not be open for writing."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
+    return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
 def boot_id() -> bytes:

@@ -2,7 +2,7 @@
 
     penstock pump SOURCE... --to SINK     carry lines through a buffer
     penstock serve --config FILE          the same as a service, described by a TOML file
-    penstock top URL                      watch one
+    penstock top URL|DIR                  watch one
     penstock inspect DIR                  what a buffer's directory holds
     penstock verify DIR                   check every checksum in it
     penstock repair DIR                   put damage aside
@@ -25,7 +25,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "pump": ("backpressure.cli.pump", "carry lines from files or stdin to a sink, at least once, in order"),
     "serve": ("backpressure.cli.serve", "carry lines from files and sockets to a sink, as a service that a TOML file describes"),
-    "top": ("backpressure.cli.top", "watch a running buffer"),
+    "top": ("backpressure.cli.top", "watch a running buffer, or the directory of any"),
     "inspect": ("backpressure.cli.inspect", "show what a buffer's directory holds"),
     "verify": ("backpressure.cli.verify", "check every checksum in a buffer's directory"),
     "repair": ("backpressure.cli.repair", "put what is damaged in a buffer's directory aside"),

@@ -60,9 +60,9 @@ _HTTP_START_SECONDS = 10.0
 
 # What a reload can change; everything else needs a restart.
 _TUNABLE: dict[str, Callable[[BufferManager, Any], object]] = {
-    "buffer.flow_control.max_events_per_second": lambda buffer, value: buffer.adjust_flow_control_rate(value),
+    "buffer.flow_control.max_events_per_second": lambda buffer, value: buffer.adjust_flow_control_rate(value, by="reload"),
     "buffer.flow_control.burst_size": lambda buffer, value: buffer._flow.set_burst(value),
-    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(value),
+    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(value, by="reload"),
     "service.drain_timeout": lambda buffer, value: None,
     "service.log_level": lambda buffer, value: _log.setLevel(value.upper()),
 }
@@ -400,6 +400,12 @@ def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], lis
 def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
     """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
     now, later = reload_plan(service.config, new)
+    batching = service.buffer.config.batching
+    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
+    if not batching.min_batch_size <= size <= batching.max_batch_size:
+        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
+        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
+        raise Mistakes([f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"])
     done = []
     for name, value in now.items():
         try:

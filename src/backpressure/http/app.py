@@ -28,7 +28,7 @@ from backpressure.events import Tuned
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
 from backpressure.http.guard import INGEST_PATH, Guard, client_of
-from backpressure.http.ingest import ingest
+from backpressure.http.ingest import Uploads, ingest
 from backpressure.http.models import (
     BackpressureReply,
     BatchSizeChange,
@@ -263,6 +263,10 @@ async def _not_valid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
+    uploads = Uploads(buffer)
+    # For whoever stops the server: see server.py.
+    app.state.uploads = uploads
+
     def replies(*statuses: int) -> dict[int | str, dict[str, Any]]:
         about = {
             400: "The body is not what Content-Encoding says, or broke off.",
@@ -289,7 +293,7 @@ def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None
     )
     async def events_in(query: Annotated[IngestQuery, Query()], request: Request) -> JSONResponse:
         """Put lines into the buffer. Whatever the answer: exactly the first `accepted` of them were accepted."""
-        return await ingest(request, query, buffer, config)
+        return await ingest(request, query, buffer, config, uploads)
 
 
 def _version() -> str:

@@ -33,6 +33,11 @@ class HttpConfig:
     max_unpacked_bytes: int = 4 << 30
     #: Bytes in one line of an upload: what an upload may keep in memory besides its buffer. A lane may set a lower limit.
     max_event_bytes: int = 1 << 20
+    #: Of a server of ours (`make_server`, `serve`): connections at a time, bytes in the head of a request, and seconds from a
+    #: connection's begin or the end of a response to the end of the next head. In an app of your own its server has to see to it.
+    max_connections: int = 512
+    max_head_bytes: int = 1 << 16
+    head_timeout: float = 10.0
     #: Seconds that an upload may be silent.
     read_timeout: float = 60.0
     #: Event streams (`GET /buffer/events`) at a time.
@@ -41,7 +46,7 @@ class HttpConfig:
     stream_seconds: float = 3600.0
     #: Seconds of silence on a stream after which a comment shows that it lives; half of what proxies commonly bear.
     heartbeat: float = 15.0
-    #: Seconds that the client of a stream may take to read before it is dropped.
+    #: Seconds that a client may take to read before it is dropped.
     send_timeout: float = 30.0
 
     def __post_init__(self) -> None:
@@ -57,10 +62,12 @@ class HttpConfig:
             scheme, separator, rest = origin.partition("://")
             if scheme not in ("http", "https") or not separator or not rest or "/" in rest:
                 raise ConfigError("allowed_origins", f"{origin!r} must look like 'https://name' or 'https://name:port'")
-        check_fields(self, int, 1, 1 << 20, "max_control_bytes", "max_streams")
+        check_fields(self, int, 1, 1 << 20, "max_control_bytes", "max_streams", "max_connections")
         check_fields(self, int, 1, 1 << 50, "max_body_bytes", "max_unpacked_bytes")
         check_fields(self, int, 1, 1 << 30, "max_event_bytes")
-        check_fields(self, float, 1e-3, _LONGEST_SECONDS, "read_timeout", "stream_seconds", "heartbeat", "send_timeout")
+        check_fields(self, int, 1 << 10, 1 << 20, "max_head_bytes")
+        check_fields(self, float, 1e-3, _LONGEST_SECONDS, "head_timeout", "read_timeout", "send_timeout")
+        check_fields(self, float, 1e-3, _LONGEST_SECONDS, "stream_seconds", "heartbeat")
 
 
 def check_token(token: str | None) -> str | None:

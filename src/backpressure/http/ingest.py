@@ -27,7 +27,7 @@ from backpressure.http.guard import client_of
 from backpressure.http.models import LONGEST_WAIT, IngestQuery, IngestReply
 from backpressure.http.unpack import UNPACKERS, BadEncoding
 
-__all__ = ["ingest"]
+__all__ = ["Uploads", "ingest"]
 
 _log = logging.getLogger("backpressure")
 
@@ -53,13 +53,14 @@ class _Bad(Exception):
 class _Lines:
     """Puts a stream of bytes, cut anywhere, into a lane line by line, and keeps the account."""
 
-    def __init__(self, buffer: BufferManager, query: IngestQuery, max_event_bytes: int) -> None:
+    def __init__(self, buffer: BufferManager, query: IngestQuery, max_event_bytes: int, uploads: Uploads) -> None:
         self._buffer = buffer
         self._priority = query.priority
         # A buffer that blocks would wait for ever where the timeout is 0.
         blocks = buffer.config.when_full is WhenFull.BLOCK
         self._timeout = LONGEST_WAIT if blocks and query.timeout == 0 else query.timeout
         self._largest = max_event_bytes
+        self._uploads = uploads
         self._held: list[bytes] = []
         self._held_bytes = 0
         self.reply = IngestReply(accepted=0, rejected=0, reason=None, retry_after=0.0, first_seq=None, consumed=0)
@@ -87,7 +88,7 @@ class _Lines:
         buffer, reply = self._buffer, self.reply
         try:
             offer = buffer._offer_lines(chunk, self._priority, final, self._largest)
-            admission = await buffer.aio._wait_for(offer, self._timeout)
+            admission = await buffer.aio._wait_for(offer, self._timeout, lambda: self._uploads.closing)
         except EventTooLarge as error:
             raise self._too_large(reply.accepted + error.index + 1, error.nbytes, error.limit) from None
         except BufferClosed:
@@ -112,15 +113,45 @@ class _Lines:
         return _Bad(413, f"line {line:,} has {nbytes:,} bytes or more, and one line may have at most {limit:,}")
 
 
+class _Closing(Exception):
+    """The server is to stop."""
+
+
+class Uploads:
+    """The uploads of one app that are under way, and a way to end them."""
+
+    def __init__(self, buffer: BufferManager) -> None:
+        self._buffer = buffer
+        self._open: set[_Silence] = set()
+        self.closing = False
+
+    def begin(self, longest: float) -> _Silence:
+        silence = _Silence(longest, self)
+        self._open.add(silence)
+        return silence
+
+    def finish(self, silence: _Silence) -> None:
+        silence.end()
+        self._open.discard(silence)
+
+    def end(self) -> None:
+        """End all of them, as a server has to that wants to stop: each client is told what was accepted of its upload."""
+        self.closing = True
+        for silence in self._open:
+            silence.close()
+        self._buffer._room.notify()  # and those that wait for room
+
+
 class _Silence:
-    """Ends an upload that says nothing for too long.
+    """Ends an upload that says nothing for too long, or that has to end.
 
     One timer looks now and then at the time since which the upload has been waited for. A time-out around each read would
     cost as much as putting what was read into the buffer.
     """
 
-    def __init__(self, longest: float) -> None:
+    def __init__(self, longest: float, uploads: Uploads) -> None:
         self._longest = longest
+        self._uploads = uploads
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._since: float | None = None
@@ -128,17 +159,27 @@ class _Silence:
         self.broken = False
 
     async def read(self, receive: Receive) -> Message:
-        """The next message; _Bad where none comes."""
+        """The next message; _Bad where none comes, _Closing where none is wanted any more."""
+        if self._uploads.closing:
+            raise _Closing
         self._since = self._loop.time()
         try:
             return await receive()
         except asyncio.CancelledError:
-            if not self.broken or self._task is None:
+            closing = self._uploads.closing and not self.broken
+            if not (self.broken or closing) or self._task is None:
                 raise
             self._task.uncancel()
+            if closing:
+                raise _Closing from None
             raise _Bad(408, f"nothing came for {self._longest:g} s") from None
         finally:
             self._since = None
+
+    def close(self) -> None:
+        """Let the read that is under way raise _Closing; the next one does so by itself."""
+        if self._since is not None and not self.broken and self._task is not None:
+            self._task.cancel()
 
     def end(self) -> None:
         self._timer.cancel()
@@ -146,21 +187,26 @@ class _Silence:
     def _look(self) -> None:
         now = self._loop.time()
         since = now if self._since is None else self._since
-        if now - since >= self._longest and self._task is not None:
+        if now - since >= self._longest and self._task is not None and not self._uploads.closing:
             self.broken = True
             self._task.cancel()
         else:
             self._timer = self._loop.call_at(since + self._longest, self._look)
 
 
-async def ingest(request: Request, query: IngestQuery, buffer: BufferManager, config: HttpConfig) -> JSONResponse:
+async def ingest(
+    request: Request, query: IngestQuery, buffer: BufferManager, config: HttpConfig, uploads: Uploads
+) -> JSONResponse:
     """Carry one upload through, and say what became of it."""
-    lines = _Lines(buffer, query, config.max_event_bytes)
+    lines = _Lines(buffer, query, config.max_event_bytes, uploads)
     reply = lines.reply
     status, headers = 202, {}
-    silence = _Silence(config.read_timeout)
+    silence = uploads.begin(config.read_timeout)
     try:
-        await _carry(request, lines, silence, config)
+        try:
+            await _carry(request, lines, silence, config)
+        except _Closing:
+            reply.reason = "closed"
     except _Bad as bad:
         status, reply.reason, reply.detail = bad.status, "invalid", str(bad)
         if status == 415:
@@ -175,7 +221,7 @@ async def ingest(request: Request, query: IngestQuery, buffer: BufferManager, co
                 f"send the upload from byte {reply.consumed:,} on again, in {wait} s or later"
             )
     finally:
-        silence.end()
+        uploads.finish(silence)
     if reply.retry_after is not None and not math.isfinite(reply.retry_after):
         reply.retry_after = None
     return JSONResponse(reply.model_dump(), status, headers)

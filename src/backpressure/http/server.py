@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from dataclasses import replace
@@ -12,6 +13,9 @@ import uvicorn
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
+from backpressure.http.ingest import Uploads
+from backpressure.http.protocol import limited
+from backpressure.http.stream import Streams
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
@@ -19,15 +23,22 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8127
 
-# Seconds that uploads may take to end when the server is told to stop.
+# Seconds after which the server ends when it is told to, and before that those in which uploads may come to their own end.
 _GRACE: Final = 2
+_UPLOAD_GRACE: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that ends the event streams before it waits for its connections to end."""
+    """A server that ends event streams and uploads before it waits for its connections to end."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams, uploads: Uploads) -> None:
+        super().__init__(config)
+        self._streams = streams
+        self._uploads = uploads
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.streams.end()  # type: ignore[union-attr]
+        self._streams.end()
+        asyncio.get_running_loop().call_later(_UPLOAD_GRACE, self._uploads.end)
         await super().shutdown(sockets)
 
 
@@ -55,13 +66,19 @@ def make_server(
             host=host,
             port=port,
             lifespan="off",
+            http=limited(config),
+            # It has no web sockets; otherwise each request for one would be a line in the log.
+            ws="none",
             access_log=False,
             server_header=False,
-            log_level="warning",
+            # What clients do wrong is told by protocol.py, which does not let them fill the log.
+            log_level="error",
             # The client's address in the audit log must be the one that connected, not one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,
-        )
+        ),
+        app.state.streams,
+        app.state.uploads,
     )
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +138,69 @@ def test_damage_anywhere_is_refused_or_does_no_harm(
     assert len(refused) > 100
     # Or slots say nothing of sense in every seat there is.
     assert all("is damaged" in message or "seats are taken" in message for message in refused)
+
+
+def work_on_records(path: Path, rng: random.Random) -> None:
+    """All that can be done with a ring, until killed."""
+    ring, held = RingBuffer.attach(path), []
+    while True:
+        count, way = rng.choice((1, 3, 9)), rng.randrange(5)
+        if way == 0:
+            ring.push_many(range(count))
+        elif way == 1:
+            ring.pop_many(count)
+        elif way < 4:
+            try:
+                with ring.peek(count) if way == 2 else ring.reserve(count):
+                    if rng.random() < 0.3:
+                        raise KeyError
+            except KeyError:
+                pass
+        else:
+            held.append(ring.peek(count))
+            held[-1].__enter__()
+            if len(held) > 4:
+                held.pop(rng.randrange(5)).__exit__(None, None, None)
+
+
+def work_on_messages(path: Path, rng: random.Random) -> None:
+    ring, held = MessageRing.attach(path), []
+    while True:
+        count, way = rng.choice((1, 3, 9)), rng.randrange(4)
+        if way == 0:
+            ring.push_many([bytes(rng.randrange(50))] * count)
+        elif way == 1:
+            ring.push_lines(b"a\nbb\n" * count)
+        elif way == 2:
+            ring.pop_many(count)
+        else:
+            messages = ring.take(count)
+            held += ring.split(messages, 1) if len(messages) > 1 and rng.random() < 0.5 else [messages]
+            while len(held) > 4:
+                ring.release(held.pop(rng.randrange(len(held))))
+
+
+@pytest.mark.parametrize(("kind", "make", "work"), [
+    (RingBuffer, records, work_on_records), (MessageRing, messages, work_on_messages)
+])  # fmt: skip
+def test_what_all_left_who_were_killed_at_once_is_never_called_damaged(
+    tmp_path: Path, kind: Any, make: Callable[[Path], object], work: Callable[[Path, random.Random], None]
+) -> None:
+    path, rng = tmp_path / "ring", random.Random(20261125)
+    make(path)
+    for _ in range(15):
+        seeds = [rng.getrandbits(32) for _ in range(3)]
+        pids = []
+        for seed in seeds:
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                try:
+                    work(path, random.Random(seed))
+                finally:
+                    os._exit(1)
+        time.sleep(rng.uniform(0.005, 0.03))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        assert all(os.WIFSIGNALED(status) for status in statuses), "one failed before it was killed"
+        kind.attach(path)._check()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ringbuf import RingBuffer
+from ringbuf import MessageRing, Messages, RingBuffer
 
 #: As threads under a GIL use it; as those without one do; as processes do.
 MODES = ["alone", "exchanges"] + ["shared"] * (sys.platform == "linux")
@@ -668,3 +668,25 @@ def test_an_empty_ring_goes_back_to_its_start() -> None:
         # 13 MB went through 4 MiB, and no more than the first few records of it were ever written.
         assert not np.any(span["number"][6:])
         assert len(span) >= 61
+
+
+def test_handles_and_views_come_from_a_ring_only() -> None:
+    """Also by `__new__`, which would leave them without the memory that their methods use."""
+    ring = RingBuffer(4, "i8")
+    span = ring.reserve(1)
+    messages = MessageRing(4096)
+    for one in (ring.producer(), ring.consumer(), span, messages.producer(), messages.consumer()):
+        kind: Any = type(one)
+        for make in (kind, lambda kind=kind: kind.__new__(kind)):
+            with pytest.raises(TypeError, match="is made by"):
+                make()
+    empty = Messages.__new__(Messages)
+    assert (len(empty), empty.tolist()) == (0, [])
+
+
+def test_masked_records_are_refused() -> None:
+    ring = RingBuffer(4, "i8")
+    records = np.ma.masked_array([1, 2], mask=[False, True])
+    with pytest.raises(ValueError, match="masked"):
+        ring.push_many(records)
+    assert ring.push_many(records[:1]) == 1

@@ -554,7 +554,8 @@ cdef class MessageRing(Port):
     def fileno(self):
         """A file descriptor that is readable while there is something to pop, for event loops: `loop.add_reader(ring, ...)`.
 
-        It stays readable until a pop has found nothing. It belongs to the ring and is closed with it.
+        It stays readable until a pop has found nothing. It belongs to the ring and is closed with it. In a ring that processes
+        share it also becomes readable every 50 ms, so that what a killed process left is found.
         """
         return self._waiting.fileno()
 

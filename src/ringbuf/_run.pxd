@@ -29,6 +29,11 @@ VOID, and consumers, or producers that lack room, pass over it.
 A HELD run is done with when a consumer has passed it and its viewer has gone; each of the two leaves it by `leave`, and the
 second one frees it. So a view that outlives its block delays nobody and can never show or change another's records.
 
+Scaling. Without a GIL, producers of one ring share the line of `write`, which goes from processor to processor with each claim,
+and that takes as long as pushing a record does: so records pushed one at a time hardly go in faster by two producers than by one;
+in batches, or into a ring each, they do (bench/micro/test_ring_buffer.py). Handing out slots ahead, a run for each handle, would
+spare the exchange, but a handle that then pauses would hide what all the others have pushed behind its run.
+
 Widths. `write` and `tail` are whole. `read` joins the low half of a position with the number of records known to be published
 from there on, since both must move in one exchange; the full position is less than 2**32 from `tail`. An exchange of `read` could
 be fooled only if a thread slept in mid-take while exactly a multiple of 2**32 records went by.

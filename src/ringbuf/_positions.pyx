@@ -6,6 +6,7 @@ but nothing outside of the memory is ever touched.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from ringbuf._atomics cimport load_acquire, load_relaxed, word
 from ringbuf._cursor cimport (
@@ -44,8 +45,8 @@ def read_positions(memory, uint64_t granules):
     cursors, index, _, end = layout(granules)
     assert len(view) >= end
     cdef Frames frames
+    memset(&frames, 0, sizeof(Frames))
     frames.capacity = granules
-    frames.desk = NULL
     frames.cursors = <Cursors*>(address + <size_t>cursors)
     frames.index = <word*>(address + <size_t>index)
     frames.data = <unsigned char*>(address + <size_t>end - granules * GRANULE)

@@ -221,8 +221,8 @@ class DurableLane(Lane):
 
     def _durable_seq(self) -> int:
         # Looked at first: what is pushed meanwhile has higher numbers.
-        in_ring = [self.ring.next_seq]
-        if self._in_ring():
+        in_ring = [next_seq := self.ring.next_seq]
+        if self._in_ring(next_seq):
             in_ring.append(self._ring_next)
         in_ring += [claim.messages.first_seq for claim in self._front]
         in_ring += [
@@ -261,6 +261,7 @@ class DurableLane(Lane):
     def _has_waiting(self) -> bool:
         # Without the lock, as consumers ask this of every lane each time. Tiers are looked at in the order in which events move,
         # and what moves is counted in the next before it is taken off the last: what is there all the while is never overlooked.
+        # `_taken` before `next_seq`, so that what comes and goes in between makes it too much and not too little.
         return self._in_ring_before - self._taken + self.ring.next_seq > 0 or self._front_events > 0 or self._disk_waiting > 0
 
     def _count_taken(self, claim: Claim) -> None:
@@ -285,16 +286,15 @@ class DurableLane(Lane):
         if claim.held is not None:
             self.ring.release(claim.held)
 
-    def _waiting(self) -> int:
-        return self._disk_waiting + self._front_events + self._in_ring()
+    def _waiting(self, next_seq: int) -> int:
+        return self._disk_waiting + self._front_events + self._in_ring(next_seq)
 
-    def _in_ring(self) -> int:
+    def _in_ring(self, next_seq: int) -> int:
         """Events in the ring that nobody has had: what was there at the start, and what came since."""
-        # `_taken` first: what comes and goes in between is then seen too long, not too short.
-        return self._in_ring_before - self._taken + self.ring.next_seq
+        return self._in_ring_before + next_seq - self._taken
 
-    def _accepted(self) -> int:
-        return self._recovered + self.ring.next_seq - self._ring_start
+    def _accepted(self, next_seq: int) -> int:
+        return self._recovered + next_seq - self._ring_start
 
     def _disk_stats(self) -> DiskStats:
         stats = self.store.stats()

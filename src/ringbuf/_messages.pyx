@@ -246,7 +246,7 @@ cdef class Port:
         messages._held = False
         release_messages(&self._frames, messages._position, messages._place, messages._count)
         cdef Slot* slot = NULL
-        # The slot speaks of the whole take, so it is free when the last part of that is. Until then it can not be used for `rewind`.
+        # The slot speaks of the whole take: until its last part is released it can not serve for anything else.
         if messages._parts is None or fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
             if messages._slot >= 0:
                 slot = &self._frames.desk.slots[messages._slot]

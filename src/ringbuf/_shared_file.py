@@ -230,6 +230,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _write_zeros(fd: int, first: int, end: int, unit: int) -> None:
+    if first >= end:
+        return
     for at in range(first // unit * unit, end, unit):
         start = max(at, first)
         os.pwrite(fd, memoryview(_ZEROS)[: min(at + unit, end) - start], start)

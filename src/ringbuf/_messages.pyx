@@ -493,10 +493,10 @@ cdef class MessageRing(Port):
         return count_published(&self._frames)
 
     def warm_ahead(self, most_bytes):
-        """Make memory ready in front of the producers, up to `most_bytes` of it, so that they need not wait for it page by page.
+        """Make memory ready in front of the producers, up to `most_bytes` of it, so that they do not wait for it page by page.
 
-        Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For a
-        thread that has time, one at a time.
+        Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
+        a thread that has time, one at a time.
         """
         if self._participant is None:
             return

@@ -1,7 +1,7 @@
 """Pages of a file in memory, made ready before they are written to.
 
 The first write to a page of a mapped file costs a fault: 2 us and more where the page was never used, or was written back to the
-disk since. Asking for many at once costs the same, but can be done by a thread that has time (MADV_POPULATE_WRITE, Linux 5.14). The
+disk since. Asking for many at once costs the same, but a thread that has time can do it (MADV_POPULATE_WRITE, Linux 5.14). The
 content stays what it is, so others may read and write it meanwhile. Elsewhere, and where it is refused, nothing is done.
 """
 

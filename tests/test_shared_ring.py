@@ -234,11 +234,11 @@ def test_a_new_file_is_ready_where_it_is_used_first(tmp_path: Path, monkeypatch:
     written = set()
     for at, what in writes:
         written.update(range(at // 4096, (at + len(what)) // 4096))
-    # A quarter for a spike, and the index of that, which is an eighth; in huge pages what a ring lives in that is kept empty.
+    # An eighth for a spike, and the index of that, which is an eighth; in huge pages what a ring lives in that is kept empty.
     index = data - ring.capacity_bytes // 8
-    assert set(range(data // 4096, (data + (16 << 20)) // 4096)) <= written
-    assert set(range(index // 4096, (index + (2 << 20)) // 4096)) <= written
-    assert len(written) < (22 << 20) // 4096
+    assert set(range(data // 4096, (data + (8 << 20)) // 4096)) <= written
+    assert set(range(index // 4096, (index + (1 << 20)) // 4096)) <= written
+    assert len(written) < (14 << 20) // 4096
     huge = {at for at, what in writes if len(what) == 2 << 20 and at % (2 << 20) == 0}
     assert {at // (2 << 20) for at in huge} >= {data // (2 << 20), (data + (5 << 18)) // (2 << 20)}
     # Header and positions are there still.

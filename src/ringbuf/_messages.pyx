@@ -75,9 +75,9 @@ cdef enum:
     # An empty ring goes back to its start when it has come this far: half of a second-level cache of 2 MiB. Measured in
     # bench/micro: 1.9 times two copies of the same bytes instead of 2.6 for a ring that does not fit the cache.
     REWIND_GRANULES = 16 * 1024  # 1 MiB
-    # So much of a file's ring is ready from the start, and no more than a quarter of it: what a spike needs at first, until
-    # `warm_ahead` comes. Five lanes of it take 20 ms, of the 100 that a directory may take …
-    WARM_GRANULES = 256 * 1024  # 16 MiB
+    # So much of a file's ring is ready from the start, and no more than an eighth of it: what a spike needs at first, until
+    # `warm_ahead` comes. Five lanes of it, of the 100 ms that a directory may take, take 15 (and more where the disk is busy) …
+    WARM_GRANULES = 128 * 1024  # 8 MiB
     # … and what a ring lives in whose consumers keep up: the way until it goes back, and a frame.
     HOT_GRANULES = REWIND_GRANULES + 4 * 1024
     # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
@@ -926,7 +926,7 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq):
     """The SharedFile of a ring of that capacity, made if it is not there."""
     cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = index + pages(granules * 8)
-    cdef size_t first = min(granules // 4, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
+    cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
     hot = data, data + min(granules, <uint64_t>HOT_GRANULES) * GRANULE
     warm = (index, index + first * 8), (hot[1], data + first * GRANULE)
     if not os.path.exists(path):

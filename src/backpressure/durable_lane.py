@@ -66,6 +66,7 @@ class DurableLane(Lane):
         self._disk_waiting = self.store.events_on_disk
         self._ring_start = ring.next_seq
         self._ring_waiting = ring.count()  # at the start
+        self._in_ring_before = self._ring_waiting - self._ring_start
         # No event that nobody has taken from the ring has a lower number.
         self._ring_next = max([self.store.end_seq, *(c.messages.first_seq + len(c.messages) for c in self._front)])
         self._recovered = self._disk_waiting + self._front_events + self._ring_waiting
@@ -144,9 +145,10 @@ class DurableLane(Lane):
                 if not len(messages):
                     return 0
                 with self._lock:
-                    self._count_from_ring(messages)
                     self._front.append(Claim(messages, messages))
+                    # In this order, and so for what goes on to disk: `_has_waiting` looks without the lock.
                     self._front_events += len(messages)
+                    self._count_from_ring(messages)
             return self._store_front(pressure)
 
     def _store_claims(self, pressure: float) -> int:
@@ -257,9 +259,10 @@ class DurableLane(Lane):
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
-        # Under the lock: what moves from one tier to another is in neither for a moment.
-        with self._lock:
-            return self._waiting(self.ring.next_seq) > 0
+        # Without the lock, as consumers ask this of every lane each time. Tiers are looked at in the order in which events move,
+        # and what moves is counted in the next before it is taken off the last: what is there all the while is never overlooked.
+        # `_taken` before `next_seq`, so that what comes and goes in between makes it too much and not too little.
+        return self._in_ring_before - self._taken + self.ring.next_seq > 0 or self._front_events > 0 or self._disk_waiting > 0
 
     def _count_taken(self, claim: Claim) -> None:
         count = len(claim.messages)
@@ -288,7 +291,7 @@ class DurableLane(Lane):
 
     def _in_ring(self, next_seq: int) -> int:
         """Events in the ring that nobody has had: what was there at the start, and what came since."""
-        return self._ring_waiting + next_seq - self._ring_start - self._taken
+        return self._in_ring_before + next_seq - self._taken
 
     def _accepted(self, next_seq: int) -> int:
         return self._recovered + next_seq - self._ring_start

@@ -159,7 +159,7 @@ class Lane:
         """Whether `next_delivery` would have something."""
         if self.abandoned:
             return True
-        retry_at = self.retry_at()
+        retry_at = self.retry_at() if self._retries else None
         return retry_at <= now if retry_at is not None else self._has_waiting()
 
     def retry_at(self) -> float | None:

@@ -28,6 +28,9 @@ _HIGH: Final = 0.5
 _LOW: Final = 0.25
 # How often (seconds) the rings are looked at: a ring of 64 MiB fills in no less where the lines are real.
 _LOOK: Final = 0.01
+# So far ahead of the producers (bytes) a ring that fills is made ready, at each look: what comes until the next one at 1.6 GB a
+# second, which is also about what one thread can make ready.
+_WARM_AHEAD: Final = 16 << 20
 # Pause (seconds) after the disk refused: room comes back in seconds rather than in microseconds.
 _PAUSE: Final = 0.2
 # The same complaint goes to the log this often (seconds) at most.
@@ -137,6 +140,7 @@ class Spiller:
 
     def _spill(self, lane: DurableLane) -> bool:
         moved = False
+        lane.ring.warm_ahead(_WARM_AHEAD)
         fill = lane.fill()
         target = 0.0 if self._interval is not None else _LOW
         if self._interval is None and fill < _HIGH:
@@ -146,6 +150,7 @@ class Spiller:
             if not lane.spill(min(max((fill - _HIGH) / (1.0 - _HIGH), 0.0), 1.0)):
                 break
             moved = True
+            lane.ring.warm_ahead(_WARM_AHEAD)
             fill = lane.fill()
             if fill <= target and (self._interval is None or not lane.ring.used_bytes):
                 break

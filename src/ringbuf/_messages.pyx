@@ -32,6 +32,7 @@ from ringbuf._damage cimport damage_of_frames
 from ringbuf._frames cimport (
     Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
 )
+from ringbuf._pages cimport make_ready
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
 from ringbuf._slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
@@ -74,6 +75,11 @@ cdef enum:
     # An empty ring goes back to its start when it has come this far: half of a second-level cache of 2 MiB. Measured in
     # bench/micro: 1.9 times two copies of the same bytes instead of 2.6 for a ring that does not fit the cache.
     REWIND_GRANULES = 16 * 1024  # 1 MiB
+    # So much of a file's ring is ready from the start, and no more than an eighth of it: what a spike needs at first, until
+    # `warm_ahead` comes. Five lanes of it, of the 100 ms that a directory may take, take 15 (and more where the disk is busy) …
+    WARM_GRANULES = 128 * 1024  # 8 MiB
+    # … and what a ring lives in whose consumers keep up: the way until it goes back, and a frame.
+    HOT_GRANULES = REWIND_GRANULES + 4 * 1024
     # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
     LOOK_TAKES = 256
 
@@ -451,6 +457,29 @@ cdef class MessageRing(Port):
     def count(self):
         """Messages that can be taken, counted frame by frame, without those that dead processes had taken."""
         return count_published(&self._frames)
+
+    def warm_ahead(self, most_bytes):
+        """Make memory ready in front of the producers, up to `most_bytes` of it, so that they do not wait for it page by page.
+
+        Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
+        a thread that has time, one at a time.
+        """
+        if self._participant is None:
+            return
+        cdef uint64_t tail = tail_position(&self._frames)
+        cdef uint64_t write = nearest32(load_relaxed(&self._frames.cursors.write) >> 32, tail), start, end
+        cdef uint64_t capacity = self._frames.capacity, used = write - tail
+        if <int64_t>used <= REWIND_GRANULES:
+            return
+        # What has filled up so far tells how much is about to come.
+        end = write + min(min(<uint64_t>most_bytes // GRANULE, used * 4), capacity - min(used, capacity))
+        start = max(write, self._warm_until)
+        if end <= start:
+            return
+        self._warm_until = end
+        with nogil:
+            make_ready(<unsigned char*>self._frames.index, capacity * 8, start * 8, end * 8)
+            make_ready(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
 
     def close(self):
         """Give up this process's part in a shared ring at once, not when the last reference goes; what it holds is for others.
@@ -856,10 +885,14 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 
 cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq):
     """The SharedFile of a ring of that capacity, made if it is not there."""
-    cdef size_t size = pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8) + granules * GRANULE
+    cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = index + pages(granules * 8)
+    cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
+    hot = data, data + min(granules, <uint64_t>HOT_GRANULES) * GRANULE
+    warm = (index, index + first * 8), (hot[1], data + first * GRANULE)
     if not os.path.exists(path):
         try:
-            return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, first_positions(granules, first_seq))
+            start = first_positions(granules, first_seq)
+            return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, start, hot, warm)
         except FileExistsError:
             pass  # another process was faster
     file = SharedFile.attach(path, KIND, SEATS)

@@ -33,6 +33,8 @@ cdef enum:
     LOOK_TAKES = 256
 
 cdef bytes KIND = b"recs"
+# So much of a new file is ready from the start: all of a ring of ordinary size.
+cdef size_t WARM_BYTES = 8 << 20
 cdef size_t PAGE = 4096
 
 
@@ -45,7 +47,8 @@ def create_or_attach(path, slots, dtype):
     if not os.path.exists(path):
         meta = {"records": slots, "dtype": repr(np.lib.format.dtype_to_descr(dtype))}
         try:
-            return SharedFile.create(path, KIND, meta, body_size(slots, dtype.itemsize), SEATS, (0, b""))
+            size = body_size(slots, dtype.itemsize)
+            return SharedFile.create(path, KIND, meta, size, SEATS, (0, b""), warm=[(0, min(size, WARM_BYTES))])
         except FileExistsError:
             pass  # another process was faster
     file, found_slots, found_dtype = attach(path)

@@ -453,6 +453,10 @@ class BufferManager:
 
     def _report_recovery(self, disk: DiskTier) -> None:
         for lane in disk.lanes:
+            if lane.salvaged:
+                _log.warning(
+                    "priority %d: %d events in memory when the machine went down were proved whole", lane.priority, lane.salvaged
+                )
             for first, end in lane.missing:
                 _log.error(
                     "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",

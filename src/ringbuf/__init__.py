@@ -7,6 +7,7 @@ from ringbuf._bucket import Reservation, TokenBucket
 from ringbuf._columns import Messages
 from ringbuf._messages import MessageConsumer, MessageProducer, MessageRing
 from ringbuf._ring import RingBuffer
+from ringbuf._salvage import Salvage, salvage
 from ringbuf._shared_file import SharedFileError
 from ringbuf._window import LatencyHistogram, RateWindow
 
@@ -19,6 +20,8 @@ __all__ = [
     "RateWindow",
     "Reservation",
     "RingBuffer",
+    "Salvage",
     "SharedFileError",
     "TokenBucket",
+    "salvage",
 ]

@@ -158,8 +158,9 @@ cdef inline bint fill_holes(Frames* f, const bint* dead, bint alone) noexcept no
         numbers = <uint32_t>load_acquire(&slot.size)
         write = end_of_push(slot)
         # Alone, the last claim is taken back with its numbers as if it had never been. With others there is no telling who has
-        # seen them; then, as before a frame of somebody else's, it becomes a pad.
-        if not alone or not cas_total(&f.cursors.write, &write, base):
+        # seen them; then, as before a frame of somebody else's, it becomes a pad. So it does where frames are sealed: what was
+        # filled and not published may be found whole after power loss, and its numbers must not mean two things.
+        if not alone or f.key != NULL or not cas_total(&f.cursors.write, &write, base):
             sequence = nearest32(<uint64_t><uint32_t>base, load_relaxed(&f.cursors.sequence))
             write_pad(f, position, sequence, numbers)
             publish(f, NULL, position, granules)

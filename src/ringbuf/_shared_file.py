@@ -29,15 +29,17 @@ import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["SharedFile", "SharedFileError"]
+__all__ = ["Header", "SharedFile", "SharedFileError", "boot_id", "read_header"]
 
 PAGE: Final = 4096
-FORMAT: Final = 1
+#: 2: a MessageRing may have a secret, and its frames then have checksums. What was made as 1 reads the same without.
+FORMAT: Final = 2
+_OLDEST_FORMAT: Final = 1
 _MAGIC: Final = b"PENSTOCK"
 #: magic, format, kind, file size, UUID, boot id, length of the JSON text that follows; behind that, the CRC-32.
 _ZEROS: Final = bytes(1 << 20)
@@ -67,7 +69,7 @@ class SharedFile:
         self.on_fork: Callable[[], None] | None = None
         self._held: set[int] = set()
         self._recovering = threading.Lock()
-        self.meta, self.uuid, self.boot_id, size = _read_header(path, fd, kind)
+        self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
         # mmap keeps a duplicate of its descriptor. Through an opening of its own, so that neither a closed ring nor a child that
         # inherits the mapping keeps the seats.
         mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -81,11 +83,13 @@ class SharedFile:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, seats: int, start: tuple[int, bytes]
+        cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, seats: int, start: tuple[int, bytes],
+        *, durable: bool = False,
     ) -> SharedFile:
         """Make the file, with a body of `size` bytes: zero but for `start`, an offset and what is there.
 
-        FileExistsError where there is one.
+        durable: header and start are on the disk when this returns; the name is the caller's business. FileExistsError where there
+        is a file.
         """
         _need_linux()
         name = os.fspath(path)
@@ -102,12 +106,16 @@ class SharedFile:
                 os.posix_fallocate(fd, 0, whole)
             except OSError as error:
                 raise OSError(error.errno, f"can not allocate {whole:,} bytes: {os.strerror(error.errno or 0)}", name) from None
+            os.pwrite(fd, head, 0)
+            os.pwrite(fd, start[1], PAGE + start[0])
+            if durable:
+                os.fdatasync(fd)  # of these pages only: before the zeros
             # Written, and not only allocated: the first touch of a page then costs a tenth (measured: 0.26 us, not 2.6). Not all
             # of it, as that is time at the start and work for the disk: a ring whose consumers keep up needs no more.
-            for at in range(0, min(whole, _WRITTEN_BYTES), len(_ZEROS)):
-                os.pwrite(fd, _ZEROS[: whole - at], at)
-            os.pwrite(fd, start[1], PAGE + start[0])
-            os.pwrite(fd, head, 0)
+            started = PAGE + start[0] + -(-len(start[1]) // PAGE) * PAGE
+            for first, end in ((PAGE, PAGE + start[0]), (started, min(whole, _WRITTEN_BYTES))):
+                for at in range(first, end, len(_ZEROS)):
+                    os.pwrite(fd, _ZEROS[: end - at], at)
             os.link(building, name)
             return cls(name, fd, kind, seats)
         except BaseException:
@@ -229,13 +237,25 @@ def _need_linux() -> None:
         raise NotImplementedError("path= needs 64-bit Linux (open file description locks): use a ring without a path")
 
 
-def _read_header(path: str, fd: int, kind: bytes) -> tuple[dict[str, Any], bytes, bytes, int]:
+class Header(NamedTuple):
+    """What is at the head of a file."""
+
+    meta: dict[str, Any]
+    uuid: bytes
+    boot_id: bytes
+    size: int  #: of the whole file, bytes
+
+
+def read_header(path: str, fd: int, kind: bytes) -> Header:
+    """Of an open file; SharedFileError that says what is wrong with it."""
     head = os.pread(fd, PAGE, 0)
     if len(head) < PAGE or head[:8] != _MAGIC:
         raise SharedFileError(f"{path} is not a file of ringbuf")
     _, version, found, size, file_uuid, boot, length = _HEADER.unpack_from(head)
-    if version != FORMAT:
-        raise SharedFileError(f"{path} has format {version}, and this version of ringbuf knows {FORMAT}: left as it is")
+    if not _OLDEST_FORMAT <= version <= FORMAT:
+        raise SharedFileError(
+            f"{path} has format {version}, and this version of ringbuf knows {_OLDEST_FORMAT} to {FORMAT}: left as it is"
+        )
     end = _HEADER.size + length
     if end + 4 > PAGE or zlib.crc32(head[:end]) != struct.unpack_from("<I", head, end)[0]:
         raise SharedFileError(f"{path} is damaged: the checksum of its header does not match")
@@ -250,7 +270,7 @@ def _read_header(path: str, fd: int, kind: bytes) -> tuple[dict[str, Any], bytes
         meta = None
     if not isinstance(meta, dict):
         raise SharedFileError(f"{path} is damaged: what it remembers is no JSON object")
-    return meta, file_uuid, boot, size
+    return Header(meta, file_uuid, boot, size)
 
 
 _KINDS: Final = {b"msgs": "a MessageRing", b"recs": "a RingBuffer", b"tokn": "a TokenBucket"}

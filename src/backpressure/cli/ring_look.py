@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ringbuf import MessageRing, Messages, SharedFileError
-from ringbuf._shared_file import _read_header, boot_id
+from ringbuf._shared_file import boot_id, read_header
 
 __all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events"]
 
@@ -67,7 +67,7 @@ def look_at_ring(path: str) -> RingLook | None:
     try:
         size = os.fstat(fd).st_size
         try:
-            meta, _, boot, _ = _read_header(path, fd, _KIND)
+            meta, _, boot, _ = read_header(path, fd, _KIND)
         except SharedFileError as error:
             return RingLook(path=path, size=size, damage=str(error), other_format="has format" in str(error))
         granules = meta.get("granules")

@@ -24,7 +24,7 @@ from tests.torture.ring_images import GRANULE, one_life
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="rings in files need Linux"), pytest.mark.platform]
 
 MASK = (1 << 64) - 1
-KEY = hashlib.shake_256(b"a key").digest(66 * 8)
+KEY = hashlib.shake_256(b"a key").digest(282 * 8)
 
 
 # ---------------------------------------------------------------- the hash, once more and slowly
@@ -32,21 +32,21 @@ KEY = hashlib.shake_256(b"a key").digest(66 * 8)
 
 def slow_hash(data: bytes, expanded: bytes) -> int:
     """As the head of _seal.pxd says."""
-    key = struct.unpack("<66Q", expanded)
-    lanes = list(key[48:56])
+    key = struct.unpack("<282Q", expanded)
+    lanes = list(key[264:272])
     stripes = [struct.unpack_from("<8Q", data, at) for at in range(0, len(data), 64)]
     blocks = [stripes[at : at + 32] for at in range(0, len(stripes), 32)] or [[]]
     for number, block in enumerate(blocks):
         if number > 0:
-            lanes = [((lane ^ lane >> 47 ^ key[40 + i]) * 0x9E3779B1) & MASK for i, lane in enumerate(lanes)]
+            lanes = [((lane ^ lane >> 47 ^ key[256 + i]) * 0x9E3779B1) & MASK for i, lane in enumerate(lanes)]
         sums = [0] * 8
         for s, stripe in enumerate(block):
             for i, word in enumerate(stripe):
-                keyed = word ^ key[s + i]
+                keyed = word ^ key[8 * s + i]
                 lanes[i] = (lanes[i] + (keyed & 0xFFFFFFFF) * (keyed >> 32)) & MASK
                 sums[i] += word
         lanes = [(lane + sums[i ^ 1]) & MASK for i, lane in enumerate(lanes)]
-    total = sum(fold(lanes[i] ^ key[56 + i], lanes[i + 1] ^ key[57 + i]) for i in range(0, 8, 2))
+    total = sum(fold(lanes[i] ^ key[272 + i], lanes[i + 1] ^ key[273 + i]) for i in range(0, 8, 2))
     return avalanche(total & MASK)
 
 
@@ -140,10 +140,10 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     assert frame[36:48] == b"onethree" + bytes(4)
     position, seal = struct.unpack_from("<QQ", frame, 48)
     assert position == 64, "the first lap is number 1"
-    words = struct.unpack("<66Q", key)
-    assert check == avalanche(fold(7 ^ words[64], (3 << 32 | 8) ^ words[65]) + 0) & 0xFFFFFFFF
+    words = struct.unpack("<282Q", key)
+    assert check == avalanche(fold(7 ^ words[280], (3 << 32 | 8) ^ words[281]) + 0) & 0xFFFFFFFF
     frame[56:] = bytes(8)
-    assert seal == slow_hash(bytes(frame), key)
+    assert seal == slow_hash(bytes(frame), bytes(key))
 
 
 def test_a_ring_with_checksums_is_a_ring(path: Path) -> None:

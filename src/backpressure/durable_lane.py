@@ -65,6 +65,8 @@ class DurableLane(Lane):
         # What is released from here on because it is on disk already was written by an earlier run.
         ring.note_stored(self.store.end_seq)
         super().__init__(priority, ring)
+        # Odd while events move from one tier to another, which is done under `_taking`.
+        self._moves = 0
         #: Times that max_disk_bytes left no room, counted by the spiller.
         self.over_budget = 0
         # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
@@ -158,18 +160,23 @@ class DurableLane(Lane):
         the same call may be tried again.
         """
         with self._taking:
-            moved = self._store_claims(pressure)
-            if moved:
-                return moved
-            if not self._front:
-                messages = self.ring.take(None, _PIECE_BYTES)
-                if not len(messages):
-                    return 0
-                with self._lock:
-                    self._count_from_ring(messages)
-                    self._front.append(Claim(messages, Held(self.ring, messages)))
-                    self._front_events += len(messages)
-            return self._store_front(pressure)
+            self._moves += 1
+            try:
+                return self._store_claims(pressure) or self._store_next(pressure)
+            finally:
+                self._moves += 1
+
+    def _store_next(self, pressure: float) -> int:
+        """Write the oldest piece of what waits."""
+        if not self._front:
+            messages = self.ring.take(None, _PIECE_BYTES)
+            if not len(messages):
+                return 0
+            with self._lock:
+                self._count_from_ring(messages)
+                self._front.append(Claim(messages, Held(self.ring, messages)))
+                self._front_events += len(messages)
+        return self._store_front(pressure)
 
     def _store_claims(self, pressure: float) -> int:
         """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
@@ -271,7 +278,13 @@ class DurableLane(Lane):
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
-        # Under the lock: what moves from one tier to another is in neither for a moment.
+        # Without the lock where nothing moves: a consumer asks five lanes twice for each batch, and the lock takes 0.6 us of each.
+        moves = self._moves
+        if len(self.ring) > 0 or self._disk_waiting > 0 or self._front_events > 0:
+            return True
+        if moves == self._moves and moves % 2 == 0:
+            return False
+        # What moves from one tier to another is in neither for a moment.
         with self._lock:
             return self._waiting() > 0
 

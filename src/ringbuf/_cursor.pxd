@@ -47,7 +47,6 @@ from ringbuf._atomics cimport (
     store_release, store_total, word, word32,
 )
 from ringbuf._bell cimport Bell
-from ringbuf._seal cimport Key
 from ringbuf._slots cimport Desk, Slot, NOBODY, PUSHING, TURN_BITS, WHO_BITS, begin_push, help_taker, set_state, FREE
 
 
@@ -94,7 +93,8 @@ cdef struct Frames:
     unsigned char* data
     uint64_t capacity        # granules: a power of two
     Desk* desk               # of a ring that processes share; else NULL
-    const Key* key           # of a ring with sealed frames; else NULL
+    const uint64_t* key      # of a ring with sealed frames: see _seal.pxd; else NULL
+    int way                  # … and how this machine hashes
 
 
 # A frame as a consumer finds it.

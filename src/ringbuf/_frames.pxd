@@ -161,10 +161,10 @@ cdef inline void seal_frame(Frames* f, uint64_t position, uint64_t granules, uin
     trailer.position = position
     trailer.seal = 0
     first = min(granules, f.capacity - slot)
-    hash_start(&hash, f.key.words)
-    hash_add(&hash, f.key.words, f.data + slot * GRANULE, first * GRANULE, f.key.way)
-    hash_add(&hash, f.key.words, f.data, (granules - first) * GRANULE, f.key.way)
-    trailer.seal = hash_end(&hash, f.key.words)
+    hash_start(&hash, f.key)
+    hash_add(&hash, f.key, f.data + slot * GRANULE, first * GRANULE, f.way)
+    hash_add(&hash, f.key, f.data, (granules - first) * GRANULE, f.way)
+    trailer.seal = hash_end(&hash, f.key)
 
 
 # ---------------------------------------------------------------- out

@@ -6,7 +6,6 @@ from ringbuf._columns cimport Column, Messages, Spares
 from ringbuf._cursor cimport Frames
 from ringbuf._frames cimport Source
 from ringbuf._participant cimport Participant
-from ringbuf._seal cimport Key
 from ringbuf._slots cimport Slot
 
 
@@ -40,7 +39,7 @@ cdef class Port:
 
 cdef class MessageRing(Port):
     cdef bint _made
-    cdef Key _key                    # of sealed frames
+    cdef object _key                 # of sealed frames: the array that owns it
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq)
     cdef _open(self, file)

@@ -32,7 +32,7 @@ from ringbuf._frames cimport (
 )
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
-from ringbuf._seal cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, set_key
+from ringbuf._seal cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
 from ringbuf._timing cimport steady_ns
 
@@ -409,7 +409,7 @@ cdef class MessageRing(Port):
     cdef _open(self, file):
         """Lay the ring over the body of its file: desk, positions, index, data, each from a page on."""
         cdef uint64_t granules
-        granules, key = layout_of(file.path, file.meta, len(file.memory))
+        granules, self._key = layout_of(file.path, file.meta, len(file.memory))
         self._memory = np.frombuffer(file.memory, np.uint8)
         cdef size_t address = self._memory.ctypes.data
         cdef Participant participant = Participant(file)
@@ -422,9 +422,9 @@ cdef class MessageRing(Port):
         self._frames.index = <word*>address
         address += pages(granules * 8)
         self._frames.data = <unsigned char*>address
-        if key is not None:
-            set_key(&self._key, key)
-            self._frames.key = &self._key
+        if self._key is not None:
+            self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
+            self._frames.way = best_way()
         participant._join(&self._frames, tidy_messages)
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
@@ -931,8 +931,16 @@ def layout_of(path, meta, body_bytes):
     if secret is not None:
         if not isinstance(secret, str) or not re.fullmatch(f"[0-9a-f]{{{2 * SECRET_BYTES}}}", secret):
             raise SharedFileError(f"{path} is damaged: it speaks of checksums, and its secret is not {SECRET_BYTES} bytes")
-        key = hashlib.shake_256(bytes.fromhex(secret)).digest(KEY_WORDS * 8)
+        key = aligned(hashlib.shake_256(bytes.fromhex(secret)).digest(KEY_WORDS * 8))
     return granules, key
+
+
+def aligned(content):
+    """A copy of some bytes that starts on a cache line: no vector of a key then lies in two."""
+    memory = np.empty(len(content) + GRANULE, np.uint8)
+    start = -memory.ctypes.data % GRANULE
+    memory[start:start + len(content)] = np.frombuffer(content, np.uint8)
+    return memory[start:start + len(content)]
 
 
 def positions_offset():

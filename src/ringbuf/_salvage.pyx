@@ -20,7 +20,7 @@ from ringbuf._atomics cimport load_relaxed, store32_relaxed
 from ringbuf._cursor cimport GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, nearest32
 from ringbuf._frames cimport END_MASK, frame_granules, get_bytes
 from ringbuf._seal cimport (
-    STRIPE_BYTES, TRAILER_BYTES, Key, Trailer, hash_add, hash_end, hash_start, header_check, penstock_hash, set_key,
+    KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, penstock_hash,
 )
 
 import errno
@@ -29,7 +29,7 @@ import os
 import numpy as np
 
 from ringbuf._columns import Messages
-from ringbuf._messages import data_offset, layout_of, positions_offset
+from ringbuf._messages import aligned, data_offset, layout_of, positions_offset
 from ringbuf._shared_file import PAGE, read_header
 
 cdef enum:
@@ -63,7 +63,7 @@ cdef class Salvage:
     cdef object _memory      # the memory for frames, as it is in the file
     cdef object _found       # position, first number, count and granules of each whole frame, ascending
     cdef Frames _frames
-    cdef Key _key
+    cdef object _key
 
     def __init__(self):
         raise TypeError("a Salvage is made by ringbuf.salvage()")
@@ -153,20 +153,20 @@ def salvage(path):
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         header = read_header(found.path, fd, KIND)
-        granules, key = layout_of(found.path, header.meta, header.size - PAGE)
+        granules, found._key = layout_of(found.path, header.meta, header.size - PAGE)
         positions = np.frombuffer(read(fd, PAGE + positions_offset(), sizeof(Cursors)), np.uint8)
         found._memory = np.frombuffer(
-            bytearray() if key is None else read(fd, PAGE + data_offset(granules), granules * GRANULE), np.uint8
+            bytearray() if found._key is None else read(fd, PAGE + data_offset(granules), granules * GRANULE), np.uint8
         )
     finally:
         os.close(fd)
     found.capacity_bytes = granules * GRANULE
-    found.checksums = key is not None
+    found.checksums = found._key is not None
     found._frames.capacity = granules
     found._found = np.empty((0, 4), np.uint64)
-    if key is not None:
-        set_key(&found._key, key)
-        found._frames.key = &found._key
+    if found._key is not None:
+        found._frames.key = <const uint64_t*><size_t>found._key.ctypes.data
+        found._frames.way = best_way()
         found._frames.data = <unsigned char*><size_t>found._memory.ctypes.data
         found._found = sort_out(find_sealed(found), granules)
     conclude(found, <Cursors*><size_t>positions.ctypes.data)
@@ -225,7 +225,7 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     if trailer.position & (f.capacity - 1) != slot:
         return False
     words = (sizeof(Frame) // sizeof(uint32_t)) + (count if count > 1 else 0)  # of header and ends
-    hash_start(&hash, f.key.words)
+    hash_start(&hash, f.key)
     while done < granules * GRANULE:
         size = min(<uint64_t>CHUNK_BYTES, granules * GRANULE - done)
         get_bytes(f, chunk, slot * GRANULE + done, size)
@@ -244,9 +244,9 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
         done += size
         if done == granules * GRANULE:
             (<Trailer*>(chunk + size - TRAILER_BYTES)).seal = 0
-        hash_add(&hash, f.key.words, chunk, size, f.key.way)
+        hash_add(&hash, f.key, chunk, size, f.way)
     position[0] = trailer.position
-    return hash_end(&hash, f.key.words) == trailer.seal and (count == 1 or end == frame.payload)
+    return hash_end(&hash, f.key) == trailer.seal and (count == 1 or end == frame.payload)
 
 
 cdef object sort_out(found, uint64_t granules):
@@ -318,16 +318,13 @@ cdef object read(fd, uint64_t at, uint64_t size):
 def hash_of(data, expanded, int way):
     """The hash of whole stripes with an expanded key; `way`: 0 plainly, 1 with SSE2, 2 with AVX2, -1 the best here. For tests."""
     cdef const unsigned char[::1] stripes = data
-    cdef const unsigned char[::1] words = expanded
+    cdef const unsigned char[::1] words = aligned(expanded)
+    cdef const uint64_t* key = <const uint64_t*>&words[0]
     cdef penstock_hash hash
-    cdef Key key
-    assert len(stripes) % STRIPE_BYTES == 0 and len(words) == sizeof(key.words)
-    set_key(&key, &words[0])
-    if way > key.way:
+    assert len(stripes) % STRIPE_BYTES == 0 and len(words) == KEY_WORDS * 8
+    if way > best_way():
         raise NotImplementedError(f"way {way} is not there on this machine")
-    if way >= 0:
-        key.way = way
-    hash_start(&hash, key.words)
+    hash_start(&hash, key)
     if len(stripes):
-        hash_add(&hash, key.words, &stripes[0], len(stripes), key.way)
-    return hash_end(&hash, key.words)
+        hash_add(&hash, key, &stripes[0], len(stripes), way if way >= 0 else best_way())
+    return hash_end(&hash, key)

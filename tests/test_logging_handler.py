@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backpressure.buffer_manager import BufferManager
@@ -191,6 +191,9 @@ def elsewhere(seconds: float | None) -> time.struct_time:
     which=st.sampled_from(FORMATS),
     converters=st.lists(st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5),
 )
+# The sum that the converter makes is rounded to a second that its moments are not in.
+@example(moments=[-1.0, -1e-60], which=FORMATS[0], converters=[elsewhere] * 5)
+@example(moments=[0.5, 1 - 2**-53], which=FORMATS[0], converters=[elsewhere] * 5)
 def test_the_text_is_what_the_formatter_makes(moments: list[float], which: logging.Formatter, converters: list) -> None:
     handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
     handler.setFormatter(which)

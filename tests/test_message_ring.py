@@ -112,6 +112,18 @@ class RingMachine(RuleBasedStateMachine):
         self.ring.release(taken)
         assert taken.tolist() == before, "what was taken is a copy"
 
+    @precondition(lambda self: any(len(taken) > 1 for taken in self.held))
+    @rule(data=st.data())
+    def split_any(self, data: st.DataObject) -> None:
+        taken = data.draw(st.sampled_from([taken for taken in self.held if len(taken) > 1]))
+        self.held.remove(taken)
+        count = data.draw(st.integers(1, len(taken) - 1))
+        first, rest = self.ring.split(taken, count)
+        assert (first.tolist(), rest.tolist()) == (taken.tolist()[:count], taken.tolist()[count:])
+        assert (first.first_seq, rest.first_seq) == (taken.first_seq, taken.first_seq + count)
+        self.ring.release(taken)  # only the parts hold anything now
+        self.held += [first, rest]
+
     @invariant()
     def holds(self) -> None:
         if not hasattr(self, "ring"):
@@ -456,3 +468,23 @@ def fast_switching():
 @pytest.mark.usefixtures("fast_switching")
 def test_stress(producers: int, consumers: int, capacity: int) -> None:
     stress(producers, consumers, 12_000 // producers, capacity)
+
+
+def test_what_can_not_be_split_is_refused_and_left_as_it_is() -> None:
+    ring = MessageRing(1 << 12)
+    ring.push_many([b"a", b"b", b"c"])
+    taken = ring.take(3)
+    for count in (-1, 0, 3, 4):
+        with pytest.raises(ValueError, match="count must be from 1 to 2"):
+            ring.split(taken, count)
+    first, rest = ring.split(taken, 1)
+    with pytest.raises(ValueError, match="only what take"):
+        ring.split(taken, 1)
+    ring.release(rest)
+    with pytest.raises(ValueError, match="only what take"):
+        ring.split(rest, 1)
+    assert ring.used_bytes > 0
+    ring.release(first)
+    assert ring.used_bytes == 0
+    with pytest.raises(ValueError, match="only what take"):
+        ring.split(ring.pop_many(), 1)

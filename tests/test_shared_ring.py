@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -325,6 +326,60 @@ def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: 
     rest = A[3:] + Z
     assert as_sets(seen) == as_sets([A + Z, [*A[:2], *rest], rest])
     assert all(len(set(got)) == len(got) for got in seen)
+
+
+def test_the_release_of_a_part_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+    path = tmp_path / "ring"
+
+    def operation(ring: MessageRing) -> Callable[[], object]:
+        first, rest = ring.split(ring.take(4), 1)
+        middle, last = ring.split(rest, 2)
+        return lambda: (ring.release(middle), ring.release(first), ring.release(last))
+
+    seen = explore(path, attached(path, operation), 293)
+    rest = A[4:] + Z
+    assert as_sets(seen) == as_sets([A + Z, [*A[:1], *A[3:], *Z], [*A[3:], *Z], rest])
+    assert all(len(set(got)) == len(got) for got in seen)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_that_the_dead_had_released_never_come_again(tmp_path: Path, seed: int) -> None:
+    """Of takes over frames of any size, split anyhow, released in any order: what is left comes once, in order."""
+    path = tmp_path / "ring"
+    ring = MessageRing(1 << 16, path=path, first_seq=(1 << 32) - 20)
+    rng = random.Random(seed)
+    pushed = [b"%d" % i * rng.choice((1, 30)) for i in range(80)]
+    at = 0
+    while at < len(pushed):
+        at += ring.push_many(pushed[at : at + rng.choice((1, 1, 2, 5, 20))])
+    released: list[bytes] = []
+    for _ in range(rng.choice((1, 2, 4))):  # each of them takes what the one before left
+        reader, writer = os.pipe()
+
+        def work(writer: int = writer, rng: random.Random = rng) -> None:
+            mine = MessageRing.attach(path)
+            parts = [mine.take(rng.choice((1, 3, 10, 40))) for _ in range(rng.choice((1, 3)))]
+            for _ in range(rng.choice((0, 2, 10))):
+                part = parts.pop(rng.randrange(len(parts)))
+                parts += mine.split(part, rng.randrange(1, len(part))) if len(part) > 1 else [part]
+            rng.shuffle(parts)
+            for part in parts[: rng.randrange(len(parts) + 1)]:
+                mine.release(part)
+                os.write(writer, b"".join(message + b"\n" for message in part))
+
+        in_child(work)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            released += file.read().split()
+        rng = random.Random(rng.getrandbits(32))
+        time.sleep(_A_LOOK)
+    got: list[bytes] = []
+    while len(messages := ring.take_orphaned(rng.choice((1, 4, None)))):
+        got += messages
+        ring.release(messages)
+    assert got == sorted(got, key=pushed.index)
+    got += drain(ring)
+    assert sorted(got + released) == sorted(pushed)
 
 
 def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:

@@ -41,7 +41,7 @@ FLOORS = [
     },
     {"admission", "histogram", "stats", "lane", "durable_lane", "ring_salvage", "batch", "spill"},
     {
-        *("config", "intake", "single", "settings", "wakeup", "gathering", "spiller", "disk_tier"),
+        *("config", "intake", "single", "settings", "wakeup", "gathering", "spiller", "disk_tier", "turns", "notices"),
         *("buffer_manager", "aio"),
     },
     {"sinks", "sources", "testing", "testing_files", "metrics", "logging"},

@@ -17,16 +17,14 @@ forked child finds the buffer of its parent closed. No lock is held while a hand
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backpressure.adaptive_batch_manager import AdaptiveBatchManager
@@ -36,36 +34,20 @@ from backpressure.batch import Batch
 from backpressure.circuit_breaker import CircuitBreaker, State
 from backpressure.clock import Clock, MonotonicClock
 from backpressure.config import BufferConfig, WhenFull
-from backpressure.disk_tier import DiskTier, sum_disk_stats
-from backpressure.dispatcher import EventDispatcher
+from backpressure.disk_tier import DiskTier
 from backpressure.durable_lane import DurableLane
-from backpressure.errors import BufferClosed, NotNow
-from backpressure.events import (
-    BackpressureActivated,
-    BackpressureDeactivated,
-    BatchDeadLettered,
-    BatchRedelivered,
-    BatchSizeChanged,
-    BufferClosing,
-    CircuitStateChanged,
-    DiskStateChanged,
-    EmergencyEntered,
-    EmergencyLeft,
-    Event,
-    EventsDropped,
-    EventType,
-    RateChanged,
-    Tuned,
-)
+from backpressure.errors import BufferClosed
+from backpressure.events import EventType, Tuned
 from backpressure.flow_control_manager import FlowControlManager
 from backpressure.gathering import Gathering
 from backpressure.intake import EventSource, LineSource, Offer
 from backpressure.lane import Lane
 from backpressure.linger import FlushReason
-from backpressure.log_limiter import LogLimiter
+from backpressure.notices import Notices
 from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
 from backpressure.spill import DeadLetterStore
-from backpressure.stats import BufferStats
+from backpressure.stats import BufferStats, sum_lanes
+from backpressure.turns import Turns
 from backpressure.wakeup import Wakeup
 from ringbuf import MessageRing
 
@@ -74,21 +56,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BufferManager"]
 
-_log = logging.getLogger("backpressure")
-# Who changed what by hand: one line each, never limited.
-_audit = logging.getLogger("backpressure.audit")
-
 # The monitor is fed with depth and delay this often (seconds): often enough to see a spike begin, rarely enough to cost nothing.
 _TICK: Final = 0.02
 # A lane filled to this share counts as the configured depth, however few events that are.
 _HIGH_WATERMARK: Final = 0.8
-# A lane that was passed over this often in favour of more urgent ones is served next: delivery starves nobody for ever.
-_PATIENCE: Final = 31
 # A wait for the circuit, a retry or a token looks again at least this often (seconds): their times move.
 _LONGEST_WAIT: Final = 1.0
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
-
 
 _PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
 # What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so that no more goes than is needed.
@@ -119,12 +94,12 @@ class BufferManager:
         rng = rng if rng is not None else random.Random()
         self._now: Final = clock.now
         self._rng = rng
-        self._events = EventDispatcher()
-        self._few_lines = LogLimiter()
+        self._notices = Notices(clock.now)
+        self._events = self._notices.events
         self._breaker = CircuitBreaker(self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed)
         self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
-        self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._batch_size_changed)
-        self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._flow_changed)
+        self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._notices.batch_size_changed)
+        self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._notices.flow_changed)
         self._ready = Wakeup()
         self._room = Wakeup()
         self._disk: DiskTier | None = None
@@ -138,13 +113,13 @@ class BufferManager:
                 self.config,
                 make_room=self._drop_less_urgent,
                 moved=self._spilled,
-                failed=self._disk_changed,
+                failed=self._notices.disk_changed,
             )
             buffer_id = self._disk.directory.buffer_id.hex
             self._lanes = tuple(self._disk.lanes)
         #: Whose batches these are: part of each batch's id. Of a buffer with a directory it outlives the process.
         self.id: Final = buffer_id
-        self._passed_over = [0] * PRIORITY_LEVELS
+        self._turns: Final = Turns(self._lanes)
         self._gathering: Final = Gathering(
             self._lanes,
             limit=self._batching.linger,
@@ -153,16 +128,17 @@ class BufferManager:
             pressed=lambda: self._monitor.active,
         )
         self._next_tick = 0.0
-        self._pressed_since: float | None = None
-        self._pressed_for = 0.0
-        self._pressed_seen = 0.0  # what stats() said last
-        self._trips = 0
         self._closing = False
         self._closed = False
         self._close_lock = threading.Lock()
         _buffers.add(self)
         if self._disk is not None:
-            self._report_recovery(self._disk)
+            for lane in self._disk.lanes:
+                if lane.salvaged:
+                    self._notices.salvaged(lane.priority, lane.salvaged)
+                for first_seq, end_seq in lane.missing:
+                    self._notices.missing(lane.priority, first_seq, end_seq)
+            self._notices.recovered(self._resident(), self._disk.recovery_seconds)
             self._disk.spiller.start()
 
     # ------------------------------------------------------------ producers
@@ -247,14 +223,8 @@ class BufferManager:
         """Make room by dropping; whether that made any."""
         dropped = lane.drop_oldest(events, nbytes)
         if dropped:
-            self._log_dropped(lane.priority, self._few_lines.add(lane.priority, dropped, self._now()))
-        if dropped and self._events.wants(EventType.EVENTS_DROPPED):
-            self._events.emit(EventsDropped(at=self._now(), priority=lane.priority, events=dropped, reason="oldest"))
+            self._notices.dropped(lane.priority, dropped, "oldest")
         return dropped > 0
-
-    def _log_dropped(self, priority: int, events: int) -> None:
-        if events:
-            _log.warning("lane %d is full: its %d oldest events were dropped", priority, events)
 
     # ------------------------------------------------------------ consumers
 
@@ -291,7 +261,7 @@ class BufferManager:
         now = self._now()
         if now >= self._next_tick:
             self._tick(now)
-        lane = self._choose_lane(now)
+        lane = self._turns.choose(now)
         if lane is None:
             if self._closed:
                 raise BufferClosed("the buffer is closed and has nothing more to deliver")
@@ -332,36 +302,9 @@ class BufferManager:
         linger.left_at = now
         self._batching.flushed(reason)
         batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, filled=filled, taken_at=now)
-        if delivery.attempt > 1 and self._events.wants(EventType.BATCH_REDELIVERED):
-            self._events.emit(
-                BatchRedelivered(
-                    at=now,
-                    priority=batch.priority,
-                    first_seq=batch.first_seq,
-                    events=len(batch),
-                    attempt=batch.attempt,
-                    error=delivery.error,
-                )
-            )
+        if delivery.attempt > 1:
+            self._notices.redelivered(delivery)
         return batch
-
-    def _choose_lane(self, now: float) -> Lane | None:
-        """The most urgent lane that has something, unless another one has waited for too many turns."""
-        chosen: Lane | None = None
-        passed = self._passed_over
-        for lane in self._lanes:
-            if not lane.ready(now):
-                continue
-            if chosen is None:
-                chosen = lane
-            else:
-                passed[lane.priority - 1] += 1
-                if passed[lane.priority - 1] > _PATIENCE:
-                    chosen = lane
-                    break
-        if chosen is not None:
-            passed[chosen.priority - 1] = 0
-        return chosen
 
     def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
         """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
@@ -374,19 +317,15 @@ class BufferManager:
     def _deliverable(self) -> bool:
         """Whether a consumer has reason to look again: for a look before going to sleep."""
         now = self._now()
-        return self._closed or (any(lane.ready(now) for lane in self._lanes) and self._breaker.retry_after() == 0)
+        return self._closed or (self._turns.any_ready(now) and self._breaker.retry_after() == 0)
 
     def _pause(self) -> float:
         """How long a consumer can sleep before time alone could give it something to do."""
         now = self._now()
-        pauses = [_LONGEST_WAIT]
-        for lane in self._lanes:
-            retry_at = lane.retry_at()
-            if retry_at is not None:
-                pauses.append(retry_at - now)
-        if any(lane.ready(now) for lane in self._lanes):
-            pauses.append(self._breaker.retry_after())
-        return max(min(pauses), _SHORTEST_WAIT)
+        pause = min(_LONGEST_WAIT, self._turns.next_retry(now))
+        if self._turns.any_ready(now):
+            pause = min(pause, self._breaker.retry_after())
+        return max(pause, _SHORTEST_WAIT)
 
     def _settle(self, batch: Batch, ok: bool, error: BaseException | str | None) -> None:
         """What `Batch.ack` and `Batch.nack` call."""
@@ -405,16 +344,7 @@ class BufferManager:
             delivery.error = None if error is None else str(error) or type(error).__name__
             given_up = lane.nack(delivery, now + self._backoff(delivery.attempt))
             if given_up:
-                self._events.emit(
-                    BatchDeadLettered(
-                        at=now,
-                        priority=lane.priority,
-                        first_seq=delivery.messages.first_seq,
-                        events=given_up,
-                        attempts=delivery.attempt,
-                        error=delivery.error,
-                    )
-                )
+                self._notices.dead_lettered(delivery, given_up)
                 self._room.notify()
             batch.permit.failure(error if isinstance(error, BaseException) else None)
             self._monitor.observe(failed=events)
@@ -442,31 +372,9 @@ class BufferManager:
         for other in reversed(self._lanes[lane.priority :]):
             dropped = other.drop_oldest(_DROP_EVENTS, _DROP_BYTES, "priority")
             if dropped:
-                self._events.emit(
-                    EventsDropped(at=self._now(), priority=other.priority, events=dropped, reason="priority")
-                )
+                self._notices.dropped(other.priority, dropped, "priority")
                 return True
         return False
-
-    def _disk_changed(self, error: NotNow | None) -> None:
-        self._events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
-
-    def _report_recovery(self, disk: DiskTier) -> None:
-        for lane in disk.lanes:
-            if lane.salvaged:
-                _log.warning(
-                    "priority %d: %d events in memory when the machine went down were proved whole", lane.priority, lane.salvaged
-                )
-            for first, end in lane.missing:
-                _log.error(
-                    "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",
-                    lane.priority,
-                    first,
-                    end - 1,
-                )
-        recovered = self._resident()
-        if recovered:
-            _log.info("%d events from before are delivered first (found in %.3f s)", recovered, disk.recovery_seconds)
 
     def _left_behind(self) -> None:
         """In a forked child: the directory, the threads and the events are the parent's."""
@@ -508,43 +416,12 @@ class BufferManager:
         return pressure
 
     def _pressure_changed(self, pressure: Pressure) -> None:
-        now = self._now()
-        event: Event
         self._gathering.wakeup.notify()
-        if pressure.active:
-            self._pressed_since = now
-            event = BackpressureActivated(
-                at=now, signal=pressure.signal or "", value=pressure.value, threshold=pressure.threshold
-            )
-        else:
-            since, self._pressed_since = self._pressed_since, None
-            active_for = 0.0 if since is None else max(0.0, now - since)
-            self._pressed_for += active_for
-            cause = pressure.cause or ""
-            value = pressure.value if pressure.signal == cause else 0.0
-            event = BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value)
-        self._events.emit(event)
+        self._notices.pressure_changed(pressure)
 
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:
-        if new is State.OPEN:
-            self._trips += 1
-            if opened := self._few_lines.add("opened", 1, self._now()):
-                times = f" ({opened} times since the last such line)" if opened > 1 else ""
-                _log.warning("the circuit opened: %s%s", reason, times)
-        self._events.emit(CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason))
+        self._notices.circuit_changed(old, new, reason)
         self._ready.notify()
-
-    def _batch_size_changed(self, old: int, new: int, reason: str) -> None:
-        self._events.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
-
-    def _flow_changed(self, change: str, old: float, new: float) -> None:
-        now = self._now()
-        if change == "emergency_entered":
-            self._events.emit(EmergencyEntered(at=now, failure_rate=new))
-        elif change == "emergency_left":
-            self._events.emit(EmergencyLeft(at=now, active_for=new))
-        else:
-            self._events.emit(RateChanged(at=now, old=old, new=new))
 
     # ------------------------------------------------------------ seen and tuned
 
@@ -560,23 +437,19 @@ class BufferManager:
         """Set the admitted rate (events per second) at once. `by`: who, for the log and the event, which is returned."""
         old = self._flow.metrics().rate_limit
         self._flow.set_rate(rate)
-        return self._tuned("flow_control_rate", old, float(rate), by)
+        return self._notices.tuned("flow_control_rate", old, float(rate), by)
 
     def adjust_batch_size(self, size: int, *, by: str = "code") -> Tuned:
         """Set the batch size (events) at once; the adaptive law goes on from there. `by`: as above."""
         old = self._batching.batch_size
         self._batching.adjust(size)
-        return self._tuned("batch_size", old, size, by)
+        return self._notices.tuned("batch_size", old, size, by)
 
     def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
         """Close the circuit and forget its failures. `by`: as above."""
         old = self._breaker.state
         self._breaker.reset()
-        return self._tuned("circuit_breaker", old.name, State.CLOSED.name, by)
-
-    def _tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
-        _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
-        return self._events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
+        return self._notices.tuned("circuit_breaker", old.name, State.CLOSED.name, by)
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
         """Call `handler(event)` at each event of that type; returns a function that ends this.
@@ -602,47 +475,19 @@ class BufferManager:
     def stats(self) -> BufferStats:
         """A frozen snapshot of everything: see `BufferStats`."""
         now = self._now()
-        lanes = {lane.priority: lane.stats(now) for lane in self._lanes}
-        all_lanes = lanes.values()
-        rejected: Counter[str] = Counter()
-        dropped: Counter[str] = Counter()
-        for one in all_lanes:
-            rejected.update(one.rejected)
-            dropped.update(one.dropped)
-        since = self._pressed_since
-        # Read while another thread ends the pressure, the two parts may not fit: but a counter never goes back.
-        pressed = self._pressed_for + (0.0 if since is None else max(0.0, now - since))
-        self._pressed_seen = pressed = max(pressed, self._pressed_seen)
         return BufferStats(
             at=now,
-            offered=sum(one.offered for one in all_lanes),
-            accepted=sum(one.accepted for one in all_lanes),
-            rejected=MappingProxyType(dict(rejected)),
-            acked=sum(one.acked for one in all_lanes),
-            dead_lettered=sum(one.dead_lettered for one in all_lanes),
-            dropped=MappingProxyType(dict(dropped)),
-            resident=sum(one.resident for one in all_lanes),
-            waiting=sum(one.waiting for one in all_lanes),
-            in_flight=sum(one.in_flight for one in all_lanes),
-            retrying=sum(one.retrying for one in all_lanes),
-            redelivered=sum(one.redelivered for one in all_lanes),
-            batches_acked=sum(one.batches_acked for one in all_lanes),
-            batches_nacked=sum(one.batches_nacked for one in all_lanes),
-            used_bytes=sum(one.used_bytes for one in all_lanes),
-            capacity_bytes=sum(one.capacity_bytes for one in all_lanes),
-            oldest_age=max(one.oldest_age for one in all_lanes),
+            **sum_lanes([lane.stats(now) for lane in self._lanes]),
             backpressure_active=self._monitor.active,
-            backpressure_seconds=pressed,
-            circuit_trips=self._trips,
+            backpressure_seconds=self._notices.pressed_seconds(now),
+            circuit_trips=self._notices.trips,
             handler_errors=self._events.handler_errors,
             handler_overflows=self._events.overflows,
             closed=self._closed,
-            lanes=MappingProxyType(lanes),
             pressure=self._monitor.evaluate(),
             circuit_breaker=self._breaker.metrics(),
             batching=self._batching.metrics(),
             flow_control=self._flow.metrics(),
-            disk=sum_disk_stats(one.disk for one in all_lanes),
         )
 
     # ------------------------------------------------------------ the end
@@ -676,7 +521,7 @@ class BufferManager:
             if self._closed:
                 return self.stats()
             resident = self._resident()
-            self._events.emit(BufferClosing(at=self._now(), resident=resident))
+            self._notices.closing(resident)
             if resident and timeout != 0:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 while self._resident() and (deadline is None or time.monotonic() < deadline):
@@ -688,20 +533,15 @@ class BufferManager:
                 lost = sum(self._discard(lane) for lane in self._lanes)
             else:
                 for error in self._disk.close():
-                    _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
+                    self._notices.left_in_ring(error)
         self._ready.notify()
-        for priority, events in self._few_lines.rest().items():
-            if isinstance(priority, int):
-                self._log_dropped(priority, events)
-        self._events.end()
-        if lost:
-            _log.warning("buffer closed with %d events not delivered: they are lost", lost)
+        self._notices.closed(lost)
         return self.stats()
 
     def _discard(self, lane: Lane) -> int:
         lost = lane.discard("closed")
         if lost:
-            self._events.emit(EventsDropped(at=self._now(), priority=lane.priority, events=lost, reason="closed"))
+            self._notices.dropped(lane.priority, lost, "closed")
         return lost
 
     def _resident(self) -> int:

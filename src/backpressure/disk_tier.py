@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -17,9 +17,8 @@ from backpressure.errors import NotNow
 from backpressure.priority import PRIORITY_LEVELS
 from backpressure.spill import BufferDirectory, DeadLetterStore
 from backpressure.spiller import Spiller
-from backpressure.stats import DiskStats
 
-__all__ = ["DiskTier", "sum_disk_stats"]
+__all__ = ["DiskTier"]
 
 # How long (seconds) close() tries a disk that refuses: long enough for a passing fault. What stays in a ring is in its file.
 _CLOSE_PATIENCE: Final = 2.0
@@ -114,12 +113,3 @@ class DiskTier:
         if self.dead_letters is not None:
             self.dead_letters.close()
         self.directory.close()
-
-
-def sum_disk_stats(parts: Iterable[DiskStats | None]) -> DiskStats | None:
-    """Of all lanes together; None if they have none."""
-    found = [part for part in parts if part is not None]
-    if not found:
-        return None
-    names = [name for name in DiskStats.__slots__ if name != "durable_seq"]
-    return DiskStats(durable_seq=0, **{name: sum(getattr(part, name) for part in found) for name in names})

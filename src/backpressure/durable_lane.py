@@ -25,7 +25,7 @@ from collections import deque
 from typing import Final
 
 from backpressure.errors import FormatError, NotNow
-from backpressure.lane import Claim, Delivery, Held, Lane
+from backpressure.lane import Claim, Delivery, Lane
 from backpressure.ring_salvage import NUMBERS_JUMP, debt_of
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Lost, SpillConfig, SpillStore
 from backpressure.spill.files import Files, LocalFileSystem
@@ -144,8 +144,11 @@ class DurableLane(Lane):
             if skip == len(messages):
                 self.ring.release(messages)
                 continue
-            self._front.append(Claim(messages[skip:] if skip else messages, Held(self.ring, messages)))
-            self._front_events += len(messages) - skip
+            if skip:
+                stored, messages = self.ring.split(messages, skip)
+                self.ring.release(stored)
+            self._front.append(Claim(messages, messages))
+            self._front_events += len(messages)
 
     # ------------------------------------------------------------ to disk
 
@@ -174,7 +177,7 @@ class DurableLane(Lane):
                 return 0
             with self._lock:
                 self._count_from_ring(messages)
-                self._front.append(Claim(messages, Held(self.ring, messages)))
+                self._front.append(Claim(messages, messages))
                 self._front_events += len(messages)
         return self._store_front(pressure)
 
@@ -202,13 +205,25 @@ class DurableLane(Lane):
             self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
-                claim.stored = min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
                 self.ring.note_stored(self.store.end_seq)
-                if claim.stored == len(claim.messages) and claim.held is not None:
-                    claim.held.leave()
-                    claim.held = None
+                before, claim.stored = claim.stored, self._stored_of(claim)
+                claim.held = self._release_first(claim.held, claim.stored - before)
                 claim.moving = False
         return max(rest.nbytes, 1)
+
+    def _stored_of(self, claim: Claim) -> int:
+        return min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
+
+    def _release_first(self, held: Messages | None, count: int) -> Messages | None:
+        """Free the room of so many of them, which are on disk now; returns the others."""
+        if held is None or count == 0:
+            return held
+        if count == len(held):
+            self.ring.release(held)
+            return None
+        stored, rest = self.ring.split(held, count)
+        self.ring.release(stored)
+        return rest
 
     def _store_front(self, pressure: float) -> int:
         claim = self._front[0]
@@ -217,19 +232,17 @@ class DurableLane(Lane):
             self.store.append(messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
-                stored = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
                 self.ring.note_stored(self.store.end_seq)
+                stored = self._stored_of(claim)
                 if stored:
                     if self._disk_waiting == 0:
                         self._disk_next = messages.first_seq
                     self._disk_waiting += stored
                     self._front_events -= stored
-                    if stored == len(messages):
-                        self._front.popleft()
-                        if claim.held is not None:
-                            claim.held.leave()
-                    else:
-                        self._front[0] = Claim(messages[stored:], claim.held)
+                    self._front.popleft()
+                    rest = self._release_first(claim.held, stored)
+                    if rest is not None:
+                        self._front.appendleft(Claim(rest, rest))
         return max(messages.nbytes, 1)
 
     @property
@@ -271,10 +284,10 @@ class DurableLane(Lane):
             claim = self._front[0]
             count = _fitting(claim, max_events, max_bytes)
             if count < len(claim.messages):
-                if claim.held is not None:
-                    claim.held.claims += 1
-                claim = Claim(claim.messages[:count], claim.held)
-            return claim
+                with self._lock:
+                    self._front.popleft()
+                    self._front.extendleft(reversed(claim.split(self.ring, count)))
+            return self._front[0]
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
@@ -295,12 +308,8 @@ class DurableLane(Lane):
             self._disk_waiting -= count
             self._disk_next = self._next_seq
         elif self._front:
-            first = self._front[0]
             self._front_events -= count
-            if first is claim:
-                self._front.popleft()
-            else:
-                self._front[0] = Claim(first.messages[count:], first.held)
+            self._front.popleft()
         else:
             self._count_from_ring(claim.messages)
 
@@ -312,7 +321,7 @@ class DurableLane(Lane):
         if claim.stored:
             self.store.ack(claim.messages.first_seq, claim.stored)
         if claim.held is not None:
-            claim.held.leave()
+            self.ring.release(claim.held)
 
     def _waiting(self) -> int:
         return self._disk_waiting + self._front_events + self._in_ring()
@@ -352,7 +361,7 @@ class DurableLane(Lane):
         with self._taking, self._lock:  # not while it is being written
             self._take_back(delivery)
             self._batches_nacked += 1
-            for claim in delivery.claim.split():
+            for claim in delivery.claim.split(self.ring, len(delivery.messages) // 2):
                 # Each half has one attempt more.
                 half = Delivery(self, claim, delivery.attempt - 1, delivery.error)
                 half.out = False

@@ -37,41 +37,23 @@ class Claim:
 
     __slots__ = ("held", "messages", "moving", "stored")
 
-    def __init__(self, messages: Messages, held: Held | None, stored: int = 0) -> None:
+    def __init__(self, messages: Messages, held: Messages | None, stored: int = 0) -> None:
         self.messages = messages
-        #: What keeps their room in the ring; None: it is free, as they are on disk.
+        #: Those of them that the ring keeps for us; None: it keeps none, as they are on disk.
         self.held = held
         #: How many of them, from the front, are on disk.
         self.stored = stored
         #: Being written to disk at this moment: nobody may settle it meanwhile.
         self.moving = False
 
-    def split(self) -> tuple[Claim, Claim]:
-        """Two claims for the halves, in place of this one."""
-        middle = len(self.messages) // 2
-        if self.held is not None:
-            self.held.claims += 1
-        return (
-            Claim(self.messages[:middle], self.held, min(self.stored, middle)),
-            Claim(self.messages[middle:], self.held, max(self.stored - middle, 0)),
-        )
-
-
-class Held:
-    """What one take got of the ring, and how many claims there are on it; with the last one its room is free."""
-
-    __slots__ = ("claims", "messages", "ring")
-
-    def __init__(self, ring: MessageRing, messages: Messages) -> None:
-        self.ring = ring
-        self.messages = messages
-        self.claims = 1
-
-    def leave(self) -> None:
-        """One claim less."""
-        self.claims -= 1
-        if self.claims == 0:
-            self.ring.release(self.messages)
+    def split(self, ring: MessageRing, count: int) -> tuple[Claim, Claim]:
+        """Two claims in place of this one, the first for so many messages; what either settles the other does not wait for."""
+        first, rest = self.messages[:count], self.messages[count:]
+        if count <= self.stored:
+            return Claim(first, None, count), Claim(rest, self.held, self.stored - count)
+        assert self.held is not None
+        mine, others = ring.split(self.held, count - self.stored)
+        return Claim(first, mine, self.stored), Claim(rest, others)
 
 
 class Delivery:
@@ -301,7 +283,7 @@ class Lane:
     def _fetch(self, max_events: int, max_bytes: int) -> Claim | None:
         """The oldest events that nobody has had yet; under `_taking`, and to be counted by `_count_taken`."""
         messages = self.ring.take(max_events, max_bytes)
-        return Claim(messages, Held(self.ring, messages)) if len(messages) else None
+        return Claim(messages, messages) if len(messages) else None
 
     def _has_waiting(self) -> bool:
         # Without a lock.
@@ -315,7 +297,7 @@ class Lane:
     def _settle(self, claim: Claim) -> None:
         """Nothing of it is owed any more."""
         if claim.held is not None:
-            claim.held.leave()
+            self.ring.release(claim.held)
 
     def _waiting(self) -> int:
         return self.ring.next_seq - self._taken

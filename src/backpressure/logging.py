@@ -464,7 +464,9 @@ class _QuickFormat:
         kept_second, kept_converter, kept_pattern, text = self._kept
         if second != kept_second or converter is not kept_converter or pattern != kept_pattern:
             text = time.strftime(pattern, converter(record.created))
-            self._kept = (second, converter, pattern, text)
+            # Of these two it is known that they look at whole seconds only. One's own may round what it has added to.
+            if converter is time.localtime or converter is time.gmtime:
+                self._kept = (second, converter, pattern, text)
         if not datefmt and formatter.default_msec_format:
             text = formatter.default_msec_format % (text, record.msecs)
         record.asctime = text

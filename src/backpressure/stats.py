@@ -11,8 +11,11 @@ For each priority, and for the whole, at every moment:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
 from backpressure.adaptive_batch_manager import AdaptiveBatchMetrics
 from backpressure.admission import Admission
@@ -118,3 +121,34 @@ class BufferStats:
         assert self.offered == self.accepted + sum(self.rejected.values()), self
         out = self.acked + self.dead_lettered + sum(self.dropped.values())
         assert self.accepted == out + self.resident, self
+
+
+_SUMS: Final = (
+    "offered", "accepted", "acked", "dead_lettered", "resident", "waiting", "in_flight", "retrying", "redelivered",
+    "batches_acked", "batches_nacked", "used_bytes", "capacity_bytes",
+)  # fmt: skip
+
+
+def sum_lanes(lanes: Sequence[LaneStats]) -> dict[str, Any]:
+    """Those fields of BufferStats that follow from the lanes, by name."""
+    rejected: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for lane in lanes:
+        rejected.update(lane.rejected)
+        dropped.update(lane.dropped)
+    return {
+        **{name: sum(getattr(lane, name) for lane in lanes) for name in _SUMS},
+        "rejected": MappingProxyType(dict(rejected)),
+        "dropped": MappingProxyType(dict(dropped)),
+        "oldest_age": max(lane.oldest_age for lane in lanes),
+        "lanes": MappingProxyType({lane.priority: lane for lane in lanes}),
+        "disk": _sum_disk_stats(lane.disk for lane in lanes),
+    }
+
+
+def _sum_disk_stats(parts: Iterable[DiskStats | None]) -> DiskStats | None:
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    names = [name for name in DiskStats.__slots__ if name != "durable_seq"]
+    return DiskStats(durable_seq=0, **{name: sum(getattr(part, name) for part in found) for name in names})

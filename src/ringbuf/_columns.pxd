@@ -1,5 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from ringbuf._atomics cimport word
+
 cdef enum:
     NOGIL_BYTES = 256 * 1024  # copies from this size on let other threads run: they take longer than a hand-over costs
 
@@ -28,6 +30,11 @@ cdef class Spares:
     cdef void put(self, memory)
 
 
+# Of one take that was split: how many parts are not released yet.
+cdef class Parts:
+    cdef word left
+
+
 cdef class Messages:
     cdef readonly object data
     cdef readonly object offsets
@@ -41,6 +48,7 @@ cdef class Messages:
     cdef bint _held
     cdef int64_t _slot    # that speaks of them in a shared ring, or -1
     cdef uint64_t _epoch  # of the process that took them there
+    cdef Parts _parts     # that they are one of; or None
     # Where `data` lies, if it is to be used again.
     cdef object _memory
     cdef Spares _spares

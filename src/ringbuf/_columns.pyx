@@ -187,6 +187,11 @@ cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
 
 
 @cython.final
+cdef class Parts:
+    pass
+
+
+@cython.final
 cdef class Messages:
     """Messages as two columns: message i is data[offsets[i]:offsets[i + 1]].
 

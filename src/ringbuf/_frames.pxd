@@ -18,7 +18,7 @@ from ringbuf._atomics cimport (
 from ringbuf._columns cimport Column
 from ringbuf._cursor cimport (
     END_BITS, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Frame, Frames, FrameView, advance_tail, claim, free_granules,
-    make_read, nearest32, peek_frame, place_of, publish, release_part, tail_position,
+    make_read, nearest32, peek_frame, place_of, publish, read_mark, release_part, tail_position,
 )
 from ringbuf._seal cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, penstock_hash
 from ringbuf._slots cimport HELD, NOBODY, TURN_BITS, Slot, help_taker, prepare_take, set_state
@@ -205,6 +205,10 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
                 break  # numbers are missing, and those of one take follow each other
             before = end_of(f, &view, place - 1) if place > 0 else 0
             many = min(count - place, <uint64_t>max_messages - take.count)
+            if source.number != 0:
+                many = unreleased(f, &view, place, many)
+                if many == 0:
+                    break
             bytes = end_of(f, &view, place + many - 1) - before
             if <int64_t>(take.bytes + bytes) > max_bytes:
                 # The most messages that fit: their ends ascend.
@@ -230,6 +234,8 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
                 break
             position += view.granules
             place = 0
+        if source.number != 0 and take.count > 0:
+            pass_released(f, source, &position, &place)
         if take.count > 0:
             # A garbled frame could make up any size: see that it could be real before anyone allocates it.
             if take.bytes <= f.capacity * GRANULE and place < MAX_FRAME_MESSAGES:
@@ -238,6 +244,31 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
         # Nothing there, unless another consumer was faster and all that was read above is void.
         if load_acquire(source.read) == take.seen:
             return False
+
+
+cdef inline uint64_t unreleased(Frames* f, FrameView* view, uint64_t place, uint64_t most) noexcept nogil:
+    """How many of these messages, which a dead process had taken, it had not released: up to the first part that it had."""
+    cdef uint64_t i
+    for i in range(most):
+        if read_mark(f, view, place + i) != 0:
+            return i
+    return most
+
+
+cdef inline void pass_released(Frames* f, Source* source, uint64_t* position, uint64_t* place) noexcept nogil:
+    """Go on over parts that a dead process had released, so that what is left of its range begins with one that it had not."""
+    cdef FrameView view
+    cdef uint64_t mark
+    while <uint32_t>position[0] != <uint32_t>(source.end >> 32) or place[0] != place_of(source.end):
+        if not peek_frame(f, position[0], &view) or view.frame.count == 0:
+            return
+        mark = read_mark(f, &view, place[0])
+        if mark == 0 or place[0] + mark > view.frame.count:
+            return
+        place[0] += mark
+        if place[0] == view.frame.count:
+            position[0] += view.granules
+            place[0] = 0
 
 
 cdef inline bint win_take(Frames* f, Slot* slot, uint64_t who, Source* source, Take* take) noexcept nogil:
@@ -298,6 +329,19 @@ cdef inline void copy_out(Frames* f, Take* take, unsigned char* data, int64_t* o
         left -= many
         position += view.granules
         place = 0
+
+
+cdef inline void walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t count) noexcept nogil:
+    """Go on by so many messages of a range that nobody has released any of."""
+    cdef FrameView view
+    while count > 0:
+        peek_frame(f, position[0], &view)
+        if place[0] + count < view.frame.count:
+            place[0] += count
+            return
+        count -= view.frame.count - place[0]
+        position[0] += view.granules
+        place[0] = 0
 
 
 cdef inline void release_messages(Frames* f, uint64_t position, uint64_t place, uint64_t count) noexcept nogil:

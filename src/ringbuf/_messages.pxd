@@ -29,6 +29,8 @@ cdef class Port:
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef int _release(self, Messages messages) except -1
+    cdef _split(self, Messages messages, Py_ssize_t count)
+    cdef int _check_epoch(self, Messages messages) except -1
     cdef int _sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1
     cdef int _fileno(self) except -1
     cdef int _call(self, Bell* bell) except -1

@@ -20,15 +20,18 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
-from ringbuf._atomics cimport exchange_total, load_acquire, load_relaxed, store_relaxed, store_release, store_total, word
+from ringbuf._atomics cimport (
+    exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, store_total,
+    word,
+)
 from ringbuf._bell cimport Bell, barrier, before_sleep, futex_wait, futex_wake, wanted
-from ringbuf._columns cimport NOGIL_BYTES, Column, Gathered, Messages, Spares, new_messages, text_of
+from ringbuf._columns cimport NOGIL_BYTES, Column, Gathered, Messages, Parts, Spares, new_messages, text_of
 from ringbuf._cursor cimport (
     FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
     nearest32, peek_frame, place_of, read_mark, rewind, tail_position,
 )
 from ringbuf._frames cimport (
-    Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, win_take,
+    Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
 )
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
@@ -237,19 +240,48 @@ cdef class Port:
     cdef int _release(self, Messages messages) except -1:
         if not messages._held:
             return 0
-        if self._participant is not None and messages._epoch != self._participant.epoch:
-            raise RuntimeError("these messages were taken before a fork, and belong to the parent process")
+        self._check_epoch(messages)
         messages._held = False
         release_messages(&self._frames, messages._position, messages._place, messages._count)
         cdef Slot* slot = NULL
-        if messages._slot >= 0:
-            slot = &self._frames.desk.slots[messages._slot]
-            set_state(slot, FREE)
-        rewind(&self._frames, slot, REWIND_GRANULES)
-        if messages._slot >= 0:
-            self._participant.give_back(messages._slot)
+        # The slot speaks of the whole take: until its last part is released it can not serve for anything else.
+        if messages._parts is None or fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
+            if messages._slot >= 0:
+                slot = &self._frames.desk.slots[messages._slot]
+                set_state(slot, FREE)
+            rewind(&self._frames, slot, REWIND_GRANULES)
+            if messages._slot >= 0:
+                self._participant.give_back(messages._slot)
         if wanted(&self._frames.cursors.room):
             self._call(&self._frames.cursors.room)
+        return 0
+
+    cdef _split(self, Messages messages, Py_ssize_t count):
+        cdef Messages first, rest
+        if not messages._held:
+            raise ValueError("only what take() returned and was not released can be split")
+        if not 0 < count < messages._count:
+            raise ValueError(f"count must be from 1 to {messages._count - 1}, so that both parts have messages, not {count}")
+        self._check_epoch(messages)
+        first, rest = messages[:count], messages[count:]
+        if messages._parts is None:
+            messages._parts = Parts()
+            store_relaxed(&messages._parts.left, 2)
+        else:
+            fetch_add_relaxed(&messages._parts.left, 1)
+        first._position = rest._position = messages._position
+        first._place = rest._place = messages._place
+        walk(&self._frames, &rest._position, &rest._place, count)
+        first._slot = rest._slot = messages._slot
+        first._epoch = rest._epoch = messages._epoch
+        first._parts = rest._parts = messages._parts
+        messages._held = False
+        first._held = rest._held = True
+        return first, rest
+
+    cdef int _check_epoch(self, Messages messages) except -1:
+        if self._participant is not None and messages._epoch != self._participant.epoch:
+            raise RuntimeError("these messages were taken before a fork, and belong to the parent process")
         return 0
 
     # ---------------------------------------------------------------- waiting
@@ -613,6 +645,14 @@ cdef class MessageRing(Port):
         """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
         self._release(messages)
 
+    def split(self, Messages messages not None, Py_ssize_t count):
+        """Two parts of what `take` returned: the first `count` messages, and the others, each to be released by itself.
+
+        The parts share the memory of `messages`, which is released through them only. ValueError where it was released, or
+        where a part would be empty. If this process dies, only parts that it had not released are delivered again.
+        """
+        return self._split(messages, count)
+
     def _memory_view(self):
         """The memory for frames, as it is. For tests."""
         cdef size_t start = <size_t>self._frames.data - <size_t>self._memory.ctypes.data
@@ -709,6 +749,10 @@ cdef class MessageConsumer(Port):
     def release(self, Messages messages not None):
         """As MessageRing.release."""
         self._release(messages)
+
+    def split(self, Messages messages not None, Py_ssize_t count):
+        """As MessageRing.split."""
+        return self._split(messages, count)
 
     def __reduce__(self):
         raise TypeError("a MessageConsumer is live shared state and can not be copied or pickled")

@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ringbuf import MessageRing, Messages, SharedFileError
+from backpressure.ring_salvage import RingDebt, debt_of
+from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._shared_file import boot_id, read_header
 
-__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events"]
+__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events", "salvage_ring"]
 
 _PAGE: Final = 4096
 _GRANULE: Final = 64
@@ -51,7 +52,7 @@ class RingLook:
     capacity_bytes: int = 0
     used_bytes: int = 0  #: not free: waiting, or taken and not acked
     next_seq: int | None = None  #: the number that the next event gets; None: nothing says so
-    from_before_reboot: bool = False  #: then nothing in it can be proved whole, and the next start drops it
+    from_before_reboot: bool = False  #: then only what checksums prove whole is delivered: see salvage_ring
     #: Why a buffer can not use it, or None.
     damage: str | None = None
     #: A header that is not of this format, which a later release may have written.
@@ -123,6 +124,15 @@ def _read_positions(fd: int, at: int, granules: int) -> tuple[int, int] | None:
         if granules <= tail and 0 <= _nearest32(read >> 32, tail) - tail <= used <= granules:
             return used, _nearest32(write, sequence)
     return None
+
+
+def salvage_ring(look: RingLook, end_seq: int) -> tuple[Salvage, RingDebt]:
+    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the next start will deliver, and what is lost.
+
+    Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
+    """
+    found = salvage(look.path)
+    return found, debt_of(found, end_seq)
 
 
 def ring_events(look: RingLook) -> Iterator[Messages]:

@@ -146,6 +146,36 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     assert seal == slow_hash(bytes(frame), bytes(key))
 
 
+def test_seals_of_large_frames_are_what_python_says(path: Path) -> None:
+    """Of one that lies in one piece, and of one that runs over the end of the memory."""
+    granules = 2048
+    ring = MessageRing(granules * 64, path=path, checksums=True)
+    rng = random.Random(4)
+    ran_over = []
+    for sizes in ([200] * 300, [70_000], [0] * 4096, [200] * 300):
+        first = ring.next_seq
+        assert ring.used_bytes == 0
+        messages = [rng.randbytes(size) for size in sizes]
+        assert ring.push_many(messages) == len(messages)
+        raw = path.read_bytes()
+        length = struct.unpack_from("<I", raw, 56)[0]
+        _, key = layout_of("", json.loads(raw[60 : 60 + length]), len(raw) - 4096)
+        assert key is not None
+        memory = raw[data_of(path, granules) :]
+        (write,) = struct.unpack_from("<Q", raw, 4096 + positions_offset())
+        size = ring.used_bytes
+        at = (write >> 32) % granules * 64 - size
+        span = bytearray(memory[at:] + memory[: at + size] if at < 0 else memory[at : at + size])
+        ran_over.append(at < 0)
+        assert struct.unpack_from("<QI", span) == (first, len(messages))
+        (seal,) = struct.unpack_from("<Q", span, size - 8)
+        span[-8:] = bytes(8)
+        assert seal == slow_hash(bytes(span), bytes(key))
+        assert contents(salvage(path), first) == dict(enumerate(messages, first))
+        assert ring.pop_many().tolist() == messages
+    assert ran_over == [False, True, False, False]
+
+
 def test_a_ring_with_checksums_is_a_ring(path: Path) -> None:
     ring = MessageRing(4096, path=path, checksums=True)
     rng = random.Random(5)

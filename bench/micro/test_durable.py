@@ -102,7 +102,10 @@ def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) 
         benchmark.pedantic(through, args=(sealed, chunks, 5), rounds=3)
         if benchmark.disabled:
             return
-        rounds = [[seconds(lambda b=buffer: through(b, chunks, 5)) for buffer in (memory, sealed, plain)] for _ in range(ROUNDS * 3)]
+        rounds = [
+            [seconds(lambda b=buffer: through(b, chunks, 5)) for buffer in (memory, sealed, plain)]  # type: ignore[misc]
+            for _ in range(ROUNDS * 3)
+        ]
     with_them = statistics.median(alone / sealed for alone, sealed, _ in rounds)
     without = statistics.median(alone / plain for alone, _, plain in rounds)
     benchmark.extra_info.update(with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9)

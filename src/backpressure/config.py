@@ -58,8 +58,8 @@ class BufferConfig:
     durability: which faults what was accepted survives; for a buffer with a directory.
     sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an add under COMMIT waits for the next one.
     max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
-    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer with a directory: what was in memory when the
-        power went is then delivered as far as it reached the disk whole. Else it is lost as a whole.
+    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer with a directory: what was in memory when
+        the power went is then delivered as far as it reached the disk whole. Else it is lost as a whole.
     spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
     retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next.

@@ -362,8 +362,8 @@ cdef class MessageRing(Port):
         it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
         what one has taken and not released when it dies, is delivered again.
     first_seq: the number that the first message of a new ring gets.
-    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can tell
-        what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
+    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
+        tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -428,7 +428,7 @@ cdef class MessageRing(Port):
 
     @staticmethod
     def needs_salvage(path):
-        """Whether the file was made by another run of the kernel: then some of what was put into it may never have reached the disk.
+        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk.
 
         Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is proved whole. Raises as attach() does.
         """
@@ -502,10 +502,10 @@ cdef class MessageRing(Port):
         return self._frames.key != NULL
 
     def note_stored(self, seq):
-        """Note in the ring's memory that the messages below `seq` are on disk: before the first of them is released for that reason.
+        """Note in the ring's memory that the messages below `seq` are on disk: before one of them is released for that reason.
 
-        For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For one
-        thread at a time.
+        For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
+        one thread at a time.
         """
         store_release(&self._frames.cursors.stored, <uint64_t>seq)
         store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
@@ -966,7 +966,7 @@ cdef object first_positions(uint64_t granules, uint64_t first_seq):
 
 
 def layout_of(path, meta, body_bytes):
-    """From a file's header: the capacity in granules, and the key of sealed frames or None. SharedFileError where it is damaged."""
+    """From a file's header: the capacity in granules, and the key of sealed frames or None. SharedFileError: it is damaged."""
     granules, secret, key = meta.get("granules"), meta.get("secret"), None
     if not isinstance(granules, int) or granules < MIN_GRANULES or granules & (granules - 1) or granules > MAX_GRANULES:
         raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")

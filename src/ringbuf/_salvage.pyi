@@ -6,6 +6,10 @@ from typing_extensions import Buffer as _Buffer
 
 from ringbuf._columns import Messages
 
+MAX_SEQ: int
+PAGE: int
+PIECE_BYTES: int
+
 @final
 class Salvage:
     def __init__(self, *args: object, **kwargs: object) -> NoReturn: ...

@@ -3,8 +3,8 @@
 
 The file is only read. Of each of its pages and sectors it may hold any state that there ever was, so
 
- 1. Index and `read` are not looked at. Frames are found by their seals, wherever they lie, and a frame counts as a whole or not at
-    all. Of two that overlap, the one with the higher position was written over the other.
+ 1. Index and `read` are not looked at. Frames are found by their seals, wherever they lie, and a frame counts as a whole or not
+    at all. Of two that overlap, the one with the higher position was written over the other.
  2. The words about the tail lie in one sector, and are true of some moment: what was released then stays released. Each has a
     mirror; where the two differ, `settled` is the lower one and `stored` the higher one, which at worst gives a message again.
  3. The write position is no more than a hint: what is found whole behind it counts, and whether numbers behind it were given out
@@ -146,7 +146,7 @@ def salvage(path):
     """Find what can be proved whole in the file of a MessageRing that nobody has open; returns a Salvage.
 
     For a file from before a reboot, or from another host. It is left as it is: a new ring, with a `first_seq` far above
-    `next_seq`, is what goes on. Takes as much memory as the ring has capacity. Raises OSError, and SharedFileError as attach() does.
+    `next_seq`, is what goes on. Takes as much memory as the ring has capacity. Raises OSError, and SharedFileError as attach().
     """
     cdef Salvage found = Salvage.__new__(Salvage)
     found.path = os.fspath(path)
@@ -174,7 +174,7 @@ def salvage(path):
 
 
 cdef object find_sealed(Salvage found):
-    """Position, first number, count and granules of all frames with a right seal, also of those that lie in another one's payload."""
+    """Position, first number, count and granules of all frames with a right seal, also of those within another one's payload."""
     cdef Frames* f = &found._frames
     cdef uint64_t slot = 0, most = 1024, n
     cdef uint64_t[:, ::1] into
@@ -214,7 +214,9 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     cdef penstock_hash hash
     cdef unsigned char[CHUNK_BYTES] chunk
     cdef uint32_t* ends
-    if count == 0 or count > MAX_FRAME_MESSAGES or frame.check != header_check(f.key, frame.first_seq, count, frame.payload, slot):
+    if count == 0 or count > MAX_FRAME_MESSAGES:
+        return False
+    if frame.check != header_check(f.key, frame.first_seq, frame.count, frame.payload, slot):
         return False
     granules = frame_granules(f, count, frame.payload)
     if granules > f.capacity or frame.first_seq > <uint64_t>-1 - count:
@@ -250,11 +252,11 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
 
 
 cdef object sort_out(found, uint64_t granules):
-    """Of frames that overlap in memory the latest, ascending. Their numbers ascend with their positions, as both are claimed at once."""
+    """Of frames that overlap in memory the latest, ascending. Numbers ascend with positions, as both are claimed at once."""
     cdef uint64_t[:, ::1] frames = np.ascontiguousarray(found[np.argsort(found[:, 0])])
     cdef unsigned char[::1] covered = np.zeros(granules, np.uint8)
     cdef unsigned char[::1] kept = np.zeros(len(found), np.uint8)
-    cdef uint64_t lowest = <uint64_t>-1, slot, n
+    cdef uint64_t lowest = <uint64_t>-1, n
     cdef Py_ssize_t i
     cdef bint free
     for i in range(frames.shape[0] - 1, -1, -1):

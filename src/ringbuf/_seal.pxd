@@ -5,8 +5,8 @@ says enough of itself to be found without index or positions, and to be told fro
 
     header    first number, count, payload | mark | check: 32 bits over the first three and the granule that it lies on
     ...       ends, payloads, zeros up to the trailer
-    trailer   position: the whole one, which the header's granule has the low bits of | seal: 64 bits over all granules of the frame,
-              with zeros for what changes later, the marks, and for itself. The last 16 bytes of the last granule.
+    trailer   position: the whole one, which the header's granule has the low bits of | seal: 64 bits over all granules of the
+              frame, with zeros for what changes later, the marks, and for itself. The last 16 bytes of the last granule.
 
 Both are keyed with random numbers from the file's header. So what a payload holds is never taken for a frame by chance or by
 design; who can read the file may put a true copy of an older frame into a payload, and gives it away by its position: where two
@@ -20,8 +20,8 @@ and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + s
 also where a factor is zero. Between blocks each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P.
 In the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet) accumulates, but that the whole secret is
 random, and what it adds are the products of NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
-tests/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on a Zen core: 39 GB/s with AVX2, 27 with SSE2, 9
-without either; three streams of CRC32C reach 24, a hash of 128-bit products 23, memcpy 43.
+tests/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on a Zen core: 53 GB/s with AVX2, 32 with SSE2, 11
+without either; three streams of CRC32C reach 26, a hash of 128-bit products 23 (bench/results/2026-11-25-checksums.md).
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -235,7 +235,9 @@ cdef extern from * nogil:
     uint64_t fold "penstock_fold"(uint64_t a, uint64_t b) noexcept
     uint64_t avalanche "penstock_avalanche"(uint64_t h) noexcept
     void hash_start "penstock_hash_start"(penstock_hash* h, const uint64_t* key) noexcept
-    void hash_add "penstock_hash_add"(penstock_hash* h, const uint64_t* key, const unsigned char* data, size_t n, int way) noexcept
+    void hash_add "penstock_hash_add"(
+        penstock_hash* h, const uint64_t* key, const unsigned char* data, size_t n, int way
+    ) noexcept
     uint64_t hash_end "penstock_hash_end"(penstock_hash* h, const uint64_t* key) noexcept
 
 
@@ -253,4 +255,5 @@ cdef inline uint32_t header_check(
     const uint64_t* key, uint64_t first_seq, uint32_t count, uint32_t payload, uint64_t granule
 ) noexcept nogil:
     """`granule`: where in the memory, not on the line."""
-    return <uint32_t>avalanche(fold(first_seq ^ key[HEADER_WORD], (<uint64_t>count << 32 | payload) ^ key[HEADER_WORD + 1]) + granule)
+    cdef uint64_t lengths = <uint64_t>count << 32 | payload
+    return <uint32_t>avalanche(fold(first_seq ^ key[HEADER_WORD], lengths ^ key[HEADER_WORD + 1]) + granule)

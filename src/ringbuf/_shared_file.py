@@ -88,8 +88,8 @@ class SharedFile:
     ) -> SharedFile:
         """Make the file, with a body of `size` bytes: zero but for `start`, an offset and what is there.
 
-        durable: header and start are on the disk when this returns; the name is the caller's business. FileExistsError where there
-        is a file.
+        durable: header and start are on the disk when this returns; the name is the caller's business. FileExistsError where
+        there is a file.
         """
         _need_linux()
         name = os.fspath(path)

@@ -9,6 +9,7 @@ Prints the seed of the first life that broke a promise; that seed alone repeats 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import struct
@@ -170,7 +171,7 @@ class Life:
         end_seq = self.rng.choice((self.durable, self.stored))
         debt = debt_of(found, end_seq)
         ranges = sorted((*debt.whole, *debt.missing))
-        for (_, before), (after, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, before), (after, _) in itertools.pairwise(ranges):
             assert before <= after, "ranges overlap"
         assert all(first < end for first, end in ranges)
         delivered = {seq for first, end in debt.whole for seq in range(first, end)}

@@ -1,7 +1,7 @@
 """`penstock verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
 
-Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say whether
-they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
+Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say
+whether they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
 """
 
 from __future__ import annotations

@@ -123,7 +123,6 @@ class BufferConfig:
             ("durability", self.durability, Durability.PROCESS),
             ("max_disk_bytes", self.max_disk_bytes, None),
             ("max_attempts", self.max_attempts, None),
-            ("ring_checksums", self.ring_checksums, True),
         ):
             if value != default:
                 raise ConfigError(name, f"needs a directory: give one, or leave it {default!r}")

@@ -6,8 +6,10 @@ import asyncio
 import gc
 import logging
 import random
+import sys
 import threading
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from backpressure import (
     WhenFull,
 )
 from backpressure.testing import FakeClock
+from ringbuf import MessageRing
 
 SMALL = BufferConfig(lane_bytes=4096)
 EVENT = b"x" * 1000
@@ -528,6 +531,40 @@ def test_a_cancelled_wait_leaves_the_books_right() -> None:
         assert len(batch) == 4
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------- the books
+
+
+class BusyRing:
+    """A ring into which somebody pushes whenever anybody looks how far it has come."""
+
+    def __init__(self, ring: MessageRing) -> None:
+        self._ring = ring
+
+    @property
+    def next_seq(self) -> int:
+        self._ring.try_push(b"one more")
+        return self._ring.next_seq
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._ring, name)
+
+
+on_linux = [pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"), pytest.mark.platform]
+
+
+@pytest.mark.parametrize("in_a_directory", [False, pytest.param(True, marks=on_linux)])
+def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory: bool) -> None:
+    buffer = BufferManager(BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer" if in_a_directory else None))
+    lane = buffer._lanes[2]
+    lane.ring = BusyRing(lane.ring)  # type: ignore[assignment]
+    for _ in range(10):
+        buffer.stats().check()
+    assert buffer.stats().lanes[3].accepted > 10
+    lane.ring = lane.ring._ring
+    assert len(drained(buffer)) == buffer.stats().accepted
+    buffer.close()
 
 
 # ---------------------------------------------------------------- the model

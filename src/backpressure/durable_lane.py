@@ -253,8 +253,8 @@ class DurableLane(Lane):
 
     def _durable_seq(self) -> int:
         # Looked at first: what is pushed meanwhile has higher numbers.
-        in_ring = [self.ring.next_seq]
-        if self._in_ring():
+        in_ring = [next_seq := self.ring.next_seq]
+        if self._in_ring(next_seq):
             in_ring.append(self._ring_next)
         in_ring += [claim.messages.first_seq for claim in self._front]
         in_ring += [
@@ -299,7 +299,7 @@ class DurableLane(Lane):
             return False
         # What moves from one tier to another is in neither for a moment.
         with self._lock:
-            return self._waiting() > 0
+            return self._waiting(self.ring.next_seq) > 0
 
     def _count_taken(self, claim: Claim) -> None:
         count = len(claim.messages)
@@ -323,15 +323,15 @@ class DurableLane(Lane):
         if claim.held is not None:
             self.ring.release(claim.held)
 
-    def _waiting(self) -> int:
-        return self._disk_waiting + self._front_events + self._in_ring()
+    def _waiting(self, next_seq: int) -> int:
+        return self._disk_waiting + self._front_events + self._in_ring(next_seq)
 
-    def _in_ring(self) -> int:
+    def _in_ring(self, next_seq: int) -> int:
         """Events in the ring that nobody has had: what was there at the start, and what came since."""
-        return self._ring_waiting + self.ring.next_seq - self._ring_start - self._taken
+        return self._ring_waiting + next_seq - self._ring_start - self._taken
 
-    def _accepted(self) -> int:
-        return self._recovered + self.ring.next_seq - self._ring_start
+    def _accepted(self, next_seq: int) -> int:
+        return self._recovered + next_seq - self._ring_start
 
     def _disk_stats(self) -> DiskStats:
         stats = self.store.stats()

@@ -238,12 +238,12 @@ class Lane:
     def resident(self) -> int:
         """Events accepted and neither acked, dropped nor dead."""
         with self._lock:
-            return self._waiting() + self._in_flight + self._retrying
+            return self._waiting(self.ring.next_seq) + self._in_flight + self._retrying
 
     def waiting(self) -> int:
         """Events that were never delivered."""
         with self._lock:
-            return self._waiting()
+            return self._waiting(self.ring.next_seq)
 
     def oldest_age(self, now: float) -> float:
         """Seconds that the oldest waiting event has waited, to the interval of the marks; 0.0 where none waits."""
@@ -253,7 +253,8 @@ class Lane:
     def stats(self, now: float) -> LaneStats:
         with self._lock:
             self._collect_abandoned()
-            accepted, waiting = self._accepted(), self._waiting()
+            next_seq = self.ring.next_seq  # once: producers do not stand still while we look
+            accepted, waiting = self._accepted(next_seq), self._waiting(next_seq)
             return LaneStats(
                 priority=self.priority,
                 offered=accepted + self._rejected.total(),
@@ -299,11 +300,12 @@ class Lane:
         if claim.held is not None:
             self.ring.release(claim.held)
 
-    def _waiting(self) -> int:
-        return self.ring.next_seq - self._taken
+    def _waiting(self, next_seq: int) -> int:
+        """Events that nobody has had, of those below `next_seq`."""
+        return next_seq - self._taken
 
-    def _accepted(self) -> int:
-        return self.ring.next_seq
+    def _accepted(self, next_seq: int) -> int:
+        return next_seq
 
     def _disk_stats(self) -> DiskStats | None:
         return None
@@ -331,7 +333,7 @@ class Lane:
         marks = self._marks
         while len(marks) > 1 and marks[1][0] <= self._next_seq:
             marks.popleft()
-        if not marks or self._waiting() == 0:
+        if not marks or self._waiting(self.ring.next_seq) == 0:
             marks.clear()
             return 0.0
         return max(0.0, now - marks[0][1])

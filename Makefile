@@ -98,6 +98,7 @@ torture: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.kill_records --kills $(call scaled,1000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.kill_buffer --cycles $(call scaled,10000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.power_loss --images $(call scaled,20000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.ring_images --images $(call scaled,20000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.io_errors --seeds $(call scaled,20)
 
 lint: .venv-lint/.installed

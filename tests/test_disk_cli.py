@@ -551,17 +551,38 @@ def test_positions_without_sense_are_damage(penstock: Any, killed: Any) -> None:
     open_buffer(path).close(timeout=0)
 
 
-def test_a_ring_from_before_a_reboot_is_said_to_be_one(penstock: Any, killed: Any, tmp_path: Path) -> None:
-    path, _ = killed
-    ring = path / "lane-3" / "ring"
+def test_of_a_ring_from_before_a_reboot_what_is_whole(penstock: Any, tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    with BufferManager(BufferConfig(directory=path, lane_bytes=1 << 16, ring_checksums=True)) as buffer:
+        events = [b"%03d" % i + b"z" * 100 for i in range(200)]
+        for event in events:
+            assert buffer.add_events([event], priority=2).accepted == 1
+        kill(buffer)
+    ring = path / "lane-2" / "ring"
     data = bytearray(ring.read_bytes())
     data[40:56] = bytes(16)  # the boot id
     length = struct.unpack_from("<I", data, 56)[0]
     struct.pack_into("<I", data, 60 + length, zlib.crc32(data[: 60 + length]))
     ring.write_bytes(data)
-    assert json.loads(penstock("inspect", path, "--json")[1])["lanes"][2]["ring"]["state"] == "from before a reboot"
+    before = fingerprint(path)
+    whole = json.loads(penstock("inspect", path, "--json")[1])["lanes"][1]["ring"]
+    assert (whole["state"], whole["events"], whole["lost"]) == ("from before a reboot", 200, [])
+    assert "200 events are whole and owed" in penstock("inspect", path)[1]
+    assert penstock("verify", path)[0] == 0
     code, _, err = penstock("export", path, "--to", tmp_path / "out")
-    assert (code, "from before a reboot" in err) == (1, True)
+    assert (code, (tmp_path / "out").read_bytes()) == (0, b"".join(event + b"\n" for event in events))
+    assert "200 events of a ring from before a reboot are whole" in err
+    assert fingerprint(path) == before
+    data[data.index(b"123zzz")] ^= 1
+    ring.write_bytes(data)
+    torn = json.loads(penstock("inspect", path, "--json")[1])["lanes"][1]["ring"]
+    assert (torn["events"], torn["lost"]) == (199, [{"first_seq": 123, "last_seq": 123, "events": 1}])
+    assert "numbers 123 to 123 are lost" in penstock("inspect", path)[1]
+    code, out, _ = penstock("verify", path)
+    assert (code, "LOST 1 events, numbers 123 to 123: in memory when the machine went down" in out) == (1, True)
+    code, _, err = penstock("export", path, "--to", tmp_path / "out", "--json")
+    assert code == 1
+    assert (tmp_path / "out").read_bytes() == b"".join(event + b"\n" for event in events[:123] + events[124:])
 
 
 def test_a_damaged_manifest_and_a_damaged_record(penstock: Any, killed: Any) -> None:

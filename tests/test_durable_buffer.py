@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from backpressure import (
     FormatError,
     WhenFull,
 )
-from backpressure.spill import LocalFileSystem, SpillConfig
+from backpressure.spill import LocalFileSystem, SpillConfig, SpillStore
 from backpressure.testing import FakeClock, FaultyFileSystem
 
 pytestmark = [
@@ -204,18 +206,156 @@ def test_a_damaged_ring_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_ring_from_before_a_reboot_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    buffer = open_buffer(tmp_path)
+# ---------------------------------------------------------------- a ring under another boot id
+
+
+@pytest.fixture
+def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After each call what was there before is from another run of the kernel."""
+    boots = itertools.count(1)
+
+    def reboot() -> None:
+        boot = b"boot id %8d" % next(boots)
+        monkeypatch.setattr("ringbuf._messages.boot_id", lambda: boot)
+        monkeypatch.setattr("ringbuf._shared_file.boot_id", lambda: boot)
+        monkeypatch.setattr("ringbuf._ring_look.boot_id", lambda: boot)
+
+    return reboot
+
+
+def test_a_ring_that_comes_back_whole_after_a_reboot(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+    buffer = open_buffer(tmp_path, ring_checksums=True)
+    add_all(buffer, numbered(10))
+    buffer.flush()
+    buffer.add_events([b"only in memory"])
+    batch = buffer.get_batch(3)
+    assert batch is not None
+    crash(buffer)
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=True)
+    assert drain(again) == [*numbered(10), b"only in memory"]
+    assert "priority 3: 1 events in memory when the machine went down are whole" in caplog.text
+    assert "are lost" not in caplog.text
+    first_seq = again.add_events([b"new"]).first_seq
+    assert first_seq is not None
+    assert first_seq >= 1 << 40, "no number is given twice, whatever was given out and never reached the disk"
+    crash(again)
+    once_more = open_buffer(tmp_path, ring_checksums=True)
+    assert drain(once_more) == [b"new"], "and then it is a ring as any other"
+    once_more.close()
+
+
+def test_without_checksums_a_ring_from_before_a_reboot_is_lost(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+    buffer = open_buffer(tmp_path, ring_checksums=False)
     add_all(buffer, numbered(10))
     buffer.flush()
     buffer.add_events([b"only in memory"])
     crash(buffer)
-    monkeypatch.setattr("ringbuf._messages.boot_id", lambda: b"another boot id.")
-    again = open_buffer(tmp_path)
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=False)
     assert drain(again) == numbered(10)
-    assert "10 to 10" in caplog.text
-    assert again.add_events([b"new"]).first_seq == 11, "no number is given twice"
+    assert "the numbers from 10 to 10" in caplog.text
     again.close()
+
+
+def test_what_was_acked_from_memory_is_no_loss(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+    for checksums in (True, False):
+        buffer = open_buffer(tmp_path / str(checksums), ring_checksums=checksums)
+        add_all(buffer, numbered(100))
+        assert drain(buffer) == numbered(100)
+        crash(buffer)
+        reboot()
+        again = open_buffer(tmp_path / str(checksums), ring_checksums=checksums)
+        assert drain(again) == []
+        again.close()
+    assert "are lost" not in caplog.text
+
+
+def test_what_the_disk_lost_is_taken_from_the_ring_again(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+    """Spilled, released, never synced: power loss takes the file, and the ring still has the frames."""
+    buffer = open_buffer(tmp_path, ring_checksums=True)
+    events = numbered(300)
+    add_all(buffer, events)
+    lane = buffer._lanes[2]
+    assert lane.spill(0.0)
+    while lane.spill(0.0):
+        pass
+    batch = buffer.get_batch(100)
+    assert batch is not None
+    batch.ack()
+    crash(buffer)
+    for name in (tmp_path / "buffer" / "lane-3").iterdir():
+        if name.name != "ring":
+            name.unlink()
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=True)
+    assert drain(again) == events, "acked ones too: the record of that was lost as well"
+    assert "are lost" not in caplog.text
+    again.close()
+
+
+def test_torn_pages_cost_what_lies_in_them(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+    buffer = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 16)
+    first = numbered(100)
+    add_all(buffer, first)
+    assert drain(buffer) == first
+    events = [b"%06d" % i + b"y" * 90 for i in range(200)]
+    for event in events:
+        buffer.add_events([event])
+    crash(buffer)
+    ring = tmp_path / "buffer" / "lane-3" / "ring"
+    raw = bytearray(ring.read_bytes())
+    start = len(raw) - (1 << 16)
+    at = raw.index(b"000070yyy", start) // 4096 * 4096
+    raw[at : at + 4096] = bytes(4096)
+    ring.write_bytes(raw)
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 16)
+    got = drain(again)
+    lost = [i for i, event in enumerate(events) if event not in set(got)]
+    assert lost == list(range(lost[0], lost[-1] + 1))
+    assert 70 in lost
+    assert 20 <= len(lost) <= 23, "192 bytes each, and a page is torn"
+    assert got == events[: lost[0]] + events[lost[-1] + 1 :]
+    assert f"the numbers from {100 + lost[0]} to {100 + lost[-1]} were in memory" in caplog.text
+    again.close()
+
+
+def test_a_salvage_that_is_cut_off_goes_on(tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 20)
+    events = [os.urandom(3000) for _ in range(100)]
+    for event in events:
+        buffer.add_events([event])
+    crash(buffer)
+    reboot()
+    true_append = SpillStore.append
+    monkeypatch.setattr("ringbuf._salvage.PIECE_BYTES", 50_000)
+    left = [2]
+
+    def append(self: SpillStore, *arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise DiskFull("no room", retry_after=1.0)
+        true_append(self, *arguments)
+
+    monkeypatch.setattr(SpillStore, "append", append)
+    with pytest.raises(DiskFull):
+        open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 20)
+    monkeypatch.setattr(SpillStore, "append", true_append)
+    again = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 20)
+    assert drain(again) == events
+    again.close()
+
+
+def test_checksums_can_be_turned_on_and_off(tmp_path: Path) -> None:
+    for step, checksums in enumerate((False, True, False)):
+        buffer = open_buffer(tmp_path, ring_checksums=checksums)
+        assert buffer._lanes[2].ring.checksums == checksums
+        assert drain(buffer) == ([b"%d" % (step - 1)] if step else [])
+        buffer.add_events([b"%d" % step])
+        crash(buffer)
+    with pytest.raises(ConfigError, match="ring_checksums"):
+        BufferConfig(directory=tmp_path, ring_checksums="yes")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- the disk below the ring

@@ -134,10 +134,10 @@ def test_a_foreign_or_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) 
     flipped = bytearray(whole)
     flipped[60] ^= 1
     later = bytearray(whole)
-    later[8:12] = struct.pack("<I", 2)
+    later[8:12] = struct.pack("<I", 3)
     cases = {
         "is not a file of ringbuf": [b"", b"hello", bytes(100_000), b"X" + whole[1:]],
-        "format 2": [bytes(later)],
+        "format 3": [bytes(later)],
         "checksum of its header": [bytes(flipped)],
         "bytes and was made with": [whole[:-4096], whole + bytes(4096)],
     }

@@ -39,7 +39,7 @@ FLOORS = [
         "delay_bound",
         "priority_shares",
     },
-    {"admission", "histogram", "stats", "lane", "durable_lane", "batch", "spill"},
+    {"admission", "histogram", "stats", "lane", "durable_lane", "ring_salvage", "batch", "spill"},
     {
         *("config", "intake", "single", "settings", "wakeup", "gathering", "spiller", "disk_tier", "turns", "notices"),
         *("buffer_manager", "aio"),

@@ -90,6 +90,29 @@ def test_process_against_memory(benchmark, chunks: list[bytes], tmp_path: Path) 
     assert ratio >= 0.9
 
 
+def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
+    """What a checksum for each push costs: the three in turn, round by round, each against memory in the same round."""
+    with (
+        opened(None) as memory,
+        opened(tmp_path / "with", ring_checksums=True) as sealed,
+        opened(tmp_path / "without", ring_checksums=False) as plain,
+    ):
+        for buffer in (memory, sealed, plain):
+            through(buffer, chunks, 1)
+        benchmark.pedantic(through, args=(sealed, chunks, 5), rounds=3)
+        if benchmark.disabled:
+            return
+        rounds = [
+            [seconds(lambda b=buffer: through(b, chunks, 5)) for buffer in (memory, sealed, plain)]  # type: ignore[misc]
+            for _ in range(ROUNDS * 3)
+        ]
+    with_them = statistics.median(alone / sealed for alone, sealed, _ in rounds)
+    without = statistics.median(alone / plain for alone, _, plain in rounds)
+    benchmark.extra_info.update(with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9)
+    print(f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} without")
+    assert with_them >= 0.9
+
+
 def accept_rate(buffer: BufferManager, chunks: list[bytes], duration: float, threads: int = 4) -> float:
     """Lines a second that several producers get accepted, with a consumer who keeps up."""
     accepted, stop = [0] * threads, threading.Event()

@@ -137,6 +137,8 @@ class BufferManager:
         _buffers.add(self)
         if self._disk is not None:
             for lane in self._disk.lanes:
+                if lane.salvaged:
+                    self._notices.salvaged(lane.priority, lane.salvaged)
                 for first_seq, end_seq in lane.missing:
                     self._notices.missing(lane.priority, first_seq, end_seq)
             self._notices.recovered(self._resident(), self._disk.recovery_seconds)

@@ -67,6 +67,8 @@ class BufferConfig:
     durability: which faults what was accepted survives; for a buffer with a directory.
     sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an add under COMMIT waits for the next one.
     max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
+    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer with a directory: what was in memory when
+        the power went is then delivered as far as it reached the disk whole. Else it is lost as a whole.
     spill: the disk tier's own config.
     max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
     retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up
@@ -84,6 +86,7 @@ class BufferConfig:
     sync_interval: float = 0.005
     max_attempts: int | None = None
     max_disk_bytes: int | None = None
+    ring_checksums: bool = True
     spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
     max_retry_backoff: float | None = None
@@ -106,6 +109,8 @@ class BufferConfig:
             raise ConfigError("when_full", f"must be a WhenFull, not {self.when_full!r}")
         if not isinstance(self.durability, Durability):
             raise ConfigError("durability", f"must be a Durability, not {self.durability!r}")
+        if not isinstance(self.ring_checksums, bool):
+            raise ConfigError("ring_checksums", f"must be True or False, not {self.ring_checksums!r}")
         for name, kind in (
             ("circuit_breaker", CircuitBreakerConfig),
             ("monitor", BackpressureMonitorConfig),

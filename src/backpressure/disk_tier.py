@@ -54,6 +54,7 @@ class DiskTier:
                         config.spill,
                         self.dead_letters,
                         config.max_attempts,
+                        config.ring_checksums,
                     )
                     for priority in range(1, PRIORITY_LEVELS + 1)
                 ]

@@ -10,6 +10,8 @@ Invariants
  2. What goes to disk stays in the ring until it is written, and what is written is trusted: a crash in between leaves events in
     both, and the ones in the ring whose number is below the store's `end_seq` are dropped when the lane is opened again.
  3. Only an ack frees an event, in whichever tier it is.
+ 4. Room in the ring that is free because its events are on disk is noted to be that, before it is free: power loss may take them
+    from the disk and leave them in the ring. See ring_salvage.py for what is made of a ring that another boot left.
 
 Threads. As of a Lane; besides, one thread at a time spills. It holds `_taking` while it writes a piece, so that no consumer
 comes in between; producers never wait for it.
@@ -24,9 +26,11 @@ from typing import Final
 
 from backpressure.errors import FormatError, NotNow
 from backpressure.lane import Claim, Delivery, Lane
+from backpressure.ring_salvage import NUMBERS_JUMP, debt_of
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Lost, SpillConfig, SpillStore
+from backpressure.spill.files import Files, LocalFileSystem
 from backpressure.stats import DiskStats
-from ringbuf import MessageRing, Messages, SharedFileError
+from ringbuf import MessageRing, Messages, SharedFileError, salvage
 
 __all__ = ["DurableLane"]
 
@@ -47,14 +51,19 @@ class DurableLane(Lane):
         config: SpillConfig,
         dead_letters: DeadLetterStore,
         max_attempts: int | None,
+        checksums: bool = True,
     ) -> None:
         path = directory.lane(f"lane-{priority}")
         self.store = SpillStore(path, priority, directory.buffer_id, config)
         self._dead_letters = dead_letters
         self._max_attempts = max_attempts
-        #: Events that are gone for certain, found when the lane was opened: (first number, number after the last).
+        #: Events that the lane had and has no more, found when it was opened: (first number, number after the last).
         self.missing: list[tuple[int, int]] = []
-        ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes)
+        #: Events of a ring from before a reboot that were proved whole, and are on disk now.
+        self.salvaged = 0
+        ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes, checksums)
+        # What is released from here on because it is on disk already was written by an earlier run.
+        ring.note_stored(self.store.end_seq)
         super().__init__(priority, ring)
         #: Times that max_disk_bytes left no room, counted by the spiller.
         self.over_budget = 0
@@ -76,31 +85,47 @@ class DurableLane(Lane):
 
     # ------------------------------------------------------------ opening
 
-    def _open_ring(self, path: str, lane_bytes: int) -> MessageRing:
-        """The ring as it was left; where it has another size or is from before a reboot, a new one, and its content on disk."""
+    def _open_ring(self, path: str, lane_bytes: int, checksums: bool) -> MessageRing:
+        """The ring as it was left; or a new one, and on disk what could be had of the old one.
+
+        It is a new one where another size or kind is wanted, and where another boot left it.
+        """
         first_seq = self.store.end_seq
         if os.path.exists(path):
             try:
-                ring = MessageRing.attach(path)
+                if MessageRing.needs_salvage(path):
+                    first_seq = self._salvage(path)
+                else:
+                    ring = MessageRing.attach(path)
+                    fits = ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes and ring.checksums == checksums
+                    if fits and ring.next_seq >= first_seq:
+                        return ring
+                    first_seq = max(first_seq, ring.next_seq)
+                    self._move_all(ring)
+                    del ring
             except SharedFileError as error:
                 raise FormatError(path, f"{error}. `penstock repair` moves it aside, to go on without what it held") from error
-            fits = ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes
-            if fits and not ring.survived_reboot and ring.next_seq >= first_seq:
-                return ring
-            first_seq = max(first_seq, ring.next_seq)
-            if ring.survived_reboot:
-                # Nothing in it can be proved whole.
-                if ring.next_seq > self.store.end_seq:
-                    self.missing.append((self.store.end_seq, ring.next_seq))
-            else:
-                self._move_all(ring)
-            del ring
         building = path + ".new"
         if os.path.exists(building):
             os.unlink(building)
-        ring = MessageRing(lane_bytes, path=building, first_seq=first_seq)
+        ring = MessageRing(lane_bytes, path=building, first_seq=first_seq, checksums=checksums)
         os.replace(building, path)
+        # Else a power loss could bring back none, or one whose numbers end before these.
+        Files(LocalFileSystem()).sync_directory(os.path.dirname(path))
         return ring
+
+    def _salvage(self, path: str) -> int:
+        """Put on disk what of a ring from before a reboot is whole, and say what is missing; returns where numbers go on."""
+        found = salvage(path)
+        debt = debt_of(found, self.store.end_seq)
+        for first, end in debt.whole:
+            for messages in found.messages(first, end):
+                # Fast rather than small: somebody waits for the buffer.
+                self.store.append(messages.first_seq, messages.data, messages.offsets, 1.0, time.time_ns())
+                self.salvaged += len(messages)
+        self.store.sync()
+        self.missing += debt.missing
+        return max(self.store.end_seq, found.next_seq) + NUMBERS_JUMP
 
     def _move_all(self, ring: MessageRing) -> None:
         while len(messages := ring.take(None, _PIECE_BYTES)):
@@ -137,19 +162,20 @@ class DurableLane(Lane):
         the same call may be tried again.
         """
         with self._taking:
-            moved = self._store_claims(pressure)
-            if moved:
-                return moved
-            if not self._front:
-                messages = self.ring.take(None, _PIECE_BYTES)
-                if not len(messages):
-                    return 0
-                with self._lock:
-                    self._front.append(Claim(messages, messages))
-                    # In this order, and so for what goes on to disk: `_has_waiting` looks without the lock.
-                    self._front_events += len(messages)
-                    self._count_from_ring(messages)
-            return self._store_front(pressure)
+            return self._store_claims(pressure) or self._store_next(pressure)
+
+    def _store_next(self, pressure: float) -> int:
+        """Write the oldest piece of what waits."""
+        if not self._front:
+            messages = self.ring.take(None, _PIECE_BYTES)
+            if not len(messages):
+                return 0
+            with self._lock:
+                self._front.append(Claim(messages, messages))
+                # In this order, and so for what goes on to disk: `_has_waiting` looks without the lock.
+                self._front_events += len(messages)
+                self._count_from_ring(messages)
+        return self._store_front(pressure)
 
     def _store_claims(self, pressure: float) -> int:
         """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
@@ -175,6 +201,7 @@ class DurableLane(Lane):
             self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
+                self.ring.note_stored(self.store.end_seq)
                 before, claim.stored = claim.stored, self._stored_of(claim)
                 claim.held = self._release_first(claim.held, claim.stored - before)
                 claim.moving = False
@@ -201,6 +228,7 @@ class DurableLane(Lane):
             self.store.append(messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
+                self.ring.note_stored(self.store.end_seq)
                 stored = self._stored_of(claim)
                 if stored:
                     if self._disk_waiting == 0:

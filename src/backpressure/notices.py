@@ -148,6 +148,10 @@ class Notices:
     def disk_changed(self, error: NotNow | None) -> None:
         self.events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
 
+    def salvaged(self, priority: int, events: int) -> None:
+        """Events that were in memory when the machine went down reached the disk whole."""
+        _log.warning("priority %d: %d events in memory when the machine went down are whole, and are delivered", priority, events)
+
     def missing(self, priority: int, first_seq: int, end_seq: int) -> None:
         _log.error(
             "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",

@@ -8,6 +8,7 @@ from ringbuf._columns import Messages
 from ringbuf._messages import MessageConsumer, MessageProducer, MessageRing
 from ringbuf._ring import RingBuffer
 from ringbuf._ring_look import RingLook
+from ringbuf._salvage import Salvage, salvage
 from ringbuf._shared_file import SharedFileError
 from ringbuf._window import LatencyHistogram, RateWindow
 
@@ -21,6 +22,8 @@ __all__ = [
     "Reservation",
     "RingBuffer",
     "RingLook",
+    "Salvage",
     "SharedFileError",
     "TokenBucket",
+    "salvage",
 ]

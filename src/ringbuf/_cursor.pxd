@@ -70,7 +70,11 @@ cdef struct Cursors:
     word pad1[7]
     word tail                # position << PLACE_BITS | place
     word sequence            # the sequence number at `tail`, or one from shortly before: `write` is extended from it
-    word pad2[6]
+    # For who finds the file after power loss; all three in one cache line, and so in one sector, with what they belong to.
+    word mirror              # ~sequence: where the two differ, the lower one is certain
+    word stored              # every lower number was put on disk before it was released here: see MessageRing.note_stored
+    word stored_mirror       # ~stored
+    word pad2[3]
     Bell messages            # rung when something has been published
     Bell room                # rung when something has been released
 
@@ -82,7 +86,7 @@ cdef struct Frame:
     uint32_t count           # messages; 0: a pad
     uint32_t payload         # bytes; of a pad: how many sequence numbers it stands for
     word32 mark              # how many messages from number 0 on were released as one part; 0: none yet
-    uint32_t spare
+    uint32_t check           # of a sealed frame: over the first three
 
 
 # A ring of frames. Every handle has a copy: all but what the pointers lead to stays as it was made.
@@ -92,6 +96,8 @@ cdef struct Frames:
     unsigned char* data
     uint64_t capacity        # granules: a power of two
     Desk* desk               # of a ring that processes share; else NULL
+    const uint64_t* key      # of a ring with sealed frames: see _seal.pxd; else NULL
+    int way                  # … and how this machine hashes
 
 
 # A frame as a consumer finds it.
@@ -250,10 +256,12 @@ cdef inline bint step_tail(Frames* f, FrameView* view, uint64_t place, uint64_t 
         next = view.position << PLACE_BITS | (place + count)
     else:
         next = (view.position + view.granules) << PLACE_BITS
-    sequence = view.frame.first_seq + (view.frame.count if view.frame.count > 0 else view.frame.payload)
+    sequence = view.frame.first_seq + (place + count if view.frame.count > 0 else view.frame.payload)
     if not cas_total(&f.cursors.tail, &tail, next):  # T
         return False
+    # Of two who come here at once, the first may be the last to store: so both words may be from shortly before, or differ.
     store_relaxed(&f.cursors.sequence, sequence)
+    store_relaxed(&f.cursors.mirror, ~sequence)
     return True
 
 

@@ -75,7 +75,7 @@ cdef inline bint is_sound(Frames* f, FrameView* view) noexcept nogil:
         return True
     if view.frame.count > MAX_FRAME_MESSAGES or view.frame.count > 1 and view.frame.payload > FRAME_BYTES:
         return False
-    if frame_granules(view.frame.count, view.frame.payload) > view.granules:
+    if frame_granules(f, view.frame.count, view.frame.payload) > view.granules:
         return False
     for i in range(view.frame.count):
         end = end_of(f, view, i)

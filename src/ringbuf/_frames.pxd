@@ -1,15 +1,16 @@
 """What is in frames: messages on their way into the memory of a ring, and out of it.
 
-    frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message | payloads, end to end
+    frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message | payloads, end to end | trailer
 
-One push of many messages makes one frame, so that what a message costs is a length and a copy, and the positions, the tag and the
-marks are paid for once a frame. A frame starts on a granule and may run over the end of the memory back to its start.
+The trailer, zeros up to the last 16 bytes of the frame's last granule and those, is there in a ring with sealed frames only: see
+_seal.pxd. One push of many messages makes one frame, so that what a message costs is a length and a copy, and the positions, the
+tag and the marks are paid for once a frame. A frame starts on a granule and may run over the end of the memory back to its start.
 
 Nothing here touches Python objects; see _cursor.pxd for positions, ordering and progress.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ringbuf._atomics cimport (
     cas_acq_rel, load32_relaxed, load_acquire, store32_relaxed, word, word32,
@@ -19,6 +20,7 @@ from ringbuf._cursor cimport (
     END_BITS, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Frame, Frames, FrameView, advance_tail, claim, free_granules,
     make_read, nearest32, peek_frame, place_of, publish, read_mark, release_part, tail_position,
 )
+from ringbuf._seal cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, penstock_hash
 from ringbuf._slots cimport HELD, NOBODY, TURN_BITS, Slot, help_taker, prepare_take, set_state
 
 cdef enum:
@@ -43,8 +45,13 @@ cdef struct Source:
     uint64_t end          # of what a dead process had taken, as a source word
 
 
-cdef inline uint64_t frame_granules(uint64_t count, uint64_t payload) noexcept nogil:
-    return (sizeof(Frame) + (count * sizeof(uint32_t) if count > 1 else 0) + payload + GRANULE - 1) // GRANULE
+cdef inline uint64_t frame_bytes(uint64_t count, uint64_t payload) noexcept nogil:
+    """Without the trailer."""
+    return sizeof(Frame) + (count * sizeof(uint32_t) if count > 1 else 0) + payload
+
+
+cdef inline uint64_t frame_granules(Frames* f, uint64_t count, uint64_t payload) noexcept nogil:
+    return (frame_bytes(count, payload) + (TRAILER_BYTES if f.key != NULL else 0) + GRANULE - 1) // GRANULE
 
 
 cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_t size) noexcept nogil:
@@ -81,11 +88,11 @@ cdef inline int64_t push_column(Frames* f, Slot* slot, Column* column, uint64_t*
             end += 1
         # … or, near a full ring, as many as there is room for.
         while True:
-            granules = frame_granules(end - done, payload)
+            granules = frame_granules(f, end - done, payload)
             if claim(f, slot, granules, end - done, &position, &sequence):
                 break
             free = free_granules(f)
-            while end > done and frame_granules(end - done, payload) > free:
+            while end > done and frame_granules(f, end - done, payload) > free:
                 end -= 1
                 payload -= column.lengths[end]
             if end == done:
@@ -93,6 +100,8 @@ cdef inline int64_t push_column(Frames* f, Slot* slot, Column* column, uint64_t*
         if done == 0:
             first_seq[0] = sequence
         fill_frame(f, column, done, end - done, payload, position, sequence)
+        if f.key != NULL:
+            seal_frame(f, position, granules, end - done, payload)
         publish(f, slot, position, granules)
         done = end
     return done
@@ -114,7 +123,7 @@ cdef inline void fill_frame(
     frame.count = <uint32_t>count
     frame.payload = <uint32_t>payload
     store32_relaxed(&frame.mark, 0)
-    if offset + frame_granules(count, payload) * GRANULE <= f.capacity * GRANULE:
+    if offset + frame_granules(f, count, payload) * GRANULE <= f.capacity * GRANULE:
         target = f.data + offset + sizeof(Frame)
         if count > 1:
             ends = <uint32_t*>target
@@ -136,6 +145,29 @@ cdef inline void fill_frame(
     for i in range(count):
         put_bytes(f, offset, starts[i], lengths[i])
         offset += lengths[i]
+
+
+cdef inline void seal_frame(Frames* f, uint64_t position, uint64_t granules, uint64_t count, uint64_t payload) noexcept nogil:
+    """Say of a filled frame that it is whole, before anybody marks anything in it.
+
+    Read a second time as a whole: hashing each 8 KiB just after they were copied took 2.5 times as long (measured).
+    """
+    cdef char[GRANULE] zeros
+    cdef uint64_t slot = position & (f.capacity - 1), used = frame_bytes(count, payload), first
+    cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
+    # It ends with a granule, so it does not run over the end of the memory.
+    cdef Trailer* trailer = <Trailer*>(f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES)
+    cdef penstock_hash hash
+    frame.check = header_check(f.key, frame.first_seq, frame.count, frame.payload, slot)
+    memset(zeros, 0, sizeof(zeros))
+    put_bytes(f, slot * GRANULE + used, zeros, granules * GRANULE - TRAILER_BYTES - used)
+    trailer.position = position
+    trailer.seal = 0
+    first = min(granules, f.capacity - slot)
+    hash_start(&hash, f.key)
+    hash_add(&hash, f.key, f.data + slot * GRANULE, first * GRANULE, f.way)
+    hash_add(&hash, f.key, f.data, (granules - first) * GRANULE, f.way)
+    trailer.seal = hash_end(&hash, f.key)
 
 
 # ---------------------------------------------------------------- out

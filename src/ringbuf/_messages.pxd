@@ -39,9 +39,10 @@ cdef class Port:
 cdef class MessageRing(Port):
     cdef bint _made
     cdef uint64_t _warm_until        # the position up to which `warm_ahead` has made memory ready
+    cdef object _key                 # of sealed frames: the array that owns it
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq)
-    cdef _open(self, file, uint64_t granules)
+    cdef _open(self, file)
     cdef _handle(self, Port handle)
 
 

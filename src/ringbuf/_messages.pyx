@@ -20,7 +20,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from ringbuf._atomics cimport (
-    fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, word,
+    fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
 )
 from ringbuf._bell cimport before_sleep, wanted
 from ringbuf._columns cimport NOGIL_BYTES, Column, Gathered, Messages, Parts, Spares, new_messages, text_of
@@ -35,17 +35,20 @@ from ringbuf._frames cimport (
 from ringbuf._pages cimport make_ready
 from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
+from ringbuf._seal cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
 from ringbuf._timing cimport steady_ns
 from ringbuf._waiting cimport deadline_of, new_waiting
 
+import hashlib
 import os
+import re
 
 import numpy as np
 
 from ringbuf._columns import MessageTooLarge
 from ringbuf._ring_look import look as look_at_ring
-from ringbuf._shared_file import SharedFile, SharedFileError, boot_id
+from ringbuf._shared_file import SharedFile, SharedFileError, boot_id, read_header
 
 
 cdef extern from *:
@@ -321,6 +324,8 @@ cdef class MessageRing(Port):
         it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
         what one has taken and not released when it dies, is delivered again.
     first_seq: the number that the first message of a new ring gets.
+    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
+        tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -339,7 +344,7 @@ cdef class MessageRing(Port):
         self._spares = Spares()
         self._allocate(MIN_GRANULES, 0)
 
-    def __init__(self, capacity_bytes, *, path=None, first_seq=0):
+    def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
         if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
             raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
         size = capacity_bytes.__index__()
@@ -351,7 +356,9 @@ cdef class MessageRing(Port):
         if not 0 <= first_seq < 1 << 64:
             raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
         if path is not None:
-            self._open(create_or_attach(path, granules, first_seq), granules)
+            self._open(create_or_attach(path, granules, first_seq, checksums))
+        elif checksums:
+            raise ValueError("checksums are for a ring in a file: give it a path")
         else:
             self._allocate(granules, first_seq)
         self._made = True
@@ -377,7 +384,7 @@ cdef class MessageRing(Port):
         """
         cdef MessageRing ring = cls.__new__(cls)
         file = SharedFile.attach(path, KIND, SEATS)
-        ring._open(file, granules_of(file))
+        ring._open(file)
         ring._made = True
         return ring
 
@@ -389,8 +396,22 @@ cdef class MessageRing(Port):
         """
         return look_at_ring(path)
 
-    cdef _open(self, file, uint64_t granules):
+    @staticmethod
+    def needs_salvage(path):
+        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk.
+
+        Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is proved whole. Raises as attach() does.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_header(os.fspath(path), fd, KIND).boot_id != boot_id()
+        finally:
+            os.close(fd)
+
+    cdef _open(self, file):
         """Lay the ring over the body of its file: desk, positions, index, data, each from a page on."""
+        cdef uint64_t granules
+        granules, self._key = layout_of(file.path, file.meta, len(file.memory))
         self._memory = np.frombuffer(file.memory, np.uint8)
         cdef size_t address = self._memory.ctypes.data
         cdef Participant participant = Participant(file)
@@ -403,6 +424,9 @@ cdef class MessageRing(Port):
         self._frames.index = <word*>address
         address += pages(granules * 8)
         self._frames.data = <unsigned char*>address
+        if self._key is not None:
+            self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
+            self._frames.way = best_way()
         participant._join(&self._frames, tidy_messages, judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
@@ -414,6 +438,7 @@ cdef class MessageRing(Port):
         store_relaxed(&cursors.write, position << 32 | <uint64_t><uint32_t>first_seq)
         store_relaxed(&cursors.read, make_read(position, 0, NOBODY, 0))
         store_relaxed(&cursors.sequence, first_seq)
+        store_relaxed(&cursors.mirror, ~first_seq)
 
     # ---------------------------------------------------------------- properties
 
@@ -443,9 +468,18 @@ cdef class MessageRing(Port):
         return None if self._participant is None else self._participant.file.path
 
     @property
-    def survived_reboot(self):
-        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk."""
-        return self._participant is not None and self._participant.file.boot_id != boot_id()
+    def checksums(self):
+        """Whether each push gets a checksum."""
+        return self._frames.key != NULL
+
+    def note_stored(self, seq):
+        """Note in the ring's memory that the messages below `seq` are on disk: before one of them is released for that reason.
+
+        For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
+        one thread at a time.
+        """
+        store_release(&self._frames.cursors.stored, <uint64_t>seq)
+        store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
 
     def __len__(self):
         """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
@@ -632,7 +666,7 @@ cdef class MessageRing(Port):
             assert peek_frame(f, position, &view), "a claimed frame is not published"
             if view.frame.count > 0:
                 assert view.frame.count <= MAX_FRAME_MESSAGES
-                assert view.granules == frame_granules(view.frame.count, view.frame.payload)
+                assert view.granules == frame_granules(f, view.frame.count, view.frame.payload)
                 assert messages == 0 or self._participant is not None or view.frame.first_seq == sequence, "numbers have a gap"
                 assert end_of(f, &view, view.frame.count - 1) == view.frame.payload
                 assert place < view.frame.count
@@ -839,7 +873,7 @@ cdef int64_t push_lines(
 
 
 cdef inline uint64_t largest_message(Frames* f) noexcept nogil:
-    return min(f.capacity * GRANULE - sizeof(Frame), MAX_MESSAGE)
+    return min(f.capacity * GRANULE - sizeof(Frame) - (TRAILER_BYTES if f.key != NULL else 0), MAX_MESSAGE)
 
 
 cdef uint64_t next_number(Frames* f) noexcept nogil:
@@ -883,22 +917,26 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 # ---------------------------------------------------------------- helpers
 
 
-cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq):
+cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq, bint checksums):
     """The SharedFile of a ring of that capacity, made if it is not there."""
-    cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = index + pages(granules * 8)
+    cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = data_offset(granules)
     cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
     hot = data, data + min(granules, <uint64_t>HOT_GRANULES) * GRANULE
     warm = (index, index + first * 8), (hot[1], data + first * GRANULE)
     if not os.path.exists(path):
+        meta = {"granules": granules}
+        if checksums:
+            meta["secret"] = os.urandom(SECRET_BYTES).hex()
         try:
             start = first_positions(granules, first_seq)
-            return SharedFile.create(path, KIND, {"granules": granules}, size, SEATS, start, hot, warm)
+            return SharedFile.create(path, KIND, meta, size, SEATS, start, hot, warm, durable=checksums)
         except FileExistsError:
             pass  # another process was faster
     file = SharedFile.attach(path, KIND, SEATS)
-    if granules_of(file) != granules:
+    found, _ = layout_of(file.path, file.meta, len(file.memory))
+    if found != granules:
         raise SharedFileError(
-            f"{file.path} is a ring of {granules_of(file) * GRANULE:,} bytes, not {granules * GRANULE:,}: "
+            f"{file.path} is a ring of {found * GRANULE:,} bytes, not {granules * GRANULE:,}: "
             "attach(path) takes it as it is"
         )
     return file
@@ -913,18 +951,42 @@ cdef object first_positions(uint64_t granules, uint64_t first_seq):
     store_relaxed(&cursors.tail, granules << PLACE_BITS)
     store_relaxed(&cursors.write, granules << 32 | <uint64_t><uint32_t>first_seq)
     store_relaxed(&cursors.sequence, first_seq)
+    store_relaxed(&cursors.mirror, ~first_seq)
+    store_relaxed(&cursors.stored_mirror, ~<uint64_t>0)
     store_relaxed(&cursors.read, make_read(granules, 0, NOBODY, 0))
     return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
 
 
-cdef uint64_t granules_of(file) except 0:
-    granules = file.meta.get("granules")
+def layout_of(path, meta, body_bytes):
+    """From a file's header: the capacity in granules, and the key of sealed frames or None. SharedFileError: it is damaged."""
+    granules, secret, key = meta.get("granules"), meta.get("secret"), None
     if not isinstance(granules, int) or granules < MIN_GRANULES or granules & (granules - 1) or granules > MAX_GRANULES:
-        raise SharedFileError(f"{file.path} is damaged: it speaks of {granules!r} granules")
-    cdef uint64_t count = granules
-    if <size_t>len(file.memory) < pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(count * 8) + count * GRANULE:
-        raise SharedFileError(f"{file.path} is damaged: it is too small for {count} granules")
-    return count
+        raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
+    if body_bytes < data_offset(granules) + granules * GRANULE:
+        raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
+    if secret is not None:
+        if not isinstance(secret, str) or not re.fullmatch(f"[0-9a-f]{{{2 * SECRET_BYTES}}}", secret):
+            raise SharedFileError(f"{path} is damaged: it speaks of checksums, and its secret is not {SECRET_BYTES} bytes")
+        key = aligned(hashlib.shake_256(bytes.fromhex(secret)).digest(KEY_WORDS * 8))
+    return granules, key
+
+
+def aligned(content):
+    """A copy of some bytes that starts on a cache line: no vector of a key then lies in two."""
+    memory = np.empty(len(content) + GRANULE, np.uint8)
+    start = -memory.ctypes.data % GRANULE
+    memory[start:start + len(content)] = np.frombuffer(content, np.uint8)
+    return memory[start:start + len(content)]
+
+
+def positions_offset():
+    """Where the positions lie in a file's body."""
+    return pages(sizeof(Desk))
+
+
+def data_offset(uint64_t granules):
+    """Where the memory for frames lies in a file's body."""
+    return pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8)
 
 
 cdef int64_t limit(object most, str name) except -1:

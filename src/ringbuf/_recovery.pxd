@@ -155,9 +155,10 @@ cdef inline void fill_holes(Frames* f, const bint* dead, bint alone) noexcept no
             if not is_of_dead(f.desk, slot, dead):
                 position += size >> 32
                 continue
-            if alone:
+            if alone and f.key == NULL:
                 # The last claim is taken back with its numbers as if it had never been. With others there is no telling who has
-                # seen them; then, as before a frame of somebody else's, it becomes a pad.
+                # seen them; then, as before a frame of somebody else's, it becomes a pad. So it does where frames are sealed:
+                # what was filled and not published may be found whole after power loss, and no number may mean two things.
                 write = end_of_push(base, size)
                 if cas_total(&f.cursors.write, &write, base) or write == base:
                     store_release(&f.index[position & (f.capacity - 1)], 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ringbuf._positions import SEATS, layout, read_positions
-from ringbuf._shared_file import PAGE, SharedFileError, _need_linux, _read_header, boot_id, is_seat_taken
+from ringbuf._shared_file import PAGE, SharedFileError, _need_linux, boot_id, is_seat_taken, read_header
 
 __all__ = ["RingLook", "look", "next_seq_of", "used_parts"]
 
@@ -99,7 +99,7 @@ def _open(path: str) -> Iterator[int]:
 
 def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
     """Granules and boot id of a ring's file that has its full size."""
-    meta, _, boot, size = _read_header(path, fd, _KIND)
+    meta, _, boot, size = read_header(path, fd, _KIND)
     granules = meta.get("granules")
     if type(granules) is not int or not _LEAST_GRANULES <= granules <= _MOST_GRANULES or granules & (granules - 1):
         raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")

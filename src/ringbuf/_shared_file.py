@@ -29,15 +29,17 @@ import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["SharedFile", "SharedFileError"]
+__all__ = ["Header", "SharedFile", "SharedFileError", "boot_id", "read_header"]
 
 PAGE: Final = 4096
-FORMAT: Final = 1
+#: 2: a MessageRing may have a secret, and its frames then have checksums. What was made as 1 reads the same without.
+FORMAT: Final = 2
+_OLDEST_FORMAT: Final = 1
 _MAGIC: Final = b"PENSTOCK"
 # A page that was written, and not only allocated, costs a tenth at its first touch (measured on ext4, Linux 6.18: 0.3 us, not
 # 2.6). In units of a huge page the kernel maps them as one: then the first touch after they have been written back to the disk
@@ -73,7 +75,7 @@ class SharedFile:
         self.on_fork: Callable[[], None] | None = None
         self._held: set[int] = set()
         self._recovering = threading.Lock()
-        self.meta, self.uuid, self.boot_id, size = _read_header(path, fd, kind)
+        self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
         # mmap keeps a duplicate of its descriptor. Through an opening of its own, so that neither a closed ring nor a child that
         # inherits the mapping keeps the seats.
         mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -88,12 +90,14 @@ class SharedFile:
     @classmethod
     def create(
         cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, seats: int, start: tuple[int, bytes],
-        hot: tuple[int, int] = (0, 0), warm: Sequence[tuple[int, int]] = (),
+        hot: tuple[int, int] = (0, 0), warm: Sequence[tuple[int, int]] = (), *, durable: bool = False,
     ) -> SharedFile:  # fmt: skip
         """Make the file, with a body of `size` bytes: zero but for `start`, an offset and what is there.
 
         hot, warm: offsets behind `start`, from and to, of what will be used all the time and of what will be used first. They are
-        made ready for it; all of the file would be time at the start and work for the disk. FileExistsError where there is one.
+        made ready for it; all of the file would be time at the start and work for the disk.
+        durable: header and start are on the disk when this returns; the name is the caller's business. FileExistsError where
+        there is a file.
         """
         _need_linux()
         name = os.fspath(path)
@@ -110,6 +114,10 @@ class SharedFile:
                 os.posix_fallocate(fd, 0, whole)
             except OSError as error:
                 raise OSError(error.errno, f"can not allocate {whole:,} bytes: {os.strerror(error.errno or 0)}", name) from None
+            os.pwrite(fd, start[1], PAGE + start[0])
+            os.pwrite(fd, head, 0)
+            if durable:
+                os.fdatasync(fd)  # of these pages only: before the zeros
             started = PAGE + start[0] + -(-len(start[1]) // PAGE) * PAGE
             if hot[0] < hot[1]:
                 # First, and with the rest of the huge pages that it lies in: what is in memory already stays in small ones.
@@ -117,8 +125,6 @@ class SharedFile:
                 _write_zeros(fd, max(first, started), min(end, whole), _HUGE)
             for first, end in warm:
                 _write_zeros(fd, max(PAGE + first, started), min(PAGE + end, whole), _SMALL)
-            os.pwrite(fd, start[1], PAGE + start[0])
-            os.pwrite(fd, head, 0)
             os.link(building, name)
             return cls(name, fd, kind, seats)
         except BaseException:
@@ -251,13 +257,25 @@ def _need_linux() -> None:
         raise NotImplementedError("path= needs 64-bit Linux (open file description locks): use a ring without a path")
 
 
-def _read_header(path: str, fd: int, kind: bytes) -> tuple[dict[str, Any], bytes, bytes, int]:
+class Header(NamedTuple):
+    """What is at the head of a file."""
+
+    meta: dict[str, Any]
+    uuid: bytes
+    boot_id: bytes
+    size: int  #: of the whole file, bytes
+
+
+def read_header(path: str, fd: int, kind: bytes) -> Header:
+    """Of an open file; SharedFileError that says what is wrong with it."""
     head = os.pread(fd, PAGE, 0)
     if len(head) < PAGE or head[:8] != _MAGIC:
         raise SharedFileError(f"{path} is not a file of ringbuf")
     _, version, found, size, file_uuid, boot, length = _HEADER.unpack_from(head)
-    if version != FORMAT:
-        raise SharedFileError(f"{path} has format {version}, and this version of ringbuf knows {FORMAT}: left as it is")
+    if not _OLDEST_FORMAT <= version <= FORMAT:
+        raise SharedFileError(
+            f"{path} has format {version}, and this version of ringbuf knows {_OLDEST_FORMAT} to {FORMAT}: left as it is"
+        )
     end = _HEADER.size + length
     if end + 4 > PAGE or zlib.crc32(head[:end]) != struct.unpack_from("<I", head, end)[0]:
         raise SharedFileError(f"{path} is damaged: the checksum of its header does not match")
@@ -272,7 +290,7 @@ def _read_header(path: str, fd: int, kind: bytes) -> tuple[dict[str, Any], bytes
         meta = None
     if not isinstance(meta, dict):
         raise SharedFileError(f"{path} is damaged: what it remembers is no JSON object")
-    return meta, file_uuid, boot, size
+    return Header(meta, file_uuid, boot, size)
 
 
 _KINDS: Final = {b"msgs": "a MessageRing", b"recs": "a RingBuffer", b"tokn": "a TokenBucket"}

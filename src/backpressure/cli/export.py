@@ -30,7 +30,7 @@ from backpressure.cli.disk_view import (
     say,
 )
 from backpressure.cli.framing import FORMATS, framed, with_newlines
-from backpressure.cli.ring_look import RingLook, look_at_ring, ring_events
+from backpressure.cli.ring_look import RingLook, look_at_ring, ring_events, salvage_ring
 from backpressure.cli.stored_events import end_seq_of, stored_events, with_quarantined
 from backpressure.spill.reader import Lost
 from ringbuf import Messages
@@ -98,7 +98,7 @@ class _Export:
             else:
                 self._write(item.messages(), lane)
         look = look_at_ring(lane.ring_path)
-        if look is None or not (look.used_bytes or look.damage):
+        if look is None or not (look.used_bytes or look.damage or look.from_before_reboot):
             return
         if look.damage is not None:
             self._leave_out(f"{look.damage}: left out")
@@ -108,9 +108,23 @@ class _Export:
                 f"{lane.title}: {look.used_bytes:,} bytes in the ring of {describe_owner(self._view.owner)} are left out"
             )
         elif look.from_before_reboot:
-            self._leave_out(f"{look.path} is from before a reboot, so nothing in it can be proved whole: left out")
+            self._salvaged(look, lane)
         else:
             self._ring(look, lane)
+
+    def _salvaged(self, look: RingLook, lane: LaneView) -> None:
+        found, debt = salvage_ring(look, end_seq_of(look_at_lane(self._view, lane)))
+        if self._view.had_owner_since():
+            self._leave_out(f"{look.path} was opened by another process meanwhile: left out; export again")
+            return
+        for first, end in debt.whole:
+            for messages in found.messages(first, end):
+                self._write(messages, lane)
+        if debt.events:
+            self.notes.append(f"{lane.title}: {debt.events:,} events of a ring from before a reboot are whole")
+        for first, end in debt.missing:
+            self.lost.append({"priority": lane.number, "first_seq": first, "last_seq": end - 1, "events": end - first,
+                              "reason": "in memory when the machine went down"})  # fmt: skip
 
     def _ring(self, look: RingLook, lane: LaneView) -> None:
         end_seq = end_seq_of(look_at_lane(self._view, lane))

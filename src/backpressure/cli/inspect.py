@@ -20,7 +20,7 @@ from backpressure.cli.disk_view import (
     make_parser,
     run_command,
 )
-from backpressure.cli.ring_look import look_at_ring, ring_events
+from backpressure.cli.ring_look import look_at_ring, ring_events, salvage_ring
 from backpressure.cli.stored_events import end_seq_of, owed_on_disk, settled_of, stored_events
 from backpressure.spill.reader import Run
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile
@@ -69,7 +69,11 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
     if look.damage is not None:
         return {"state": "damaged", "damage": look.damage, "file_bytes": look.size}
     events = None
-    if view.owner is None and not look.from_before_reboot:
+    missing: list[tuple[int, int]] = []
+    if view.owner is None and look.from_before_reboot:
+        debt = salvage_ring(look, end_seq_of(look_at_lane(view, lane)))[1]
+        events, missing = debt.events, debt.missing
+    elif view.owner is None:
         end_seq = end_seq_of(look_at_lane(view, lane))
         # What lies below is on disk as well: a crash came between writing and letting go.
         events = sum(min(len(part), max(part.first_seq + len(part) - end_seq, 0)) for part in ring_events(look))
@@ -79,6 +83,7 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
         "used_bytes": look.used_bytes,
         "next_seq": look.next_seq,
         "events": events,
+        "lost": [{"first_seq": first, "last_seq": end - 1, "events": end - first} for first, end in missing],
     }
 
 
@@ -149,7 +154,10 @@ def _ring_text(ring: dict[str, Any] | None) -> str:
     if ring["state"] == "damaged":
         return f"DAMAGED: {ring['damage']}"
     if ring["state"] != "whole":
-        return f"{ring['state']}: the numbers below {ring['next_seq']} that are not on disk are lost"
+        if ring["events"] is None:
+            return f"{ring['state']}"
+        lost = "".join(f", numbers {one['first_seq']} to {one['last_seq']} are lost" for one in ring["lost"])
+        return f"{ring['state']}: {ring['events']:,} events are whole and owed{lost}"
     events = "events not counted while it is open" if ring["events"] is None else f"{ring['events']:,} events owed"
     return f"{events}, {ring['used_bytes']:,} of {ring['capacity_bytes']:,} bytes used, next number {ring['next_seq']}"
 

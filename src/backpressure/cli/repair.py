@@ -30,6 +30,7 @@ from backpressure.cli.disk_view import (
 from backpressure.cli.ring_look import RingLook, look_at_ring, next_seq_in
 from backpressure.cli.stored_events import end_seq_of
 from backpressure.cli.verify import check_lane
+from backpressure.ring_salvage import NUMBERS_JUMP
 from backpressure.spill import BufferDirectory
 from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.recovery import QUARANTINE_SUFFIX
@@ -38,9 +39,8 @@ from ringbuf import MessageRing
 
 __all__ = ["main"]
 
-# Where nothing says how far the numbers had come: a jump that no lane can have made since its last event went to disk. At ten
-# million events a second it is a day and a half, and there is room for sixteen million such jumps.
-_JUMP: Final = 1 << 40
+# No lane has come this far, also where it has jumped over numbers at a reboot: then the file says nonsense.
+_MOST_SEQ: Final = 1 << 62
 # The buffer makes one of its own size when it opens.
 _SMALL_RING_BYTES: Final = 4096
 
@@ -116,7 +116,7 @@ def _replace_ring(view: BufferView, lane: LaneView, look: RingLook) -> None:
     building = look.path + ".new"
     if os.path.exists(building):
         os.unlink(building)
-    first_seq = next_seq if next_seq is not None and end_seq <= next_seq <= end_seq + _JUMP else end_seq + _JUMP
+    first_seq = next_seq if next_seq is not None and end_seq <= next_seq <= _MOST_SEQ else end_seq + NUMBERS_JUMP
     MessageRing(_SMALL_RING_BYTES, path=building, first_seq=first_seq).close()
     os.link(look.path, _name_aside(look.path))
     os.replace(building, look.path)

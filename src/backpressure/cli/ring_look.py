@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ringbuf import MessageRing, Messages, SharedFileError
+from backpressure.ring_salvage import RingDebt, debt_of
+from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._ring_look import next_seq_of, used_parts
 
-__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events"]
+__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events", "salvage_ring"]
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -30,7 +31,7 @@ class RingLook:
     acked_seq: int = 0  #: what is in use begins here
     read_seq: int = 0  #: what nobody has taken begins here
     next_seq: int | None = None  #: the number that the next event gets; None: nothing says so
-    from_before_reboot: bool = False  #: then nothing in it can be proved whole, and the next start drops it
+    from_before_reboot: bool = False  #: then only what checksums prove whole is delivered: see salvage_ring
     #: Why a buffer can not use it, or None.
     damage: str | None = None
     #: A header that is not of this format, which a later release may have written.
@@ -41,7 +42,14 @@ def look_at_ring(path: str) -> RingLook | None:
     """Header and positions, or None where there is no file. Raises OSError."""
     try:
         size = os.stat(path).st_size
-        look = MessageRing.look(path)
+        from_before_reboot = MessageRing.needs_salvage(path)
+        try:
+            look = MessageRing.look(path)
+        except SharedFileError:
+            if not from_before_reboot:
+                raise
+            # Power loss may leave positions that make no sense. What is whole is told by the frames themselves.
+            return RingLook(path=path, size=size, from_before_reboot=True)
     except FileNotFoundError:
         return None
     except SharedFileError as error:
@@ -54,13 +62,22 @@ def look_at_ring(path: str) -> RingLook | None:
         acked_seq=look.acked_seq,
         read_seq=look.read_seq,
         next_seq=look.next_seq,
-        from_before_reboot=look.survived_reboot,
+        from_before_reboot=from_before_reboot,
     )
 
 
 def next_seq_in(look: RingLook) -> int | None:
     """The number that the next event would have got, from a file that is damaged elsewhere; None where nothing says so."""
     return next_seq_of(look.path)
+
+
+def salvage_ring(look: RingLook, end_seq: int) -> tuple[Salvage, RingDebt]:
+    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the next start will deliver, and what is lost.
+
+    Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
+    """
+    found = salvage(look.path)
+    return found, debt_of(found, end_seq)
 
 
 def ring_events(look: RingLook) -> Iterator[Messages]:

@@ -1,6 +1,7 @@
 """`penstock verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
 
-Of segments every byte has a checksum. Of a ring file only the header has; of its positions one can say whether they make sense.
+Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say
+whether they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from backpressure.cli.disk_view import (
     make_parser,
     run_command,
 )
-from backpressure.cli.ring_look import look_at_ring
-from backpressure.cli.stored_events import stored_events
+from backpressure.cli.ring_look import look_at_ring, salvage_ring
+from backpressure.cli.stored_events import end_seq_of, stored_events
 from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.reader import Lost
 from backpressure.spill.salvage import BlockState, SegmentReport, inspect_lane
@@ -85,6 +86,12 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
     lost = []
     if damage or missing_tail:
         lost = [item for item in stored_events(view, lane) if isinstance(item, Lost)]
+    look = look_at_ring(lane.ring_path)
+    if look is not None and look.damage is None and look.from_before_reboot and view.owner is None:
+        lost += [
+            Lost(first_seq=first, end_seq=end, events=end - first, reason="in memory when the machine went down")
+            for first, end in salvage_ring(look, end_seq_of(found))[1].missing
+        ]
     return {
         "lane": lane.number,
         "blocks": blocks,

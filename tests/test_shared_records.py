@@ -435,7 +435,7 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
 
     def steps_to(count: int, done: Callable[[RingBuffer], bool]) -> int:
         """After how many instructions that can first be seen of the ring."""
-        low, high = 0, 20_000
+        low, high = 0, 8_000
         while high - low > 1:
             middle = (low + high) // 2
             path.unlink(missing_ok=True)
@@ -468,7 +468,7 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
         time.sleep(A_LOOK)
         got = drain(ring)
         assert [number for number in got if number in A + Z] == A + Z
-        if met == 3 and attempt >= 20:
+        if met == 3 and attempt >= 10:
             break
     assert met > 0, "no attempt left both in the midst of it"
 

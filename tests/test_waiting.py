@@ -1,103 +1,243 @@
-"""Waiting on a MessageRing: threads that sleep, signals that interrupt them, event loops that listen. With and without a file."""
+"""Waiting on a ring of either kind: threads that sleep, signals that interrupt them, event loops that listen. With and without a
+file, through the ring or through handles."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ringbuf import MessageRing
+from ringbuf import MessageRing, RingBuffer
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
 LONG = 30.0
 
 
+class Subject:
+    """A small ring of either kind, as a ring of numbers. `_in` and `_out` are what it is pushed and popped by."""
+
+    def __init__(self, ring: Any, handles: bool) -> None:
+        self.ring = ring
+        self._in = ring.producer() if handles else ring
+        self._out = ring.consumer() if handles else ring
+
+    def __len__(self) -> int:
+        return len(self.ring)
+
+    def fill(self) -> None:
+        while self.try_push(0):
+            pass
+
+    def try_push(self, number: int) -> bool:
+        raise NotImplementedError
+
+    def push(self, number: int, timeout: Any = None) -> bool:
+        raise NotImplementedError
+
+    def push_many(self, numbers: Sequence[int], timeout: Any = 0.0) -> int:
+        raise NotImplementedError
+
+    def pop_many(self, most: int | None = None, timeout: Any = 0.0) -> list[int]:
+        raise NotImplementedError
+
+    def ways_to_push(self, number: int) -> list[Callable[[], object]]:
+        return [lambda: self.try_push(number), lambda: self.push(number), lambda: self.push_many([number])]
+
+    def ways_to_pop(self) -> list[Callable[[], object]]:
+        return [lambda: self.pop_many(3)]
+
+    @contextlib.contextmanager
+    def three_held(self) -> Iterator[None]:
+        """Three are taken, and their room is free at the end."""
+        raise NotImplementedError
+        yield
+
+    def another(self) -> Subject:
+        """The same ring, as another process attaches to it."""
+        return type(self)(type(self.ring).attach(self.ring.path), False)
+
+    def fileno(self) -> int:
+        found: int = self._out.fileno()
+        return found
+
+    def check(self) -> None:
+        self.ring._check()
+
+
+class MessageSubject(Subject):
+    @staticmethod
+    def of(number: int) -> bytes:
+        return b"%d" % number + bytes(100)
+
+    def try_push(self, number: int) -> bool:
+        done: bool = self._in.try_push(self.of(number))
+        return done
+
+    def push(self, number: int, timeout: Any = None) -> bool:
+        done: bool = self._in.push(self.of(number), timeout)
+        return done
+
+    def push_many(self, numbers: Sequence[int], timeout: Any = 0.0) -> int:
+        done: int = self._in.push_many([self.of(number) for number in numbers], timeout=timeout)
+        return done
+
+    def pop_many(self, most: int | None = None, timeout: Any = 0.0) -> list[int]:
+        return [int(message.rstrip(b"\0")) for message in self._out.pop_many(most, timeout=timeout)]
+
+    def ways_to_push(self, number: int) -> list[Callable[[], object]]:
+        return [*super().ways_to_push(number), lambda: self._in.push_lines(self.of(number) + b"\n")]
+
+    @contextlib.contextmanager
+    def three_held(self) -> Iterator[None]:
+        held = self._out.take(3)
+        yield
+        self._out.release(held)
+
+
+class RecordSubject(Subject):
+    def try_push(self, number: int) -> bool:
+        done: bool = self._in.try_push(number)
+        return done
+
+    def push(self, number: int, timeout: Any = None) -> bool:
+        done: bool = self._in.push(number, timeout)
+        return done
+
+    def push_many(self, numbers: Sequence[int], timeout: Any = 0.0) -> int:
+        done: int = self._in.push_many(numbers, timeout=timeout)
+        return done
+
+    def pop_many(self, most: int | None = None, timeout: Any = 0.0) -> list[int]:
+        got: list[int] = self._out.pop_many(most, timeout=timeout).tolist()
+        return got
+
+    def ways_to_push(self, number: int) -> list[Callable[[], object]]:
+        def reserve() -> None:
+            with self._in.reserve(1) as span:
+                span[0] = number
+
+        return [*super().ways_to_push(number), reserve]
+
+    def ways_to_pop(self) -> list[Callable[[], object]]:
+        def peek() -> None:
+            with self._out.peek(3):
+                pass
+
+        def try_pop() -> None:
+            for _ in range(3):
+                assert self._out.try_pop() is not None
+
+        def pop() -> None:
+            for _ in range(3):
+                assert self._out.pop() is not None
+
+        return [*super().ways_to_pop(), peek, try_pop, pop, lambda: self._out.pop_many(out=np.zeros(3, np.int64))]
+
+    @contextlib.contextmanager
+    def three_held(self) -> Iterator[None]:
+        with self._out.peek(3):
+            yield
+
+
+@pytest.fixture(params=["messages", "records", "records-by-exchanges"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=["memory", "file"])
-def ring(request: pytest.FixtureRequest, tmp_path: Path) -> MessageRing:
-    if request.param == "memory":
-        return MessageRing(4096)
-    if sys.platform != "linux":
-        pytest.skip("path= needs Linux")
-    return MessageRing(4096, path=tmp_path / "ring")
+def ring(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> Subject:
+    path = None
+    if request.param == "file":
+        if sys.platform != "linux":
+            pytest.skip("path= needs Linux")
+        path = tmp_path / "ring"
+    # Handles and rings share all their code but the entrances: each is met in two of four.
+    if kind == "messages":
+        return MessageSubject(MessageRing(4096, path=path), handles=path is None)
+    records = RingBuffer(32, np.int64, path=path)
+    if kind == "records-by-exchanges" and path is None:
+        records._use_exchanges()
+    return RecordSubject(records, handles=(path is None) == (kind == "records"))
 
 
-def asleep(ring: MessageRing, work: Callable[[], object]) -> threading.Thread:
+def asleep(work: Callable[[], object]) -> threading.Thread:
     """Start a thread that does something after the caller had time to fall asleep."""
     thread = threading.Timer(0.02, work)
     thread.start()
     return thread
 
 
-def fill(ring: MessageRing) -> None:
-    while ring.try_push(b"x" * 100):
-        pass
-
-
-def test_a_timeout_ends_with_nothing(ring: MessageRing) -> None:
+def test_a_timeout_ends_with_nothing(ring: Subject) -> None:
     start = time.monotonic()
-    assert len(ring.pop_many(timeout=0.03)) == 0
+    assert ring.pop_many(timeout=0.03) == []
     assert 0.03 <= time.monotonic() - start < LONG
-    fill(ring)
+    ring.fill()
     start = time.monotonic()
-    assert ring.push(b"y", timeout=0.03) is False
-    assert ring.push_many([b"y"], timeout=0.03) == 0
+    assert ring.push(1, timeout=0.03) is False
+    assert ring.push_many([1], timeout=0.03) == 0
     assert 0.06 <= time.monotonic() - start < LONG
 
 
-def test_a_pop_is_woken_by_a_push(ring: MessageRing) -> None:
-    for push in (lambda: ring.try_push(b"a"), lambda: ring.push_many([b"a"]), lambda: ring.push_lines(b"a\n")):
-        thread = asleep(ring, push)
-        assert ring.pop_many(timeout=LONG).tolist() == [b"a"]
+def test_a_pop_is_woken_by_a_push(ring: Subject) -> None:
+    for number, push in enumerate(ring.ways_to_push(7)):
+        thread = asleep(push)
+        assert ring.pop_many(timeout=LONG) == [7], number
         thread.join()
 
 
-def test_a_push_is_woken_by_room(ring: MessageRing) -> None:
-    fill(ring)
-    thread = asleep(ring, lambda: ring.pop_many(3))
-    assert ring.push(b"y") is True
-    thread.join()
-    fill(ring)
-    held = ring.take(3)
-    thread = asleep(ring, lambda: ring.release(held))
-    assert ring.push_many([b"y" * 100] * 2, timeout=LONG) == 2
+def test_a_push_is_woken_by_room(ring: Subject) -> None:
+    for pop in ring.ways_to_pop():
+        ring.fill()
+        thread = asleep(pop)
+        assert ring.push(1) is True
+        thread.join()
+    ring.fill()
+    held = ring.three_held()
+    held.__enter__()
+    thread = asleep(lambda: held.__exit__(None, None, None))
+    assert ring.push_many([1] * 2, timeout=LONG) == 2
     thread.join()
 
 
-def test_a_long_push_goes_through_a_small_ring(ring: MessageRing) -> None:
-    messages = [b"%d" % i for i in range(2000)]
-    got: list[bytes] = []
+def test_a_long_push_goes_through_a_small_ring(ring: Subject) -> None:
+    numbers = list(range(2000))
+    got: list[int] = []
 
     def drain() -> None:
-        while len(got) < len(messages):
-            got.extend(ring.consumer().pop_many(100, timeout=LONG))
+        while len(got) < len(numbers):
+            got.extend(ring.pop_many(100, timeout=LONG))
 
     thread = threading.Thread(target=drain)
     thread.start()
-    assert ring.producer().push_many(messages, timeout=None) == len(messages)
+    assert ring.push_many(numbers, timeout=None) == len(numbers)
     thread.join()
-    assert got == messages
+    assert got == numbers
 
 
-def test_many_sleepers_are_all_woken(ring: MessageRing) -> None:
-    got: list[bytes] = []
+def test_many_sleepers_are_all_woken(ring: Subject) -> None:
+    got: list[int] = []
     threads = [threading.Thread(target=lambda: got.extend(ring.pop_many(1, timeout=LONG))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for i in range(8):
-        assert ring.push(b"%d" % i, timeout=LONG)
+        assert ring.push(i, timeout=LONG)
     for thread in threads:
         thread.join()
-    assert sorted(got) == [b"%d" % i for i in range(8)]
+    assert sorted(got) == list(range(8))
 
 
-def test_a_signal_interrupts_a_wait(ring: MessageRing) -> None:
+def test_a_signal_interrupts_a_wait(ring: Subject) -> None:
     class AlarmError(Exception):
         pass
 
@@ -109,98 +249,176 @@ def test_a_signal_interrupts_a_wait(ring: MessageRing) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
         with pytest.raises(AlarmError):
             ring.pop_many(timeout=None)
-        fill(ring)
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        with pytest.raises(AlarmError):
-            ring.push(b"y")
+        ring.fill()
+        for push in (lambda: ring.push(1), lambda: ring.push_many([1, 2], timeout=None)):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            with pytest.raises(AlarmError):
+                push()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    ring._check()
+    ring.check()
 
 
-def test_nonsense_is_refused(ring: MessageRing) -> None:
-    fill(ring)
+def test_nonsense_is_refused(ring: Subject) -> None:
+    ring.fill()
     for timeout in (-1, float("nan"), "1", True):
         with pytest.raises(ValueError, match="timeout"):
-            ring.push(b"y", timeout=timeout)  # type: ignore[arg-type]
+            ring.push(1, timeout=timeout)
+        with pytest.raises(ValueError, match="timeout"):
+            ring.push_many([1], timeout=timeout)
     ring.pop_many()
     with pytest.raises(ValueError, match="timeout"):
         ring.pop_many(timeout=-1)
 
 
-def test_an_event_loop_listens_without_a_thread(ring: MessageRing) -> None:
-    got: list[bytes] = []
+def test_an_event_loop_listens_without_a_thread(ring: Subject) -> None:
+    got: list[int] = []
 
     async def main() -> None:
         done = asyncio.Event()
 
         def ready() -> None:
             got.extend(ring.pop_many(2))
-            if b"end" in got:
+            if 99 in got:
                 done.set()
 
-        ring.push_many([b"before", b"it"])
+        ring.push_many([1, 2])
         loop = asyncio.get_running_loop()
         loop.add_reader(ring, ready)
-        for delay, messages in ((0.01, [b"a", b"b", b"c"]), (0.02, [b"d"]), (0.03, [b"end"])):
-            loop.call_later(delay, ring.push_many, messages)
+        for delay, numbers in ((0.01, [3, 4, 5]), (0.02, [6]), (0.03, [99])):
+            loop.call_later(delay, ring.push_many, numbers)
         await asyncio.wait_for(done.wait(), LONG)
         loop.remove_reader(ring)
 
     asyncio.run(main())
-    assert got == [b"before", b"it", b"a", b"b", b"c", b"d", b"end"]
+    assert got == [1, 2, 3, 4, 5, 6, 99]
 
 
-def test_the_descriptor_is_quiet_while_there_is_nothing(ring: MessageRing) -> None:
-    async def main() -> int:
-        calls = 0
+def readable(ring: Subject, timeout: float = 0) -> bool:
+    return bool(select.select([ring], [], [], timeout)[0])
 
-        def ready() -> None:
-            nonlocal calls
-            calls += 1
-            ring.pop_many()
 
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ring, ready)
-        ring.try_push(b"x")
-        await asyncio.sleep(0.03)
-        loop.remove_reader(ring)
-        return calls
+def test_the_descriptor_is_readable_while_there_is_something(ring: Subject) -> None:
+    """Looked at from push to pop, each within some us: a shared ring's also becomes readable by itself every 50 ms."""
+    ring.fileno()
+    for _ in range(3):
+        for push in ring.ways_to_push(5):
+            assert ring.pop_many() == []
+            before = time.monotonic()
+            assert not readable(ring) or time.monotonic() - before > 0.04
+            push()
+            assert readable(ring, LONG)
+            assert readable(ring)
+            assert ring.pop_many() == [5]
 
-    assert asyncio.run(main()) <= 2
+
+def test_a_descriptor_that_a_forked_child_inherits_is_its_parent_s(ring: Subject) -> None:
+    ring.fileno()
+    ring.pop_many()
+    ring.try_push(3)
+    pid = os.fork()
+    if pid == 0:
+        ring.pop_many()  # takes what is there, where processes share the ring
+        ring.pop_many()  # finds nothing, and would clear what it listens to
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert readable(ring, 0)
 
 
 @pytest.mark.platform
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
-def test_a_push_of_another_process_wakes_threads_and_event_loops(tmp_path: Path) -> None:
-    path = tmp_path / "ring"
-    ring = MessageRing(4096, path=path)
+class TestSeveralProcesses:
+    @pytest.fixture(params=["messages", "records"])
+    def shared(self, request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+        path = tmp_path / "ring"
+        if request.param == "messages":
+            return MessageSubject(MessageRing(4096, path=path), False)
+        return RecordSubject(RingBuffer(32, np.int64, path=path), False)
 
-    def in_child(after: float, message: bytes) -> int:
+    @staticmethod
+    def in_child(work: Callable[[], object]) -> int:
         pid = os.fork()
         if pid == 0:
-            other = MessageRing.attach(path)
-            time.sleep(after)
-            other.try_push(message)
-            os._exit(0)
+            try:
+                work()
+            finally:
+                os._exit(0)
         return pid
 
-    pid = in_child(0.03, b"to a thread")
-    assert ring.pop_many(timeout=LONG).tolist() == [b"to a thread"]
-    os.waitpid(pid, 0)
+    @staticmethod
+    def listen(ring: Subject) -> list[int]:
+        async def main() -> list[int]:
+            future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
 
-    async def main() -> bytes:
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            def ready() -> None:
+                numbers = ring.pop_many()
+                if numbers and not future.done():
+                    future.set_result(numbers)
 
-        def ready() -> None:
-            messages = ring.pop_many()
-            if len(messages) and not future.done():
-                future.set_result(messages[0])
+            asyncio.get_running_loop().add_reader(ring, ready)
+            return await asyncio.wait_for(future, LONG)
 
-        asyncio.get_running_loop().add_reader(ring, ready)
-        return await asyncio.wait_for(future, LONG)
+        return asyncio.run(main())
 
-    pid = in_child(0.03, b"to a loop")
-    assert asyncio.run(main()) == b"to a loop"
-    os.waitpid(pid, 0)
+    def test_a_push_of_another_process_wakes_threads_and_event_loops(self, shared: Subject) -> None:
+        def push(number: int) -> None:
+            other = shared.another()
+            time.sleep(0.03)
+            other.try_push(number)
+
+        pid = self.in_child(lambda: push(1))
+        assert shared.pop_many(timeout=LONG) == [1]
+        os.waitpid(pid, 0)
+        pid = self.in_child(lambda: push(2))
+        assert self.listen(shared) == [2]
+        os.waitpid(pid, 0)
+
+    def test_room_that_another_process_makes_wakes_a_push(self, shared: Subject) -> None:
+        def pop() -> None:
+            other = shared.another()
+            time.sleep(0.03)
+            other.pop_many()
+
+        shared.fill()
+        pid = self.in_child(pop)
+        assert shared.push(1, timeout=LONG)
+        os.waitpid(pid, 0)
+
+    def test_an_event_loop_hears_of_what_a_killed_consumer_had_taken(self, shared: Subject) -> None:
+        """Nobody says so: it has to look for itself."""
+        reader, writer = os.pipe()
+
+        def take() -> None:
+            other = shared.another()
+            other.three_held().__enter__()
+            os.write(writer, b"x")
+            signal.pause()
+
+        shared.push_many([1, 2, 3])
+        pid = self.in_child(take)
+        os.read(reader, 1)
+        threading.Timer(0.03, os.kill, (pid, signal.SIGKILL)).start()
+        try:
+            assert self.listen(shared) == [1, 2, 3]
+        finally:
+            os.waitpid(pid, 0)
+            os.close(reader)
+            os.close(writer)
+
+    def test_a_ring_that_is_opened_again_listens_though_a_child_keeps_the_old_descriptor(self, shared: Subject) -> None:
+        shared.fileno()
+        first = shared.another()
+        first.fileno()
+        pid = self.in_child(signal.pause)
+        try:
+            del first
+            again = shared.another()
+            again.fileno()
+            again.pop_many()
+            assert not readable(again)
+            shared.try_push(1)
+            assert readable(again, LONG)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

@@ -103,6 +103,10 @@ cdef inline uint64_t fetch_add_total(word* w, uint64_t n) noexcept nogil:
     return w.fetch_add(n, memory_order_seq_cst)
 
 
+cdef inline uint64_t fetch_or_total(word* w, uint64_t bits) noexcept nogil:
+    return w.fetch_or(bits, memory_order_seq_cst)
+
+
 cdef inline uint32_t load32_relaxed(word32* w) noexcept nogil:
     return w.load(memory_order_relaxed)
 

@@ -1,7 +1,7 @@
 """Bells: how a thread sleeps until another one, of this process or of one that shares the memory, has done something for it.
 
 A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. Who has
-published or released something looks at `sleepers`, and rings if it is set. Between his store and that look there is no
+published or released something looks at `waiters`, and rings if it is set. Between his store and that look there is no
 fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its
 last look. So either they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
 
@@ -10,25 +10,32 @@ Linux: futex, which works across processes. Elsewhere: a condition variable of t
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ringbuf._atomics cimport load32_total, load_relaxed, store_total, word, word32
+from ringbuf._atomics cimport fetch_or_total, load32_total, load_relaxed, word, word32
 
 cdef extern from * nogil:
     """
     #include <atomic>
     #include <cerrno>
+    #include <chrono>
     #include <climits>
     #include <cstdint>
+    #include <thread>
     #if defined(__linux__)
     #include <linux/futex.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
 
-    /* Registers this process once; afterwards, whether a barrier can be asked for. */
+    enum { PENSTOCK_GLOBAL_EXPEDITED = 2, PENSTOCK_REGISTER_GLOBAL_EXPEDITED = 4 };
+
+    /* Registers this process, once; a forked child is registered as its parent was. */
+    static inline bool penstock_have_barrier(void) {
+        static const bool there = syscall(SYS_membarrier, PENSTOCK_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+        return there;
+    }
+
     static inline bool penstock_barrier(void) {
-        enum { GLOBAL_EXPEDITED = 2, REGISTER_GLOBAL_EXPEDITED = 4 };
-        static const bool there = syscall(SYS_membarrier, REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
-        return there && syscall(SYS_membarrier, GLOBAL_EXPEDITED, 0, 0) == 0;
+        return penstock_have_barrier() && syscall(SYS_membarrier, PENSTOCK_GLOBAL_EXPEDITED, 0, 0) == 0;
     }
 
     static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
@@ -41,10 +48,10 @@ cdef extern from * nogil:
         syscall(SYS_futex, count, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     }
     #else
-    #include <chrono>
     #include <condition_variable>
     #include <mutex>
 
+    static inline bool penstock_have_barrier(void) { return false; }
     static inline bool penstock_barrier(void) { return false; }
 
     struct penstock_parking { std::mutex mutex; std::condition_variable bell; };
@@ -60,31 +67,41 @@ cdef extern from * nogil:
         penstock_place().bell.notify_all();
     }
     #endif
+    static inline void penstock_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
     static inline void penstock_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
     """
+    # Whether all users can be made to pass a barrier. A process is, from the first time that it asks this.
+    bint have_barrier "penstock_have_barrier"()
     bint barrier "penstock_barrier"()
+    # Where there is none: until every store that was made before is there for all to see (no processor holds one back for a us).
+    void let_settle "penstock_let_settle"()
     void futex_wait "penstock_wait"(word32* count, uint32_t seen, int64_t ns)
     void futex_wake "penstock_wake"(word32* count)
     void no_reordering "penstock_no_reordering"()
 
 
+# In Bell.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.
+cdef enum:
+    SLEEPERS = 1
+    LISTENERS = 2            # event loops
+
+
 cdef struct Bell:
-    word sleepers            # 1: threads sleep. A flag and no number, so that it is no matter if one of them is killed
-    word listeners           # 1: event loops listen
+    word waiters
     word32 count
     word32 pad0
-    word pad[5]
+    word pad[6]
 
 
 cdef inline bint wanted(Bell* bell) noexcept nogil:
     """Whether anybody waits for what was just done."""
     no_reordering()
-    return (load_relaxed(&bell.sleepers) | load_relaxed(&bell.listeners)) != 0
+    return load_relaxed(&bell.waiters) != 0
 
 
 cdef inline uint32_t before_sleep(Bell* bell) noexcept nogil:
     """Say that a thread is about to sleep; it has to look once more, and then to sleep until the count is another one."""
     cdef uint32_t seen = load32_total(&bell.count)
-    store_total(&bell.sleepers, 1)
+    fetch_or_total(&bell.waiters, SLEEPERS)
     barrier()
     return seen

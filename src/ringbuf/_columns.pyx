@@ -28,6 +28,7 @@ cdef enum:
     SPARE_BYTES = 64 * 1024  # smaller blocks come from the heap without page faults
     MAX_SPARES = 3           # one being filled, one with the consumer, and one for the next
 
+cdef int64_t NOWHERE = 0  # the offsets of no messages
 cdef bint HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -198,6 +199,9 @@ cdef class Messages:
     data: uint8, all payloads. offsets: int64, one more than there are messages. first_seq: the first one's sequence number.
     Indexing and iterating give bytes, slicing gives Messages that share the memory.
     """
+
+    def __cinit__(self):
+        self._offsets = &NOWHERE  # until new_messages or share_messages have more to say
 
     def __init__(self):
         raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")

@@ -34,7 +34,8 @@ Pairs of release and acquire, each named again where it stands in the code:
     P  publish: store of a tag                ->  load of the tag in `peek_frame`: header and payload of the frame
     R  release: store of a mark               ->  load of it in `advance_tail`: the reader is done with the part
     T  advance: change of `tail`              ->  load of `tail` in `claim`: all readers of what is claimed are done
-    B  exchange of `write` and `read`         ->  loads of them by those who tidy up (_slots.pxd)
+    B  exchange of `read`                     ->  load of it by those who tidy up (_slots.pxd)
+    C  shared: exchange of a word of the index  ->  load of it: who claimed there (_slots.pxd)
 
 R and the loads of `tail` and of marks are in one total order as well: of two threads that release neighbouring parts at the
 same moment, at least one sees the other's. With acquire alone each could miss the other's, and the room would be lost for ever.
@@ -47,7 +48,9 @@ from ringbuf._atomics cimport (
     store_release, store_total, word, word32,
 )
 from ringbuf._bell cimport Bell
-from ringbuf._slots cimport Desk, Slot, NOBODY, PUSHING, TURN_BITS, WHO_BITS, begin_push, help_taker, set_state, FREE
+from ringbuf._slots cimport (
+    FREE, NOBODY, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer, help_taker, set_state,
+)
 
 
 cdef enum:
@@ -139,13 +142,41 @@ cdef inline bint claim(
             if slot != NULL:
                 set_state(slot, FREE)
             return False
-        # A claim shows nothing to anybody but to those who tidy up; the frame is published by its tag.
-        if cas_acq_rel(&c.write, &write, ((write >> 32) + granules) << 32 | <uint64_t><uint32_t>(write + count)):  # B
-            position[0] = at
-            sequence[0] = nearest32(<uint64_t><uint32_t>write, load_relaxed(&c.sequence))
-            return True
-        if slot != NULL:
+        # A claim shows nothing to anybody; the frame is published by its tag.
+        if slot == NULL:
+            if not cas_acq_rel(&c.write, &write, ((write >> 32) + granules) << 32 | <uint64_t><uint32_t>(write + count)):
+                continue
+        elif not shared_claim(f, slot, write, at):
+            write = load_acquire(&c.write)
             store_release(&slot.base, write)
+            continue
+        position[0] = at
+        sequence[0] = nearest32(<uint64_t><uint32_t>write, load_relaxed(&c.sequence))
+        return True
+
+
+cdef inline bint shared_claim(Frames* f, Slot* slot, uint64_t write, uint64_t position) noexcept nogil:
+    """Claim what the slot says at `write`, where this position is; False: somebody else has, and `write` is another by now."""
+    cdef word* index = &f.index[position & (f.capacity - 1)]
+    cdef uint64_t tag = load_acquire(index)  # C
+    cdef Slot* other = claimer(f.desk, tag, position)
+    # What was published there is not to be written over: but `write` had moved before that.
+    if other == NULL and load_acquire(&f.cursors.write) == write:
+        if cas_total(index, &tag, claim_tag(f.desk, slot, position)):  # C
+            move_write(f, slot, write)
+            return True
+        other = claimer(f.desk, tag, position)
+    if other != NULL:
+        move_write(f, other, write)
+    return False
+
+
+cdef inline void move_write(Frames* f, Slot* slot, uint64_t write) noexcept nogil:
+    """Move `write` on for one who claimed there, unless it has moved."""
+    cdef uint64_t size = load_acquire(&slot.size)
+    # If he has gone on to another push, `write` moved before that.
+    if load_acquire(&slot.base) == write:
+        cas_total(&f.cursors.write, &write, ((write >> 32) + (size >> 32)) << 32 | <uint64_t><uint32_t>(write + size))
 
 
 cdef inline uint64_t free_granules(Frames* f) noexcept nogil:
@@ -262,9 +293,11 @@ cdef inline void rewind(Frames* f, Slot* slot, uint64_t beyond) noexcept nogil:
     if slot != NULL:
         begin_push(slot, granules << 32, write)
     # Fails if anyone has pushed since: then it is not empty.
-    if not cas_total(&f.cursors.write, &write, ((write >> 32) + granules) << 32 | <uint64_t><uint32_t>write):  # B
-        if slot != NULL:
-            set_state(slot, FREE)
+    if slot == NULL:
+        if not cas_total(&f.cursors.write, &write, ((write >> 32) + granules) << 32 | <uint64_t><uint32_t>write):
+            return
+    elif not shared_claim(f, slot, write, position):
+        set_state(slot, FREE)
         return
     write_pad(f, position, nearest32(<uint64_t><uint32_t>write, load_relaxed(&f.cursors.sequence)), 0)
     publish(f, slot, position, granules)

@@ -1,12 +1,12 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._atomics cimport word
-from ringbuf._bell cimport Bell
 from ringbuf._columns cimport Column, Messages, Spares
 from ringbuf._cursor cimport Frames
 from ringbuf._frames cimport Source
 from ringbuf._participant cimport Participant
 from ringbuf._slots cimport Slot
+from ringbuf._waiting cimport Waiting
 
 
 cdef class Port:
@@ -17,13 +17,14 @@ cdef class Port:
     cdef object _owner               # of a handle: the ring
     cdef word _takes
     cdef uint64_t _unused
-    cdef list _ears                  # the ReadyFd that event loops listen to, if any does
+    cdef Waiting _waiting
 
     cdef int64_t _push(self, Column* column, uint64_t* first_seq) except -1
     cdef int64_t _push_lines(
         self, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
     ) except -1
     cdef Messages _take(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_now(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
@@ -31,10 +32,6 @@ cdef class Port:
     cdef int _release(self, Messages messages) except -1
     cdef _split(self, Messages messages, Py_ssize_t count)
     cdef int _check_epoch(self, Messages messages) except -1
-    cdef int _sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1
-    cdef int _fileno(self) except -1
-    cdef int _call(self, Bell* bell) except -1
-    cdef int _listen(self) except -1
     cdef int64_t _begin(self, Slot** slot) except -2
     cdef void _end(self, int64_t number) noexcept
 

@@ -16,19 +16,19 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from ringbuf._atomics cimport (
-    exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_total, word,
+    fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, word,
 )
-from ringbuf._bell cimport Bell, barrier, before_sleep, futex_wait, futex_wake, wanted
+from ringbuf._bell cimport before_sleep, wanted
 from ringbuf._columns cimport NOGIL_BYTES, Column, Gathered, Messages, Parts, Spares, new_messages, text_of
 from ringbuf._cursor cimport (
     FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
     nearest32, peek_frame, place_of, read_mark, rewind, tail_position,
 )
+from ringbuf._damage cimport damage_of_frames
 from ringbuf._frames cimport (
     Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
 )
@@ -36,14 +36,13 @@ from ringbuf._participant cimport Participant
 from ringbuf._recovery cimport tidy_up
 from ringbuf._slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
 from ringbuf._timing cimport steady_ns
+from ringbuf._waiting cimport deadline_of, new_waiting
 
 import os
 
 import numpy as np
 
 from ringbuf._columns import MessageTooLarge
-from ringbuf._ready import ReadyFd
-from ringbuf._ready import call as call_ear
 from ringbuf._ring_look import look as look_at_ring
 from ringbuf._shared_file import SharedFile, SharedFileError, boot_id
 
@@ -77,10 +76,6 @@ cdef enum:
     REWIND_GRANULES = 16 * 1024  # 1 MiB
     # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
     LOOK_TAKES = 256
-    SHORT_SLEEP_NS = 10000000  # a look for the dead then costs a thousandth of a core
-
-# None: for ever; but no clock goes that far.
-cdef int64_t FOREVER_NS = INT64_MAX // 2
 
 # Positions are compared by difference in 32 bits.
 cdef uint64_t MAX_GRANULES = <uint64_t>1 << 31
@@ -89,14 +84,20 @@ cdef uint64_t MAX_MESSAGE = (<uint64_t>1 << 32) - 1
 # Each part of a shared file's body begins on a page.
 cdef size_t PAGE = 4096
 cdef bytes KIND = b"msgs"
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
 
 
 cdef inline size_t pages(size_t size) noexcept:
     return (size + PAGE - 1) & ~(PAGE - 1)
 
 
-cdef bint tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
-    return tidy_up(<Frames*>ring, dead, alone)
+cdef void tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
+    tidy_up(<Frames*>ring, dead, alone)
+
+
+cdef const char* judge_messages(void* ring) noexcept nogil:
+    return damage_of_frames(<Frames*>ring)
 
 
 cdef class Port:
@@ -111,7 +112,7 @@ cdef class Port:
         if self._frames.desk == NULL:
             pushed = push_column(&self._frames, NULL, column, first_seq)
             if wanted(&self._frames.cursors.messages):
-                self._call(&self._frames.cursors.messages)
+                self._waiting.call(&self._frames.cursors.messages)
             return pushed
         number = self._begin(&slot)
         try:
@@ -124,7 +125,7 @@ cdef class Port:
         finally:
             self._end(number)
         if wanted(&self._frames.cursors.messages):
-            self._call(&self._frames.cursors.messages)
+            self._waiting.call(&self._frames.cursors.messages)
         return pushed
 
     cdef int64_t _push_lines(
@@ -144,13 +145,22 @@ cdef class Port:
         finally:
             self._end(number)
         if wanted(&self._frames.cursors.messages):
-            self._call(&self._frames.cursors.messages)
+            self._waiting.call(&self._frames.cursors.messages)
         return lines
 
     # ---------------------------------------------------------------- pop
 
     cdef Messages _take(self, int64_t most, int64_t most_bytes):
         """Take what is there within these limits; empty Messages where there is nothing."""
+        cdef Messages messages = self._take_now(most, most_bytes)
+        if messages is None and load_relaxed(&self._waiting.listening):
+            self._waiting.listen()
+            messages = self._take_now(most, most_bytes)
+            if messages is not None:
+                self._waiting.hear()
+        return messages if messages is not None else new_messages(0, 0, self._spares)
+
+    cdef Messages _take_now(self, int64_t most, int64_t most_bytes):
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number
@@ -168,9 +178,7 @@ cdef class Port:
             finally:
                 if messages is None:
                     self._end(number)
-        if messages is None and self._ears and self._listen():
-            return self._take(most, most_bytes)
-        return messages if messages is not None else new_messages(0, 0, self._spares)
+        return messages
 
     cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
         cdef Messages messages = None
@@ -250,7 +258,7 @@ cdef class Port:
             if messages._slot >= 0:
                 self._participant.give_back(messages._slot)
         if wanted(&self._frames.cursors.room):
-            self._call(&self._frames.cursors.room)
+            self._waiting.call(&self._frames.cursors.room)
         return 0
 
     cdef _split(self, Messages messages, Py_ssize_t count):
@@ -280,58 +288,6 @@ cdef class Port:
         if self._participant is not None and messages._epoch != self._participant.epoch:
             raise RuntimeError("these messages were taken before a fork, and belong to the parent process")
         return 0
-
-    # ---------------------------------------------------------------- waiting
-
-    cdef int _sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1:
-        """Sleep until the bell has been rung since its count was `seen`, or until the deadline; it may be less."""
-        cdef int64_t most = deadline_ns - steady_ns()
-        # Who waits in a shared ring has to look whether somebody has died, and where there is no barrier a call may be missed.
-        if self._frames.desk != NULL or not barrier():
-            most = min(most, SHORT_SLEEP_NS)
-        if most > 0:
-            with nogil:
-                futex_wait(&bell.count, seen, most)
-        PyErr_CheckSignals()
-        return 0
-
-    cdef int _call(self, Bell* bell) except -1:
-        """Wake those who sleep, and tell the event loops that listen."""
-        cdef uint64_t seat
-        if exchange_total(&bell.sleepers, 0):
-            futex_wake(&bell.count)
-        if not exchange_total(&bell.listeners, 0):
-            return 0
-        if self._frames.desk == NULL:
-            for ear in self._ears:
-                ear.set()
-            return 0
-        for seat in range(<uint64_t>SEATS):
-            if exchange_total(&self._frames.desk.seats[seat].listens, 0):
-                call_ear(self._participant.file.uuid, seat)
-        return 0
-
-    cdef int _listen(self) except -1:
-        """Nothing was there: ask to be called when there is. Returns 1 if something has come since."""
-        ear = self._ears[0]
-        ear.clear()
-        if self._frames.desk != NULL:
-            store_total(&self._frames.desk.seats[<int64_t>ear.seat].listens, 1)
-        store_total(&self._frames.cursors.messages.listeners, 1)
-        barrier()
-        if count_waiting(&self._frames) == 0:
-            return 0
-        ear.set()
-        return 1
-
-    cdef int _fileno(self) except -1:
-        if self._participant is None:
-            if not self._ears:
-                self._ears.append(ReadyFd())
-        elif not self._ears or self._ears[0].epoch != self._participant.epoch:
-            self._ears[:] = [ReadyFd(self._participant.file.uuid, self._participant.first_seat(), self._participant.epoch)]
-        self._listen()
-        return self._ears[0].fd
 
     # ---------------------------------------------------------------- the slots of a shared ring
 
@@ -375,7 +331,6 @@ cdef class MessageRing(Port):
         # Small and in memory until __init__ or attach() says otherwise: so that no method of a ring that was made without
         # either finds nothing there.
         self._spares = Spares()
-        self._ears = []
         self._allocate(MIN_GRANULES, 0)
 
     def __init__(self, capacity_bytes, *, path=None, first_seq=0):
@@ -404,6 +359,7 @@ cdef class MessageRing(Port):
         self._frames.cursors = <Cursors*>address
         self._frames.index = <word*>(address + sizeof(Cursors))
         self._frames.data = <unsigned char*>(address + sizeof(Cursors) + granules * 8)
+        self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, None)
         # The first lap is number 1: the zeroed index holds no tag of it.
         self._start_at(granules, first_seq)
 
@@ -441,7 +397,8 @@ cdef class MessageRing(Port):
         self._frames.index = <word*>address
         address += pages(granules * 8)
         self._frames.data = <unsigned char*>address
-        participant._join(&self._frames, tidy_messages)
+        participant._join(&self._frames, tidy_messages, judge_messages)
+        self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
         """Let a ring that was never used count from there on. For tests of the widths."""
@@ -508,18 +465,18 @@ cdef class MessageRing(Port):
 
         Without the GIL, threads that call methods of one object fight over its reference count; a handle each does not.
         """
-        return self._handle(MessageProducer.__new__(MessageProducer))
+        return self._handle(MessageProducer.__new__(MessageProducer, OURS))
 
     def consumer(self):
         """A handle to pop with, for one thread. See `producer`."""
-        return self._handle(MessageConsumer.__new__(MessageConsumer))
+        return self._handle(MessageConsumer.__new__(MessageConsumer, OURS))
 
     cdef _handle(self, Port handle):
         handle._frames = self._frames
         handle._memory = self._memory
         handle._owner = self  # the participant tidies up through it
         handle._participant = self._participant
-        handle._ears = self._ears
+        handle._waiting = self._waiting
         handle._spares = Spares()
         return handle
 
@@ -599,7 +556,7 @@ cdef class MessageRing(Port):
 
         It stays readable until a pop has found nothing. It belongs to the ring and is closed with it.
         """
-        return self._fileno()
+        return self._waiting.fileno()
 
     def take(self, max_messages=None, max_bytes=None):
         """`pop_many`, but the room stays occupied until `release` is called with the result.
@@ -677,8 +634,9 @@ cdef class MessageRing(Port):
 cdef class MessageProducer(Port):
     """The pushing side of a MessageRing, for one thread; made by `MessageRing.producer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a MessageProducer is made by MessageRing.producer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageProducer is made by MessageRing.producer()")
 
     def try_push(self, message):
         """As MessageRing.try_push."""
@@ -705,8 +663,9 @@ cdef class MessageProducer(Port):
 cdef class MessageConsumer(Port):
     """The popping side of a MessageRing, for one thread; made by `MessageRing.consumer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
 
     def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """As MessageRing.pop_many."""
@@ -714,7 +673,7 @@ cdef class MessageConsumer(Port):
 
     def fileno(self):
         """As MessageRing.fileno."""
-        return self._fileno()
+        return self._waiting.fileno()
 
     def take(self, max_messages=None, max_bytes=None):
         """As MessageRing.take."""
@@ -770,7 +729,7 @@ cdef object push_waiting(Port port, messages, timeout):
         done += port._push(&column, &first_seq)
         if done == total or steady_ns() >= deadline:
             return done
-        port._sleep(&port._frames.cursors.room, seen, deadline)
+        port._waiting.sleep(&port._frames.cursors.room, seen, deadline)
 
 
 cdef object push_chunk(Port port, chunk, bint final, max_lines):
@@ -799,18 +758,9 @@ cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
             messages = port._take(most, most_bytes)
             if messages._count > 0 or steady_ns() >= deadline:
                 break
-            port._sleep(&port._frames.cursors.messages, seen, deadline)
+            port._waiting.sleep(&port._frames.cursors.messages, seen, deadline)
     port._release(messages)
     return messages
-
-
-cdef int64_t deadline_of(timeout) except -1:
-    """When a timeout in seconds from now ends, on the steady clock in ns."""
-    if timeout is None:
-        return FOREVER_NS
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds from 0 on, or None for no limit, not {timeout!r}")
-    return min(steady_ns() + int(min(timeout, 1e9) * 1e9), FOREVER_NS)
 
 
 cdef int64_t push_lines(

@@ -9,12 +9,15 @@ cimport cython
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._atomics cimport cas_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release
+from ringbuf._bell cimport have_barrier
 from ringbuf._recovery cimport is_clean, used_slots
 from ringbuf._slots cimport ORPHAN, SEATS, SLOTS, TURN_BITS, WHO_BITS, Slot, kind_of_state
 from ringbuf._timing cimport steady_ns
 
 import time
 import weakref
+
+from ringbuf._shared_file import SharedFileError
 
 cdef extern from *:
     """
@@ -38,11 +41,13 @@ cdef class Participant:
     def __init__(self, file):
         self.file = file
 
-    cdef _join(self, void* ring, Tidy tidy):
-        """Take part: tidy up after all who died, and take a seat."""
+    cdef _join(self, void* ring, Tidy tidy, Judge judge):
+        """Take part: tidy up after all who died, and take a seat. SharedFileError if what is there makes no sense."""
         self._ring = ring
         self._tidy = tidy
+        self._judge = judge
         store_relaxed(&self._seen_deaths, UINT64_MAX)
+        have_barrier()  # so that those who wait need not wait longer than what this process does
         me = weakref.ref(self)
 
         def forked():
@@ -65,6 +70,7 @@ cdef class Participant:
         while True:
             with self.file.recovery() as alone:
                 if alone:
+                    self._check_whole()
                     self._look()
                     seat = self.file.take_seat(i for i in range(SEATS) if is_clean(self.desk, i))
                     if seat is None:
@@ -131,6 +137,16 @@ cdef class Participant:
             if not alone:
                 return False
             return self._look()
+
+    cdef _check_whole(self):
+        """Unless others have found it whole and work on it."""
+        cdef const char* damage
+        if any(self.file.is_taken(seat) for seat in range(SEATS)):
+            return
+        with nogil:
+            damage = self._judge(self._ring)
+        if damage != NULL:
+            raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
     cdef bint _find_dead(self, bint* dead) except -1:
         """Which seats nobody has, and whether one of them was left in disorder."""

@@ -21,6 +21,8 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     TypeError for what can never be of that dtype, ValueError for a wrong shape and for values that do not fit (numbers:
     OverflowError).
     """
+    if isinstance(records, np.ma.MaskedArray) and np.ma.is_masked(records):
+        raise ValueError("records that are masked have no value: fill them (records.filled(...)) or leave them out")
     if is_array(records):
         return cast(np.asarray(records), dtype)
     if isinstance(records, (str, bytes)) or not isinstance(records, Iterable) or not isinstance(records, Sized):

@@ -8,11 +8,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._atomics cimport cas_total, fetch_add_release, load_acquire, load_relaxed, store_release, word
 from ringbuf._cursor cimport (
-    PLACE_BITS, Frames, FrameView, advance_tail, make_read, nearest32, peek_frame, place_of, publish, read_mark, write_pad,
+    PLACE_BITS, Frames, FrameView, advance_tail, make_read, move_write, nearest32, peek_frame, place_of, publish, read_mark,
+    write_pad,
 )
 from ringbuf._slots cimport (
-    FREE, HELD, NOBODY, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, help_taker, kind_of_state,
-    set_state,
+    FREE, HELD, NOBODY, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, claimer, help_taker, is_of_dead,
+    kind_of_state, set_state,
 )
 
 
@@ -29,8 +30,8 @@ cdef inline bint is_clean(Desk* desk, uint64_t seat) noexcept nogil:
     return True
 
 
-cdef inline bint tidy_up(Frames* f, const bint* dead, bint alone) noexcept nogil:
-    """Finish what the holders of these seats had begun; False: not all of it yet, as a living one stands in the way.
+cdef inline void tidy_up(Frames* f, const bint* dead, bint alone) noexcept nogil:
+    """Finish what the holders of these seats had begun. No living one can be in the way.
 
     alone: nobody else takes part, nor can begin to.
     """
@@ -45,8 +46,7 @@ cdef inline bint tidy_up(Frames* f, const bint* dead, bint alone) noexcept nogil
         if dead[seat]:
             for i in range(used_slots(desk, seat)):
                 orphan_take(f, &desk.slots[seat * SLOTS + i])
-    if not fill_holes(f, dead, alone):
-        return False
+    fill_holes(f, dead, alone)
     for seat in range(<uint64_t>SEATS):
         if dead[seat]:
             for i in range(used_slots(desk, seat)):
@@ -54,7 +54,6 @@ cdef inline bint tidy_up(Frames* f, const bint* dead, bint alone) noexcept nogil
                 if kind_of_state(load_acquire(&desk.slots[seat * SLOTS + i].state)) == PUSHING:
                     set_state(&desk.slots[seat * SLOTS + i], FREE)
     advance_tail(f)
-    return True
 
 
 # ---------------------------------------------------------------- takes
@@ -130,115 +129,50 @@ cdef inline uint64_t first_unreleased(Frames* f, uint64_t before, uint64_t after
 # ---------------------------------------------------------------- holes
 
 
-cdef inline bint fill_holes(Frames* f, const bint* dead, bint alone) noexcept nogil:
-    """Take back or pad out what the dead had claimed and not published; False: a living one has yet to publish something."""
+cdef inline void fill_holes(Frames* f, const bint* dead, bint alone) noexcept nogil:
+    """Take back or pad out what the dead had claimed and not published."""
     cdef FrameView view
-    cdef uint64_t tail, position, write, granules, numbers, sequence, base
+    cdef uint64_t start, position, write, tag, base, size
     cdef Slot* slot
     while True:
-        tail = load_acquire(&f.cursors.tail)
-        write = load_acquire(&f.cursors.write)
-        position = tail >> PLACE_BITS
-        while <uint32_t>position != <uint32_t>(write >> 32) and peek_frame(f, position, &view):
-            position += view.granules
-        if <uint32_t>position == <uint32_t>(write >> 32):
-            return True
-        if load_acquire(&f.cursors.tail) != tail:
-            continue  # what was read may have been written over
-        if find_push(f, dead, False, position) != NULL:
-            return False
-        # All who could have published before we asked have: the hole is a dead one's.
-        if peek_frame(f, position, &view):
-            continue
-        slot = find_owner(f, dead, position)
-        if slot == NULL:
-            return False
-        base = load_acquire(&slot.base)
-        granules = load_acquire(&slot.size) >> 32
-        numbers = <uint32_t>load_acquire(&slot.size)
-        write = end_of_push(slot)
-        # Alone, the last claim is taken back with its numbers as if it had never been. With others there is no telling who has
-        # seen them; then, as before a frame of somebody else's, it becomes a pad.
-        if not alone or not cas_total(&f.cursors.write, &write, base):
-            sequence = nearest32(<uint64_t><uint32_t>base, load_relaxed(&f.cursors.sequence))
-            write_pad(f, position, sequence, numbers)
-            publish(f, NULL, position, granules)
+        position = start = load_acquire(&f.cursors.tail) >> PLACE_BITS
         while True:
-            slot = find_push(f, dead, True, position)
+            # In this order: what is neither published nor claimed is the end, unless somebody has claimed there since.
+            write = load_acquire(&f.cursors.write)
+            tag = load_acquire(&f.index[position & (f.capacity - 1)])  # C
+            slot = claimer(f.desk, tag, position)
             if slot == NULL:
+                if peek_frame(f, position, &view):
+                    position += view.granules
+                    continue
                 break
-            set_state(slot, FREE)
+            size = load_acquire(&slot.size)
+            base = load_acquire(&slot.base)
+            if load_acquire(&f.index[position & (f.capacity - 1)]) != tag:
+                continue  # published since, and what the slot says may be something else by now
+            # So he claimed that much; `write` may not have moved yet.
+            move_write(f, slot, base)
+            if not is_of_dead(f.desk, slot, dead):
+                position += size >> 32
+                continue
+            if alone:
+                # The last claim is taken back with its numbers as if it had never been. With others there is no telling who has
+                # seen them; then, as before a frame of somebody else's, it becomes a pad.
+                write = end_of_push(base, size)
+                if cas_total(&f.cursors.write, &write, base) or write == base:
+                    store_release(&f.index[position & (f.capacity - 1)], 0)
+                    set_state(slot, FREE)
+                    break
+            write_pad(f, position, nearest32(<uint64_t><uint32_t>base, load_relaxed(&f.cursors.sequence)), <uint32_t>size)
+            publish(f, slot, position, size >> 32)
+            position += size >> 32
+        if <uint32_t>position == <uint32_t>(write >> 32):
+            return
+        # Unless the file is damaged, `tail` has passed what was looked at: once more from where it is now.
+        if load_acquire(&f.cursors.tail) >> PLACE_BITS == start:
+            return
 
 
-cdef inline Slot* find_push(Frames* f, const bint* dead, bint of_dead, uint64_t position) noexcept nogil:
-    """A slot, of the dead or of the others, that may have claimed at this position."""
-    cdef uint64_t seat, i
-    cdef Slot* slot
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat] == of_dead:
-            for i in range(used_slots(f.desk, seat)):
-                slot = &f.desk.slots[seat * SLOTS + i]
-                if is_push_at(slot, position):
-                    return slot
-    return NULL
-
-
-cdef inline bint is_push_at(Slot* slot, uint64_t position) noexcept nogil:
-    return (
-        kind_of_state(load_acquire(&slot.state)) == PUSHING
-        and <uint32_t>(load_acquire(&slot.base) >> 32) == <uint32_t>position
-    )
-
-
-cdef inline uint64_t end_of_push(Slot* slot) noexcept nogil:
-    """What `write` was after the claim of this slot, if it went through."""
-    cdef uint64_t base = load_acquire(&slot.base), size = load_acquire(&slot.size)
+cdef inline uint64_t end_of_push(uint64_t base, uint64_t size) noexcept nogil:
+    """What `write` is after this claim."""
     return ((base >> 32) + (size >> 32)) << 32 | <uint64_t><uint32_t>(base + size)
-
-
-cdef inline Slot* find_owner(Frames* f, const bint* dead, uint64_t position) noexcept nogil:
-    """Of the dead that were to claim at this position, the one that did: whose end somebody has seen. Equal ends are all one.
-
-    The end of one that did not may be a boundary as well, by chance, but a later one: the nearest is meant.
-    """
-    cdef Slot* only = NULL
-    cdef Slot* nearest = NULL
-    cdef Slot* slot
-    cdef FrameView view
-    cdef uint64_t seat, i, end, behind
-    cdef bint several = False
-    for seat in range(<uint64_t>SEATS):
-        if not dead[seat]:
-            continue
-        for i in range(used_slots(f.desk, seat)):
-            slot = &f.desk.slots[seat * SLOTS + i]
-            if not is_push_at(slot, position):
-                continue
-            end = end_of_push(slot)
-            if only != NULL and end_of_push(only) != end:
-                several = True
-            only = slot
-            behind = position + (load_acquire(&slot.size) >> 32)
-            if not (
-                load_acquire(&f.cursors.write) == end
-                or was_base(f, end)
-                or (peek_frame(f, behind, &view) and <uint32_t>view.frame.first_seq == <uint32_t>end)
-            ):
-                continue
-            if nearest == NULL or load_acquire(&slot.size) >> 32 < load_acquire(&nearest.size) >> 32:
-                nearest = slot
-    if nearest != NULL or several:
-        return nearest
-    return only
-
-
-cdef inline bint was_base(Frames* f, uint64_t write) noexcept nogil:
-    """Whether anybody, dead or alive, has seen this value of `write`."""
-    cdef uint64_t i, seat
-    cdef Slot* slot
-    for seat in range(<uint64_t>SEATS):
-        for i in range(used_slots(f.desk, seat)):
-            slot = &f.desk.slots[seat * SLOTS + i]
-            if kind_of_state(load_acquire(&slot.state)) == PUSHING and load_acquire(&slot.base) == write:
-                return True
-    return False

@@ -1,49 +1,40 @@
 # cython: freethreading_compatible=True
 """RingBuffer: a bounded, lock-free queue of records of one numpy dtype in one block of memory.
 
-Contract. Any number of threads may push and pop, with the GIL or without it. No method blocks: a push puts in as many
-records as fit, from the front, and says how many; a pop gives what is there. Records of one push stay together and in
-order. Only `pop_many` without `out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push
-refuses as invalid changes nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion
-would change (an integer out of range, a string that is too long), not only by its dtype but by its value.
+Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
+No method but those with a timeout blocks: a push puts in as many records as fit, from the front, and says how many; a pop gives
+what is there. Records of one push stay together and in order, but where it waits for room in its midst. Only `pop_many` without
+`out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes
+nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of
+range, a string that is too long), not only by its dtype but by its value.
 
 Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one
-exchange and one tag, whatever its size. See _run.pxd for positions, ordering and progress.
-
-Blocks. `reserve` and `peek` show the memory of the ring itself for the length of a `with` block, as a Span. A Span makes an
-array of what it shows at each use and keeps none, so that nothing can outlive the block by accident; an array that somebody took
-out of it by `np.asarray` is counted. When the block ends
-
-    reserve  without an error the records are published. With one the claim is undone, as if it had never been.
-    peek     without an error the records are freed. With one they are given back: the next consumer gets them, before all
-             others and in their order. Those that other consumers took in the meantime stay with them.
-
-An array that is still alive when its block ends is an error (BufferError). What was reserved then holds nothing, and its memory
-is used again only when the array has gone (in a ring that processes share, what was pushed behind it is to be seen only then);
-what was peeked at is given back, and the array, which can not be written, may
-show other records from then on.
+exchange and one tag, whatever its size. See _run.pxd for positions, ordering and progress, _shared_run.pxd for what processes
+share, _blocks.pyx for `reserve` and `peek`, _waiting.pyx for those who wait.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ringbuf._atomics cimport (
-    cas_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_acquire, load_relaxed, store_relaxed, word,
-)
+from ringbuf._atomics cimport load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._bell cimport Bell, before_sleep, wanted
+from ringbuf._blocks cimport new_span
 from ringbuf._columns cimport NOGIL_BYTES
+from ringbuf._face cimport Face, MAX_CAPACITY, positive
 from ringbuf._number cimport (
     BY_NUMPY, BY_STEPS, from_bits, from_quick, get_bits, kind_of_dtype, put_bits, quick_bits, quick_of, to_bits,
 )
 from ringbuf._ring_file cimport SharedRuns
 from ringbuf._run cimport (
-    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, abandon, add_one, claim, count_of, give_back, is_of, kind_of,
-    leave, pass_one, publish, release, rewind, take, waiting,
+    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, is_of, kind_of, pass_one, publish,
+    release, rewind, take, waiting,
 )
-from ringbuf._shared_run cimport offer, shared_publish, shared_release
+from ringbuf._shared_run cimport shared_publish, shared_release
 from ringbuf._slots cimport Slot
+from ringbuf._timing cimport steady_ns
+from ringbuf._waiting cimport deadline_of, new_waiting
 
 import numpy as np
 
@@ -65,56 +56,12 @@ cdef extern from *:
     const bint PENSTOCK_GIL
 
 
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
+
+
 cdef enum:
     LINE = 64  # bytes in a cache line: where the cursors, the tags and the records start
-    # An empty ring goes back to its start when it has come this far, so that it stays in a second-level cache beside what is
-    # copied in and out. Measured for 4,096 records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times
-    # for a ring of 4 MiB and 1.7 times for one of 64 MiB.
-    REWIND_BYTES = 128 * 1024
-
-# Widths of what counts records; the index alone would have 16 GiB.
-cdef uint64_t MAX_CAPACITY = <uint64_t>1 << 31
-# In Lease._lent, above any number of buffers.
-cdef uint64_t ENDED = <uint64_t>1 << 32
-
-
-cdef class Face:
-    """What a ring and its handles have in common."""
-
-    @property
-    def capacity(self):
-        """How many records there is room for: a power of two."""
-        return self._runs.mask + 1
-
-    def __len__(self):
-        """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
-        return waiting(&self._runs) if self._shared is None else self._shared.waiting()
-
-    @property
-    def path(self):
-        """The file that it shares with other processes, or None."""
-        return None if self._shared is None else self._shared.participant.file.path
-
-    def __repr__(self):
-        where = "" if self._shared is None else f", path={self.path!r}"
-        return f"{type(self).__name__}(capacity={self.capacity}, dtype={self.dtype!r}, records={len(self)}{where})"
-
-    def __reduce__(self):
-        raise TypeError(f"a {type(self).__name__} is live shared state and can not be copied or pickled")
-
-    def __dealloc__(self):
-        Py_XDECREF(self._spares[0])
-        Py_XDECREF(self._spares[1])
-
-    cdef object _share(self, Face ring):
-        self._runs = ring._runs
-        self._kind = ring._kind
-        self._quick = ring._quick
-        self._memory = ring._memory
-        self._shared = ring._shared
-        self.dtype = ring.dtype
-        store_relaxed(&self._seen, load_acquire(&ring._seen))
-        return self
 
 
 @cython.final
@@ -150,9 +97,9 @@ cdef class RingBuffer(Face):
         cdef uint64_t slots
         # `attach` puts an open file in the place of the capacity.
         file = capacity if isinstance(capacity, SharedFile) else None
-        wanted = file.meta["records"] if file is not None else positive(capacity, "capacity")
-        if wanted > MAX_CAPACITY:
-            raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY:,} records, not {wanted:,}")
+        records = file.meta["records"] if file is not None else positive(capacity, "capacity")
+        if records > MAX_CAPACITY:
+            raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY:,} records, not {records:,}")
         self.dtype = dtype = np.dtype(dtype)
         if dtype.hasobject:
             raise TypeError(f"dtype {dtype} holds Python objects, which have no bytes of their own to copy")
@@ -161,16 +108,19 @@ cdef class RingBuffer(Face):
         if dtype.itemsize == 0:
             raise ValueError(f"dtype {dtype!r} has records of no bytes: give it a size")
         self._kind = kind_of_dtype(dtype)
-        slots = max(2, 1 << (wanted - 1).bit_length())
+        slots = max(2, 1 << (records - 1).bit_length())
         if path is not None:
             file = create_or_attach(path, slots, dtype)
         if file is None:
             self._allocate(slots)
-            return
-        self._shared = SharedRuns(file, slots, dtype.itemsize)
-        self._runs = self._shared.runs
-        self._memory = self._shared.memory
-        store_relaxed(&self._seen, load_acquire(&self._runs.cursors.tail))
+        else:
+            self._shared = SharedRuns(file, slots, dtype.itemsize)
+            self._runs = self._shared.runs
+            self._memory = self._shared.memory
+            store_relaxed(&self._seen, load_acquire(&self._runs.cursors.tail))
+        self._waiting = new_waiting(
+            &self._runs.cursors.records, self._memory, None if self._shared is None else self._shared.participant
+        )
 
     cdef object _allocate(self, uint64_t slots):
         cdef uint64_t itemsize = self.dtype.itemsize
@@ -206,18 +156,20 @@ cdef class RingBuffer(Face):
         """
         return push_one(self, record)
 
-    @cython.binding(False)
-    @cython.always_allow_keywords(False)
-    def push_many(self, records):
-        """push_many(records) -> int
+    def push(self, record, timeout=None):
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        return push_patiently(self, record, timeout)
 
-        Push as many of `records` as fit, from the front; returns how many.
+    def push_many(self, records, timeout=0.0):
+        """Push as many of `records` as fit, from the front; returns how many.
 
         records: a one-dimensional numpy array, anything that numpy sees as one, or a sequence of what `try_push` takes.
             An array of another dtype is converted where numpy's "same_kind" rule allows it and every value can be held.
             TypeError or ValueError (OverflowError for numbers) otherwise, before anything is pushed.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
+            what it raises comes out of here, with nothing but the first part of the records pushed.
         """
-        return push_some(self, records)
+        return push_some(self, records, timeout)
 
     def reserve(self, n):
         """A block to write up to `n` records in place: `with ring.reserve(n) as span`.
@@ -237,13 +189,26 @@ cdef class RingBuffer(Face):
         """
         return pop_one(self)
 
-    def pop_many(self, max_items=None, out=None):
+    def pop(self, timeout=None):
+        """`try_pop` that waits for a record, up to `timeout` seconds; None: as long as it takes. None: there was none."""
+        return pop_patiently(self, timeout)
+
+    def pop_many(self, max_items=None, out=None, timeout=0.0):
         """Take up to `max_items` of the oldest records (None: all that are there) as an array; empty: nothing there.
 
         out: a writable, contiguous, one-dimensional array of the ring's dtype to put them in; the part that was filled is
             returned, and no more records are taken than it holds.
+        timeout: seconds to wait for the first record; None: as long as it takes.
         """
-        return pop_some(self, max_items, out)
+        return pop_some(self, max_items, out, timeout)
+
+    def fileno(self):
+        """A file descriptor that is readable while there is something to take, for event loops: `loop.add_reader(ring, ...)`.
+
+        It stays readable until a pop or a peek has found nothing. It belongs to the ring and is closed with it. In a ring that
+        processes share it also becomes readable every 50 ms, so that what a killed process left is found.
+        """
+        return self._waiting.fileno()
 
     def peek(self, n):
         """A block to read up to `n` of the oldest records in place: `with ring.peek(n) as span`.
@@ -255,11 +220,11 @@ cdef class RingBuffer(Face):
 
     def producer(self):
         """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Producer.__new__(Producer))._share(self)
+        return (<Face>Producer.__new__(Producer, OURS))._share(self)
 
     def consumer(self):
         """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Consumer.__new__(Consumer))._share(self)
+        return (<Face>Consumer.__new__(Consumer, OURS))._share(self)
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""
@@ -323,8 +288,9 @@ cdef class RingBuffer(Face):
 cdef class Producer(Face):
     """The pushing side of a RingBuffer, for one thread; made by `RingBuffer.producer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a Producer is made by RingBuffer.producer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Producer is made by RingBuffer.producer()")
 
     @cython.binding(False)
     @cython.always_allow_keywords(False)
@@ -332,11 +298,13 @@ cdef class Producer(Face):
         """As RingBuffer.try_push."""
         return push_one(self, record)
 
-    @cython.binding(False)
-    @cython.always_allow_keywords(False)
-    def push_many(self, records):
+    def push(self, record, timeout=None):
+        """As RingBuffer.push."""
+        return push_patiently(self, record, timeout)
+
+    def push_many(self, records, timeout=0.0):
         """As RingBuffer.push_many."""
-        return push_some(self, records)
+        return push_some(self, records, timeout)
 
     def reserve(self, n):
         """As RingBuffer.reserve."""
@@ -347,34 +315,46 @@ cdef class Producer(Face):
 cdef class Consumer(Face):
     """The popping side of a RingBuffer, for one thread; made by `RingBuffer.consumer()`. Its methods are the ring's."""
 
-    def __init__(self):
-        raise TypeError("a Consumer is made by RingBuffer.consumer()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Consumer is made by RingBuffer.consumer()")
 
     @cython.binding(False)
     def try_pop(self):
         """As RingBuffer.try_pop."""
         return pop_one(self)
 
-    def pop_many(self, max_items=None, out=None):
+    def pop(self, timeout=None):
+        """As RingBuffer.pop."""
+        return pop_patiently(self, timeout)
+
+    def pop_many(self, max_items=None, out=None, timeout=0.0):
         """As RingBuffer.pop_many."""
-        return pop_some(self, max_items, out)
+        return pop_some(self, max_items, out, timeout)
+
+    def fileno(self):
+        """As RingBuffer.fileno."""
+        return self._waiting.fileno()
 
     def peek(self, n):
         """As RingBuffer.peek."""
         return new_span(self, n, True)
 
 
-# ---------------------------------------------------------------- push and pop
+# ---------------------------------------------------------------- push
 
 
 cdef inline bint push_one(Face face, object record) except -1:
     cdef uint64_t bits, position
+    cdef Bell* bell = &face._runs.cursors.records
     # The commonest records, without the general case's choices (measured: 49 instructions rather than 103).
     if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
         if not add_one(&face._runs, &position):
             return push_word(face, bits)
         (<uint64_t*>face._runs.data)[position & face._runs.mask] = bits
         publish(&face._runs, position, 1, PUBLISHED)
+        if wanted(bell):
+            face._waiting.call(bell)
         return True
     return push_any(face, record)
 
@@ -382,7 +362,7 @@ cdef inline bint push_one(Face face, object record) except -1:
 cdef bint push_any(Face face, object record) except -1:
     cdef uint64_t bits
     if face._kind == BY_NUMPY:
-        return push_array(face, as_records(face.dtype, [record])) == 1
+        return push_array(face, as_records(face.dtype, [record]), 0) == 1
     to_bits(face._kind, face._runs.itemsize, record, &bits)
     return push_word(face, bits)
 
@@ -397,47 +377,85 @@ cdef bint push_word(Face face, uint64_t bits) except -1:
             return False
         put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
         publish(&face._runs, position, 1, PUBLISHED)
+    else:
+        number = face._shared.begin(&slot)
+        try:
+            if face._shared.claim(slot, &face._seen, 1, False, &position) == 0:
+                return False
+            put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
+            shared_publish(&face._runs, slot, position, 1, PUBLISHED)
+        finally:
+            face._shared.end(number)
+    if wanted(&face._runs.cursors.records):
+        face._waiting.call(&face._runs.cursors.records)
+    return True
+
+
+cdef bint push_patiently(Face face, object record, object timeout) except -1:
+    cdef int64_t deadline
+    cdef uint32_t seen
+    if push_one(face, record):
         return True
-    number = face._shared.begin(&slot)
-    try:
-        if face._shared.claim(slot, &face._seen, 1, False, &position) == 0:
+    if timeout == 0:
+        return False
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.room)
+        if push_one(face, record):
+            return True
+        if steady_ns() >= deadline:
             return False
-        put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
-        shared_publish(&face._runs, slot, position, 1, PUBLISHED)
-        return True
-    finally:
-        face._shared.end(number)
+        face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
 
 
-cdef object push_some(Face face, object records):
+cdef object push_some(Face face, object records, object timeout):
     if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
-        return push_array(face, records)
-    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records))
+        return push_array(face, records, timeout)
+    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), timeout)
 
 
-cdef uint64_t push_array(Face face, object array) except? 0xFFFFFFFF:
-    """Push what fits of a contiguous array of the ring's dtype; returns how many records did."""
+cdef uint64_t push_array(Face face, object array, object timeout) except? 0xFFFFFFFF:
+    """Push what fits of a contiguous array of the ring's dtype, at last after a wait; returns how many records did."""
     cdef Py_buffer view
-    cdef uint64_t count = 0, position
-    cdef int64_t number
-    cdef Slot* slot
+    cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
+    cdef int64_t deadline
+    cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
     try:
-        if view.len == 0:
-            pass
-        elif face._shared is not None:
-            number = face._shared.begin(&slot)
-            try:
-                count = push_shared(face, slot, <unsigned char*>view.buf, view.len // face._runs.itemsize)
-            finally:
-                face._shared.end(number)
-        else:
-            count = claim(&face._runs, &face._seen, view.len // face._runs.itemsize, False, &position)
-            if count > 0:
-                copy_in(&face._runs, position, count, <unsigned char*>view.buf)
-                publish(&face._runs, position, count, PUBLISHED)
+        total = view.len // itemsize
+        if total > 0:
+            done = push_bytes(face, <unsigned char*>view.buf, total)
+        if done < total and timeout != 0:
+            deadline = deadline_of(timeout)
+            while True:
+                seen = before_sleep(&face._runs.cursors.room)
+                done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
+                if done == total or steady_ns() >= deadline:
+                    break
+                face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
     finally:
         PyBuffer_Release(&view)
+    return done
+
+
+cdef uint64_t push_bytes(Face face, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+    """Push as many of these records as fit; returns how many."""
+    cdef uint64_t count, position
+    cdef int64_t number
+    cdef Slot* slot
+    if face._shared is not None:
+        number = face._shared.begin(&slot)
+        try:
+            count = push_shared(face, slot, source, total)
+        finally:
+            face._shared.end(number)
+    else:
+        count = claim(&face._runs, &face._seen, total, False, &position)
+        if count > 0:
+            copy_in(&face._runs, position, count, source)
+            publish(&face._runs, position, count, PUBLISHED)
+    if wanted(&face._runs.cursors.records):
+        face._waiting.call(&face._runs.cursors.records)
     return count
 
 
@@ -453,83 +471,163 @@ cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t
     return done
 
 
+# ---------------------------------------------------------------- pop
+
+
 cdef inline object pop_one(Face face):
     cdef uint64_t position
+    cdef Bell* bell = &face._runs.cursors.room
     if face._quick != BY_STEPS and pass_one(&face._runs, &position):
-        return from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
+        record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
+        if wanted(bell):
+            face._waiting.call(bell)
+        return record
     return pop_any(face)
 
 
 cdef object pop_any(Face face):
-    cdef uint64_t bits, position
-    cdef int64_t number
-    cdef Slot* slot
+    cdef uint64_t bits
     if face._kind == BY_NUMPY:
-        array = pop_some(face, 1, None)
+        array = pop_some(face, 1, None, 0)
         if len(array) == 0:
             return None
         return array.item() if face.dtype.kind in "biufc" else array[0]
-    if face._shared is not None:
-        number = face._shared.begin(&slot)
-        try:
-            if face._shared.take(slot, 1, False, &position) == 0:
-                return None
-            bits = get_bits(face._runs.data + (position & face._runs.mask) * face._runs.itemsize, face._runs.itemsize)
-            shared_release(&face._runs, slot, position, 1)
-        finally:
-            face._shared.end(number)
-    elif take(&face._runs, 1, False, &position) == 0:
-        return None
-    else:
-        bits = get_bits(face._runs.data + (position & face._runs.mask) * face._runs.itemsize, face._runs.itemsize)
-        release(&face._runs, position, 1)
+    if not pop_word(face, &bits):
+        if not load_relaxed(&face._waiting.listening):
+            return None
+        face._waiting.listen()
+        if not pop_word(face, &bits):
+            return None
+        face._waiting.hear()
+    if wanted(&face._runs.cursors.room):
+        face._waiting.call(&face._runs.cursors.room)
     return from_bits(face._kind, face._runs.itemsize, bits)
 
 
-cdef object pop_some(Face face, object max_items, object out):
-    cdef uint64_t most = MAX_CAPACITY if max_items is None else min(positive(max_items, "max_items"), MAX_CAPACITY)
-    cdef uint64_t done = 0, count, position, itemsize = face._runs.itemsize
+cdef bint pop_word(Face face, uint64_t* bits) except -1:
+    """Take a record that is a plain number; False: nothing there."""
+    cdef uint64_t position, itemsize = face._runs.itemsize
     cdef int64_t number
     cdef Slot* slot
-    cdef Py_buffer view
+    if face._shared is None:
+        if take(&face._runs, 1, False, &position) == 0:
+            return False
+        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+        release(&face._runs, position, 1)
+        return True
+    number = face._shared.begin(&slot)
+    try:
+        if face._shared.take(slot, 1, False, &position) == 0:
+            return False
+        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+        shared_release(&face._runs, slot, position, 1)
+        return True
+    finally:
+        face._shared.end(number)
+
+
+cdef object pop_patiently(Face face, object timeout):
+    cdef int64_t deadline
+    cdef uint32_t seen
+    record = pop_one(face)
+    if record is not None or timeout == 0:
+        return record
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.records)
+        record = pop_one(face)
+        if record is not None or steady_ns() >= deadline:
+            return record
+        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+
+
+cdef object pop_some(Face face, object max_items, object out, object timeout):
+    cdef uint64_t most = MAX_CAPACITY if max_items is None else min(positive(max_items, "max_items"), MAX_CAPACITY), done
+    cdef int64_t deadline
+    cdef uint32_t seen
     if out is None:
-        # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
-        # knows that there is nothing.
-        array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
+        pass
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
     elif out.dtype != face.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out must be a writable, contiguous array of one dimension and dtype {face.dtype}")
-    else:
-        array = out
+    elif out.size == 0:
+        return out
+    array = pop_array(face, most, out, &done)
+    if done > 0:
+        return array
+    if load_relaxed(&face._waiting.listening):
+        face._waiting.listen()
+        array = pop_array(face, most, out, &done)
+        if done > 0:
+            face._waiting.hear()
+            return array
+    if timeout == 0:
+        return array
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.records)
+        array = pop_array(face, most, out, &done)
+        if done > 0 or steady_ns() >= deadline:
+            return array
+        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+
+
+cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
+    """Take up to `most` records into the array, or a new one, and tell how many; returns the part that was filled."""
+    cdef uint64_t itemsize = face._runs.itemsize
+    cdef int64_t number
+    cdef Slot* slot
+    cdef Py_buffer view
+    if array is None:
+        # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
+        # knows that there is nothing.
+        array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
     try:
         most = min(most, <uint64_t>view.len // itemsize)
         if face._shared is not None:
             number = face._shared.begin(&slot)
             try:
-                while done < most:
-                    count = face._shared.take(slot, most - done, False, &position)
-                    if count == 0:
-                        break
-                    copy_out(&face._runs, position, count, <unsigned char*>view.buf + done * itemsize)
-                    shared_release(&face._runs, slot, position, count)
-                    done += count
+                done[0] = pop_shared(face, slot, <unsigned char*>view.buf, most)
             finally:
                 face._shared.end(number)
         else:
-            while done < most:
-                count = take(&face._runs, most - done, False, &position)
-                if count == 0:
-                    break
-                copy_out(&face._runs, position, count, <unsigned char*>view.buf + done * itemsize)
-                release(&face._runs, position, count)
-                done += count
-            if done > 0:
-                rewind(&face._runs, REWIND_BYTES // itemsize)
+            done[0] = pop_bytes(&face._runs, <unsigned char*>view.buf, most)
+        if done[0] > 0 and wanted(&face._runs.cursors.room):
+            face._waiting.call(&face._runs.cursors.room)
+        return array if done[0] * itemsize == <uint64_t>view.len else array[:done[0]]
     finally:
         PyBuffer_Release(&view)
-    return array if done * itemsize == <uint64_t>view.len else array[:done]
+
+
+cdef uint64_t pop_bytes(Runs* r, unsigned char* target, uint64_t most) noexcept:
+    cdef uint64_t done = 0, count, position
+    while done < most:
+        count = take(r, most - done, False, &position)
+        if count == 0:
+            break
+        copy_out(r, position, count, target + done * r.itemsize)
+        release(r, position, count)
+        done += count
+    if done > 0:
+        rewind(r)
+    return done
+
+
+cdef uint64_t pop_shared(Face face, Slot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
+    cdef uint64_t done = 0, count, position
+    while done < most:
+        count = face._shared.take(slot, most - done, False, &position)
+        if count == 0:
+            break
+        copy_out(&face._runs, position, count, target + done * face._runs.itemsize)
+        shared_release(&face._runs, slot, position, count)
+        done += count
+    return done
+
+
+# ---------------------------------------------------------------- copies
 
 
 cdef void copy_in(Runs* r, uint64_t position, uint64_t count, const unsigned char* source) noexcept:
@@ -554,213 +652,6 @@ cdef inline void copy(unsigned char* target, const unsigned char* source, uint64
         memcpy(target, source, size)
 
 
-# ---------------------------------------------------------------- blocks
-
-
-@cython.no_gc  # so that `_memory` is still there when it is deallocated; nothing that it refers to can refer back
-@cython.final
-cdef class Lease:
-    """A part of the ring's memory that a block holds; lends it out as buffers and counts them."""
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        cdef uint64_t lent = load_relaxed(&self._lent)
-        if self._reading and flags & PyBUF_WRITABLE:
-            raise BufferError("what is peeked at can not be written")
-        while True:
-            if lent & ENDED:
-                raise BufferError("the view ended with its block")
-            if cas_total(&self._lent, &lent, lent + 1):
-                break
-        buffer.obj = self
-        buffer.buf = self._runs.data + (self._position & self._runs.mask) * self._runs.itemsize
-        buffer.len = self._nbytes
-        buffer.readonly = self._reading
-        buffer.itemsize = 1
-        buffer.format = NULL  # bytes
-        buffer.ndim = 1
-        buffer.shape = &self._nbytes
-        buffer.strides = &buffer.itemsize
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
-
-    def __releasebuffer__(self, Py_buffer* buffer):
-        if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:
-            self.view_gone()
-
-    cdef int begin(self, Face face, uint64_t most) except -1:
-        cdef Slot* slot
-        self._runs = face._runs
-        self._memory = face._memory
-        if face._shared is not None:
-            self._slot = face._shared.begin(&slot)
-            try:
-                if self._reading:
-                    self._count = face._shared.take(slot, most, True, &self._position)
-                else:
-                    self._count = face._shared.claim(slot, &face._seen, most, True, &self._position)
-            finally:
-                if self._count == 0:
-                    face._shared.end(self._slot)
-            self._shared = face._shared
-            self._epoch = face._shared.participant.epoch
-        elif self._reading:
-            self._count = take(&self._runs, most, True, &self._position)
-        else:
-            self._count = claim(&self._runs, &face._seen, most, True, &self._position)
-            fetch_add_relaxed(&self._runs.cursors.absent, self._count)
-        self._nbytes = self._count * self._runs.itemsize
-        return 0
-
-    cdef bint end(self, bint commit) noexcept:
-        """End the block; returns False if buffers are still out, in which case nothing is committed."""
-        cdef uint64_t none = 0
-        cdef Runs* r = &self._runs
-        cdef bint quiet = cas_total(&self._lent, &none, ENDED)
-        if self._shared is not None:
-            return self.end_shared(commit, quiet)
-        if self._count == 0:
-            pass
-        elif self._reading:
-            if commit and quiet:
-                release(r, self._position, self._count)
-                rewind(r, REWIND_BYTES // r.itemsize)
-            else:
-                give_back(r, self._position, self._count)
-        elif not quiet:
-            publish(r, self._position, self._count, HELD)
-            # The last buffer may have come back in between.
-            if fetch_add_total(&self._lent, ENDED) == 0:
-                self.view_gone()
-            return False
-        elif commit:
-            fetch_add_relaxed(&r.cursors.absent, -self._count)
-            publish(r, self._position, self._count, PUBLISHED)
-        else:
-            abandon(r, self._position, self._count)
-        if not quiet:
-            fetch_add_total(&self._lent, ENDED)
-        return quiet
-
-    cdef bint end_shared(self, bint commit, bint quiet) noexcept:
-        """The same for a ring that processes share."""
-        cdef Slot* slot = &self._runs.desk.slots[self._slot]
-        if self._count == 0 or self._epoch != self._shared.participant.epoch:
-            pass  # what was begun before a fork, the parent ends
-        elif self._reading and commit and quiet:
-            shared_release(&self._runs, slot, self._position, self._count)
-            self._shared.end(self._slot)
-        elif self._reading:
-            offer(&self._runs, slot, self._position)
-            self._shared.given.append((self._epoch, self._slot))
-        elif quiet:
-            shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
-            self._shared.end(self._slot)
-        if not quiet and fetch_add_total(&self._lent, ENDED) == 0 and not self._reading and self._count > 0:
-            self.view_gone()
-        return quiet
-
-    cdef void view_gone(self) noexcept:
-        """The last view of what was reserved has gone, after the block."""
-        if self._shared is None:
-            leave(&self._runs, self._position, self._count)
-        elif self._epoch == self._shared.participant.epoch:
-            shared_publish(&self._runs, &self._runs.desk.slots[self._slot], self._position, self._count, VOID)
-            self._shared.end(self._slot)
-
-    def __dealloc__(self):
-        # A block that began and never ended.
-        if not load_relaxed(&self._lent) & ENDED:
-            self.end(False)
-
-
-@cython.final
-cdef class Span:
-    """Records of a ring, in place, for the length of a `with` block: what `reserve` and `peek` give. For one thread.
-
-    Within the block it is used like an array: `len(span)`; `span[i]` is a copy of one record; a slice or the name of a field
-    gives a Span of that part; assignments to any of these write into the ring, converting as numpy does (not after `peek`);
-    `np.asarray(span)` is an array of the ring's own memory, which has to be gone (`del`) when the block ends: else the end
-    raises BufferError. After the block every use raises ValueError.
-    """
-
-    def __init__(self):
-        raise TypeError("a Span is made by RingBuffer.reserve() and RingBuffer.peek()")
-
-    def __enter__(self):
-        if self._lease is not None:
-            raise ValueError("a view serves for one block: call reserve() or peek() for another")
-        cdef Lease lease = Lease.__new__(Lease)
-        lease._reading = self._reading
-        lease.begin(self._face, self._most)
-        self._lease = lease
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        self._array()
-        if not self._lease.end(kind is None) and kind is None:
-            raise BufferError(
-                "an array of this view is still alive at the end of its block (del it before): "
-                + ("what was peeked at is given back" if self._reading else "what was reserved is not published")
-            )
-
-    def __len__(self):
-        return len(self._array())
-
-    def __getitem__(self, key):
-        part = self._array()[key]
-        if isinstance(key, (slice, str)):
-            return span_of(self._face, self._most, self._reading, self._lease, self._keys + (key,))
-        if isinstance(part, (np.ndarray, np.void)):
-            return part.copy()
-        return part.item() if part.dtype.kind in "biufc" else part
-
-    def __setitem__(self, key, value):
-        self._array()[key] = value
-
-    def __array__(self, dtype=None, copy=None):
-        array = self._array()
-        if dtype is None or np.dtype(dtype) == array.dtype:
-            return array.copy() if copy else array
-        if copy is False:
-            raise ValueError(f"an array of dtype {dtype} can only be a copy of records of dtype {array.dtype}")
-        return array.astype(dtype)
-
-    def __repr__(self):
-        if self._lease is None:
-            state = "not begun"
-        else:
-            state = "ended" if load_relaxed(&self._lease._lent) & ENDED else f"{len(self)} records"
-        return f"<Span of a {self._face.dtype} ring: {state}>"
-
-    def __reduce__(self):
-        raise TypeError("a Span is live shared state and can not be copied or pickled")
-
-    cdef object _array(self):
-        """What is shown, as an array that nobody else has yet."""
-        if self._lease is None:
-            raise ValueError("the view begins with its block: with ring.reserve(n) as span")
-        if load_relaxed(&self._lease._lent) & ENDED:
-            raise ValueError("the view ended with its block")
-        array = np.asarray(memoryview(self._lease)).view(self._face.dtype)
-        for key in self._keys:
-            array = array[key]
-        return array
-
-
-cdef Span new_span(Face face, object n, bint reading):
-    return span_of(face, positive(n, "n"), reading, None, ())
-
-
-cdef Span span_of(Face face, object most, bint reading, Lease lease, tuple keys):
-    cdef Span span = Span.__new__(Span)
-    span._face = face
-    span._most = min(most, MAX_CAPACITY)
-    span._reading = reading
-    span._lease = lease
-    span._keys = keys
-    return span
-
-
 # ---------------------------------------------------------------- helpers
 
 
@@ -781,12 +672,3 @@ cdef object gather(Face face, object records):
         put_bits(target, face._runs.itemsize, bits)
         target += face._runs.itemsize
     return array
-
-
-cdef object positive(number, str name):
-    if isinstance(number, float) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
-    number = number.__index__()
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {number}")
-    return number

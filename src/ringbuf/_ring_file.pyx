@@ -10,6 +10,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._atomics cimport fetch_add_relaxed, load_acquire, word
+from ringbuf._damage cimport damage_of_runs
 from ringbuf._participant cimport Participant
 from ringbuf._run cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of, position_of
 from ringbuf._shared_run cimport (
@@ -77,8 +78,12 @@ def body_size(slots, itemsize):
     return pages(sizeof(Desk)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
 
 
-cdef bint tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
-    return tidy_runs(<Runs*>ring, dead)
+cdef void tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
+    tidy_runs(<Runs*>ring, dead)
+
+
+cdef const char* judge(void* ring) noexcept nogil:
+    return damage_of_runs(<Runs*>ring)
 
 
 @cython.final
@@ -100,7 +105,7 @@ cdef class SharedRuns:
         self.runs.mask = slots - 1
         self.runs.itemsize = itemsize
         self.runs.alone = False
-        self.participant._join(&self.runs, tidy)
+        self.participant._join(&self.runs, tidy, judge)
 
     cdef int64_t begin(self, Slot** slot) except -1:
         """A slot for one operation, and its number; it goes back by `end`."""

@@ -56,6 +56,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ringbuf._atomics cimport (
     cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
 )
+from ringbuf._bell cimport Bell
 from ringbuf._slots cimport Desk
 
 
@@ -66,6 +67,13 @@ cdef enum:
     VOID = 4
     HELD = 5
     KIND_BITS = 3
+
+
+cdef enum:
+    # An empty ring goes back to its start when it has come this far, so that it stays in a second-level cache beside what is
+    # copied in and out. Measured for 4,096 records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times
+    # for a ring of 4 MiB and 1.7 times for one of 64 MiB.
+    REWIND_BYTES = 128 * 1024
 
 
 cdef struct RunCursors:
@@ -79,6 +87,8 @@ cdef struct RunCursors:
     word absent           # records between `read` and `write` that can not be read, less those before `read` that can: for len()
     word returned         # ranges given back and not yet taken again
     word pad3[6]
+    Bell records          # rung when something can be taken
+    Bell room             # rung when something has been released
 
 
 # A ring of records. Every handle has a copy: all but what the pointers lead to stays as it was made.
@@ -326,14 +336,14 @@ cdef inline bint pass_one(Runs* r, uint64_t* position) noexcept nogil:
     return True
 
 
-cdef inline void rewind(Runs* r, uint64_t beyond) noexcept nogil:
-    """Send an empty ring back to the start of its memory, if it has come further than `beyond` records.
+cdef inline void rewind(Runs* r) noexcept nogil:
+    """Send an empty ring back to the start of its memory, if it has come further than REWIND_BYTES.
 
     A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time round,
     need not be touched. It is done by a VOID run up to the end: claimed, published and passed like any other.
     """
     cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail, count = r.mask + 1 - (tail & r.mask)
-    if tail & r.mask <= beyond:
+    if (tail & r.mask) * r.itemsize <= REWIND_BYTES:
         return
     # Fails unless it is empty, and nobody is in the midst of anything.
     if exchange(r, &r.cursors.write, &write, tail + count):

@@ -3,8 +3,8 @@
 As in _run.pxd, but for this. Everybody says in a slot what he is about to do (see _slots.pxd), and one participant at a time
 finishes what the dead had begun (`tidy_runs`), while all others go on:
 
-    push    A hole, claimed and never published, becomes a VOID run. Which of the dead claimed it, and how much, is known by what
-            lies behind it: somebody has seen that `write` stood there, or stands there, or has published there.
+    push    A hole, claimed and never published, becomes a VOID run, by one exchange in the index. Who claimed it, and how much,
+            is said there and in his slot.
     take    What had been taken and not released becomes an ORPHAN, a range that consumers take from before all else. Nothing in
             the ring changes by that, so it can be done again if he who does it is killed.
     release is one store, of `tail` or of a tag, and can be told from what is not released.
@@ -21,11 +21,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._atomics cimport cas_total, fetch_add_release, load_acquire, load_relaxed, store_release, word
 from ringbuf._run cimport (
-    PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, position_of, published, release, room,
+    PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, position_of, published, release,
+    room,
 )
 from ringbuf._slots cimport (
-    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, help_taker, kind_of_state,
-    prepare_take, set_state,
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, WHO_BITS, Desk, Slot, begin_push, claim_tag, claimer,
+    help_taker, is_of_dead, kind_of_state, prepare_take, set_state,
 )
 
 
@@ -53,7 +54,8 @@ cdef inline uint64_t shared_claim(
     Runs* r, word* seen, Slot* slot, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
     """As `claim`, for at most MAX_RUN records. The slot speaks of it until `shared_publish`."""
-    cdef uint64_t write = load_acquire(&r.cursors.write), count
+    cdef uint64_t write = load_acquire(&r.cursors.write), count, tag
+    cdef Slot* other
     most = min(most, <uint64_t>MAX_RUN)
     while True:
         count = min(most, room(r, seen, most, &write))
@@ -62,14 +64,27 @@ cdef inline uint64_t shared_claim(
         if count == 0:
             set_state(slot, FREE)
             return 0
-        # In this order also for who is killed in between: a slot that says PUSHING always says one thing.
-        set_state(slot, FREE)
-        store_release(&slot.size, count)
-        store_release(&slot.base, write)
-        set_state(slot, PUSHING)
-        if cas_total(&r.cursors.write, &write, write + count):  # B
-            position[0] = write
-            return count
+        begin_push(slot, count, write)
+        tag = load_acquire(&r.index[write & r.mask])  # C
+        other = claimer(r.desk, tag, write)
+        # What was published there is not to be written over: but `write` had moved before that.
+        if other == NULL and load_acquire(&r.cursors.write) == write:
+            if cas_total(&r.index[write & r.mask], &tag, claim_tag(r.desk, slot, write)):  # C
+                move_write(r, slot, write)
+                position[0] = write
+                return count
+            other = claimer(r.desk, tag, write)
+        if other != NULL:
+            move_write(r, other, write)
+        write = load_acquire(&r.cursors.write)
+
+
+cdef inline void move_write(Runs* r, Slot* slot, uint64_t write) noexcept nogil:
+    """Move `write` on for one who claimed there, unless it has moved."""
+    cdef uint64_t size = load_acquire(&slot.size)
+    # If he has gone on to another push, `write` moved before that.
+    if load_acquire(&slot.base) == write:
+        cas_total(&r.cursors.write, &write, write + size)
 
 
 cdef inline void shared_publish(Runs* r, Slot* slot, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
@@ -210,8 +225,8 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
 # ---------------------------------------------------------------- the dead
 
 
-cdef inline bint tidy_runs(Runs* r, const bint* dead) noexcept nogil:
-    """Finish what the holders of these seats had begun; False: not all of it yet, as a living one stands in the way.
+cdef inline void tidy_runs(Runs* r, const bint* dead) noexcept nogil:
+    """Finish what the holders of these seats had begun. No living one can be in the way.
 
     May itself be killed at any point: each step changes one word, or can be done again.
     """
@@ -226,8 +241,7 @@ cdef inline bint tidy_runs(Runs* r, const bint* dead) noexcept nogil:
             for i in range(used_slots(r.desk, seat)):
                 orphan_take(r, &r.desk.slots[seat * SLOTS + i])
     advance(r, load_acquire(&r.cursors.tail))
-    if not fill_holes(r, dead):
-        return False
+    fill_holes(r, dead)
     for seat in range(<uint64_t>SEATS):
         if dead[seat]:
             for i in range(used_slots(r.desk, seat)):
@@ -235,7 +249,6 @@ cdef inline bint tidy_runs(Runs* r, const bint* dead) noexcept nogil:
                 # Whatever it was to claim, it did not, or it was published, or is VOID by now.
                 if kind_of_state(load_acquire(&slot.state)) == PUSHING:
                     set_state(slot, FREE)
-    return True
 
 
 cdef inline void settle_take(Runs* r, Slot* slot) noexcept nogil:
@@ -272,81 +285,33 @@ cdef inline void orphan_take(Runs* r, Slot* slot) noexcept nogil:
         offer(r, slot, at)
 
 
-cdef inline bint fill_holes(Runs* r, const bint* dead) noexcept nogil:
-    """Make VOID runs of what the dead had claimed and not published; False: a living one may have claimed there as well."""
-    cdef uint64_t read, position, write, tag, end
+cdef inline void fill_holes(Runs* r, const bint* dead) noexcept nogil:
+    """Make VOID runs of what the dead had claimed and not published."""
+    cdef uint64_t read, position, write, tag, size
+    cdef Slot* slot
     while True:
         read = load_acquire(&r.cursors.read)
         position = position_of(r, read) + known_of(read)
-        write = load_acquire(&r.cursors.write)
-        tag = 0
-        while position != write and write - position <= r.mask + 1:
-            tag = load_acquire(&r.index[position & r.mask])
-            if not is_of(r, tag, position):
-                break
-            position += count_of(r, tag)
-        if load_acquire(&r.cursors.read) != read:
-            continue  # what was read may have been written over
-        if position == write:
-            return True
-        if write - position > r.mask + 1:
-            continue
-        # Nobody has taken it, so it was never published. It will not be, unless the living have claimed it.
-        end = end_of_hole(r, position)
-        if end != position and has_living_push(r, dead, position, end):
-            return False
-        # If it was a living one's, he has published since: it may be taken by now, and its memory be another's.
-        if is_of(r, load_acquire(&r.index[position & r.mask]), position) or load_acquire(&r.cursors.read) != read:
-            continue
-        if end == position:
-            return False
-        store_release(&r.index[position & r.mask], make_tag(r, position, end - position, VOID))  # P
-
-
-cdef inline uint64_t end_of_hole(Runs* r, uint64_t position) noexcept nogil:
-    """Where the claim at `position` ended: of all that were to begin there, at the nearest end that `write` has stood at.
-
-    One that failed may have been to end where a later claim did, hence the nearest; the one that went through is always among
-    them, until it is published. `position` itself: none.
-    """
-    cdef uint64_t seat, i, end, nearest = position
-    cdef Slot* slot
-    for seat in range(<uint64_t>SEATS):
-        for i in range(used_slots(r.desk, seat)):
-            slot = &r.desk.slots[seat * SLOTS + i]
-            end = position + load_acquire(&slot.size)
-            if not is_push_at(slot, position):
+        while True:
+            # In this order: what is neither published nor claimed is the end, unless somebody has claimed there since.
+            write = load_acquire(&r.cursors.write)
+            tag = load_acquire(&r.index[position & r.mask])  # C
+            slot = claimer(r.desk, tag, position)
+            if slot == NULL:
+                if not is_of(r, tag, position):
+                    break
+                position += count_of(r, tag)
                 continue
-            # In this order: whoever claimed behind it said so before `write` moved on, and has published when he says so no more.
-            if (
-                load_acquire(&r.cursors.write) == end or was_base(r, end) or is_of(r, load_acquire(&r.index[end & r.mask]), end)
-            ) and (nearest == position or end < nearest):
-                nearest = end
-    return nearest
-
-
-cdef inline bint is_push_at(Slot* slot, uint64_t position) noexcept nogil:
-    return kind_of_state(load_acquire(&slot.state)) == PUSHING and load_acquire(&slot.base) == position
-
-
-cdef inline bint has_living_push(Runs* r, const bint* dead, uint64_t position, uint64_t end) noexcept nogil:
-    """Whether a living one may have claimed from `position` to `end`."""
-    cdef uint64_t seat, i
-    cdef Slot* slot
-    for seat in range(<uint64_t>SEATS):
-        if not dead[seat]:
-            for i in range(used_slots(r.desk, seat)):
-                slot = &r.desk.slots[seat * SLOTS + i]
-                if is_push_at(slot, position) and position + load_acquire(&slot.size) == end:
-                    return True
-    return False
-
-
-cdef inline bint was_base(Runs* r, uint64_t write) noexcept nogil:
-    """Whether anybody, dead or alive, has seen this value of `write`."""
-    cdef uint64_t seat, i
-    for seat in range(<uint64_t>SEATS):
-        for i in range(used_slots(r.desk, seat)):
-            if is_push_at(&r.desk.slots[seat * SLOTS + i], write):
-                return True
-    return False
+            size = load_acquire(&slot.size)
+            if load_acquire(&r.index[position & r.mask]) != tag:
+                continue  # published since, and what the slot says may be something else by now
+            # So he claimed that much; `write` may not have moved yet.
+            move_write(r, slot, position)
+            if is_of_dead(r.desk, slot, dead):
+                cas_total(&r.index[position & r.mask], &tag, make_tag(r, position, size, VOID))  # P
+            position += size
+        if position == write:
+            return
+        # Unless the file is damaged, `read` has passed what was looked at: once more from where it is now.
+        if load_acquire(&r.cursors.read) == read:
+            return

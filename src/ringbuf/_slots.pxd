@@ -7,10 +7,11 @@ A slot stands for one operation. It lies in the shared file and is written by it
     FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
                             └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
 
-Push. Before the exchange of `write` that claims, the slot says which `write` it is to replace (`base`) and by how much (`size`).
-A hole at position P, claimed and never published, then belongs to one of the slots with that position in their `base`: its
-claim went through, and every other such slot's exchange has failed or will. While one of them lives, it may be its own. When
-all are dead, the one is found by what follows: the next claim began just where it ended.
+Push. The slot says which `write` it is to replace (`base`) and by how much (`size`); then one exchange in the index, where the
+tag will stand, claims: until it is published a claim tag there names the slot. `write` moves after that, by whoever is first. So
+who claimed at a position, and how much, is known at every moment, and nobody has to be asked: one who was about to claim there
+and was slower is no matter, whether he runs, is stopped or dead. What a dead one had claimed is filled at once; what a
+living one has claimed and not published is passed over, and he alone delays the sight of what lies behind it.
 
 Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes: `before`
 and `after`. The exchange puts into the word who took, so that the next one knows whom to ask: he says HELD in the slot for him,
@@ -22,7 +23,8 @@ has not taken anything, and no moment is left at which a kill could leave it ope
 Pairs of release and acquire:
 
     S  store of `state`, after what it speaks of   ->  load of it in `help_taker` and by those who tidy up
-    B  exchange of `write` or of a source word     ->  load of it by the others: the slot that says so
+    B  exchange of a source word                   ->  load of it by the others: the slot that says so
+    C  exchange of a word of the index: a claim    ->  load of it by the others: the slot that it names
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -36,6 +38,20 @@ cdef enum:
     NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most SEATS * SLOTS
     WHO_BITS = 12
     TURN_BITS = 8         # below it: tells one ORPHAN in a slot from the next, which could begin at the same place
+
+
+# Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is room for.
+cdef enum:
+    POSITION_BITS = 50
+
+
+cdef extern from *:
+    """
+    #define PENSTOCK_CLAIMED (1ull << 63)
+    #define PENSTOCK_POSITION_MASK ((1ull << 50) - 1)
+    """
+    const uint64_t CLAIMED "PENSTOCK_CLAIMED"
+    const uint64_t POSITION_MASK "PENSTOCK_POSITION_MASK"
 
 
 cdef enum:
@@ -52,7 +68,7 @@ cdef struct Slot:
     word before           # of a take: the source word that it replaces; of an ORPHAN: what is left begins here
     word after            # … and what it puts there: where the range ends
     word source           # 0: the ring's `read`; n: `before` of slot n - 1
-    word base             # of a push: the `write` that its claim replaces
+    word base             # of a push: the `write` that is moved by its claim
     word size             # granules or records << 32 | messages
     word pad[2]
 
@@ -60,7 +76,7 @@ cdef struct Slot:
 # Of a seat; in shared memory.
 cdef struct Seat:
     word used             # its slots from this one on have never been used
-    word listens          # its holder's event loop wants to be called when there is something to take
+    word listens          # not 0: its holder's event loop wants to be called when there is something to take (_ready.py)
     word pad[6]
 
 
@@ -86,6 +102,22 @@ cdef inline void begin_push(Slot* slot, uint64_t size, uint64_t base) noexcept n
     store_release(&slot.size, size)
     store_release(&slot.base, base)
     set_state(slot, PUSHING)
+
+
+cdef inline uint64_t claim_tag(Desk* desk, Slot* slot, uint64_t position) noexcept nogil:
+    """What the index says at `position` while it is claimed and not published. Like no other tag, as no position has that bit."""
+    return CLAIMED | <uint64_t>(slot - desk.slots) << POSITION_BITS | position & POSITION_MASK
+
+
+cdef inline Slot* claimer(Desk* desk, uint64_t tag, uint64_t position) noexcept nogil:
+    """Who claimed at `position`, if this tag in its place in the index says so; else NULL."""
+    if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
+        return NULL
+    return &desk.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+
+
+cdef inline bint is_of_dead(Desk* desk, Slot* slot, const bint* dead) noexcept nogil:
+    return dead[<uint64_t>(slot - desk.slots) // SLOTS]
 
 
 cdef inline void prepare_take(Slot* slot, uint64_t source, uint64_t before, uint64_t after) noexcept nogil:

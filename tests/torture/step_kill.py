@@ -23,36 +23,58 @@ def _ptrace(request: int, pid: int) -> None:
         raise OSError(code, f"ptrace({request}): {os.strerror(code)}")
 
 
+class Stepped:
+    """A child that stands still after so many instructions of its operation, alive: no signal reaches it but SIGKILL.
+
+    within: whether it stands within the operation; False: that had ended before.
+    """
+
+    def __init__(self, setup: Callable[[], Callable[[], object]], steps: int) -> None:
+        self.pid = pid = os.fork()
+        if pid == 0:
+            try:
+                operation = setup()
+                # Plain ints, found beforehand: with an enum and its look-ups the stops alone take 3,300 instructions.
+                kill, me, stop = os.kill, os.getpid(), int(signal.SIGSTOP)
+                _ptrace(_TRACEME, 0)
+                kill(me, stop)
+                operation()
+                kill(me, stop)
+            finally:
+                os._exit(1)
+        self.within = True
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            raise RuntimeError("the child ended before its operation: ptrace is not allowed here, or setup failed")
+        for _ in range(steps):
+            _ptrace(_SINGLESTEP, pid)
+            _, status = os.waitpid(pid, 0)
+            if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
+                self.within = False
+                break
+
+    def finish(self) -> None:
+        """Let it go on to the end of its operation."""
+        if self.within:
+            _ptrace(_CONT, self.pid)
+            _, status = os.waitpid(self.pid, 0)
+            if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGSTOP:
+                raise RuntimeError(f"the operation failed: {status}")
+            self.within = False
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
 def run_and_kill(setup: Callable[[], Callable[[], object]], steps: int) -> bool:
     """Let a child run `setup()`, then what it returned, and kill it after that many instructions of it.
 
     Returns True if it was killed within the operation, False if that had ended before.
     """
-    pid = os.fork()
-    if pid == 0:
-        try:
-            operation = setup()
-            # Plain ints, found beforehand: with an enum and its look-ups the stops alone take 3,300 instructions.
-            kill, me, stop = os.kill, os.getpid(), int(signal.SIGSTOP)
-            _ptrace(_TRACEME, 0)
-            kill(me, stop)
-            operation()
-            kill(me, stop)
-        finally:
-            os._exit(1)
-    within = True
-    _, status = os.waitpid(pid, 0)
-    if not os.WIFSTOPPED(status):
-        raise RuntimeError("the child ended before its operation: ptrace is not allowed here, or setup failed")
-    for _ in range(steps):
-        _ptrace(_SINGLESTEP, pid)
-        _, status = os.waitpid(pid, 0)
-        if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
-            within = False
-            break
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return within
+    child = Stepped(setup, steps)
+    child.kill()
+    return child.within
 
 
 def is_allowed() -> bool:

@@ -20,6 +20,7 @@ from tests.torture.kill_records import torture
 from tests.torture.step_kill import is_allowed, run_and_kill
 
 from ringbuf import MessageRing, RingBuffer, SharedFileError
+from ringbuf._shared_file import FORMAT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -126,10 +127,10 @@ def test_a_foreign_or_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) 
     flipped = bytearray(whole)
     flipped[60] ^= 1
     later = bytearray(whole)
-    later[8:12] = struct.pack("<I", 2)
+    later[8:12] = struct.pack("<I", FORMAT + 1)
     cases = {
         "is not a file of ringbuf": [b"", b"hello", bytes(100_000), b"X" + whole[1:]],
-        "format 2": [bytes(later)],
+        f"format {FORMAT + 1}": [bytes(later)],
         "checksum of its header": [bytes(flipped)],
         "bytes and was made with": [whole[:-4096], whole + bytes(4096)],
         "holds a MessageRing, not a RingBuffer": [(tmp_path / "messages").read_bytes()],

@@ -33,7 +33,8 @@ FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/test_message_ring.py tests/test_ring_buffer.py tests/test_token_bucket.py tests/test_rate_window.py \
 	tests/test_latency_histogram.py tests/test_basic_buffering.py tests/test_circuit_breaker.py tests/test_circuit_breaker_model.py \
-	tests/test_flow_control.py tests/test_events.py tests/test_waiting.py tests/test_stress.py tests/stress
+	tests/test_flow_control.py tests/test_events.py tests/test_waiting.py tests/test_stress.py tests/stress \
+	tests/test_ring_salvage.py tests/test_ring_look.py tests/test_damaged_ring.py
 
 TSAN_TESTS ?= tests/stress tests/test_token_bucket.py tests/test_rate_window.py tests/test_latency_histogram.py
 # A tenth of the usual count: everything is some ten times slower.

@@ -526,6 +526,10 @@ def test_killed_and_started_again_nothing_of_a_file_is_lost(tmp_path: Path) -> N
                 running.process.kill()
                 running.process.wait(20)
     with Process(tmp_path, toml) as running:
+        # Something for this one to do: when it is done, the process is up, and takes a signal for what it means.
+        expected.append(b"the last")
+        with source.open("ab", buffering=0) as writer:
+            writer.write(b"the last\n")
         until(lambda: set(out.read_bytes().splitlines()) == set(expected))
         assert running.end() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -25,3 +26,8 @@ def test_power_loss() -> None:
 @pytest.mark.parametrize("error", io_errors.ERRORS, ids=["EIO", "ENOSPC", "EDQUOT", "EINTR", "short"])
 def test_every_call_fails_in_turn(error: int | None, sticky: bool) -> None:
     assert io_errors.every_call(1, error, sticky) > (20 if error is None else 80)
+
+
+def test_a_new_file_whose_name_may_come_back_is_not_outlived_by_the_old_one() -> None:
+    """The directory's sync failed after the rename, what came next went into the old file, and then the power went."""
+    assert io_errors.one_run(13, 129, errno.EIO, sticky=False)

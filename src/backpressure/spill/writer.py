@@ -212,6 +212,9 @@ class Writer:
             self._files.close(fd)
             self._remove(fresh)
             self._remove(path)
+            # If it has its name already, power loss may bring it back: as the newest file, which says where the one before
+            # it ended. So nothing more goes into that one; the next file, whose serial is higher, supersedes both.
+            self._closed = True
             raise
         if self._fd is not None:
             self._files.close(self._fd)

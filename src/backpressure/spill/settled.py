@@ -71,6 +71,10 @@ class Settled:
             start = stop
         return parts
 
+    def empty_in(self, start: int, end: int) -> int:
+        """How many settled numbers from `start` to `end` are known to have carried no event; of the prefix none is."""
+        return sum(last - first - events for first, last, events in self.ranges() if start <= first and last <= end)
+
     def settle(self, start: int, end: int, events: int) -> int:
         """Settle what of `start` to `end` is open, which holds at most `events` events; returns how many it took for that."""
         taken = 0

@@ -276,7 +276,7 @@ class SpillStore:
             self._settled.settle(min(seq, missing.gap_start), lost.first_seq, 0)
             # What lies before `seq` was delivered, may be acked yet, and is not lost: at most so many of the events are there.
             start = max(lost.first_seq, seq)
-            before = start - lost.first_seq
+            before = start - lost.first_seq - self._settled.empty_in(lost.first_seq, start)
             events = self._settled.settle(start, lost.end_seq, max(lost.events - before, 0))
             if events:
                 self._damaged.add(missing.serial)

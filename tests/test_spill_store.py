@@ -459,6 +459,33 @@ def test_a_full_disk_leaves_the_block_out_and_nothing_else() -> None:
             assert list(everything(store).values()) == [b"before", *events]
 
 
+def test_after_a_new_file_was_given_up_nothing_more_goes_into_the_one_before() -> None:
+    """Power loss may bring its name back; it would be the newest, and hide what came into the old one since."""
+    disk = disk_with_lane()
+    faulty = FaultyFileSystem(disk, fail_at=1 << 30, only={"sync_directory"})
+    with opened(faulty, SMALL) as store:
+        put(store, 0, b"first")
+        faulty.fail_at = faulty._count + 1
+        with pytest.raises(DiskFailed):
+            put(store, 1, random.Random(1).randbytes(SMALL.segment_bytes))  # has to go into a file of its own
+        before = store.stats().segments
+        put(store, store.end_seq, b"small enough for the old one")
+        store.sync()
+        assert store.stats().segments == before + 1
+        stored = everything(store)
+    for seed in range(50):
+        with opened(disk.image(random.Random(seed)), SMALL) as after:
+            assert everything(after) == stored
+
+
+def test_numbers_that_carried_no_event_are_told_from_those_that_did() -> None:
+    settled = Settled(5, 5)
+    settled.settle(10, 15, 0)
+    settled.settle(20, 24, 4)
+    assert settled.empty_in(0, 30) == settled.empty_in(10, 15) == 5
+    assert settled.empty_in(11, 30) == settled.empty_in(20, 24) == 0
+
+
 @pytest.fixture
 def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, text=True)

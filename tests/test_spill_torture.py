@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 import pytest
@@ -28,11 +27,7 @@ def test_every_call_fails_in_turn(error: int | None, sticky: bool) -> None:
     assert io_errors.every_call(1, error, sticky) > (20 if error is None else 80)
 
 
-def test_a_new_file_whose_name_may_come_back_is_not_outlived_by_the_old_one() -> None:
-    """The directory's sync failed after the rename, what came next went into the old file, and then the power went."""
-    assert io_errors.one_run(13, 129, errno.EIO, sticky=False)
-
-
-def test_a_gap_before_what_can_not_be_read_is_not_taken_for_events() -> None:
-    """A disk that can never be read again: what is lost is counted in full, also behind numbers that carried no event."""
-    assert io_errors.one_run(8, 45, errno.EIO, sticky=True)
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "sticky"), [(13, False), (8, True)])
+def test_every_call_fails_in_turn_where_that_once_lost_something(seed: int, sticky: bool) -> None:
+    assert io_errors.every_call(seed, io_errors.ERRORS[0], sticky) > 80

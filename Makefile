@@ -57,7 +57,7 @@ scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 
 # its short reset keeps the demo short.
 demo: .venv-demo/.installed $(LOG)
 	@mkdir -p $(DEMO_DIR)
-	.venv-demo/bin/penstock pump $(LOG) --to $(DEMO_DIR)/out.log \
+	.venv-demo/bin/forebay pump $(LOG) --to $(DEMO_DIR)/out.log \
 		--inject-failures 0.2 --seed 7 --batch-size 5000 --reset-timeout 0.5
 	.venv-demo/bin/python bench/demo/compare.py $(LOG) $(DEMO_DIR)/out.log
 
@@ -74,14 +74,14 @@ test-freethreaded: .venv-ft/.installed
 # Addresses as they come without randomization: gcc's libtsan before 14 knows no others.
 tsan: .venv-tsan/.installed
 	setarch -R env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
-		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" PENSTOCK_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
+		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" FOREBAY_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
 		.venv-tsan/bin/python -m pytest $(TSAN_TESTS) -k "thread or race"
 
 .venv-tsan/.installed: $(SOURCES) .venv-ft/.installed
 	test -x .venv-tsan/bin/python || .venv-ft/bin/python -m venv .venv-tsan
 	.venv-tsan/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --find-links ../shared/toolchains \
-		$$(.venv-ft/bin/python -m pip freeze --exclude penstock)
-	CXX=g++ CMAKE_ARGS=-DPENSTOCK_TSAN=ON SKBUILD_BUILD_DIR=build/tsan .venv-tsan/bin/python -m pip install --quiet \
+		$$(.venv-ft/bin/python -m pip freeze --exclude forebay)
+	CXX=g++ CMAKE_ARGS=-DRINGBUF_TSAN=ON SKBUILD_BUILD_DIR=build/tsan .venv-tsan/bin/python -m pip install --quiet \
 		--disable-pip-version-check --no-deps --force-reinstall .
 	@touch $@
 
@@ -118,7 +118,7 @@ bench-smoke: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-disable -q
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-tsan .freethreaded $(DEMO_DIR) build dist src/penstock.egg-info \
+	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-tsan .freethreaded $(DEMO_DIR) build dist src/forebay.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)
@@ -128,6 +128,6 @@ clean:
 
 .venv-%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "penstock needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1):" \
+		echo "forebay needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1):" \
 			"run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-$*

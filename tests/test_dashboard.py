@@ -185,7 +185,7 @@ def test_it_shows_events_as_text_whatever_they_contain(browser: webdriver.Chrome
         until(lambda: "4,321" in text(browser, "#feed"))
         assert "<b>me</b>" in text(browser, "#feed")
         assert browser.find_elements(By.CSS_SELECTOR, "#feed b, #feed img") == []
-        assert browser.title == "penstock"
+        assert browser.title == "forebay"
         until(lambda: "4.3K" in text(browser, "[data-tile=batch]"))
         browser.get("about:blank")
 

@@ -17,9 +17,9 @@ from backpressure.metrics import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-DASHBOARD = DEPLOY / "grafana" / "penstock.json"
-RULES = DEPLOY / "prometheus" / "penstock.rules.yml"
-RULES_TEST = DEPLOY / "prometheus" / "penstock.rules.test.yml"
+DASHBOARD = DEPLOY / "grafana" / "forebay.json"
+RULES = DEPLOY / "prometheus" / "forebay.rules.yml"
+RULES_TEST = DEPLOY / "prometheus" / "forebay.rules.test.yml"
 
 LABELS = {family.name: set(family.labels) for family in FAMILIES}
 for _family in FAMILIES:
@@ -139,7 +139,7 @@ def test_the_dashboard_speaks_promql(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- the unit and the image
 
-UNIT = DEPLOY / "systemd" / "penstock.service"
+UNIT = DEPLOY / "systemd" / "forebay.service"
 DOCKERFILE = DEPLOY / "Dockerfile"
 
 
@@ -148,7 +148,7 @@ DOCKERFILE = DEPLOY / "Dockerfile"
 def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
     # systemd looks for the program itself.
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/penstock/bin/penstock", "/bin/true"))
+    unit.write_text(UNIT.read_text().replace("/opt/forebay/bin/forebay", "/bin/true"))
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
     done = subprocess.run(verify, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -160,11 +160,11 @@ def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
 
 def test_the_unit_fits_the_program_and_the_example() -> None:
     unit = UNIT.read_text()
-    [start] = re.findall(r"^ExecStart=\S+/penstock (.*)$", unit, re.M)
-    [before] = re.findall(r"^ExecStartPre=\S+/penstock (.*)$", unit, re.M)
+    [start] = re.findall(r"^ExecStart=\S+/forebay (.*)$", unit, re.M)
+    [before] = re.findall(r"^ExecStartPre=\S+/forebay (.*)$", unit, re.M)
     assert before == start + " --check"
-    assert start == "serve --config /etc/penstock/penstock.toml"
-    config = load(str(DEPLOY / "penstock.toml"), {"STATE_DIRECTORY": "/var/lib/penstock", "RUNTIME_DIRECTORY": "/run/penstock"})
+    assert start == "serve --config /etc/forebay/forebay.toml"
+    config = load(str(DEPLOY / "forebay.toml"), {"STATE_DIRECTORY": "/var/lib/forebay", "RUNTIME_DIRECTORY": "/run/forebay"})
     [stop] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
     assert config.service.drain_timeout < float(stop)
     [most] = re.findall(r"^MemoryMax=(\d+)G$", unit, re.M)
@@ -181,7 +181,7 @@ def test_the_image_fits_the_tree() -> None:
             assert "!" + source.removeprefix("./") in sent, f"{source} is not sent to the builder"
     for needed in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
         assert re.search(rf"^COPY .*\b{re.escape(needed)}\b", text, re.M), needed
-    assert '"serve", "--config", "/etc/penstock/penstock.toml"' in text
+    assert '"serve", "--config", "/etc/forebay/forebay.toml"' in text
     assert re.search(r"^USER 10001$", text, re.M)
 
 
@@ -192,4 +192,4 @@ def test_the_operations_page_has_every_metric_and_every_alert() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     listed = dict(re.findall(r"^\| `(backpressure_buffer_\w+)` \| \w+ \| ([^|]*) \|", page, re.M))
     assert listed == {family.name: ", ".join(family.labels) or "-" for family in FAMILIES}
-    assert set(re.findall(r"^\| `(Penstock\w+)`", page, re.M)) == set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    assert set(re.findall(r"^\| `(Forebay\w+)`", page, re.M)) == set(re.findall(r"- alert: (\w+)", RULES.read_text()))

@@ -1,4 +1,4 @@
-"""`penstock inspect`, `verify`, `repair`, `export` and `dlq`, on directories of owners that live, were killed, or met damage."""
+"""`forebay inspect`, `verify`, `repair`, `export` and `dlq`, on directories of owners that live, were killed, or met damage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Command = tuple[int, str, str]
 
 
 @pytest.fixture
-def penstock(capfd: pytest.CaptureFixture[str]) -> Any:
+def forebay(capfd: pytest.CaptureFixture[str]) -> Any:
     """Runs a command line in this process: (exit code, stdout, stderr)."""
 
     def run(*arguments: str | Path) -> Command:
@@ -214,10 +214,10 @@ def test_what_was_taken_and_not_released_comes_first_out_of_a_ring(tmp_path: Pat
 # ---------------------------------------------------------------- a killed owner
 
 
-def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(penstock: Any, killed: Any, tmp_path: Path) -> None:
+def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(forebay: Any, killed: Any, tmp_path: Path) -> None:
     path, owed = killed
     before = fingerprint(path)
-    code, out, _ = penstock("inspect", path, "--json")
+    code, out, _ = forebay("inspect", path, "--json")
     report = json.loads(out)
     assert (code, report["owner"], report["manifest"]) == (0, None, "sound")
     one, _, three, _, _ = report["lanes"]
@@ -231,12 +231,12 @@ def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(pens
     assert three["disk"]["acked_ranges"] == [[5, 15]]
     assert 0 < three["disk"]["durable_seq"] <= three["disk"]["end_seq"]
     assert report["dead_letters"]["events"] == 0
-    code, text, _ = penstock("inspect", path)
+    code, text, _ = forebay("inspect", path)
     assert code == 0
     assert "nobody has it open" in text
     assert "and 5-14" in text
-    assert penstock("verify", path)[0] == 0
-    code, said, errors = penstock("export", path, "--to", tmp_path / "out", "--json")
+    assert forebay("verify", path)[0] == 0
+    code, said, errors = forebay("export", path, "--to", tmp_path / "out", "--json")
     assert (code, errors) == (0, "")
     assert json.loads(said)["events"] == len(owed)
     assert (tmp_path / "out").read_bytes() == b"".join(event + b"\n" for event in owed)
@@ -246,7 +246,7 @@ def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(pens
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_export_is_what_the_next_start_delivers_whatever_came_before(penstock: Any, tmp_path: Path, seed: int) -> None:
+def test_export_is_what_the_next_start_delivers_whatever_came_before(forebay: Any, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = tmp_path / "buffer"
     for life in range(3):
@@ -267,28 +267,28 @@ def test_export_is_what_the_next_start_delivers_whatever_came_before(penstock: A
         else:
             kill(buffer)
     out = tmp_path / "out"
-    assert penstock("export", path, "--to", out, "--format", "records", "--quiet") == (0, "", "")
+    assert forebay("export", path, "--to", out, "--format", "records", "--quiet") == (0, "", "")
     exported = list(records(out.read_bytes()))
     with open_buffer(path) as again:
         assert exported == in_order(drain(again))
     assert len(exported) > 100
 
 
-def test_priorities_and_formats(penstock: Any, tmp_path: Path) -> None:
+def test_priorities_and_formats(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     buffer = open_buffer(path)
     buffer.add_events([b"a\nb", b"", b"c"], priority=2)
     buffer.add_events([b"low"], priority=5)
     buffer.close(timeout=0)
-    code, out, err = penstock("export", path, "--priority", "5")
+    code, out, err = forebay("export", path, "--priority", "5")
     assert (code, out) == (0, "low\n")
     assert "1 events written" in err
-    code, out, err = penstock("export", path, "--priority", "2", "--quiet")
+    code, out, err = forebay("export", path, "--priority", "2", "--quiet")
     assert (code, out) == (1, "a\nb\n\nc\n")
     assert "use --format records" in err
-    code, out, _ = penstock("export", path, "--format", "records")
+    code, out, _ = forebay("export", path, "--format", "records")
     assert (code, list(records(out.encode()))) == (0, [b"a\nb", b"", b"c", b"low"])
-    assert penstock("export", path, "--to", path / "out")[0] == 2
+    assert forebay("export", path, "--to", path / "out")[0] == 2
     assert not (path / "out").exists()
 
 
@@ -336,30 +336,30 @@ def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_beside_a_running_owner(penstock: Any, tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+def test_beside_a_running_owner(forebay: Any, tmp_path: Path, owner: subprocess.Popen[str]) -> None:
     path = tmp_path / "buffer"
     before = fingerprint(path)
-    code, out, _ = penstock("inspect", path, "--json")
+    code, out, _ = forebay("inspect", path, "--json")
     report = json.loads(out)
     assert (code, report["owner"]) == (0, {"pid": owner.pid})
     three = report["lanes"][2]
     assert (three["ring"]["next_seq"], three["ring"]["events"], three["disk"]["events"]) == (5001, None, 5000)
-    assert f"open in process {owner.pid}" in penstock("inspect", path)[1]
-    assert penstock("verify", path)[0] == 0
-    code, out, err = penstock("export", path)
+    assert f"open in process {owner.pid}" in forebay("inspect", path)[1]
+    assert forebay("verify", path)[0] == 0
+    code, out, err = forebay("export", path)
     assert (code, out) == (0, "".join(f"{i:06d}\n" for i in range(5000)))
     assert f"in the ring of process {owner.pid} are left out" in err
     for command in (("repair",), ("repair", "--yes"), ("dlq", "replay"), ("dlq", "purge", "--all", "--yes")):
-        code, out, err = penstock(*command[:2], path, *command[2:]) if command[0] == "dlq" else penstock(*command, path)
+        code, out, err = forebay(*command[:2], path, *command[2:]) if command[0] == "dlq" else forebay(*command, path)
         assert (code, out) == (3, ""), command
         assert f"in use by process {owner.pid}" in err
-    assert penstock("dlq", "list", path)[0] == 0
+    assert forebay("dlq", "list", path)[0] == 0
     assert fingerprint(path) == before
     said, _ = owner.communicate("go on\n", timeout=60)
     assert said == "5001 only in the ring\n"
     assert owner.returncode == 0
     assert find_owner(str(path)) is None
-    assert penstock("repair", path)[0] == 0
+    assert forebay("repair", path)[0] == 0
 
 
 def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def delivered_and_lost(path: Path) -> tuple[list[bytes], int]:
 
 
 @pytest.mark.parametrize("where", ["body", "block header", "segment header", "two blocks", "second segment gone"])
-def test_damage_is_found_named_and_put_aside(penstock: Any, killed: Any, tmp_path: Path, where: str) -> None:
+def test_damage_is_found_named_and_put_aside(forebay: Any, killed: Any, tmp_path: Path, where: str) -> None:
     path, owed = killed
     segments = segments_of(path)
     victim = segments[1]
@@ -424,7 +424,7 @@ def test_damage_is_found_named_and_put_aside(penstock: Any, killed: Any, tmp_pat
         case _:
             victim.write_bytes(b"\0" * size)
     before = fingerprint(path)
-    code, out, _ = penstock("verify", path, "--json")
+    code, out, _ = forebay("verify", path, "--json")
     report = json.loads(out)
     assert (code, report["damaged"]) == (1, True)
     three = report["lanes"][2]
@@ -434,37 +434,37 @@ def test_damage_is_found_named_and_put_aside(penstock: Any, killed: Any, tmp_pat
     assert bool(lost) == (where != "segment header")
     # The numbers of lane 3 are those in its events.
     left = [event for event in owed if event == b"more urgent" or int(event[:6]) not in lost]
-    code, text, _ = penstock("verify", path)
+    code, text, _ = forebay("verify", path)
     assert (code, f"DAMAGED {victim}" in text) == (1, True)
     for one in three["lost"]:
         assert f"numbers {one['first_seq']} to {one['last_seq']}" in text
     exported = tmp_path / "out"
-    code, _, err = penstock("export", path, "--to", exported)
+    code, _, err = forebay("export", path, "--to", exported)
     assert code == (1 if lost else 0)
     assert exported.read_bytes() == b"".join(event + b"\n" for event in left)
     assert ("are lost" in err) == bool(lost)
-    code, out, _ = penstock("repair", path)
+    code, out, _ = forebay("repair", path)
     assert (code, "would write without its damage" in out) == (1, True)
     assert fingerprint(path) == before
-    code, out, _ = penstock("repair", path, "--yes", "--json")
+    code, out, _ = forebay("repair", path, "--yes", "--json")
     assert (code, [step["action"] for step in json.loads(out)["steps"]]) == (0, ["rewrite"])
     assert hashlib.sha256(Path(f"{victim}.damaged").read_bytes()).hexdigest() == before[str(victim.relative_to(path))]
-    assert penstock("verify", path)[0] == 0
-    assert penstock("repair", path)[:2] == (0, f"{path}: nothing is damaged\n")
+    assert forebay("verify", path)[0] == 0
+    assert forebay("repair", path)[:2] == (0, f"{path}: nothing is damaged\n")
     got, dropped = delivered_and_lost(path)
     assert got == left
     assert dropped == len(lost)
 
 
-def test_everything_readable_is_exported_with_all(penstock: Any, killed: Any, tmp_path: Path) -> None:
+def test_everything_readable_is_exported_with_all(forebay: Any, killed: Any, tmp_path: Path) -> None:
     path, _ = killed
     victim = segments_of(path)[1]
     flip(victim, victim.stat().st_size // 2)
-    _, out, _ = penstock("verify", path, "--json")
+    _, out, _ = forebay("verify", path, "--json")
     (lost,) = json.loads(out)["lanes"][2]["lost"]
     left = [event for event in noise(3000) if not lost["first_seq"] <= int(event[:6]) <= lost["last_seq"]]
     exported = tmp_path / "out"
-    code, _, err = penstock("export", path, "--all", "--priority", "3", "--to", exported)
+    code, _, err = forebay("export", path, "--all", "--priority", "3", "--to", exported)
     assert (code, "are lost" in err) == (1, True)
     assert exported.read_bytes() == b"".join(event + b"\n" for event in left), "acked ones are there as well"
     # The store keeps the damaged file aside when all in it is acked; the rest is deleted.
@@ -473,7 +473,7 @@ def test_everything_readable_is_exported_with_all(penstock: Any, killed: Any, tm
     kill(buffer)
     (aside,) = (path / "lane-3").glob("*.damaged")
     assert aside.name.startswith(victim.name)
-    penstock("export", path, "--all", "--priority", "3", "--to", exported)
+    forebay("export", path, "--all", "--priority", "3", "--to", exported)
     numbers = [int(line[:6]) for line in exported.read_bytes().splitlines()]
     next_base = int(segments_of(path)[0].name.split("-")[1], 16)
     base = int(victim.name.split("-")[1], 16)
@@ -484,32 +484,32 @@ def test_everything_readable_is_exported_with_all(penstock: Any, killed: Any, tm
     assert set(numbers).isdisjoint(range(lost["first_seq"], lost["last_seq"] + 1))
 
 
-def test_a_repaired_file_and_its_original_give_each_event_once(penstock: Any, killed: Any, tmp_path: Path) -> None:
+def test_a_repaired_file_and_its_original_give_each_event_once(forebay: Any, killed: Any, tmp_path: Path) -> None:
     path, _ = killed
     victim = segments_of(path)[1]
     flip(victim, victim.stat().st_size // 2)
     exported = tmp_path / "out"
-    penstock("export", path, "--all", "--to", exported)
+    forebay("export", path, "--all", "--to", exported)
     before = exported.read_bytes()
-    assert penstock("repair", path, "--yes")[0] == 0
-    penstock("export", path, "--all", "--to", exported)
+    assert forebay("repair", path, "--yes")[0] == 0
+    forebay("export", path, "--all", "--to", exported)
     assert exported.read_bytes() == before
 
 
 @pytest.mark.parametrize("at", [0, 9, 30, 70])
-def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(penstock: Any, killed: Any, at: int) -> None:
+def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(forebay: Any, killed: Any, at: int) -> None:
     path, owed = killed
     ring = path / "lane-3" / "ring"
-    stored = json.loads(penstock("inspect", path, "--json")[1])["lanes"][2]["disk"]["end_seq"]
+    stored = json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["disk"]["end_seq"]
     flip(ring, at)
     damaged = ring.read_bytes()
     with pytest.raises(FormatError):
         open_buffer(path)
-    code, out, _ = penstock("verify", path)
+    code, out, _ = forebay("verify", path)
     assert (code, f"DAMAGED {ring}" in out) == (1, True)
-    code, _, err = penstock("export", path, "--to", path.parent / "out")
+    code, _, err = forebay("export", path, "--to", path.parent / "out")
     assert (code, "left out" in err) == (1, True)
-    code, out, err = penstock("repair", path, "--yes")
+    code, out, err = forebay("repair", path, "--yes")
     if at == 9:
         # Another version: a later release may have written it.
         assert (code, "left as it is" in out) == (1, True)
@@ -517,25 +517,25 @@ def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(penst
         return
     assert (code, err) == (0, "")
     assert (path / "lane-3" / "ring.damaged").read_bytes() == damaged
-    assert penstock("verify", path)[0] == 0
+    assert forebay("verify", path)[0] == 0
     with open_buffer(path) as buffer:
         assert buffer.add_events([b"new"]).first_seq == 3000
         got = drain(buffer)
         assert got[3] == [*(event for event in owed[1:] if int(event[:6]) < stored), b"new"]
 
 
-def test_where_nothing_tells_the_next_number_it_jumps(penstock: Any, killed: Any) -> None:
+def test_where_nothing_tells_the_next_number_it_jumps(forebay: Any, killed: Any) -> None:
     path, _ = killed
     for lane, content in (("lane-3", b""), ("lane-1", b"\0" * 163_840)):
         (path / lane / "ring").write_bytes(content)
-    assert penstock("repair", path, "--yes")[0] == 0
+    assert forebay("repair", path, "--yes")[0] == 0
     with open_buffer(path) as buffer:
         for priority in (1, 3):
             assert buffer.add_events([b"new"], priority=priority).first_seq >= 1 << 40
         drain(buffer)
 
 
-def test_positions_without_sense_are_damage(penstock: Any, killed: Any) -> None:
+def test_positions_without_sense_are_damage(forebay: Any, killed: Any) -> None:
     path, _ = killed
     ring = path / "lane-3" / "ring"
     look = look_at_ring(str(ring))
@@ -544,14 +544,14 @@ def test_positions_without_sense_are_damage(penstock: Any, killed: Any) -> None:
     data = bytearray(ring.read_bytes())
     data[at + 5] ^= 0x40  # of the write position
     ring.write_bytes(data)
-    code, out, _ = penstock("verify", path)
+    code, out, _ = forebay("verify", path)
     assert (code, "its positions make no sense" in out) == (1, True)
-    assert penstock("repair", path, "--yes")[0] == 0
-    assert penstock("verify", path)[0] == 0
+    assert forebay("repair", path, "--yes")[0] == 0
+    assert forebay("verify", path)[0] == 0
     open_buffer(path).close(timeout=0)
 
 
-def test_of_a_ring_from_before_a_reboot_what_is_whole(penstock: Any, tmp_path: Path) -> None:
+def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with BufferManager(BufferConfig(directory=path, lane_bytes=1 << 16, ring_checksums=True)) as buffer:
         events = [b"%03d" % i + b"z" * 100 for i in range(200)]
@@ -565,42 +565,42 @@ def test_of_a_ring_from_before_a_reboot_what_is_whole(penstock: Any, tmp_path: P
     struct.pack_into("<I", data, 60 + length, zlib.crc32(data[: 60 + length]))
     ring.write_bytes(data)
     before = fingerprint(path)
-    whole = json.loads(penstock("inspect", path, "--json")[1])["lanes"][1]["ring"]
+    whole = json.loads(forebay("inspect", path, "--json")[1])["lanes"][1]["ring"]
     assert (whole["state"], whole["events"], whole["lost"]) == ("from before a reboot", 200, [])
-    assert "200 events are whole and owed" in penstock("inspect", path)[1]
-    assert penstock("verify", path)[0] == 0
-    code, _, err = penstock("export", path, "--to", tmp_path / "out")
+    assert "200 events are whole and owed" in forebay("inspect", path)[1]
+    assert forebay("verify", path)[0] == 0
+    code, _, err = forebay("export", path, "--to", tmp_path / "out")
     assert (code, (tmp_path / "out").read_bytes()) == (0, b"".join(event + b"\n" for event in events))
     assert "200 events of a ring from before a reboot are whole" in err
     assert fingerprint(path) == before
     data[data.index(b"123zzz")] ^= 1
     ring.write_bytes(data)
-    torn = json.loads(penstock("inspect", path, "--json")[1])["lanes"][1]["ring"]
+    torn = json.loads(forebay("inspect", path, "--json")[1])["lanes"][1]["ring"]
     assert (torn["events"], torn["lost"]) == (199, [{"first_seq": 123, "last_seq": 123, "events": 1}])
-    assert "numbers 123 to 123 are lost" in penstock("inspect", path)[1]
-    code, out, _ = penstock("verify", path)
+    assert "numbers 123 to 123 are lost" in forebay("inspect", path)[1]
+    code, out, _ = forebay("verify", path)
     assert (code, "LOST 1 events, numbers 123 to 123: in memory when the machine went down" in out) == (1, True)
-    code, _, err = penstock("export", path, "--to", tmp_path / "out", "--json")
+    code, _, err = forebay("export", path, "--to", tmp_path / "out", "--json")
     assert code == 1
     assert (tmp_path / "out").read_bytes() == b"".join(event + b"\n" for event in events[:123] + events[124:])
 
 
-def test_a_damaged_manifest_and_a_damaged_record(penstock: Any, killed: Any) -> None:
+def test_a_damaged_manifest_and_a_damaged_record(forebay: Any, killed: Any) -> None:
     path, owed = killed
     flip(path / "manifest", 512 + 14)
     (path / "lane-3" / "acked").write_bytes(b"\0" * 8192)
-    assert json.loads(penstock("inspect", path, "--json")[1])["manifest"] == "damaged"
-    code, out, _ = penstock("verify", path)
+    assert json.loads(forebay("inspect", path, "--json")[1])["manifest"] == "damaged"
+    code, out, _ = forebay("verify", path)
     assert (code, "one copy is damaged" in out, "events will be delivered again" in out) == (1, True, True)
-    assert penstock("repair", path)[0] == 1
-    code, out, err = penstock("repair", path, "--yes")
+    assert forebay("repair", path)[0] == 1
+    code, out, err = forebay("repair", path, "--yes")
     assert (code, err) == (0, "")
-    assert penstock("verify", path)[0] == 0
+    assert forebay("verify", path)[0] == 0
     with open_buffer(path) as buffer:
         assert set(owed) <= set(in_order(drain(buffer)))
 
 
-def test_a_later_version_is_left_untouched(penstock: Any, killed: Any) -> None:
+def test_a_later_version_is_left_untouched(forebay: Any, killed: Any) -> None:
     path, _ = killed
     victim = segments_of(path)[0]
     data = bytearray(victim.read_bytes())
@@ -609,7 +609,7 @@ def test_a_later_version_is_left_untouched(penstock: Any, killed: Any) -> None:
     victim.write_bytes(data)
     before = fingerprint(path)
     for command in (("inspect", path), ("verify", path), ("export", path), ("repair", path)):
-        code, _, err = penstock(*command)
+        code, _, err = forebay(*command)
         assert (code, "use a later release" in err) == (1, True)
     assert fingerprint(path) == before
 
@@ -628,117 +628,117 @@ def with_letters(path: Path, events: list[bytes], priority: int = 2) -> None:
     buffer.close(timeout=0)
 
 
-def letters_in(penstock: Any, path: Path, *filters: str) -> list[dict[str, Any]]:
-    code, out, _ = penstock("dlq", "list", path, *filters, "--json")
+def letters_in(forebay: Any, path: Path, *filters: str) -> list[dict[str, Any]]:
+    code, out, _ = forebay("dlq", "list", path, *filters, "--json")
     assert code == 0
     letters: list[dict[str, Any]] = json.loads(out)["letters"]
     return letters
 
 
-def test_dead_letters_are_listed_and_filtered(penstock: Any, tmp_path: Path) -> None:
+def test_dead_letters_are_listed_and_filtered(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with_letters(path, [b"apple", b"\xff\x00", b"\x1b[31mred" + b"x" * 500])
     with_letters(path, [b"pear"], priority=4)
-    letters = letters_in(penstock, path)
+    letters = letters_in(forebay, path)
     assert [letter["id"] for letter in letters] == [0, 1, 2, 3]
     assert [letter["priority"] for letter in letters] == [2, 2, 2, 4]
     assert letters[0]["event"] == "apple"
     assert letters[0]["attempts"] == 1
     assert letters[1]["event_base64"] == "/wA="
-    assert [letter["id"] for letter in letters_in(penstock, path, "--priority", "4")] == [3]
-    assert [letter["id"] for letter in letters_in(penstock, path, "--error", "apple")] == [0]
-    assert [letter["id"] for letter in letters_in(penstock, path, "--limit", "2")] == [0, 1]
-    assert [letter["id"] for letter in letters_in(penstock, path, "1", "3")] == [1, 3]
-    code, out, _ = penstock("dlq", "list", path)
+    assert [letter["id"] for letter in letters_in(forebay, path, "--priority", "4")] == [3]
+    assert [letter["id"] for letter in letters_in(forebay, path, "--error", "apple")] == [0]
+    assert [letter["id"] for letter in letters_in(forebay, path, "--limit", "2")] == [0, 1]
+    assert [letter["id"] for letter in letters_in(forebay, path, "1", "3")] == [1, 3]
+    code, out, _ = forebay("dlq", "list", path)
     assert code == 0
     assert "\x1b" not in out, "a terminal would obey it"
     assert "priority 4, number 0, 1 attempts" in out
     assert max(map(len, out.splitlines())) < 200
 
 
-def test_a_replayed_letter_is_delivered_by_the_next_start(penstock: Any, killed: Any) -> None:
+def test_a_replayed_letter_is_delivered_by_the_next_start(forebay: Any, killed: Any) -> None:
     path, _ = killed
-    ring = json.loads(penstock("inspect", path, "--json")[1])["lanes"][2]["ring"]
+    ring = json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["ring"]
     with open_buffer(path) as buffer:
         drain(buffer)
     bad = [b"bad %d" % i for i in range(2500)]
     with_letters(path, bad[:1250], priority=3)
     with_letters(path, bad[1250:], priority=4)
-    assert penstock("dlq", "replay", path, "--error", "nothing like it") == (0, "0 letters replayed\n", "")
-    code, out, _ = penstock("dlq", "replay", path, "7", "8", "--json")
+    assert forebay("dlq", "replay", path, "--error", "nothing like it") == (0, "0 letters replayed\n", "")
+    code, out, _ = forebay("dlq", "replay", path, "7", "8", "--json")
     assert (code, json.loads(out)) == (0, {"directory": str(path), "replayed": 2, "stayed": {}})
-    assert len(letters_in(penstock, path)) == 2498
-    assert penstock("dlq", "replay", path)[:2] == (0, "2,498 letters replayed\n")
-    assert letters_in(penstock, path) == []
+    assert len(letters_in(forebay, path)) == 2498
+    assert forebay("dlq", "replay", path)[:2] == (0, "2,498 letters replayed\n")
+    assert letters_in(forebay, path) == []
     # Rings have kept their size.
-    assert json.loads(penstock("inspect", path, "--json")[1])["lanes"][2]["ring"]["capacity_bytes"] == ring["capacity_bytes"]
+    assert json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["ring"]["capacity_bytes"] == ring["capacity_bytes"]
     with open_buffer(path) as buffer:
         got = drain(buffer)
     assert got == {3: [bad[7], bad[8], *bad[:7], *bad[9:1250]], 4: bad[1250:]}
 
 
-def test_a_letter_that_can_not_be_put_back_stays(penstock: Any, tmp_path: Path) -> None:
+def test_a_letter_that_can_not_be_put_back_stays(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     large = b"x" * 8000
     with_letters(path, [large, b"small"])
     open_buffer(path, lane_bytes=4096).close(timeout=0)  # smaller rings than when it was given up
-    code, out, err = penstock("dlq", "replay", path)
+    code, out, err = forebay("dlq", "replay", path)
     assert (code, out) == (1, "1 letters replayed\n")
     assert "1 letters stay: larger than a lane can hold" in err
-    assert [len(letter["event"]) for letter in letters_in(penstock, path)] == [8000]
+    assert [len(letter["event"]) for letter in letters_in(forebay, path)] == [8000]
 
 
-def test_letters_go_to_the_end_of_a_file(penstock: Any, tmp_path: Path) -> None:
+def test_letters_go_to_the_end_of_a_file(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with_letters(path, [b"one", b"two\nlines", b"three"])
     out = tmp_path / "out"
     out.write_bytes(b"zero\n")
-    code, said, err = penstock("dlq", "replay", path, "--to", out)
+    code, said, err = forebay("dlq", "replay", path, "--to", out)
     assert (code, said) == (1, "2 letters replayed\n")
     assert "1 letters stay" in err
     assert out.read_bytes() == b"zero\none\nthree\n"
-    assert [letter["event"] for letter in letters_in(penstock, path)] == ["two\nlines"]
+    assert [letter["event"] for letter in letters_in(forebay, path)] == ["two\nlines"]
     more = tmp_path / "records"
-    assert penstock("dlq", "replay", path, "--to", more, "--format", "records")[0] == 0
+    assert forebay("dlq", "replay", path, "--to", more, "--format", "records")[0] == 0
     assert list(records(more.read_bytes())) == [b"two\nlines"]
-    assert letters_in(penstock, path) == []
+    assert letters_in(forebay, path) == []
 
 
-def test_purging_asks_first(penstock: Any, tmp_path: Path) -> None:
+def test_purging_asks_first(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with_letters(path, [b"a", b"b", b"c", b"d"])
     before = fingerprint(path)
-    assert penstock("dlq", "purge", path)[0] == 2
-    code, out, _ = penstock("dlq", "purge", path, "--all")
+    assert forebay("dlq", "purge", path)[0] == 2
+    code, out, _ = forebay("dlq", "purge", path, "--all")
     assert (code, "would purge 4 letters" in out) == (1, True)
     assert fingerprint(path) == before
-    assert penstock("dlq", "purge", path, "1", "2", "99", "--yes")[:2] == (0, "2 letters purged\n")
-    assert [letter["event"] for letter in letters_in(penstock, path)] == ["a", "d"]
-    assert penstock("dlq", "purge", path, "--error", "b'd'", "--yes")[:2] == (0, "1 letters purged\n")
-    assert penstock("dlq", "purge", path, "--all", "--yes")[:2] == (0, "1 letters purged\n")
-    assert penstock("dlq", "purge", path, "--all")[0] == 0
+    assert forebay("dlq", "purge", path, "1", "2", "99", "--yes")[:2] == (0, "2 letters purged\n")
+    assert [letter["event"] for letter in letters_in(forebay, path)] == ["a", "d"]
+    assert forebay("dlq", "purge", path, "--error", "b'd'", "--yes")[:2] == (0, "1 letters purged\n")
+    assert forebay("dlq", "purge", path, "--all", "--yes")[:2] == (0, "1 letters purged\n")
+    assert forebay("dlq", "purge", path, "--all")[0] == 0
     open_buffer(path).close()
 
 
-def test_damaged_letters_are_said_to_be_lost(penstock: Any, tmp_path: Path) -> None:
+def test_damaged_letters_are_said_to_be_lost(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with_letters(path, [b"a", b"b", b"c"])
     (segment,) = segments_of(path, "dead-letters")
     flip(segment, 96 + 100)
-    code, out, err = penstock("dlq", "list", path)
+    code, out, err = forebay("dlq", "list", path)
     assert (code, "1 letters, ids 0 to 0, are lost" in err) == (1, True)
     assert "    event  1 bytes: b" in out
-    assert penstock("verify", path)[0] == 1
+    assert forebay("verify", path)[0] == 1
 
 
 # ---------------------------------------------------------------- the command line
 
 
-def test_what_is_no_buffer_is_refused_and_not_made(penstock: Any, tmp_path: Path) -> None:
+def test_what_is_no_buffer_is_refused_and_not_made(forebay: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("none", "empty"):
         for command in (("inspect",), ("verify",), ("repair", "--yes"), ("export",), ("dlq", "list"), ("dlq", "replay")):
-            code, out, err = penstock(*command, tmp_path / name)
+            code, out, err = forebay(*command, tmp_path / name)
             assert (code, out) == (2, "")
             assert str(tmp_path / name) in err
     assert [one.name for one in tmp_path.iterdir()] == ["empty"]
@@ -746,16 +746,16 @@ def test_what_is_no_buffer_is_refused_and_not_made(penstock: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "repair", "export", "dlq list", "dlq replay", "dlq purge"])
-def test_help_tells_the_exit_codes(penstock: Any, command: str) -> None:
-    code, out, _ = penstock(*command.split(), "--help")
+def test_help_tells_the_exit_codes(forebay: Any, command: str) -> None:
+    code, out, _ = forebay(*command.split(), "--help")
     assert (code, "exit codes:" in out) == (0, True)
     assert ("3    another process" in out) == (command in ("repair", "dlq replay", "dlq purge"))
 
 
-def test_dlq_needs_an_action(penstock: Any) -> None:
-    assert penstock("dlq")[0] == 2
-    assert penstock("dlq", "lists", "x")[0] == 2
-    assert penstock("dlq", "--help")[0] == 0
+def test_dlq_needs_an_action(forebay: Any) -> None:
+    assert forebay("dlq")[0] == 2
+    assert forebay("dlq", "lists", "x")[0] == 2
+    assert forebay("dlq", "--help")[0] == 0
 
 
 def test_a_reader_that_has_enough_ends_an_export(killed: Any) -> None:

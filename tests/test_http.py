@@ -139,7 +139,7 @@ def test_metrics_say_what_is_missing(client: Client, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "backpressure.metrics", None)
     shown = client.get("/metrics")
     assert shown.status_code == 501
-    assert "penstock[prometheus]" in shown.json()["detail"]
+    assert "forebay[prometheus]" in shown.json()["detail"]
 
 
 # ---------------------------------------------------------------- what it changes

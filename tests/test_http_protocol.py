@@ -207,7 +207,7 @@ def test_rubbish_does_not_flood_the_log(buffer: BufferManager, caplog: pytest.Lo
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """What is accepted by the listener of `penstock serve` has Nagle's algorithm turned off."""
+    """What is accepted by the listener of `forebay serve` has Nagle's algorithm turned off."""
 
     async def main() -> int:
         accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -251,7 +251,7 @@ def test_messages_index_slice_and_convert() -> None:
 
 
 def test_arrow_in_and_out() -> None:
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'penstock[arrow]'")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'forebay[arrow]'")
     ring = MessageRing(1 << 16)
     rows = [b"a", b"", "é".encode(), b"dd"]
     for kind in (pa.binary(), pa.large_binary()):

@@ -360,7 +360,7 @@ def test_openmetrics_for_a_server_that_prefers_it() -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(ImportError, match=r"pip install 'penstock\[prometheus\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'forebay\[prometheus\]'"):
         exposition(make())
 
 

@@ -1,4 +1,4 @@
-"""`penstock pump`, end to end: what comes out, what is said, and with which exit code."""
+"""`forebay pump`, end to end: what comes out, what is said, and with which exit code."""
 
 from __future__ import annotations
 
@@ -646,7 +646,7 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[s
     display.update(progress_of(20_000), "circuit open")
     display.finish([("events delivered", "20,000"), ("time", "2.00 s")])
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "penstock: 20,000 events, 2.0 MB, 10,000 events/s, 1.0 MB/s, 7 buffered, circuit open"
+    assert err[0] == "forebay: 20,000 events, 2.0 MB, 10,000 events/s, 1.0 MB/s, 7 buffered, circuit open"
     assert err[1:] == ["events delivered  20,000", "time              2.00 s"]
 
 
@@ -685,7 +685,7 @@ def test_a_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "rich.console", None)
     display = make_display(quiet=False, total_bytes=None)
     display.update(progress_of(1), "")
-    assert terminal.text.startswith("penstock: 1 events")
+    assert terminal.text.startswith("forebay: 1 events")
 
 
 # ------------------------------------------------------------ the command around it
@@ -696,13 +696,13 @@ def test_an_unknown_command_ends_with_2(
     arguments: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert "usage: penstock" in capsys.readouterr().err
+    assert "usage: forebay" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["-h", "--help", "--version"])
 def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([option]) == 0
-    assert "penstock" in capsys.readouterr().out
+    assert "forebay" in capsys.readouterr().out
 
 
 def test_the_help_of_pump_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

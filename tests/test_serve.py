@@ -1,4 +1,4 @@
-"""`penstock serve`: its configuration, and the service as a process: signals, drain, reload, restarts."""
+"""`forebay serve`: its configuration, and the service as a process: signals, drain, reload, restarts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def mistakes(given: dict, environment: dict[str, str] | None = None) -> list[str
 
 
 def test_everything_in_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "penstock.toml"
+    path = tmp_path / "forebay.toml"
     path.write_text(
         textwrap.dedent(
             """
@@ -84,11 +84,11 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             token = "0123456789abcdef"
 
             [service]
-            state_file = "/var/lib/penstock/positions.json"
+            state_file = "/var/lib/forebay/positions.json"
             """
         )
     )
-    config = load(str(path), {"LOGS": "/var/log", "PENSTOCK_SERVICE__DRAIN_TIMEOUT": "3", "PENSTOCK_SOURCE__1__PORT": "7000"})
+    config = load(str(path), {"LOGS": "/var/log", "FOREBAY_SERVICE__DRAIN_TIMEOUT": "3", "FOREBAY_SOURCE__1__PORT": "7000"})
     assert config.buffer.lane_bytes == 1 << 20
     assert config.buffer.when_full is WhenFull.DROP_OLDEST
     assert config.source == (
@@ -157,12 +157,12 @@ def test_the_environment_goes_over_the_file() -> None:
     config = parse(
         MINIMAL,
         {
-            "PENSTOCK_BUFFER__LANE_BYTES": "1M",
-            "PENSTOCK_BUFFER__FLOW_CONTROL__BURST_SIZE": "1000",
-            "PENSTOCK_BUFFER__FLOW_CONTROL__THROTTLE_ENABLED": "false",
-            "PENSTOCK_SINK__TYPE": "file",
-            "PENSTOCK_SINK__PATH": "/tmp/x=[1]",
-            "PENSTOCK_TOKEN": "not for us",
+            "FOREBAY_BUFFER__LANE_BYTES": "1M",
+            "FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE": "1000",
+            "FOREBAY_BUFFER__FLOW_CONTROL__THROTTLE_ENABLED": "false",
+            "FOREBAY_SINK__TYPE": "file",
+            "FOREBAY_SINK__PATH": "/tmp/x=[1]",
+            "FOREBAY_TOKEN": "not for us",
         },
     )
     assert config.buffer.lane_bytes == 1 << 20
@@ -175,11 +175,11 @@ def test_the_environment_goes_over_the_file() -> None:
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("PENSTOCK_BUFER__LANE_BYTES", "did you mean 'buffer'"),
-        ("PENSTOCK_BUFFER__LANE_BYTE", "buffer.lane_byte: there is no such key; did you mean 'lane_bytes'"),
-        ("PENSTOCK_SOURCE__3__PATH", "no number 3 of 1"),
-        ("PENSTOCK_SOURCE__X__PATH", "no number x of 1"),
-        ("PENSTOCK_SINK__TYPE__X", "no table"),
+        ("FOREBAY_BUFER__LANE_BYTES", "did you mean 'buffer'"),
+        ("FOREBAY_BUFFER__LANE_BYTE", "buffer.lane_byte: there is no such key; did you mean 'lane_bytes'"),
+        ("FOREBAY_SOURCE__3__PATH", "no number 3 of 1"),
+        ("FOREBAY_SOURCE__X__PATH", "no number x of 1"),
+        ("FOREBAY_SINK__TYPE__X", "no table"),
     ],
 )
 def test_variables_that_name_nothing(variable: str, message: str) -> None:
@@ -222,7 +222,7 @@ def test_check_explains_or_refuses(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_example_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(str(ROOT / "deploy" / "penstock.toml"), {})
+    config = load(str(ROOT / "deploy" / "forebay.toml"), {})
     assert config.http is not None
     assert explain(config)
 
@@ -376,10 +376,10 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 class Process:
-    """`penstock serve` with a config, and what it writes to stderr."""
+    """`forebay serve` with a config, and what it writes to stderr."""
 
     def __init__(self, tmp_path: Path, toml: str, **environment: str) -> None:
-        self.config = tmp_path / "penstock.toml"
+        self.config = tmp_path / "forebay.toml"
         self.config.write_text(textwrap.dedent(toml))
         path = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`penstock top URL`: rates from two readings, and a screen that says what is not as it should be."""
+"""`forebay top URL`: rates from two readings, and a screen that says what is not as it should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`penstock top DIR`: a buffer's directory, beside its owner and after it."""
+"""`forebay top DIR`: a buffer's directory, beside its owner and after it."""
 
 from __future__ import annotations
 

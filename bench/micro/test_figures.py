@@ -1,4 +1,4 @@
-"""The figures of `penstock bench` in their long form, under pytest-benchmark.
+"""The figures of `forebay bench` in their long form, under pytest-benchmark.
 
 Each run of a figure checks its result before it counts (see backpressure/cli/bench.py). `extra_info` holds the ratio to the
 yardstick, measured in turn in the same process; that is what a comparison between machines or commits should look at.

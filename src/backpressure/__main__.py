@@ -1,4 +1,4 @@
-"""`python -m backpressure` is the command `penstock`."""
+"""`python -m backpressure` is the command `forebay`."""
 
 from __future__ import annotations
 

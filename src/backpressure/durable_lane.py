@@ -104,7 +104,7 @@ class DurableLane(Lane):
                     self._move_all(ring)
                     del ring
             except SharedFileError as error:
-                raise FormatError(path, f"{error}. `penstock repair` moves it aside, to go on without what it held") from error
+                raise FormatError(path, f"{error}. `forebay repair` moves it aside, to go on without what it held") from error
         building = path + ".new"
         if os.path.exists(building):
             os.unlink(building)

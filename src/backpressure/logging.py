@@ -297,7 +297,7 @@ class BufferListener:
         """Begin; RuntimeError where it has begun already."""
         if self._thread is not None:
             raise RuntimeError("the listener has been started already")
-        self._thread = threading.Thread(target=self._run, name="penstock-logging", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="forebay-logging", daemon=True)
         self._thread.start()
 
     def flush(self, timeout: float = 5.0) -> bool:

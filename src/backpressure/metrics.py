@@ -1,9 +1,9 @@
 """What a monitoring system reads of a buffer: one table of metrics, for Prometheus and for OpenTelemetry.
 
     from prometheus_client import REGISTRY
-    REGISTRY.register(Collector(buffer))                 # pip install 'penstock[prometheus]'
+    REGISTRY.register(Collector(buffer))                 # pip install 'forebay[prometheus]'
 
-    instrument(buffer, get_meter("my-service"))          # pip install 'penstock[otel]'
+    instrument(buffer, get_meter("my-service"))          # pip install 'forebay[otel]'
 
 Everything is computed when somebody looks, from one `buffer.stats()`, so that what is exported at one moment fits together:
 both conservation lines (see stats.py) hold within each scrape. Nothing here is called while events pass.
@@ -345,7 +345,7 @@ class Collector:
         try:
             from prometheus_client import core
         except ImportError as error:
-            raise ImportError("prometheus_client is not installed: pip install 'penstock[prometheus]'") from error
+            raise ImportError("prometheus_client is not installed: pip install 'forebay[prometheus]'") from error
         kinds: dict[Kind, Any] = {
             "counter": core.CounterMetricFamily,
             "amount": core.GaugeMetricFamily,

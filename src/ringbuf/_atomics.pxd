@@ -67,11 +67,11 @@ cdef inline uint64_t fetch_sub_acq_rel(word* w, uint64_t n) noexcept nogil:
 cdef extern from * nogil:
     """
     #include <atomic>
-    static inline void penstock_fence_acquire(void) { std::atomic_thread_fence(std::memory_order_acquire); }
-    static inline void penstock_fence_release(void) { std::atomic_thread_fence(std::memory_order_release); }
+    static inline void ringbuf_fence_acquire(void) { std::atomic_thread_fence(std::memory_order_acquire); }
+    static inline void ringbuf_fence_release(void) { std::atomic_thread_fence(std::memory_order_release); }
     """
-    void fence_acquire "penstock_fence_acquire"()
-    void fence_release "penstock_fence_release"()
+    void fence_acquire "ringbuf_fence_acquire"()
+    void fence_release "ringbuf_fence_release"()
 
 
 cdef inline uint64_t load_total(word* w) noexcept nogil:

@@ -26,24 +26,24 @@ cdef extern from * nogil:
     #include <time.h>
     #include <unistd.h>
 
-    enum { PENSTOCK_GLOBAL_EXPEDITED = 2, PENSTOCK_REGISTER_GLOBAL_EXPEDITED = 4 };
+    enum { RINGBUF_GLOBAL_EXPEDITED = 2, RINGBUF_REGISTER_GLOBAL_EXPEDITED = 4 };
 
     /* Registers this process, once; a forked child is registered as its parent was. */
-    static inline bool penstock_have_barrier(void) {
-        static const bool there = syscall(SYS_membarrier, PENSTOCK_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+    static inline bool ringbuf_have_barrier(void) {
+        static const bool there = syscall(SYS_membarrier, RINGBUF_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
         return there;
     }
 
-    static inline bool penstock_barrier(void) {
-        return penstock_have_barrier() && syscall(SYS_membarrier, PENSTOCK_GLOBAL_EXPEDITED, 0, 0) == 0;
+    static inline bool ringbuf_barrier(void) {
+        return ringbuf_have_barrier() && syscall(SYS_membarrier, RINGBUF_GLOBAL_EXPEDITED, 0, 0) == 0;
     }
 
-    static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
+    static inline void ringbuf_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
         struct timespec left = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
         syscall(SYS_futex, count, FUTEX_WAIT, seen, &left, nullptr, 0);
     }
 
-    static inline void penstock_wake(std::atomic<uint32_t> *count) {
+    static inline void ringbuf_wake(std::atomic<uint32_t> *count) {
         count->fetch_add(1, std::memory_order_seq_cst);
         syscall(SYS_futex, count, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     }
@@ -51,33 +51,33 @@ cdef extern from * nogil:
     #include <condition_variable>
     #include <mutex>
 
-    static inline bool penstock_have_barrier(void) { return false; }
-    static inline bool penstock_barrier(void) { return false; }
+    static inline bool ringbuf_have_barrier(void) { return false; }
+    static inline bool ringbuf_barrier(void) { return false; }
 
-    struct penstock_parking { std::mutex mutex; std::condition_variable bell; };
-    static inline penstock_parking &penstock_place(void) { static penstock_parking *place = new penstock_parking; return *place; }
+    struct ringbuf_parking { std::mutex mutex; std::condition_variable bell; };
+    static inline ringbuf_parking &ringbuf_place(void) { static ringbuf_parking *place = new ringbuf_parking; return *place; }
 
-    static inline void penstock_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
-        std::unique_lock<std::mutex> held(penstock_place().mutex);
-        if (count->load() == seen) penstock_place().bell.wait_for(held, std::chrono::nanoseconds(ns));
+    static inline void ringbuf_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
+        std::unique_lock<std::mutex> held(ringbuf_place().mutex);
+        if (count->load() == seen) ringbuf_place().bell.wait_for(held, std::chrono::nanoseconds(ns));
     }
 
-    static inline void penstock_wake(std::atomic<uint32_t> *count) {
-        { std::lock_guard<std::mutex> held(penstock_place().mutex); count->fetch_add(1); }
-        penstock_place().bell.notify_all();
+    static inline void ringbuf_wake(std::atomic<uint32_t> *count) {
+        { std::lock_guard<std::mutex> held(ringbuf_place().mutex); count->fetch_add(1); }
+        ringbuf_place().bell.notify_all();
     }
     #endif
-    static inline void penstock_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
-    static inline void penstock_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
+    static inline void ringbuf_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+    static inline void ringbuf_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
     """
     # Whether all users can be made to pass a barrier. A process is, from the first time that it asks this.
-    bint have_barrier "penstock_have_barrier"()
-    bint barrier "penstock_barrier"()
+    bint have_barrier "ringbuf_have_barrier"()
+    bint barrier "ringbuf_barrier"()
     # Where there is none: until every store that was made before is there for all to see (no processor holds one back for a us).
-    void let_settle "penstock_let_settle"()
-    void futex_wait "penstock_wait"(word32* count, uint32_t seen, int64_t ns)
-    void futex_wake "penstock_wake"(word32* count)
-    void no_reordering "penstock_no_reordering"()
+    void let_settle "ringbuf_let_settle"()
+    void futex_wait "ringbuf_wait"(word32* count, uint32_t seen, int64_t ns)
+    void futex_wake "ringbuf_wake"(word32* count)
+    void no_reordering "ringbuf_no_reordering"()
 
 
 # In Bell.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.

@@ -81,11 +81,11 @@ cdef extern from * nogil:
 
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
-    static inline uint64_t penstock_mul(uint64_t a, uint64_t b, uint64_t *high) {
+    static inline uint64_t ringbuf_mul(uint64_t a, uint64_t b, uint64_t *high) {
         return _umul128(a, b, high);
     }
     #else
-    static inline uint64_t penstock_mul(uint64_t a, uint64_t b, uint64_t *high) {
+    static inline uint64_t ringbuf_mul(uint64_t a, uint64_t b, uint64_t *high) {
         unsigned __int128 p = (unsigned __int128)a * b;
         *high = (uint64_t)(p >> 64);
         return (uint64_t)p;
@@ -94,10 +94,10 @@ cdef extern from * nogil:
 
     /* (a * b + carry) / (5**9 * 2**shift), low 64 bits; the remainder takes the place of the carry.
        shift is 9 to 105, a * b and the carry are below 2**126. */
-    static inline uint64_t penstock_mul_div(uint64_t a, uint64_t b, unsigned shift,
+    static inline uint64_t ringbuf_mul_div(uint64_t a, uint64_t b, unsigned shift,
                                             uint64_t *low, uint64_t *high) {
         const uint64_t d = 1953125;
-        uint64_t p1, p0 = penstock_mul(a, b, &p1), q1, q0, t1, t0, r, quotient;
+        uint64_t p1, p0 = ringbuf_mul(a, b, &p1), q1, q0, t1, t0, r, quotient;
         p0 += *low;
         p1 += *high + (p0 < *low);
         if (shift < 64) { q1 = p1 >> shift; q0 = p0 >> shift | p1 << (64 - shift); }
@@ -120,7 +120,7 @@ cdef extern from * nogil:
         return quotient;
     }
     """
-    uint64_t mul_div "penstock_mul_div"(uint64_t a, uint64_t b, unsigned shift,
+    uint64_t mul_div "ringbuf_mul_div"(uint64_t a, uint64_t b, unsigned shift,
                                         uint64_t* low, uint64_t* high)
     double frexp(double x, int* exp)
     double ldexp(double x, int exp)

@@ -36,25 +36,25 @@ cdef extern from *:
     """
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
-    #define PENSTOCK_PREFETCH(p) _mm_prefetch((p), _MM_HINT_T1)
+    #define RINGBUF_PREFETCH(p) _mm_prefetch((p), _MM_HINT_T1)
     #else
-    #define PENSTOCK_PREFETCH(p) __builtin_prefetch((p), 0, 2)
+    #define RINGBUF_PREFETCH(p) __builtin_prefetch((p), 0, 2)
     #endif
     /* Four cache lines: the object's head, and what a log line has. */
-    static inline void penstock_prefetch_event(const void *object) {
+    static inline void ringbuf_prefetch_event(const void *object) {
         const char *p = (const char *)object;
-        PENSTOCK_PREFETCH(p);
-        PENSTOCK_PREFETCH(p + 64);
-        PENSTOCK_PREFETCH(p + 128);
-        PENSTOCK_PREFETCH(p + 192);
+        RINGBUF_PREFETCH(p);
+        RINGBUF_PREFETCH(p + 64);
+        RINGBUF_PREFETCH(p + 128);
+        RINGBUF_PREFETCH(p + 192);
     }
     /* Of a longer one, what comes after these. */
-    static inline void penstock_prefetch_rest(const char *start, size_t size) {
-        for (size_t at = 192; at < size && at < 512; at += 64) PENSTOCK_PREFETCH(start + at);
+    static inline void ringbuf_prefetch_rest(const char *start, size_t size) {
+        for (size_t at = 192; at < size && at < 512; at += 64) RINGBUF_PREFETCH(start + at);
     }
     """
-    void prefetch_event "penstock_prefetch_event"(const void* item) noexcept nogil
-    void prefetch_rest "penstock_prefetch_rest"(const char* start, size_t size) noexcept nogil
+    void prefetch_event "ringbuf_prefetch_event"(const void* item) noexcept nogil
+    void prefetch_rest "ringbuf_prefetch_rest"(const char* start, size_t size) noexcept nogil
 
 
 cdef extern from "Python.h":

@@ -20,7 +20,7 @@ from ringbuf._cursor cimport (
     END_BITS, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Frame, Frames, FrameView, advance_tail, claim, free_granules,
     make_read, nearest32, peek_frame, place_of, publish, read_mark, release_part, tail_position,
 )
-from ringbuf._seal cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, penstock_hash
+from ringbuf._seal cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash
 from ringbuf._slots cimport HELD, NOBODY, TURN_BITS, Slot, help_taker, prepare_take, set_state
 
 cdef enum:
@@ -157,7 +157,7 @@ cdef inline void seal_frame(Frames* f, uint64_t position, uint64_t granules, uin
     cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
     # It ends with a granule, so it does not run over the end of the memory.
     cdef Trailer* trailer = <Trailer*>(f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES)
-    cdef penstock_hash hash
+    cdef ringbuf_hash hash
     frame.check = header_check(f.key, frame.first_seq, frame.count, frame.payload, slot)
     memset(zeros, 0, sizeof(zeros))
     put_bytes(f, slot * GRANULE + used, zeros, granules * GRANULE - TRAILER_BYTES - used)

@@ -58,7 +58,7 @@ cdef extern from *:
 
     /* Newlines in n bytes. Written so that compilers make vector code of the inner loop: a byte wide counter, cleared
        before it can run over. */
-    static inline size_t penstock_count_newlines(const char *p, size_t n) {
+    static inline size_t ringbuf_count_newlines(const char *p, size_t n) {
         size_t total = 0, i = 0;
         while (n - i >= 240) {
             uint8_t part = 0;
@@ -70,7 +70,7 @@ cdef extern from *:
         return total;
     }
     """
-    size_t count_newlines "penstock_count_newlines"(const char* p, size_t n) noexcept nogil
+    size_t count_newlines "ringbuf_count_newlines"(const char* p, size_t n) noexcept nogil
 
 
 cdef enum:

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 cdef extern from *:
     """
     /* Most ints in one look; the others by PyLong_As… */
-    static inline int penstock_small_int(PyObject *number, long long *value) {
+    static inline int ringbuf_small_int(PyObject *number, long long *value) {
     #if PY_VERSION_HEX >= 0x030C0000
         if (PyLong_CheckExact(number) && PyUnstable_Long_IsCompact((PyLongObject *)number)) {
             *value = PyUnstable_Long_CompactValue((PyLongObject *)number);
@@ -30,7 +30,7 @@ cdef extern from *:
        to make and one to free are a fifth of what a push and a pop cost (measured: 180 of 800 instructions). With two, a
        caller may keep the last one while it gets the next. Only where the layout of an int is known and a reference count
        tells the whole truth: elsewhere it is made as usual. */
-    static inline PyObject *penstock_int_of(int64_t value, PyObject **spares) {
+    static inline PyObject *ringbuf_int_of(int64_t value, PyObject **spares) {
     #if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED) && PYLONG_BITS_IN_DIGIT == 30
         if (value < -5 || value > 256) {  /* those in between are single objects of the interpreter's */
             uint64_t size = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
@@ -60,8 +60,8 @@ cdef extern from *:
         return PyLong_FromLongLong(value);
     }
     """
-    bint small_int "penstock_small_int"(object number, long long* value)
-    object int_of "penstock_int_of"(int64_t value, PyObject** spares)
+    bint small_int "ringbuf_small_int"(object number, long long* value)
+    object int_of "ringbuf_int_of"(int64_t value, PyObject** spares)
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object number) except? 0xFFFFFFFFFFFFFFFF
 

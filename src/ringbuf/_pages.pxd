@@ -15,12 +15,12 @@ cdef extern from * nogil:
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23
     #endif
-    static inline void penstock_populate(void *start, size_t size) { (void)madvise(start, size, MADV_POPULATE_WRITE); }
+    static inline void ringbuf_populate(void *start, size_t size) { (void)madvise(start, size, MADV_POPULATE_WRITE); }
     #else
-    static inline void penstock_populate(void *, size_t) {}
+    static inline void ringbuf_populate(void *, size_t) {}
     #endif
     """
-    void populate "penstock_populate"(void* start, size_t size)
+    void populate "ringbuf_populate"(void* start, size_t size)
 
 cdef enum:
     PAGE_BYTES = 4096

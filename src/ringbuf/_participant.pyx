@@ -23,9 +23,9 @@ cdef extern from *:
     """
     #include <bit>
     #include <cstdint>
-    static inline int penstock_lowest_bit(uint64_t bits) { return std::countr_zero(bits); }
+    static inline int ringbuf_lowest_bit(uint64_t bits) { return std::countr_zero(bits); }
     """
-    int lowest_bit "penstock_lowest_bit"(uint64_t bits) noexcept nogil
+    int lowest_bit "ringbuf_lowest_bit"(uint64_t bits) noexcept nogil
 
 cdef enum:
     # How often (ns) those who find nothing to do look for the dead: a thousandth of a core at most, measured at 1 us a look.

@@ -72,4 +72,4 @@ def _new_socket() -> socket.socket:
 
 
 def _name(file_uuid: bytes, nonce: int) -> bytes:
-    return b"\0penstock-" + file_uuid.hex().encode() + b"-%x" % nonce
+    return b"\0forebay-" + file_uuid.hex().encode() + b"-%x" % nonce

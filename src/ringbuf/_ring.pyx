@@ -48,12 +48,12 @@ cdef extern from *:
     /* Whether the GIL orders the threads of this process. Not asked at run time: an interpreter built without one turns it
        on and off as it imports modules. */
     #ifdef Py_GIL_DISABLED
-    #define PENSTOCK_GIL 0
+    #define RINGBUF_GIL 0
     #else
-    #define PENSTOCK_GIL 1
+    #define RINGBUF_GIL 1
     #endif
     """
-    const bint PENSTOCK_GIL
+    const bint RINGBUF_GIL
 
 
 # What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
@@ -134,8 +134,8 @@ cdef class RingBuffer(Face):
         self._runs.data = <unsigned char*>(address + before)
         self._runs.mask = slots - 1
         self._runs.itemsize = itemsize
-        self._runs.alone = PENSTOCK_GIL
-        self._quick = quick_of(self._kind, itemsize) if PENSTOCK_GIL else BY_STEPS
+        self._runs.alone = RINGBUF_GIL
+        self._quick = quick_of(self._kind, itemsize) if RINGBUF_GIL else BY_STEPS
 
     @staticmethod
     def attach(path):

@@ -20,7 +20,7 @@ from ringbuf._atomics cimport load_relaxed, store32_relaxed
 from ringbuf._cursor cimport GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, nearest32
 from ringbuf._frames cimport END_MASK, frame_granules, get_bytes
 from ringbuf._seal cimport (
-    KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, penstock_hash,
+    KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
 )
 
 import errno
@@ -211,7 +211,7 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     cdef uint64_t count = frame.count, granules, done = 0, size, word, words, i
     cdef uint32_t end = 0, before = 0
     cdef Trailer trailer
-    cdef penstock_hash hash
+    cdef ringbuf_hash hash
     cdef unsigned char[CHUNK_BYTES] chunk
     cdef uint32_t* ends
     if count == 0 or count > MAX_FRAME_MESSAGES:
@@ -322,7 +322,7 @@ def hash_of(data, expanded, int way):
     cdef const unsigned char[::1] stripes = data
     cdef const unsigned char[::1] words = aligned(expanded)
     cdef const uint64_t* key = <const uint64_t*>&words[0]
-    cdef penstock_hash hash
+    cdef ringbuf_hash hash
     assert len(stripes) % STRIPE_BYTES == 0 and len(words) == KEY_WORDS * 8
     if way > best_way():
         raise NotImplementedError(f"way {way} is not there on this machine")

@@ -34,32 +34,32 @@ cdef extern from * nogil:
 
     #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
-    #define PENSTOCK_SEAL_X86 1
+    #define RINGBUF_SEAL_X86 1
     #elif defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
     #endif
 
     enum {
-        PENSTOCK_STRIPE = 64,
-        PENSTOCK_LANES = 8,
-        PENSTOCK_BLOCK = 32, /* stripes */
+        RINGBUF_STRIPE = 64,
+        RINGBUF_LANES = 8,
+        RINGBUF_BLOCK = 32, /* stripes */
         /* Where in the key, in words, what has its words; a stripe of a block has eight of its own. */
-        PENSTOCK_SCRAMBLE = PENSTOCK_BLOCK * PENSTOCK_LANES,
-        PENSTOCK_START = PENSTOCK_SCRAMBLE + PENSTOCK_LANES,
-        PENSTOCK_FOLD = PENSTOCK_START + PENSTOCK_LANES,
-        PENSTOCK_HEADER = PENSTOCK_FOLD + PENSTOCK_LANES,
-        PENSTOCK_KEY_WORDS = PENSTOCK_HEADER + 2
+        RINGBUF_SCRAMBLE = RINGBUF_BLOCK * RINGBUF_LANES,
+        RINGBUF_START = RINGBUF_SCRAMBLE + RINGBUF_LANES,
+        RINGBUF_FOLD = RINGBUF_START + RINGBUF_LANES,
+        RINGBUF_HEADER = RINGBUF_FOLD + RINGBUF_LANES,
+        RINGBUF_KEY_WORDS = RINGBUF_HEADER + 2
     };
 
-    static const uint64_t PENSTOCK_P = 0x9E3779B1u; /* odd, and no wider than 32 bits, as vector units multiply no wider */
+    static const uint64_t RINGBUF_P = 0x9E3779B1u; /* odd, and no wider than 32 bits, as vector units multiply no wider */
 
-    struct penstock_hash {
-        uint64_t lane[PENSTOCK_LANES];
-        uint64_t sum[PENSTOCK_LANES];
+    struct ringbuf_hash {
+        uint64_t lane[RINGBUF_LANES];
+        uint64_t sum[RINGBUF_LANES];
         size_t in_block;
     };
 
-    static inline uint64_t penstock_avalanche(uint64_t h) {
+    static inline uint64_t ringbuf_avalanche(uint64_t h) {
         h ^= h >> 33;
         h *= 0xFF51AFD7ED558CCDu;
         h ^= h >> 33;
@@ -67,7 +67,7 @@ cdef extern from * nogil:
         return h ^ h >> 33;
     }
 
-    static inline uint64_t penstock_fold(uint64_t a, uint64_t b) {
+    static inline uint64_t ringbuf_fold(uint64_t a, uint64_t b) {
     #if defined(_MSC_VER) && !defined(__clang__)
         uint64_t high, low = _umul128(a, b, &high);
         return low ^ high;
@@ -77,26 +77,26 @@ cdef extern from * nogil:
     #endif
     }
 
-    static inline void penstock_end_block(struct penstock_hash *h) {
-        for (int i = 0; i < PENSTOCK_LANES; i++) h->lane[i] += h->sum[i ^ 1];
-        for (int i = 0; i < PENSTOCK_LANES; i++) h->sum[i] = 0;
+    static inline void ringbuf_end_block(struct ringbuf_hash *h) {
+        for (int i = 0; i < RINGBUF_LANES; i++) h->lane[i] += h->sum[i ^ 1];
+        for (int i = 0; i < RINGBUF_LANES; i++) h->sum[i] = 0;
         h->in_block = 0;
     }
 
     /* Add n stripes. The three ways give the same; the vectors stay in registers from block to block. */
-    static inline void penstock_add_plain(struct penstock_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
-        for (; n > 0; n--, data += PENSTOCK_STRIPE) {
-            if (h->in_block == PENSTOCK_BLOCK) {
-                penstock_end_block(h);
-                for (int i = 0; i < PENSTOCK_LANES; i++) {
+    static inline void ringbuf_add_plain(struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
+        for (; n > 0; n--, data += RINGBUF_STRIPE) {
+            if (h->in_block == RINGBUF_BLOCK) {
+                ringbuf_end_block(h);
+                for (int i = 0; i < RINGBUF_LANES; i++) {
                     uint64_t lane = h->lane[i];
-                    h->lane[i] = (lane ^ lane >> 47 ^ key[PENSTOCK_SCRAMBLE + i]) * PENSTOCK_P;
+                    h->lane[i] = (lane ^ lane >> 47 ^ key[RINGBUF_SCRAMBLE + i]) * RINGBUF_P;
                 }
             }
-            for (int i = 0; i < PENSTOCK_LANES; i++) {
+            for (int i = 0; i < RINGBUF_LANES; i++) {
                 uint64_t word, keyed;
                 memcpy(&word, data + i * sizeof word, sizeof word);
-                keyed = word ^ key[h->in_block * PENSTOCK_LANES + i];
+                keyed = word ^ key[h->in_block * RINGBUF_LANES + i];
                 h->lane[i] += (keyed & 0xFFFFFFFFu) * (keyed >> 32);
                 h->sum[i] += word;
             }
@@ -104,11 +104,11 @@ cdef extern from * nogil:
         }
     }
 
-    #ifdef PENSTOCK_SEAL_X86
-    static inline void penstock_add_sse2(
-        struct penstock_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
+    #ifdef RINGBUF_SEAL_X86
+    static inline void ringbuf_add_sse2(
+        struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
         enum { VECTORS = 4 };
-        const __m128i prime = _mm_set1_epi64x((long long)PENSTOCK_P);
+        const __m128i prime = _mm_set1_epi64x((long long)RINGBUF_P);
         __m128i lane[VECTORS], sum[VECTORS];
         size_t at = h->in_block;
         for (int i = 0; i < VECTORS; i++) {
@@ -116,23 +116,23 @@ cdef extern from * nogil:
             sum[i] = _mm_loadu_si128((const __m128i *)h->sum + i);
         }
         while (n > 0) {
-            if (at == PENSTOCK_BLOCK) {
+            if (at == RINGBUF_BLOCK) {
                 for (int i = 0; i < VECTORS; i++) {
                     __m128i v = _mm_add_epi64(lane[i], _mm_shuffle_epi32(sum[i], 0x4E));
                     v = _mm_xor_si128(v, _mm_srli_epi64(v, 47));
-                    v = _mm_xor_si128(v, _mm_loadu_si128((const __m128i *)(key + PENSTOCK_SCRAMBLE) + i));
+                    v = _mm_xor_si128(v, _mm_loadu_si128((const __m128i *)(key + RINGBUF_SCRAMBLE) + i));
                     __m128i high = _mm_mul_epu32(_mm_srli_epi64(v, 32), prime);
                     lane[i] = _mm_add_epi64(_mm_mul_epu32(v, prime), _mm_slli_epi64(high, 32));
                     sum[i] = _mm_setzero_si128();
                 }
                 at = 0;
             }
-            size_t end = n < PENSTOCK_BLOCK - at ? at + n : PENSTOCK_BLOCK;
+            size_t end = n < RINGBUF_BLOCK - at ? at + n : RINGBUF_BLOCK;
             n -= end - at;
-            for (; at < end; at++, data += PENSTOCK_STRIPE)
+            for (; at < end; at++, data += RINGBUF_STRIPE)
                 for (int i = 0; i < VECTORS; i++) {
                     __m128i word = _mm_loadu_si128((const __m128i *)data + i);
-                    __m128i keyed = _mm_xor_si128(word, _mm_loadu_si128((const __m128i *)(key + at * PENSTOCK_LANES) + i));
+                    __m128i keyed = _mm_xor_si128(word, _mm_loadu_si128((const __m128i *)(key + at * RINGBUF_LANES) + i));
                     lane[i] = _mm_add_epi64(lane[i], _mm_mul_epu32(keyed, _mm_srli_epi64(keyed, 32)));
                     sum[i] = _mm_add_epi64(sum[i], word);
                 }
@@ -144,10 +144,10 @@ cdef extern from * nogil:
         }
     }
 
-    __attribute__((target("avx2"))) static inline void penstock_add_avx2(
-        struct penstock_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
+    __attribute__((target("avx2"))) static inline void ringbuf_add_avx2(
+        struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
         enum { VECTORS = 2 };
-        const __m256i prime = _mm256_set1_epi64x((long long)PENSTOCK_P);
+        const __m256i prime = _mm256_set1_epi64x((long long)RINGBUF_P);
         __m256i lane[VECTORS], sum[VECTORS];
         size_t at = h->in_block;
         for (int i = 0; i < VECTORS; i++) {
@@ -155,23 +155,23 @@ cdef extern from * nogil:
             sum[i] = _mm256_loadu_si256((const __m256i *)h->sum + i);
         }
         while (n > 0) {
-            if (at == PENSTOCK_BLOCK) {
+            if (at == RINGBUF_BLOCK) {
                 for (int i = 0; i < VECTORS; i++) {
                     __m256i v = _mm256_add_epi64(lane[i], _mm256_shuffle_epi32(sum[i], 0x4E));
                     v = _mm256_xor_si256(v, _mm256_srli_epi64(v, 47));
-                    v = _mm256_xor_si256(v, _mm256_loadu_si256((const __m256i *)(key + PENSTOCK_SCRAMBLE) + i));
+                    v = _mm256_xor_si256(v, _mm256_loadu_si256((const __m256i *)(key + RINGBUF_SCRAMBLE) + i));
                     __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), prime);
                     lane[i] = _mm256_add_epi64(_mm256_mul_epu32(v, prime), _mm256_slli_epi64(high, 32));
                     sum[i] = _mm256_setzero_si256();
                 }
                 at = 0;
             }
-            size_t end = n < PENSTOCK_BLOCK - at ? at + n : PENSTOCK_BLOCK;
+            size_t end = n < RINGBUF_BLOCK - at ? at + n : RINGBUF_BLOCK;
             n -= end - at;
-            for (; at < end; at++, data += PENSTOCK_STRIPE)
+            for (; at < end; at++, data += RINGBUF_STRIPE)
                 for (int i = 0; i < VECTORS; i++) {
                     __m256i word = _mm256_loadu_si256((const __m256i *)data + i);
-                    __m256i keyed = _mm256_xor_si256(word, _mm256_loadu_si256((const __m256i *)(key + at * PENSTOCK_LANES) + i));
+                    __m256i keyed = _mm256_xor_si256(word, _mm256_loadu_si256((const __m256i *)(key + at * RINGBUF_LANES) + i));
                     lane[i] = _mm256_add_epi64(lane[i], _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
                     sum[i] = _mm256_add_epi64(sum[i], word);
                 }
@@ -185,60 +185,60 @@ cdef extern from * nogil:
     #endif
 
     /* The best way here: 0 plainly, 1 with SSE2, 2 with AVX2. */
-    static inline int penstock_best_way(void) {
-    #ifdef PENSTOCK_SEAL_X86
+    static inline int ringbuf_best_way(void) {
+    #ifdef RINGBUF_SEAL_X86
         return __builtin_cpu_supports("avx2") ? 2 : 1;
     #else
         return 0;
     #endif
     }
 
-    static inline void penstock_hash_start(struct penstock_hash *h, const uint64_t *key) {
-        for (int i = 0; i < PENSTOCK_LANES; i++) {
-            h->lane[i] = key[PENSTOCK_START + i];
+    static inline void ringbuf_hash_start(struct ringbuf_hash *h, const uint64_t *key) {
+        for (int i = 0; i < RINGBUF_LANES; i++) {
+            h->lane[i] = key[RINGBUF_START + i];
             h->sum[i] = 0;
         }
         h->in_block = 0;
     }
 
     /* n bytes, a whole number of stripes. */
-    static inline void penstock_hash_add(
-        struct penstock_hash *h, const uint64_t *key, const unsigned char *data, size_t n, int way) {
-    #ifdef PENSTOCK_SEAL_X86
+    static inline void ringbuf_hash_add(
+        struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n, int way) {
+    #ifdef RINGBUF_SEAL_X86
         if (way == 2)
-            penstock_add_avx2(h, key, data, n / PENSTOCK_STRIPE);
+            ringbuf_add_avx2(h, key, data, n / RINGBUF_STRIPE);
         else if (way == 1)
-            penstock_add_sse2(h, key, data, n / PENSTOCK_STRIPE);
+            ringbuf_add_sse2(h, key, data, n / RINGBUF_STRIPE);
         else
     #endif
-            penstock_add_plain(h, key, data, n / PENSTOCK_STRIPE);
+            ringbuf_add_plain(h, key, data, n / RINGBUF_STRIPE);
     }
 
-    static inline uint64_t penstock_hash_end(struct penstock_hash *h, const uint64_t *key) {
+    static inline uint64_t ringbuf_hash_end(struct ringbuf_hash *h, const uint64_t *key) {
         uint64_t result = 0;
-        penstock_end_block(h);
-        key += PENSTOCK_FOLD;
-        for (int i = 0; i < PENSTOCK_LANES; i += 2)
-            result += penstock_fold(h->lane[i] ^ key[i], h->lane[i + 1] ^ key[i + 1]);
-        return penstock_avalanche(result);
+        ringbuf_end_block(h);
+        key += RINGBUF_FOLD;
+        for (int i = 0; i < RINGBUF_LANES; i += 2)
+            result += ringbuf_fold(h->lane[i] ^ key[i], h->lane[i + 1] ^ key[i + 1]);
+        return ringbuf_avalanche(result);
     }
     """
     cdef enum:
-        STRIPE_BYTES "PENSTOCK_STRIPE"
-        KEY_WORDS "PENSTOCK_KEY_WORDS"
-        HEADER_WORD "PENSTOCK_HEADER"
+        STRIPE_BYTES "RINGBUF_STRIPE"
+        KEY_WORDS "RINGBUF_KEY_WORDS"
+        HEADER_WORD "RINGBUF_HEADER"
 
-    struct penstock_hash:
+    struct ringbuf_hash:
         pass
 
-    int best_way "penstock_best_way"() noexcept
-    uint64_t fold "penstock_fold"(uint64_t a, uint64_t b) noexcept
-    uint64_t avalanche "penstock_avalanche"(uint64_t h) noexcept
-    void hash_start "penstock_hash_start"(penstock_hash* h, const uint64_t* key) noexcept
-    void hash_add "penstock_hash_add"(
-        penstock_hash* h, const uint64_t* key, const unsigned char* data, size_t n, int way
+    int best_way "ringbuf_best_way"() noexcept
+    uint64_t fold "ringbuf_fold"(uint64_t a, uint64_t b) noexcept
+    uint64_t avalanche "ringbuf_avalanche"(uint64_t h) noexcept
+    void hash_start "ringbuf_hash_start"(ringbuf_hash* h, const uint64_t* key) noexcept
+    void hash_add "ringbuf_hash_add"(
+        ringbuf_hash* h, const uint64_t* key, const unsigned char* data, size_t n, int way
     ) noexcept
-    uint64_t hash_end "penstock_hash_end"(penstock_hash* h, const uint64_t* key) noexcept
+    uint64_t hash_end "ringbuf_hash_end"(ringbuf_hash* h, const uint64_t* key) noexcept
 
 
 cdef enum:

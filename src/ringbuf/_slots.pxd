@@ -47,11 +47,11 @@ cdef enum:
 
 cdef extern from *:
     """
-    #define PENSTOCK_CLAIMED (1ull << 63)
-    #define PENSTOCK_POSITION_MASK ((1ull << 50) - 1)
+    #define RINGBUF_CLAIMED (1ull << 63)
+    #define RINGBUF_POSITION_MASK ((1ull << 50) - 1)
     """
-    const uint64_t CLAIMED "PENSTOCK_CLAIMED"
-    const uint64_t POSITION_MASK "PENSTOCK_POSITION_MASK"
+    const uint64_t CLAIMED "RINGBUF_CLAIMED"
+    const uint64_t POSITION_MASK "RINGBUF_POSITION_MASK"
 
 
 cdef enum:

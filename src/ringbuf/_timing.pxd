@@ -9,13 +9,13 @@ cdef extern from * nogil:
     #include <chrono>
     #include <cstdint>
 
-    static inline int64_t penstock_now_ns(void) {
+    static inline int64_t ringbuf_now_ns(void) {
         return std::chrono::duration_cast<std::chrono::nanoseconds>(
             std::chrono::steady_clock::now().time_since_epoch()).count();
     }
     """
     # The monotonic clock: the `now_ns` of every method without `_at`.
-    int64_t steady_ns "penstock_now_ns"()
+    int64_t steady_ns "ringbuf_now_ns"()
 
 
 cdef extern from "Python.h":

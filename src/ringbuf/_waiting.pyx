@@ -30,30 +30,30 @@ cdef extern from * nogil:
     #include <cstdint>
     #if defined(_WIN32)
     #include <io.h>
-    static inline void penstock_poke(int fd) { uint64_t one = 1; (void)_write(fd, &one, sizeof one); }
+    static inline void ringbuf_poke(int fd) { uint64_t one = 1; (void)_write(fd, &one, sizeof one); }
     #else
     #include <unistd.h>
     /* Full, it is readable already. */
-    static inline void penstock_poke(int fd) { uint64_t one = 1; if (write(fd, &one, sizeof one) < 0) return; }
+    static inline void ringbuf_poke(int fd) { uint64_t one = 1; if (write(fd, &one, sizeof one) < 0) return; }
     #endif
     #if defined(__linux__)
     #include <sys/timerfd.h>
 
-    static inline int penstock_make_timer(void) { return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC); }
+    static inline int ringbuf_make_timer(void) { return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC); }
 
     /* Not readable any more, until so much later. */
-    static inline void penstock_set_timer(int timer, int64_t ns) {
+    static inline void ringbuf_set_timer(int timer, int64_t ns) {
         struct itimerspec when = {{0, 0}, {(time_t)(ns / 1000000000), (long)(ns % 1000000000)}};
         timerfd_settime(timer, 0, &when, nullptr);
     }
     #else
-    static inline int penstock_make_timer(void) { return -1; }
-    static inline void penstock_set_timer(int, int64_t) {}
+    static inline int ringbuf_make_timer(void) { return -1; }
+    static inline void ringbuf_set_timer(int, int64_t) {}
     #endif
     """
-    void poke "penstock_poke"(int fd)
-    int make_timer "penstock_make_timer"()
-    void set_timer "penstock_set_timer"(int timer, int64_t ns)
+    void poke "ringbuf_poke"(int fd)
+    int make_timer "ringbuf_make_timer"()
+    void set_timer "ringbuf_set_timer"(int timer, int64_t ns)
 
 cdef enum:
     SHORT_SLEEP_NS = 10000000  # a look for the dead then costs a thousandth of a core

@@ -74,11 +74,11 @@ cdef extern from * nogil:
     """
     #include <bit>
     #include <cstdint>
-    static inline uint64_t penstock_bits(double value) { return std::bit_cast<uint64_t>(value); }
-    static inline double penstock_from_bits(uint64_t bits) { return std::bit_cast<double>(bits); }
+    static inline uint64_t ringbuf_bits(double value) { return std::bit_cast<uint64_t>(value); }
+    static inline double ringbuf_from_bits(uint64_t bits) { return std::bit_cast<double>(bits); }
     """
-    uint64_t to_bits "penstock_bits"(double value)
-    double from_bits "penstock_from_bits"(uint64_t bits)
+    uint64_t to_bits "ringbuf_bits"(double value)
+    double from_bits "ringbuf_from_bits"(uint64_t bits)
 
 
 # Times reach this far to both sides of 0: 146 years, in which lap numbers stay below 2**63 ns.

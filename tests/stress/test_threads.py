@@ -13,7 +13,7 @@ import pytest
 from stress.body import Lines, Numbers, Records, Subject, run_in_threads
 
 #: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
-THOUSANDS = int(os.environ.get("PENSTOCK_STRESS_THOUSANDS", "6"))
+THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,14 @@
-"""The command `penstock`.
+"""The command `forebay`.
 
-    penstock pump SOURCE... --to SINK     carry lines through a buffer
-    penstock serve --config FILE          the same as a service, described by a TOML file
-    penstock top URL|DIR                  watch one
-    penstock inspect DIR                  what a buffer's directory holds
-    penstock verify DIR                   check every checksum in it
-    penstock repair DIR                   put damage aside
-    penstock export DIR                   its events, as lines or records
-    penstock dlq list|replay|purge DIR    its dead letters
-    penstock bench                        measure this machine
+    forebay pump SOURCE... --to SINK     carry lines through a buffer
+    forebay serve --config FILE          the same as a service, described by a TOML file
+    forebay top URL|DIR                  watch one
+    forebay inspect DIR                  what a buffer's directory holds
+    forebay verify DIR                   check every checksum in it
+    forebay repair DIR                   put damage aside
+    forebay export DIR                   its events, as lines or records
+    forebay dlq list|replay|purge DIR    its dead letters
+    forebay bench                        measure this machine
 
 Each sub-command is a module with `main(argv) -> int`, imported only when it is called: a command line tool
 is as fast as what it imports.
@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(_COMMANDS[arguments[0]][0])
         return int(module.main(arguments[1:]))
     if arguments[:1] == ["--version"]:
-        print(f"penstock {_version()}")
+        print(f"forebay {_version()}")
         return 0
     if arguments[:1] in (["-h"], ["--help"]):
         print(_usage())
         return 0
     if arguments:
-        print(f"penstock: unknown command {arguments[0]!r}", file=sys.stderr)
+        print(f"forebay: unknown command {arguments[0]!r}", file=sys.stderr)
     print(_usage(), file=sys.stderr)
     return 2
 
@@ -57,12 +57,12 @@ def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("penstock")
+        return version("forebay")
     except PackageNotFoundError:
         return "(run from its source, not installed)"
 
 
 def _usage() -> str:
     lines = [f"  {name:<8}{text}" for name, (_, text) in _COMMANDS.items()]
-    closing = "`penstock COMMAND --help` explains each; `penstock --version` tells the version."
-    return "\n".join(["usage: penstock COMMAND ...", "", *lines, "", closing])
+    closing = "`forebay COMMAND --help` explains each; `forebay --version` tells the version."
+    return "\n".join(["usage: forebay COMMAND ...", "", *lines, "", closing])

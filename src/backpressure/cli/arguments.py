@@ -1,4 +1,4 @@
-"""The command line of `penstock pump`, and the exit codes that it promises."""
+"""The command line of `forebay pump`, and the exit codes that it promises."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ line is ended with a newline.
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options in `argv`; exits with code 2 and a message where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="penstock pump",
+        prog="forebay pump",
         description="Carry lines from files or stdin through a buffer to a sink, at least once and in order.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

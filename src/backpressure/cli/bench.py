@@ -1,4 +1,4 @@
-"""`penstock bench`: the hot paths of this machine, each beside its yardstick, in under a minute.
+"""`forebay bench`: the hot paths of this machine, each beside its yardstick, in under a minute.
 
 Every figure is a ratio of two times measured in one run, turn by turn, because absolute times on a shared machine mean little:
 ours over a yardstick that everybody knows (a copy, a deque, `cat`). What is timed is checked first. The same figures, in
@@ -309,7 +309,7 @@ def _idle(count: int) -> float:
 
 
 def _pump(chunks: list[bytes]) -> Figure:
-    folder = tempfile.TemporaryDirectory(prefix="penstock-bench-")
+    folder = tempfile.TemporaryDirectory(prefix="forebay-bench-")
     source, target = Path(folder.name, "in.log"), Path(folder.name, "out.log")
     source.write_bytes(b"".join(chunks))
     size = source.stat().st_size
@@ -329,7 +329,7 @@ def _pump(chunks: list[bytes]) -> Figure:
         return timed("sh", "-c", 'cat "$1" > "$2"', "sh", str(source), str(target))
 
     lines = sum(chunk.count(b"\n") for chunk in chunks)
-    return Figure("penstock pump, file to file", "cat of the same", ours, theirs, 4.0, lines, 3, folder.cleanup)
+    return Figure("forebay pump, file to file", "cat of the same", ours, theirs, 4.0, lines, 3, folder.cleanup)
 
 
 def _expect(holds: bool, complaint: str) -> None:
@@ -341,7 +341,7 @@ def _expect(holds: bool, complaint: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The sub-command; the exit code is 0 where every figure keeps its limit."""
     parser = argparse.ArgumentParser(
-        prog="penstock bench",
+        prog="forebay bench",
         description="Measure the hot paths of this machine, each beside its yardstick. Run it while nothing else runs.",
         epilog="exit codes: 0 every figure keeps its limit, 1 one does not",
     )

@@ -200,7 +200,7 @@ def make_parser(name: str, description: str, *, ok: str, failed: str, changes: b
     """A parser with DIR, --json and --quiet, whose help tells the exit codes."""
     in_use = "\n  3    another process has the directory open; nothing was done" if changes else ""
     parser = argparse.ArgumentParser(
-        prog=f"penstock {name}",
+        prog=f"forebay {name}",
         description=description,
         epilog=_EXIT_CODES.format(ok=f"0    {ok}", failed=f"1    {failed}", in_use=in_use),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -235,7 +235,7 @@ def run_command(command: Callable[[argparse.Namespace], int], parser: argparse.A
 
 
 def say(text: str) -> None:
-    print(f"penstock: {text}", file=sys.stderr, flush=True)
+    print(f"forebay: {text}", file=sys.stderr, flush=True)
 
 
 def _end(text: str, code: int) -> int:

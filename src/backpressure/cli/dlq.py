@@ -1,4 +1,4 @@
-"""`penstock dlq`: the dead letters of a buffer, events that were given up after their last attempt.
+"""`forebay dlq`: the dead letters of a buffer, events that were given up after their last attempt.
 
 `list` reads beside a running owner. `replay` and `purge` change the store, and so need the directory for themselves. What is
 replayed is durable in its new place before it is purged: a crash in between makes it come twice, and never loses it.
@@ -51,11 +51,11 @@ _SHOWN: Final = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock dlq` with these arguments; returns the exit code."""
+    """Run `forebay dlq` with these arguments; returns the exit code."""
     actions = {"list": _main_list, "replay": _main_replay, "purge": _main_purge}
     if argv[:1] and argv[0] in actions:
         return actions[argv[0]](argv[1:])
-    usage = "usage: penstock dlq list|replay|purge DIR ...\n\n`penstock dlq list --help` explains each."
+    usage = "usage: forebay dlq list|replay|purge DIR ...\n\n`forebay dlq list --help` explains each."
     asked = list(argv[:1]) in (["-h"], ["--help"])
     print(usage, file=sys.stdout if asked else sys.stderr)
     return OK if asked else USAGE

@@ -1,4 +1,4 @@
-"""`penstock export`: the events in a buffer's directory, lane by lane and in order, to a file or to stdout. Changes nothing.
+"""`forebay export`: the events in a buffer's directory, lane by lane and in order, to a file or to stdout. Changes nothing.
 
 What is written is what the next start would deliver, and with --all also what was acked and is still there, and what can be read
 of the damaged files that were kept aside.
@@ -39,7 +39,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock export` with these arguments; returns the exit code."""
+    """Run `forebay export` with these arguments; returns the exit code."""
     parser = make_parser(
         "export",
         "Write the events that a buffer's directory still owes, the most urgent lane first, each lane in order. Changes nothing. "

@@ -1,4 +1,4 @@
-"""`penstock inspect`: what a buffer's directory holds. Reads headers only, never bodies, and changes nothing."""
+"""`forebay inspect`: what a buffer's directory holds. Reads headers only, never bodies, and changes nothing."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _SHOWN_RANGES: Final = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock inspect` with these arguments; returns the exit code."""
+    """Run `forebay inspect` with these arguments; returns the exit code."""
     parser = make_parser(
         "inspect",
         "Show what a buffer's directory holds: owner, rings, segments, acks, dead letters. Changes nothing; works beside a "
         "running owner.",
-        ok="shown, whatever it is like: `penstock verify` judges",
+        ok="shown, whatever it is like: `forebay verify` judges",
         failed="the directory can not be read, or a later release wrote it",
     )
     return run_command(_inspect, parser, argv)
@@ -140,7 +140,7 @@ def _text(report: dict[str, Any], view: BufferView) -> str:
     owner = "nobody has it open" if view.owner is None else f"open in {describe_owner(view.owner)}, which changes it meanwhile"
     lines = [f"{view.path}: buffer {report['buffer_id']}, {owner}"]
     if view.manifest != "sound":
-        lines.append(f"  the manifest is {view.manifest}: the next start, or `penstock repair`, writes it anew")
+        lines.append(f"  the manifest is {view.manifest}: the next start, or `forebay repair`, writes it anew")
     for lane in report["lanes"]:
         lines += [f"priority {lane['priority']}", f"  ring   {_ring_text(lane['ring'])}", *_disk_lines(lane["disk"])]
     if report["dead_letters"] is not None:

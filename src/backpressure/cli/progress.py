@@ -99,7 +99,7 @@ class _Plain:
         self.note(text)
 
     def note(self, text: str) -> None:
-        print(f"penstock: {text}", file=sys.stderr, flush=True)
+        print(f"forebay: {text}", file=sys.stderr, flush=True)
 
     def finish(self, rows: Sequence[Row]) -> None:
         if not rows:
@@ -132,7 +132,7 @@ class _Live:
         self._progress.update(self._task, completed=nbytes, description=text, refresh=True)
 
     def note(self, text: str) -> None:
-        self._console.print(f"penstock: {text}", markup=False, highlight=False)
+        self._console.print(f"forebay: {text}", markup=False, highlight=False)
 
     def finish(self, rows: Sequence[Row]) -> None:
         from rich.box import SIMPLE_HEAVY
@@ -141,7 +141,7 @@ class _Live:
         self._progress.stop()
         if not rows:
             return
-        table = Table("penstock pump", "", box=SIMPLE_HEAVY)
+        table = Table("forebay pump", "", box=SIMPLE_HEAVY)
         table.columns[1].justify = "right"
         for name, value in rows:
             table.add_row(name, value)

@@ -1,4 +1,4 @@
-"""`penstock pump`: arguments, signals, messages and exit codes around a Transfer."""
+"""`forebay pump`: arguments, signals, messages and exit codes around a Transfer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SIGNAL_SECONDS = 0.1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock pump` with these arguments; returns the exit code."""
+    """Run `forebay pump` with these arguments; returns the exit code."""
     options = parse(argv)
     logging.getLogger("backpressure").addHandler(logging.NullHandler())  # what is lost is said below, once
     try:
@@ -238,4 +238,4 @@ def _reason(error: OSError) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"penstock: {text}", file=sys.stderr, flush=True)
+    print(f"forebay: {text}", file=sys.stderr, flush=True)

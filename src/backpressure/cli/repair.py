@@ -1,4 +1,4 @@
-"""`penstock repair`: make a damaged directory one that a buffer opens and reads without stumbling. Nothing is deleted.
+"""`forebay repair`: make a damaged directory one that a buffer opens and reads without stumbling. Nothing is deleted.
 
 A damaged segment is written anew from its good blocks, and the old one kept beside it. A ring file that can not be opened is
 moved aside. In its place comes an empty one that goes on with the numbers: a number is part of a batch's id, and must not be
@@ -46,11 +46,11 @@ _SMALL_RING_BYTES: Final = 4096
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock repair` with these arguments; returns the exit code."""
+    """Run `forebay repair` with these arguments; returns the exit code."""
     parser = make_parser(
         "repair",
         "Put what is damaged in a buffer's directory aside, so that a buffer opens it. Without --yes it only says what it would "
-        "do. Nothing is deleted: what was damaged is kept as *.damaged, for `penstock export --all`.",
+        "do. Nothing is deleted: what was damaged is kept as *.damaged, for `forebay export --all`.",
         ok="nothing is damaged, or all of it was put aside",
         failed="without --yes: something is damaged. With it: something could not be put aside",
         changes=True,

@@ -1,4 +1,4 @@
-"""`penstock serve`: lines from files and sockets through a buffer to a sink, as a service that one TOML file describes."""
+"""`forebay serve`: lines from files and sockets through a buffer to a sink, as a service that one TOML file describes."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ exit codes:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock serve` with these arguments; returns the exit code."""
+    """Run `forebay serve` with these arguments; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="penstock serve",
+        prog="forebay serve",
         description="Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML file; PENSTOCK_TABLE__KEY variables go over it")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML file; FOREBAY_TABLE__KEY variables go over it")
     parser.add_argument("--check", action="store_true", help="only say what is wrong with it, or what it does")
     options = parser.parse_args(argv)
     try:
@@ -177,4 +177,4 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"penstock: {text}", file=sys.stderr, flush=True)
+    print(f"forebay: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The configuration of `penstock serve`: one TOML file, and environment variables over it.
+"""The configuration of `forebay serve`: one TOML file, and environment variables over it.
 
     [buffer]                                  fields of BufferConfig, with its policies as [buffer.flow_control] and so on
     [[source]]  type = "file" | "stdin" | "tcp" | "unix"
@@ -6,8 +6,8 @@
     [http]      the admin API and POST /events; without this table there is none
     [service]   drain_timeout, state_file, log_level
 
-Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable PENSTOCK_TABLE__KEY takes the place of that
-key: PENSTOCK_BUFFER__LANE_BYTES=16M, PENSTOCK_BUFFER__FLOW_CONTROL__BURST_SIZE=1000, PENSTOCK_SOURCE__0__PATH=/var/log/a.log.
+Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable FOREBAY_TABLE__KEY takes the place of that
+key: FOREBAY_BUFFER__LANE_BYTES=16M, FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE=1000, FOREBAY_SOURCE__0__PATH=/var/log/a.log.
 Its value is read as TOML where it is some, else as text.
 
 Everything is checked before anything is opened; `Mistakes` has all that is wrong, each with its table and key.
@@ -56,7 +56,7 @@ __all__ = [
 T = TypeVar("T")
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_PREFIX = "PENSTOCK_"
+_PREFIX = "FOREBAY_"
 _LONGEST_SECONDS = 86_400.0
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -347,7 +347,7 @@ def _typed(kinds: Mapping[str, type[T]], given: Any, where: str) -> T:
 
 
 def _override(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What is given, with the keys that PENSTOCK_TABLE__KEY variables name in the place of its own."""
+    """What is given, with the keys that FOREBAY_TABLE__KEY variables name in the place of its own."""
     tables: dict[str, Any] = _copied(given)
     for name, text in sorted(environment.items()):
         if not name.startswith(_PREFIX) or "__" not in name:

@@ -1,4 +1,4 @@
-"""What a configuration of `penstock serve` does, in words, for `--check`."""
+"""What a configuration of `forebay serve` does, in words, for `--check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Service: what `penstock serve` runs. Sources put lines into a buffer, one deliverer takes batches to the sink.
+"""Service: what `forebay serve` runs. Sources put lines into a buffer, one deliverer takes batches to the sink.
 
     source threads ──put──> BufferManager ──get_batch──> deliverer thread ──> sink
                                  │
@@ -145,11 +145,11 @@ class Service:
             raise
         self._feeds = [Feed(self.buffer, one.priority, one.priority_by) for one in config.source]
         self._threads = [
-            threading.Thread(target=self._run_source, args=(source, feed), name=f"penstock-{source.name}", daemon=True)
+            threading.Thread(target=self._run_source, args=(source, feed), name=f"forebay-{source.name}", daemon=True)
             for source, feed in zip(self._sources, self._feeds, strict=True)
         ]
-        self._deliverer = threading.Thread(target=self._deliver, name="penstock-deliver", daemon=True)
-        self._http = threading.Thread(target=self._serve_http, name="penstock-http", daemon=True)
+        self._deliverer = threading.Thread(target=self._deliver, name="forebay-deliver", daemon=True)
+        self._http = threading.Thread(target=self._serve_http, name="forebay-http", daemon=True)
 
     # ------------------------------------------------------------ what it is made of
 

@@ -1,4 +1,4 @@
-"""`penstock top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or any by its directory."""
+"""`forebay top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or any by its directory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _View(Protocol):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock top` with these arguments; returns the exit code."""
+    """Run `forebay top` with these arguments; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="penstock top",
+        prog="forebay top",
         description="Watch a buffer: a running one by its HTTP server, or any by its directory, which is only read.",
     )
     parser.add_argument("where", metavar="URL|DIR", help="its HTTP server, as http://127.0.0.1:8127, or its directory")
@@ -40,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         view = DirectoryView(options.where) if os.path.isdir(options.where) else ServerView(options.where)
     except ValueError as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        print(f"forebay: {error}", file=sys.stderr)
         return USAGE
     try:
         from rich.console import Console
     except ImportError:
-        print("penstock: top needs rich: pip install 'penstock[cli]'", file=sys.stderr)
+        print("forebay: top needs rich: pip install 'forebay[cli]'", file=sys.stderr)
         return FAILED
     console = Console()
     if options.once or not console.is_terminal:
@@ -63,7 +63,7 @@ def _show_once(console: Any, view: _View) -> int:
         time.sleep(0.5)
         console.print(view.screen(view.read(before), None))
     except (OSError, ValueError) as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        print(f"forebay: {error}", file=sys.stderr)
         return FAILED
     return OK
 

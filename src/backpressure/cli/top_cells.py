@@ -1,4 +1,4 @@
-"""The tables of `penstock top` and the numbers in them; "-" is what is not known. They fit into a terminal of 80 columns."""
+"""The tables of `forebay top` and the numbers in them; "-" is what is not known. They fit into a terminal of 80 columns."""
 
 from __future__ import annotations
 

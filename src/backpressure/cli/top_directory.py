@@ -1,8 +1,8 @@
-"""What `penstock top DIR` shows: a buffer's directory from outside, beside its owner or after it.
+"""What `forebay top DIR` shows: a buffer's directory from outside, beside its owner or after it.
 
 It is all read from the files, and nothing is written: positions of the rings, ends of the segments, acks. Numbers tell what has
 happened: the next number of a lane less the one of a second ago is what it accepted, and what is owed has grown by that less what
-was acked, given up or dropped. What only the owner knows (delays, policies, refusals) its HTTP server tells: `penstock top URL`.
+was acked, given up or dropped. What only the owner knows (delays, policies, refusals) its HTTP server tells: `forebay top URL`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class DirectoryView:
         from rich.console import Group
         from rich.text import Text
 
-        head = Text.assemble(("penstock top  ", "bold"), (f"{self.path}  buffer {reading.view.buffer_id}", "dim"))
+        head = Text.assemble(("forebay top  ", "bold"), (f"{self.path}  buffer {reading.view.buffer_id}", "dim"))
         if problem is not None:
             head.append(f"\n{problem}; what follows is old", style="bold red")
         return Group(head, _owner(reading.view.owner), "", _events(reading), "", _files(reading), "", *_below(reading))
@@ -208,7 +208,7 @@ def _below(reading: DirectoryReading) -> list[RenderableType]:
     if letters is not None:
         text = f"dead letters {letters.disk_events:,}, {letters.disk_bytes:,} bytes"
         if letters.disk_events:
-            text += f", the oldest {_age(letters.oldest_ns)} ago: penstock dlq list {reading.view.path}"
+            text += f", the oldest {_age(letters.oldest_ns)} ago: forebay dlq list {reading.view.path}"
         lines.append(Text(text, "yellow" if letters.disk_events else ""))
     if reading.view.manifest != "sound":
         lines.append(Text(f"the manifest is {reading.view.manifest}", "bold red"))
@@ -220,7 +220,7 @@ def _below(reading: DirectoryReading) -> list[RenderableType]:
             lines.append(Text(f"{title}: the ring is from before a reboot: the next start drops what is only there", "bold red"))
         if lane.damaged_headers or lane.quarantined:
             text = f"{title}: {lane.damaged_headers} segments with a damaged header, {lane.quarantined} damaged files kept aside"
-            lines.append(Text(f"{text}, {lane.quarantined_bytes:,} bytes: penstock verify {reading.view.path}", "bold red"))
+            lines.append(Text(f"{text}, {lane.quarantined_bytes:,} bytes: forebay verify {reading.view.path}", "bold red"))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What `penstock top URL` shows: a running buffer, as the `/buffer/stats` of its HTTP server tells.
+"""What `forebay top URL` shows: a running buffer, as the `/buffer/stats` of its HTTP server tells.
 
 Rates are differences of two readings over the buffer's own clock, so a slow network does not bend them. A reading that is below
 the one before comes from a new process: it starts a new difference. What the server does not tell is shown as "-".
@@ -82,7 +82,7 @@ def stats_url(where: str) -> str:
 
 def _fetch(url: str) -> Mapping[str, Any]:
     """What the server says. OSError or ValueError, in words."""
-    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "penstock-top"})
+    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "forebay-top"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             text = answer.read(_MOST_BYTES)
@@ -104,7 +104,7 @@ def screen(reading: Reading, url: str, problem: str | None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    head = Text.assemble(("penstock top  ", "bold"), (url, "dim"))
+    head = Text.assemble(("forebay top  ", "bold"), (url, "dim"))
     if problem is not None:
         head.append(f"\n{problem}; what follows is old", style="bold red")
     return Group(head, _states(reading.stats), *_lane_tables(reading), "", _policies(reading))

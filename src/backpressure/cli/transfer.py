@@ -95,7 +95,7 @@ class Transfer:
         self._end: tuple[int, int] | None = None  # its priority and sequence number
         self._lockstep = all(map(_is_regular, sources))
         work = [self._carry] if self._lockstep else [self._feed, self._deliver]
-        self._threads = [threading.Thread(target=one, name=f"penstock-{one.__name__}", daemon=True) for one in work]
+        self._threads = [threading.Thread(target=one, name=f"forebay-{one.__name__}", daemon=True) for one in work]
         self._started = 0.0
         self._ended: float | None = None
         self._failing_since: float | None = None

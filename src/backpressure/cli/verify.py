@@ -1,4 +1,4 @@
-"""`penstock verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
+"""`forebay verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
 
 Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say
 whether they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
@@ -34,7 +34,7 @@ __all__ = ["check_lane", "check_ring", "main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `penstock verify` with these arguments; returns the exit code."""
+    """Run `forebay verify` with these arguments; returns the exit code."""
     parser = make_parser(
         "verify",
         "Check every block's checksums in a buffer's directory, and say which numbers are lost. Changes nothing; works beside a "

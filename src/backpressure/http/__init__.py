@@ -1,4 +1,4 @@
-"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a dashboard. `pip install 'penstock[http]'`
+"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a dashboard. `pip install 'forebay[http]'`
 
     from backpressure.http import create_app
 
@@ -9,7 +9,7 @@
 try:
     import fastapi as _fastapi
 except ImportError as _error:  # pragma: no cover - only without the extra
-    raise ImportError("backpressure.http needs FastAPI and uvicorn: pip install 'penstock[http]'") from _error
+    raise ImportError("backpressure.http needs FastAPI and uvicorn: pip install 'forebay[http]'") from _error
 
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig

@@ -49,7 +49,7 @@ from backpressure.priority import Priority
 
 __all__ = ["create_app"]
 
-_TITLE: Final = "penstock"
+_TITLE: Final = "forebay"
 _ABOUT: Final = (
     "A buffer with backpressure: what it holds, how it does, and its controls. Whatever changes something needs the token. "
     "Host and Origin of every request are checked; a request that is refused has changed nothing."
@@ -174,7 +174,7 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
             exposition = import_module("backpressure.metrics").exposition
             body, content_type = exposition(buffer, request.headers.get("accept", ""))
         except ImportError:
-            raise HTTPException(501, "metrics need the Prometheus client: pip install 'penstock[prometheus]'") from None
+            raise HTTPException(501, "metrics need the Prometheus client: pip install 'forebay[prometheus]'") from None
         return Response(body, headers={"Content-Type": content_type})
 
     @app.get(
@@ -298,6 +298,6 @@ def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None
 
 def _version() -> str:
     try:
-        return metadata.version("penstock")
+        return metadata.version("forebay")
     except metadata.PackageNotFoundError:
         return "0"

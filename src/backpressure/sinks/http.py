@@ -56,7 +56,7 @@ class HttpSink:
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._headers = {"Content-Type": "application/x-ndjson", "User-Agent": "penstock", **(headers or {})}
+        self._headers = {"Content-Type": "application/x-ndjson", "User-Agent": "forebay", **(headers or {})}
         if compression != "none":
             self._headers["Content-Encoding"] = compression
         self._timeout = timeout

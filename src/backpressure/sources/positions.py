@@ -116,7 +116,7 @@ class Positions:
             if not path.parent.is_dir():
                 raise ValueError(f"{path.parent}: there is no such directory") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: this is no state file of penstock ({error}); move it away to begin anew") from error
+            raise ValueError(f"{path}: this is no state file of forebay ({error}); move it away to begin anew") from error
 
 
 def _replace(path: Path, content: bytes) -> None:

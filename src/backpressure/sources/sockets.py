@@ -137,7 +137,7 @@ class SocketSource:
                 self.refused_connections += 1
                 connection.close()
                 return
-            thread = threading.Thread(target=self._serve, args=(connection, put), name=f"penstock-{self.name}", daemon=True)
+            thread = threading.Thread(target=self._serve, args=(connection, put), name=f"forebay-{self.name}", daemon=True)
             self._connections[connection] = thread
         connection.settimeout(None)  # it would inherit the listener's on some systems
         if connection.family != getattr(socket, "AF_UNIX", None):

@@ -25,7 +25,7 @@ class SpillConfig:
         allows no compression at all.
     reserve_bytes: kept allocated, so that a full disk can still be told what was acked.
     ack_record_bytes: size of one slot of the ack record; 24 bytes of it remember one range acked out of turn.
-    max_quarantine_bytes: damaged files that are kept aside for `penstock repair` and `export`, oldest given up first.
+    max_quarantine_bytes: damaged files that are kept aside for `forebay repair` and `export`, oldest given up first.
     """
 
     # 100 GB are then 1,600 files: an index of half a megabyte, and about 30 ms to read their headers.

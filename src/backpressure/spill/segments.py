@@ -33,7 +33,7 @@ Recovery
 
  The directory is listed; of every file the header is read, of the newest also the blocks' headers, one after the other. Behind
  the last sound block is the torn tail; it is cut. Damage before it is found when it is read: then the reader looks for the next
- sound header, whose link tells exactly what is missing, reports that once, and goes on. `penstock inspect` shows the state of
+ sound header, whose link tells exactly what is missing, reports that once, and goes on. `forebay inspect` shows the state of
  every block.
 """
 

@@ -217,7 +217,7 @@ function tell(type, event) {
 
 // ------------------------------------------------------------------ controls
 
-const TOKEN = "penstock-token"; // of sessionStorage: gone with the tab
+const TOKEN = "forebay-token"; // of sessionStorage: gone with the tab
 
 async function send(path, body) {
   const token = sessionStorage.getItem(TOKEN);

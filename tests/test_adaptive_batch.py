@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backpressure.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
-from backpressure.batch_samples import BatchSamples
-from backpressure.errors import ConfigError
+from backpressure.base.errors import ConfigError
+from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
+from backpressure.policies.adaptive_batch_manager.samples import BatchSamples
 from backpressure.testing import FakeClock
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backpressure.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
-from backpressure.errors import ConfigError
+from backpressure.base.errors import ConfigError
+from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
 from backpressure.testing import FakeClock
 
 SIGNALS = {"depth", "delay", "latency", "error_rate", "throughput"}

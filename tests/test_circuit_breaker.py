@@ -17,11 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpressure.circuit import turnstile
-from backpressure.circuit.turnstile import Turnstile
-from backpressure.circuit.windows import CountWindow
-from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
-from backpressure.errors import CircuitOpenError, ConfigError
+from backpressure.base.errors import CircuitOpenError, ConfigError
+from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State, fast_path
+from backpressure.policies.circuit_breaker.fast_path import Turnstile
+from backpressure.policies.circuit_breaker.windows import CountWindow
 from backpressure.testing import FakeClock
 
 # Seconds that a thread may take before it counts as stuck: a busy host has been seen to need three where an idle one needs none.
@@ -373,7 +372,7 @@ def test_calls_that_cannot_change_the_state_take_no_lock() -> None:
 
 @pytest.mark.parametrize("form", ["decorator", "call", "with", "permit"])
 def test_every_call_is_counted_however_many(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turnstile, "_TOKENS", 256)
+    monkeypatch.setattr(fast_path, "_TOKENS", 256)
     clock = FakeClock()
     breaker = make(clock)
     work = breaker(int)
@@ -525,7 +524,7 @@ def test_a_snapshot_shows_no_more_successes_than_admissions(monkeypatch: pytest.
 @pytest.mark.parametrize("tokens", [1, 3, 1024])
 def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls from four threads, while a fifth takes snapshots, resets, and lets failures in."""
-    monkeypatch.setattr(turnstile, "_TOKENS", tokens)
+    monkeypatch.setattr(fast_path, "_TOKENS", tokens)
     clock = FakeClock()
     breaker = make(clock, min_requests=50, failure_threshold=1.0)
     work = breaker(int)

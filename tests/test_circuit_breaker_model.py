@@ -11,9 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from backpressure.circuit import turnstile
-from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
-from backpressure.errors import CircuitOpenError
+from backpressure.base.errors import CircuitOpenError
+from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State, fast_path
 from backpressure.testing import FakeClock
 
 
@@ -193,7 +192,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(turnstile, "_TOKENS", 3)  # piles that run out all the time
+        self.patch.setattr(fast_path, "_TOKENS", 3)  # piles that run out all the time
         self.clock = FakeClock(100.0)
         self.changes: list[State] = []
         self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=lambda old, new, why: self.changes.append(new))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure import BufferConfig, BufferManager, ConfigError, FlowControlConfig, WhenFull
-from backpressure.flow_control_manager import FlowControlManager
+from backpressure.policies.flow_control_manager import FlowControlManager
 from backpressure.testing import FakeClock
 
 TARGET = 0.3

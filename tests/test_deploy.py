@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from backpressure.buffer_manager import BufferManager
-from backpressure.cli.serve_config import load
 from backpressure.metrics import FAMILIES
+from backpressure.service.config import load
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -32,10 +32,10 @@ from backpressure import (
     FormatError,
 )
 from backpressure.cli import main
-from backpressure.cli.disk_view import find_owner, look_at_buffer
-from backpressure.cli.framing import framed, with_newlines
-from backpressure.cli.ring_look import look_at_ring, next_seq_in, ring_events
-from backpressure.cli.stored_events import stored_events
+from backpressure.cli.disk import find_owner, look_at_buffer
+from backpressure.cli.disk.framing import framed, with_newlines
+from backpressure.cli.disk.lane_reader import stored_events
+from backpressure.cli.disk.ring_view import look_at_ring, next_seq_in, ring_events
 from backpressure.spill import Lost, SpillConfig
 from ringbuf import MessageRing, Messages
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 
 from backpressure import BufferConfig, BufferManager, CircuitBreakerConfig, EventType, RateChanged, Tuned, WhenFull
-from backpressure.dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
-from backpressure.events import Event
-from backpressure.log_limiter import LogLimiter
+from backpressure.base.events import Event
+from backpressure.base.log_limiter import LogLimiter
+from backpressure.buffer.event_dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
 from backpressure.testing import FakeClock
 
 SMALL = BufferConfig(lane_bytes=4096)
@@ -136,7 +136,7 @@ def test_waiting_for_handlers_stays_within_its_budget() -> None:
 
 
 def test_handlers_may_emit_and_the_thread_goes_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backpressure.dispatcher._IDLE", 0.02)
+    monkeypatch.setattr("backpressure.buffer.event_dispatcher._IDLE", 0.02)
     dispatcher = EventDispatcher()
     seen: list[int] = []
 

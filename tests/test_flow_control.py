@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backpressure.errors import ConfigError, InvalidEvents
-from backpressure.flow_control_manager import (
+from backpressure.base.errors import ConfigError, InvalidEvents
+from backpressure.base.priority import Priority
+from backpressure.policies.flow_control_manager import (
     EmergencyModeConfig,
     FlowControlConfig,
     FlowControlManager,
     Grant,
 )
-from backpressure.priority import Priority
 from backpressure.testing import FakeClock
 
 LEVELS = (1, 2, 3, 4, 5)

@@ -36,7 +36,7 @@ from backpressure import (
     WhenFull,
 )
 from backpressure.http import HttpConfig, create_app
-from backpressure.http.unpack import _PIECE, UNPACKERS, BadEncoding
+from backpressure.http.decompress import _PIECE, UNPACKERS, BadEncoding
 from backpressure.testing import FakeClock
 from http_support import AUTH, SCOPE, TOKEN, Client, drained, serving, until
 

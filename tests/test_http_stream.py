@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from backpressure import BufferConfig, BufferManager
-from backpressure.events import Event
+from backpressure.base.events import Event
 from backpressure.http import HttpConfig, create_app
-from backpressure.http.stream import parse_id
+from backpressure.http.event_stream import parse_id
 from http_support import SCOPE, serving, until
 
 SMALL = BufferConfig(lane_bytes=4096)

@@ -18,7 +18,7 @@ from backpressure import (
     FlowControlConfig,
     Priority,
 )
-from backpressure.linger import ArrivalRate, Linger
+from backpressure.policies.linger import ArrivalRate, Linger
 from backpressure.testing import FakeClock
 
 LIMIT = 0.005
@@ -522,7 +522,7 @@ def test_the_asynchronous_face_waits_as_well() -> None:
 
     async def run() -> int:
         buffer = flow.buffer
-        from backpressure.wakeup import Wakeup
+        from backpressure.base.wakeup import Wakeup
 
         buffer._gathering.wakeup, buffer._ready = Wakeup(), Wakeup()  # type: ignore[misc]
         flow.come()

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from backpressure.base.errors import ConfigError
+from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.config import BufferConfig, WhenFull
-from backpressure.errors import ConfigError
 from backpressure.logging import BufferHandler, BufferListener, priority_of
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.sinks import SinkGone
 from backpressure.testing import FakeClock, MemorySink
 
@@ -334,7 +334,7 @@ def test_after_close_records_are_counted() -> None:
 
 
 def test_a_rate_limit_is_kept_also_with_a_small_burst() -> None:
-    from backpressure.flow_control_manager import FlowControlConfig
+    from backpressure.policies.flow_control_manager import FlowControlConfig
 
     for burst in (10, 300, 3000):
         flow = FlowControlConfig(max_events_per_second=1, burst_size=burst)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from backpressure.adaptive_batch_manager import AdaptiveBatchConfig
+from backpressure.base.histogram import EVENTS, Histogram
+from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.config import BufferConfig, WhenFull
-from backpressure.flow_control_manager import FlowControlConfig
-from backpressure.histogram import EVENTS, Histogram
 from backpressure.metrics import FAMILIES, Collector, exposition, instrument
+from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
+from backpressure.policies.flow_control_manager import FlowControlConfig
 from backpressure.testing import FakeClock
 
 prometheus_client = pytest.importorskip("prometheus_client")

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from backpressure.batch import Batch
+from backpressure.buffer.batch import Batch
+from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main
-from backpressure.cli.priorities import PriorityRules, parse_rule
 from backpressure.cli.progress import Progress, make_display
-from backpressure.cli.transfer import Transfer
-from backpressure.config import BufferConfig
+from backpressure.cli.pump.transfer import Transfer
 from backpressure.sinks import FileSink, Sink
+from backpressure.sources.priority_rules import PriorityRules, parse_rule
 from backpressure.testing import FailingSink, FakeClock, MemorySink
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

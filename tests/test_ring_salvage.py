@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.torture.ring_images import one_life
 
-from backpressure.ring_salvage import debt_of
+from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Salvage, SharedFileError, salvage
 from ringbuf._messages import data_offset, layout_of, positions_offset
 from ringbuf._salvage import hash_of

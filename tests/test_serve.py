@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from backpressure.base.errors import ConfigError
+from backpressure.buffer.config import WhenFull
 from backpressure.cli import main
-from backpressure.cli.serve_config import (
+from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpTarget,
@@ -27,10 +29,8 @@ from backpressure.cli.serve_config import (
     load,
     parse,
 )
-from backpressure.cli.serve_explain import explain
-from backpressure.cli.service import Feed, Service, put_in_force, reload_plan
-from backpressure.config import WhenFull
-from backpressure.errors import ConfigError
+from backpressure.service.explain import explain
+from backpressure.service.service import Feed, Service, put_in_force, reload_plan
 from backpressure.sinks import SinkGone
 
 ROOT = Path(__file__).parent.parent
@@ -255,8 +255,8 @@ def test_a_feed_gives_priorities_and_marks() -> None:
 
 @pytest.mark.parametrize("rules", [[], ["never matches=1"]])
 def test_a_feed_waits_for_room_and_ends_with_the_buffer(rules: list[str]) -> None:
+    from backpressure.buffer.config import BufferConfig
     from backpressure.buffer_manager import BufferManager
-    from backpressure.config import BufferConfig
 
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     feed = Feed(buffer, 3, rules)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.config import BufferConfig, WhenFull
-from backpressure.errors import ConfigError
-from backpressure.settings import build, parse_size
+from backpressure.base.errors import ConfigError
+from backpressure.buffer.config import BufferConfig, WhenFull
+from backpressure.buffer.from_mapping import build, parse_size
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 
 
 def test_what_plain_data_can_not_say() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpressure.batch import Batch
+from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
 from backpressure.sinks import FileSink, Sink, SinkGone, StreamSink, open_sink
 from backpressure.testing import FailingSink, MemorySink

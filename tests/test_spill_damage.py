@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from tests.torture.journal import BUFFER_ID, LANE, columns, disk_with_lane, opened
 
-from backpressure.errors import DiskFailed, FormatError
+from backpressure.base.errors import DiskFailed, FormatError
 from backpressure.spill import BufferDirectory, Lost, Run, SpillStore
 from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BLOCK_MAGIC
 from backpressure.spill.ledger import LEDGER_NAME
-from backpressure.spill.salvage import BlockState, export_lane, inspect_lane, repair_lane
+from backpressure.spill.offline.inspect import BlockState, export_lane, inspect_lane, repair_lane
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES
 from backpressure.testing import CrashingFileSystem, FaultyFileSystem
 

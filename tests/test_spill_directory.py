@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backpressure.errors import DirectoryInUse, DiskFailed, DiskFull, FormatError
+from backpressure.base.errors import DirectoryInUse, DiskFailed, DiskFull, FormatError
 from backpressure.spill import BufferDirectory
 from backpressure.testing import CrashingFileSystem, FaultyFileSystem
 

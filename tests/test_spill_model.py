@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.torture.journal import columns, disk_with_lane, opened
 
-from backpressure.errors import DiskFull
+from backpressure.base.errors import DiskFull
 from backpressure.spill import Run, SpillConfig, SpillStore
 from backpressure.testing import CrashingFileSystem
 

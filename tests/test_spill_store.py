@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tests.torture.journal import BUFFER_ID, LANE, SMALL, columns, disk_with_lane, opened
 
-from backpressure.errors import BufferClosed, ConfigError, DiskFailed, DiskFull
+from backpressure.base.errors import BufferClosed, ConfigError, DiskFailed, DiskFull
 from backpressure.spill import LocalFileSystem, Lost, Run, SpillConfig, SpillStore
 from backpressure.spill.blocks import Link
 from backpressure.spill.files import FileSystem

@@ -13,10 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.cli import main, top, top_cells, top_server
-from backpressure.config import BufferConfig
+from backpressure.cli import main, top
+from backpressure.cli.top import cells
+from backpressure.cli.top import server as top_server
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.testing import FakeClock
 
 rich_console = pytest.importorskip("rich.console")
@@ -201,7 +203,7 @@ def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.Mo
     ],
 )
 def test_numbers_of_a_table_are_short(value: float | None, text: str) -> None:
-    assert top_cells.short(value) == text
+    assert cells.short(value) == text
     assert len(text) <= 7
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main, top
-from backpressure.cli.top_directory import DirectoryView
-from backpressure.config import BufferConfig
+from backpressure.cli.top.directory import DirectoryView
 from backpressure.testing import FakeClock
 
 rich_console = pytest.importorskip("rich.console")

@@ -21,13 +21,13 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from backpressure.batch import Batch
+from backpressure.base.errors import BufferClosed
+from backpressure.buffer.batch import Batch
+from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import CircuitBreakerConfig
-from backpressure.config import BufferConfig
-from backpressure.errors import BufferClosed
-from backpressure.flow_control_manager import EmergencyModeConfig, FlowControlConfig
 from backpressure.metrics import exposition
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
+from backpressure.policies.flow_control_manager import EmergencyModeConfig, FlowControlConfig
 from backpressure.sinks import FileSink, StreamSink
 
 # Events a second, and bytes of each; a lane that holds six seconds of them.

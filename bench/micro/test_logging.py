@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from backpressure.config import BufferConfig
+from backpressure.buffer.config import BufferConfig
 from backpressure.logging import BufferHandler
 
 RECORDS = 20_000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.overload.kernel import VirtualClock
 
-from backpressure.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State
+from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State
 
 __all__ = ["FLEETS", "FleetFigures", "fleet"]
 

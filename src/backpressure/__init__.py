@@ -9,21 +9,8 @@
 Everything public is importable from here; the sinks, sources and testing tools from their submodules.
 """
 
-from backpressure.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager, AdaptiveBatchMetrics
-from backpressure.admission import Admission
-from backpressure.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
-from backpressure.batch import Batch
-from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import (
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    CircuitBreakerMetrics,
-    Permit,
-    State,
-)
-from backpressure.clock import Clock, MonotonicClock
-from backpressure.config import BufferConfig, Durability, WhenFull
-from backpressure.errors import (
+from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import (
     BackpressureError,
     BatchStateError,
     BufferClosed,
@@ -40,7 +27,7 @@ from backpressure.errors import (
     NotNow,
     RateLimited,
 )
-from backpressure.events import (
+from backpressure.base.events import (
     BackpressureActivated,
     BackpressureDeactivated,
     BatchDeadLettered,
@@ -57,17 +44,30 @@ from backpressure.events import (
     RateChanged,
     Tuned,
 )
-from backpressure.flow_control_manager import (
+from backpressure.base.histogram import HistogramStats
+from backpressure.base.priority import Priority
+from backpressure.buffer.admission import Admission
+from backpressure.buffer.batch import Batch
+from backpressure.buffer.config import BufferConfig, Durability, WhenFull
+from backpressure.buffer.stats import BufferStats, DiskStats, LaneStats
+from backpressure.buffer_manager import BufferManager
+from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager, AdaptiveBatchMetrics
+from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
+from backpressure.policies.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerMetrics,
+    Permit,
+    State,
+)
+from backpressure.policies.flow_control_manager import (
     EmergencyModeConfig,
     FlowControlConfig,
     FlowControlManager,
     FlowControlMetrics,
     Grant,
 )
-from backpressure.histogram import HistogramStats
-from backpressure.priority import Priority
 from backpressure.spill import SpillConfig
-from backpressure.stats import BufferStats, DiskStats, LaneStats
 
 __all__ = [
     # the buffer

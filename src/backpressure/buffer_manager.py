@@ -11,8 +11,8 @@ Each actuator has one owner: the rate is flow control's, the batch size the batc
 breaker's; the monitor only measures, and its pressure is an input to the batch size.
 
 Thread safety. Every method may be called from any thread. The policies are evaluated by the calls that pass by; a buffer with a
-directory has one thread of its own, the spiller, and event handlers have one, which dispatcher.py starts when it needs it. A
-forked child finds the buffer of its parent closed. No lock is held while a handler, a sink or a source runs.
+directory has one thread of its own, the spiller, and event handlers have one, which event_dispatcher.py starts when it needs it.
+A forked child finds the buffer of its parent closed. No lock is held while a handler, a sink or a source runs.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from backpressure.adaptive_batch_manager import AdaptiveBatchManager
-from backpressure.admission import Admission
-from backpressure.backpressure_monitor import BackpressureMonitor, Pressure
-from backpressure.batch import Batch
-from backpressure.circuit_breaker import CircuitBreaker, State
-from backpressure.clock import Clock, MonotonicClock
-from backpressure.config import BufferConfig, WhenFull
-from backpressure.disk_tier import DiskTier
-from backpressure.durable_lane import DurableLane
-from backpressure.errors import BufferClosed
-from backpressure.events import EventType, Tuned
-from backpressure.flow_control_manager import FlowControlManager
-from backpressure.gathering import Gathering
-from backpressure.intake import EventSource, LineSource, Offer
-from backpressure.lane import Lane
-from backpressure.linger import FlushReason
-from backpressure.notices import Notices
-from backpressure.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import BufferClosed
+from backpressure.base.events import EventType, Tuned
+from backpressure.base.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.base.wakeup import Wakeup
+from backpressure.buffer.admission import Admission
+from backpressure.buffer.batch import Batch
+from backpressure.buffer.batch_hold import Gathering
+from backpressure.buffer.config import BufferConfig, WhenFull
+from backpressure.buffer.disk_tier import DiskTier
+from backpressure.buffer.pending_add import EventSource, LineSource, Offer
+from backpressure.buffer.reporter import Notices
+from backpressure.buffer.scheduler import Turns
+from backpressure.buffer.stats import BufferStats, sum_lanes
+from backpressure.lanes.durable_lane import DurableLane
+from backpressure.lanes.lane import Lane
+from backpressure.policies.adaptive_batch_manager import AdaptiveBatchManager
+from backpressure.policies.backpressure_monitor import BackpressureMonitor, Pressure
+from backpressure.policies.circuit_breaker import CircuitBreaker, State
+from backpressure.policies.flow_control_manager import FlowControlManager
+from backpressure.policies.linger import FlushReason
 from backpressure.spill import DeadLetterStore
-from backpressure.stats import BufferStats, sum_lanes
-from backpressure.turns import Turns
-from backpressure.wakeup import Wakeup
 from ringbuf import MessageRing
 
 if TYPE_CHECKING:
-    from backpressure.aio import AsyncBuffer
+    from backpressure.buffer.aio import AsyncBuffer
 
 __all__ = ["BufferManager"]
 
@@ -470,7 +470,7 @@ class BufferManager:
         """Call `handler(event)` at each event of that type; returns a function that ends this.
 
         Handlers run one after another in a thread of their own, outside of every lock. One that returns promptly has run when the
-        call that caused the event returns; one that blocks delays nobody for long: see dispatcher.py. One that raises is
+        call that caused the event returns; one that blocks delays nobody for long: see event_dispatcher.py. One that raises is
         logged and counted.
         """
         return self._events.on(event_type, handler)
@@ -483,7 +483,7 @@ class BufferManager:
     @cached_property
     def aio(self) -> AsyncBuffer:
         """The same buffer for coroutines."""
-        from backpressure.aio import AsyncBuffer
+        from backpressure.buffer.aio import AsyncBuffer
 
         return AsyncBuffer(self)
 

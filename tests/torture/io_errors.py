@@ -15,7 +15,7 @@ import time
 
 from tests.torture.journal import Journal, disk_with_lane, opened
 
-from backpressure.errors import NotNow
+from backpressure.base.errors import NotNow
 from backpressure.testing import FaultyFileSystem
 
 ERRORS: tuple[int | None, ...] = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, None)

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from backpressure.errors import NotNow
+from backpressure.base.errors import NotNow
 from backpressure.spill import FileSystem, Lost, Run, SpillConfig, SpillStore
 from backpressure.testing import CrashingFileSystem
 

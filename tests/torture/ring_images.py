@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from backpressure.ring_salvage import debt_of
+from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Messages, salvage
 from ringbuf._messages import data_offset, positions_offset
 

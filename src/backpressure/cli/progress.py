@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from backpressure.cli.transfer import Progress
+if TYPE_CHECKING:
+    from backpressure.cli.pump.transfer import Progress
 
 __all__ = ["Display", "Row", "make_display", "megabytes"]
 

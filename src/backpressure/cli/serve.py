@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from backpressure.cli.arguments import BY_SIGNAL, FAILED, OK, USAGE
-from backpressure.cli.notify import notify, watchdog_seconds
-from backpressure.cli.serve_config import Mistakes, ServeConfig, load
-from backpressure.cli.serve_explain import explain
-from backpressure.cli.service import Service, put_in_force
-from backpressure.errors import BackpressureError, ConfigError
+from backpressure.base.errors import BackpressureError, ConfigError
+from backpressure.cli.pump.arguments import BY_SIGNAL, FAILED, OK, USAGE
+from backpressure.service.config import Mistakes, ServeConfig, load
+from backpressure.service.explain import explain
+from backpressure.service.service import Service, put_in_force
+from backpressure.service.systemd import notify, watchdog_seconds
 
 __all__ = ["main"]
 

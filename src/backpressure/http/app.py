@@ -20,13 +20,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
+from backpressure.base.errors import ConfigError
+from backpressure.base.events import Tuned
+from backpressure.base.priority import Priority
+from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
-from backpressure.circuit_breaker import State
-from backpressure.config import WhenFull
-from backpressure.errors import ConfigError
-from backpressure.events import Tuned
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
+from backpressure.http.event_stream import EventStream, Streams, parse_id
 from backpressure.http.guard import INGEST_PATH, Guard, client_of
 from backpressure.http.ingest import Uploads, ingest
 from backpressure.http.models import (
@@ -44,8 +45,7 @@ from backpressure.http.models import (
     StatsReply,
     plain,
 )
-from backpressure.http.stream import EventStream, Streams, parse_id
-from backpressure.priority import Priority
+from backpressure.policies.circuit_breaker import State
 
 __all__ = ["create_app"]
 

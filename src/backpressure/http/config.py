@@ -5,8 +5,8 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass
 
-from backpressure.errors import ConfigError
-from backpressure.validation import check_fields
+from backpressure.base.errors import ConfigError
+from backpressure.base.validation import check_fields
 
 __all__ = ["HttpConfig", "check_token"]
 

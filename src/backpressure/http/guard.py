@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 
+from backpressure.base.log_limiter import LogLimiter
 from backpressure.http.config import HttpConfig
-from backpressure.log_limiter import LogLimiter
 
 __all__ = ["INGEST_PATH", "Guard", "client_of"]
 

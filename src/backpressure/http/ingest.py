@@ -19,13 +19,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.types import Message, Receive
 
+from backpressure.base.errors import BufferClosed, EventTooLarge
+from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
-from backpressure.config import WhenFull
-from backpressure.errors import BufferClosed, EventTooLarge
 from backpressure.http.config import HttpConfig
+from backpressure.http.decompress import UNPACKERS, BadEncoding
 from backpressure.http.guard import client_of
 from backpressure.http.models import LONGEST_WAIT, IngestQuery, IngestReply
-from backpressure.http.unpack import UNPACKERS, BadEncoding
 
 __all__ = ["Uploads", "ingest"]
 

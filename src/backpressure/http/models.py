@@ -17,10 +17,10 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from backpressure.backpressure_monitor import Pressure
-from backpressure.flow_control_manager import FlowControlMetrics
-from backpressure.priority import PRIORITY_LEVELS, Priority
-from backpressure.stats import BufferStats
+from backpressure.base.priority import PRIORITY_LEVELS, Priority
+from backpressure.buffer.stats import BufferStats
+from backpressure.policies.backpressure_monitor import Pressure
+from backpressure.policies.flow_control_manager import FlowControlMetrics
 
 __all__ = [
     "LONGEST_WAIT",

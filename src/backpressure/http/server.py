@@ -13,9 +13,9 @@ import uvicorn
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
+from backpressure.http.connection_limits import limited
+from backpressure.http.event_stream import Streams
 from backpressure.http.ingest import Uploads
-from backpressure.http.protocol import limited
-from backpressure.http.stream import Streams
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
@@ -71,7 +71,7 @@ def make_server(
             ws="none",
             access_log=False,
             server_header=False,
-            # What clients do wrong is told by protocol.py, which does not let them fill the log.
+            # What clients do wrong is told by connection_limits.py, which does not let them fill the log.
             log_level="error",
             # The client's address in the audit log must be the one that connected, not one that it claims.
             proxy_headers=False,

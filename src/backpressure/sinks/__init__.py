@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backpressure.sinks.base import Sink, SinkGone
+from backpressure.delivery.sink import Sink, SinkGone
 from backpressure.sinks.file import FileSink, LineSink, StreamSink, open_sink
 
 __all__ = ["FileSink", "LineSink", "Sink", "SinkGone", "StreamSink", "open_sink"]

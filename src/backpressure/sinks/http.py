@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import zstandard
 
-from backpressure.batch import Batch
+from backpressure.buffer.batch import Batch
 
 __all__ = ["HttpSink", "HttpSinkError"]
 

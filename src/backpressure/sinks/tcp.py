@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 
-from backpressure.batch import Batch
+from backpressure.buffer.batch import Batch
 
 __all__ = ["TcpSink"]
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from backpressure.sources.lines import LineChunk, LineReader, LineTooLong, check_source
+from backpressure.sources.line_reader import LineChunk, LineReader, LineTooLong, check_source
 
 __all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]

@@ -26,8 +26,8 @@ import threading
 import time
 from pathlib import Path
 
+from backpressure.sources.base import Put
 from backpressure.sources.positions import HEAD_BYTES, FileId, Positions, head_of
-from backpressure.sources.put import Put
 
 __all__ = ["FollowSource"]
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backpressure.sources.put import Marks
+from backpressure.sources.base import Marks
 
 __all__ = ["HEAD_BYTES", "FileId", "Positions", "head_of"]
 

@@ -19,7 +19,7 @@ import socket
 import stat
 import threading
 
-from backpressure.sources.put import Put
+from backpressure.sources.base import Put
 
 __all__ = ["SocketSource", "tcp_listener", "unix_listener"]
 

@@ -5,7 +5,7 @@
     recovery.py     what a directory says              settled.py   which numbers need no delivery any more
     blocks.py, segments.py, ledger.py, directory.py    the format, each part with its invariants and layout
     dead_letters.py                                    events that were given up
-    salvage.py      a look at the files, without opening the store
+    offline/        a look at the files, without opening the store; documented as salvage.py
     files.py        every call to the operating system
 
 The directory belongs to one process (BufferDirectory), and in it each lane to one SpillStore.

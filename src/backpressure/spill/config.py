@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backpressure.errors import ConfigError
-from backpressure.validation import check_fields, check_number
+from backpressure.base.errors import ConfigError
+from backpressure.base.validation import check_fields, check_number
 
 __all__ = ["SpillConfig"]
 

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Final
 from uuid import UUID
 
-from backpressure.errors import FormatError
+from backpressure.base.errors import FormatError
 from backpressure.spill.files import READ, UNREADABLE, WRITE, Files, FileSystem, LocalFileSystem, refusal
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, parse_segment_name, segment_owner
 

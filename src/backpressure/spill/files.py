@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from backpressure.errors import DirectoryInUse, DiskFailed, DiskFull, NotNow
+from backpressure.base.errors import DirectoryInUse, DiskFailed, DiskFull, NotNow
 
 __all__ = ["READ", "WRITE", "CREATE", "FULL", "UNREADABLE", "FileSystem", "Files", "LocalFileSystem", "refusal"]
 

@@ -38,7 +38,7 @@ import zlib
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from backpressure.errors import FormatError
+from backpressure.base.errors import FormatError
 from backpressure.spill.blocks import Link
 from backpressure.spill.files import WRITE, Files
 from backpressure.spill.settled import Settled

@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 from uuid import UUID
 
-from backpressure.errors import FormatError
+from backpressure.base.errors import FormatError
 from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
 from backpressure.spill.files import READ, UNREADABLE, Files
 from backpressure.spill.ledger import LEDGER_NAME, Record, read_record

@@ -45,7 +45,7 @@ import zlib
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from backpressure.errors import FormatError
+from backpressure.base.errors import FormatError
 from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BLOCK_MAGIC, BlockHeader, Link, parse_block_header
 from backpressure.spill.files import READ, UNREADABLE, Files
 

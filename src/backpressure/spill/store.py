@@ -32,7 +32,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from backpressure.errors import BufferClosed, DiskFull
+from backpressure.base.errors import BufferClosed, DiskFull
 from backpressure.spill.blocks import MAX_EVENT_BYTES
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, FULL, Files, FileSystem, LocalFileSystem, refusal

@@ -17,7 +17,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from backpressure.errors import DiskFull
+from backpressure.base.errors import DiskFull
 from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BlockHeader, Body, Encoder, Link, frame_block, narrow, stored_is_sound
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, WRITE, Files

@@ -1,0 +1,1 @@
+"""Vocabulary: time, errors, priorities, what a buffer tells. No thread, no I/O, no policy."""

@@ -1,0 +1,1 @@
+"""The machinery of `BufferManager`, one job a file."""

@@ -1,0 +1,199 @@
+"""The asynchronous face of a buffer: the same buffer, awaited instead of waited for. No thread is involved.
+
+    async for batch in buffer.aio.batches():
+        with batch:
+            await send(batch)
+
+Any number of event loops and threads may use one buffer at the same time. A coroutine that is cancelled while it waits has
+taken nothing; what it had got accepted stays accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from backpressure.base.errors import BufferClosed
+from backpressure.base.priority import Priority
+from backpressure.buffer.admission import Admission
+from backpressure.buffer.batch import Batch
+
+if TYPE_CHECKING:
+    from backpressure.base.events import Event, EventType
+    from backpressure.base.wakeup import Wakeup
+    from backpressure.buffer.event_dispatcher import Subscription
+    from backpressure.buffer.pending_add import Offer
+    from backpressure.buffer_manager import BufferManager
+
+__all__ = ["AsyncBuffer", "EventFeed"]
+
+
+class AsyncBuffer:
+    """`add_events`, `add_lines`, `get_batch` and `close` as coroutines, and batches as an asynchronous iterator."""
+
+    def __init__(self, buffer: BufferManager) -> None:
+        self._buffer = buffer
+
+    async def add_events(
+        self, events: Sequence[bytes | str] | Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0
+    ) -> Admission:
+        """As `BufferManager.add_events`."""
+        return await self._wait_for(self._buffer._offer_events(events, priority), timeout)
+
+    async def add_lines(
+        self, chunk: Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0, final: bool = True
+    ) -> Admission:
+        """As `BufferManager.add_lines`."""
+        return await self._wait_for(self._buffer._offer_lines(chunk, priority, final), timeout)
+
+    async def get_batch(self, max_events: int | None = None, timeout: float | None = 0.0) -> Batch | None:
+        """As `BufferManager.get_batch`."""
+        buffer = self._buffer
+        patient = timeout != 0
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            batch = buffer._next_batch(max_events, patient)
+            if batch is not None or not patient:
+                return batch
+            left = deadline - time.monotonic()
+            if left > 0:
+                wakeup, done, pause = buffer._rest(max_events)
+                await _sleep(wakeup, done, min(left, pause))
+            else:
+                patient = False  # what still waits to fill goes now
+
+    async def batches(self, max_events: int | None = None) -> AsyncIterator[Batch]:
+        """Batches as they become ready, until the buffer is closed and empty."""
+        while True:
+            try:
+                batch = await self.get_batch(max_events, timeout=None)
+            except BufferClosed:
+                return
+            if batch is not None:
+                yield batch
+
+    def events(self, *types: EventType, since: int | None = None, limit: int = 256) -> EventFeed:
+        """The buffer's events of these types (none named: all) from this call on, as an asynchronous iterator.
+
+            async for event in buffer.aio.events(EventType.CIRCUIT_STATE_CHANGED):
+                ...
+
+        since: first what is still kept (the last 512) of the events after the one with that `seq`. limit: how many may wait
+        for the reader; of more the oldest are lost to it, and counted in `EventFeed.missed`.
+        """
+        return EventFeed(self._buffer._events.subscribe(*types, since=since, limit=limit))
+
+    async def close(self, timeout: float | None = 5.0) -> None:
+        """As `BufferManager.close`, without keeping the event loop waiting."""
+        await asyncio.to_thread(self._buffer.close, timeout)
+
+    async def _wait_for(self, offer: Offer, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> Admission:
+        """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
+        buffer = self._buffer
+        try:
+            if not offer.advance():
+                deadline = offer.deadline(timeout)
+                while (left := deadline - time.monotonic()) > 0:
+                    await _sleep(buffer._room, lambda: buffer._closing or stop() or offer.may_advance(), min(left, offer.pause()))
+                    if offer.advance() or buffer._closing or stop():
+                        break
+        finally:
+            # Also when cancelled: the books must show what became of every event.
+            admission = offer.admission()
+        disk = buffer._disk
+        if disk is not None and disk.commits and offer.end_seq:
+            await asyncio.to_thread(disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq)
+        return admission
+
+
+class EventFeed:
+    """Events as they come, for one coroutine; ends when the buffer is closed. Made by `AsyncBuffer.events`.
+
+    Forgetting it is enough to end it; `close`, or its use as an (asynchronous) context manager, ends it at once.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+
+    @property
+    def missed(self) -> int:
+        """Events lost so far, because they came faster than they were read."""
+        return self._subscription.missed
+
+    def close(self) -> None:
+        """End it: what waits can still be read."""
+        self._subscription.close()
+
+    @property
+    def ended(self) -> bool:
+        """No more events will come; some may still wait to be read."""
+        return self._subscription.ended
+
+    async def get(self, timeout: float | None = None) -> Event | None:
+        """The next event, or None: `timeout` seconds (None: no end) have passed, or it has `ended` and nothing waits."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.__anext__()
+        except (TimeoutError, StopAsyncIteration):
+            return None
+
+    def __aiter__(self) -> EventFeed:
+        return self
+
+    async def __anext__(self) -> Event:
+        self._attach()
+        subscription = self._subscription
+        while True:
+            self._woken.clear()
+            ended = subscription.ended  # read first: an event that comes before the end is not overlooked
+            event = subscription.take()
+            if event is not None:
+                return event
+            if ended:
+                raise StopAsyncIteration
+            await self._woken.wait()
+
+    async def __aenter__(self) -> EventFeed:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attach(self) -> None:
+        """Have this event loop woken."""
+        if self._loop is None:
+            self._loop = loop = asyncio.get_running_loop()
+            woken = self._woken
+
+            def wake() -> None:
+                try:
+                    loop.call_soon_threadsafe(woken.set)
+                except RuntimeError:  # the loop has been closed: nobody waits
+                    pass
+
+            self._subscription.wake = wake
+
+
+async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> None:
+    """Wait until `wakeup` is notified, or for `timeout` seconds, unless `done()` holds already."""
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+
+    def wake() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(woken.set)
+
+    with wakeup.listening(wake):
+        if not done():
+            try:
+                async with asyncio.timeout(timeout):
+                    await woken.wait()
+            except TimeoutError:
+                pass

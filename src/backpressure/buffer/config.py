@@ -1,0 +1,152 @@
+"""What a buffer is made of: one frozen config, with one field for each policy's own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+
+from backpressure.base.errors import ConfigError
+from backpressure.base.validation import check_fields, check_number
+from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
+from backpressure.policies.backpressure_monitor import BackpressureMonitorConfig
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
+from backpressure.policies.flow_control_manager import FlowControlConfig
+from backpressure.spill import SpillConfig
+
+__all__ = ["BufferConfig", "Durability", "WhenFull"]
+
+# The ring counts in granules of 64 bytes and in 32 bits.
+_MAX_LANE_BYTES = 1 << 37
+_MIN_LANE_BYTES = 4096
+
+
+def _breaker() -> CircuitBreakerConfig:
+    """A buffer looks for the return of its sink by single batches: whatever waits for it grows older, and may be refused."""
+    return CircuitBreakerConfig(canary=True)
+
+
+# A single bad batch is tried every few seconds, and costs next to nothing.
+_LONGEST_BACKOFF = 5.0
+# A day: a longer pause is a mistake in the unit.
+_LONGEST_SECONDS = 86_400.0
+
+
+class WhenFull(Enum):
+    """What becomes of an event whose lane is full."""
+
+    #: The call waits for room: as long as its `timeout` says, and for ever where that is 0 or None.
+    BLOCK = "block"
+    #: The call returns; its Admission says how many were accepted and why not more.
+    REJECT = "reject"
+    #: The oldest events of the same lane that no consumer holds are dropped and counted.
+    DROP_OLDEST = "drop_oldest"
+    #: Events of the least urgent lane are dropped and counted. Needs the disk tier, where lanes share their room.
+    DROP_LOWEST_PRIORITY = "drop_lowest_priority"
+
+
+class Durability(Enum):
+    """Which faults an accepted event survives, for a buffer with a directory."""
+
+    #: The death of the process.
+    PROCESS = "process"
+    #: Power loss, except for the last `sync_interval` seconds.
+    INTERVAL = "interval"
+    #: Power loss.
+    COMMIT = "commit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferConfig:
+    """Everything about a buffer that can be chosen; each field has a default that works.
+
+    directory: where accepted events outlive the process. None: in memory only, and lost with the process.
+    lane_bytes: memory of each of the five lanes; rounded up to a power of two, and touched only as it is used.
+    max_batch_bytes: a batch is closed at this many bytes, however few events that are (a single larger one comes alone).
+    when_full: what becomes of an event whose lane is full.
+    durability: which faults what was accepted survives; for a buffer with a directory.
+    sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an add under COMMIT waits for the next one.
+    max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
+    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer with a directory: what was in memory when
+        the power went is then delivered as far as it reached the disk whole. Else it is lost as a whole.
+    spill: the disk tier's own config.
+    max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
+    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up
+        to 5 s; but while nothing succeeds, no longer than lets the breaker see enough failures within its window to open.
+    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The breaker's default here has `canary=True`.
+    """
+
+    directory: str | os.PathLike[str] | None = None
+    # 280,000 access-log lines, or half a minute's backlog at 10,000 a second.
+    lane_bytes: int = 64 * 1024 * 1024
+    # Large enough for 50,000 lines of an access log; small enough that a sink can take it whole.
+    max_batch_bytes: int = 16 * 1024 * 1024
+    when_full: WhenFull = WhenFull.REJECT
+    durability: Durability = Durability.PROCESS
+    sync_interval: float = 0.005
+    max_attempts: int | None = None
+    max_disk_bytes: int | None = None
+    ring_checksums: bool = True
+    spill: SpillConfig = field(default_factory=SpillConfig)
+    retry_backoff: float = 0.01
+    max_retry_backoff: float | None = None
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=_breaker)
+    monitor: BackpressureMonitorConfig = field(default_factory=BackpressureMonitorConfig)
+    batching: AdaptiveBatchConfig = field(default_factory=AdaptiveBatchConfig)
+    flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, int, _MIN_LANE_BYTES, _MAX_LANE_BYTES, "lane_bytes")
+        check_fields(self, int, 1, _MAX_LANE_BYTES, "max_batch_bytes")
+        check_fields(self, float, 0.0, _LONGEST_SECONDS, "sync_interval", "retry_backoff")
+        if self.max_retry_backoff is not None:
+            check_fields(self, float, 0.0, _LONGEST_SECONDS, "max_retry_backoff")
+        if self.longest_backoff < self.retry_backoff:
+            raise ConfigError(
+                "max_retry_backoff", f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}"
+            )
+        if not isinstance(self.when_full, WhenFull):
+            raise ConfigError("when_full", f"must be a WhenFull, not {self.when_full!r}")
+        if not isinstance(self.durability, Durability):
+            raise ConfigError("durability", f"must be a Durability, not {self.durability!r}")
+        if not isinstance(self.ring_checksums, bool):
+            raise ConfigError("ring_checksums", f"must be True or False, not {self.ring_checksums!r}")
+        for name, kind in (
+            ("circuit_breaker", CircuitBreakerConfig),
+            ("monitor", BackpressureMonitorConfig),
+            ("batching", AdaptiveBatchConfig),
+            ("flow_control", FlowControlConfig),
+            ("spill", SpillConfig),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(name, f"must be a {kind.__name__}, not {getattr(self, name)!r}")
+        if self.max_attempts is not None:
+            check_number("max_attempts", self.max_attempts, int, 1, 1 << 30)
+        if self.max_disk_bytes is not None:
+            check_number("max_disk_bytes", self.max_disk_bytes, int, 1 << 20, 1 << 60)
+        if self.directory is None:
+            self._refuse_disk_tier()
+        elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
+            raise ConfigError("directory", f"must be a path, or None for a buffer in memory only, not {self.directory!r}")
+
+    @property
+    def longest_backoff(self) -> float:
+        """What `max_retry_backoff` comes to, in seconds, while something succeeds."""
+        return self.max_retry_backoff if self.max_retry_backoff is not None else max(_LONGEST_BACKOFF, self.retry_backoff)
+
+    def _refuse_disk_tier(self) -> None:
+        """Say so, rather than accept a promise that a buffer in memory does not keep."""
+        for name, value, default in (
+            ("durability", self.durability, Durability.PROCESS),
+            ("max_disk_bytes", self.max_disk_bytes, None),
+            ("max_attempts", self.max_attempts, None),
+        ):
+            if value != default:
+                raise ConfigError(name, f"needs a directory: give one, or leave it {default!r}")
+        if self.when_full is WhenFull.DROP_LOWEST_PRIORITY:
+            raise ConfigError(
+                "when_full",
+                "DROP_LOWEST_PRIORITY needs a directory: in memory every lane has room of its own, and what another one drops "
+                "helps nobody; use DROP_OLDEST, REJECT or BLOCK",
+            )
+

@@ -1,0 +1,115 @@
+"""DiskTier: what a buffer with a directory has besides its lanes: the directory, the dead letters, the spiller.
+
+It opens all of it or nothing, and closes it in the order in which nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from backpressure.base.errors import NotNow
+from backpressure.base.priority import PRIORITY_LEVELS
+from backpressure.buffer.config import BufferConfig, Durability
+from backpressure.lanes.durable_lane import DurableLane
+from backpressure.lanes.spiller import Spiller
+from backpressure.spill import BufferDirectory, DeadLetterStore
+
+__all__ = ["DiskTier"]
+
+# How long (seconds) close() tries a disk that refuses: long enough for a passing fault. What stays in a ring is in its file.
+_CLOSE_PATIENCE: Final = 2.0
+
+
+class DiskTier:
+    """Opened by a BufferManager whose config has a directory."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: BufferConfig,
+        *,
+        make_room: Callable[[DurableLane], bool],
+        moved: Callable[[], object],
+        failed: Callable[[NotNow | None], object],
+    ) -> None:
+        started = time.monotonic()
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        self.directory = BufferDirectory(path)
+        self.lanes: list[DurableLane] = []
+        self.dead_letters: DeadLetterStore | None = None
+        try:
+            self.dead_letters = DeadLetterStore(self.directory.lane("dead-letters"), self.directory.buffer_id)
+            # At once: most of what opening a lane takes is waiting for the system.
+            with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:
+                opening = [
+                    opener.submit(
+                        DurableLane,
+                        priority,
+                        config.lane_bytes,
+                        self.directory,
+                        config.spill,
+                        self.dead_letters,
+                        config.max_attempts,
+                        config.ring_checksums,
+                    )
+                    for priority in range(1, PRIORITY_LEVELS + 1)
+                ]
+            self.lanes += [lane.result() for lane in opening if lane.exception() is None]
+            for lane in opening:
+                lane.result()
+        except BaseException:
+            self._let_go()
+            raise
+        #: Seconds that opening took, recovery included.
+        self.recovery_seconds: Final = time.monotonic() - started
+        self._commits: Final = config.durability is Durability.COMMIT
+        self.spiller = Spiller(
+            self.lanes,
+            sync_interval=None if config.durability is Durability.PROCESS else config.sync_interval,
+            max_disk_bytes=config.max_disk_bytes,
+            make_room=make_room,
+            moved=moved,
+            failed=failed,
+        )
+
+    @property
+    def commits(self) -> bool:
+        """Whether an add has to wait until what it brought is durable."""
+        return self._commits
+
+    def flush(self) -> None:
+        """Write all that is owed to disk, durably. Raises DiskFull or DiskFailed."""
+        for lane in self.lanes:
+            while lane.spill(0.0):
+                pass
+            lane.store.sync()
+
+    def close(self) -> list[NotNow]:
+        """Write what is owed, and let go of everything; what the disk refused is still in the ring files. Returns why."""
+        self.spiller.stop()
+        refused = []
+        deadline = time.monotonic() + _CLOSE_PATIENCE
+        for lane in self.lanes:
+            while True:
+                try:
+                    while lane.spill(0.0):
+                        pass
+                    break
+                except NotNow as error:
+                    if time.monotonic() >= deadline:
+                        refused.append(error)
+                        break
+                    time.sleep(0.05)
+        self._let_go()
+        return refused
+
+    def _let_go(self) -> None:
+        for lane in self.lanes:
+            lane.close()
+        if self.dead_letters is not None:
+            self.dead_letters.close()
+        self.directory.close()

@@ -1,0 +1,137 @@
+"""Configs out of plain mappings: what a TOML file, a JSON document or logging's dictConfig can say, made into frozen dataclasses.
+
+A mapping's keys are the dataclass's fields. What plain data can not say is taken as text: an enum by its value ("drop_oldest"),
+a size by its unit ("64M", for fields that end with `_bytes`), a config within a config as a table of its own. All
+else is left to the config's own checks.
+
+Every mistake becomes a ConfigError that names the table and the key, and for an unknown key the nearest one that exists.
+Nothing is read from the environment here, and nothing opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from backpressure.base.errors import ConfigError
+
+__all__ = ["build", "parse_size", "unknown_key"]
+
+T = TypeVar("T")
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
+    """The dataclass `kind` with the fields in `given`, a mapping; `where` is the table's name for messages. ConfigError.
+
+    base: what the other fields are taken from; None: their defaults.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(where or kind.__name__, f"must be a table, not {given!r}")
+    hints = _hints(kind)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in hints:
+            raise unknown_key(where, key, hints)
+        values[key] = _value(hints[key], value, _join(where, key), _default(kind, key))  # type: ignore[arg-type]
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.init
+        and field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(_join(where, missing[0]), "is missing")
+    try:
+        return kind(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
+    except ConfigError as error:
+        raise ConfigError(_join(where, error.field), str(error).removeprefix(f"{error.field}: ")) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where or kind.__name__, str(error)) from None
+
+
+def unknown_key(where: str, key: object, known: Iterable[str]) -> ConfigError:
+    """The error for a key that nothing has, with the nearest that exists."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return ConfigError(_join(where, str(key)), f"there is no such key; {hint}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes out of "4096", "64K", "64M", "1G" or "1T" (powers of 1024; "64MiB" and "64MB" are the same). ValueError."""
+    digits = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = _UNITS.get(digits[-1:], 1)
+    number = (digits if unit == 1 else digits[:-1]).strip().replace("_", "")
+    if not number.isdecimal():
+        raise ValueError(f"{text!r} is no size: write bytes, or 64K, 64M, 1G")
+    return int(number) * unit
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, Any]:
+    """The fields that can be set, and their types."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+@lru_cache(maxsize=256)
+def _default(kind: type, key: str) -> object:
+    """What a field has if it is not given, where that is made by a factory: a config within a config has defaults of its own."""
+    factory = next(field.default_factory for field in dataclasses.fields(kind) if field.name == key)
+    return None if factory is dataclasses.MISSING else factory()
+
+
+def _value(hint: Any, value: object, where: str, default: object = None) -> object:
+    for option in _options(hint):
+        if isinstance(option, type) and issubclass(option, Enum) and isinstance(value, str):
+            return _member(option, value, where)
+        if dataclasses.is_dataclass(option) and isinstance(option, type) and not isinstance(value, option):
+            return build(option, value, where, default if isinstance(default, option) else None)
+        if option is int and isinstance(value, str) and where.endswith("_bytes"):
+            try:
+                return parse_size(value)
+            except ValueError as error:
+                raise ConfigError(where, str(error)) from None
+        if get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return tuple(_value(get_args(option)[0], one, where) for one in value)
+    _check_kind(hint, value, where)
+    return value
+
+
+def _member(kind: type[Enum], value: str, where: str) -> Enum:
+    for member in kind:
+        if value.lower() in (str(member.value).lower(), member.name.lower()):
+            return member
+    allowed = ", ".join(str(member.value) for member in kind)
+    raise ConfigError(where, f"must be one of {allowed}, not {value!r}")
+
+
+def _check_kind(hint: Any, value: object, where: str) -> None:
+    """ConfigError where the value is of a kind that the field can not have. Ranges are the config's own business."""
+    options = _options(hint)
+    plain = [option for option in options if option in _WORDS]
+    if not plain or (value is None and type(None) in options):
+        return
+    allowed = tuple(plain) + ((int,) if float in plain else ())
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in plain):
+        raise ConfigError(where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}")
+
+
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

@@ -1,0 +1,180 @@
+"""Notices: what happens in a buffer, said as events to handlers and as lines in the log.
+
+It decides nothing: whoever changes something tells it, and it knows how to say that, how often a line is worth writing, and what
+has to be added up over time (trips, time under pressure).
+
+Thread safety: any thread may call any method. No lock is held while handlers run: see event_dispatcher.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from backpressure.base.errors import NotNow
+from backpressure.base.events import (
+    BackpressureActivated,
+    BackpressureDeactivated,
+    BatchDeadLettered,
+    BatchRedelivered,
+    BatchSizeChanged,
+    BufferClosing,
+    CircuitStateChanged,
+    DiskStateChanged,
+    EmergencyEntered,
+    EmergencyLeft,
+    EventsDropped,
+    EventType,
+    RateChanged,
+    Tuned,
+)
+from backpressure.base.log_limiter import LogLimiter
+from backpressure.buffer.event_dispatcher import EventDispatcher
+from backpressure.lanes.lane import Delivery
+from backpressure.policies.backpressure_monitor import Pressure
+from backpressure.policies.circuit_breaker import State
+
+__all__ = ["Notices"]
+
+_log = logging.getLogger("backpressure")
+# Who changed what by hand: one line each, never limited.
+_audit = logging.getLogger("backpressure.audit")
+
+
+class Notices:
+    """One buffer's. now: its clock, for the time that events carry."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.events = EventDispatcher()
+        self._few_lines = LogLimiter()
+        #: Times that the breaker opened.
+        self.trips = 0
+        self._pressed_since: float | None = None
+        self._pressed_for = 0.0
+        self._pressed_seen = 0.0  # what pressed_seconds() said last
+
+    # ------------------------------------------------------------ the policies
+
+    def pressure_changed(self, pressure: Pressure) -> None:
+        now = self._now()
+        if pressure.active:
+            self._pressed_since = now
+            self.events.emit(
+                BackpressureActivated(
+                    at=now, signal=pressure.signal or "", value=pressure.value, threshold=pressure.threshold
+                )
+            )
+            return
+        since, self._pressed_since = self._pressed_since, None
+        active_for = 0.0 if since is None else max(0.0, now - since)
+        self._pressed_for += active_for
+        cause = pressure.cause or ""
+        value = pressure.value if pressure.signal == cause else 0.0
+        self.events.emit(BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value))
+
+    def pressed_seconds(self, now: float) -> float:
+        """Time under backpressure so far."""
+        since = self._pressed_since
+        # Read while another thread ends the pressure, the two parts may not fit: but a counter never goes back.
+        pressed = self._pressed_for + (0.0 if since is None else max(0.0, now - since))
+        self._pressed_seen = pressed = max(pressed, self._pressed_seen)
+        return pressed
+
+    def circuit_changed(self, old: State, new: State, reason: str) -> None:
+        if new is State.OPEN:
+            self.trips += 1
+            if opened := self._few_lines.add("opened", 1, self._now()):
+                times = f" ({opened} times since the last such line)" if opened > 1 else ""
+                _log.warning("the circuit opened: %s%s", reason, times)
+        self.events.emit(CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason))
+
+    def batch_size_changed(self, old: int, new: int, reason: str) -> None:
+        self.events.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
+
+    def flow_changed(self, change: str, old: float, new: float) -> None:
+        now = self._now()
+        if change == "emergency_entered":
+            self.events.emit(EmergencyEntered(at=now, failure_rate=new))
+        elif change == "emergency_left":
+            self.events.emit(EmergencyLeft(at=now, active_for=new))
+        else:
+            self.events.emit(RateChanged(at=now, old=old, new=new))
+
+    def tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
+        """Somebody changed a setting by hand."""
+        _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
+        return self.events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
+
+    # ------------------------------------------------------------ batches and events
+
+    def redelivered(self, delivery: Delivery) -> None:
+        if self.events.wants(EventType.BATCH_REDELIVERED):
+            self.events.emit(
+                BatchRedelivered(
+                    at=self._now(),
+                    priority=delivery.lane.priority,
+                    first_seq=delivery.messages.first_seq,
+                    events=len(delivery.messages),
+                    attempt=delivery.attempt,
+                    error=delivery.error,
+                )
+            )
+
+    def dead_lettered(self, delivery: Delivery, events: int) -> None:
+        self.events.emit(
+            BatchDeadLettered(
+                at=self._now(),
+                priority=delivery.lane.priority,
+                first_seq=delivery.messages.first_seq,
+                events=events,
+                attempts=delivery.attempt,
+                error=delivery.error,
+            )
+        )
+
+    def dropped(self, priority: int, events: int, reason: str) -> None:
+        if reason == "oldest":
+            self._log_dropped(priority, self._few_lines.add(priority, events, self._now()))
+        if self.events.wants(EventType.EVENTS_DROPPED):
+            self.events.emit(EventsDropped(at=self._now(), priority=priority, events=events, reason=reason))
+
+    def _log_dropped(self, priority: int, events: int) -> None:
+        if events:
+            _log.warning("lane %d is full: its %d oldest events were dropped", priority, events)
+
+    # ------------------------------------------------------------ the disk, the beginning and the end
+
+    def disk_changed(self, error: NotNow | None) -> None:
+        self.events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
+
+    def salvaged(self, priority: int, events: int) -> None:
+        """Events that were in memory when the machine went down reached the disk whole."""
+        _log.warning("priority %d: %d events in memory when the machine went down are whole, and are delivered", priority, events)
+
+    def missing(self, priority: int, first_seq: int, end_seq: int) -> None:
+        _log.error(
+            "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",
+            priority,
+            first_seq,
+            end_seq - 1,
+        )
+
+    def recovered(self, events: int, seconds: float) -> None:
+        if events:
+            _log.info("%d events from before are delivered first (found in %.3f s)", events, seconds)
+
+    def closing(self, resident: int) -> None:
+        self.events.emit(BufferClosing(at=self._now(), resident=resident))
+
+    def left_in_ring(self, error: NotNow) -> None:
+        _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
+
+    def closed(self, lost: int) -> None:
+        """The last that is said: what no line was due for until now, and what was lost."""
+        for priority, events in self._few_lines.rest().items():
+            if isinstance(priority, int):
+                self._log_dropped(priority, events)
+        self.events.end()
+        if lost:
+            _log.warning("buffer closed with %d events not delivered: they are lost", lost)

@@ -1,1 +1,0 @@
-"""The parts of `backpressure.circuit_breaker`: import the public names from there, or from `backpressure`."""

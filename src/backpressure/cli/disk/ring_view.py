@@ -1,0 +1,132 @@
+"""A lane's ring file as the commands see it, which take no part in it.
+
+An owner that runs notices nothing. Without an owner the events can be had as well, from a private copy in memory, since taking
+part in the file itself would change it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from backpressure.lanes.ring_debt import RingDebt, debt_of
+from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
+from ringbuf._ring_look import next_seq_of, used_parts
+
+__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events", "salvage_ring"]
+
+_PIECE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingLook:
+    """A ring file at one moment, or what is wrong with it. What is damaged has zeros."""
+
+    path: str
+    size: int  #: of the file, bytes
+    capacity_bytes: int = 0
+    used_bytes: int = 0  #: not free: waiting, or taken and not acked
+    acked_seq: int = 0  #: what is in use begins here
+    read_seq: int = 0  #: what nobody has taken begins here
+    next_seq: int | None = None  #: the number that the next event gets; None: nothing says so
+    from_before_reboot: bool = False  #: then only what checksums prove whole is delivered: see salvage_ring
+    #: Why a buffer can not use it, or None.
+    damage: str | None = None
+    #: A header that is not of this format, which a later release may have written.
+    other_format: bool = False
+
+
+def look_at_ring(path: str) -> RingLook | None:
+    """Header and positions, or None where there is no file. Raises OSError."""
+    try:
+        size = os.stat(path).st_size
+        from_before_reboot = MessageRing.needs_salvage(path)
+        try:
+            look = MessageRing.look(path)
+        except SharedFileError:
+            if not from_before_reboot:
+                raise
+            # Power loss may leave positions that make no sense. What is whole is told by the frames themselves.
+            return RingLook(path=path, size=size, from_before_reboot=True)
+    except FileNotFoundError:
+        return None
+    except SharedFileError as error:
+        return RingLook(path=path, size=size, damage=str(error), other_format="has format" in str(error))
+    return RingLook(
+        path=path,
+        size=size,
+        capacity_bytes=look.capacity_bytes,
+        used_bytes=look.used_bytes,
+        acked_seq=look.acked_seq,
+        read_seq=look.read_seq,
+        next_seq=look.next_seq,
+        from_before_reboot=from_before_reboot,
+    )
+
+
+def next_seq_in(look: RingLook) -> int | None:
+    """The number that the next event would have got, from a file that is damaged elsewhere; None where nothing says so."""
+    return next_seq_of(look.path)
+
+
+def salvage_ring(look: RingLook, end_seq: int) -> tuple[Salvage, RingDebt]:
+    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the next start will deliver, and what is lost.
+
+    Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
+    """
+    found = salvage(look.path)
+    return found, debt_of(found, end_seq)
+
+
+def ring_events(look: RingLook) -> Iterator[Messages]:
+    """What a ring holds that nobody has open, by ascending numbers; the file stays as it is.
+
+    Takes as much memory as the ring is filled. Raises SharedFileError, OSError.
+    """
+    fd = _private_copy(look)
+    try:
+        ring = MessageRing.attach(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    try:
+        orphans = []
+        while len(messages := ring.take_orphaned(None, _PIECE_BYTES)):
+            orphans.append(messages)
+            ring.release(messages)
+        yield from sorted(orphans, key=lambda messages: messages.first_seq)
+        while len(messages := ring.take(None, _PIECE_BYTES)):
+            ring.release(messages)
+            yield messages
+    finally:
+        ring.close()
+
+
+def _private_copy(look: RingLook) -> int:
+    """A descriptor of a file in memory with all of the ring but the parts of its data that are free."""
+    source = os.open(look.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        copy = os.memfd_create("ring", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(copy, look.size)
+            for start, end in used_parts(look.path):
+                _copy(source, copy, start, end)
+            return copy
+        except BaseException:
+            os.close(copy)
+            raise
+    finally:
+        os.close(source)
+
+
+def _copy(source: int, target: int, start: int, end: int) -> None:
+    zeros = bytes(_PIECE_BYTES)
+    while start < end:
+        piece = os.pread(source, min(_PIECE_BYTES, end - start), start)
+        if not piece:
+            raise SharedFileError("the ring file became shorter while it was read")
+        if piece != zeros[: len(piece)]:  # what was never used takes no memory
+            os.pwrite(target, piece, start)
+        start += len(piece)
+

@@ -1,0 +1,158 @@
+"""`forebay verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
+
+Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say
+whether they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from backpressure.cli.disk import (
+    FAILED,
+    OK,
+    BufferView,
+    LaneView,
+    Ticker,
+    describe_owner,
+    look_at_buffer,
+    look_at_lane,
+    make_parser,
+    run_command,
+)
+from backpressure.cli.disk.lane_reader import end_seq_of, stored_events
+from backpressure.cli.disk.ring_view import look_at_ring, salvage_ring
+from backpressure.spill.ledger import LEDGER_NAME
+from backpressure.spill.offline.inspect import BlockState, SegmentReport, inspect_lane
+from backpressure.spill.reader import Lost
+
+__all__ = ["check_lane", "check_ring", "main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `forebay verify` with these arguments; returns the exit code."""
+    parser = make_parser(
+        "verify",
+        "Check every block's checksums in a buffer's directory, and say which numbers are lost. Changes nothing; works beside a "
+        "running owner.",
+        ok="all is as it was written; a write that was cut off at the end of the newest file is no damage",
+        failed="something is damaged, or can not be read, or a later release wrote it",
+    )
+    return run_command(_verify, parser, argv)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    view = look_at_buffer(options.directory)
+    with Ticker(options, _total_bytes(view)) as ticker:
+        lanes = [check_lane(view, lane, ticker) for lane in view.everything()]
+    report = {
+        "directory": view.path,
+        "owner": None if view.owner is None else {"pid": view.owner.pid},
+        "manifest": view.manifest,
+        "lanes": lanes,
+        "damaged": view.manifest == "damaged" or any(lane["damage"] or lane["lost"] for lane in lanes),
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report, view, quiet=options.quiet)
+    return FAILED if report["damaged"] else OK
+
+
+def _total_bytes(view: BufferView) -> int:
+    return sum(segment.size for lane in view.everything() for segment in look_at_lane(view, lane).segments)
+
+
+def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
+    """What is damaged in a lane, and which of the numbers that are owed are lost by that."""
+    blocks = nbytes = torn = 0
+    damage: list[dict[str, Any]] = []
+    for report in _reports(view, lane):
+        ticker.advance(report.nbytes, lane.title)
+        nbytes += report.nbytes
+        blocks += sum(one.state is BlockState.GOOD for one in report.blocks)
+        torn += sum(one.nbytes for one in report.blocks if one.state is BlockState.TORN)
+        damage += _damage_of(report)
+    found = look_at_lane(view, lane)
+    ledger = os.path.join(lane.path, LEDGER_NAME)
+    if found.record is None and os.path.exists(ledger):
+        damage.append({"path": ledger, "what": "no sound record of what was acked: events will be delivered again"})
+    # Only where something is damaged can something be lost, but for the end of the newest file, which the record tells of.
+    missing_tail = found.record is not None and found.record.durable.rank > found.link.rank
+    lost = []
+    if damage or missing_tail:
+        lost = [item for item in stored_events(view, lane) if isinstance(item, Lost)]
+    look = look_at_ring(lane.ring_path)
+    if look is not None and look.damage is None and look.from_before_reboot and view.owner is None:
+        lost += [
+            Lost(first_seq=first, end_seq=end, events=end - first, reason="in memory when the machine went down")
+            for first, end in salvage_ring(look, end_seq_of(found))[1].missing
+        ]
+    return {
+        "lane": lane.number,
+        "blocks": blocks,
+        "bytes": nbytes,
+        "torn_bytes": torn,
+        "damage": check_ring(lane) + damage,
+        "lost": [
+            {"first_seq": one.first_seq, "last_seq": one.end_seq - 1, "events": one.events, "reason": one.reason} for one in lost
+        ],
+    }
+
+
+def check_ring(lane: LaneView) -> list[dict[str, Any]]:
+    """What is wrong with a lane's ring file."""
+    look = look_at_ring(lane.ring_path)
+    if look is None or look.damage is None:
+        return []
+    return [{"path": look.path, "what": look.damage.removeprefix(f"{look.path} "), "later_release": look.other_format}]
+
+
+def _reports(view: BufferView, lane: LaneView) -> Iterator[SegmentReport]:
+    """Of each segment; a running owner may delete some meanwhile, and then the rest is listed anew."""
+    seen: set[str] = set()
+    while True:
+        try:
+            for report in inspect_lane(lane.path, lane.number, view.buffer_id):
+                if report.path not in seen:
+                    seen.add(report.path)
+                    yield report
+            return
+        except FileNotFoundError:
+            if view.owner is None:
+                raise
+
+
+def _damage_of(report: SegmentReport) -> list[dict[str, Any]]:
+    damage: list[dict[str, Any]] = []
+    if not report.header_is_sound:
+        damage.append({"path": report.path, "what": "its header is damaged", "position": 0, "bytes": 96})
+    for one in report.blocks:
+        if one.state is BlockState.DAMAGED:
+            what = f"the block of numbers {one.first_seq} to {one.end_seq - 1} is damaged"
+        elif one.state is BlockState.GARBAGE:
+            what = "no sound block"
+        else:
+            continue
+        damage.append({"path": report.path, "what": what, "position": one.position, "bytes": one.nbytes})
+    return damage
+
+
+def _print(report: dict[str, Any], view: BufferView, *, quiet: bool) -> None:
+    if view.owner is not None and not quiet:
+        print(f"{view.path} is open in {describe_owner(view.owner)}: what that writes meanwhile is not judged")
+    if view.manifest == "damaged":
+        print(f"{os.path.join(view.path, 'manifest')}: one copy is damaged; the next start writes it anew")
+    for lane, checked in zip(view.everything(), report["lanes"], strict=True):
+        if not quiet:
+            torn = f", {checked['torn_bytes']:,} bytes of a write that was cut off" if checked["torn_bytes"] else ""
+            print(f"{lane.title}: {checked['blocks']:,} blocks, {checked['bytes']:,} bytes are sound{torn}")
+        for one in checked["damage"]:
+            where = f" at {one['position']:,}, {one['bytes']:,} bytes" if "position" in one else ""
+            print(f"  DAMAGED {one['path']}{where}: {one['what']}")
+        for one in checked["lost"]:
+            print(f"  LOST {one['events']:,} events, numbers {one['first_seq']} to {one['last_seq']}: {one['reason']}")

@@ -1,0 +1,241 @@
+"""`forebay pump`: arguments, signals, messages and exit codes around a Transfer."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from backpressure.base.errors import ConfigError
+from backpressure.buffer.config import BufferConfig
+from backpressure.buffer_manager import BufferManager
+from backpressure.cli.progress import Display, Row, make_display, megabytes
+from backpressure.cli.pump.arguments import BY_SIGNAL, DRAIN_SECONDS, FAILED, OK, USAGE, parse
+from backpressure.cli.pump.transfer import Progress, Transfer
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
+from backpressure.policies.flow_control_manager import FlowControlConfig
+from backpressure.sinks import LineSink, Sink, open_sink
+from backpressure.sources import LineTooLong, check_source
+from backpressure.sources.priority_rules import PriorityRules
+from ringbuf import MessageRing
+
+__all__ = ["main"]
+
+# How long a batch that is being sent when the run is given up may still take before it counts as not
+# delivered.
+_SETTLE_SECONDS = 1.0
+# Twice as fast as the buffer's 16 MiB, which leave the cache between the copy out of the lane and the write; and large enough
+# that the calls for each batch cost nothing.
+_BATCH_BYTES = 1 << 20
+# The handler only leaves a note; this is how soon it is read.
+_SIGNAL_SECONDS = 0.1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `forebay pump` with these arguments; returns the exit code."""
+    options = parse(argv)
+    logging.getLogger("backpressure").addHandler(logging.NullHandler())  # what is lost is said below, once
+    try:
+        return _pump(options)
+    except KeyboardInterrupt:  # before or after the run itself, which handles signals by its own means
+        _say("interrupted before anything was read")
+        return BY_SIGNAL + signal.SIGINT
+
+
+def _pump(options: argparse.Namespace) -> int:
+    try:
+        buffer = BufferManager(_config(options))
+    except ConfigError as error:
+        _say(str(error))
+        return USAGE
+    try:
+        # In this order, so that a mistake in the sources never costs the contents of the sink.
+        for source in options.sources:
+            check_source(source)
+        sink = open_sink(options.to, append=options.append, sources=options.sources)
+    except OSError as error:
+        _say(_reason(error))
+        return FAILED
+    transfer = Transfer(
+        buffer,
+        options.sources,
+        _drilled(sink, options),
+        max_line_bytes=_max_line_bytes(buffer.config),
+        rules=PriorityRules(options.priority_by) if options.priority_by else None,
+        batch_size=options.batch_size,
+        retry_for=options.retry_for,
+        leave_open=sink.leave_open,
+    )
+    display = make_display(quiet=options.quiet, total_bytes=_total_bytes(options.sources))
+    with _noted_signals() as signals:
+        transfer.start()
+        settled = _watch(transfer, buffer, display, signals)
+        progress = transfer.progress()
+        if settled:
+            _close(sink, transfer)
+        display.finish(_rows(progress, buffer))
+        return _conclude(transfer, progress, signals, settled)
+
+
+def _config(options: argparse.Namespace) -> BufferConfig:
+    """The buffer's config: all policies on, with what the command line changes."""
+    config = BufferConfig(
+        max_batch_bytes=_BATCH_BYTES, circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout, canary=True)
+    )
+    if options.lane_bytes is not None:
+        config = replace(config, lane_bytes=options.lane_bytes)
+    if options.rate is not None:
+        # A second's worth may pass at once: less would cut chunks of lines into crumbs.
+        flow = FlowControlConfig(max_events_per_second=options.rate, burst_size=max(1, round(options.rate)))
+        config = replace(config, flow_control=flow)
+    return config
+
+
+def _max_line_bytes(config: BufferConfig) -> int:
+    """The longest line that a lane takes: asked of a ring like its own, whose memory is never touched."""
+    return MessageRing(config.lane_bytes).max_message_bytes
+
+
+def _drilled(sink: LineSink, options: argparse.Namespace) -> Sink:
+    """The sink, failing as often as the drill asks for."""
+    if not options.inject_failures:
+        return sink
+    from backpressure.testing import FailingSink
+
+    return FailingSink(sink, options.inject_failures, seed=options.seed)
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list of the SIGINT and SIGTERM that arrive: an exception could break the code that it hits."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals go to the main thread's code
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(transfer: Transfer, buffer: BufferManager, display: Display, signals: list[int]) -> bool:
+    """Show the run until it ends or a signal ends it; False: a batch is still being sent."""
+    shown = time.monotonic()
+    deadline = None
+    while not transfer.wait(_SIGNAL_SECONDS):
+        now = time.monotonic()
+        if signals and deadline is None:
+            transfer.stop()
+            deadline = now + DRAIN_SECONDS
+            display.note("ending: delivering what is buffered; Ctrl-C again ends it at once")
+        if deadline is not None and (now >= deadline or len(signals) > 1):
+            transfer.abandon()
+            break
+        if now - shown >= display.interval:
+            shown = now
+            display.update(transfer.progress(), _state(buffer))
+    return transfer.settle(_SETTLE_SECONDS)
+
+
+def _state(buffer: BufferManager) -> str:
+    """What holds the run up, in words."""
+    held_up = []
+    if buffer.is_circuit_breaker_open():
+        held_up.append("circuit open")
+    if buffer.is_backpressure_active():
+        held_up.append("backpressure")
+    return ", ".join(held_up)
+
+
+def _close(sink: Sink, transfer: Transfer) -> None:
+    """Close the sink; an error at this point is one of its, unless there is one already."""
+    try:
+        sink.close()
+    except OSError as error:
+        transfer.sink_error = transfer.sink_error or error
+
+
+def _rows(progress: Progress, buffer: BufferManager) -> list[Row]:
+    """The closing table."""
+    stats = buffer.stats()
+    seconds = max(progress.seconds, 1e-9)  # one tick of the clock may be all it took
+    mean = progress.events / max(progress.batches, 1)
+    smallest, largest = progress.smallest_batch, progress.largest_batch
+    return [
+        ("events delivered", f"{progress.events:,}"),
+        ("bytes", megabytes(progress.nbytes)),
+        ("time", f"{progress.seconds:,.2f} s"),
+        ("rate", f"{progress.events / seconds:,.0f} events/s, {megabytes(progress.nbytes / seconds)}/s"),
+        ("batches", f"{progress.batches:,}"),
+        ("events in a batch", f"{mean:,.0f} (from {smallest:,} to {largest:,})"),
+        ("failed batches", f"{stats.batches_nacked:,}"),
+        ("events redelivered", f"{stats.redelivered:,}"),
+        ("under backpressure", f"{stats.backpressure_seconds:,.2f} s"),
+        ("breaker trips", f"{stats.circuit_trips:,}"),
+        ("not delivered", f"{progress.undelivered:,}"),
+    ]
+
+
+def _conclude(transfer: Transfer, progress: Progress, signals: list[int], settled: bool) -> int:
+    """Say what went wrong and what is missing; returns the exit code."""
+    code = OK
+    for error in (transfer.source_error, transfer.sink_error):
+        if error is None:
+            continue
+        code = FAILED
+        if isinstance(error, LineTooLong):
+            _say(f"{error}, which is what a lane can hold: make it larger with --lane-bytes")
+        elif isinstance(error, OSError):
+            _say(_reason(error))
+        else:
+            raise error
+    if not transfer.reader.exhausted:
+        source, offset = transfer.position or ("the first source", 0)
+        carried = transfer.reader.carried_bytes
+        rest = f", {carried:,} bytes into a line" if carried else ""
+        _say(f"reading ended before the end, after byte {offset:,} of {source}{rest}")
+    if progress.undelivered:
+        code = FAILED
+        _say(f"{progress.undelivered:,} events were read and NOT delivered")
+    if not settled:
+        _say("a batch was still being written: a part of it may have reached the sink")
+    if signals and (code or not transfer.reader.exhausted):
+        code = BY_SIGNAL + signals[0]
+    return code
+
+
+def _total_bytes(sources: Sequence[str]) -> int | None:
+    """How much there is to read; None where a source is no regular file."""
+    total = 0
+    for source in sources:
+        found = os.fstat(0) if source == "-" else os.stat(source)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        total += found.st_size
+    return total
+
+
+def _reason(error: OSError) -> str:
+    """An error of the system in words, with the file it is about."""
+    if error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror or str(error)
+
+
+def _say(text: str) -> None:
+    print(f"forebay: {text}", file=sys.stderr, flush=True)

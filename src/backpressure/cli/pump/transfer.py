@@ -1,0 +1,281 @@
+"""Carries lines from sources through a buffer to a sink.
+
+From a pipe or a terminal two threads carry, so that a slow source never holds back what is buffered and a slow sink never
+stops the reading before the buffer is full: the feeder puts chunks of lines into the buffer, the deliverer takes batches out
+and sends them. Regular files neither wait nor go away, so there the feeder delivers as well, in lockstep: what it has just
+put in is still in its cache, and nothing is handed from thread to thread (measured: a third less time).
+
+The caller only watches (`wait`, `progress`), ends it early where it must (`stop`, `abandon`), and at last `settle`s it. The
+threads are daemons, so that one that hangs in a system call can not keep the process alive.
+
+Every line that was read is at any moment in exactly one of these: acked, resident in the buffer, or not yet
+accepted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import BufferClosed
+from backpressure.base.priority import Priority
+from backpressure.buffer.admission import Admission
+from backpressure.buffer.batch import Batch
+from backpressure.buffer_manager import BufferManager
+from backpressure.sinks import Sink, SinkGone
+from backpressure.sources import LineChunk, LineReader
+from backpressure.sources.priority_rules import PriorityRules
+from ringbuf._messages import count_lines
+
+__all__ = ["Progress", "Transfer"]
+
+# How long the deliverer waits before it looks whether it shall end: nobody notices, and it costs nothing.
+_LOOK_SECONDS = 0.05
+# What was refused is offered again after this at the latest: the time that a refusal names is an estimate.
+_REFUSAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a transfer is; sizes in events unless they say bytes."""
+
+    seconds: float
+    events: int  # delivered, as are all that follow
+    nbytes: int
+    batches: int
+    smallest_batch: int
+    largest_batch: int
+    undelivered: int  # read, and not delivered (yet)
+
+
+class Transfer:
+    """One run from `sources` to `sink` through `buffer`, which must be empty and used by nobody else.
+
+    rules: give the priorities; None puts every line into one lane, so that the order stays as it is.
+    max_line_bytes: the longest line that a lane takes, for LineReader.
+    batch_size: most events in a batch; None leaves it to the buffer.
+    retry_for: seconds in which a sink that fails must take a batch again, or the run ends; 0: at once.
+    leave_open: is called with priority and sequence number of a last line that has no newline, before it is
+        sent; not where `rules` are given, since another line may then be the last to come out.
+    """
+
+    def __init__(
+        self,
+        buffer: BufferManager,
+        sources: Sequence[str],
+        sink: Sink,
+        *,
+        max_line_bytes: int,
+        rules: PriorityRules | None = None,
+        batch_size: int | None = None,
+        retry_for: float = 30.0,
+        leave_open: Callable[[int, int], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._buffer = buffer
+        self._sink = sink
+        self._rules = rules
+        self._batch_size = batch_size
+        self._retry_for = retry_for
+        self._leave_open = leave_open
+        self._clock = clock or MonotonicClock()
+        self._stopping = threading.Event()
+        self._abandoned = threading.Event()
+        self.reader = LineReader(sources, max_line_bytes=max_line_bytes, stopping=self._stopping.is_set)
+        self._fed = threading.Event()
+        self._done = threading.Event()
+        # Held while a last line without newline is put in and noted in `_end`, so that it can not be sent
+        # before.
+        self._marking = threading.Lock()
+        self._end: tuple[int, int] | None = None  # its priority and sequence number
+        self._lockstep = all(map(_is_regular, sources))
+        work = [self._carry] if self._lockstep else [self._feed, self._deliver]
+        self._threads = [threading.Thread(target=one, name=f"forebay-{one.__name__}", daemon=True) for one in work]
+        self._started = 0.0
+        self._ended: float | None = None
+        self._failing_since: float | None = None
+        self._events = self._nbytes = self._batches = self._smallest = self._largest = 0
+        #: Lines read and not accepted; final once `settle` has returned.
+        self.unaccepted = 0
+        #: Source and offset in it behind the last line that was read; None before the first.
+        self.position: tuple[str, int] | None = None
+        #: What ended the reading, or the delivery, before its time.
+        self.source_error: Exception | None = None
+        self.sink_error: Exception | None = None
+
+    def start(self) -> None:
+        """Begin. A transfer runs once."""
+        self._started = self._clock.now()
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for the end; True: it has come."""
+        return self._done.wait(seconds)
+
+    def stop(self) -> None:
+        """Read no more; what has been read is still delivered."""
+        self._stopping.set()
+
+    def abandon(self) -> None:
+        """Read no more and begin no further batch."""
+        self._stopping.set()
+        self._abandoned.set()
+
+    def settle(self, seconds: float) -> bool:
+        """End a transfer that is over, or was abandoned: afterwards the numbers stand still.
+
+        Waits at most so long for the batch that is being sent; False: it still is, and counts as undelivered.
+        """
+        settled = self._done.wait(seconds)
+        self._buffer.close(timeout=0.0)  # so that the feeder waits for room no longer
+        if not self._lockstep:  # where the feeder is also the one that sends, and still does, there is nothing to wait for
+            self._fed.wait(seconds)
+        return settled
+
+    def progress(self) -> Progress:
+        """The numbers of this moment."""
+        stats = self._buffer.stats()
+        return Progress(
+            seconds=(self._clock.now() if self._ended is None else self._ended) - self._started,
+            events=self._events,
+            nbytes=self._nbytes,
+            batches=self._batches,
+            smallest_batch=self._smallest,
+            largest_batch=self._largest,
+            undelivered=stats.accepted - stats.acked + self.unaccepted,
+        )
+
+    def _carry(self) -> None:
+        """Feed and deliver in lockstep, then deliver what is left."""
+        self._feed()
+        self._deliver()
+
+    # ---------------------------------------------------------------- the feeder
+
+    def _feed(self) -> None:
+        try:
+            for chunk in self.reader:
+                self.position = chunk.locate(len(chunk.data))
+                self.unaccepted += count_lines(chunk.data)
+                self._offer(chunk)
+        except Exception as error:
+            self.source_error = error
+        finally:
+            self._fed.set()
+
+    def _offer(self, chunk: LineChunk) -> None:
+        """Put the lines of `chunk` into the buffer, waiting for room; those left when abandoned stay unaccepted."""
+        if self._rules is None:
+            self._offer_lines(chunk)
+            return
+        parts = self._rules.split(chunk.data)
+        for priority, events in parts:
+            while events and not self._abandoned.is_set():
+                admission = self._buffer.add_events(events, priority=priority, timeout=self._patience())
+                events = events[admission.accepted :]
+                self.unaccepted -= admission.accepted
+                self._deliver_in_step(admission)
+
+    def _offer_lines(self, chunk: LineChunk) -> None:
+        rest = chunk.data
+        while rest and not self._abandoned.is_set():
+            if chunk.unterminated:
+                with self._marking:
+                    admission = self._buffer.add_lines(rest, timeout=0.0, final=True)
+                    if self._leave_open is not None and admission.first_seq is not None:
+                        self._end = (Priority.NORMAL, admission.first_seq)
+                        self._leave_open(*self._end)
+                if not admission.accepted and not self._lockstep:
+                    self._abandoned.wait(_LOOK_SECONDS)  # outside of the lock, or nothing would ever be sent
+            else:
+                admission = self._buffer.add_lines(rest, timeout=self._patience(), final=True)
+            rest = rest[admission.consumed :]
+            self.unaccepted -= admission.accepted
+            self._deliver_in_step(admission)
+
+    def _patience(self) -> float | None:
+        """How long to wait for room. In lockstep nobody else makes any."""
+        return 0.0 if self._lockstep else None
+
+    def _deliver_in_step(self, admission: Admission) -> None:
+        """In lockstep: deliver all that is ready; where something was refused, go on until it can be offered again."""
+        if not self._lockstep:
+            return
+        # A full lane gets room with the first batch. Other refusals name their time, and to ask before would count as demand.
+        full = admission.reason == "full"
+        wait = _LOOK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
+        deadline = time.monotonic() + wait
+        try:
+            while not self._abandoned.is_set():
+                left = max(0.0, deadline - time.monotonic())
+                batch = self._buffer.get_batch(self._batch_size, timeout=min(left, _LOOK_SECONDS))
+                if batch is not None:
+                    self._send(batch)
+                    deadline = 0.0 if full else deadline
+                elif not left:
+                    return
+        except Exception as error:
+            self._give_up(error)
+
+    # ---------------------------------------------------------------- the deliverer
+
+    def _deliver(self) -> None:
+        try:
+            while not self._abandoned.is_set():
+                if self._fed.is_set() and not self._buffer.stats().resident:
+                    return
+                batch = self._buffer.get_batch(self._batch_size, timeout=_LOOK_SECONDS)
+                if batch is not None:
+                    self._send(batch)
+        except Exception as error:
+            self._give_up(error)
+        finally:
+            self._ended = self._clock.now()
+            self._done.set()
+
+    def _give_up(self, error: Exception) -> None:
+        """End the run because of `error`, unless it only says that the run was settled before a batch was through."""
+        if not isinstance(error, BufferClosed):
+            self.sink_error = error
+        self.abandon()
+
+    def _send(self, batch: Batch) -> None:
+        """Send one batch and settle it; raises where the run can not go on."""
+        count, priority = len(batch), int(batch.priority)
+        with self._marking:
+            newlines = count - (self._end == (priority, batch.first_seq + count - 1))
+        nbytes = batch.nbytes + newlines
+        try:
+            self._sink.send(batch)
+        except OSError as error:
+            batch.nack(error)
+            now = self._clock.now()
+            if self._failing_since is None:
+                self._failing_since = now
+            if isinstance(error, SinkGone) or now - self._failing_since >= self._retry_for:
+                raise
+            return
+        except BaseException as error:
+            batch.nack(error)
+            raise
+        batch.ack()
+        self._failing_since = None
+        self._events += count
+        self._nbytes += nbytes
+        self._batches += 1
+        self._smallest = min(self._smallest or count, count)
+        self._largest = max(self._largest, count)
+
+
+def _is_regular(source: str) -> bool:
+    """Whether `source` is a regular file. One that can not be looked at says so when it is read."""
+    try:
+        return stat.S_ISREG((os.fstat(0) if source == "-" else os.stat(source)).st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,96 @@
+"""`forebay top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or any by its directory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from backpressure.cli.pump.arguments import FAILED, OK, USAGE
+from backpressure.cli.top.directory import DirectoryView
+from backpressure.cli.top.server import ServerView
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["main"]
+
+
+class _View(Protocol):
+    """Something to watch. A reading is made from the one before, for the rates."""
+
+    def read(self, before: Any) -> Any: ...
+
+    def screen(self, reading: Any, problem: str | None) -> RenderableType: ...
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `forebay top` with these arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="forebay top",
+        description="Watch a buffer: a running one by its HTTP server, or any by its directory, which is only read.",
+    )
+    parser.add_argument("where", metavar="URL|DIR", help="its HTTP server, as http://127.0.0.1:8127, or its directory")
+    parser.add_argument("--interval", type=_interval, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    parser.add_argument("--once", action="store_true", help="show it once and end")
+    options = parser.parse_args(argv)
+    try:
+        view = DirectoryView(options.where) if os.path.isdir(options.where) else ServerView(options.where)
+    except ValueError as error:
+        print(f"forebay: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        from rich.console import Console
+    except ImportError:
+        print("forebay: top needs rich: pip install 'forebay[cli]'", file=sys.stderr)
+        return FAILED
+    console = Console()
+    if options.once or not console.is_terminal:
+        return _show_once(console, view)
+    try:
+        return _watch(console, view, options.interval)
+    except KeyboardInterrupt:
+        return OK
+
+
+def _show_once(console: Any, view: _View) -> int:
+    """Two readings, for the rates, and their table."""
+    try:
+        before = view.read(None)
+        time.sleep(0.5)
+        console.print(view.screen(view.read(before), None))
+    except (OSError, ValueError) as error:
+        print(f"forebay: {error}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _watch(console: Any, view: _View, interval: float) -> int:
+    from rich.live import Live
+    from rich.text import Text
+
+    reading = None
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            begun = time.monotonic()
+            problem = None
+            try:
+                reading = view.read(reading)
+            except (OSError, ValueError) as error:
+                problem = str(error)
+            nothing = Text(problem or "", style="bold red")
+            live.update(nothing if reading is None else view.screen(reading, problem), refresh=True)
+            time.sleep(max(0.0, interval - (time.monotonic() - begun)))
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return seconds

@@ -1,0 +1,1 @@
+"""From a buffer to a sink."""

@@ -1,0 +1,151 @@
+"""What one connection may take of the server, before any request of it is complete: uvicorn itself sets no limit there.
+
+    requests      33 at a time on one connection
+    heads         of max_head_bytes at most, trailers and the framing of chunks included: else 431
+    time          head_timeout seconds from a connection's begin, or the end of a response, to the end of the next head
+    reading       a client that does not read what it asked for is dropped after send_timeout seconds
+    connections   max_connections at a time; who comes too late gets 503
+
+Whoever can reach the port can open connections and send bytes, with or without the token: none of that may fill the memory or use
+up the file descriptors, which the disk tier needs as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import sys
+import time
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backpressure.base.log_limiter import LogLimiter
+from backpressure.http.config import HttpConfig
+from backpressure.http.guard import client_of
+
+__all__ = ["LimitedProtocol", "limited"]
+
+_log = logging.getLogger("backpressure")
+
+# Requests that wait on one connection. Nobody sends so many, and one packet may hold thousands, each of which takes some KiB.
+_MOST_PIPELINED: Final = 32
+# struct linger: on, 0 s.
+_NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+def limited(config: HttpConfig) -> type[LimitedProtocol]:
+    """The protocol class for a server with these limits."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": config, "few_lines": LogLimiter()})
+
+
+class _Ended(Exception):
+    """Ends the parser."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Made by the server, in its event loop."""
+
+    limits: HttpConfig
+    few_lines: LogLimiter  #: whoever sends rubbish must not fill the disk with what is logged about it
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._unaccounted = 0  #: bytes since the last end of a head, a message, or piece of a body
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ connections and time
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            problem = f"more than {self.limits.max_connections} connections"
+            self._refuse(b"503 Service Unavailable", problem, b"retry-after: 5\r\n")
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._head_timer)
+        _cancel(self._send_timer)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # A request that was sent meanwhile may have begun already.
+        if not self.transport.is_closing() and self.cycle.response_complete:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        _cancel(self._head_timer)
+        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._too_slow)
+
+    def _too_slow(self) -> None:
+        # No line in the log: browsers open connections that they may need, and say nothing on them.
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(self.limits.send_timeout, self._give_up, "the client does not read")
+
+    def resume_writing(self) -> None:
+        _cancel(self._send_timer)
+        super().resume_writing()
+
+    # ------------------------------------------------------------ bytes
+
+    def data_received(self, data: bytes) -> None:
+        self._unaccounted += len(data)
+        super().data_received(data)
+        if self._unaccounted > self.limits.max_head_bytes and not self.transport.is_closing():
+            problem = f"a head of more than {self.limits.max_head_bytes:,} bytes"
+            if self.cycle is None or self.cycle.response_complete:
+                self._refuse(b"431 Request Header Fields Too Large", problem)
+            else:
+                self._give_up(problem)
+
+    def on_headers_complete(self) -> None:
+        self._unaccounted = 0
+        _cancel(self._head_timer)
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._give_up(f"more than {_MOST_PIPELINED} requests before the first one was answered")
+            raise _Ended  # the parser stops in the midst of what came
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unaccounted = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unaccounted = 0
+        super().on_message_complete()
+
+    # ------------------------------------------------------------ ends
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"400 Bad Request", "no HTTP")
+
+    def _refuse(self, status: bytes, problem: str, header: bytes = b"") -> None:
+        if self.transport.is_closing():
+            return
+        self._tell(problem)
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + header + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+
+    def _give_up(self, problem: str) -> None:
+        self._tell(problem)
+        # Else the system keeps what was not read, some MiB, and tries for minutes to get rid of it.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def _tell(self, problem: str) -> None:
+        if times := self.few_lines.add(problem, 1, time.monotonic()):
+            client = client_of({"client": self.client})
+            _log.warning("connection ended, by %s: %s (%d such since the last line)", client, problem, times)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

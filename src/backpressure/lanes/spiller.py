@@ -1,0 +1,174 @@
+"""Spiller: the thread that moves events from the rings to the disk, and makes them durable.
+
+`Durability.PROCESS`: only under pressure, when a ring is more than half full, and then down to a quarter. INTERVAL and COMMIT:
+all the time, and every `sync_interval` what was written is synced, once for all events that came meanwhile (group commit).
+
+A disk that is full, or fails, is tried again after a pause, for ever: then the rings fill, and `when_full` says what becomes of
+new events. Producers never wait for this thread, except to be durable (COMMIT).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from backpressure.base.errors import DiskFull, NotNow
+from backpressure.base.wakeup import Wakeup
+from backpressure.lanes.durable_lane import DurableLane
+
+__all__ = ["Spiller"]
+
+_log = logging.getLogger("backpressure")
+
+# Spilling begins in time to keep up, at half a ring, and goes on until it need not begin again at once.
+_HIGH: Final = 0.5
+_LOW: Final = 0.25
+# How often (seconds) the rings are looked at: a ring of 64 MiB fills in no less where the lines are real.
+_LOOK: Final = 0.01
+# So far ahead of the producers (bytes) a ring that fills is made ready, at each look: what comes until the next one at 1.6 GB a
+# second, which is also about what one thread can make ready.
+_WARM_AHEAD: Final = 16 << 20
+# Pause (seconds) after the disk refused: room comes back in seconds rather than in microseconds.
+_PAUSE: Final = 0.2
+# The same complaint goes to the log this often (seconds) at most.
+_LOG_INTERVAL: Final = 10.0
+
+
+class Spiller:
+    """One thread for all lanes of a buffer."""
+
+    def __init__(
+        self,
+        lanes: Sequence[DurableLane],
+        *,
+        sync_interval: float | None,
+        max_disk_bytes: int | None,
+        make_room: Callable[[DurableLane], bool],
+        moved: Callable[[], object],
+        failed: Callable[[NotNow | None], object],
+    ) -> None:
+        """sync_interval: None spills under pressure only. make_room(lane): drop something less urgent; whether it did.
+        moved: called when rings have room, or events became durable. failed: called with the error when the disk refuses,
+        and None when it has recovered.
+        """
+        self._lanes = lanes
+        self._interval = sync_interval
+        self._max_disk_bytes = max_disk_bytes
+        self._make_room = make_room
+        self._moved = moved
+        self._failed = failed
+        self._wake = threading.Event()
+        self._durable = Wakeup()
+        self._stop = False
+        self._logged_at = float("-inf")
+        #: Why the disk refuses at present, or None.
+        self.error: NotNow | None = None
+        self._thread = threading.Thread(target=self._run, name="backpressure-spiller", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the piece at hand."""
+        self._stop = True
+        self._wake.set()
+        self._durable.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Look at the rings now."""
+        self._wake.set()
+
+    def wait_durable(self, lane: DurableLane, seq: int) -> bool:
+        """Wait until every event of the lane below `seq` is durable; False: the spiller was stopped before."""
+        while lane.durable_seq < seq:
+            if self._stop:
+                return lane.durable_seq >= seq
+            self._wake.set()
+            self._durable.wait(lambda: self._stop or lane.durable_seq >= seq, 1.0)
+        return True
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        look = _LOOK if self._interval is None else max(self._interval, 0.0005)
+        while not self._stop:
+            self._wake.wait(_PAUSE if self.error is not None else look)
+            self._wake.clear()
+            if self._stop:
+                return
+            try:
+                moved = self._round()
+            except NotNow as error:
+                self._refused(error)
+                continue
+            except Exception:
+                # A fault of ours, or of a store: say so, and go on; the rings still hold what is owed.
+                _log.exception("spilling failed")
+                time.sleep(_PAUSE)
+                continue
+            if self.error is not None:
+                self.error = None
+                _log.warning("the disk takes events again")
+                self._failed(None)
+            if moved:
+                self._moved()
+
+    def _round(self) -> bool:
+        """Look at each lane once; whether anything was moved."""
+        moved = False
+        error: NotNow | None = None
+        for lane in self._lanes:
+            try:
+                moved = self._spill(lane) or moved
+                if self._interval is not None and lane.store.durable_seq < lane.store.end_seq:
+                    lane.store.sync()
+                    moved = True
+            except NotNow as refused:
+                # The other lanes have a chance of their own.
+                error = refused
+        # Also where nothing was moved: what consumers have acked meanwhile need not be durable any more.
+        self._durable.notify()
+        if error is not None:
+            raise error
+        return moved
+
+    def _spill(self, lane: DurableLane) -> bool:
+        moved = False
+        lane.ring.warm_ahead(_WARM_AHEAD)
+        fill = lane.fill()
+        target = 0.0 if self._interval is not None else _LOW
+        if self._interval is None and fill < _HIGH:
+            return False
+        while not self._stop:
+            self._check_budget(lane)
+            if not lane.spill(min(max((fill - _HIGH) / (1.0 - _HIGH), 0.0), 1.0)):
+                break
+            moved = True
+            lane.ring.warm_ahead(_WARM_AHEAD)
+            fill = lane.fill()
+            if fill <= target and (self._interval is None or not lane.ring.used_bytes):
+                break
+        return moved
+
+    def _check_budget(self, lane: DurableLane) -> None:
+        if self._max_disk_bytes is None:
+            return
+        while sum(one.store.bytes_on_disk for one in self._lanes) >= self._max_disk_bytes:
+            if not self._make_room(lane):
+                lane.over_budget += 1
+                raise DiskFull(f"the buffer's files have reached max_disk_bytes ({self._max_disk_bytes:,})", retry_after=_PAUSE)
+
+    def _refused(self, error: NotNow) -> None:
+        before, self.error = self.error, error
+        now = time.monotonic()
+        if before is None or now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
+            _log.warning("the disk takes no events at present: %s", error)
+        if before is None:
+            self._failed(error)

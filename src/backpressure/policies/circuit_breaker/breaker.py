@@ -1,0 +1,650 @@
+"""A circuit breaker: stop calling what fails, and find out with a few probes when it works again.
+
+    state         admits                               results of its own permits
+    CLOSED        every call; while ramping up a       fill the rolling windows, which may trip the breaker
+                  growing share of them
+    OPEN          none, until the open time is over;   a success of a canary leads to HALF_OPEN
+                  then, with `canary`, one by one
+    HALF_OPEN     `half_open_requests` probes          decide: back to CLOSED, or OPEN again
+    FORCED_OPEN   none, until `reset()`                -
+    DISABLED      every call                           fill the windows, and change nothing
+
+Invariants
+ 1. A permit belongs to the generation of the state that gave it. Every change of state starts a new
+    generation; a result from an earlier one is counted in the metrics and touches neither window nor state.
+ 2. A permit has one result. Any further report for it is counted as a duplicate and does nothing.
+ 3. In HALF_OPEN, probes that are out plus probe results never exceed `half_open_requests`. An ignored probe
+    gives its slot back. A probe has a lease: once that is over and no slot is free, the next caller takes
+    its slot and its result is late. So a probe that never answers can not hold the breaker in HALF_OPEN. One
+    whose permit is dropped (a batch that is neither acked nor nacked) gives its slot back at once.
+ 4. HALF_OPEN is decided by `min(min_requests, half_open_requests)` results: enough to judge by, and
+    reachable. It opens again as soon as so many of them have failed that the rate can not come out below
+    its threshold.
+ 5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire` that finds the open
+    time over, and `state` shows OPEN until then. With `canary` that call only goes as one, and after it, answered or not, the
+    next one each `reset_timeout / half_open_requests`; the first that succeeds counts as the first probe. So never more
+    calls than probes go to a dead callee within a reset timeout, and its return shows within a second or two.
+ 6. Time never runs backwards in here: a clock that steps back counts as one that stood still.
+ 7. A call takes the lock unless nothing it can do would change the state: see `circuit.turnstile`.
+
+The open time grows a little with every trip that follows too soon, and with every half-open period in which no
+probe succeeded; where one did, it starts over: see `circuit.reset_time`.
+
+After the probes have closed it, a breaker with a `ramp_up_time` admits a share that grows evenly from a tenth to all:
+every tenth call at first, every second one half-way. A lone caller that waits `retry_after` is admitted when it comes
+back, however few others ask.
+
+Safe for any thread and any task. The lock is held for a few attribute updates, never while the caller's
+function or `on_change` runs; calls of `on_change` from two threads may therefore overlap.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import CircuitOpenError
+from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
+from backpressure.policies.circuit_breaker.fast_path import Turnstile
+from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
+from backpressure.policies.circuit_breaker.permit import Outcome, Permit, Probe, held, innermost
+from backpressure.policies.circuit_breaker.probes import Probes
+from backpressure.policies.circuit_breaker.ramp import Ramp
+from backpressure.policies.circuit_breaker.reset_time import ResetTime
+from backpressure.policies.circuit_breaker.state import NEXT, Cause, State
+from backpressure.policies.circuit_breaker.windows import CountWindow, TimeWindow
+
+__all__ = ["CircuitBreaker", "CircuitBreakerConfig", "CircuitBreakerMetrics", "Permit", "State"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_log = logging.getLogger("backpressure")
+
+# Of probes that are out most answer long before their lease ends: ask again after this part of the interval.
+_GLANCES: Final = 10
+
+# A share that is judged after every call exceeds the true one by a few standard deviations sooner or later, by mere chance. By so
+# many it does not within years. Less has to last: a callee that fails right at the threshold for a few seconds, and does most of
+# its work, is not gone (in the flapping of bench/overload each trip cost half a minute of it).
+_DEVIATIONS: Final = 4.0
+
+# What most functions return, and nobody awaits. To ask a type for what it has not costs a third of a guarded call before 3.12.
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict, set))
+
+_Change = tuple[State, State, str]
+
+
+class CircuitBreaker:
+    """Admits or refuses calls by how earlier ones went.
+
+    `clock` gives the time, `rng` the jitter. `on_change(old, new, reason)` is called after every change of
+    state, in the thread that caused it, with no lock held; an exception out of it is logged.
+
+    As a context manager (`with`, `async with`) and as a decorator of a plain or `async` function it raises
+    CircuitOpenError instead of admitting, and reports by the exception that leaves the block. A timeout
+    that should count as a failure belongs inside the block: from outside it arrives as a cancellation,
+    which is ignored.
+    """
+
+    def __init__(
+        self,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        on_change: Callable[[State, State, str], object] | None = None,
+    ) -> None:
+        self.config: Final = config if config is not None else CircuitBreakerConfig()
+        # Bound once: an attribute look-up less for every call.
+        self._read: Final = (clock if clock is not None else MonotonicClock()).now
+        self._on_change = on_change
+        self._lock = threading.Lock()
+
+        cfg = self.config
+        self._reading = self._read()
+        self._lag = 0.0
+        self._state = State.CLOSED
+        self._since = self._reading  # when the present state was entered
+        self._open_until = 0.0
+        self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
+        self._window = TimeWindow(cfg.monitoring_interval, self._reading)
+        self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
+        # Since when the window of seconds has been over a threshold; None: it is not.
+        self._over_since: float | None = None
+        # All windows, each of which may trip.
+        self._windows: tuple[TimeWindow | CountWindow, ...] = (self._window, *([self._last] if self._last is not None else ()))
+        self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
+        self._ramp: Ramp | None = None
+        # One for each generation; changed under the lock, read without it.
+        self._turnstile = Turnstile(self, generation=0)
+
+        self._admitted = self._rejected = 0
+        self._succeeded = self._failed = self._ignored = self._slow = 0
+        self._late = self._duplicates = self._trips = 0
+        self._set_turnstile()
+
+    # --- permits
+
+    def try_acquire(self) -> Permit | None:
+        """Leave for one call, or None where the breaker lets nothing through now (see `retry_after`)."""
+        turnstile = self._turnstile
+        try:
+            turnstile.admissions.pop()
+        except IndexError:
+            pass  # `_admit` from in here would have this as the context of errors in `on_change`
+        else:
+            permit = Permit()  # filled in here, as one call more would cost a tenth of all
+            permit._answer = [None]
+            permit._turnstile = turnstile
+            return permit
+        return self._admit()
+
+    def retry_after(self) -> float:
+        """Seconds until it is worth asking again; 0.0 where a call would be admitted now.
+
+        Exact while OPEN; while ramping up, as far as nobody else asks before. With every probe slot taken it is the time
+        to the end of the oldest lease, at most a tenth of `monitoring_interval`, as probes mostly answer long before.
+        FORCED_OPEN has no known end: `reset_timeout`, as a pace to poll at.
+        """
+        with self._lock:
+            now = self._now()
+            self._probes.collect()
+            return self._wait(now)
+
+    def record_many(self, ok: int, failed: int) -> None:
+        """Count results of calls without a permit, such as the parts of a batch; ValueError if negative.
+
+        They can trip a closed breaker. In other states they feed the metrics only: probes alone decide
+        HALF_OPEN.
+        """
+        if ok < 0 or failed < 0:
+            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        if ok == failed == 0:
+            return
+        change: _Change | None = None
+        with self._lock:
+            now = self._catch_up()
+            self._succeeded += ok
+            self._failed += failed
+            if self._state is State.CLOSED or self._state is State.DISABLED:
+                self._add(ok + failed, failed, 0)
+                change = self._judge(now)
+            self._set_turnstile()
+        if change is not None:
+            self._notify(change)
+
+    # --- calls
+
+    def call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """`fn(*args, **kwargs)` under a permit, its result reported; CircuitOpenError where there is none.
+
+        Where `fn` is an `async` function the permit is taken now, and the result reported when the
+        coroutine ends.
+        """
+        # On the healthy path no permit need be made: the turnstile does the counting, and without another Python call.
+        turnstile = self._turnstile
+        try:
+            turnstile.admissions.pop()
+        except IndexError:
+            pass  # the call from in here would have this as the context of its errors
+        else:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                _fill(Permit(), turnstile).failure(error)
+                raise
+            plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+            if plain and turnstile.since <= turnstile.read() < turnstile.until:
+                try:
+                    turnstile.successes.pop()
+                    return result
+                except IndexError:
+                    pass
+            return _finish(_fill(Permit(), turnstile), result)
+        return self._call(fn, *args, **kwargs)
+
+    def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Decorate a plain or `async` function; TypeError for a generator, which works after it returned."""
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TypeError(f"a generator can not be guarded as a call; use `with breaker:` inside {fn!r}")
+        if inspect.iscoroutinefunction(fn):
+
+            @functools.wraps(fn)
+            async def call_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+                permit = self._acquire()
+                try:
+                    result = await fn(*args, **kwargs)
+                except BaseException as error:
+                    permit.failure(error)
+                    raise
+                permit.success()
+                return result
+
+            return cast(Callable[_P, _R], call_async)
+
+        read = self._read
+
+        @functools.wraps(fn)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            # The body of `call` once more: to call it from here would cost as much again (bench/compare).
+            turnstile = self._turnstile
+            try:
+                turnstile.admissions.pop()
+            except IndexError:
+                pass
+            else:
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    _fill(Permit(), turnstile).failure(error)
+                    raise
+                plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+                if plain and turnstile.since <= read() < turnstile.until:
+                    try:
+                        turnstile.successes.pop()
+                        return result
+                    except IndexError:
+                        pass
+                return _finish(_fill(Permit(), turnstile), result)
+            return self._call(fn, *args, **kwargs)
+
+        return call
+
+    # A block is entered and left on the healthy path without another Python call, which saves a twelfth of the whole: what
+    # `try_acquire`, `innermost` and `Permit.success` do there is done in line.
+
+    def __enter__(self) -> Permit:
+        turnstile = self._turnstile
+        permit = None
+        try:
+            turnstile.admissions.pop()
+        except IndexError:
+            pass  # as in `try_acquire`
+        else:
+            permit = Permit()
+            permit._answer = [None]
+            permit._turnstile = turnstile
+        if permit is None:
+            permit = self._acquire()
+        outer = held.get()
+        permit._outer = outer if outer is None or not outer._left else innermost(outer)
+        permit._left = False
+        held.set(permit)
+        return permit
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        permit = held.get()
+        if permit is None or permit._left or permit._turnstile.owner is not self:
+            permit = innermost(permit, self)
+            if permit is None:
+                return  # entered in another context, as some test frameworks split fixtures: its lease runs out
+        permit._left = True
+        if error is not None:
+            permit.failure(error)
+            return
+        try:
+            permit._answer.pop()
+        except IndexError:
+            self._repeated()
+            return
+        turnstile = permit._turnstile
+        if turnstile.since <= turnstile.read() < turnstile.until:
+            try:
+                turnstile.successes.pop()
+                return
+            except IndexError:
+                pass
+        self._settle(permit, Outcome.OK, None)
+
+    async def __aenter__(self) -> Permit:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(kind, error, trace)
+
+    # --- by hand
+
+    def reset(self) -> None:
+        """To CLOSED with an empty window and all trips forgotten; also ends FORCED_OPEN and DISABLED."""
+        self._command(Cause.RESET, "reset by hand")
+
+    def force_open(self) -> None:
+        """Refuse every call until `reset()`."""
+        self._command(Cause.FORCED, "forced open by hand")
+
+    def disable(self) -> None:
+        """Admit every call, whatever happens, until `reset()`; results are still counted."""
+        self._command(Cause.DISABLED, "disabled by hand")
+
+    # --- reading
+
+    @property
+    def state(self) -> State:
+        """The state. OPEN stays OPEN until an acquire finds the open time over: reading changes nothing."""
+        return self._state
+
+    def metrics(self) -> CircuitBreakerMetrics:
+        """A frozen snapshot; what is too old for the window is dropped first."""
+        with self._lock:
+            now = self._catch_up()
+            self._set_turnstile()
+            window, last, probes = self._window, self._last, self._probes
+            return CircuitBreakerMetrics(
+                state=self._state,
+                generation=self._turnstile.generation,
+                window_calls=window.calls,
+                window_failures=window.failed,
+                window_slow=window.slow,
+                last_calls=last.calls if last is not None else 0,
+                last_failures=last.failed if last is not None else 0,
+                last_slow=last.slow if last is not None else 0,
+                failure_rate=window.failed / window.calls if window.calls else 0.0,
+                slow_call_rate=window.slow / window.calls if window.calls else 0.0,
+                probes_out=probes.out,
+                probe_results=probes.results,
+                probe_failures=probes.failed,
+                admitted=self._admitted,
+                rejected=self._rejected,
+                succeeded=self._succeeded,
+                failed=self._failed,
+                ignored=self._ignored,
+                slow=self._slow,
+                late=self._late,
+                duplicates=self._duplicates,
+                lost_probes=probes.lost,
+                trips=self._trips,
+                remembered_trips=self._reset_time.remembers(self._healthy(now)),
+                open_time=self._reset_time.last,
+                admitted_share=self._share(now),
+                retry_after=self._wait(now),
+            )
+
+    def __repr__(self) -> str:
+        return f"<CircuitBreaker {self._state.name} generation={self._turnstile.generation}>"
+
+    # --- below: what is called with the lock held
+
+    def _now(self) -> float:
+        """The clock, made to never run backwards. Read under the lock: readings are in the order of use."""
+        reading = self._read()
+        if reading < self._reading:
+            self._lag += self._reading - reading
+            self._turnstile.until = -math.inf  # it has to be told anew
+        self._reading = reading
+        return reading + self._lag
+
+    def _catch_up(self) -> float:
+        """The time, and the windows and probes as of it, with all that went through the turnstile."""
+        now = self._now()
+        self._take(self._turnstile.count())
+        self._window.roll(now)
+        if self._over_since is not None and self._over(self._window) is None:
+            self._over_since = None
+        self._probes.collect()
+        if self._ramp is not None and now >= self._ramp.until:
+            self._ramp = None
+        return now
+
+    def _take(self, passed: tuple[int, int]) -> None:
+        """Count what went through the turnstile."""
+        admitted, succeeded = passed
+        self._admitted += admitted
+        self._succeeded += succeeded
+        if succeeded:
+            self._add(succeeded, 0, 0)
+
+    def _add(self, calls: int, failed: int, slow: int) -> None:
+        for window in self._windows:
+            window.add(calls, failed, slow)
+
+    def _calm(self) -> bool:
+        """Whether no success could trip. It can only where the rate of failure is that high already, and it is the one that makes
+        the calls enough, or the first after others have left the window; below the threshold it lowers the rate."""
+        threshold = self.config.failure_threshold
+        return not any(window.failed and window.failed / window.calls >= threshold for window in self._windows)
+
+    def _set_turnstile(self) -> None:
+        """Have it open exactly while no success could change the state or needs to be timed."""
+        watched = self._ramp is not None or self.config.slow_call_duration is not None
+        if self._state is not State.CLOSED or watched or not self._calm():
+            self._take(self._turnstile.shut())
+        else:
+            self._turnstile.open(self._reading, self._window.until - self._lag)
+
+    def _share(self, now: float) -> float:
+        if self._state is State.CLOSED:
+            return self._ramp.share(now) if self._ramp is not None else 1.0
+        return 1.0 if self._state is State.DISABLED else 0.0
+
+    def _wait(self, now: float) -> float:
+        if self._state is State.OPEN:
+            return max(0.0, self._open_until - now)
+        if self._state is State.FORCED_OPEN:
+            return self.config.reset_timeout
+        if self._state is State.HALF_OPEN:
+            return self._probes.wait(now, self.config.monitoring_interval / _GLANCES)
+        if self._ramp is not None:
+            return self._ramp.wait(now)
+        return 0.0
+
+    def _judge(self, now: float) -> _Change | None:
+        """Trip where a window says so. Called after results, in CLOSED and DISABLED."""
+        if self._state is not State.CLOSED:
+            return None
+        if not self._calm():
+            self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
+        for window in self._windows:
+            why = self._over(window)
+            if why is not None and (window is self._last or self._is_beyond_doubt(now)):
+                return self._go(Cause.TRIPPED, now, why)
+        return None
+
+    def _over(self, window: TimeWindow | CountWindow) -> str | None:
+        """Which threshold it reaches, if it holds enough calls to tell."""
+        if window.calls < self.config.min_requests:
+            return None
+        return self.config.over(window.failed, window.slow, window.calls)
+
+    def _is_beyond_doubt(self, now: float) -> bool:
+        """Whether the window of seconds, which is over a threshold, is so by far, for long, or in all that there ever was.
+
+        Of few calls, less than twice those that were asked for, the share is taken at its word.
+        """
+        config, window = self.config, self._window
+        if self._over_since is None:
+            self._over_since = now
+        if now - self._over_since >= config.monitoring_interval / 2.0 or window.is_new or window.calls < 2 * config.min_requests:
+            return True
+        return config.over(window.failed, window.slow, window.calls, _DEVIATIONS) is not None
+
+    def _judge_probes(self, now: float) -> _Change | None:
+        """Leave HALF_OPEN where its results decide."""
+        probes, quorum = self._probes, self.config.quorum
+        # Shares of the whole quorum, not of what is in so far: this reopens once no further success could help.
+        why = self.config.over(probes.failed, probes.slow, quorum)
+        if why is not None:
+            return self._go(Cause.PROBES_FAILED, now, f"probes: {why}")
+        if probes.results >= quorum:
+            return self._go(Cause.PROBES_PASSED, now, f"{probes.failed} of {probes.results} probes failed")
+        return None
+
+    def _go(self, cause: Cause, now: float, reason: str) -> _Change:
+        """Change state by the table, and set up what the new state starts with."""
+        old = self._state
+        new = NEXT[old, cause]
+        self._take(self._turnstile.shut())
+        ramps = cause is Cause.PROBES_PASSED and self.config.ramp_up_time > 0.0
+        self._ramp = Ramp(now, self.config.ramp_up_time) if ramps else None
+        if new is State.OPEN:
+            answered = self._probes.failed < self._probes.results
+            self._open_until = now + self._reset_time.trip(self._healthy(now), answered)
+            self._trips += 1
+        elif new is State.CLOSED or new is State.DISABLED:
+            self._over_since = None
+            for window in self._windows:
+                window.clear()
+            if cause is Cause.RESET:
+                self._reset_time.forget()
+        self._probes.clear()
+        self._state = new
+        self._turnstile = Turnstile(self, self._turnstile.generation + 1)
+        self._since = now
+        return old, new, reason
+
+    def _healthy(self, now: float) -> float:
+        """Seconds spent in CLOSED until now; 0.0 in other states."""
+        return now - self._since if self._state is State.CLOSED else 0.0
+
+    # --- below: what takes the lock itself
+
+    def _admit(self) -> Permit | None:
+        """As `try_acquire`, under the lock."""
+        change: _Change | None = None
+        permit: Permit | None = None
+        with self._lock:
+            now = self._catch_up()
+            if self._state is State.OPEN and now >= self._open_until:
+                if self.config.canary:
+                    permit = _fill(Permit(), self._turnstile, now)
+                    # Whatever becomes of it: one in this time, and so no more than the probes in a reset time.
+                    length = max(self._reset_time.last, self.config.reset_timeout)
+                    self._open_until = now + length / self.config.half_open_requests
+                else:
+                    change = self._go(Cause.WAITED, now, "the open time is over")
+            self._set_turnstile()
+            state = self._state
+            if state is State.HALF_OPEN:
+                number = self._probes.take(now)
+                if number is not None:
+                    probe = Probe()
+                    probe._number = number
+                    permit = _fill(probe, self._turnstile, now)
+            elif state is State.DISABLED or (state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))):
+                permit = _fill(Permit(), self._turnstile, now)
+            if permit is None:
+                self._rejected += 1
+            else:
+                self._admitted += 1
+        if change is not None:
+            self._notify(change)
+        return permit
+
+    def _settle(self, permit: Permit, outcome: Outcome, latency: float | None) -> None:
+        """Take the first result of a permit."""
+        opened: _Change | None = None
+        change: _Change | None = None
+        with self._lock:
+            now = self._catch_up()
+            held_slot = permit._number is not None and self._probes.give_back(permit._number)
+            canary = self._state is State.OPEN and permit._turnstile is self._turnstile
+            if outcome is Outcome.IGNORED:
+                self._ignored += 1
+                if canary:
+                    self._open_until = min(self._open_until, now)  # another one may go
+                return
+            failed = 1 if outcome is Outcome.FAILED else 0
+            self._failed += failed
+            self._succeeded += 1 - failed
+            slow = 0
+            limit = self.config.slow_call_duration
+            if limit is not None and (latency if latency is not None else now - permit._since) >= limit:
+                slow = 1
+                self._slow += 1
+            if permit._turnstile is not self._turnstile or (self._state is State.HALF_OPEN and not held_slot):
+                self._late += 1
+                return
+            if canary and not failed:
+                opened = self._go(Cause.ANSWERED, now, "a canary succeeded")
+                self._probes.count(failed, slow)
+                change = self._judge_probes(now)
+            elif canary:
+                pass  # the next one has its time already
+            elif self._state is State.HALF_OPEN:
+                self._probes.count(failed, slow)
+                change = self._judge_probes(now)
+            else:
+                self._add(1, failed, slow)
+                change = self._judge(now)
+            self._set_turnstile()
+        for each in (opened, change):
+            if each is not None:
+                self._notify(each)
+
+    def _repeated(self) -> None:
+        """Count one more result of a permit that had its result."""
+        with self._lock:
+            self._duplicates += 1
+
+    def _command(self, cause: Cause, reason: str) -> None:
+        with self._lock:
+            change = self._go(cause, self._catch_up(), reason)
+            self._set_turnstile()
+        self._notify(change)
+
+    # --- below: what is called without it
+
+    def _acquire(self) -> Permit:
+        """A permit, or CircuitOpenError."""
+        permit = self.try_acquire()
+        if permit is None:
+            raise self._refusal()
+        return permit
+
+    def _refusal(self) -> CircuitOpenError:
+        return CircuitOpenError(f"the circuit breaker is {self._state.name} and lets no call through", self.retry_after())
+
+    def _call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """`call`, with a permit."""
+        permit = self._acquire()
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            permit.failure(error)
+            raise
+        return _finish(permit, result)
+
+    def _notify(self, change: _Change) -> None:
+        """A new generation of the same state is no news."""
+        old, new, reason = change
+        if self._on_change is None or old is new:
+            return
+        try:
+            self._on_change(old, new, reason)
+        except Exception:
+            # It must not turn the caller's finished call into a failed one.
+            _log.exception("on_change %r failed at %s -> %s", self._on_change, old.name, new.name)
+
+
+def _fill(permit: Permit, turnstile: Turnstile, since: float = 0.0) -> Permit:
+    """What the constructor of a permit would do."""
+    permit._answer = [None]
+    permit._turnstile = turnstile
+    permit._since = since
+    return permit
+
+
+def _finish(permit: Permit, result: _R) -> _R:
+    """Report a call that returned; where it returned a coroutine, when that has ended."""
+    if isinstance(result, Coroutine):
+        return cast(_R, _guarded(permit, result))
+    permit.success()
+    return result
+
+
+async def _guarded(permit: Permit, work: Coroutine[Any, Any, _R]) -> _R:
+    """Await `work` and report how it went."""
+    try:
+        result = await work
+    except BaseException as error:
+        permit.failure(error)
+        raise
+    permit.success()
+    return result

@@ -1,0 +1,113 @@
+"""What a caller holds between asking and answering."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from backpressure.policies.circuit_breaker.fast_path import Turnstile
+
+if TYPE_CHECKING:
+    from backpressure.policies.circuit_breaker.breaker import CircuitBreaker
+
+__all__ = ["Outcome", "Permit", "Probe", "held", "innermost"]
+
+
+class Outcome(Enum):
+    OK = "ok"
+    FAILED = "failed"
+    IGNORED = "ignored"
+
+
+class Permit:
+    """Leave for one call. Report its result once, from any thread; a second report does nothing.
+
+    `generation` is that of the state which gave it.
+    """
+
+    __slots__ = ("_answer", "_left", "_outer", "_since", "_turnstile")
+
+    # There is no `__init__`: it would add a sixth to what a permit costs from end to end. The breaker fills these in.
+    _turnstile: Turnstile  # of the generation that gave it: where a success may be counted without the lock
+    _answer: list[None]  # whoever takes the None out gives the result; `pop` is atomic with and without the GIL
+    _since: float  # when it was given; only where slow calls are watched
+    _outer: Permit | None  # of a `with` block: the one around it, and whether it is over
+    _left: bool
+
+    _number: int | None = None
+
+    def success(self, latency: float | None = None) -> None:
+        """The call succeeded. `latency` is in seconds; None takes the time since the permit was given."""
+        try:
+            self._answer.pop()
+        except IndexError:
+            self._turnstile.owner._repeated()
+            return
+        turnstile = self._turnstile
+        if turnstile.since <= turnstile.read() < turnstile.until:
+            try:
+                turnstile.successes.pop()
+                return
+            except IndexError:
+                pass
+        turnstile.owner._settle(self, Outcome.OK, latency)
+
+    def failure(self, error: BaseException | None = None) -> None:
+        """The call failed; or `ignore()`, where the config ignores `error` or it is not an `Exception`."""
+        ignored = error is not None and (
+            not isinstance(error, Exception) or isinstance(error, self._turnstile.owner.config.ignored_exceptions)
+        )
+        self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
+
+    def ignore(self) -> None:
+        """The call says nothing about the callee, or was never made: gives the slot back."""
+        self._report(Outcome.IGNORED)
+
+    def _report(self, outcome: Outcome) -> None:
+        try:
+            self._answer.pop()
+        except IndexError:
+            self._turnstile.owner._repeated()
+            return
+        self._turnstile.owner._settle(self, outcome, None)
+
+    @property
+    def generation(self) -> int:
+        return self._turnstile.generation
+
+    @property
+    def _done(self) -> bool:
+        return not self._answer
+
+    def __repr__(self) -> str:
+        return f"<Permit generation={self.generation} {'settled' if self._done else 'out'}>"
+
+
+class Probe(Permit):
+    """A permit that holds a slot of HALF_OPEN, which is free again as soon as nobody has the permit any more."""
+
+    __slots__ = ("_number",)
+
+    _number: int
+
+    def __del__(self) -> None:
+        # No lock may be taken here: a collection can run in the middle of a method that holds it.
+        self._turnstile.owner._probes.dropped.append(self._number)
+
+
+# The permit of the innermost `with` block that this thread or task has entered, and through it those around it. They are
+# marked when they are left, not taken off, since the second change of the variable would cost more than all the rest; so the
+# last one stays until the next comes. One variable for all breakers: a context keeps every variable that was ever set
+# in it, so one for each breaker would leak.
+held: Final[ContextVar[Permit | None]] = ContextVar("backpressure_permits", default=None)
+
+
+def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> Permit | None:
+    """The first block, from this one outwards, that has not been left; of that breaker, where one is given.
+
+    That need not be the first of all, as generators may leave their blocks out of order.
+    """
+    while permit is not None and (permit._left or (breaker is not None and permit._turnstile.owner is not breaker)):
+        permit = permit._outer
+    return permit

@@ -1,0 +1,352 @@
+"""Decides how many of the offered events may enter now: by total rate, by priority, by what the sink bears.
+
+Total. One token bucket: over any span of time no more is admitted than rate * time + burst, exactly.
+
+Shares. Each priority has a guaranteed share of the pool and borrows what others leave: see priority_shares.py.
+
+Delay. While the queue stands, what would wait too long is refused, the least urgent first: see delay_bound.py.
+
+Emergency. When the sink fails too much, demand is shed, the least urgent first: see emergency_mode.py.
+
+Thread safety: any thread may call any method. One lock, held for microseconds; `on_change` runs after it
+was let go. A clock that goes back counts as one that stood still for a moment, and goes on from there:
+nothing is credited twice, and nothing waits for the clock to catch up.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import ConfigError
+from backpressure.base.priority import PRIORITY_LEVELS, check_priority
+from backpressure.base.validation import check_bool, check_fields, check_number
+from backpressure.policies.flow_control_manager.delay_bound import DelayBound
+from backpressure.policies.flow_control_manager.emergency_mode import Change, EmergencyMode, EmergencyModeConfig, EmergencyState
+from backpressure.policies.flow_control_manager.priority_shares import PriorityShares
+from backpressure.policies.flow_control_manager.sliding_counts import SlidingCounts
+from ringbuf import TokenBucket
+
+__all__ = ["EmergencyModeConfig", "FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
+
+# The admitted events are forgotten in sixtieths of their window.
+_RATE_SLOTS = 60
+
+
+def _check_rate(name: str, value: object) -> None:
+    if value != math.inf:
+        check_number(name, value, float, 0, 10**12)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowControlConfig:
+    """What a FlowControlManager admits."""
+
+    #: Events per second in total, up to 1e12, or inf for no limit; with 0 only the burst is ever admitted.
+    max_events_per_second: float = 20_000_000
+    #: Events that may enter at one moment.
+    burst_size: int = 2_000_000
+    #: Seconds over which `rate()` is measured.
+    sliding_window_size: float = 60.0
+    #: False: everything is granted, and counted all the same.
+    throttle_enabled: bool = True
+    #: Five, and no other number: each has a lane of its own.
+    priority_levels: int = PRIORITY_LEVELS
+    #: Seconds that an event may wait in a queue that stands; bursts may wait twice as long. What would wait
+    #: longer is refused, least urgent first. None: only a full lane refuses, for who gave the memory wants it used.
+    delay_target: float | None = None
+    emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
+
+    def __post_init__(self) -> None:
+        _check_rate("max_events_per_second", self.max_events_per_second)
+        check_fields(self, int, 1, 2**60, "burst_size")
+        check_fields(self, float, 1e-3, 86_400.0, "sliding_window_size")
+        check_bool(self, "throttle_enabled")
+        if self.delay_target is not None:
+            check_fields(self, float, 1e-3, 86_400.0, "delay_target")
+        if isinstance(self.priority_levels, bool) or self.priority_levels != PRIORITY_LEVELS:
+            raise ConfigError("priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}")
+        if not isinstance(self.emergency_mode, EmergencyModeConfig):
+            raise ConfigError("emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to one `admit`."""
+
+    #: How many of the events may enter, counted from the first.
+    granted: int
+    #: Seconds until at least one more could be granted: 0 where all were, inf where the rate is 0.
+    retry_after: float = 0.0
+    #: Why not all: "rate" (no token is left), "share" (those left are others'), "delay" (it would wait too long),
+    #: "emergency" (shed), or None.
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowControlMetrics:
+    """A snapshot. Tuples are by priority, the most urgent first."""
+
+    #: Events per second in total: as set, and as in force, less in an emergency and for a while after it.
+    rate_limit: float
+    rate_in_force: float
+    burst: int
+    #: Events that could enter at this moment; inf without a limit.
+    tokens: float
+    emergency: bool
+    #: Failed part of the outcomes in the window of the emergency mode; 0 where there are none.
+    failure_rate: float
+    #: Events admitted, less those given back, since the start.
+    admitted: tuple[int, ...]
+    #: Events admitted per second over the sliding window.
+    rates: tuple[float, ...]
+    #: Events per second that the sink takes, as far as measured for `delay_target`; 0 where it is not.
+    sink_rate: float
+    #: Whether the queue stands, so that `delay_target` holds.
+    standing: bool
+    #: Events refused since the start, by reason; counted again when they are offered again.
+    refused: dict[str, int]
+
+
+class FlowControlManager:
+    """Admits events by total rate, by priority, and by what the sink bears.
+
+    `on_change(what, old, new)` hears "rate_changed" (events per second), "emergency_entered" (the threshold;
+    the failure rate) and "emergency_left" (the failure rate; seconds since it was entered). What it raises
+    reaches the caller. `rng` spreads the `retry_after` of what is shed: not everybody comes back at once.
+    """
+
+    def __init__(
+        self,
+        config: FlowControlConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        on_change: Callable[[str, float, float], object] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config = config if config is not None else FlowControlConfig()
+        self._clock = (clock if clock is not None else MonotonicClock()).now
+        self._on_change = on_change
+        self._rng = rng if rng is not None else random.Random()
+        self._lock = threading.Lock()
+        self._reading = now = self._clock()
+        # Seconds that the clock has gone back in all.
+        self._lag = 0.0
+        self._throttled = config.throttle_enabled
+        self._limit = float(config.max_events_per_second)
+        self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
+        self._shares = PriorityShares(config.burst_size, now)
+        self._emergency = EmergencyMode(config.emergency_mode, config.sliding_window_size, now)
+        target = config.delay_target
+        self._bound = DelayBound(target, now) if target is not None and self._throttled else None
+        self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, PRIORITY_LEVELS, now)
+        self._admitted = [0] * PRIORITY_LEVELS
+        # Until when nothing expires in either window.
+        self._fresh_until = min(self._window.until, self._emergency.window.until)
+        # Tokens that the bucket holds at least: what it held when it was last asked, less what was taken since.
+        self._sure = 0.0
+        self._refused = {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
+        # The last full grant of each priority: callers ask for the same number again and again.
+        self._full = [Grant(0)] * PRIORITY_LEVELS
+
+    def admit(self, n: int, priority: int) -> Grant:
+        """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
+        # Also called once per event: the common case is kept short, with what it needs in line.
+        p = (priority if type(priority) is int and 0 < priority <= PRIORITY_LEVELS else check_priority(priority)) - 1
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, not {n!r}")
+        change = None
+        with self._lock:
+            reading = self._clock()
+            if reading < self._reading:
+                self._lag += self._reading - reading
+            self._reading = reading
+            now = reading + self._lag
+            emergency, window = self._emergency, self._window
+            demand = emergency.window
+            if now >= self._fresh_until:
+                window.expire(now)
+                demand.expire(now)
+                self._fresh_until = min(window.until, demand.until)
+            demand.row[p] += n
+            grant = self._full[p]
+            if grant.granted != n:
+                grant = self._full[p] = Grant(n)
+            if self._throttled:
+                if emergency.state is not EmergencyState.NORMAL:
+                    change = self._step(now)
+                    passed = emergency.shed(p, n)
+                    if passed < n:
+                        grant = Grant(passed, emergency.retry_after(self._rng), "emergency")
+                bound = self._bound
+                if bound is not None and bound.armed:
+                    passed = bound.limit(p, grant.granted)
+                    if passed < grant.granted:
+                        # Spread, so that not all who were refused come back at once.
+                        grant = Grant(passed, bound.retry_after(p) * self._rng.uniform(0.5, 1.5), "delay")
+                now_ns = int(now * 1e9)
+                if self._sure - grant.granted < self._shares.reserve:
+                    self._sure = self._bucket.tokens_at(now_ns)
+                if self._sure - grant.granted >= self._shares.reserve:
+                    self._bucket.try_acquire_at(now_ns, grant.granted)
+                    self._shares.fill(p, now)
+                else:
+                    grant = self._share_out(p, grant, now, now_ns, self._sure)
+                self._sure -= grant.granted
+                if bound is not None and bound.armed:
+                    bound.fill(p, grant.granted)
+            granted = grant.granted
+            if granted != n and grant.reason is not None:
+                self._refused[grant.reason] += n - granted
+            self._admitted[p] += granted
+            window.row[p] += granted
+        if change is not None:
+            self._announce(change)
+        return grant
+
+    def give_back(self, n: int, priority: int) -> None:
+        """Return `n` events that were granted and not used: tokens, claim, rate and demand are as if nobody
+        had asked for them. ValueError where n is negative or more than was granted."""
+        p = check_priority(priority) - 1
+        with self._lock:
+            now = self._read_clock()
+            if not 0 <= n <= self._admitted[p]:
+                raise ValueError(f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}")
+            self._admitted[p] -= n
+            self._window.take(now, p, n)
+            self._emergency.window.take(now, p, n)
+            if self._throttled:
+                self._bucket.give_back_at(int(now * 1e9), n)
+                self._shares.give_back(p, n)
+                if self._bound is not None:
+                    self._bound.fill(p, -n)
+
+    def observe(
+        self, waiting: Sequence[int], taken: Sequence[int], *, enough: int, calling: bool = True, spills: bool = False
+    ) -> bool:
+        """Report the queue, ten times within `delay_target` or more. Returns whether events are refused for their delay
+        now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
+
+        waiting, taken: events that wait, and that consumers have taken so far, by priority, the most urgent first.
+        enough: events that keep the consumers busy until the next report: two and a half batches.
+        calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
+            or shed for its sake: what comes may as well wait in the room that there is.
+        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay, or shed, either.
+        """
+        if not len(waiting) == len(taken) == PRIORITY_LEVELS:
+            raise ValueError(f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}")
+        with self._lock:
+            now = self._read_clock()
+            self._emergency.holding = spills or not calling
+            bound = self._bound
+            if bound is None:
+                return False
+            bound.look(now, waiting, taken, enough, calling and not spills)
+            return bound.refused(1.0)
+
+    def record_outcome(self, ok: int, failed: int) -> None:
+        """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
+        if ok < 0 or failed < 0:
+            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        with self._lock:
+            now = self._read_clock()
+            self._emergency.record(now, ok, failed)
+            change = self._step(now)
+        self._announce(change)
+
+    def set_rate(self, rate: float) -> None:
+        """Change the total rate (events per second, 0 to 1e12, or inf) at once, or raise ConfigError."""
+        _check_rate("rate", rate)
+        with self._lock:
+            old, self._limit = self._limit, float(rate)
+            self._put_in_force(self._read_clock())
+        if old != rate:
+            self._announce(("rate_changed", old, float(rate)))
+
+    def set_burst(self, burst: int) -> None:
+        """Change how many events may enter at one moment (1 to 2**60), or raise ConfigError."""
+        check_number("burst", burst, int, 1, 2**60)
+        with self._lock:
+            now = self._read_clock()
+            self._shares.settle(now, self._bucket.rate)
+            self._shares.resize(burst)
+            self._sure = 0.0
+            self._bucket.set_burst_at(int(now * 1e9), burst)
+
+    def rate(self, priority: int | None = None) -> float:
+        """Admitted events per second over the sliding window, or since the start while that is less."""
+        p = None if priority is None else check_priority(priority) - 1
+        with self._lock:
+            counts, seconds = self._window.read(self._read_clock())
+            return (sum(counts) if p is None else counts[p]) / seconds
+
+    @property
+    def emergency(self) -> bool:
+        """Whether the emergency mode is on. It can end by mere time, so this reads the clock."""
+        with self._lock:
+            change = self._step(self._read_clock())
+            active = self._emergency.state is EmergencyState.ACTIVE
+        self._announce(change)
+        return active
+
+    def metrics(self) -> FlowControlMetrics:
+        """A snapshot of everything."""
+        active = self.emergency
+        with self._lock:
+            now = self._read_clock()
+            counts, seconds = self._window.read(now)
+            return FlowControlMetrics(
+                rate_limit=self._limit,
+                rate_in_force=self._bucket.rate,
+                burst=self._bucket.burst,
+                tokens=self._bucket.tokens_at(int(now * 1e9)),
+                emergency=active,
+                failure_rate=self._emergency.failure_rate(now),
+                admitted=tuple(self._admitted),
+                rates=tuple(count / seconds for count in counts),
+                sink_rate=self._bound.rates[0] if self._bound is not None else 0.0,
+                standing=self._bound is not None and self._bound.standing,
+                refused=dict(self._refused),
+            )
+
+    def _announce(self, change: Change | None) -> None:
+        if change is not None and self._on_change is not None:
+            self._on_change(*change)
+
+    # From here on: with the lock held.
+
+    def _read_clock(self) -> float:
+        reading = self._clock()
+        if reading < self._reading:
+            self._lag += self._reading - reading
+        self._reading = reading
+        return reading + self._lag
+
+    def _step(self, now: float) -> Change | None:
+        if not self._throttled:
+            return None
+        change = self._emergency.step(now)
+        self._put_in_force(now)
+        return change
+
+    def _put_in_force(self, now: float) -> None:
+        rate = self._limit * self._emergency.cap
+        if rate != self._bucket.rate:
+            self._shares.settle(now, self._bucket.rate)
+            self._bucket.set_rate_at(int(now * 1e9), rate)
+            self._sure = 0.0
+
+    def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
+        """Grant what the shares leave of `wanted`: the pool is too low for everybody to be sure of theirs."""
+        rate = self._bucket.rate
+        offer = min(wanted.granted, self._shares.offer(p, now, tokens, rate))
+        granted = self._bucket.acquire_up_to_at(now_ns, offer)
+        wait = self._shares.take(p, granted, rate)
+        if granted == wanted.granted:
+            return wanted
+        reason = "rate" if granted < offer or tokens - granted < 1.0 else "share"
+        return Grant(granted, max(wait, self._bucket.retry_after_at(now_ns, 1)), reason)

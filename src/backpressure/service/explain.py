@@ -1,0 +1,96 @@
+"""What a configuration of `forebay serve` does, in words, for `--check`."""
+
+from __future__ import annotations
+
+from backpressure.base.priority import PRIORITY_LEVELS
+from backpressure.buffer.config import WhenFull
+from backpressure.service.config import (
+    FileFollow,
+    FileTarget,
+    HttpTarget,
+    ServeConfig,
+    SinkConfig,
+    SourceConfig,
+    StdinLines,
+    StdoutTarget,
+    TcpLines,
+)
+
+__all__ = ["explain"]
+
+
+def explain(config: ServeConfig) -> str:
+    """Lines for people."""
+    buffer = config.buffer
+    lines = ["this configuration is valid", ""]
+    for number, source in enumerate(config.source):
+        lines.append(f"source[{number}]  {_source(source)}")
+        rules = "".join(f", {rule.rpartition('=')[2]} where {rule.rpartition('=')[0]!r} matches" for rule in source.priority_by)
+        limit = f"lines of at most {config.line_limit(source):,} bytes, longer ones are skipped"
+        lines.append(f"           priority {source.priority}{rules}; {limit}")
+    if any(isinstance(source, FileFollow) for source in config.source):
+        kept = config.service.state_file
+        lines.append(
+            f"positions  kept in {kept}: a restart goes on where delivery ended"
+            if kept
+            else "positions  not kept (service.state_file): after a restart, files are read as if for the first time"
+        )
+    lines += [
+        f"buffer     {PRIORITY_LEVELS} lanes of {_size(buffer.lane_bytes)}: "
+        f"at most {_size(PRIORITY_LEVELS * buffer.lane_bytes)} of memory, used as it fills",
+        f"           {_when_full(buffer.when_full)}",
+        f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
+        + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
+        "           in memory: what is buffered is lost if the process is killed"
+        if buffer.directory is None
+        else f"           in {buffer.directory}, durability {buffer.durability.value}: what was accepted survives the process",
+        f"sink       {_sink(config.sink)}",
+        f"           a batch that fails comes again after {buffer.retry_backoff:g} to {buffer.longest_backoff:g} s; "
+        f"the circuit opens at {buffer.circuit_breaker.failure_threshold:.0%} failures, "
+        f"for {buffer.circuit_breaker.reset_timeout:g} s",
+    ]
+    http = config.http
+    if http is None:
+        lines.append("http       none")
+    else:
+        token = http.token or http.token_file
+        changes = "changes need the token" if token else "without a token: nothing can be changed, nor uploaded"
+        lines.append(f"http       on {http.host}:{http.port}; {changes}")
+    lines.append(f"end        drains for up to {config.service.drain_timeout:g} s")
+    return "\n".join(lines)
+
+
+def _source(source: SourceConfig) -> str:
+    if isinstance(source, FileFollow):
+        where = "their end" if source.start == "end" else "their beginning"
+        return f"follows {source.path}; files that are there at the first start are read from {where}"
+    if isinstance(source, StdinLines):
+        return "stdin, to its end"
+    if isinstance(source, TcpLines):
+        return f"lines over TCP on {source.host}:{source.port}, at most {source.max_connections} connections"
+    return f"lines over the Unix socket {source.path} (mode {source.mode}), at most {source.max_connections} connections"
+
+
+def _sink(sink: SinkConfig) -> str:
+    if isinstance(sink, FileTarget):
+        return f"adds to {sink.path}"
+    if isinstance(sink, StdoutTarget):
+        return "stdout"
+    if isinstance(sink, HttpTarget):
+        return f"POST {sink.url}, compression {sink.compression}, timeout {sink.timeout:g} s"
+    return f"lines over TCP to {sink.host}:{sink.port}: delivered is what the system took, there is no answer"
+
+
+def _when_full(when_full: WhenFull) -> str:
+    if when_full is WhenFull.DROP_OLDEST:
+        return "when a lane is full, its oldest events are dropped and counted"
+    if when_full is WhenFull.DROP_LOWEST_PRIORITY:
+        return "when it is full, events of the least urgent priority are dropped and counted"
+    return "when a lane is full, its sources wait, and their senders with them; POST /events gets 503"
+
+
+def _size(nbytes: int) -> str:
+    for unit, text in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:,.4g} {text}"
+    return f"{nbytes} bytes"

@@ -1,0 +1,439 @@
+"""Service: what `forebay serve` runs. Sources put lines into a buffer, one deliverer takes batches to the sink.
+
+    source threads ──put──> BufferManager ──get_batch──> deliverer thread ──> sink
+                                 │
+    main thread: signals, positions of followed files, systemd's watchdog        HTTP thread: admin API, POST /events
+
+Everything that can be refused (ports, files, the token) is opened by the constructor, before anything runs. Sources wait while
+the buffer is full: that is the backpressure that their senders feel. A sink that fails gets its batches again; it ends the
+service only where it is gone for good.
+
+The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds, positions are saved. What is not delivered
+by then is counted and said: it stays in the buffer's directory where it has one; lines of followed files are read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from backpressure.base.errors import BackpressureError, BufferClosed, ConfigError
+from backpressure.buffer_manager import BufferManager
+from backpressure.service.config import (
+    FileFollow,
+    FileTarget,
+    HttpSettings,
+    HttpTarget,
+    Mistakes,
+    ServeConfig,
+    SinkConfig,
+    SourceConfig,
+    StdinLines,
+    StdoutTarget,
+    TcpLines,
+    differences,
+)
+from backpressure.sinks import Sink, SinkGone, open_sink
+from backpressure.sources import LineReader, LineTooLong
+from backpressure.sources.base import Marks, ServiceSource
+from backpressure.sources.positions import Positions
+from backpressure.sources.priority_rules import PriorityRules, parse_rule
+from ringbuf._messages import count_lines
+
+__all__ = ["Feed", "Service", "reload_plan"]
+
+_log = logging.getLogger("backpressure")
+
+# How long the deliverer waits for a batch before it looks whether the service ends (seconds).
+_LOOK_SECONDS = 0.2
+# How long the end waits for threads that have nothing to wait for themselves (seconds).
+_JOIN_SECONDS = 5.0
+# How long the HTTP server may take to start (seconds).
+_HTTP_START_SECONDS = 10.0
+
+# What a reload can change; everything else needs a restart.
+_TUNABLE: dict[str, Callable[[BufferManager, Any], object]] = {
+    "buffer.flow_control.max_events_per_second": lambda buffer, value: buffer.adjust_flow_control_rate(value, by="reload"),
+    "buffer.flow_control.burst_size": lambda buffer, value: buffer._flow.set_burst(value),
+    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(value, by="reload"),
+    "service.drain_timeout": lambda buffer, value: None,
+    "service.log_level": lambda buffer, value: _log.setLevel(value.upper()),
+}
+
+
+class Feed:
+    """Puts a source's lines into the buffer, each with its priority; waits while they are not taken. For one thread or many."""
+
+    def __init__(self, buffer: BufferManager, priority: int, rules: Sequence[str]) -> None:
+        self._buffer = buffer
+        self._priority = priority
+        self._rules = PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
+        self._durable = buffer.config.directory is not None
+        #: Lines that were read and not accepted, since the buffer was closed before; followed files have them still.
+        self.unaccepted = 0
+
+    def put(self, lines: memoryview) -> Marks | None:
+        """As `backpressure.sources.base.Put`."""
+        buffer = self._buffer
+        parts: Sequence[tuple[int, memoryview | list[bytes]]]
+        parts = [(self._priority, lines)] if self._rules is None else self._rules.split(lines)
+        unaccepted = 0
+        for priority, part in parts:
+            unaccepted += self._put_part(part, priority)
+        if unaccepted:
+            self.unaccepted += unaccepted
+            return None
+        if self._durable:
+            return (0,) * len(buffer._lanes)
+        used = {priority for priority, _ in parts}
+        # Others may have put more meanwhile: that makes a mark later than need be, and never too early.
+        return tuple(lane.ring.next_seq if lane.priority in used else 0 for lane in buffer._lanes)
+
+    def _put_part(self, part: memoryview | list[bytes], priority: int) -> int:
+        """Put lines of one priority, waiting; how many were not accepted, because the buffer was closed."""
+        buffer = self._buffer
+        try:
+            while len(part):
+                if isinstance(part, list):
+                    admission = buffer.add_events(part, priority, timeout=None)
+                    part = part[admission.accepted :]
+                else:
+                    admission = buffer.add_lines(part, priority, timeout=None)
+                    part = part[admission.consumed :]
+                if admission.reason == "closed":
+                    break
+        except BufferClosed:
+            pass
+        return len(part) if isinstance(part, list) else count_lines(part)
+
+
+class Service:
+    """One run. OSError or BackpressureError from the constructor: something can not be opened, and nothing is open any more."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.stopping = threading.Event()
+        #: Events that stay in the buffer's directory at the end, for the next start.
+        self.kept = 0
+        #: What ended a source or the delivery before its time.
+        self.errors: list[str] = []
+        self._ended = threading.Event()  # the deliverer is to end
+        self._reopen = threading.Event()
+        self._failing_since: float | None = None
+        self._cleanups: list[Callable[[], object]] = []
+        self._server: Any = None
+        try:
+            self._positions = Positions(config.service.state_file)
+            self.buffer = BufferManager(config.buffer)
+            self._cleanups.append(lambda: self.buffer.close(timeout=0.0))
+            self._sink = self._opened(make_sink(config.sink))
+            self._sources = [self._make_source(one) for one in config.source]
+            self._http_socket = None
+            if config.http is not None:
+                self._server, self._http_socket = self._make_server(config.http)
+        except BaseException as error:
+            self._close_all()
+            if isinstance(error, ValueError) and not isinstance(error, ConfigError):
+                raise ConfigError("service.state_file", str(error)) from None
+            raise
+        self._feeds = [Feed(self.buffer, one.priority, one.priority_by) for one in config.source]
+        self._threads = [
+            threading.Thread(target=self._run_source, args=(source, feed), name=f"forebay-{source.name}", daemon=True)
+            for source, feed in zip(self._sources, self._feeds, strict=True)
+        ]
+        self._deliverer = threading.Thread(target=self._deliver, name="forebay-deliver", daemon=True)
+        self._http = threading.Thread(target=self._serve_http, name="forebay-http", daemon=True)
+
+    # ------------------------------------------------------------ what it is made of
+
+    def _opened(self, thing: Any) -> Any:
+        self._cleanups.append(thing.close)
+        return thing
+
+    def _close_all(self) -> None:
+        for close in reversed(self._cleanups):
+            try:
+                close()
+            except OSError as error:
+                self.errors.append(_reason(error))
+        self._cleanups.clear()
+
+    def _make_source(self, config: SourceConfig) -> ServiceSource:
+        limit = self.config.line_limit(config)
+        if isinstance(config, FileFollow):
+            from backpressure.sources.follow import FollowSource
+
+            return FollowSource(config.path, positions=self._positions, start=config.start, max_line_bytes=limit)
+        if isinstance(config, StdinLines):
+            return _Stdin(limit)
+        from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
+
+        if isinstance(config, TcpLines):
+            listener = self._opened(tcp_listener(config.host, config.port))
+            name, path = f"tcp:{config.host}:{listener.getsockname()[1]}", None
+        else:
+            listener = self._opened(unix_listener(config.path, int(config.mode, 8)))
+            name, path = f"unix:{config.path}", config.path
+        return SocketSource(listener, name, max_connections=config.max_connections, max_line_bytes=limit, path=path)
+
+    def _make_server(self, config: HttpSettings) -> tuple[Any, Any]:
+        from backpressure.sources.sockets import tcp_listener
+
+        try:
+            http = import_module("backpressure.http")
+        except ImportError as error:
+            raise ConfigError("http", f"{error}") from error
+        # Bound here, so that a port that is taken is an error like any other.
+        listener = self._opened(tcp_listener(config.host, config.port))
+        defaults = http.HttpConfig()
+        settings = http.HttpConfig(
+            allowed_hosts=(*defaults.allowed_hosts, *config.allowed_hosts),
+            allowed_origins=(*defaults.allowed_origins, *config.allowed_origins),
+        )
+        port = listener.getsockname()[1]
+        try:
+            token = read_token(config)
+            server = http.make_server(self.buffer, host=config.host, port=port, token=token, config=settings)
+        except ConfigError as error:
+            raise ConfigError(f"http.{error.field}", str(error).removeprefix(f"{error.field}: ")) from None
+        return server, listener
+
+    @property
+    def addresses(self) -> list[str]:
+        """What it listens on, ports chosen by the system included."""
+        listening = [source.name for source in self._sources if not isinstance(source, _Stdin)]
+        if self._http_socket is not None:
+            host, port = self._http_socket.getsockname()[:2]
+            listening.append(f"http://{f'[{host}]' if ':' in host else host}:{port}/buffer/")
+        return listening
+
+    # ------------------------------------------------------------ its life
+
+    def start(self) -> None:
+        """Begin; RuntimeError where the HTTP server does not come up."""
+        self._deliverer.start()
+        for thread in self._threads:
+            thread.start()
+        if self._server is not None:
+            self._http.start()
+            deadline = time.monotonic() + _HTTP_START_SECONDS
+            while not self._server.started:
+                if not self._http.is_alive() or time.monotonic() > deadline:
+                    raise RuntimeError("the HTTP server did not start")
+                time.sleep(0.01)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more can come in, and all is delivered; or the delivery has ended."""
+        if not self._deliverer.is_alive():
+            return True
+        running = any(thread.is_alive() for thread in self._threads)
+        return not running and self._server is None and not self.buffer._resident()
+
+    def save_positions(self) -> None:
+        """Commit and save how far followed files have been delivered. An error is logged: the next save tries again."""
+        lanes = self.buffer.stats().lanes
+        settled = [lane.acked + lane.dead_lettered + sum(lane.dropped.values()) for lane in lanes.values()]
+        self._positions.commit(settled)
+        try:
+            self._positions.save()
+        except OSError as error:
+            _log.error("positions are not saved: %s", _reason(error))
+
+    def reopen(self) -> None:
+        """Have a sink that is a file opened anew before the next batch, for logrotate."""
+        self._reopen.set()
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
+        """Read no more, deliver what is left for up to `drain_timeout` seconds or until `hurry()`, end.
+
+        Returns how many events were not delivered, those included that were read and not accepted any more.
+        """
+        deadline = time.monotonic() + self.config.service.drain_timeout
+        self.stopping.set()
+        if self._server is not None:
+            self._server.should_exit = True
+        while not hurry() and time.monotonic() < deadline and self._deliverer.is_alive():
+            busy = any(thread.is_alive() for thread in self._threads) or self._http.is_alive()
+            if not busy and not self.buffer._resident():
+                break
+            time.sleep(0.02)
+        self._ended.set()
+        # Before the buffer drops what is left: that is not delivered, and its position must not be committed.
+        self.save_positions()
+        stats = self.buffer.close(timeout=0.0)
+        undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident
+        for thread in (*self._threads, self._deliverer, self._http):
+            if thread.is_alive():
+                thread.join(0.1 if hurry() else _JOIN_SECONDS)
+        self._close_all()
+        return undelivered + sum(feed.unaccepted for feed in self._feeds)
+
+    # ------------------------------------------------------------ its threads
+
+    def _run_source(self, source: ServiceSource, feed: Feed) -> None:
+        try:
+            source.run(feed.put, self.stopping)
+        except (OSError, LineTooLong) as error:
+            self._failed(f"{source.name}: {_reason(error) if isinstance(error, OSError) else error}")
+        except Exception as error:
+            _log.exception("%s failed", source.name)
+            self._failed(f"{source.name}: {error}")
+
+    def _deliver(self) -> None:
+        try:
+            while not self._ended.is_set():
+                batch = self.buffer.get_batch(timeout=_LOOK_SECONDS)
+                if self._reopen.is_set():
+                    self._reopen.clear()
+                    self._reopen_sink()
+                if batch is None:
+                    continue
+                try:
+                    self._sink.send(batch)
+                except Exception as error:
+                    batch.nack(error)
+                    if isinstance(error, SinkGone):
+                        raise
+                    self._report(error)
+                else:
+                    batch.ack()
+                    if self._failing_since is not None:
+                        _log.warning("the sink works again, after %.1f s", time.monotonic() - self._failing_since)
+                        self._failing_since = None
+        except BufferClosed:
+            pass
+        except Exception as error:
+            self._failed(f"sink: {_reason(error) if isinstance(error, OSError) else error}")
+
+    def _report(self, error: Exception) -> None:
+        """Say once that the sink fails."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            _log.warning("the sink fails, events are kept: %s", _reason(error) if isinstance(error, OSError) else error)
+
+    def _reopen_sink(self) -> None:
+        if not isinstance(self.config.sink, FileTarget):
+            return
+        try:
+            fresh = make_sink(self.config.sink)
+        except OSError as error:
+            _log.error("the sink is not opened anew: %s", _reason(error))
+            return
+        old, self._sink = self._sink, fresh
+        self._cleanups.remove(old.close)
+        self._opened(fresh)
+        try:
+            old.close()
+        except OSError as error:
+            _log.error("%s", _reason(error))
+
+    def _serve_http(self) -> None:
+        try:
+            self._server.run(sockets=[self._http_socket])
+        except Exception as error:
+            _log.exception("the HTTP server failed")
+            self._failed(f"http: {error}")
+
+    def _failed(self, message: str) -> None:
+        self.errors.append(message)
+        _log.error("%s", message)
+
+
+class _Stdin:
+    """stdin as a source of a service."""
+
+    name = "stdin"
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+
+    def run(self, put: Callable[[memoryview], Marks | None], stopping: threading.Event) -> None:
+        for chunk in LineReader(["-"], max_line_bytes=self._max_line_bytes, stopping=stopping.is_set):
+            if put(chunk.data) is None:
+                return
+
+
+def make_sink(config: SinkConfig) -> Sink:
+    """The sink that a [sink] table describes. OSError."""
+    if isinstance(config, FileTarget):
+        return open_sink(config.path, append=True)
+    if isinstance(config, StdoutTarget):
+        return open_sink("-")
+    if isinstance(config, HttpTarget):
+        from backpressure.sinks.http import HttpSink
+
+        return HttpSink(config.url, headers=config.headers, timeout=config.timeout, compression=config.compression)
+    from backpressure.sinks.tcp import TcpSink
+
+    return TcpSink(config.host, config.port, timeout=config.timeout)
+
+
+def read_token(config: HttpSettings) -> str | None:
+    """The token, out of its file where it has one. ConfigError."""
+    if config.token_file is None:
+        return config.token
+    try:
+        token = Path(config.token_file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("token_file", _reason(error) if isinstance(error, OSError) else "it is no text") from None
+    try:
+        return HttpSettings(token=token).token
+    except ConfigError as error:
+        raise ConfigError("token_file", str(error).removeprefix("token: ")) from None
+
+
+def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], list[str]]:
+    """What a reload can put in force, by name, and the names of what needs a restart."""
+    changed = differences(old, new)
+    now = {name: value for name, (_, value) in changed.items() if name in _TUNABLE}
+    return now, [name for name in changed if name not in _TUNABLE]
+
+
+def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
+    """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
+    now, later = reload_plan(service.config, new)
+    batching = service.buffer.config.batching
+    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
+    if not batching.min_batch_size <= size <= batching.max_batch_size:
+        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
+        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
+        raise Mistakes([f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"])
+    done = []
+    for name, value in now.items():
+        try:
+            _TUNABLE[name](service.buffer, value)
+        except (BackpressureError, ValueError) as error:
+            raise Mistakes([f"{name}: {error}"]) from None
+        done.append(name)
+    service.config = _with_tunables(service.config, new)
+    service.reopen()
+    return done, later
+
+
+def _with_tunables(old: ServeConfig, new: ServeConfig) -> ServeConfig:
+    """The config in force: the old one, with the new one's tunables."""
+    buffer = replace(
+        old.buffer,
+        flow_control=replace(
+            old.buffer.flow_control,
+            max_events_per_second=new.buffer.flow_control.max_events_per_second,
+            burst_size=new.buffer.flow_control.burst_size,
+        ),
+        batching=replace(old.buffer.batching, initial_batch_size=new.buffer.batching.initial_batch_size),
+    )
+    return replace(old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file))
+
+
+def _reason(error: OSError) -> str:
+    """An error of the system in words, with the file it is about."""
+    if error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return error.strerror or str(error)

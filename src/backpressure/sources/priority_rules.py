@@ -1,0 +1,51 @@
+"""Rules that give lines their priority: `--priority-by REGEX=N`, the first that matches wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from backpressure.base.priority import PRIORITY_LEVELS, Priority
+
+__all__ = ["PriorityRules", "Rule", "parse_rule"]
+
+Rule: TypeAlias = tuple[re.Pattern[bytes], int]
+
+
+def parse_rule(text: str) -> Rule:
+    """`REGEX=N` as a compiled pattern of bytes and a priority; ValueError says what is wrong with it."""
+    pattern, equals, number = text.rpartition("=")
+    if not equals:
+        raise ValueError(f"{text!r} has no '=': write REGEX=N, for instance ' 50[0-9] =1'")
+    if number not in {str(level) for level in range(1, PRIORITY_LEVELS + 1)}:
+        raise ValueError(f"the priority in {text!r} must be from 1 to {PRIORITY_LEVELS}, not {number!r}")
+    try:
+        return re.compile(pattern.encode("utf-8", "surrogateescape")), int(number)
+    except re.error as error:
+        raise ValueError(f"the regular expression in {text!r} is not valid: {error}") from error
+
+
+class PriorityRules:
+    """Splits a chunk of lines by priority; `default` is for those that no rule matches. Immutable, so any thread may use it."""
+
+    def __init__(self, rules: Sequence[Rule], default: int = Priority.NORMAL) -> None:
+        self._default = default - 1
+        self._rules = [(pattern.search, priority) for pattern, priority in rules]
+
+    def split(self, chunk: memoryview) -> list[tuple[int, list[bytes]]]:
+        """The lines of `chunk` (without newlines) by priority, most urgent first; order is kept within
+        each.
+        """
+        lines = bytes(chunk).split(b"\n")
+        if not lines[-1]:
+            lines.pop()  # what follows the last newline
+        by_priority: list[list[bytes]] = [[] for _ in range(PRIORITY_LEVELS)]
+        for line in lines:
+            for search, priority in self._rules:
+                if search(line):
+                    by_priority[priority - 1].append(line)
+                    break
+            else:
+                by_priority[self._default].append(line)
+        return [(priority, found) for priority, found in enumerate(by_priority, 1) if found]

@@ -1,0 +1,1 @@
+"""Reading a directory without owning it."""

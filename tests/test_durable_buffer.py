@@ -216,9 +216,9 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def reboot() -> None:
         boot = b"boot id %8d" % next(boots)
-        monkeypatch.setattr("ringbuf._messages.boot_id", lambda: boot)
-        monkeypatch.setattr("ringbuf._shared_file.boot_id", lambda: boot)
-        monkeypatch.setattr("ringbuf._ring_look.boot_id", lambda: boot)
+        monkeypatch.setattr("ringbuf._messages.ring.boot_id", lambda: boot)
+        monkeypatch.setattr("ringbuf._shared.shared_file.boot_id", lambda: boot)
+        monkeypatch.setattr("ringbuf._messages.look.boot_id", lambda: boot)
 
     return reboot
 
@@ -329,7 +329,7 @@ def test_a_salvage_that_is_cut_off_goes_on(tmp_path: Path, reboot: Any, monkeypa
     crash(buffer)
     reboot()
     true_append = SpillStore.append
-    monkeypatch.setattr("ringbuf._salvage.PIECE_BYTES", 50_000)
+    monkeypatch.setattr("ringbuf._messages.salvage.PIECE_BYTES", 50_000)
     left = [2]
 
     def append(self: SpillStore, *arguments: Any) -> None:

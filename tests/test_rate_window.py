@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ringbuf._window import RateWindow
+from ringbuf._meters.rate_window import RateWindow
 
 SECOND = 1_000_000_000
 #: The least width of a bucket.

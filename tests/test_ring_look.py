@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer, RingLook, SharedFileError
-from ringbuf._positions import layout
-from ringbuf._ring_look import next_seq_of, used_parts
+from ringbuf._messages.file_positions import layout
+from ringbuf._messages.look import next_seq_of, used_parts
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),

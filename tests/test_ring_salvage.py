@@ -18,8 +18,8 @@ from tests.torture.ring_images import one_life
 
 from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Salvage, SharedFileError, salvage
-from ringbuf._messages import data_offset, layout_of, positions_offset
-from ringbuf._salvage import hash_of
+from ringbuf._messages.ring import data_offset, layout_of, positions_offset
+from ringbuf._messages.salvage import hash_of
 
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="rings in files need Linux"), pytest.mark.platform]
 
@@ -31,7 +31,7 @@ KEY = hashlib.shake_256(b"a key").digest(282 * 8)
 
 
 def slow_hash(data: bytes, expanded: bytes) -> int:
-    """As the head of _seal.pxd says."""
+    """As the head of _messages/frame_checksum.pxd says."""
     key = struct.unpack("<282Q", expanded)
     lanes = list(key[264:272])
     stripes = [struct.unpack_from("<8Q", data, at) for at in range(0, len(data), 64)]

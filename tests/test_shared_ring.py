@@ -20,7 +20,7 @@ from tests.torture.kill_ring import torture
 from tests.torture.step_kill import is_allowed, run_and_kill
 
 from ringbuf import MessageRing, SharedFileError
-from ringbuf._shared_file import FORMAT
+from ringbuf._shared.shared_file import FORMAT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),

@@ -87,7 +87,7 @@ def test_try_push_and_try_pop(benchmark) -> None:
             last = get()
         assert last == count - 1
 
-    # Measured: 0.91. Without spare ints (see _number.pxd) it is 1.12; ints are made anew before 3.12 and without a GIL.
+    # Measured: 0.91. Without spare ints (see _records/numbers.pxd) it is 1.12; ints are made anew before 3.12 and without a GIL.
     spares = sys.version_info >= (3, 12) and not FREE_THREADED
     report(benchmark, ours, theirs, "SimpleQueue.put and get", 1.0 if spares else 1.5)
 

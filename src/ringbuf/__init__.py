@@ -3,14 +3,14 @@
 It knows numpy and nothing of policies. Everything public is importable from here.
 """
 
-from ringbuf._bucket import Reservation, TokenBucket
-from ringbuf._columns import Messages
-from ringbuf._messages import MessageConsumer, MessageProducer, MessageRing
-from ringbuf._ring import RingBuffer
-from ringbuf._ring_look import RingLook
-from ringbuf._salvage import Salvage, salvage
-from ringbuf._shared_file import SharedFileError
-from ringbuf._window import LatencyHistogram, RateWindow
+from ringbuf._messages.columns import Messages
+from ringbuf._messages.look import RingLook
+from ringbuf._messages.ring import MessageConsumer, MessageProducer, MessageRing
+from ringbuf._messages.salvage import Salvage, salvage
+from ringbuf._meters.rate_window import LatencyHistogram, RateWindow
+from ringbuf._meters.token_bucket import Reservation, TokenBucket
+from ringbuf._records.ring import RingBuffer
+from ringbuf._shared.shared_file import SharedFileError
 
 __all__ = [
     "LatencyHistogram",

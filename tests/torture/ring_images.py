@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Messages, salvage
-from ringbuf._messages import data_offset, positions_offset
+from ringbuf._messages.ring import data_offset, positions_offset
 
 IMAGES_PER_LIFE = 12
 PAGE, SECTOR, GRANULE = 4096, 512, 64
 STARTS = (0, 1000, (1 << 32) - 40, (1 << 63) - 40)
-#: Where the words lie in the positions: see _cursor.pxd.
+#: Where the words lie in the positions: see _messages/positions.pxd.
 WRITE, TAIL = 0, 128
 
 

@@ -14,8 +14,8 @@ from backpressure.base.errors import EventTooLarge, InvalidEvents
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.config import WhenFull
 from ringbuf import MessageRing
-from ringbuf._columns import Gathered, MessageTooLarge
-from ringbuf._messages import count_lines
+from ringbuf._messages.columns import Gathered, MessageTooLarge
+from ringbuf._messages.ring import count_lines
 
 if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager

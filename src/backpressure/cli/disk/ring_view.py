@@ -13,7 +13,7 @@ from typing import Final
 
 from backpressure.lanes.ring_debt import RingDebt, debt_of
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
-from ringbuf._ring_look import next_seq_of, used_parts
+from ringbuf._messages.look import next_seq_of, used_parts
 
 __all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events", "salvage_ring"]
 

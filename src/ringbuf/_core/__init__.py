@@ -1,0 +1,1 @@
+"""What everything stands on: memory orders, time, sleeping and waking, pages."""

@@ -1,0 +1,1 @@
+"""Rings of variable-length messages."""

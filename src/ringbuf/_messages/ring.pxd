@@ -1,0 +1,54 @@
+from libc.stdint cimport int64_t, uint64_t
+
+from ringbuf._core.atomics cimport word
+from ringbuf._messages.columns cimport Column, Messages, Spares
+from ringbuf._messages.frames cimport Source
+from ringbuf._messages.positions cimport Frames
+from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.participant cimport Participant
+from ringbuf._shared.waiting cimport Waiting
+
+
+cdef class Port:
+    cdef Frames _frames
+    cdef object _memory              # the numpy array that owns what the frames point to
+    cdef Participant _participant    # of a ring that processes share; else None
+    cdef Spares _spares
+    cdef object _owner               # of a handle: the ring
+    cdef word _takes
+    cdef uint64_t _unused
+    cdef Waiting _waiting
+
+    cdef int64_t _push(self, Column* column, uint64_t* first_seq) except -1
+    cdef int64_t _push_lines(
+        self, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
+    ) except -1
+    cdef Messages _take(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_now(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef int _release(self, Messages messages) except -1
+    cdef _split(self, Messages messages, Py_ssize_t count)
+    cdef int _check_epoch(self, Messages messages) except -1
+    cdef int64_t _begin(self, Slot** slot) except -2
+    cdef void _end(self, int64_t number) noexcept
+
+
+cdef class MessageRing(Port):
+    cdef bint _made
+    cdef uint64_t _warm_until        # the position up to which `warm_ahead` has made memory ready
+    cdef object _key                 # of sealed frames: the array that owns it
+
+    cdef _allocate(self, uint64_t granules, uint64_t first_seq)
+    cdef _open(self, file)
+    cdef _handle(self, Port handle)
+
+
+cdef class MessageProducer(Port):
+    pass
+
+
+cdef class MessageConsumer(Port):
+    pass

@@ -1,0 +1,1039 @@
+# cython: freethreading_compatible=True
+"""MessageRing: a bounded, lock-free queue of variable-length messages in one block of memory, or in a file that processes share.
+
+Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
+No method but those with a timeout blocks: a push puts in as many messages as fit, from the front, and says how many; a pop gives
+what is there. Messages of one push keep their order, and where they fit into one frame (4,096 messages, 256 KiB) no other
+producer's come between. Only pops allocate (their result); the ring itself is allocated once. What a push refuses as invalid
+changes nothing.
+
+Where things are: _messages/frames.pxd has the frames, _messages/positions.pxd the positions with ordering and progress, _shared/op_slots.pxd and _messages/recovery.pxd
+what makes a killed process harmless.
+
+Numbers. Messages carry sequence numbers from 0 on, in the order in which they were claimed: the line on which a lane of
+`backpressure` counts its events. Those of messages that a killed process had claimed and not published never come.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport memchr
+
+from ringbuf._core.atomics cimport (
+    fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
+)
+from ringbuf._core.eventcount cimport before_sleep, wanted
+from ringbuf._core.nogil cimport NOGIL_BYTES
+from ringbuf._core.pages cimport make_ready
+from ringbuf._core.timing cimport steady_ns
+from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, new_messages, text_of
+from ringbuf._messages.frame_checksum cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
+from ringbuf._messages.frames cimport (
+    Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
+)
+from ringbuf._messages.positions cimport (
+    FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
+    nearest32, peek_frame, place_of, read_mark, rewind, tail_position,
+)
+from ringbuf._messages.recovery cimport tidy_up
+from ringbuf._messages.validate cimport damage_of_frames
+from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
+from ringbuf._shared.participant cimport Participant
+from ringbuf._shared.waiting cimport deadline_of, new_waiting
+
+import hashlib
+import os
+import re
+
+import numpy as np
+
+from ringbuf._messages.columns import MessageTooLarge
+from ringbuf._messages.look import look as look_at_ring
+from ringbuf._shared.shared_file import SharedFile, SharedFileError, boot_id, read_header
+
+
+cdef extern from *:
+    """
+    #include <cstddef>
+    #include <cstdint>
+
+    /* Newlines in n bytes. Written so that compilers make vector code of the inner loop: a byte wide counter, cleared
+       before it can run over. */
+    static inline size_t ringbuf_count_newlines(const char *p, size_t n) {
+        size_t total = 0, i = 0;
+        while (n - i >= 240) {
+            uint8_t part = 0;
+            for (size_t j = 0; j < 240; j++) part += p[i + j] == '\\n';
+            total += part;
+            i += 240;
+        }
+        for (; i < n; i++) total += p[i] == '\\n';
+        return total;
+    }
+    """
+    size_t count_newlines "ringbuf_count_newlines"(const char* p, size_t n) noexcept nogil
+
+
+cdef enum:
+    MIN_GRANULES = 64         # 4 KiB: one page
+    # An empty ring goes back to its start when it has come this far: half of a second-level cache of 2 MiB. Measured in
+    # bench/micro: 1.9 times two copies of the same bytes instead of 2.6 for a ring that does not fit the cache.
+    REWIND_GRANULES = 16 * 1024  # 1 MiB
+    # So much of a file's ring is ready from the start, and no more than an eighth of it: what a spike needs at first, until
+    # `warm_ahead` comes. Five lanes of it, of the 100 ms that a directory may take, take 15 (and more where the disk is busy) …
+    WARM_GRANULES = 128 * 1024  # 8 MiB
+    # … and what a ring lives in whose consumers keep up: the way until it goes back, and a frame.
+    HOT_GRANULES = REWIND_GRANULES + 4 * 1024
+    # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
+    LOOK_TAKES = 256
+
+# Positions are compared by difference in 32 bits.
+cdef uint64_t MAX_GRANULES = <uint64_t>1 << 31
+# Lengths and ends are uint32.
+cdef uint64_t MAX_MESSAGE = (<uint64_t>1 << 32) - 1
+# Each part of a shared file's body begins on a page.
+cdef size_t PAGE = 4096
+cdef bytes KIND = b"msgs"
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
+
+
+cdef inline size_t pages(size_t size) noexcept:
+    return (size + PAGE - 1) & ~(PAGE - 1)
+
+
+cdef void tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
+    tidy_up(<Frames*>ring, dead, alone)
+
+
+cdef const char* judge_messages(void* ring) noexcept nogil:
+    return damage_of_frames(<Frames*>ring)
+
+
+cdef class Port:
+    """What a ring and its handles have in common: the way to the memory, and what goes in and out."""
+
+    # ---------------------------------------------------------------- push
+
+    cdef int64_t _push(self, Column* column, uint64_t* first_seq) except -1:
+        """Push as many messages of the column as fit; returns how many."""
+        cdef int64_t pushed, number = -1
+        cdef Slot* slot = NULL
+        if self._frames.desk == NULL:
+            pushed = push_column(&self._frames, NULL, column, first_seq)
+            if wanted(&self._frames.cursors.messages):
+                self._waiting.call(&self._frames.cursors.messages)
+            return pushed
+        number = self._begin(&slot)
+        try:
+            pushed = push_column(&self._frames, slot, column, first_seq)
+            if pushed < column.count and self._participant.notice(False):
+                column.starts += pushed
+                column.lengths += pushed
+                column.count -= pushed
+                pushed += push_column(&self._frames, slot, column, first_seq if pushed == 0 else &self._unused)
+        finally:
+            self._end(number)
+        if wanted(&self._frames.cursors.messages):
+            self._waiting.call(&self._frames.cursors.messages)
+        return pushed
+
+    cdef int64_t _push_lines(
+        self, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
+    ) except -1:
+        cdef int64_t lines = 0, number = -1
+        cdef Slot* slot = NULL
+        number = self._begin(&slot)
+        try:
+            if size >= NOGIL_BYTES:
+                with nogil:
+                    lines = push_lines(&self._frames, slot, chunk, size, final, max_lines, consumed, first_seq)
+            else:
+                lines = push_lines(&self._frames, slot, chunk, size, final, max_lines, consumed, first_seq)
+            if lines == 0 and size > 0 and number >= 0 and self._participant.notice(False):
+                lines = push_lines(&self._frames, slot, chunk, size, final, max_lines, consumed, first_seq)
+        finally:
+            self._end(number)
+        if wanted(&self._frames.cursors.messages):
+            self._waiting.call(&self._frames.cursors.messages)
+        return lines
+
+    # ---------------------------------------------------------------- pop
+
+    cdef Messages _take(self, int64_t most, int64_t most_bytes):
+        """Take what is there within these limits; empty Messages where there is nothing."""
+        cdef Messages messages = self._take_now(most, most_bytes)
+        if messages is None and load_relaxed(&self._waiting.listening):
+            self._waiting.listen()
+            messages = self._take_now(most, most_bytes)
+            if messages is not None:
+                self._waiting.hear()
+        return messages if messages is not None else new_messages(0, 0, self._spares)
+
+    cdef Messages _take_now(self, int64_t most, int64_t most_bytes):
+        cdef Messages messages = None
+        cdef Slot* slot = NULL
+        cdef int64_t number
+        if self._frames.desk == NULL:
+            messages = self._take_from(NULL, -1, most, most_bytes)
+        else:
+            number = self._begin(&slot)
+            try:
+                store_relaxed(&self._takes, load_relaxed(&self._takes) + 1)
+                if load_relaxed(&self._takes) % LOOK_TAKES == 0:
+                    self._participant.notice(False)
+                messages = self._take_from(slot, number, most, most_bytes)
+                if messages is None and self._participant.notice(False):
+                    messages = self._take_from(slot, number, most, most_bytes)
+            finally:
+                if messages is None:
+                    self._end(number)
+        return messages
+
+    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
+        cdef Messages messages = None
+        cdef Slot* slot = NULL
+        cdef int64_t number
+        if self._frames.desk != NULL:
+            self._participant.notice(True)
+            number = self._begin(&slot)
+            try:
+                messages = self._take_orphan(slot, number, most, most_bytes)
+            finally:
+                if messages is None:
+                    self._end(number)
+        return messages if messages is not None else new_messages(0, 0, self._spares)
+
+    cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
+        """What a process left that died; else what waits in the ring; else None."""
+        cdef Source source
+        cdef Messages messages = self._take_orphan(slot, number, most, most_bytes)
+        if messages is not None:
+            return messages
+        source.read = &self._frames.cursors.read
+        source.number = 0
+        return self._take_one(&source, slot, number, most, most_bytes)
+
+    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
+        cdef Source source
+        cdef uint64_t orphan = 0
+        cdef Messages messages
+        while self._frames.desk != NULL and self._participant.next_orphan(&orphan):
+            source.read = &self._frames.desk.slots[orphan].before
+            source.number = orphan + 1
+            source.end = load_acquire(&self._frames.desk.slots[orphan].after)
+            messages = self._take_one(&source, slot, number, most, most_bytes)
+            if messages is not None:
+                return messages
+        return None
+
+    cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
+        cdef Take take
+        cdef Messages messages
+        while find_take(&self._frames, source, most, most_bytes, &take):
+            # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is his.
+            if source.number != 0 and kind_of_state(load_acquire(&self._frames.desk.slots[source.number - 1].state)) != ORPHAN:
+                return None
+            # Allocated before the exchange: if memory runs out, nothing has been taken.
+            messages = new_messages(take.count, take.bytes, self._spares)
+            if not win_take(&self._frames, slot, number + 1, source, &take):
+                continue
+            if take.bytes >= NOGIL_BYTES:
+                with nogil:
+                    copy_out(&self._frames, &take, messages._data, messages._offsets)
+            else:
+                copy_out(&self._frames, &take, messages._data, messages._offsets)
+            messages.first_seq = take.first_seq
+            messages._position = take.position
+            messages._place = take.place
+            messages._slot = number
+            messages._epoch = self._participant.epoch if self._participant is not None else 0
+            messages._held = True
+            return messages
+        return None
+
+    cdef int _release(self, Messages messages) except -1:
+        if not messages._held:
+            return 0
+        self._check_epoch(messages)
+        messages._held = False
+        release_messages(&self._frames, messages._position, messages._place, messages._count)
+        cdef Slot* slot = NULL
+        # The slot speaks of the whole take: until its last part is released it can not serve for anything else.
+        if messages._parts is None or fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
+            if messages._slot >= 0:
+                slot = &self._frames.desk.slots[messages._slot]
+                set_state(slot, FREE)
+            rewind(&self._frames, slot, REWIND_GRANULES)
+            if messages._slot >= 0:
+                self._participant.give_back(messages._slot)
+        if wanted(&self._frames.cursors.room):
+            self._waiting.call(&self._frames.cursors.room)
+        return 0
+
+    cdef _split(self, Messages messages, Py_ssize_t count):
+        cdef Messages first, rest
+        if not messages._held:
+            raise ValueError("only what take() returned and was not released can be split")
+        if not 0 < count < messages._count:
+            raise ValueError(f"count must be from 1 to {messages._count - 1}, so that both parts have messages, not {count}")
+        self._check_epoch(messages)
+        first, rest = messages[:count], messages[count:]
+        if messages._parts is None:
+            messages._parts = Parts()
+            store_relaxed(&messages._parts.left, 2)
+        else:
+            fetch_add_relaxed(&messages._parts.left, 1)
+        first._position = rest._position = messages._position
+        first._place = rest._place = messages._place
+        walk(&self._frames, &rest._position, &rest._place, count)
+        first._slot = rest._slot = messages._slot
+        first._epoch = rest._epoch = messages._epoch
+        first._parts = rest._parts = messages._parts
+        messages._held = False
+        first._held = rest._held = True
+        return first, rest
+
+    cdef int _check_epoch(self, Messages messages) except -1:
+        if self._participant is not None and messages._epoch != self._participant.epoch:
+            raise RuntimeError("these messages were taken before a fork, and belong to the parent process")
+        return 0
+
+    # ---------------------------------------------------------------- the slots of a shared ring
+
+    cdef int64_t _begin(self, Slot** slot) except -2:
+        """A slot for one operation, and its number; of a ring of our own: none, and -1."""
+        if self._frames.desk == NULL:
+            return -1
+        cdef int64_t number = self._participant.slot()
+        slot[0] = &self._frames.desk.slots[number]
+        return number
+
+    cdef void _end(self, int64_t number) noexcept:
+        if number >= 0:
+            set_state(&self._frames.desk.slots[number], FREE)
+            self._participant.give_back(number)
+
+
+@cython.final
+cdef class MessageRing(Port):
+    """A bounded, lock-free queue of variable-length messages; for any number of producer and consumer threads, and processes.
+
+    capacity_bytes: the memory for messages. It is rounded up to a power of two, at least 4 KiB; `capacity_bytes` tells the
+        true size. A message takes its own length, 4 bytes, and its part of a header for each push.
+    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where
+        it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
+        what one has taken and not released when it dies, is delivered again.
+    first_seq: the number that the first message of a new ring gets.
+    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
+        tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
+
+    >>> ring = MessageRing(1 << 16)
+    >>> ring.push_many([b"one", b"two", "three"])
+    3
+    >>> ring.push_lines(b"four\\nfive\\nsi")
+    (2, 10)
+    >>> [bytes(m) for m in ring.pop_many(4)]
+    [b'one', b'two', b'three', b'four']
+    >>> len(ring)
+    1
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        # Small and in memory until __init__ or attach() says otherwise: so that no method of a ring that was made without
+        # either finds nothing there.
+        self._spares = Spares()
+        self._allocate(MIN_GRANULES, 0)
+
+    def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
+        if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
+            raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
+        size = capacity_bytes.__index__()
+        if not 0 < size <= MAX_GRANULES * GRANULE:
+            raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
+        cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
+        if self._made:
+            raise TypeError("a MessageRing is made once")
+        if not 0 <= first_seq < 1 << 64:
+            raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
+        if path is not None:
+            self._open(create_or_attach(path, granules, first_seq, checksums))
+        elif checksums:
+            raise ValueError("checksums are for a ring in a file: give it a path")
+        else:
+            self._allocate(granules, first_seq)
+        self._made = True
+
+    cdef _allocate(self, uint64_t granules, uint64_t first_seq):
+        # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
+        self._memory = np.zeros(sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8)
+        cdef size_t address = self._memory.ctypes.data
+        address = (address + GRANULE - 1) & ~<size_t>(GRANULE - 1)
+        self._frames.capacity = granules
+        self._frames.cursors = <Cursors*>address
+        self._frames.index = <word*>(address + sizeof(Cursors))
+        self._frames.data = <unsigned char*>(address + sizeof(Cursors) + granules * 8)
+        self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, None)
+        # The first lap is number 1: the zeroed index holds no tag of it.
+        self._start_at(granules, first_seq)
+
+    @classmethod
+    def attach(cls, path):
+        """Open the ring that another process, or an earlier run, made in this file.
+
+        Raises FileNotFoundError, and SharedFileError for a file that is not a MessageRing's, damaged, or of another version.
+        """
+        cdef MessageRing ring = cls.__new__(cls)
+        file = SharedFile.attach(path, KIND, SEATS)
+        ring._open(file)
+        ring._made = True
+        return ring
+
+    @staticmethod
+    def look(path):
+        """What the ring in this file is like at the moment, as a RingLook; without taking part in it, so nobody notices.
+
+        Works beside any number of processes that use the ring, and with one for reading only. Raises as `attach` does.
+        """
+        return look_at_ring(path)
+
+    @staticmethod
+    def needs_salvage(path):
+        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk.
+
+        Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is proved whole. Raises as attach() does.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_header(os.fspath(path), fd, KIND).boot_id != boot_id()
+        finally:
+            os.close(fd)
+
+    cdef _open(self, file):
+        """Lay the ring over the body of its file: desk, positions, index, data, each from a page on."""
+        cdef uint64_t granules
+        granules, self._key = layout_of(file.path, file.meta, len(file.memory))
+        self._memory = np.frombuffer(file.memory, np.uint8)
+        cdef size_t address = self._memory.ctypes.data
+        cdef Participant participant = Participant(file)
+        self._participant = participant
+        self._frames.capacity = granules
+        self._frames.desk = participant.desk = <Desk*>address
+        address += pages(sizeof(Desk))
+        self._frames.cursors = <Cursors*>address
+        address += pages(sizeof(Cursors))
+        self._frames.index = <word*>address
+        address += pages(granules * 8)
+        self._frames.data = <unsigned char*>address
+        if self._key is not None:
+            self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
+            self._frames.way = best_way()
+        participant._join(&self._frames, tidy_messages, judge_messages)
+        self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
+
+    def _start_at(self, uint64_t position, uint64_t first_seq):
+        """Let a ring that was never used count from there on. For tests of the widths."""
+        cdef Cursors* cursors = self._frames.cursors
+        assert position >= self._frames.capacity and len(self) == 0
+        store_relaxed(&cursors.tail, position << PLACE_BITS)
+        store_relaxed(&cursors.write, position << 32 | <uint64_t><uint32_t>first_seq)
+        store_relaxed(&cursors.read, make_read(position, 0, NOBODY, 0))
+        store_relaxed(&cursors.sequence, first_seq)
+        store_relaxed(&cursors.mirror, ~first_seq)
+
+    # ---------------------------------------------------------------- properties
+
+    @property
+    def capacity_bytes(self):
+        """Bytes of memory for messages and their headers: a power of two."""
+        return self._frames.capacity * GRANULE
+
+    @property
+    def max_message_bytes(self):
+        """The largest message that an empty ring can take."""
+        return largest_message(&self._frames)
+
+    @property
+    def used_bytes(self):
+        """Bytes that are not free: claimed, waiting, or taken and not yet released."""
+        return (self._frames.capacity - free_granules(&self._frames)) * GRANULE
+
+    @property
+    def next_seq(self):
+        """The sequence number that the next message will get: how many have been pushed so far."""
+        return next_number(&self._frames)
+
+    @property
+    def path(self):
+        """The file that it shares with others, or None."""
+        return None if self._participant is None else self._participant.file.path
+
+    @property
+    def checksums(self):
+        """Whether each push gets a checksum."""
+        return self._frames.key != NULL
+
+    def note_stored(self, seq):
+        """Note in the ring's memory that the messages below `seq` are on disk: before one of them is released for that reason.
+
+        For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
+        one thread at a time.
+        """
+        store_release(&self._frames.cursors.stored, <uint64_t>seq)
+        store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
+
+    def __len__(self):
+        """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
+
+        The numbers of messages that a killed process never published count as well: `count` leaves them out.
+        """
+        return count_waiting(&self._frames)
+
+    def count(self):
+        """Messages that can be taken, counted frame by frame, without those that dead processes had taken."""
+        return count_published(&self._frames)
+
+    def warm_ahead(self, most_bytes):
+        """Make memory ready in front of the producers, up to `most_bytes` of it, so that they do not wait for it page by page.
+
+        Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
+        a thread that has time, one at a time.
+        """
+        if self._participant is None:
+            return
+        cdef uint64_t tail = tail_position(&self._frames)
+        cdef uint64_t write = nearest32(load_relaxed(&self._frames.cursors.write) >> 32, tail), start, end
+        cdef uint64_t capacity = self._frames.capacity, used = write - tail
+        if <int64_t>used <= REWIND_GRANULES:
+            return
+        # What has filled up so far tells how much is about to come.
+        end = write + min(min(<uint64_t>most_bytes // GRANULE, used * 4), capacity - min(used, capacity))
+        start = max(write, self._warm_until)
+        if end <= start:
+            return
+        self._warm_until = end
+        with nogil:
+            make_ready(<unsigned char*>self._frames.index, capacity * 8, start * 8, end * 8)
+            make_ready(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
+
+    def close(self):
+        """Give up this process's part in a shared ring at once, not when the last reference goes; what it holds is for others.
+
+        No thread may be using the ring, and nobody may use it afterwards. Of a ring in memory nothing is done.
+        """
+        if self._participant is not None:
+            self._participant.file.close()
+
+    def producer(self):
+        """A handle to push with, for one thread.
+
+        Without the GIL, threads that call methods of one object fight over its reference count; a handle each does not.
+        """
+        return self._handle(MessageProducer.__new__(MessageProducer, OURS))
+
+    def consumer(self):
+        """A handle to pop with, for one thread. See `producer`."""
+        return self._handle(MessageConsumer.__new__(MessageConsumer, OURS))
+
+    cdef _handle(self, Port handle):
+        handle._frames = self._frames
+        handle._memory = self._memory
+        handle._owner = self  # the participant tidies up through it
+        handle._participant = self._participant
+        handle._waiting = self._waiting
+        handle._spares = Spares()
+        return handle
+
+    # ---------------------------------------------------------------- push
+
+    def try_push(self, message):
+        """Push one message (bytes or str, which goes in as UTF-8); False: no room now.
+
+        Raises ValueError for a message larger than `max_message_bytes`, which never fits.
+        """
+        return push_one(self, message)
+
+    def push(self, message, timeout=None):
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        return push_waiting(self, [message], timeout) == 1
+
+    def push_many(self, messages, timeout=0.0):
+        """Push as many of `messages` as fit, from the front; returns how many.
+
+        messages: a list, tuple or other sequence of bytes and str (which go in as UTF-8); a 1-D numpy array, each item of
+            which is one message of its itemsize in bytes; or an Arrow binary or string array (anything with
+            `__arrow_c_array__`). Everything is checked before anything is pushed: TypeError for an item of another
+            type, ValueError for one larger than `max_message_bytes`.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
+            what it raises comes out of here, with nothing but the first part of the messages pushed.
+        """
+        return push_waiting(self, messages, timeout)
+
+    def push_gathered(self, Gathered gathered not None, int64_t start=0, max_messages=None):
+        """Push from message number `start` of `gathered` on; returns (messages pushed, first sequence number).
+
+        For the lanes of `backpressure`, which may need several tries for one call and check its messages only once.
+        """
+        cdef Column column
+        cdef uint64_t first_seq = 0
+        if not 0 <= start <= gathered.column.count:
+            raise ValueError(f"start must be from 0 to {gathered.column.count}, not {start}")
+        column.starts = gathered.column.starts + start
+        column.lengths = gathered.column.lengths + start
+        column.count = gathered.column.count - start
+        if max_messages is not None:
+            column.count = min(column.count, <int64_t>max_messages)
+        return self._push(&column, &first_seq), first_seq
+
+    def push_lines(self, chunk, final=False):
+        """Push the lines of `chunk`, each without its b"\\n"; returns (lines, bytes_consumed).
+
+        chunk: anything with a contiguous buffer (bytes, bytearray, memoryview, mmap, a numpy array). It is split in C, and no
+            Python object is made for a line.
+        final: whether a last piece without b"\\n" is a line as well. If not, it is left, and `chunk[bytes_consumed:]` is what to
+            put before the next chunk; it is the same where the ring became full.
+
+        Raises ValueError, and pushes nothing, if a line is larger than `max_message_bytes`.
+        """
+        lines, consumed, _ = push_chunk(self, chunk, final, None)
+        return lines, consumed
+
+    def push_lines_seq(self, chunk, final=False, max_lines=None):
+        """`push_lines` of at most `max_lines` lines, which also tells the first one's sequence number.
+
+        Returns (lines, bytes_consumed, first_seq). For the lanes of `backpressure`, which number their events.
+        """
+        return push_chunk(self, chunk, final, max_lines)
+
+    # ---------------------------------------------------------------- pop
+
+    def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
+        """Take up to `max_messages` messages of up to `max_bytes` bytes in total, oldest first; returns Messages.
+
+        None: no limit of that kind. A first message larger than `max_bytes` comes alone, so that it can not block the ring.
+        timeout: seconds to wait for the first message; None: as long as it takes. Where there is nothing, the result is empty.
+        """
+        return pop_some(self, max_messages, max_bytes, timeout)
+
+    def fileno(self):
+        """A file descriptor that is readable while there is something to pop, for event loops: `loop.add_reader(ring, ...)`.
+
+        It stays readable until a pop has found nothing. It belongs to the ring and is closed with it. In a ring that processes
+        share it also becomes readable every 50 ms, so that what a killed process left is found.
+        """
+        return self._waiting.fileno()
+
+    def take(self, max_messages=None, max_bytes=None):
+        """`pop_many`, but the room stays occupied until `release` is called with the result.
+
+        For consumers that must be able to fail: what has been taken and not released is still in the ring.
+        """
+        return self._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+
+    def take_orphaned(self, max_messages=None, max_bytes=None):
+        """`take`, but only what a process had taken that died before it released it; empty where there is nothing of that kind.
+
+        `take` itself gives these first. It finds them out after a moment, this looks at once.
+        """
+        return self._take_orphaned(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+
+    def release(self, Messages messages not None):
+        """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
+        self._release(messages)
+
+    def split(self, Messages messages not None, Py_ssize_t count):
+        """Two parts of what `take` returned: the first `count` messages, and the others, each to be released by itself.
+
+        The parts share the memory of `messages`, which is released through them only. ValueError where it was released, or
+        where a part would be empty. If this process dies, only parts that it had not released are delivered again.
+        """
+        return self._split(messages, count)
+
+    def _memory_view(self):
+        """The memory for frames, as it is. For tests."""
+        cdef size_t start = <size_t>self._frames.data - <size_t>self._memory.ctypes.data
+        return self._memory[start:start + self._frames.capacity * GRANULE]
+
+    def _check(self):
+        """Assert every invariant of a ring that nobody uses at the moment. For tests."""
+        cdef Frames* f = &self._frames
+        cdef FrameView view
+        cdef uint64_t tail = load_acquire(&f.cursors.tail), position = tail >> PLACE_BITS
+        cdef uint64_t read = load_acquire(&f.cursors.read), place = tail & ((1 << PLACE_BITS) - 1)
+        cdef uint64_t end = nearest32(load_acquire(&f.cursors.write) >> 32, position), at = nearest32(read >> 32, position)
+        cdef uint64_t sequence = 0, messages = 0, waiting = 0, mark
+        assert position <= at <= end <= position + f.capacity, (position, at, end)
+        while position != end:
+            assert peek_frame(f, position, &view), "a claimed frame is not published"
+            if view.frame.count > 0:
+                assert view.frame.count <= MAX_FRAME_MESSAGES
+                assert view.granules == frame_granules(f, view.frame.count, view.frame.payload)
+                assert messages == 0 or self._participant is not None or view.frame.first_seq == sequence, "numbers have a gap"
+                assert end_of(f, &view, view.frame.count - 1) == view.frame.payload
+                assert place < view.frame.count
+                assert messages > 0 or read_mark(f, &view, place) == 0, "a part that nobody needs is not freed"
+                # Parts follow each other; what has not been taken has no mark.
+                while place < view.frame.count:
+                    mark = read_mark(f, &view, place)
+                    assert place + mark <= view.frame.count
+                    assert mark == 0 or position < at or (position == at and place + mark <= place_of(read))
+                    place += max(mark, <uint64_t>1)
+                if position >= at:
+                    waiting += view.frame.count - (place_of(read) if position == at else 0)
+            sequence = view.frame.first_seq + (view.frame.count if view.frame.count > 0 else view.frame.payload)
+            messages += view.frame.count
+            position += view.granules
+            place = 0
+        assert messages == 0 or sequence == self.next_seq
+        assert self._participant is not None or waiting == <uint64_t>len(self), (waiting, len(self))
+
+    def __repr__(self):
+        where = "" if self.path is None else f", path={self.path!r}"
+        return f"MessageRing(capacity_bytes={self.capacity_bytes}, messages={len(self)}{where})"
+
+    def __reduce__(self):
+        raise TypeError("a MessageRing is live shared state and can not be copied or pickled")
+
+
+@cython.final
+cdef class MessageProducer(Port):
+    """The pushing side of a MessageRing, for one thread; made by `MessageRing.producer()`. Its methods are the ring's."""
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageProducer is made by MessageRing.producer()")
+
+    def try_push(self, message):
+        """As MessageRing.try_push."""
+        return push_one(self, message)
+
+    def push(self, message, timeout=None):
+        """As MessageRing.push."""
+        return push_waiting(self, [message], timeout) == 1
+
+    def push_many(self, messages, timeout=0.0):
+        """As MessageRing.push_many."""
+        return push_waiting(self, messages, timeout)
+
+    def push_lines(self, chunk, final=False):
+        """As MessageRing.push_lines."""
+        lines, consumed, _ = push_chunk(self, chunk, final, None)
+        return lines, consumed
+
+    def __reduce__(self):
+        raise TypeError("a MessageProducer is live shared state and can not be copied or pickled")
+
+
+@cython.final
+cdef class MessageConsumer(Port):
+    """The popping side of a MessageRing, for one thread; made by `MessageRing.consumer()`. Its methods are the ring's."""
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
+
+    def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
+        """As MessageRing.pop_many."""
+        return pop_some(self, max_messages, max_bytes, timeout)
+
+    def fileno(self):
+        """As MessageRing.fileno."""
+        return self._waiting.fileno()
+
+    def take(self, max_messages=None, max_bytes=None):
+        """As MessageRing.take."""
+        return self._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+
+    def release(self, Messages messages not None):
+        """As MessageRing.release."""
+        self._release(messages)
+
+    def split(self, Messages messages not None, Py_ssize_t count):
+        """As MessageRing.split."""
+        return self._split(messages, count)
+
+    def __reduce__(self):
+        raise TypeError("a MessageConsumer is live shared state and can not be copied or pickled")
+
+
+# ---------------------------------------------------------------- push and pop
+
+
+cdef bint push_one(Port port, message) except -1:
+    cdef Column column
+    cdef const char* start
+    cdef uint32_t length
+    cdef uint64_t first_seq
+    cdef Py_ssize_t size
+    start = text_of(message, &size)
+    if <uint64_t>size > largest_message(&port._frames):
+        raise MessageTooLarge(0, size, largest_message(&port._frames))
+    length = <uint32_t>size
+    column.starts = &start
+    column.lengths = &length
+    column.count = 1
+    return port._push(&column, &first_seq) == 1
+
+
+cdef object push_waiting(Port port, messages, timeout):
+    """Push messages, waiting for room until the timeout; returns how many went in."""
+    cdef Gathered gathered = Gathered(messages, largest_message(&port._frames))
+    cdef Column column = gathered.column
+    cdef uint64_t first_seq
+    cdef uint32_t seen
+    cdef int64_t total = column.count, deadline = 0, pushed = port._push(&column, &first_seq), done = pushed
+    if done == total or timeout == 0:
+        return done
+    deadline = deadline_of(timeout)
+    while True:
+        # `_push` moves its column along only where it looks for the dead; this one is counted anew each time.
+        column.starts = gathered.column.starts + done
+        column.lengths = gathered.column.lengths + done
+        column.count = total - done
+        seen = before_sleep(&port._frames.cursors.room)
+        done += port._push(&column, &first_seq)
+        if done == total or steady_ns() >= deadline:
+            return done
+        port._waiting.sleep(&port._frames.cursors.room, seen, deadline)
+
+
+cdef object push_chunk(Port port, chunk, bint final, max_lines):
+    cdef Py_buffer view
+    cdef size_t consumed = 0
+    cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
+    cdef int64_t lines, most = INT64_MAX if max_lines is None else max_lines
+    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    try:
+        if <uint64_t>view.len > largest:
+            check_lines(<const char*>view.buf, view.len, final, largest)
+        lines = port._push_lines(<const char*>view.buf, view.len, final, most, &consumed, &first_seq)
+    finally:
+        PyBuffer_Release(&view)
+    return lines, consumed, first_seq
+
+
+cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
+    cdef int64_t most = limit(max_messages, "max_messages"), most_bytes = limit(max_bytes, "max_bytes"), deadline
+    cdef Messages messages = port._take(most, most_bytes)
+    cdef uint32_t seen
+    if messages._count == 0 and timeout != 0:
+        deadline = deadline_of(timeout)
+        while True:
+            seen = before_sleep(&port._frames.cursors.messages)
+            messages = port._take(most, most_bytes)
+            if messages._count > 0 or steady_ns() >= deadline:
+                break
+            port._waiting.sleep(&port._frames.cursors.messages, seen, deadline)
+    port._release(messages)
+    return messages
+
+
+cdef int64_t push_lines(
+    Frames* f, Slot* slot, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
+) noexcept nogil:
+    """Push as many lines of the chunk as fit; returns how many, and in `consumed` the bytes that they took up."""
+    cdef const char* starts[MAX_FRAME_MESSAGES]
+    cdef uint32_t lengths[MAX_FRAME_MESSAGES]
+    cdef Column column
+    cdef const char* end = chunk + size
+    cdef const char* line = chunk
+    cdef const char* newline
+    cdef int64_t done = 0, most, pushed
+    cdef uint64_t payload, sequence
+    column.starts = starts
+    column.lengths = lengths
+    while line < end and done < max_lines:
+        # One frame's worth at a time, so that its bytes are still in the cache when they are copied.
+        column.count = 0
+        payload = 0
+        most = min(max_lines - done, <int64_t>MAX_FRAME_MESSAGES)
+        while line < end and column.count < most and payload < FRAME_BYTES:
+            newline = <const char*>memchr(line, b"\n", end - line)
+            if newline == NULL:
+                if not final:
+                    end = line
+                    break
+                newline = end
+            starts[column.count] = line
+            lengths[column.count] = <uint32_t>(newline - line)
+            payload += newline - line
+            column.count += 1
+            line = newline + 1
+        if column.count == 0:
+            break
+        pushed = push_column(f, slot, &column, &sequence)
+        if pushed > 0:
+            if done == 0:
+                first_seq[0] = sequence
+            done += pushed
+            # A final piece has no newline that could be consumed.
+            consumed[0] = min(<size_t>(starts[pushed - 1] - chunk) + lengths[pushed - 1] + 1, size)
+        if pushed < column.count:
+            break
+    return done
+
+
+cdef inline uint64_t largest_message(Frames* f) noexcept nogil:
+    return min(f.capacity * GRANULE - sizeof(Frame) - (TRAILER_BYTES if f.key != NULL else 0), MAX_MESSAGE)
+
+
+cdef uint64_t next_number(Frames* f) noexcept nogil:
+    cdef uint64_t write = load_acquire(&f.cursors.write)
+    return nearest32(<uint64_t><uint32_t>write, load_relaxed(&f.cursors.sequence))
+
+
+cdef uint64_t count_waiting(Frames* f) noexcept nogil:
+    """Messages from `read` on; of a hole that nobody has published yet, none."""
+    cdef FrameView view
+    cdef uint64_t read, position, first
+    while True:
+        read = load_acquire(&f.cursors.read)
+        position = nearest32(read >> 32, tail_position(f))
+        first = 0
+        while peek_frame(f, position, &view):
+            if view.frame.count > 0:
+                first = view.frame.first_seq + place_of(read) + 1
+                break
+            position += view.granules
+        # As long as nobody has taken there, nobody has written over what was read.
+        if load_acquire(&f.cursors.read) == read:
+            return next_number(f) - (first - 1) if first > 0 else 0
+
+
+cdef uint64_t count_published(Frames* f) noexcept nogil:
+    """Messages in the frames from `read` on."""
+    cdef FrameView view
+    cdef uint64_t read, position, count
+    while True:
+        read = load_acquire(&f.cursors.read)
+        position = nearest32(read >> 32, tail_position(f))
+        count = 0
+        while peek_frame(f, position, &view):
+            count += view.frame.count
+            position += view.granules
+        if load_acquire(&f.cursors.read) == read:
+            return count - (place_of(read) if count > 0 else 0)
+
+
+# ---------------------------------------------------------------- helpers
+
+
+cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq, bint checksums):
+    """The SharedFile of a ring of that capacity, made if it is not there."""
+    cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = data_offset(granules)
+    cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
+    hot = data, data + min(granules, <uint64_t>HOT_GRANULES) * GRANULE
+    warm = (index, index + first * 8), (hot[1], data + first * GRANULE)
+    if not os.path.exists(path):
+        meta = {"granules": granules}
+        if checksums:
+            meta["secret"] = os.urandom(SECRET_BYTES).hex()
+        try:
+            start = first_positions(granules, first_seq)
+            return SharedFile.create(path, KIND, meta, size, SEATS, start, hot, warm, durable=checksums)
+        except FileExistsError:
+            pass  # another process was faster
+    file = SharedFile.attach(path, KIND, SEATS)
+    found, _ = layout_of(file.path, file.meta, len(file.memory))
+    if found != granules:
+        raise SharedFileError(
+            f"{file.path} is a ring of {found * GRANULE:,} bytes, not {granules * GRANULE:,}: "
+            "attach(path) takes it as it is"
+        )
+    return file
+
+
+cdef object first_positions(uint64_t granules, uint64_t first_seq):
+    """Where, and as what bytes, the positions of a new ring lie in its body."""
+    cdef Cursors cursors
+    cdef size_t i
+    for i in range(sizeof(Cursors)):
+        (<unsigned char*>&cursors)[i] = 0
+    store_relaxed(&cursors.tail, granules << PLACE_BITS)
+    store_relaxed(&cursors.write, granules << 32 | <uint64_t><uint32_t>first_seq)
+    store_relaxed(&cursors.sequence, first_seq)
+    store_relaxed(&cursors.mirror, ~first_seq)
+    store_relaxed(&cursors.stored_mirror, ~<uint64_t>0)
+    store_relaxed(&cursors.read, make_read(granules, 0, NOBODY, 0))
+    return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
+
+
+def layout_of(path, meta, body_bytes):
+    """From a file's header: the capacity in granules, and the key of sealed frames or None. SharedFileError: it is damaged."""
+    granules, secret, key = meta.get("granules"), meta.get("secret"), None
+    if not isinstance(granules, int) or granules < MIN_GRANULES or granules & (granules - 1) or granules > MAX_GRANULES:
+        raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
+    if body_bytes < data_offset(granules) + granules * GRANULE:
+        raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
+    if secret is not None:
+        if not isinstance(secret, str) or not re.fullmatch(f"[0-9a-f]{{{2 * SECRET_BYTES}}}", secret):
+            raise SharedFileError(f"{path} is damaged: it speaks of checksums, and its secret is not {SECRET_BYTES} bytes")
+        key = aligned(hashlib.shake_256(bytes.fromhex(secret)).digest(KEY_WORDS * 8))
+    return granules, key
+
+
+def aligned(content):
+    """A copy of some bytes that starts on a cache line: no vector of a key then lies in two."""
+    memory = np.empty(len(content) + GRANULE, np.uint8)
+    start = -memory.ctypes.data % GRANULE
+    memory[start:start + len(content)] = np.frombuffer(content, np.uint8)
+    return memory[start:start + len(content)]
+
+
+def positions_offset():
+    """Where the positions lie in a file's body."""
+    return pages(sizeof(Desk))
+
+
+def data_offset(uint64_t granules):
+    """Where the memory for frames lies in a file's body."""
+    return pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8)
+
+
+cdef int64_t limit(object most, str name) except -1:
+    if most is None:
+        return INT64_MAX
+    value = most.__index__()
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, or None for no limit, not {value}")
+    return min(value, INT64_MAX)
+
+
+cdef int check_lines(const char* chunk, size_t size, bint final, uint64_t limit) except -1:
+    """Raise if a line of the chunk is larger than `limit`. Only a chunk that is larger itself can have one."""
+    cdef const char* line = chunk
+    cdef const char* end = chunk + size
+    cdef const char* newline
+    cdef size_t number = 0
+    while line < end:
+        newline = <const char*>memchr(line, b"\n", end - line)
+        if newline == NULL:
+            if not final:
+                return 0
+            newline = end
+        if <uint64_t>(newline - line) > limit:
+            raise MessageTooLarge(number, newline - line, limit)
+        number += 1
+        line = newline + 1
+    return 0
+
+
+def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
+    """How many lines `push_lines(chunk, final)` would push, given room. Raises MessageTooLarge for one over `limit` bytes."""
+    cdef Py_buffer view
+    cdef size_t lines
+    cdef bint last = final
+    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    try:
+        if <uint64_t>view.len > limit:
+            check_lines(<const char*>view.buf, view.len, last, limit)
+        if view.len >= NOGIL_BYTES:
+            with nogil:
+                lines = count_newlines(<const char*>view.buf, view.len)
+        else:
+            lines = count_newlines(<const char*>view.buf, view.len)
+        if last and view.len > 0 and (<const char*>view.buf)[view.len - 1] != b"\n":
+            lines += 1
+    finally:
+        PyBuffer_Release(&view)
+    return lines

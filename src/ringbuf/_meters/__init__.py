@@ -1,0 +1,1 @@
+"""What counts and limits: a token bucket, rate windows, histograms."""

@@ -1,0 +1,1 @@
+"""Rings of fixed-size records of a numpy dtype."""

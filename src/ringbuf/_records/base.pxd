@@ -1,0 +1,32 @@
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport word
+from ringbuf._records.file cimport SharedRuns
+from ringbuf._records.numbers cimport Kind, Quick
+from ringbuf._records.positions cimport Runs
+from ringbuf._shared.waiting cimport Waiting
+
+cdef uint64_t MAX_CAPACITY
+
+
+# What a ring and its handles have in common. Nothing in it changes after it was made, but what one thread leaves for its next
+# call; on a line of its own, so that threads with a handle each do not fight over it.
+cdef class Face:
+    cdef Runs _runs
+    cdef Kind _kind
+    cdef Quick _quick     # how one number goes in and out in one step, while the GIL alone orders its threads
+    cdef PyObject* _spares[2]  # ints handed out before: see `int_of`
+    cdef readonly object dtype
+    cdef object _memory   # the numpy array that owns what `_runs` leads to
+    cdef SharedRuns _shared  # of a ring that processes share; else None
+    cdef Waiting _waiting
+
+    cdef word _pad0[8]
+    cdef word _seen       # the ring's `tail` as `claim` saw it last
+    cdef word _pad1[7]
+
+    cdef object _share(self, Face ring)
+
+
+cdef object positive(object number, str name)

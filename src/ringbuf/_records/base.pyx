@@ -1,0 +1,62 @@
+# cython: freethreading_compatible=True
+"""Face: what a RingBuffer and its handles have in common: the way to the memory, and what there is to say of it."""
+
+from cpython.ref cimport Py_XDECREF
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport load_acquire, store_relaxed
+from ringbuf._records.positions cimport waiting
+
+# Widths of what counts records; the index alone would have 16 GiB.
+MAX_CAPACITY = <uint64_t>1 << 31
+
+
+cdef class Face:
+    """What a ring and its handles have in common."""
+
+    @property
+    def capacity(self):
+        """How many records there is room for: a power of two."""
+        return self._runs.mask + 1
+
+    def __len__(self):
+        """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
+        if self._runs.cursors == NULL:
+            return 0  # a Face that is neither a ring nor a handle
+        return waiting(&self._runs) if self._shared is None else self._shared.waiting()
+
+    @property
+    def path(self):
+        """The file that it shares with other processes, or None."""
+        return None if self._shared is None else self._shared.participant.file.path
+
+    def __repr__(self):
+        where = "" if self._shared is None else f", path={self.path!r}"
+        return f"{type(self).__name__}(capacity={self.capacity}, dtype={self.dtype!r}, records={len(self)}{where})"
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} is live shared state and can not be copied or pickled")
+
+    def __dealloc__(self):
+        Py_XDECREF(self._spares[0])
+        Py_XDECREF(self._spares[1])
+
+    cdef object _share(self, Face ring):
+        self._runs = ring._runs
+        self._kind = ring._kind
+        self._quick = ring._quick
+        self._memory = ring._memory
+        self._shared = ring._shared
+        self._waiting = ring._waiting
+        self.dtype = ring.dtype
+        store_relaxed(&self._seen, load_acquire(&ring._seen))
+        return self
+
+
+cdef object positive(number, str name):
+    if isinstance(number, float) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    number = number.__index__()
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
+    return number

@@ -1,0 +1,258 @@
+# cython: freethreading_compatible=True
+"""Blocks: the memory of a RingBuffer itself, for the length of a `with` block.
+
+`reserve` and `peek` show it as a Span. A Span makes an array of what it shows at each use and keeps none, so that nothing can
+outlive the block by accident; an array that somebody took out of it by `np.asarray` is counted. When the block ends
+
+    reserve  without an error the records are published. With one the claim is undone, as if it had never been.
+    peek     without an error the records are freed. With one they are given back: the next consumer gets them, before all
+             others and in their order. Those that other consumers took in the meantime stay with them.
+
+An array that is still alive when its block ends is an error (BufferError). What was reserved then holds nothing, and its memory
+is used again only when the array has gone (in a ring that processes share, what was pushed behind it is to be seen only then);
+what was peeked at is given back, and the array, which can not be written, may show other records from then on.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport cas_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
+from ringbuf._core.eventcount cimport wanted
+from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
+from ringbuf._records.positions cimport HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take
+from ringbuf._records.shared_positions cimport offer, shared_publish, shared_release
+from ringbuf._shared.op_slots cimport Slot
+
+import numpy as np
+
+# In Lease._lent, above any number of buffers.
+cdef uint64_t ENDED = <uint64_t>1 << 32
+# What makes a Span: its `__new__` alone, called by somebody else, would make one of nothing.
+cdef object OURS = object()
+
+
+@cython.no_gc  # so that `_memory` is still there when it is deallocated; nothing that it refers to can refer back
+@cython.final
+cdef class Lease:
+    """A part of the ring's memory that a block holds; lends it out as buffers and counts them."""
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef uint64_t lent = load_relaxed(&self._lent)
+        if self._reading and flags & PyBUF_WRITABLE:
+            raise BufferError("what is peeked at can not be written")
+        while True:
+            if lent & ENDED:
+                raise BufferError("the view ended with its block")
+            if cas_total(&self._lent, &lent, lent + 1):
+                break
+        buffer.obj = self
+        buffer.buf = self._runs.data + (self._position & self._runs.mask) * self._runs.itemsize
+        buffer.len = self._nbytes
+        buffer.readonly = self._reading
+        buffer.itemsize = 1
+        buffer.format = NULL  # bytes
+        buffer.ndim = 1
+        buffer.shape = &self._nbytes
+        buffer.strides = &buffer.itemsize
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:
+            self.view_gone()
+
+    cdef int begin(self, Face face, uint64_t most) except -1:
+        self._runs = face._runs
+        self._memory = face._memory
+        self._shared = face._shared
+        self._waiting = face._waiting
+        if self.hold(face, most) == 0 and self._reading and load_relaxed(&self._waiting.listening):
+            self._waiting.listen()
+            if self.hold(face, most) > 0:
+                self._waiting.hear()
+        self._nbytes = self._count * self._runs.itemsize
+        return 0
+
+    cdef uint64_t hold(self, Face face, uint64_t most) except? 0xFFFFFFFF:
+        """Take or claim what is there, up to `most`; returns how many."""
+        cdef Slot* slot
+        if self._shared is not None:
+            self._slot = self._shared.begin(&slot)
+            try:
+                if self._reading:
+                    self._count = self._shared.take(slot, most, True, &self._position)
+                else:
+                    self._count = self._shared.claim(slot, &face._seen, most, True, &self._position)
+            finally:
+                if self._count == 0:
+                    self._shared.end(self._slot)
+            self._epoch = self._shared.participant.epoch
+        elif self._reading:
+            self._count = take(&self._runs, most, True, &self._position)
+        else:
+            self._count = claim(&self._runs, &face._seen, most, True, &self._position)
+            fetch_add_relaxed(&self._runs.cursors.absent, self._count)
+        return self._count
+
+    cdef bint end(self, bint commit) noexcept:
+        """End the block; returns False if buffers are still out, in which case nothing is committed."""
+        cdef uint64_t none = 0
+        cdef Runs* r = &self._runs
+        cdef bint quiet = cas_total(&self._lent, &none, ENDED)
+        if self._shared is not None:
+            return self.end_shared(commit, quiet)
+        if self._count == 0:
+            pass
+        elif self._reading:
+            if commit and quiet:
+                release(r, self._position, self._count)
+                rewind(r)
+            else:
+                give_back(r, self._position, self._count)
+        elif not quiet:
+            publish(r, self._position, self._count, HELD)
+            # The last buffer may have come back in between.
+            if fetch_add_total(&self._lent, ENDED) == 0:
+                self.view_gone()
+            return False
+        elif commit:
+            fetch_add_relaxed(&r.cursors.absent, -self._count)
+            publish(r, self._position, self._count, PUBLISHED)
+        else:
+            abandon(r, self._position, self._count)
+        if not quiet:
+            fetch_add_total(&self._lent, ENDED)
+        return quiet
+
+    cdef bint end_shared(self, bint commit, bint quiet) noexcept:
+        """The same for a ring that processes share."""
+        cdef Slot* slot = &self._runs.desk.slots[self._slot]
+        if self._count == 0 or self._epoch != self._shared.participant.epoch:
+            pass  # what was begun before a fork, the parent ends
+        elif self._reading and commit and quiet:
+            shared_release(&self._runs, slot, self._position, self._count)
+            self._shared.end(self._slot)
+        elif self._reading:
+            offer(&self._runs, slot, self._position)
+            self._shared.given.append((self._epoch, self._slot))
+        elif quiet:
+            shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
+            self._shared.end(self._slot)
+        if not quiet and fetch_add_total(&self._lent, ENDED) == 0 and not self._reading and self._count > 0:
+            self.view_gone()
+        return quiet
+
+    cdef int tell(self) except -1:
+        """Wake those who wait for what the end of a block brought: records or room, and it may have been either."""
+        if self._count > 0 and wanted(&self._runs.cursors.records):
+            self._waiting.call(&self._runs.cursors.records)
+        if self._count > 0 and wanted(&self._runs.cursors.room):
+            self._waiting.call(&self._runs.cursors.room)
+        return 0
+
+    cdef void view_gone(self) noexcept:
+        """The last view of what was reserved has gone, after the block."""
+        if self._shared is None:
+            leave(&self._runs, self._position, self._count)
+        elif self._epoch == self._shared.participant.epoch:
+            shared_publish(&self._runs, &self._runs.desk.slots[self._slot], self._position, self._count, VOID)
+            self._shared.end(self._slot)
+        self.tell()
+
+    def __dealloc__(self):
+        # A block that began and never ended.
+        if not load_relaxed(&self._lent) & ENDED:
+            self.end(False)
+            self.tell()
+
+
+@cython.final
+cdef class Span:
+    """Records of a ring, in place, for the length of a `with` block: what `reserve` and `peek` give. For one thread.
+
+    Within the block it is used like an array: `len(span)`; `span[i]` is a copy of one record; a slice or the name of a field
+    gives a Span of that part; assignments to any of these write into the ring, converting as numpy does (not after `peek`);
+    `np.asarray(span)` is an array of the ring's own memory, which has to be gone (`del`) when the block ends: else the end
+    raises BufferError. After the block every use raises ValueError.
+    """
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Span is made by RingBuffer.reserve() and RingBuffer.peek()")
+
+    def __enter__(self):
+        if self._lease is not None:
+            raise ValueError("a view serves for one block: call reserve() or peek() for another")
+        cdef Lease lease = Lease.__new__(Lease)
+        lease._reading = self._reading
+        lease.begin(self._face, self._most)
+        self._lease = lease
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._array()
+        cdef bint quiet = self._lease.end(kind is None)
+        self._lease.tell()
+        if not quiet and kind is None:
+            raise BufferError(
+                "an array of this view is still alive at the end of its block (del it before): "
+                + ("what was peeked at is given back" if self._reading else "what was reserved is not published")
+            )
+
+    def __len__(self):
+        return len(self._array())
+
+    def __getitem__(self, key):
+        part = self._array()[key]
+        if isinstance(key, (slice, str)):
+            return span_of(self._face, self._most, self._reading, self._lease, self._keys + (key,))
+        if isinstance(part, (np.ndarray, np.void)):
+            return part.copy()
+        return part.item() if part.dtype.kind in "biufc" else part
+
+    def __setitem__(self, key, value):
+        self._array()[key] = value
+
+    def __array__(self, dtype=None, copy=None):
+        array = self._array()
+        if dtype is None or np.dtype(dtype) == array.dtype:
+            return array.copy() if copy else array
+        if copy is False:
+            raise ValueError(f"an array of dtype {dtype} can only be a copy of records of dtype {array.dtype}")
+        return array.astype(dtype)
+
+    def __repr__(self):
+        if self._lease is None:
+            state = "not begun"
+        else:
+            state = "ended" if load_relaxed(&self._lease._lent) & ENDED else f"{len(self)} records"
+        return f"<Span of a {self._face.dtype} ring: {state}>"
+
+    def __reduce__(self):
+        raise TypeError("a Span is live shared state and can not be copied or pickled")
+
+    cdef object _array(self):
+        """What is shown, as an array that nobody else has yet."""
+        if self._lease is None:
+            raise ValueError("the view begins with its block: with ring.reserve(n) as span")
+        if load_relaxed(&self._lease._lent) & ENDED:
+            raise ValueError("the view ended with its block")
+        array = np.asarray(memoryview(self._lease)).view(self._face.dtype)
+        for key in self._keys:
+            array = array[key]
+        return array
+
+
+cdef Span new_span(Face face, object n, bint reading):
+    return span_of(face, positive(n, "n"), reading, None, ())
+
+
+cdef Span span_of(Face face, object most, bint reading, Lease lease, tuple keys):
+    cdef Span span = Span.__new__(Span, OURS)
+    span._face = face
+    span._most = min(most, MAX_CAPACITY)
+    span._reading = reading
+    span._lease = lease
+    span._keys = keys
+    return span

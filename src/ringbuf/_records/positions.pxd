@@ -1,0 +1,392 @@
+"""Runs of records of one size: how producers claim and publish, and consumers take, release and give back.
+
+Three positions, each in a cache line of its own because each has its own crowd of writers:
+
+    0 ............ tail ............ read ............ write           tail ≤ read ≤ write ≤ tail + capacity
+                   [=== out with ===][== published ===)
+                       consumers         and claimed
+
+Positions count records; record p lies in slot p & mask. What one push claims is a run: one exchange of `write`, a copy, and one
+tag in the index, at the run's first slot, whatever its length. Consumers find runs by their tags, and take from `read` by one
+exchange as many records as they want, over several runs or from the midst of one. What one take got is a range. Ranges are
+released in any order: the one at `tail` moves `tail` on, and any other leaves a tag for whoever brings `tail` there.
+
+    tag = kind (3 bits), length - 1 (as many bits as the capacity has), lap (the rest)
+
+    PUBLISHED  a run that can be read           RELEASED   a range that its consumer is done with
+    VOID       a run that holds nothing         RETURNED   a range that its consumer gave back: it will be taken again
+    HELD       the same, while somebody still has a view of it
+
+A tag holds the lap, so what an earlier lap left behind never matches, and memory full of zeros holds no tag at all: nothing is
+ever cleared. Payload lies elsewhere and can not be taken for a tag. One index serves both sides: when a range is released or
+given back, its first slot has been taken, and no consumer needs a PUBLISHED there any more.
+
+Progress. Every operation is lock-free: a failed exchange means that another thread's succeeded, and none waits for another. A
+producer that stalls between claim and publish delays the sight of what was claimed after its run, and nothing else. A consumer
+that stalls between take and release keeps its range occupied, and nothing else. A producer that gives up publishes its run as
+VOID, and consumers, or producers that lack room, pass over it.
+
+A HELD run is done with when a consumer has passed it and its viewer has gone; each of the two leaves it by `leave`, and the
+second one frees it. So a view that outlives its block delays nobody and can never show or change another's records.
+
+Scaling. Without a GIL, producers of one ring share the line of `write`, which goes from processor to processor with each claim,
+and that takes as long as pushing a record does: so records pushed one at a time hardly go in faster by two producers than by one;
+in batches, or into a ring each, they do (bench/micro/test_ring_buffer.py). Handing out slots ahead, a run for each handle, would
+spare the exchange, but a handle that then pauses would hide what all the others have pushed behind its run.
+
+Widths. `write` and `tail` are whole. `read` joins the low half of a position with the number of records known to be published
+from there on, since both must move in one exchange; the full position is less than 2**32 from `tail`. An exchange of `read` could
+be fooled only if a thread slept in mid-take while exactly a multiple of 2**32 records went by.
+
+Alone. While the GIL is held no other thread of this process is between two lines here. A ring that no other process shares
+then needs no exchange: to compare and to store does (measured: 3 ns less for each). On a build without a GIL a ring is never
+alone.
+
+Pairs of release and acquire, each named again where it stands in the code:
+
+    P  publish: store of a tag       ->  load of the tag in `published`: the records of the run
+    M  take: exchange of `read`      ->  load of `read` in `take`: the same, for whoever goes on in the midst of a run
+    R  release: store of a tag       ->  load of the tag in `release`: the reader is done with the range
+    T  advance: change of `tail`     ->  load of `tail` in `claim`: all readers of what is claimed are done
+    S  claim: store of `seen`        ->  load of it in `claim`: the same, for the next who claims by this handle
+    G  give back: store of a tag     ->  load of the tag in `retake`: as M, for what comes a second time
+
+R and the loads of `tail` and of tags in `release` are in one total order as well: of two threads that release neighbouring
+ranges at the same moment, at least one sees the other's. With acquire alone each could miss the other's, and the room would
+be lost for ever.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from ringbuf._core.atomics cimport (
+    cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
+)
+from ringbuf._core.eventcount cimport Bell
+from ringbuf._shared.op_slots cimport Desk
+
+
+cdef enum:
+    PUBLISHED = 1
+    RELEASED = 2
+    RETURNED = 3
+    VOID = 4
+    HELD = 5
+    KIND_BITS = 3
+
+
+cdef enum:
+    # An empty ring goes back to its start when it has come this far, so that it stays in a second-level cache beside what is
+    # copied in and out. Measured for 4,096 records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times
+    # for a ring of 4 MiB and 1.7 times for one of 64 MiB.
+    REWIND_BYTES = 128 * 1024
+
+
+cdef struct RunCursors:
+    word write
+    word pad0[7]
+    word read             # low half of the position << 32 | records known to be published from there
+    word pad1[7]
+    word tail
+    word pad2[7]
+    # Changed only by reservations and by what goes wrong, so that it stays in every cache.
+    word absent           # records between `read` and `write` that can not be read, less those before `read` that can: for len()
+    word returned         # ranges given back and not yet taken again
+    word pad3[6]
+    Bell records          # rung when something can be taken
+    Bell room             # rung when something has been released
+
+
+# A ring of records. Every handle has a copy: all but what the pointers lead to stays as it was made.
+cdef struct Runs:
+    RunCursors* cursors
+    word* index
+    unsigned char* data
+    uint64_t mask         # capacity - 1; the capacity is a power of two
+    uint64_t itemsize
+    bint alone
+    Desk* desk            # of a ring that processes share (_records/shared_positions.pxd); else NULL
+
+
+cdef inline bint exchange(Runs* r, word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    """Set `w` to `desired` if it is as expected; else tell in `expected` what it is."""
+    cdef uint64_t found
+    if not r.alone:
+        return cas_total(w, expected, desired)
+    found = load_relaxed(w)
+    if found != expected[0]:
+        expected[0] = found
+        return False
+    store_release(w, desired)
+    return True
+
+
+cdef inline void put_total(Runs* r, word* w, uint64_t value) noexcept nogil:
+    if r.alone:
+        store_release(w, value)
+    else:
+        store_total(w, value)
+
+
+cdef inline uint64_t make_tag(Runs* r, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
+    return ((position & ~r.mask) | (count - 1)) << KIND_BITS | kind
+
+
+cdef inline bint is_of(Runs* r, uint64_t tag, uint64_t position) noexcept nogil:
+    """Whether a tag found in the slot of `position` belongs to it, and not to another lap; 0 belongs to none."""
+    return ((tag ^ position << KIND_BITS) & (~r.mask << KIND_BITS)) == 0 and tag & ((1 << KIND_BITS) - 1) != 0
+
+
+cdef inline uint64_t kind_of(uint64_t tag) noexcept nogil:
+    return tag & ((1 << KIND_BITS) - 1)
+
+
+cdef inline uint64_t count_of(Runs* r, uint64_t tag) noexcept nogil:
+    return (tag >> KIND_BITS & r.mask) + 1
+
+
+cdef inline uint64_t published(Runs* r, uint64_t position) noexcept nogil:
+    """The length of the run published at `position`; 0: none."""
+    cdef uint64_t tag = load_acquire(&r.index[position & r.mask])  # P
+    if (tag ^ (position << KIND_BITS | PUBLISHED)) & ~(r.mask << KIND_BITS) != 0:
+        return 0
+    return count_of(r, tag)
+
+
+cdef inline uint64_t waiting(Runs* r) noexcept nogil:
+    """Records that can be taken; while others push or pop it is a moment's truth, and while blocks end it may be off by them."""
+    # `read` first: what is claimed in between then makes the answer too large. `absent` is lowered before and raised after
+    # what it stands for, to the same end.
+    cdef uint64_t read = load_acquire(&r.cursors.read) >> 32
+    cdef int64_t count = <uint32_t>(load_acquire(&r.cursors.write) - read)
+    count -= <int64_t>load_relaxed(&r.cursors.absent)
+    return min(max(count, 0), <int64_t>r.mask + 1)
+
+
+# ---------------------------------------------------------------- producers
+
+
+cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) noexcept nogil:
+    """How many records can be claimed at `write`, which is brought up to date where it is too old to say; if there are `most`, at
+    least as many."""
+    cdef uint64_t free, tail
+    while True:
+        free = r.mask + 1 - (write[0] - load_acquire(seen))  # S
+        if free < most or free > r.mask + 1:
+            tail = load_acquire(&r.cursors.tail)  # T
+            store_release(seen, tail)  # S
+            free = r.mask + 1 - (write[0] - tail)
+        if free <= r.mask + 1:
+            return free
+        # Others have gone round since `write` was read; having seen their `tail` we see their `write`.
+        write[0] = load_relaxed(&r.cursors.write)
+
+
+cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
+    """Claim up to `most` records, not over the end of the memory if `contiguous`; returns how many. 0: no room.
+
+    seen: where `tail` was when somebody looked last: all that is asked while that leaves room enough, since `tail` lies in a
+        line that consumers write (measured without a GIL, one thread pushing and one taking: 24 million a second rather than 20).
+    """
+    cdef uint64_t write = load_relaxed(&r.cursors.write), free, count
+    while True:
+        free = room(r, seen, most, &write)
+        if free < most and pass_void(r):
+            continue
+        count = min(most, free)
+        if contiguous:
+            count = min(count, r.mask + 1 - (write & r.mask))
+        if count == 0:
+            return 0
+        position[0] = write
+        # Shows nothing to anybody: the run is published by its tag.
+        if exchange(r, &r.cursors.write, &write, write + count):
+            return count
+
+
+cdef inline bint add_one(Runs* r, uint64_t* position) noexcept nogil:
+    """Claim one record of a ring that is alone and has room, without looking for what can not be there; else nothing."""
+    cdef uint64_t write = load_relaxed(&r.cursors.write)
+    if write - load_relaxed(&r.cursors.tail) > r.mask:
+        return False
+    position[0] = write
+    store_relaxed(&r.cursors.write, write + 1)
+    return True
+
+
+cdef inline void publish(Runs* r, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
+    """Let consumers see the run as PUBLISHED, VOID or HELD."""
+    store_release(&r.index[position & r.mask], make_tag(r, position, count, kind))  # P
+
+
+cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
+    """Undo a claim made by a reservation: as if it had never been, or, if others have claimed since, as a VOID run."""
+    cdef uint64_t write = position + count
+    fetch_add_relaxed(&r.cursors.absent, -count)
+    if not exchange(r, &r.cursors.write, &write, position):
+        fetch_add_relaxed(&r.cursors.absent, count)
+        publish(r, position, count, VOID)
+
+
+cdef inline void leave(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
+    """The viewer or the passer-by is done with a HELD run: the first one makes it VOID, and the second one frees it."""
+    cdef uint64_t tag = make_tag(r, position, count, HELD)
+    if not exchange(r, &r.index[position & r.mask], &tag, make_tag(r, position, count, VOID)):
+        release(r, position, count)
+
+
+# ---------------------------------------------------------------- consumers
+
+
+cdef inline uint64_t take(Runs* r, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
+    """Take up to `most` records, not over the end of the memory if `contiguous`; returns how many. 0: nothing there.
+
+    What was given back comes first. For the moment in which a part of it is taken, the rest is not to be seen.
+    """
+    cdef uint64_t read, seen, at, end, known, limit, count
+    cdef bint passed
+    if load_relaxed(&r.cursors.returned) != 0:
+        count = retake(r, most, position)
+        if count != 0:
+            return count
+    read = load_acquire(&r.cursors.read)  # M
+    while True:
+        at = end = position_of(r, read)
+        known = <uint32_t>read
+        limit = min(most, r.mask + 1 - (at & r.mask)) if contiguous else most
+        while end - at < limit:
+            if known == 0:
+                known = published(r, end)
+                if known == 0:
+                    break
+            count = min(known, limit - (end - at))
+            end += count
+            known -= count
+        if end != at:
+            position[0] = at
+            # Nothing read above is trusted unless this succeeds.
+            if exchange(r, &r.cursors.read, &read, end << 32 | known):  # M
+                return end - at
+            continue
+        passed = pass_void(r)
+        seen = read
+        read = load_acquire(&r.cursors.read)  # M
+        if read == seen and not passed:
+            return 0
+
+
+cdef inline uint64_t position_of(Runs* r, uint64_t read) noexcept nogil:
+    """The full position. Where `tail` has passed an outdated `read` it is wrong, and the exchange of `read` will fail."""
+    cdef uint64_t tail = load_relaxed(&r.cursors.tail)
+    return tail + <uint32_t>((read >> 32) - tail)
+
+
+cdef inline bint pass_void(Runs* r) noexcept nogil:
+    """Whether a run that holds nothing was next to be read; it no longer is."""
+    cdef uint64_t read = load_acquire(&r.cursors.read), at = position_of(r, read), tag, count
+    if <uint32_t>read != 0:
+        return False
+    tag = load_acquire(&r.index[at & r.mask])  # P
+    if not is_of(r, tag, at) or kind_of(tag) < VOID:
+        return False
+    count = count_of(r, tag)
+    fetch_add_relaxed(&r.cursors.absent, -count)
+    if exchange(r, &r.cursors.read, &read, (at + count) << 32):
+        leave(r, at, count)
+    else:
+        fetch_add_relaxed(&r.cursors.absent, count)
+    return True
+
+
+cdef inline void release(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
+    """Free a range that was taken. Any order will do."""
+    cdef uint64_t tail = load_acquire(&r.cursors.tail)
+    if tail == position:
+        # Nobody else moves `tail` from here, as no tag says that they may.
+        tail += count
+        put_total(r, &r.cursors.tail, tail)  # T
+    else:
+        put_total(r, &r.index[position & r.mask], make_tag(r, position, count, RELEASED))  # R
+        tail = load_total(&r.cursors.tail)
+        if tail != position:
+            return
+    advance(r, tail)
+
+
+cdef inline void advance(Runs* r, uint64_t tail) noexcept nogil:
+    """Move `tail` on over the ranges that were released before it came there."""
+    cdef uint64_t tag
+    while True:
+        tag = load_total(&r.index[tail & r.mask])  # R
+        if not is_of(r, tag, tail) or kind_of(tag) != RELEASED:
+            return
+        if exchange(r, &r.cursors.tail, &tail, tail + count_of(r, tag)):  # T
+            tail += count_of(r, tag)
+
+
+cdef inline bint pass_one(Runs* r, uint64_t* position) noexcept nogil:
+    """Take and free one record in one step, if the ring is alone and no other range is out; it is there until the GIL is let go.
+
+    What `take` and `release` would do, without looking for what can not be there (measured: 3 ns less).
+    """
+    cdef uint64_t read = load_relaxed(&r.cursors.read), tail = load_relaxed(&r.cursors.tail), known = <uint32_t>read
+    if <uint32_t>(read >> 32) != <uint32_t>tail:
+        return False
+    if known == 0:
+        known = published(r, tail)
+        if known == 0:
+            return False
+    position[0] = tail
+    store_release(&r.cursors.read, (tail + 1) << 32 | (known - 1))
+    store_release(&r.cursors.tail, tail + 1)
+    return True
+
+
+cdef inline void rewind(Runs* r) noexcept nogil:
+    """Send an empty ring back to the start of its memory, if it has come further than REWIND_BYTES.
+
+    A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time round,
+    need not be touched. It is done by a VOID run up to the end: claimed, published and passed like any other.
+    """
+    cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail, count = r.mask + 1 - (tail & r.mask)
+    if (tail & r.mask) * r.itemsize <= REWIND_BYTES:
+        return
+    # Fails unless it is empty, and nobody is in the midst of anything.
+    if exchange(r, &r.cursors.write, &write, tail + count):
+        fetch_add_relaxed(&r.cursors.absent, count)
+        publish(r, tail, count, VOID)
+        pass_void(r)
+
+
+cdef inline void give_back(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
+    """Let a range that was taken be taken again."""
+    fetch_add_relaxed(&r.cursors.absent, -count)
+    store_release(&r.index[position & r.mask], make_tag(r, position, count, RETURNED))  # G
+    fetch_add_relaxed(&r.cursors.returned, 1)
+
+
+cdef inline uint64_t retake(Runs* r, uint64_t most, uint64_t* position) noexcept nogil:
+    """Take up to `most` records of the oldest range that was given back; 0: another consumer was faster.
+
+    Looks at every slot from `tail` to that range. It is seldom far: `tail` stands still until the range is released.
+    """
+    cdef uint64_t at = load_acquire(&r.cursors.tail), end = position_of(r, load_acquire(&r.cursors.read)), tag, count
+    while <int64_t>(end - at) > 0:
+        tag = load_acquire(&r.index[at & r.mask])  # G
+        if not is_of(r, tag, at) or kind_of(tag) == PUBLISHED:
+            at += 1
+            continue
+        count = count_of(r, tag)
+        if kind_of(tag) != RETURNED:
+            at += count
+            continue
+        if not exchange(r, &r.index[at & r.mask], &tag, 0):
+            continue
+        if count > most:
+            store_release(&r.index[(at + most) & r.mask], make_tag(r, at + most, count - most, RETURNED))  # G
+            count = most
+        else:
+            fetch_add_relaxed(&r.cursors.returned, -1)
+        fetch_add_relaxed(&r.cursors.absent, count)
+        position[0] = at
+        return count
+    return 0

@@ -1,0 +1,674 @@
+# cython: freethreading_compatible=True
+"""RingBuffer: a bounded, lock-free queue of records of one numpy dtype in one block of memory.
+
+Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
+No method but those with a timeout blocks: a push puts in as many records as fit, from the front, and says how many; a pop gives
+what is there. Records of one push stay together and in order, but where it waits for room in its midst. Only `pop_many` without
+`out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes
+nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of
+range, a string that is too long), not only by its dtype but by its value.
+
+Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one
+exchange and one tag, whatever its size. See _records/positions.pxd for positions, ordering and progress, _records/shared_positions.pxd for what processes
+share, _records/blocks.pyx for `reserve` and `peek`, _shared/waiting.pyx for those who wait.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._core.eventcount cimport Bell, before_sleep, wanted
+from ringbuf._core.nogil cimport NOGIL_BYTES
+from ringbuf._core.timing cimport steady_ns
+from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
+from ringbuf._records.blocks cimport new_span
+from ringbuf._records.file cimport SharedRuns
+from ringbuf._records.numbers cimport (
+    BY_NUMPY, BY_STEPS, from_bits, from_quick, get_bits, kind_of_dtype, put_bits, quick_bits, quick_of, to_bits,
+)
+from ringbuf._records.positions cimport (
+    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, is_of, kind_of, pass_one, publish,
+    release, rewind, take, waiting,
+)
+from ringbuf._records.shared_positions cimport shared_publish, shared_release
+from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.waiting cimport deadline_of, new_waiting
+
+import numpy as np
+
+from ringbuf._records.convert import as_records
+from ringbuf._records.file import attach, create_or_attach
+from ringbuf._shared.shared_file import SharedFile
+
+
+cdef extern from *:
+    """
+    /* Whether the GIL orders the threads of this process. Not asked at run time: an interpreter built without one turns it
+       on and off as it imports modules. */
+    #ifdef Py_GIL_DISABLED
+    #define RINGBUF_GIL 0
+    #else
+    #define RINGBUF_GIL 1
+    #endif
+    """
+    const bint RINGBUF_GIL
+
+
+# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+cdef object OURS = object()
+
+
+cdef enum:
+    LINE = 64  # bytes in a cache line: where the cursors, the tags and the records start
+
+
+@cython.final
+cdef class RingBuffer(Face):
+    """A bounded, lock-free queue of records of one numpy dtype; for any number of producer and consumer threads.
+
+    capacity: how many records fit. It is rounded up to a power of two, at least 2; `capacity` tells the true number.
+    dtype: any numpy dtype of a fixed size, scalar or structured, without objects. A record takes its itemsize and 8 bytes.
+    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or,
+        where it is there already, attached to, if it has that capacity and dtype: else SharedFileError. What is in it outlives
+        every process; what one has taken and not freed when it dies, is delivered again. A push of more than 4,096 records is
+        several.
+
+    >>> ring = RingBuffer(1000, "i8")
+    >>> ring.capacity
+    1024
+    >>> ring.try_push(7)
+    True
+    >>> ring.push_many([8, 9, 10])
+    3
+    >>> ring.try_pop()
+    7
+    >>> ring.pop_many(2).tolist()
+    [8, 9]
+    >>> with ring.reserve(2) as span:
+    ...     span[:] = 11, 12
+    >>> with ring.peek(8) as span:
+    ...     int(sum(span))
+    33
+    """
+
+    def __cinit__(self, capacity, dtype, *, path=None):
+        cdef uint64_t slots
+        # `attach` puts an open file in the place of the capacity.
+        file = capacity if isinstance(capacity, SharedFile) else None
+        records = file.meta["records"] if file is not None else positive(capacity, "capacity")
+        if records > MAX_CAPACITY:
+            raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY:,} records, not {records:,}")
+        self.dtype = dtype = np.dtype(dtype)
+        if dtype.hasobject:
+            raise TypeError(f"dtype {dtype} holds Python objects, which have no bytes of their own to copy")
+        if dtype.subdtype is not None:
+            raise TypeError(f"dtype {dtype} is one of arrays: make it a field, as in np.dtype([('values', {dtype})])")
+        if dtype.itemsize == 0:
+            raise ValueError(f"dtype {dtype!r} has records of no bytes: give it a size")
+        self._kind = kind_of_dtype(dtype)
+        slots = max(2, 1 << (records - 1).bit_length())
+        if path is not None:
+            file = create_or_attach(path, slots, dtype)
+        if file is None:
+            self._allocate(slots)
+        else:
+            self._shared = SharedRuns(file, slots, dtype.itemsize)
+            self._runs = self._shared.runs
+            self._memory = self._shared.memory
+            store_relaxed(&self._seen, load_acquire(&self._runs.cursors.tail))
+        self._waiting = new_waiting(
+            &self._runs.cursors.records, self._memory, None if self._shared is None else self._shared.participant
+        )
+
+    cdef object _allocate(self, uint64_t slots):
+        cdef uint64_t itemsize = self.dtype.itemsize
+        # The records start on a cache line of their own.
+        cdef uint64_t before = sizeof(RunCursors) + (slots * sizeof(word) + LINE - 1) // LINE * LINE
+        # Zeroed memory is not touched until it is used. A line more, so that the first thing can start on one.
+        self._memory = np.zeros(before + slots * itemsize + LINE, dtype=np.uint8)
+        cdef size_t address = (<size_t>self._memory.ctypes.data + LINE - 1) & ~<size_t>(LINE - 1)
+        self._runs.cursors = <RunCursors*>address
+        self._runs.index = <word*>(address + sizeof(RunCursors))
+        self._runs.data = <unsigned char*>(address + before)
+        self._runs.mask = slots - 1
+        self._runs.itemsize = itemsize
+        self._runs.alone = RINGBUF_GIL
+        self._quick = quick_of(self._kind, itemsize) if RINGBUF_GIL else BY_STEPS
+
+    @staticmethod
+    def attach(path):
+        """Open the ring that another process, or an earlier run, made in this file.
+
+        Raises FileNotFoundError, and SharedFileError for a file that is not a RingBuffer's, damaged, or of another version.
+        """
+        file, _, dtype = attach(path)
+        return RingBuffer(file, dtype)
+
+    @cython.binding(False)
+    @cython.always_allow_keywords(False)
+    def try_push(self, record):
+        """try_push(record) -> bool
+
+        Push one record; False: no room now. Raises TypeError or ValueError for what the dtype can not hold as it is, and
+        OverflowError for a number out of its range.
+        """
+        return push_one(self, record)
+
+    def push(self, record, timeout=None):
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        return push_patiently(self, record, timeout)
+
+    def push_many(self, records, timeout=0.0):
+        """Push as many of `records` as fit, from the front; returns how many.
+
+        records: a one-dimensional numpy array, anything that numpy sees as one, or a sequence of what `try_push` takes.
+            An array of another dtype is converted where numpy's "same_kind" rule allows it and every value can be held.
+            TypeError or ValueError (OverflowError for numbers) otherwise, before anything is pushed.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
+            what it raises comes out of here, with nothing but the first part of the records pushed.
+        """
+        return push_some(self, records, timeout)
+
+    def reserve(self, n):
+        """A block to write up to `n` records in place: `with ring.reserve(n) as span`.
+
+        Claimed when the block begins; published when it ends, or undone if it raises. `len(span)` tells how many there are:
+        fewer than `n` where the memory of the ring ends or there is no more room, and 0 if there is none. What `span` does not
+        get written holds an earlier record.
+        """
+        return new_span(self, n, False)
+
+    @cython.binding(False)
+    def try_pop(self):
+        """try_pop() -> record | None
+
+        Take the oldest record; None: nothing there. An int, float, bool or complex where the dtype is one of numbers, else a
+        numpy scalar (np.void for a structured dtype).
+        """
+        return pop_one(self)
+
+    def pop(self, timeout=None):
+        """`try_pop` that waits for a record, up to `timeout` seconds; None: as long as it takes. None: there was none."""
+        return pop_patiently(self, timeout)
+
+    def pop_many(self, max_items=None, out=None, timeout=0.0):
+        """Take up to `max_items` of the oldest records (None: all that are there) as an array; empty: nothing there.
+
+        out: a writable, contiguous, one-dimensional array of the ring's dtype to put them in; the part that was filled is
+            returned, and no more records are taken than it holds.
+        timeout: seconds to wait for the first record; None: as long as it takes.
+        """
+        return pop_some(self, max_items, out, timeout)
+
+    def fileno(self):
+        """A file descriptor that is readable while there is something to take, for event loops: `loop.add_reader(ring, ...)`.
+
+        It stays readable until a pop or a peek has found nothing. It belongs to the ring and is closed with it. In a ring that
+        processes share it also becomes readable every 50 ms, so that what a killed process left is found.
+        """
+        return self._waiting.fileno()
+
+    def peek(self, n):
+        """A block to read up to `n` of the oldest records in place: `with ring.peek(n) as span`.
+
+        Taken when the block begins, so that no other consumer gets them; freed when it ends, or given back if it raises.
+        `len(span)` tells how many there are: fewer than `n` where the memory of the ring ends, and 0 if there is none.
+        """
+        return new_span(self, n, True)
+
+    def producer(self):
+        """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
+        return (<Face>Producer.__new__(Producer, OURS))._share(self)
+
+    def consumer(self):
+        """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
+        return (<Face>Consumer.__new__(Consumer, OURS))._share(self)
+
+    def _start_at(self, uint64_t position):
+        """Let a ring that was never used count from there on. For tests of the widths."""
+        assert load_relaxed(&self._runs.cursors.write) == 0
+        store_relaxed(&self._runs.cursors.tail, position)
+        store_relaxed(&self._seen, position)
+        store_relaxed(&self._runs.cursors.write, position)
+        store_relaxed(&self._runs.cursors.read, position << 32)
+
+    def _use_exchanges(self):
+        """Do as without a GIL, before there are handles. For tests."""
+        self._runs.alone = False
+        self._quick = BY_STEPS
+
+    def _check(self):
+        """Assert every invariant of a ring that nobody uses at the moment, but for blocks that are open. For tests.
+
+        Returns how many records are reserved, and how many are taken and neither freed nor given back.
+        """
+        if self._shared is not None:
+            return self._shared.check()
+        cdef Runs* r = &self._runs
+        cdef uint64_t tail = load_acquire(&r.cursors.tail), read = load_acquire(&r.cursors.read)
+        cdef uint64_t write = load_acquire(&r.cursors.write), capacity = r.mask + 1, tag
+        cdef uint64_t at = tail + <uint32_t>((read >> 32) - tail), end = at + <uint32_t>read, position = tail
+        cdef uint64_t returned = 0, ranges = 0, done = 0, void = 0, reserved = 0
+        assert at - tail <= capacity and end - tail <= capacity and write - tail <= capacity, (tail, read, write)
+        assert write - end <= capacity, "more is known to be published than was claimed"
+        tag = load_acquire(&r.index[tail & r.mask])
+        assert tail == at or not is_of(r, tag, tail) or kind_of(tag) != RELEASED, "a range that nobody needs is not freed"
+        while position != at:
+            tag = load_acquire(&r.index[position & r.mask])
+            if not is_of(r, tag, position) or kind_of(tag) == PUBLISHED:
+                position += 1
+                continue
+            position += count_of(r, tag)
+            assert at - position <= capacity, "a range goes on behind `read`"
+            if kind_of(tag) == RELEASED:
+                done += count_of(r, tag)
+            elif kind_of(tag) == RETURNED:
+                returned += count_of(r, tag)
+                ranges += 1
+        assert ranges == load_acquire(&r.cursors.returned)
+        position = end
+        while position != write:
+            tag = load_acquire(&r.index[position & r.mask])
+            if not is_of(r, tag, position):
+                position += 1
+                reserved += 1
+                continue
+            assert kind_of(tag) in (PUBLISHED, VOID, HELD), "a range was released before it was taken"
+            void += count_of(r, tag) if kind_of(tag) != PUBLISHED else 0
+            position += count_of(r, tag)
+            assert write - position <= capacity, "a run goes on behind `write`"
+        assert load_acquire(&r.cursors.absent) == void + reserved - returned
+        assert waiting(r) == write - at - void - reserved + returned
+        return reserved, at - tail - done - returned
+
+
+@cython.final
+cdef class Producer(Face):
+    """The pushing side of a RingBuffer, for one thread; made by `RingBuffer.producer()`. Its methods are the ring's."""
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Producer is made by RingBuffer.producer()")
+
+    @cython.binding(False)
+    @cython.always_allow_keywords(False)
+    def try_push(self, record):
+        """As RingBuffer.try_push."""
+        return push_one(self, record)
+
+    def push(self, record, timeout=None):
+        """As RingBuffer.push."""
+        return push_patiently(self, record, timeout)
+
+    def push_many(self, records, timeout=0.0):
+        """As RingBuffer.push_many."""
+        return push_some(self, records, timeout)
+
+    def reserve(self, n):
+        """As RingBuffer.reserve."""
+        return new_span(self, n, False)
+
+
+@cython.final
+cdef class Consumer(Face):
+    """The popping side of a RingBuffer, for one thread; made by `RingBuffer.consumer()`. Its methods are the ring's."""
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Consumer is made by RingBuffer.consumer()")
+
+    @cython.binding(False)
+    def try_pop(self):
+        """As RingBuffer.try_pop."""
+        return pop_one(self)
+
+    def pop(self, timeout=None):
+        """As RingBuffer.pop."""
+        return pop_patiently(self, timeout)
+
+    def pop_many(self, max_items=None, out=None, timeout=0.0):
+        """As RingBuffer.pop_many."""
+        return pop_some(self, max_items, out, timeout)
+
+    def fileno(self):
+        """As RingBuffer.fileno."""
+        return self._waiting.fileno()
+
+    def peek(self, n):
+        """As RingBuffer.peek."""
+        return new_span(self, n, True)
+
+
+# ---------------------------------------------------------------- push
+
+
+cdef inline bint push_one(Face face, object record) except -1:
+    cdef uint64_t bits, position
+    cdef Bell* bell = &face._runs.cursors.records
+    # The commonest records, without the general case's choices (measured: 49 instructions rather than 103).
+    if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
+        if not add_one(&face._runs, &position):
+            return push_word(face, bits)
+        (<uint64_t*>face._runs.data)[position & face._runs.mask] = bits
+        publish(&face._runs, position, 1, PUBLISHED)
+        if wanted(bell):
+            face._waiting.call(bell)
+        return True
+    return push_any(face, record)
+
+
+cdef bint push_any(Face face, object record) except -1:
+    cdef uint64_t bits
+    if face._kind == BY_NUMPY:
+        return push_array(face, as_records(face.dtype, [record]), 0) == 1
+    to_bits(face._kind, face._runs.itemsize, record, &bits)
+    return push_word(face, bits)
+
+
+cdef bint push_word(Face face, uint64_t bits) except -1:
+    """Push a record that is a plain number."""
+    cdef uint64_t position, itemsize = face._runs.itemsize
+    cdef int64_t number
+    cdef Slot* slot
+    if face._shared is None:
+        if claim(&face._runs, &face._seen, 1, False, &position) == 0:
+            return False
+        put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
+        publish(&face._runs, position, 1, PUBLISHED)
+    else:
+        number = face._shared.begin(&slot)
+        try:
+            if face._shared.claim(slot, &face._seen, 1, False, &position) == 0:
+                return False
+            put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
+            shared_publish(&face._runs, slot, position, 1, PUBLISHED)
+        finally:
+            face._shared.end(number)
+    if wanted(&face._runs.cursors.records):
+        face._waiting.call(&face._runs.cursors.records)
+    return True
+
+
+cdef bint push_patiently(Face face, object record, object timeout) except -1:
+    cdef int64_t deadline
+    cdef uint32_t seen
+    if push_one(face, record):
+        return True
+    if timeout == 0:
+        return False
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.room)
+        if push_one(face, record):
+            return True
+        if steady_ns() >= deadline:
+            return False
+        face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
+
+
+cdef object push_some(Face face, object records, object timeout):
+    if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
+        return push_array(face, records, timeout)
+    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), timeout)
+
+
+cdef uint64_t push_array(Face face, object array, object timeout) except? 0xFFFFFFFF:
+    """Push what fits of a contiguous array of the ring's dtype, at last after a wait; returns how many records did."""
+    cdef Py_buffer view
+    cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
+    cdef int64_t deadline
+    cdef uint32_t seen
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    try:
+        total = view.len // itemsize
+        if total > 0:
+            done = push_bytes(face, <unsigned char*>view.buf, total)
+        if done < total and timeout != 0:
+            deadline = deadline_of(timeout)
+            while True:
+                seen = before_sleep(&face._runs.cursors.room)
+                done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
+                if done == total or steady_ns() >= deadline:
+                    break
+                face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
+    finally:
+        PyBuffer_Release(&view)
+    return done
+
+
+cdef uint64_t push_bytes(Face face, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+    """Push as many of these records as fit; returns how many."""
+    cdef uint64_t count, position
+    cdef int64_t number
+    cdef Slot* slot
+    if face._shared is not None:
+        number = face._shared.begin(&slot)
+        try:
+            count = push_shared(face, slot, source, total)
+        finally:
+            face._shared.end(number)
+    else:
+        count = claim(&face._runs, &face._seen, total, False, &position)
+        if count > 0:
+            copy_in(&face._runs, position, count, source)
+            publish(&face._runs, position, count, PUBLISHED)
+    if wanted(&face._runs.cursors.records):
+        face._waiting.call(&face._runs.cursors.records)
+    return count
+
+
+cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+    cdef uint64_t done = 0, count, position
+    while done < total:
+        count = face._shared.claim(slot, &face._seen, total - done, False, &position)
+        if count == 0:
+            break
+        copy_in(&face._runs, position, count, source + done * face._runs.itemsize)
+        shared_publish(&face._runs, slot, position, count, PUBLISHED)
+        done += count
+    return done
+
+
+# ---------------------------------------------------------------- pop
+
+
+cdef inline object pop_one(Face face):
+    cdef uint64_t position
+    cdef Bell* bell = &face._runs.cursors.room
+    if face._quick != BY_STEPS and pass_one(&face._runs, &position):
+        record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
+        if wanted(bell):
+            face._waiting.call(bell)
+        return record
+    return pop_any(face)
+
+
+cdef object pop_any(Face face):
+    cdef uint64_t bits
+    if face._kind == BY_NUMPY:
+        array = pop_some(face, 1, None, 0)
+        if len(array) == 0:
+            return None
+        return array.item() if face.dtype.kind in "biufc" else array[0]
+    if not pop_word(face, &bits):
+        if not load_relaxed(&face._waiting.listening):
+            return None
+        face._waiting.listen()
+        if not pop_word(face, &bits):
+            return None
+        face._waiting.hear()
+    if wanted(&face._runs.cursors.room):
+        face._waiting.call(&face._runs.cursors.room)
+    return from_bits(face._kind, face._runs.itemsize, bits)
+
+
+cdef bint pop_word(Face face, uint64_t* bits) except -1:
+    """Take a record that is a plain number; False: nothing there."""
+    cdef uint64_t position, itemsize = face._runs.itemsize
+    cdef int64_t number
+    cdef Slot* slot
+    if face._shared is None:
+        if take(&face._runs, 1, False, &position) == 0:
+            return False
+        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+        release(&face._runs, position, 1)
+        return True
+    number = face._shared.begin(&slot)
+    try:
+        if face._shared.take(slot, 1, False, &position) == 0:
+            return False
+        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+        shared_release(&face._runs, slot, position, 1)
+        return True
+    finally:
+        face._shared.end(number)
+
+
+cdef object pop_patiently(Face face, object timeout):
+    cdef int64_t deadline
+    cdef uint32_t seen
+    record = pop_one(face)
+    if record is not None or timeout == 0:
+        return record
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.records)
+        record = pop_one(face)
+        if record is not None or steady_ns() >= deadline:
+            return record
+        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+
+
+cdef object pop_some(Face face, object max_items, object out, object timeout):
+    cdef uint64_t most = MAX_CAPACITY if max_items is None else min(positive(max_items, "max_items"), MAX_CAPACITY), done
+    cdef int64_t deadline
+    cdef uint32_t seen
+    if out is None:
+        pass
+    elif not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+    elif out.dtype != face.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out must be a writable, contiguous array of one dimension and dtype {face.dtype}")
+    elif out.size == 0:
+        return out
+    array = pop_array(face, most, out, &done)
+    if done > 0:
+        return array
+    if load_relaxed(&face._waiting.listening):
+        face._waiting.listen()
+        array = pop_array(face, most, out, &done)
+        if done > 0:
+            face._waiting.hear()
+            return array
+    if timeout == 0:
+        return array
+    deadline = deadline_of(timeout)
+    while True:
+        seen = before_sleep(&face._runs.cursors.records)
+        array = pop_array(face, most, out, &done)
+        if done > 0 or steady_ns() >= deadline:
+            return array
+        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+
+
+cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
+    """Take up to `most` records into the array, or a new one, and tell how many; returns the part that was filled."""
+    cdef uint64_t itemsize = face._runs.itemsize
+    cdef int64_t number
+    cdef Slot* slot
+    cdef Py_buffer view
+    if array is None:
+        # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
+        # knows that there is nothing.
+        array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    try:
+        most = min(most, <uint64_t>view.len // itemsize)
+        if face._shared is not None:
+            number = face._shared.begin(&slot)
+            try:
+                done[0] = pop_shared(face, slot, <unsigned char*>view.buf, most)
+            finally:
+                face._shared.end(number)
+        else:
+            done[0] = pop_bytes(&face._runs, <unsigned char*>view.buf, most)
+        if done[0] > 0 and wanted(&face._runs.cursors.room):
+            face._waiting.call(&face._runs.cursors.room)
+        return array if done[0] * itemsize == <uint64_t>view.len else array[:done[0]]
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef uint64_t pop_bytes(Runs* r, unsigned char* target, uint64_t most) noexcept:
+    cdef uint64_t done = 0, count, position
+    while done < most:
+        count = take(r, most - done, False, &position)
+        if count == 0:
+            break
+        copy_out(r, position, count, target + done * r.itemsize)
+        release(r, position, count)
+        done += count
+    if done > 0:
+        rewind(r)
+    return done
+
+
+cdef uint64_t pop_shared(Face face, Slot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
+    cdef uint64_t done = 0, count, position
+    while done < most:
+        count = face._shared.take(slot, most - done, False, &position)
+        if count == 0:
+            break
+        copy_out(&face._runs, position, count, target + done * face._runs.itemsize)
+        shared_release(&face._runs, slot, position, count)
+        done += count
+    return done
+
+
+# ---------------------------------------------------------------- copies
+
+
+cdef void copy_in(Runs* r, uint64_t position, uint64_t count, const unsigned char* source) noexcept:
+    """Copy records in, without the GIL where that pays, going on at the start where the end of the memory is reached."""
+    cdef uint64_t slot = position & r.mask, first = min(count, r.mask + 1 - slot)
+    copy(r.data + slot * r.itemsize, source, first * r.itemsize)
+    copy(r.data, source + first * r.itemsize, (count - first) * r.itemsize)
+
+
+cdef void copy_out(Runs* r, uint64_t position, uint64_t count, unsigned char* target) noexcept:
+    """Copy records out, in the same way."""
+    cdef uint64_t slot = position & r.mask, first = min(count, r.mask + 1 - slot)
+    copy(target, r.data + slot * r.itemsize, first * r.itemsize)
+    copy(target + first * r.itemsize, r.data, (count - first) * r.itemsize)
+
+
+cdef inline void copy(unsigned char* target, const unsigned char* source, uint64_t size) noexcept:
+    if size >= NOGIL_BYTES:
+        with nogil:
+            memcpy(target, source, size)
+    else:
+        memcpy(target, source, size)
+
+
+# ---------------------------------------------------------------- helpers
+
+
+cdef object gather(Face face, object records):
+    """A sequence of plain numbers as an array; anything else as `as_records` sees it."""
+    cdef Py_buffer view
+    cdef unsigned char* target
+    cdef uint64_t bits
+    if not isinstance(records, (list, tuple)):
+        return as_records(face.dtype, records)
+    records = tuple(records)  # a list could change while it is read
+    array = np.empty(len(records), face.dtype)
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    target = <unsigned char*>view.buf
+    PyBuffer_Release(&view)  # the array is ours and stays where it is
+    for record in records:
+        to_bits(face._kind, face._runs.itemsize, record, &bits)
+        put_bits(target, face._runs.itemsize, bits)
+        target += face._runs.itemsize
+    return array

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ringbuf._meters.rate_window import HistogramSnapshot, LatencyHistogram
+from ringbuf._meters.latency_histogram import HistogramSnapshot, LatencyHistogram
 
 LOWEST, HIGHEST = 1e-6, 1000.0
 

@@ -1,0 +1,309 @@
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False, cdivision=True
+"""Latencies over their range in fixed memory: LatencyHistogram.
+
+Contract. Any number of threads, with the GIL or without it, may call every method. Nothing blocks. To record
+is lock-free, allocates nothing and costs one or two exchanges of one word (`record_many` makes a float64
+array of what is not one). To read goes through all buckets, at most allocates its result, and never holds up
+who records.
+
+Buckets. The leading bits of a double, its exponent and the first 6 of its mantissa, are the number of its
+bucket: each power of two is cut into 64 buckets of equal width, so the middle of a bucket is within 1/128 =
+0.8 % of each value in it. Bucket 0 takes what is below the range, the last one what is above.
+
+Order. `record` first widens sum, min and max and then counts, with release; a reader first takes the counts,
+with acquire, and then the sum, which so covers all that it has counted and at most some values more that were
+being recorded just then. Min and max it brings into the outermost buckets that it has seen filled, where they
+are unless something was being recorded or reset just then.
+
+Source: buckets by leading bits are the idea of HdrHistogram (G. Tene).
+"""
+
+cimport cython
+from libc.math cimport INFINITY, NAN, ceil, isfinite
+from libc.stdint cimport int64_t, uint64_t
+
+from ringbuf._core.atomics cimport cas_relaxed, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._core.cache_lines cimport aligned
+from ringbuf._core.timing cimport checked_count
+
+import numpy as np
+
+cdef extern from * nogil:
+    """
+    #include <bit>
+    #include <cstdint>
+    static inline uint64_t ringbuf_bits(double value) { return std::bit_cast<uint64_t>(value); }
+    static inline double ringbuf_from_bits(uint64_t bits) { return std::bit_cast<double>(bits); }
+    """
+    uint64_t to_bits "ringbuf_bits"(double value)
+    double from_bits "ringbuf_from_bits"(uint64_t bits)
+
+
+# Bits of a double below those that number its bucket: 52 of mantissa less 6, for 64 buckets in each power of
+# two.
+cdef int BUCKET_SHIFT = 46
+# A picosecond and 31 years: together 4,500 buckets at most.
+cdef double LEAST = 1e-12
+cdef double MOST = 1e9
+
+
+@cython.final
+cdef class LatencyHistogram:
+    """How often latencies of each size occurred, to within 1 % of the size, in fixed memory.
+
+    lowest, highest: the range in seconds, 1e-12 to 1e9, that is resolved to 1 %; the default takes 16 kB.
+        Values beside it are counted too: a percentile below the range is off by less than `lowest`, one above
+        it is reported as the maximum.
+
+    `min`, `max`, `sum` and `mean` are exact but for a double's rounding.
+
+    >>> histogram = LatencyHistogram()
+    >>> histogram.record_many([0.010, 0.020, 0.030, 2.0])
+    >>> histogram.count, histogram.max
+    (4, 2.0)
+    >>> round(histogram.percentile(50), 3)
+    0.02
+    """
+
+    def __cinit__(self, lowest=1e-6, highest=1000.0):
+        self.lowest = lowest
+        self.highest = highest
+        if not LEAST <= self.lowest <= MOST:
+            raise ValueError(f"lowest must be from {LEAST} to {MOST:.0e} seconds, not {lowest!r}")
+        if not self.lowest < self.highest <= MOST:
+            raise ValueError(
+                f"highest must be above lowest ({lowest!r}) and at most {MOST:.0e} seconds, not {highest!r}"
+            )
+        self._first = to_bits(self.lowest) >> BUCKET_SHIFT
+        self._size = (to_bits(self.highest) >> BUCKET_SHIFT) - self._first + 3
+        bits = np.arange(self._first, self._first + self._size - 1, dtype=np.uint64)
+        bits <<= np.uint64(BUCKET_SHIFT)
+        self._edges = np.concatenate([[0.0], bits.view(np.float64), [INFINITY]])
+        self._edges.flags.writeable = False
+        self._memory = np.zeros(sizeof(Extremes) + 8 * self._size + 64, dtype=np.uint8)
+        self._extremes = <Extremes*>aligned(self._memory)
+        self._counts = <word*>(self._extremes + 1)
+        store_relaxed(&self._extremes.low, to_bits(INFINITY))
+
+    cdef uint64_t _index(self, double value) noexcept nogil:
+        """The bucket of any double whatsoever."""
+        cdef uint64_t leading = to_bits(value) >> BUCKET_SHIFT
+        # Also true of NaN, which can come from an array that somebody writes while it is being read.
+        if not value > 0.0 or leading < self._first:
+            return 0
+        return min(leading - self._first + 1, self._size - 1)
+
+    cdef void _widen(self, double low, double high, double total) noexcept nogil:
+        cdef uint64_t found = load_relaxed(&self._extremes.low)
+        while to_bits(low) < found and not cas_relaxed(&self._extremes.low, &found, to_bits(low)):
+            pass
+        found = load_relaxed(&self._extremes.high)
+        while to_bits(high) > found and not cas_relaxed(&self._extremes.high, &found, to_bits(high)):
+            pass
+        found = load_relaxed(&self._extremes.total)
+        while not cas_relaxed(&self._extremes.total, &found, to_bits(from_bits(found) + total)):
+            pass
+
+    def record(self, double seconds, n=1):
+        """Count a latency, `n` times. A negative one is taken as 0: the clock that measured it had gone back.
+
+        ValueError if it is NaN or infinite.
+        """
+        cdef uint64_t times = <uint64_t>checked_count(n)
+        if not isfinite(seconds):
+            raise ValueError(f"seconds must be finite, not {seconds}")
+        # Also turns -0.0 into 0.0, whose bits are the smallest.
+        cdef double value = seconds if seconds > 0.0 else 0.0
+        if times == 0:
+            return
+        self._widen(value, value, value * <double>times)
+        # Pairs with the acquire in `snapshot`: whoever sees the count sees the extremes widened.
+        fetch_add_release(self._counts + self._index(value), times)
+
+    def record_many(self, seconds):
+        """Count each latency in an array-like of float seconds, as `record` does; none if it raises."""
+        values = np.ascontiguousarray(seconds, dtype=np.float64)
+        cdef size_t address = values.ctypes.data
+        cdef const double* value = <const double*>address
+        cdef int64_t size = values.size, i, wrong = -1
+        cdef double low = INFINITY, high = 0.0, total = 0.0, each
+        if size == 0:
+            return
+        with nogil:
+            for i in range(size):
+                each = value[i]
+                if not isfinite(each):
+                    wrong = i
+                    break
+                each = max(each, 0.0)
+                total += each
+                low = min(low, each)
+                high = max(high, each)
+            if wrong < 0:
+                # Adding 0.0 turns a -0.0 into 0.0.
+                self._widen(low + 0.0, high + 0.0, total)
+                for i in range(size):
+                    # Pairs with the acquire in `snapshot`.
+                    fetch_add_release(self._counts + self._index(value[i]), 1)
+        if wrong >= 0:
+            raise ValueError(f"seconds must be finite, and item {wrong} is {values.flat[wrong]}")
+
+    def merge(self, LatencyHistogram other not None):
+        """Add to this all that `other` has counted; both need the same range, or it is a ValueError."""
+        if other._first != self._first or other._size != self._size:
+            raise ValueError(
+                f"only histograms of the same range can be merged, and {other.lowest} to {other.highest} "
+                f"is not {self.lowest} to {self.highest}"
+            )
+        cdef HistogramSnapshot added = other.snapshot()
+        cdef size_t address = added.counts.ctypes.data
+        cdef const uint64_t* counts = <const uint64_t*>address
+        cdef uint64_t i
+        if added.count == 0:
+            return
+        self._widen(added.min, added.max, added.sum)
+        for i in range(self._size):
+            if counts[i] != 0:
+                # Pairs with the acquire in `snapshot`.
+                fetch_add_release(self._counts + i, counts[i])
+
+    def reset(self):
+        """Forget everything. What is being recorded at this moment may be forgotten in part."""
+        cdef uint64_t i
+        store_relaxed(&self._extremes.total, 0)
+        store_relaxed(&self._extremes.low, to_bits(INFINITY))
+        store_relaxed(&self._extremes.high, 0)
+        for i in range(self._size):
+            store_relaxed(self._counts + i, 0)
+
+    def snapshot(self):
+        """A copy of the present state, which does not change any more."""
+        cdef HistogramSnapshot taken = HistogramSnapshot.__new__(HistogramSnapshot)
+        counts = np.empty(self._size, dtype=np.uint64)
+        cdef size_t address = counts.ctypes.data
+        cdef uint64_t* copy = <uint64_t*>address
+        cdef uint64_t i, first = self._size, last = 0
+        for i in range(self._size):
+            # Pairs with the releases in `record`, `record_many` and `merge`.
+            copy[i] = load_acquire(self._counts + i)
+            if copy[i] != 0:
+                taken.count += copy[i]
+                first = min(first, i)
+                last = i
+        counts.flags.writeable = False
+        taken.counts = counts
+        taken.edges = self._edges
+        taken.sum = 0.0
+        taken.min = taken.max = NAN
+        if taken.count != 0:
+            taken.sum = from_bits(load_relaxed(&self._extremes.total))
+            taken.min = self._within(first, from_bits(load_relaxed(&self._extremes.low)))
+            taken.max = self._within(last, from_bits(load_relaxed(&self._extremes.high)))
+            # Read among resets and records of values in one bucket, the two may be of different values.
+            if taken.min > taken.max:
+                taken.min, taken.max = taken.max, taken.min
+        return taken
+
+    cdef double _within(self, uint64_t bucket, double value) noexcept nogil:
+        """`value`, or the edge of the bucket that is nearest to it."""
+        cdef double lower = 0.0, upper = INFINITY
+        if bucket > 0:
+            lower = from_bits(self._first + bucket - 1 << BUCKET_SHIFT)
+        if bucket < self._size - 1:
+            upper = from_bits(self._first + bucket << BUCKET_SHIFT)
+        return max(lower, min(value, upper))
+
+    def percentile(self, q):
+        """The latency in seconds that q percent (0 to 100) of all did not exceed; NaN while there are none.
+
+        It is within 1 % of a recorded value (nearest rank); 0 and 100 give the exact minimum and maximum.
+        """
+        return self.snapshot().percentile(q)
+
+    def percentiles(self, qs):
+        """`percentile` of each in `qs`, all from the same moment, as a list."""
+        return self.snapshot().percentiles(qs)
+
+    @property
+    def count(self):
+        """How many latencies have been recorded."""
+        return self.snapshot().count
+
+    @property
+    def sum(self):
+        """All of them added up, in seconds."""
+        return self.snapshot().sum
+
+    @property
+    def min(self):
+        """The smallest, in seconds; NaN while there are none."""
+        return self.snapshot().min
+
+    @property
+    def max(self):
+        """The largest, in seconds; NaN while there are none."""
+        return self.snapshot().max
+
+    @property
+    def mean(self):
+        """Their mean in seconds; NaN while there are none."""
+        return self.snapshot().mean
+
+    def __repr__(self):
+        return f"LatencyHistogram(lowest={self.lowest}, highest={self.highest}, count={self.count})"
+
+    def __reduce__(self):
+        raise TypeError("a LatencyHistogram is live shared state and can not be copied or pickled")
+
+
+@cython.final
+cdef class HistogramSnapshot:
+    """What a LatencyHistogram held at one moment. Made by `LatencyHistogram.snapshot`.
+
+    counts: how many latencies each bucket holds (uint64, read-only).
+    edges: the bounds of the buckets in seconds (float64, read-only, one more than counts): bucket i holds
+        edges[i] <= latency < edges[i + 1]. The first edge is 0 and the last is inf.
+    count, sum, min, max: as in the histogram.
+    """
+
+    def __init__(self):
+        raise TypeError("made by LatencyHistogram.snapshot()")
+
+    def percentile(self, q):
+        """As `LatencyHistogram.percentile`."""
+        cdef double share = q
+        if not 0.0 <= share <= 100.0:
+            raise ValueError(f"a percentile must be from 0 to 100, not {q!r}")
+        if self.count == 0:
+            return NAN
+        # Made smaller by some ulps: 16.1 % of 1,000 comes out a little above 161 and means the 161st.
+        cdef double rank = ceil(share * <double>self.count / 100.0 * (1.0 - 2.0 ** -50))
+        if rank <= 1.0:
+            return self.min
+        if rank >= <double>self.count:
+            return self.max
+        return self._at_rank(<uint64_t>rank)
+
+    def percentiles(self, qs):
+        """As `LatencyHistogram.percentiles`."""
+        return [self.percentile(q) for q in qs]
+
+    @property
+    def mean(self):
+        """The mean in seconds; NaN while there are none."""
+        return self.sum / <double>self.count if self.count != 0 else NAN
+
+    cdef double _at_rank(self, uint64_t rank):
+        """The middle of the bucket of the `rank`-th smallest value, within min and max."""
+        cdef size_t address = self.counts.ctypes.data
+        cdef const uint64_t* counts = <const uint64_t*>address
+        cdef Py_ssize_t i = 0
+        cdef uint64_t passed = counts[0]
+        while passed < rank:
+            i += 1
+            passed += counts[i]
+        cdef double middle = (<double>self.edges[i] + <double>self.edges[i + 1]) / 2
+        return max(self.min, min(middle, self.max))
+
+    def __repr__(self):
+        return f"HistogramSnapshot(count={self.count}, min={self.min}, mean={self.mean}, max={self.max})"

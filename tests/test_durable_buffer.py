@@ -216,9 +216,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def reboot() -> None:
         boot = b"boot id %8d" % next(boots)
-        monkeypatch.setattr("ringbuf._messages.ring.boot_id", lambda: boot)
         monkeypatch.setattr("ringbuf._shared.shared_file.boot_id", lambda: boot)
-        monkeypatch.setattr("ringbuf._messages.look.boot_id", lambda: boot)
 
     return reboot
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ringbuf._messages.file_positions import SEATS, layout, read_positions
-from ringbuf._shared.shared_file import PAGE, SharedFileError, _need_linux, boot_id, is_seat_taken, read_header
+from ringbuf._shared import shared_file
+from ringbuf._shared.shared_file import PAGE, SharedFileError, _need_linux, is_seat_taken, read_header
 
 __all__ = ["RingLook", "look", "next_seq_of", "used_parts"]
 
@@ -59,7 +60,7 @@ def look(path: str | os.PathLike[str]) -> RingLook:
             read_seq=found.read_seq,
             next_seq=found.next_seq,
             participants=sum(is_seat_taken(fd, seat) for seat in range(SEATS)),
-            survived_reboot=boot != boot_id(),
+            survived_reboot=boot != shared_file.boot_id(),
         )
 
 

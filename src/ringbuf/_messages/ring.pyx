@@ -49,7 +49,8 @@ import numpy as np
 
 from ringbuf._messages.columns import MessageTooLarge
 from ringbuf._messages.look import look as look_at_ring
-from ringbuf._shared.shared_file import SharedFile, SharedFileError, boot_id, read_header
+from ringbuf._shared import shared_file
+from ringbuf._shared.shared_file import SharedFile, SharedFileError, read_header
 
 
 cdef extern from *:
@@ -405,7 +406,7 @@ cdef class MessageRing(Port):
         """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return read_header(os.fspath(path), fd, KIND).boot_id != boot_id()
+            return read_header(os.fspath(path), fd, KIND).boot_id != shared_file.boot_id()
         finally:
             os.close(fd)
 

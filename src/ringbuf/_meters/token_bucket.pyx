@@ -71,7 +71,8 @@ import weakref
 
 import numpy as np
 
-from ringbuf._shared.shared_file import SharedFile, SharedFileError, boot_id
+from ringbuf._shared import shared_file
+from ringbuf._shared.shared_file import SharedFile, SharedFileError
 
 
 cdef extern from * nogil:
@@ -315,7 +316,7 @@ cdef bint is_sound(Law* law) noexcept nogil:
 
 
 cdef int put_boot(BucketState* state) except -1:
-    boot = boot_id()
+    boot = shared_file.boot_id()
     store_relaxed(&state.boot[0], int.from_bytes(boot[:8], "little"))
     store_release(&state.boot[1], int.from_bytes(boot[8:], "little"))
     return 0
@@ -325,7 +326,7 @@ cdef int begin_anew(BucketState* state) except -1:
     """If the clock has begun anew with the kernel, let the law do so too. The caller is the only one who does this."""
     cdef LawCopy law
     cdef int64_t left
-    boot = boot_id()
+    boot = shared_file.boot_id()
     if (load_acquire(&state.boot[1]), load_relaxed(&state.boot[0])) == (
         int.from_bytes(boot[8:], "little"), int.from_bytes(boot[:8], "little")
     ):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.paths import DATA
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # CI tries the same examples each time, so that a change is blamed for nothing but itself; everybody else explores.
@@ -31,7 +32,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 @pytest.fixture(scope="session")
 def log_lines() -> bytes:
     """10,000 access-log lines: the real ones where they are at hand, else of the same shape and lengths."""
-    real = Path(__file__).parents[2] / "shared" / "data" / "apache_access.log"
+    real = DATA / "apache_access.log"
     if real.exists():
         return real.read_bytes()
     rng = random.Random(10_000)

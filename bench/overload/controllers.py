@@ -9,15 +9,14 @@ import dataclasses
 import random
 from dataclasses import dataclass
 
-from bench.overload.baselines import Base
-from bench.overload.kernel import Call, VirtualClock
-from bench.overload.sink import KNEE, WORKERS, Condition, Outcome
-from bench.overload.workload import LEVELS, Scenario
-
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
 from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
 from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
 from backpressure.policies.flow_control_manager import EmergencyModeConfig, FlowControlConfig, FlowControlManager
+from bench.overload.baselines import Base
+from bench.overload.kernel import Call, VirtualClock
+from bench.overload.sink import KNEE, WORKERS, Condition, Outcome
+from bench.overload.workload import LEVELS, Scenario
 
 __all__ = ["ABLATIONS", "FAULT_LAWS", "Laws", "Oracle", "Ours", "breaker_config"]
 

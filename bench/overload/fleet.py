@@ -9,9 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from bench.overload.kernel import VirtualClock
-
 from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State
+from bench.overload.kernel import VirtualClock
 
 __all__ = ["FLEETS", "FleetFigures", "fleet"]
 

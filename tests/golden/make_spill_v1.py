@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.torture.journal import columns
-
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Run, SpillConfig, SpillStore
 from backpressure.testing import CrashingFileSystem
+from tests.torture.journal import columns
 
 GOLDEN = Path(__file__).parent / "spill-v1"
 CONFIG = SpillConfig(segment_bytes=4096, block_bytes=512, reserve_bytes=0, ack_record_bytes=512)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stress.body import Lines, Numbers, Records, run_in_processes
-from stress.test_threads import THOUSANDS
+from tests.stress.body import Lines, Numbers, Records, run_in_processes
+from tests.stress.test_threads import THOUSANDS
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),

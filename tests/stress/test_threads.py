@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stress.body import Lines, Numbers, Records, Subject, run_in_threads
+from tests.stress.body import Lines, Numbers, Records, Subject, run_in_threads
 
 #: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
 THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))

@@ -13,10 +13,9 @@ import errno
 import random
 import time
 
-from tests.torture.journal import Journal, disk_with_lane, opened
-
 from backpressure.base.errors import NotNow
 from backpressure.testing import FaultyFileSystem
+from tests.torture.journal import Journal, disk_with_lane, opened
 
 ERRORS: tuple[int | None, ...] = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, None)
 STEPS = 40

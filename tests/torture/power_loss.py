@@ -13,9 +13,8 @@ import copy
 import random
 import time
 
-from tests.torture.journal import STARTS, Journal, disk_with_lane, opened
-
 from backpressure.testing import CrashingFileSystem, PowerLoss, RecordingFileSystem
+from tests.torture.journal import STARTS, Journal, disk_with_lane, opened
 
 IMAGES_PER_CUT = 8
 

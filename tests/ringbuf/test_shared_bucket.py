@@ -1,0 +1,193 @@
+"""A TokenBucket in a file: making and attaching, several processes, and what is left by those that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ringbuf import RingBuffer, SharedFileError, TokenBucket
+from tests.torture.step_kill import is_allowed, run_and_kill
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
+    pytest.mark.platform,
+]
+
+SECOND = 1_000_000_000
+PAGE = 4096
+#: Where the words of the state lie in the file (see BucketState).
+SETTER, BOOT, SHIFT = PAGE + 72, PAGE + 80, PAGE + 128 + 64 + 40
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run it in a forked child; its process number."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def test_two_buckets_of_one_file_are_one_bucket(tmp_path: Path) -> None:
+    bucket = TokenBucket(10, 5, now_ns=0, path=tmp_path / "bucket")
+    other = TokenBucket.attach(tmp_path / "bucket")
+    again = TokenBucket(10, 5, path=tmp_path / "bucket")
+    assert bucket.try_acquire_at(0, 2)
+    assert other.acquire_up_to_at(0, 2) == 2
+    assert not again.try_acquire_at(0, 2)
+    reservation = again.reserve_at(0, 3)
+    assert (reservation.delay, bucket.tokens_at(0)) == (0.2, -2.0)
+    assert reservation.cancel_at(0) == 3
+    other.set_rate_at(0, 20)
+    other.set_burst_at(0, 7)
+    assert (bucket.rate, bucket.burst) == (20.0, 7)
+    assert bucket.acquire_up_to_at(SECOND, 100) == 7
+    assert (bucket.path, TokenBucket(1, 1).path) == (str(tmp_path / "bucket"), None)
+    del bucket, again
+    assert TokenBucket.attach(tmp_path / "bucket").acquire_up_to_at(SECOND + SECOND // 10, 100) == 2
+
+
+def test_another_law_and_other_files_are_refused(tmp_path: Path) -> None:
+    TokenBucket(10, 5, path=tmp_path / "bucket")
+    RingBuffer(4, "i8", path=tmp_path / "ring")
+    for rate, burst in ((11, 5), (10, 6)):
+        with pytest.raises(SharedFileError, match=r"rate 10\.0 and burst 5, not .*set_rate\(\)"):
+            TokenBucket(rate, burst, path=tmp_path / "bucket")
+    with pytest.raises(SharedFileError, match="holds a RingBuffer, not a TokenBucket"):
+        TokenBucket.attach(tmp_path / "ring")
+    with pytest.raises(FileNotFoundError):
+        TokenBucket.attach(tmp_path / "none")
+    whole = bytearray((tmp_path / "bucket").read_bytes())
+    whole[SHIFT] = 200
+    (tmp_path / "bucket").write_bytes(whole)
+    with pytest.raises(SharedFileError, match="damaged: no bucket has such a law"):
+        TokenBucket.attach(tmp_path / "bucket")
+
+
+def test_processes_together_get_what_is_there(tmp_path: Path) -> None:
+    bucket = TokenBucket(0, 200_000, path=tmp_path / "bucket")
+
+    def work() -> None:
+        mine = TokenBucket.attach(tmp_path / "bucket")
+        granted = 0
+        while part := mine.acquire_up_to(3):
+            granted += part
+            if granted % 1000 == 0:
+                mine.set_rate(0)
+        (tmp_path / str(os.getpid())).write_text(str(granted))
+
+    children = [in_child(work) for _ in range(4)]
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+    assert sum(int((tmp_path / str(pid)).read_text()) for pid in children) == 200_000
+    assert bucket.tokens == 0
+
+
+def test_a_forked_child_has_a_seat_of_its_own(tmp_path: Path) -> None:
+    bucket = TokenBucket(10, 5, now_ns=0, path=tmp_path / "bucket")
+
+    def work() -> None:
+        bucket.set_rate_at(0, 30)
+        assert bucket.try_acquire_at(0, 5)
+
+    assert os.waitpid(in_child(work), 0)[1] == 0
+    assert (bucket.rate, bucket.tokens_at(0)) == (30.0, 0.0)
+    bucket.set_rate_at(0, 40)
+
+
+def test_after_a_restart_of_the_machine_the_law_begins_anew(tmp_path: Path) -> None:
+    """The clock has gone back: neither do tokens stay away until it has caught up, nor are any granted twice."""
+    for spent, rate, left in ((2, 0.1, 3), (5, 0.1, 0), (9, 0.1, 1), (2, 0, 3)):
+        path = tmp_path / f"bucket-{spent}-{rate}"
+        long_ago = TokenBucket(rate, 5, now_ns=2**62, path=path)
+        if spent > 5:
+            assert long_ago.try_acquire_at(2**62, 5)
+            assert long_ago.try_acquire_at(2**62 + 100 * SECOND, spent - 5)  # of a new law, from a full bucket
+        else:
+            assert long_ago.try_acquire_at(2**62, spent)
+        del long_ago
+        whole = bytearray(path.read_bytes())
+        whole[BOOT : BOOT + 16] = bytes(16)
+        whole[SETTER : SETTER + 8] = struct.pack("<Q", 77 << 16 | 1)  # somebody was in the midst of a change
+        path.write_bytes(whole)
+        bucket = TokenBucket.attach(path)
+        now = 2**61  # after the present, before the old law began
+        assert left <= bucket.tokens < left + 1
+        assert bucket.tokens_at(now) == (5.0 if rate else left)
+        bucket.set_rate(20)
+
+
+@pytest.fixture(scope="module")
+def steps_are_allowed() -> None:
+    if not is_allowed():
+        pytest.skip("ptrace is not allowed here")
+
+
+@pytest.mark.usefixtures("steps_are_allowed")
+@pytest.mark.parametrize("change", [False, True])
+def test_one_killed_at_any_instruction(tmp_path: Path, change: bool) -> None:
+    """He has done it, or he has not; and the others go on."""
+    path = tmp_path / "bucket"
+
+    def setup() -> Callable[[], object]:
+        warm = TokenBucket(10, 40, now_ns=0)
+        mine = TokenBucket.attach(path)
+        if change:
+            warm.set_rate_at(SECOND, 20)
+            return lambda: mine.set_rate_at(SECOND, 20)
+        warm.try_acquire_at(SECOND, 7)
+        return lambda: mine.try_acquire_at(SECOND, 7)
+
+    seen: list[tuple[float, float]] = []
+    locked = 0
+    steps, within = 0, True
+    while within:
+        path.unlink(missing_ok=True)
+        # More than full, so that either has something to settle first.
+        bucket = TokenBucket(10, 40, initial_tokens=35, now_ns=0, path=path)
+        within = run_and_kill(setup, steps)
+        locked += struct.unpack_from("<Q", path.read_bytes(), SETTER)[0] != 0
+        now = (bucket.rate, bucket.tokens_at(SECOND))
+        if now not in seen:
+            seen.append(now)
+        bucket.set_burst_at(SECOND, 41)  # hangs if the lock is never opened
+        assert bucket.burst == 41
+        assert bucket.acquire_up_to_at(SECOND, 100) == now[1]
+        assert bucket.acquire_up_to_at(11 * SECOND, 100) == 41
+        steps += 17
+    assert seen == ([(10.0, 40.0), (20.0, 40.0)] if change else [(10.0, 40.0), (10.0, 33.0)])
+    assert locked > 0, "no kill met the lock: this test tests nothing"
+
+
+def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
+    """Each notes what it got; what is not noted is what one call can take, once for each that was killed."""
+    path = tmp_path / "bucket"
+    bucket = TokenBucket(0, 10**9, path=path)
+
+    def work() -> None:
+        mine = TokenBucket.attach(path)
+        with open(tmp_path / f"{os.getpid()}.notes", "wb", buffering=0) as notes:
+            while True:
+                mine.acquire_up_to(7)
+                notes.write(b".")
+                mine.set_burst(10**9)
+
+    children = []
+    for _ in range(20):
+        children.append(in_child(work))
+        while not (tmp_path / f"{children[-1]}.notes").exists() or not (tmp_path / f"{children[-1]}.notes").stat().st_size:
+            pass
+        os.kill(children[-1], signal.SIGKILL)
+        os.waitpid(children[-1], 0)
+        bucket.set_rate(0)
+    noted = 7 * sum((tmp_path / f"{pid}.notes").stat().st_size for pid in children)
+    assert noted <= 10**9 - bucket.tokens <= noted + 7 * len(children)

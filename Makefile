@@ -8,7 +8,7 @@
 #   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it
 #   make torture the long proofs: processes killed, power cut, every call to the disk failed. TORTURE_SCALE=0.01: that
 #                share of their documented counts
-#   make lint    ruff, mypy --strict, stubtest, cython-lint
+#   make lint    ruff (rules and format), mypy --strict, stubtest, cython-lint
 #   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -104,6 +104,7 @@ torture: .venv-test/.installed
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
+	.venv-lint/bin/ruff format --check
 	.venv-lint/bin/mypy --strict src/backpressure
 	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
 	PATH="$(CURDIR)/.venv-lint/bin:$$PATH" cython-lint src/ringbuf

@@ -72,14 +72,18 @@ THEIRS = [
     Face("pybreaker", "with", "guard = subject", "with guard.calling():\n    r = work(1)"),
     Face("circuitbreaker", "decorator", "guard = subject(work)", "r = guard(1)"),
     Face("purgatory", "decorator", "guard = subject('work')(work)", "r = guard(1)"),
-    Face("purgatory", "with", "guard = subject", "with guard.get_breaker('work'):\n    r = work(1)"),
+    Face(
+        "purgatory", "with", "guard = subject", "with guard.get_breaker('work'):\n    r = work(1)"
+    ),
 ]
 # What a face of ours may cost, in costs of the peer that it is judged against.
 LIMITS = {"decorator": 0.5, "call": 0.5, "permit": 0.6, "with": 1.3}
 
 
 def make(peer: str) -> Any:
-    module: ModuleType = pytest.importorskip(peer, reason=f"{peer} is not installed (extra: compare)")
+    module: ModuleType = pytest.importorskip(
+        peer, reason=f"{peer} is not installed (extra: compare)"
+    )
     return module.SyncCircuitBreakerFactory() if peer == "purgatory" else module.CircuitBreaker()
 
 
@@ -101,7 +105,9 @@ def trip(face: Face, subject: object) -> None:
 
 def seconds_per_call(contestants: list[tuple[Face, Any]]) -> list[float]:
     """The best round of each, measured in turn."""
-    timers = [timeit.Timer(face.statement, globals=face.names(subject)) for face, subject in contestants]
+    timers = [
+        timeit.Timer(face.statement, globals=face.names(subject)) for face, subject in contestants
+    ]
     best = [float("inf")] * len(timers)
     for _ in range(ROUNDS):
         for number, timer in enumerate(timers):
@@ -139,14 +145,22 @@ def test_ours(benchmark, face: Face) -> None:
             exec(code, face.names(broken))
     if benchmark.disabled:
         return
-    cost, *theirs = seconds_per_call([(face, CircuitBreaker()), *((rival, make(rival.owner)) for rival in rivals)])
+    cost, *theirs = seconds_per_call(
+        [(face, CircuitBreaker()), *((rival, make(rival.owner)) for rival in rivals)]
+    )
     ratios = {
-        f"{rival.owner} {importlib.metadata.version(rival.owner)} {rival.name}": round(cost / seconds, 3)
+        f"{rival.owner} {importlib.metadata.version(rival.owner)} {rival.name}": round(
+            cost / seconds, 3
+        )
         for rival, seconds in zip(rivals, theirs, strict=True)
     }
     ratio = cost / min(theirs)
-    benchmark.extra_info.update(nanoseconds=round(cost * 1e9), ratio=round(ratio, 3), limit=LIMITS[face.name], ratios=ratios)
-    print(f"\n{face.name}: {cost * 1e9:.0f} ns, {ratio:.2f} of the fastest peer, at most {LIMITS[face.name]}; {ratios}")
+    benchmark.extra_info.update(
+        nanoseconds=round(cost * 1e9), ratio=round(ratio, 3), limit=LIMITS[face.name], ratios=ratios
+    )
+    print(
+        f"\n{face.name}: {cost * 1e9:.0f} ns, {ratio:.2f} of the fastest peer, at most {LIMITS[face.name]}; {ratios}"
+    )
     assert ratio <= LIMITS[face.name], ratios
 
 

@@ -27,7 +27,10 @@ import pytest
 
 from backpressure import BufferConfig, BufferManager
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"), pytest.mark.platform]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
+    pytest.mark.platform,
+]
 
 EVENTS = [b"%06d " % i + b"x" * 200 for i in range(100_000)]
 
@@ -70,7 +73,10 @@ def sqlite(path: Path, count: int, synchronous: str = "NORMAL") -> float:
     started = time.perf_counter()
     for start in range(0, count, 10_000):
         with database:
-            database.executemany("INSERT INTO queue (event) VALUES (?)", ((event,) for event in EVENTS[start : start + 10_000]))
+            database.executemany(
+                "INSERT INTO queue (event) VALUES (?)",
+                ((event,) for event in EVENTS[start : start + 10_000]),
+            )
     rate = count / (time.perf_counter() - started)
     assert database.execute("SELECT count(*) FROM queue").fetchone() == (count,)
     database.close()
@@ -132,14 +138,20 @@ def test_against_sqlite(benchmark, tmp_path: Path) -> None:
         sqlite(tmp_path / "db-0", count)
         return
     rounds = [
-        (ours(tmp_path / f"ours-{i}", count), sqlite(tmp_path / f"db-{i}", count), sqlite(tmp_path / f"off-{i}", count, "OFF"))
+        (
+            ours(tmp_path / f"ours-{i}", count),
+            sqlite(tmp_path / f"db-{i}", count),
+            sqlite(tmp_path / f"off-{i}", count, "OFF"),
+        )
         for i in range(1, 6)
     ]
     for name in Ours._fields:
         times = statistics.median(getattr(mine, name) / normal for mine, normal, _ in rounds)
         times_off = statistics.median(getattr(mine, name) / off for mine, _, off in rounds)
         rate = statistics.median(getattr(mine, name) for mine, _, _ in rounds)
-        benchmark.extra_info.update({f"{name}_times_sqlite": round(times, 1), f"{name}_per_second": round(rate)})
+        benchmark.extra_info.update(
+            {f"{name}_times_sqlite": round(times, 1), f"{name}_per_second": round(rate)}
+        )
         print(
             f"\naccepted, {name}: {rate / 1e6:.1f} million a second, {times:.1f} times SQLite in WAL mode with 10,000 rows a "
             f"transaction (20 wanted with a directory), {times_off:.1f} times it with synchronous=OFF"
@@ -154,7 +166,10 @@ def test_against_durable_queues(benchmark, tmp_path: Path) -> None:
     benchmark.pedantic(ours, args=(tmp_path / "ours", count), rounds=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of the peers' own
-        rates = {name: work(tmp_path / name, 100 if benchmark.disabled else most) for name, (_, work, most) in there.items()}
+        rates = {
+            name: work(tmp_path / name, 100 if benchmark.disabled else most)
+            for name, (_, work, most) in there.items()
+        }
         gc.collect()
     if benchmark.disabled:
         return
@@ -163,5 +178,9 @@ def test_against_durable_queues(benchmark, tmp_path: Path) -> None:
     benchmark.extra_info.update({name: round(rate) for name, rate in rates.items()})
     for name in ("fresh", "used"):
         rate = statistics.median(getattr(one, name) for one in mine)
-        benchmark.extra_info.update({f"{name}_times": round(rate / rates[fastest]), f"{name}_per_second": round(rate)})
-        print(f"\naccepted, {name}: {rate:,.0f} a second, {rate / rates[fastest]:.0f} times {fastest}; 100 wanted; {rates}")
+        benchmark.extra_info.update(
+            {f"{name}_times": round(rate / rates[fastest]), f"{name}_per_second": round(rate)}
+        )
+        print(
+            f"\naccepted, {name}: {rate:,.0f} a second, {rate / rates[fastest]:.0f} times {fastest}; 100 wanted; {rates}"
+        )

@@ -27,8 +27,24 @@ manual metrics network notes pages parser pipeline plugin presentations profile 
 scripts search server setup shell slides static storage stream style talks theme tools tracing tutorial
 update video wiki
 """
-_KINDS = ((".html", 9), ("/", 8), (".png", 7), (".css", 3), (".js", 3), (".jpg", 2), ("?feed=rss", 2))
-_STATUS = (("200", 9126), ("304", 445), ("404", 213), ("301", 164), ("206", 45), ("500", 5), ("403", 2))
+_KINDS = (
+    (".html", 9),
+    ("/", 8),
+    (".png", 7),
+    (".css", 3),
+    (".js", 3),
+    (".jpg", 2),
+    ("?feed=rss", 2),
+)
+_STATUS = (
+    ("200", 9126),
+    ("304", 445),
+    ("404", 213),
+    ("301", 164),
+    ("206", 45),
+    ("500", 5),
+    ("403", 2),
+)
 _METHODS = (("GET", 995), ("HEAD", 4), ("POST", 1))
 _SYSTEMS = (
     "Windows NT 10.0; Win64; x64",
@@ -50,7 +66,9 @@ def log_lines(count: int, seed: int = 0) -> Iterator[bytes]:
     """`count` lines, without newlines."""
     rng = random.Random(seed)
     pages = [_page(rng) for _ in range(3000)]
-    page_weights = list(accumulate(1 / rank for rank in range(1, len(pages) + 1)))  # Zipf, as on real sites
+    page_weights = list(
+        accumulate(1 / rank for rank in range(1, len(pages) + 1))
+    )  # Zipf, as on real sites
     clients = [".".join(str(rng.randrange(1, 255)) for _ in range(4)) for _ in range(1700)]
     agents = [_browser(rng) for _ in range(400)] + [agent for agent in _CRAWLERS for _ in range(30)]
     # What comes from one client keeps its browser; pages refer to pages, or to nothing.
@@ -107,7 +125,9 @@ def _size(rng: random.Random, status: str) -> str:
 
 
 def _draw(rng: random.Random, table: tuple[tuple[str, int], ...], count: int) -> list[str]:
-    return rng.choices([value for value, _ in table], weights=[weight for _, weight in table], k=count)
+    return rng.choices(
+        [value for value, _ in table], weights=[weight for _, weight in table], k=count
+    )
 
 
 def _stamp(second: int) -> bytes:

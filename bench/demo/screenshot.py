@@ -33,11 +33,20 @@ LOAD = {1: 1_500, 2: 4_000, 3: 18_000, 4: 9_000, 5: 12_000}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", default=str(Path(__file__).parents[2] / "docs" / "dashboard.png"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "out", nargs="?", default=str(Path(__file__).parents[2] / "docs" / "dashboard.png")
+    )
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--seconds", type=float, default=75.0, help="how long the load runs before the picture is taken")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=75.0,
+        help="how long the load runs before the picture is taken",
+    )
     arguments = parser.parse_args()
     buffer = make_buffer()
     server = make_server(buffer, port=0, token="demo")
@@ -81,7 +90,11 @@ def make_buffer() -> BufferManager:
                 adaptive_thresholds=False,
             ),
             batching=AdaptiveBatchConfig(
-                initial_batch_size=6_000, min_batch_size=500, max_batch_size=20_000, evaluation_interval=2.0, target_latency=0.15
+                initial_batch_size=6_000,
+                min_batch_size=500,
+                max_batch_size=20_000,
+                evaluation_interval=2.0,
+                target_latency=0.15,
             ),
             flow_control=FlowControlConfig(max_events_per_second=100_000, burst_size=20_000),
         )
@@ -126,7 +139,14 @@ def picture(url: str, arguments: argparse.Namespace, buffer: BufferManager, begi
     options.binary_location = chromium
     with tempfile.TemporaryDirectory() as profile:
         for flag in (
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+            *(
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--hide-scrollbars",
+            ),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
             f"--user-data-dir={profile}",
         ):
@@ -136,7 +156,12 @@ def picture(url: str, arguments: argparse.Namespace, buffer: BufferManager, begi
             scheme = "dark" if arguments.dark else "light"
             features = [{"name": "prefers-color-scheme", "value": scheme}]
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            size = {"width": arguments.width, "height": 800, "deviceScaleFactor": 1, "mobile": arguments.width < 600}
+            size = {
+                "width": arguments.width,
+                "height": 800,
+                "deviceScaleFactor": 1,
+                "mobile": arguments.width < 600,
+            }
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             browser.get(url)
             # The whole page, however tall it is.
@@ -144,7 +169,10 @@ def picture(url: str, arguments: argparse.Namespace, buffer: BufferManager, begi
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             Select(browser.find_element(By.ID, "window")).select_by_value("60")
             while (elapsed := time.monotonic() - begin) < arguments.seconds:
-                if elapsed > 0.88 * arguments.seconds and buffer.stats().flow_control.rate_limit > 90_000:
+                if (
+                    elapsed > 0.88 * arguments.seconds
+                    and buffer.stats().flow_control.rate_limit > 90_000
+                ):
                     buffer.adjust_flow_control_rate(90_000, by="http 127.0.0.1:53822")
                 time.sleep(0.2)
             browser.execute_script("document.activeElement.blur()")

@@ -48,7 +48,11 @@ PHASES = (
     (8, "disk full", "full", 1.0),
     (10, "disk has room", "ok", 1.0),
 )
-DISK_PHASES = ((3, "steady", "ok", 1.0), (32, "sink down", "refuses", 1.0), (10, "sink back", "ok", 1.0))
+DISK_PHASES = (
+    (3, "steady", "ok", 1.0),
+    (32, "sink down", "refuses", 1.0),
+    (10, "sink back", "ok", 1.0),
+)
 
 
 class DrillSink:
@@ -95,7 +99,6 @@ class Producer:
             due += 0.01
             time.sleep(max(0.0, due - time.monotonic()))
 
-
     def _event(self, number: int) -> bytes:
         return (b"%012d " % number + os.urandom(EVENT_BYTES // 2).hex().encode())[:EVENT_BYTES]
 
@@ -125,12 +128,23 @@ def scrape(buffer: BufferManager) -> dict[tuple[str, frozenset[tuple[str, str]]]
 
 
 def total(samples: dict, name: str, **labels: str) -> float:
-    return sum(value for (one, its), value in samples.items() if one == PREFIX + name and labels.items() <= dict(its).items())
+    return sum(
+        value
+        for (one, its), value in samples.items()
+        if one == PREFIX + name and labels.items() <= dict(its).items()
+    )
 
 
 def chosen(samples: dict, name: str, label: str) -> str:
     """Of a one-hot metric, which label has the 1."""
-    return next((dict(its)[label] for (one, its), value in samples.items() if one == PREFIX + name and value == 1), "-")
+    return next(
+        (
+            dict(its)[label]
+            for (one, its), value in samples.items()
+            if one == PREFIX + name and value == 1
+        ),
+        "-",
+    )
 
 
 COLUMNS = ("s", "phase", "offered/s", "refused/s", "acked/s", "nacked/s", "resident", "memory", "oldest", "pressure", "signal",
@@ -162,11 +176,21 @@ def row(second: int, phase: str, now: dict, before: dict) -> list[str]:
 
 
 def disk_row(now: dict, before: dict) -> list[str]:
-    spilled, refused = (total(now, name) - total(before, name) for name in ("disk_spilled_events_total", "disk_refused_total"))
-    return [f"{spilled:,.0f}", f"{total(now, 'disk_events'):,.0f}", f"{total(now, 'disk_bytes') / 1e6:.1f} MB", f"{refused:,.0f}"]
+    spilled, refused = (
+        total(now, name) - total(before, name)
+        for name in ("disk_spilled_events_total", "disk_refused_total")
+    )
+    return [
+        f"{spilled:,.0f}",
+        f"{total(now, 'disk_events'):,.0f}",
+        f"{total(now, 'disk_bytes') / 1e6:.1f} MB",
+        f"{refused:,.0f}",
+    ]
 
 
-def schedule(phases: tuple[tuple[int, str, str, float], ...]) -> Iterator[tuple[int, str, str, float]]:
+def schedule(
+    phases: tuple[tuple[int, str, str, float], ...],
+) -> Iterator[tuple[int, str, str, float]]:
     second = 0
     for seconds, name, mode, factor in phases:
         for _ in range(seconds):
@@ -184,8 +208,16 @@ def main() -> int:
         if durable:
             # What is to be kept on disk must not be shed for the sink's sake before there is no room.
             flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
-            tier = {"directory": Path(directory) / "buffer", "max_disk_bytes": DISK_BYTES, "flow_control": flow}
-        buffer = BufferManager(BufferConfig(lane_bytes=LANE_BYTES, max_retry_backoff=0.25, circuit_breaker=breaker, **tier))
+            tier = {
+                "directory": Path(directory) / "buffer",
+                "max_disk_bytes": DISK_BYTES,
+                "flow_control": flow,
+            }
+        buffer = BufferManager(
+            BufferConfig(
+                lane_bytes=LANE_BYTES, max_retry_backoff=0.25, circuit_breaker=breaker, **tier
+            )
+        )
         sink, over = DrillSink(path), threading.Event()
         consumer = threading.Thread(target=deliver, args=(buffer, sink, over), daemon=True)
         consumer.start()
@@ -213,7 +245,11 @@ def main() -> int:
         whole = got == expected
         print(f"\noffered {stats.offered:,}, accepted {stats.accepted:,}, in the file {len(got):,}")
         print(f"refused: {dict(stats.rejected)}")
-        print("every accepted event is in the file once, in order" if whole else "THE FILE IS NOT WHAT WAS ACCEPTED")
+        print(
+            "every accepted event is in the file once, in order"
+            if whole
+            else "THE FILE IS NOT WHAT WAS ACCEPTED"
+        )
         return 0 if whole else 1
 
 

@@ -20,7 +20,10 @@ import pytest
 
 from backpressure import BufferConfig, BufferManager, Durability
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"), pytest.mark.platform]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
+    pytest.mark.platform,
+]
 
 CHUNK_BYTES = 256 * 1024
 ROUNDS = 7
@@ -82,7 +85,9 @@ def test_process_against_memory(benchmark, chunks: list[bytes], tmp_path: Path) 
         if benchmark.disabled:
             return
         ratios = [
-            seconds(lambda: through(memory, chunks, 5)) / seconds(lambda: through(durable, chunks, 5)) for _ in range(ROUNDS * 3)
+            seconds(lambda: through(memory, chunks, 5))
+            / seconds(lambda: through(durable, chunks, 5))
+            for _ in range(ROUNDS * 3)
         ]
     ratio = statistics.median(ratios)
     benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.9)
@@ -108,12 +113,18 @@ def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) 
         ]
     with_them = statistics.median(alone / sealed for alone, sealed, _ in rounds)
     without = statistics.median(alone / plain for alone, _, plain in rounds)
-    benchmark.extra_info.update(with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9)
-    print(f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} without")
+    benchmark.extra_info.update(
+        with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9
+    )
+    print(
+        f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} without"
+    )
     assert with_them >= 0.9
 
 
-def accept_rate(buffer: BufferManager, chunks: list[bytes], duration: float, threads: int = 4) -> float:
+def accept_rate(
+    buffer: BufferManager, chunks: list[bytes], duration: float, threads: int = 4
+) -> float:
     """Lines a second that several producers get accepted, with a consumer who keeps up."""
     accepted, stop = [0] * threads, threading.Event()
 
@@ -129,7 +140,10 @@ def accept_rate(buffer: BufferManager, chunks: list[bytes], duration: float, thr
             accepted[number] += buffer.add_lines(chunks[i % len(chunks)], timeout=1.0).accepted
             i += 1
 
-    workers = [threading.Thread(target=consume), *(threading.Thread(target=produce, args=(i,)) for i in range(threads))]
+    workers = [
+        threading.Thread(target=consume),
+        *(threading.Thread(target=produce, args=(i,)) for i in range(threads)),
+    ]
     for worker in workers:
         worker.start()
     started = time.perf_counter()
@@ -167,7 +181,9 @@ def test_commit_against_process(benchmark, chunks: list[bytes], tmp_path: Path) 
     def measure() -> tuple[float, float, float]:
         with opened(tmp_path / "process") as buffer:
             process = accept_rate(buffer, chunks, duration)
-        with opened(tmp_path / "commit", durability=Durability.COMMIT, sync_interval=0.005) as buffer:
+        with opened(
+            tmp_path / "commit", durability=Durability.COMMIT, sync_interval=0.005
+        ) as buffer:
             commit = accept_rate(buffer, chunks, duration)
         return commit, process, bare_append_rate(tmp_path / "bare", chunks, duration)
 
@@ -217,5 +233,9 @@ def test_add_latency_beside_a_writer(benchmark, chunks: list[bytes], tmp_path: P
         stop.set()
         writer.join()
     at = int(count * 0.999)
-    benchmark.extra_info.update(p999_alone_us=round(alone[at] * 1e6), p999_beside_us=round(beside[at] * 1e6))
-    print(f"\np99.9 of add_events: {alone[at] * 1e6:.0f} us alone, {beside[at] * 1e6:.0f} us beside a writer")
+    benchmark.extra_info.update(
+        p999_alone_us=round(alone[at] * 1e6), p999_beside_us=round(beside[at] * 1e6)
+    )
+    print(
+        f"\np99.9 of add_events: {alone[at] * 1e6:.0f} us alone, {beside[at] * 1e6:.0f} us beside a writer"
+    )

@@ -34,4 +34,6 @@ def test_figure(benchmark, make: Callable[[], Figure]) -> None:
         limit=figure.limit,
         events_per_second=round(measured.rate),
     )
-    assert measured.within, f"{figure.name}: {measured.ratio:.2f} times {figure.yardstick}, at most {figure.limit} allowed"
+    assert measured.within, (
+        f"{figure.name}: {measured.ratio:.2f} times {figure.yardstick}, at most {figure.limit} allowed"
+    )

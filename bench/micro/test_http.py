@@ -144,7 +144,9 @@ def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
         drain()
         their_turns.append(server.cost(server.drop))
     our_cost, our_time = (statistics.median(column) for column in zip(*our_turns, strict=True))
-    their_cost, their_time = (statistics.median(column) for column in zip(*their_turns, strict=True))
+    their_cost, their_time = (
+        statistics.median(column) for column in zip(*their_turns, strict=True)
+    )
     measured = their_cost / our_cost
     benchmark.extra_info.update(yardstick="read and drop", ratio=round(measured, 3), limit=limit)
     print(

@@ -31,7 +31,15 @@ FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
 
 def records() -> list[logging.LogRecord]:
     made = [
-        logging.LogRecord("app.users", logging.INFO, __file__, 1, "user %d logged in from %s", (n, "10.0.0.1"), None)
+        logging.LogRecord(
+            "app.users",
+            logging.INFO,
+            __file__,
+            1,
+            "user %d logged in from %s",
+            (n, "10.0.0.1"),
+            None,
+        )
         for n in range(RECORDS)
     ]
     for n, record in enumerate(made):  # as if a second held 10,000 of them
@@ -101,14 +109,21 @@ def compare(tmp_path: Path, feed: Callable[[logging.Handler], None]) -> tuple[fl
     return quick, slow, statistics.median(slow / quick for quick, slow in pairs[1:])
 
 
-@pytest.mark.parametrize(("feed", "least"), [(through_handle, 3.0), (through_logger, 1.0)], ids=["handler", "whole_call"])
-def test_beside_queue_handler(benchmark, tmp_path: Path, feed: Callable[[logging.Handler], None], least: float) -> None:
+@pytest.mark.parametrize(
+    ("feed", "least"), [(through_handle, 3.0), (through_logger, 1.0)], ids=["handler", "whole_call"]
+)
+def test_beside_queue_handler(
+    benchmark, tmp_path: Path, feed: Callable[[logging.Handler], None], least: float
+) -> None:
     records_once[:] = records()
     benchmark.pedantic(ours, args=(tmp_path / "ours.log", feed), rounds=3)
     if benchmark.disabled:
         return
     quick, slow, ratio = compare(tmp_path, feed)
     benchmark.extra_info.update(
-        ours_per_second=round(RECORDS / quick), theirs_per_second=round(RECORDS / slow), ratio=round(ratio, 2), at_least=least
+        ours_per_second=round(RECORDS / quick),
+        theirs_per_second=round(RECORDS / slow),
+        ratio=round(ratio, 2),
+        at_least=least,
     )
     assert ratio >= least, f"only {ratio:.2f} times QueueHandler + QueueListener"

@@ -37,7 +37,13 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
     return statistics.median(seconds(ours) / seconds(theirs) for _ in range(ROUNDS))
 
 
-def report(benchmark, ours: Callable[[], object], theirs: Callable[[], object], yardstick: str, limit: float) -> None:
+def report(
+    benchmark,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    yardstick: str,
+    limit: float,
+) -> None:
     benchmark(ours)
     theirs()
     if benchmark.disabled:
@@ -184,7 +190,13 @@ if FREE_THREADED:
 
         return work
 
-    def measure(benchmark, ours: Callable[[], float], theirs: Callable[[], float], yardstick: str, limit: float) -> None:
+    def measure(
+        benchmark,
+        ours: Callable[[], float],
+        theirs: Callable[[], float],
+        yardstick: str,
+        limit: float,
+    ) -> None:
         """`ours` and `theirs` tell the seconds for COUNT records."""
         if benchmark.disabled:
             benchmark(ours)
@@ -194,8 +206,15 @@ if FREE_THREADED:
         pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
         measured = statistics.median(a / b for a, b in pairs)
         rate = COUNT / statistics.median(a for a, _ in pairs) / 1e6
-        benchmark.extra_info.update(yardstick=yardstick, ratio=round(measured, 3), limit=limit, million_a_second=round(rate, 1))
-        print(f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second by each who pushes")
+        benchmark.extra_info.update(
+            yardstick=yardstick,
+            ratio=round(measured, 3),
+            limit=limit,
+            million_a_second=round(rate, 1),
+        )
+        print(
+            f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second by each who pushes"
+        )
         assert measured <= limit
 
     def one_alone() -> float:

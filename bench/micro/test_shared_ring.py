@@ -16,7 +16,10 @@ import pytest
 
 from ringbuf import MessageRing
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"), pytest.mark.platform]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
+    pytest.mark.platform,
+]
 
 BATCH = [b"m" * 100] * 1000
 ROUNDS = 2 if os.environ.get("CI") else 9
@@ -40,7 +43,9 @@ def test_path_against_memory(benchmark, tmp_path: Path) -> None:
     if benchmark.disabled:
         return
     # The median of the ratios of neighbours: what disturbs the host disturbs both of a pair.
-    ratios = sorted(seconds(lambda: turn(rings[0])) / seconds(lambda: turn(rings[1])) for _ in range(ROUNDS * 3))
+    ratios = sorted(
+        seconds(lambda: turn(rings[0])) / seconds(lambda: turn(rings[1])) for _ in range(ROUNDS * 3)
+    )
     ratio = ratios[len(ratios) // 2]
     benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.9)
     print(f"\na ring with path= reaches {ratio:.2f} of one in memory, at least 0.9 wanted")
@@ -62,7 +67,9 @@ def _feed_queue(queue: multiprocessing.Queue[bytes], messages: int) -> None:
 def ring_rate(path: Path, batches: int) -> float:
     """Messages a second from one process to another, from the first that arrives to the last."""
     ring = MessageRing(1 << 22, path=path)
-    process = multiprocessing.get_context("spawn").Process(target=_feed_ring, args=(str(path), batches))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_feed_ring, args=(str(path), batches)
+    )
     process.start()
     count = len(ring.pop_many(1000, timeout=60.0))
     assert count > 0
@@ -100,7 +107,11 @@ def test_between_processes(benchmark, tmp_path: Path) -> None:
         return
     ours = sorted(ring_rate(tmp_path / "ring", batches) for _ in range(5))
     theirs = max(queue_rate(50_000) for _ in range(3))
-    benchmark.extra_info.update(messages_per_second=round(ours[2]), best=round(ours[-1]), times_queue=round(ours[2] / theirs, 1))
+    benchmark.extra_info.update(
+        messages_per_second=round(ours[2]),
+        best=round(ours[-1]),
+        times_queue=round(ours[2] / theirs, 1),
+    )
     print(
         f"\nbetween two processes: {ours[2] / 1e6:.1f} million messages a second (best {ours[-1] / 1e6:.1f}), "
         f"{ours[2] / theirs:.0f} times multiprocessing.Queue ({theirs:,.0f})"

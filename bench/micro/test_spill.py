@@ -34,7 +34,10 @@ def lines() -> list[bytes]:
     # Of the same shape and lengths.
     rng = random.Random(1)
     letters = range(97, 123)
-    agents = [b"Mozilla/5.0 (X11; Linux x86_64) " + bytes(rng.choices(letters, k=rng.randrange(20, 160))) for _ in range(50)]
+    agents = [
+        b"Mozilla/5.0 (X11; Linux x86_64) " + bytes(rng.choices(letters, k=rng.randrange(20, 160)))
+        for _ in range(50)
+    ]
     return [
         b'%d.%d.%d.%d - - [17/May/2015:%02d:%02d:%02d +0000] "GET /%s HTTP/1.1" 200 %d "-" "%s"'
         % (
@@ -94,7 +97,11 @@ def raw_blocks(columns: tuple[np.ndarray, np.ndarray], config: SpillConfig) -> l
     blocks, at = [], 0
     while at < len(offsets) - 1:
         stop = int(np.searchsorted(offsets, offsets[at] + config.block_bytes, "right")) - 1
-        body = Encoder().encode(memoryview(data[offsets[at] : offsets[stop]]), narrow(np.diff(offsets[at : stop + 1])), None)
+        body = Encoder().encode(
+            memoryview(data[offsets[at] : offsets[stop]]),
+            narrow(np.diff(offsets[at : stop + 1])),
+            None,
+        )
         blocks.append(b"".join(body.parts))
         at = stop
     return blocks
@@ -155,7 +162,13 @@ def test_opening_a_backlog_of_100_gb(benchmark, tmp_path: Path) -> None:
     count = 100_000_000_000 // SpillConfig().segment_bytes
     paths = []
     for serial in range(count):
-        segment = Segment(serial, serial * 1000, serial.to_bytes(8, "little"), Link(0, serial * 1000, serial * 1000), 0)
+        segment = Segment(
+            serial,
+            serial * 1000,
+            serial.to_bytes(8, "little"),
+            Link(0, serial * 1000, serial * 1000),
+            0,
+        )
         paths.append(str(lane / segment.name))
         Path(paths[-1]).write_bytes(frame_segment_header(1, BUFFER_ID, segment))
         os.truncate(paths[-1], SpillConfig().segment_bytes if serial < count - 1 else 96)
@@ -185,6 +198,11 @@ def test_opening_a_backlog_of_100_gb(benchmark, tmp_path: Path) -> None:
         return
     opened, bare = best(ours, theirs)
     benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(segments=count, ratio=round(opened / bare, 2), limit=6.0, milliseconds=round(opened * 1e3, 1))
+    benchmark.extra_info.update(
+        segments=count,
+        ratio=round(opened / bare, 2),
+        limit=6.0,
+        milliseconds=round(opened * 1e3, 1),
+    )
     print(benchmark.extra_info)
     assert opened / bare < 6.0

@@ -179,7 +179,9 @@ class TableThresholds(Base):
         now = self.clock.now()
         if abs(now - self._sized) >= 10.0 and self._latencies:
             late = sum(self._latencies) / len(self._latencies) > 0.2
-            self._size = round(min(max(self._size * (0.9 if late else 1.1), LEAST_BATCH), LARGEST_BATCH))
+            self._size = round(
+                min(max(self._size * (0.9 if late else 1.1), LEAST_BATCH), LARGEST_BATCH)
+            )
             self._sized = now
         if abs(now - self._looked) < _INTERVAL:
             return
@@ -276,7 +278,9 @@ class Gradient2(_Limit):
 
     def sample(self, sojourn: float, inside: float) -> None:
         self._seen += 1
-        self._long += (sojourn - self._long) * (1.0 / self._seen if self._seen <= 10 else 2.0 / 601.0)
+        self._long += (sojourn - self._long) * (
+            1.0 / self._seen if self._seen <= 10 else 2.0 / 601.0
+        )
         if sojourn and self._long / sojourn > 2.0:
             self._long *= 0.95
         if inside < self.limit / 2.0:
@@ -319,7 +323,9 @@ class BbrStyle(Base):
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         super().__init__(scenario, clock, rng)
-        self._past: deque[tuple[int, float]] = deque(maxlen=self._BUCKETS)  # events passed, mean round trip
+        self._past: deque[tuple[int, float]] = deque(
+            maxlen=self._BUCKETS
+        )  # events passed, mean round trip
         self._passed, self._time, self._acks = 0, 0.0, 0
         self._until = clock.now() + self._BUCKET
         self._busy = 0.0

@@ -10,9 +10,22 @@ import random
 from dataclasses import dataclass
 
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
-from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
-from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State
-from backpressure.policies.flow_control_manager import EmergencyModeConfig, FlowControlConfig, FlowControlManager
+from backpressure.policies.backpressure_monitor import (
+    BackpressureMonitor,
+    BackpressureMonitorConfig,
+    Pressure,
+)
+from backpressure.policies.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    Permit,
+    State,
+)
+from backpressure.policies.flow_control_manager import (
+    EmergencyModeConfig,
+    FlowControlConfig,
+    FlowControlManager,
+)
 from bench.overload.baselines import Base
 from bench.overload.kernel import Call, VirtualClock
 from bench.overload.sink import KNEE, WORKERS, Condition, Outcome
@@ -36,7 +49,9 @@ class Laws:
     lease: bool = True
     growth: bool = True  #: of the reset timeout
     canary: bool = True  #: of the breaker: single calls find out that the sink is back
-    slow_calls: bool = False  #: a rate of slow calls trips the breaker too; off by default in the library
+    slow_calls: bool = (
+        False  #: a rate of slow calls trips the breaker too; off by default in the library
+    )
     all_signals: bool = True  #: else the monitor is told of the depth alone
     hysteresis: bool = True  #: and dwell, of the monitor
     adaptive_thresholds: bool = True
@@ -47,7 +62,9 @@ class Laws:
 
 def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
-        reset_timeout_multiplier=CircuitBreakerConfig().reset_timeout_multiplier if laws.growth else 1.0,
+        reset_timeout_multiplier=CircuitBreakerConfig().reset_timeout_multiplier
+        if laws.growth
+        else 1.0,
         probe_lease=30.0 if laws.lease else 1e9,
         canary=laws.canary,
         slow_call_duration=1.0 if laws.slow_calls else None,
@@ -59,16 +76,22 @@ class Ours:
 
     drops = False
 
-    def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random, laws: Laws | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, clock: VirtualClock, rng: random.Random, laws: Laws | None = None
+    ) -> None:
         self.laws = laws = laws if laws is not None else Laws()
         self.clock = clock
         self.activations: list[float] = []
         self.trips: list[float] = []
         self.transitions: list[float] = []
-        monitor = BackpressureMonitorConfig(queue_depth_threshold=8_000, adaptive_thresholds=laws.adaptive_thresholds)
+        monitor = BackpressureMonitorConfig(
+            queue_depth_threshold=8_000, adaptive_thresholds=laws.adaptive_thresholds
+        )
         if not laws.hysteresis:
             monitor = dataclasses.replace(monitor, exit_ratio=0.99, min_dwell=0.0)
-        self.breaker = CircuitBreaker(breaker_config(laws), clock=clock, rng=rng, on_change=self._circuit_changed)
+        self.breaker = CircuitBreaker(
+            breaker_config(laws), clock=clock, rng=rng, on_change=self._circuit_changed
+        )
         self.monitor = BackpressureMonitor(monitor, clock=clock, on_change=self._pressure_changed)
         self.batching = AdaptiveBatchManager(
             AdaptiveBatchConfig(
@@ -139,7 +162,9 @@ class Ours:
         if call.outcome is Outcome.OK:
             permit.success(latency)
             self.batching.record(call.n, latency, call.n >= call.asked)
-            self.monitor.observe(latency=latency if everything else None, ok=call.n if everything else 0)
+            self.monitor.observe(
+                latency=latency if everything else None, ok=call.n if everything else 0
+            )
             self.flow.record_outcome(call.n, 0)
         elif call.outcome is Outcome.FAILED:
             permit.failure()
@@ -201,7 +226,13 @@ ABLATIONS: dict[str, Laws] = {
 #: Those that can only show where calls fail.
 FAULT_LAWS = frozenset(
     (
-        *("no generation", "no probe lease", "no growth of reset", "no canary", "no canary, no growth"),
+        *(
+            "no generation",
+            "no probe lease",
+            "no growth of reset",
+            "no canary",
+            "no canary, no growth",
+        ),
         *("no emergency", "refuses and sheds in an outage"),
     )
 )

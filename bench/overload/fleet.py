@@ -51,7 +51,8 @@ def fleet(config: CircuitBreakerConfig, seed: int = 0) -> FleetFigures:
             trips.append(clock.t)
 
     breakers = [
-        CircuitBreaker(config, clock=clock, rng=random.Random(f"{seed}/{k}"), on_change=changed) for k in range(CLIENTS)
+        CircuitBreaker(config, clock=clock, rng=random.Random(f"{seed}/{k}"), on_change=changed)
+        for k in range(CLIENTS)
     ]
     peak = leaks = good = 0
     recovery = float("inf")
@@ -81,4 +82,10 @@ def fleet(config: CircuitBreakerConfig, seed: int = 0) -> FleetFigures:
         recent = [*recent[-19:], ok]
         if t >= _BACK and recovery == float("inf") and sum(recent) >= 0.9 * len(recent) * CLIENTS:
             recovery = t - _BACK
-    return FleetFigures(peak=peak, leaks=leaks, trips=len(trips), recovery=recovery, goodput=good / (steps * CLIENTS))
+    return FleetFigures(
+        peak=peak,
+        leaks=leaks,
+        trips=len(trips),
+        recovery=recovery,
+        goodput=good / (steps * CLIENTS),
+    )

@@ -187,9 +187,13 @@ class _Lane:
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, controller: Controller, clock: VirtualClock, seed: int) -> None:
+    def __init__(
+        self, scenario: Scenario, controller: Controller, clock: VirtualClock, seed: int
+    ) -> None:
         # Each part draws from a source of its own, so that all controllers meet the same load and the same luck.
-        self.load_rng, self.sink_rng, self.rng = (random.Random(f"{seed}/{part}") for part in ("load", "sink", "kernel"))
+        self.load_rng, self.sink_rng, self.rng = (
+            random.Random(f"{seed}/{part}") for part in ("load", "sink", "kernel")
+        )
         self.scenario, self.controller, self.clock = scenario, controller, clock
         self.sink = Sink(scenario.sink, self.sink_rng)
         self.lanes = [_Lane(p, scenario.lane_capacity) for p in range(1, LEVELS + 1)]
@@ -244,7 +248,9 @@ class _Run:
                 self._offer(t, place, n)
         oldest = max((t - lane.queue[0][0] for lane in self.lanes if lane.queue), default=0.0)
         resident = sum(lane.resident for lane in self.lanes)
-        controller.tick([lane.waiting for lane in self.lanes], oldest, resident, 1.0 - self.idle / WORKERS)
+        controller.tick(
+            [lane.waiting for lane in self.lanes], oldest, resident, 1.0 - self.idle / WORKERS
+        )
         self._dispatch()
         self.second_oldest = max(self.second_oldest, oldest)
 
@@ -320,7 +326,9 @@ class _Run:
                 one.add(t - at, n)
         return Call(lane.priority, kept, total, asked, next(self.order), oldest=kept[0][0])
 
-    def _drop(self, lane: _Lane, t: float, events: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    def _drop(
+        self, lane: _Lane, t: float, events: list[tuple[float, int]]
+    ) -> list[tuple[float, int]]:
         """What the controller keeps of the events; the rest is counted as dropped."""
         kept = [(at, n) for at, n in events if self.controller.keep(t - at, lane.priority)]
         lost = sum(n for _, n in events) - sum(n for _, n in kept)
@@ -338,7 +346,9 @@ class _Run:
             self.record.delivered[call.priority - 1] += call.n
             self.second_done += call.n
         else:
-            pause = min(_BACKOFF * 2.0 ** min(call.attempt - 1, 60), _MAX_BACKOFF) * self.rng.uniform(0.5, 1.0)
+            pause = min(
+                _BACKOFF * 2.0 ** min(call.attempt - 1, 60), _MAX_BACKOFF
+            ) * self.rng.uniform(0.5, 1.0)
             call.not_before = t + pause if call.outcome is Outcome.FAILED else t
             heapq.heappush(lane.retries, call)
         self.controller.ended(call, max(0.0, self.clock.now() - call.began), t - call.oldest)
@@ -369,7 +379,10 @@ class _Run:
         record = self.record
         for place, lane in enumerate(self.lanes):
             assert record.offered[place] == record.accepted[place] + record.refused[place]
-            assert record.accepted[place] == record.delivered[place] + record.dropped[place] + lane.resident
+            assert (
+                record.accepted[place]
+                == record.delivered[place] + record.dropped[place] + lane.resident
+            )
             assert 0 <= lane.waiting <= lane.resident <= lane.capacity
             assert lane.waiting == sum(n for _, n in lane.queue)
         assert 0 <= self.idle <= WORKERS
@@ -389,4 +402,6 @@ def simulate(scenario: Scenario, make: Make, seed: int = 0) -> Record:
 
 
 class Make(Protocol):
-    def __call__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random, /) -> Controller: ...
+    def __call__(
+        self, scenario: Scenario, clock: VirtualClock, rng: random.Random, /
+    ) -> Controller: ...

@@ -31,7 +31,9 @@ class Figures:
     """One run. Seconds, events and shares as named."""
 
     goodput: int  #: events delivered
-    of_capacity: float  #: goodput / what the sink could have taken of what was offered, second by second
+    of_capacity: (
+        float  #: goodput / what the sink could have taken of what was offered, second by second
+    )
     settled: float  #: the worst span's goodput / the oracle's
     p50: float  #: of the delay from admission to the first call, seconds
     p99: float
@@ -75,9 +77,15 @@ class Summary:
 def figures(run: Record, oracle: Record) -> Figures:
     scenario = run.scenario
     possible = sum(min(c, d) for c, d in zip(run.capacity, run.demand, strict=True))
-    after = [_converges(run, oracle, at, _next(scenario.changes, at, scenario.seconds)) for at in scenario.changes]
+    after = [
+        _converges(run, oracle, at, _next(scenario.changes, at, scenario.seconds))
+        for at in scenario.changes
+    ]
     back = [_converges(run, oracle, end, scenario.seconds) for _, end in scenario.dead]
-    lost = tuple((r + d) / o if o else 0.0 for r, d, o in zip(run.refused, run.dropped, run.offered, strict=True))
+    lost = tuple(
+        (r + d) / o if o else 0.0
+        for r, d, o in zip(run.refused, run.dropped, run.offered, strict=True)
+    )
     return Figures(
         goodput=sum(run.goodput),
         of_capacity=sum(run.goodput) / max(1.0, possible),
@@ -130,7 +138,9 @@ def summarise(runs: Sequence[dict[str, Verdict]]) -> dict[str, Summary]:
         least = name == "goodput"
         worst = max(verdicts, key=lambda one: (not one.met, -one.value if least else one.value))
         middle = statistics.median(one.value for one in verdicts)
-        out[name] = Summary(sum(bool(one.met) for one in verdicts), len(verdicts), middle, worst.value, worst.note)
+        out[name] = Summary(
+            sum(bool(one.met) for one in verdicts), len(verdicts), middle, worst.value, worst.note
+        )
     return out
 
 
@@ -141,7 +151,9 @@ def median(runs: Sequence[Figures]) -> Figures:
         for field in dataclasses.fields(Figures)
         if field.name != "lost"
     }
-    lost = tuple(statistics.median(shares) for shares in zip(*(run.lost for run in runs), strict=True))
+    lost = tuple(
+        statistics.median(shares) for shares in zip(*(run.lost for run in runs), strict=True)
+    )
     return Figures(lost=lost, **values)
 
 
@@ -171,7 +183,10 @@ def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
 def _was_healthy(run: Record, at: float) -> bool:
     """Whether the sink failed less than 30 % of all calls in the 5 s before: the breaker's threshold and window."""
     looks = [run.scenario.sink(max(0.0, at - 0.1 * k)) for k in range(50)]
-    return sum(1.0 if one.dead else one.errors for one in looks) / len(looks) < 0.3 and not looks[0].dead
+    return (
+        sum(1.0 if one.dead else one.errors for one in looks) / len(looks) < 0.3
+        and not looks[0].dead
+    )
 
 
 def _leaks_per_reset(run: Record) -> int:

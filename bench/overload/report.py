@@ -23,9 +23,15 @@ class Results:
     def __init__(self, host: str, date: str, seeds: list[int]) -> None:
         self.host, self.date, self.seeds = host, date, seeds
         self.scenarios: dict[str, Scenario] = {}
-        self.figures: dict[str, dict[str, list[Figures]]] = {}  #: by scenario, by controller, one for each seed
-        self.verdicts: dict[str, list[dict[str, Verdict]]] = {}  #: of ours by scenario, one for each seed, by criterion
-        self.ablations: dict[str, dict[str, Figures]] = {}  #: by scenario, by ablation, with the first seed
+        self.figures: dict[
+            str, dict[str, list[Figures]]
+        ] = {}  #: by scenario, by controller, one for each seed
+        self.verdicts: dict[
+            str, list[dict[str, Verdict]]
+        ] = {}  #: of ours by scenario, one for each seed, by criterion
+        self.ablations: dict[
+            str, dict[str, Figures]
+        ] = {}  #: by scenario, by ablation, with the first seed
         self.fleets: dict[str, list[FleetFigures]] = {}  #: one for each seed
         self.records: dict[str, dict[str, Record]] = {}  #: what plots need, with the first seed
 
@@ -35,7 +41,12 @@ def _seconds(value: float) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
 
 
 def _cell(name: str, one: Summary) -> str:
@@ -61,8 +72,23 @@ def verdicts_table(results: Results) -> list[str]:
     return _table(["scenario", *CRITERIA], rows)
 
 
-_HEAD = ["", "of capacity", "settled (worst)", "p50 s", "p99 s (worst)", "p99.9 s", "p99 s of priority 1"]
-_HEAD += ["converged s", "recovered s", "transitions/min", "activations", "trips (false)", "leaks (per reset)"]
+_HEAD = [
+    "",
+    "of capacity",
+    "settled (worst)",
+    "p50 s",
+    "p99 s (worst)",
+    "p99.9 s",
+    "p99 s of priority 1",
+]
+_HEAD += [
+    "converged s",
+    "recovered s",
+    "transitions/min",
+    "activations",
+    "trips (false)",
+    "leaks (per reset)",
+]
 _HEAD += ["lost by priority %", "inversions (of 1)"]
 _HEAD += ["excess"]
 
@@ -101,7 +127,9 @@ def _ablations(by_name: dict[str, Figures], ours: Figures, dead: bool) -> list[s
 
 def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - only read
     summaries = {name: summarise(verdicts) for name, verdicts in results.verdicts.items()}
-    whole = sum(all(one.met == one.runs for one in summary.values()) for summary in summaries.values())
+    whole = sum(
+        all(one.met == one.runs for one in summary.values()) for summary in summaries.values()
+    )
     lines = [
         f"# Overload simulation, {results.date}",
         "",
@@ -115,7 +143,11 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
         *verdicts_table(results),
     ]
     for name in CRITERIA:
-        failed = [scenario for scenario, summary in summaries.items() if summary[name].met < summary[name].runs]
+        failed = [
+            scenario
+            for scenario, summary in summaries.items()
+            if summary[name].met < summary[name].runs
+        ]
         if failed:
             lines += [f"- {name}: not met in {', '.join(failed)}."]
     lines += [""]
@@ -131,7 +163,10 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
         lines += ["## fleet: 100 clients trip together", ""]
         rows = []
         for name, runs in results.fleets.items():
-            middle = {field: statistics.median(getattr(run, field) for run in runs) for field in FleetFigures.__slots__}
+            middle = {
+                field: statistics.median(getattr(run, field) for run in runs)
+                for field in FleetFigures.__slots__
+            }
             rows.append(
                 [
                     name,
@@ -142,7 +177,14 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
                     f"{middle['goodput']:.3f}",
                 ]
             )
-        head = ["", "peak calls in 0.1 s (worst)", "leaks", "trips", "recovered s (worst)", "calls that succeeded"]
+        head = [
+            "",
+            "peak calls in 0.1 s (worst)",
+            "leaks",
+            "trips",
+            "recovered s (worst)",
+            "calls that succeeded",
+        ]
         lines += _table(head, rows)
     return "\n".join(lines)
 
@@ -157,7 +199,10 @@ def plot(results: Results, base: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
-    curves, trade = base.with_name(f"{base.name}-curves.png"), base.with_name(f"{base.name}-delay-goodput.png")
+    curves, trade = (
+        base.with_name(f"{base.name}-curves.png"),
+        base.with_name(f"{base.name}-delay-goodput.png"),
+    )
     names = list(results.records)
     figure, axes = pyplot.subplots(len(names), 2, figsize=(14, 2.4 * len(names)), squeeze=False)
     for (left, right), name in zip(axes, names, strict=True):
@@ -191,7 +236,9 @@ def _curves(left: Any, right: Any, records: dict[str, Record]) -> None:
         seconds = range(len(record.goodput))
         width = 1.6 if controller == "ours" else 0.7
         left.plot(seconds, [n / 1e3 for n in record.goodput], label=controller, linewidth=width)
-        right.plot(seconds, [max(wait, 1e-3) for wait in record.oldest], label=controller, linewidth=width)
+        right.plot(
+            seconds, [max(wait, 1e-3) for wait in record.oldest], label=controller, linewidth=width
+        )
     right.set_yscale("log")
 
 
@@ -199,7 +246,9 @@ def _trade(axis: Any, by_name: dict[str, list[Figures]]) -> None:
     """One point for each controller and seed: right and low is good."""
     for name, runs in by_name.items():
         goodput, delay = [run.settled for run in runs], [max(run.p99, 1e-3) for run in runs]
-        axis.scatter(goodput, delay, s=28 if name == "ours" else 10, marker="*" if name == "ours" else "o")
+        axis.scatter(
+            goodput, delay, s=28 if name == "ours" else 10, marker="*" if name == "ours" else "o"
+        )
         axis.annotate(name, (statistics.median(goodput), statistics.median(delay)), fontsize=6)
     axis.axvline(0.95, linewidth=0.5, color="grey")
     axis.set_yscale("log")

@@ -41,7 +41,9 @@ How to read the report: docs/overload.md.
 """
 
 
-def run(names: list[str], seeds: list[int], ablations: bool, host: str, date: str, verbose: bool = False) -> Results:
+def run(
+    names: list[str], seeds: list[int], ablations: bool, host: str, date: str, verbose: bool = False
+) -> Results:
     """Run scenarios, each under every controller and with every seed; ablations with the first seed only."""
     results = Results(host, date, seeds)
     every = scenarios()
@@ -53,7 +55,10 @@ def run(names: list[str], seeds: list[int], ablations: bool, host: str, date: st
         began = time.process_time()
         for seed in seeds:
             oracle = simulate(scenario, Oracle, seed)
-            records = {"oracle": oracle, **{one: simulate(scenario, make, seed) for one, make in makes.items()}}
+            records = {
+                "oracle": oracle,
+                **{one: simulate(scenario, make, seed) for one, make in makes.items()},
+            }
             if not scenario.faulty:  # a breaker by failures alone does nothing there
                 records["consecutive"] = records["fixed batch"]
             found = {one: figures(records[one], oracle) for one in ("oracle", "ours", *BASELINES)}
@@ -63,9 +68,15 @@ def run(names: list[str], seeds: list[int], ablations: bool, host: str, date: st
             results.verdicts.setdefault(name, []).append(verdict)
             if seed != seeds[0]:
                 continue
-            results.records[name] = {one: record for one, record in records.items() if one in _PLOTTED}
+            results.records[name] = {
+                one: record for one, record in records.items() if one in _PLOTTED
+            }
             # What deals with failures cannot show where nothing ever fails.
-            wanted = {one: laws for one, laws in ABLATIONS.items() if scenario.faulty or one not in FAULT_LAWS}
+            wanted = {
+                one: laws
+                for one, laws in ABLATIONS.items()
+                if scenario.faulty or one not in FAULT_LAWS
+            }
             for one, laws in wanted.items() if ablations else ():
                 record = simulate(scenario, partial(Ours, laws=laws), seed)
                 results.ablations.setdefault(name, {})[one] = figures(record, oracle)
@@ -83,13 +94,36 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", action="append", choices=every, metavar="NAME", help=f"only this one, repeatable: {', '.join(every)}")
-    add("--quick", action="store_true", help=f"one seed, no ablations; without --scenario only {', '.join(_QUICK)}")
-    add("--no-ablations", action="store_true", help="do not run ours again with one law off in turn")
+    add(
+        "--scenario",
+        action="append",
+        choices=every,
+        metavar="NAME",
+        help=f"only this one, repeatable: {', '.join(every)}",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help=f"one seed, no ablations; without --scenario only {', '.join(_QUICK)}",
+    )
+    add(
+        "--no-ablations", action="store_true", help="do not run ours again with one law off in turn"
+    )
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    add("--seeds", type=int, metavar="N", help=f"how many seeds: medians and the worst are reported (default: {_SEEDS})")
-    add("--out", type=Path, metavar="DIR", help="write overload-<date>.md there (default: print it)")
-    add("--plots", action="store_true", help="with --out: plots beside the report, as PNG; needs matplotlib (extra: bench)")
+    add(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"how many seeds: medians and the worst are reported (default: {_SEEDS})",
+    )
+    add(
+        "--out", type=Path, metavar="DIR", help="write overload-<date>.md there (default: print it)"
+    )
+    add(
+        "--plots",
+        action="store_true",
+        help="with --out: plots beside the report, as PNG; needs matplotlib (extra: bench)",
+    )
     args = parser.parse_args(argv)
     if args.plots and args.out is None:
         parser.error("--plots needs --out")
@@ -102,7 +136,9 @@ def main(argv: list[str] | None = None) -> int:
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     host = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
     results = run(names, seeds, not (args.quick or args.no_ablations), host, date, verbose=True)
-    results.fleets = {name: [fleet(config, seed) for seed in seeds] for name, config in FLEETS.items()}
+    results.fleets = {
+        name: [fleet(config, seed) for seed in seeds] for name, config in FLEETS.items()
+    }
     plots = []
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["CALL_OVERHEAD", "CALL_TIMEOUT", "KNEE", "LATENCY", "WORKERS", "Condition", "Outcome", "Sink", "best_rate"]
+__all__ = [
+    "CALL_OVERHEAD",
+    "CALL_TIMEOUT",
+    "KNEE",
+    "LATENCY",
+    "WORKERS",
+    "Condition",
+    "Outcome",
+    "Sink",
+    "best_rate",
+]
 
 # Seconds of the pipe that each call costs: at 500 events a call and 20,000 events a second, a twelfth of the capacity.
 CALL_OVERHEAD = 0.002
@@ -68,7 +78,9 @@ class Sink:
         if now.errors and self._rng.random() < now.errors:
             return t + _REFUSAL * noise, Outcome.FAILED
         congestion = 1.0 + _CONGESTION * max(0.0, self.out / KNEE - 1.0)
-        self._free_at = max(self._free_at, t) + (n / now.capacity * congestion + CALL_OVERHEAD) * noise
+        self._free_at = (
+            max(self._free_at, t) + (n / now.capacity * congestion + CALL_OVERHEAD) * noise
+        )
         # One call in a hundred meets a pause of the network: a tail, which no policy should take for overload.
         pause = 10.0 * LATENCY if self._rng.random() < 0.01 else 0.0
         return self._free_at + LATENCY * noise + pause, Outcome.OK

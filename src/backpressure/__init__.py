@@ -51,8 +51,16 @@ from backpressure.buffer.batch import Batch
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.stats import BufferStats, DiskStats, LaneStats
 from backpressure.buffer_manager import BufferManager
-from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager, AdaptiveBatchMetrics
-from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
+from backpressure.policies.adaptive_batch_manager import (
+    AdaptiveBatchConfig,
+    AdaptiveBatchManager,
+    AdaptiveBatchMetrics,
+)
+from backpressure.policies.backpressure_monitor import (
+    BackpressureMonitor,
+    BackpressureMonitorConfig,
+    Pressure,
+)
 from backpressure.policies.circuit_breaker import (
     CircuitBreaker,
     CircuitBreakerConfig,

@@ -90,7 +90,11 @@ class BufferManager:
     """
 
     def __init__(
-        self, config: BufferConfig | None = None, *, clock: Clock | None = None, rng: random.Random | None = None
+        self,
+        config: BufferConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self.config: Final = config if config is not None else BufferConfig()
         clock = clock if clock is not None else MonotonicClock()
@@ -99,17 +103,27 @@ class BufferManager:
         self._rng = rng
         self._notices = Notices(clock.now)
         self._events = self._notices.events
-        self._breaker = CircuitBreaker(self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed)
-        self._monitor = BackpressureMonitor(self.config.monitor, clock=clock, on_change=self._pressure_changed)
-        self._batching = AdaptiveBatchManager(self.config.batching, clock=clock, on_change=self._notices.batch_size_changed)
-        self._flow = FlowControlManager(self.config.flow_control, clock=clock, rng=rng, on_change=self._notices.flow_changed)
+        self._breaker = CircuitBreaker(
+            self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed
+        )
+        self._monitor = BackpressureMonitor(
+            self.config.monitor, clock=clock, on_change=self._pressure_changed
+        )
+        self._batching = AdaptiveBatchManager(
+            self.config.batching, clock=clock, on_change=self._notices.batch_size_changed
+        )
+        self._flow = FlowControlManager(
+            self.config.flow_control, clock=clock, rng=rng, on_change=self._notices.flow_changed
+        )
         self._ready = Wakeup()
         self._room = Wakeup()
         self._disk: DiskTier | None = None
         self._lanes: tuple[Lane, ...]
         if self.config.directory is None:
             buffer_id = os.urandom(16).hex()
-            self._lanes = tuple(Lane(priority, MessageRing(self.config.lane_bytes)) for priority in _PRIORITIES)
+            self._lanes = tuple(
+                Lane(priority, MessageRing(self.config.lane_bytes)) for priority in _PRIORITIES
+            )
         else:
             self._disk = DiskTier(
                 self.config.directory,
@@ -147,7 +161,10 @@ class BufferManager:
     # ------------------------------------------------------------ producers
 
     def add_events(
-        self, events: Sequence[bytes | str] | Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0
+        self,
+        events: Sequence[bytes | str] | Any,
+        priority: int = Priority.NORMAL,
+        timeout: float | None = 0.0,
     ) -> Admission:
         """Offer events; returns how many were accepted, always a prefix of what was given.
 
@@ -162,7 +179,11 @@ class BufferManager:
         return self._wait_for(self._offer_events(events, priority), timeout)
 
     def add_lines(
-        self, chunk: Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0, final: bool = True
+        self,
+        chunk: Any,
+        priority: int = Priority.NORMAL,
+        timeout: float | None = 0.0,
+        final: bool = True,
     ) -> Admission:
         r"""Offer the lines of a chunk of bytes, each without its newline (b"\n") as one event.
 
@@ -177,11 +198,15 @@ class BufferManager:
         lane = self._lane(priority)
         return Offer(self, lane, EventSource(events, lane.ring.max_message_bytes))
 
-    def _offer_lines(self, chunk: Any, priority: int, final: bool, largest: int | None = None) -> Offer:
+    def _offer_lines(
+        self, chunk: Any, priority: int, final: bool, largest: int | None = None
+    ) -> Offer:
         """`largest`: bytes in one line, where the caller allows less than the lane does."""
         lane = self._lane(priority)
         limit = lane.ring.max_message_bytes
-        return Offer(self, lane, LineSource(chunk, final, limit if largest is None else min(largest, limit)))
+        return Offer(
+            self, lane, LineSource(chunk, final, limit if largest is None else min(largest, limit))
+        )
 
     def _lane(self, priority: int) -> Lane:
         if self._closing:
@@ -259,7 +284,9 @@ class BufferManager:
 
     def _next_batch(self, max_events: int | None, patient: bool) -> Batch | None:
         """One try of `get_batch`; `patient`: a batch may wait to fill."""
-        if max_events is not None and (isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1):
+        if max_events is not None and (
+            isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1
+        ):
             raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
         now = self._now()
         if now >= self._next_tick:
@@ -304,7 +331,15 @@ class BufferManager:
             reason = self._gathering.ends(lane, now, waiting, reason)
         linger.left_at = now
         self._batching.flushed(reason)
-        batch = Batch(delivery, self._settle, permit, buffer_id=self.id, asked=asked, filled=filled, taken_at=now)
+        batch = Batch(
+            delivery,
+            self._settle,
+            permit,
+            buffer_id=self.id,
+            asked=asked,
+            filled=filled,
+            taken_at=now,
+        )
         if delivery.attempt > 1:
             self._notices.redelivered(delivery)
         return batch
@@ -368,7 +403,10 @@ class BufferManager:
             seen = self._breaker.metrics()
             if seen.state is State.CLOSED and seen.window_calls == seen.window_failures:
                 breaker = config.circuit_breaker
-                longest = max(config.retry_backoff, min(longest, breaker.monitoring_interval / (_RESULTS * breaker.min_requests)))
+                longest = max(
+                    config.retry_backoff,
+                    min(longest, breaker.monitoring_interval / (_RESULTS * breaker.min_requests)),
+                )
         pause = min(config.retry_backoff * 2.0 ** min(attempt - 1, 60), longest)
         return pause * self._rng.uniform(0.5, 1.0)
 
@@ -406,7 +444,9 @@ class BufferManager:
         fill = 0.0
         queue, taken = [], []
         for lane in self._lanes:
-            accepted = lane.ring.next_seq  # first: what comes in between may hide takings until the next tick, and invents none
+            accepted = (
+                lane.ring.next_seq
+            )  # first: what comes in between may hide takings until the next tick, and invents none
             waiting = lane.waiting()
             queue.append(waiting)
             taken.append(accepted - waiting)
@@ -423,7 +463,8 @@ class BufferManager:
             taken,
             enough=self._batching.batch_size * 5 // 2,
             calling=self._breaker.state is State.CLOSED,
-            spills=(self._disk is not None and self._disk.spiller.error is None) or self.config.when_full is WhenFull.DROP_OLDEST,
+            spills=(self._disk is not None and self._disk.spiller.error is None)
+            or self.config.when_full is WhenFull.DROP_OLDEST,
         )
         self._monitor.observe(depth=depth, delay=delay, refusing=refusing)
         pressure = self._monitor.evaluate()
@@ -542,7 +583,11 @@ class BufferManager:
             if resident and timeout != 0:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 while self._resident() and (deadline is None or time.monotonic() < deadline):
-                    left = _LONGEST_WAIT if deadline is None else min(_LONGEST_WAIT, deadline - time.monotonic())
+                    left = (
+                        _LONGEST_WAIT
+                        if deadline is None
+                        else min(_LONGEST_WAIT, deadline - time.monotonic())
+                    )
                     self._room.wait(lambda: not self._resident(), max(left, 0.0))
             self._closed = True
             lost = 0
@@ -568,7 +613,10 @@ class BufferManager:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> Literal[False]:
         # After an exception nobody is likely to consume: do not keep it waiting.
         self.close() if error is None else self.close(timeout=0)

@@ -93,7 +93,13 @@ def test_batch_shows_what_it_holds() -> None:
     buffer.add_events([b"ab", b"", b"c"], priority=2)
     batch = buffer.get_batch()
     assert batch is not None
-    assert (len(batch), batch.nbytes, batch.priority, batch.first_seq, batch.attempt) == (3, 3, 2, 0, 1)
+    assert (len(batch), batch.nbytes, batch.priority, batch.first_seq, batch.attempt) == (
+        3,
+        3,
+        2,
+        0,
+        1,
+    )
     assert batch[0] == b"ab"
     assert batch[1:].tolist() == [b"", b"c"]
     assert batch.tolist() == list(batch) == [b"ab", b"", b"c"]
@@ -306,7 +312,9 @@ def test_bad_priority(bad: object) -> None:
     assert buffer.stats().offered == 0
 
 
-@pytest.mark.parametrize("bad", [b"abc", "abc", 5, None, [1], [b"a", None], ["\ud800"], np.zeros((2, 2))])
+@pytest.mark.parametrize(
+    "bad", [b"abc", "abc", 5, None, [1], [b"a", None], ["\ud800"], np.zeros((2, 2))]
+)
 def test_bad_events_change_nothing(bad: object) -> None:
     buffer = BufferManager(SMALL)
     with pytest.raises(InvalidEvents):
@@ -413,7 +421,9 @@ def test_drop_oldest_never_drops_what_a_consumer_holds() -> None:
     admission = buffer.add_events([EVENT] * 3)
     assert admission.reason == "full"
     buffer.stats().check()
-    assert buffer.stats().dropped.get("oldest", 0) == 0, "dropping what can not make room would be for nothing"
+    assert buffer.stats().dropped.get("oldest", 0) == 0, (
+        "dropping what can not make room would be for nothing"
+    )
     batch.ack()
     assert buffer.add_events([EVENT] * 2).accepted == 2
 
@@ -446,14 +456,20 @@ def test_a_timeout_ends_the_wait_for_room() -> None:
 def test_close_ends_the_wait_for_room() -> None:
     buffer = BufferManager(SMALL)
     admissions: list[Admission] = []
-    producer = threading.Thread(target=lambda: admissions.append(buffer.add_events([EVENT] * 6, timeout=None)))
+    producer = threading.Thread(
+        target=lambda: admissions.append(buffer.add_events([EVENT] * 6, timeout=None))
+    )
     producer.start()
     while buffer.stats().accepted < 4:
         producer.join(0.001)
     buffer.close(timeout=0)
     producer.join(30)
     assert not producer.is_alive()
-    assert (admissions[0].accepted, admissions[0].rejected, admissions[0].reason) == (4, 2, "closed")
+    assert (admissions[0].accepted, admissions[0].rejected, admissions[0].reason) == (
+        4,
+        2,
+        "closed",
+    )
     buffer.stats().check()
     assert buffer.stats().resident == 0
 
@@ -615,12 +631,17 @@ class BusyRing:
         return getattr(self._ring, name)
 
 
-on_linux = [pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"), pytest.mark.platform]
+on_linux = [
+    pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
+    pytest.mark.platform,
+]
 
 
 @pytest.mark.parametrize("in_a_directory", [False, pytest.param(True, marks=on_linux)])
 def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory: bool) -> None:
-    buffer = BufferManager(BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer" if in_a_directory else None))
+    buffer = BufferManager(
+        BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer" if in_a_directory else None)
+    )
     lane = buffer._lanes[2]
     lane.ring = BusyRing(lane.ring)  # type: ignore[assignment]
     for _ in range(10):
@@ -637,17 +658,29 @@ def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory:
 class BufferMachine(RuleBasedStateMachine):
     """Every call against a dict of deques; both conservation lines after every step."""
 
-    @initialize(when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]), slow=st.booleans())
+    @initialize(
+        when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]), slow=st.booleans()
+    )
     def make(self, when_full: WhenFull, slow: bool) -> None:
         self.clock = FakeClock(100.0)
-        flow = FlowControlConfig(max_events_per_second=50, burst_size=40) if slow else FlowControlConfig()
+        flow = (
+            FlowControlConfig(max_events_per_second=50, burst_size=40)
+            if slow
+            else FlowControlConfig()
+        )
         self.buffer = BufferManager(
-            BufferConfig(lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow),
+            BufferConfig(
+                lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow
+            ),
             clock=self.clock,
-            rng=random.Random(1),  # jitter of its own would make hypothesis see another run each time
+            rng=random.Random(
+                1
+            ),  # jitter of its own would make hypothesis see another run each time
         )
         self.drops = when_full is WhenFull.DROP_OLDEST
-        self.owed: dict[int, deque[bytes]] = {p: deque() for p in range(1, 6)}  # not yet acked, in order
+        self.owed: dict[int, deque[bytes]] = {
+            p: deque() for p in range(1, 6)
+        }  # not yet acked, in order
         self.offered = self.accepted = self.acked = 0
         self.out: list = []
         self.number = 0
@@ -667,17 +700,23 @@ class BufferMachine(RuleBasedStateMachine):
             self.number += 1
         return events
 
-    @rule(priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12))
+    @rule(
+        priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
+    )
     def add_events(self, priority: int, sizes: list[int]) -> None:
         events = self.numbered(sizes)
         self.took(priority, events, self.buffer.add_events(events, priority=priority))
 
-    @rule(priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12))
+    @rule(
+        priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
+    )
     def add_lines(self, priority: int, sizes: list[int]) -> None:
         events = self.numbered(sizes)
         chunk = b"".join(event + b"\n" for event in events)
         admission = self.buffer.add_lines(chunk, priority=priority)
-        assert chunk[: admission.consumed] == b"".join(event + b"\n" for event in events[: admission.accepted])
+        assert chunk[: admission.consumed] == b"".join(
+            event + b"\n" for event in events[: admission.accepted]
+        )
         self.took(priority, events, admission)
 
     @rule(most=st.one_of(st.none(), st.integers(1, 5)))
@@ -710,7 +749,11 @@ class BufferMachine(RuleBasedStateMachine):
         stats = self.buffer.stats()
         stats.check()
         dropped = sum(stats.dropped.values())
-        assert (stats.offered, stats.accepted, stats.acked) == (self.offered, self.accepted, self.acked)
+        assert (stats.offered, stats.accepted, stats.acked) == (
+            self.offered,
+            self.accepted,
+            self.acked,
+        )
         assert stats.resident == self.accepted - self.acked - dropped
         assert stats.in_flight == sum(len(events) for _, events in self.out)
         assert self.drops or dropped == 0

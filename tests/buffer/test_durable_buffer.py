@@ -48,7 +48,13 @@ SMALL = SpillConfig(segment_bytes=1 << 16, block_bytes=1 << 12, reserve_bytes=1 
 def open_buffer(path: Path, **changes: Any) -> BufferManager:
     # Enough of a sample that no test trips the breaker.
     breaker = CircuitBreakerConfig(min_requests=100_000)
-    config = {"lane_bytes": 1 << 14, "spill": SMALL, "retry_backoff": 0.0, "circuit_breaker": breaker, **changes}
+    config = {
+        "lane_bytes": 1 << 14,
+        "spill": SMALL,
+        "retry_backoff": 0.0,
+        "circuit_breaker": breaker,
+        **changes,
+    }
     return BufferManager(BufferConfig(directory=path / "buffer", **config), rng=random.Random(1))
 
 
@@ -60,7 +66,9 @@ def crash(buffer: BufferManager) -> None:
     disk.spiller.stop()
     for lane in disk.lanes:
         lane.ring.close()
-        lane.store._closed = True  # what it has written is in the page cache, where a dead process's is as well
+        lane.store._closed = (
+            True  # what it has written is in the page cache, where a dead process's is as well
+        )
     disk.directory.close()
 
 
@@ -86,9 +94,13 @@ def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> No
 # ---------------------------------------------------------------- what outlives what
 
 
-@pytest.mark.parametrize("end", [crash, lambda buffer: buffer.close(timeout=0)], ids=["killed", "closed"])
+@pytest.mark.parametrize(
+    "end", [crash, lambda buffer: buffer.close(timeout=0)], ids=["killed", "closed"]
+)
 @pytest.mark.parametrize("durability", list(Durability))
-def test_what_was_accepted_is_there_at_the_next_start(tmp_path: Path, end: Any, durability: Durability) -> None:
+def test_what_was_accepted_is_there_at_the_next_start(
+    tmp_path: Path, end: Any, durability: Durability
+) -> None:
     buffer = open_buffer(tmp_path, durability=durability)
     events = numbered(3000)
     add_all(buffer, events)
@@ -221,7 +233,9 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return reboot
 
 
-def test_a_ring_that_comes_back_whole_after_a_reboot(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+def test_a_ring_that_comes_back_whole_after_a_reboot(
+    tmp_path: Path, reboot: Any, caplog: Any
+) -> None:
     buffer = open_buffer(tmp_path, ring_checksums=True)
     add_all(buffer, numbered(10))
     buffer.flush()
@@ -236,14 +250,18 @@ def test_a_ring_that_comes_back_whole_after_a_reboot(tmp_path: Path, reboot: Any
     assert "are lost" not in caplog.text
     first_seq = again.add_events([b"new"]).first_seq
     assert first_seq is not None
-    assert first_seq >= 1 << 40, "no number is given twice, whatever was given out and never reached the disk"
+    assert first_seq >= 1 << 40, (
+        "no number is given twice, whatever was given out and never reached the disk"
+    )
     crash(again)
     once_more = open_buffer(tmp_path, ring_checksums=True)
     assert drain(once_more) == [b"new"], "and then it is a ring as any other"
     once_more.close()
 
 
-def test_without_checksums_a_ring_from_before_a_reboot_is_lost(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+def test_without_checksums_a_ring_from_before_a_reboot_is_lost(
+    tmp_path: Path, reboot: Any, caplog: Any
+) -> None:
     buffer = open_buffer(tmp_path, ring_checksums=False)
     add_all(buffer, numbered(10))
     buffer.flush()
@@ -269,7 +287,9 @@ def test_what_was_acked_from_memory_is_no_loss(tmp_path: Path, reboot: Any, capl
     assert "are lost" not in caplog.text
 
 
-def test_what_the_disk_lost_is_taken_from_the_ring_again(tmp_path: Path, reboot: Any, caplog: Any) -> None:
+def test_what_the_disk_lost_is_taken_from_the_ring_again(
+    tmp_path: Path, reboot: Any, caplog: Any
+) -> None:
     """Spilled, released, never synced: power loss takes the file, and the ring still has the frames."""
     buffer = open_buffer(tmp_path, ring_checksums=True)
     events = numbered(300)
@@ -319,7 +339,9 @@ def test_torn_pages_cost_what_lies_in_them(tmp_path: Path, reboot: Any, caplog: 
     again.close()
 
 
-def test_a_salvage_that_is_cut_off_goes_on(tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_salvage_that_is_cut_off_goes_on(
+    tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 20)
     events = [os.urandom(3000) for _ in range(100)]
     for event in events:
@@ -473,13 +495,17 @@ def test_drop_lowest_priority_makes_room_for_the_urgent(tmp_path: Path) -> None:
     assert stats.lanes[5].dropped["priority"] > 0
     got = drain(buffer)
     assert got[: len(high)] == high
-    assert got[len(high) :] == low[accepted - (len(got) - len(high)) : accepted], "the oldest were dropped"
+    assert got[len(high) :] == low[accepted - (len(got) - len(high)) : accepted], (
+        "the oldest were dropped"
+    )
     buffer.close()
 
 
 def test_drop_oldest_reaches_what_is_on_disk(tmp_path: Path) -> None:
     spill = SpillConfig(reserve_bytes=0, segment_bytes=1 << 16, block_bytes=1 << 12)
-    buffer = open_buffer(tmp_path, max_disk_bytes=1 << 20, when_full=WhenFull.DROP_OLDEST, spill=spill)
+    buffer = open_buffer(
+        tmp_path, max_disk_bytes=1 << 20, when_full=WhenFull.DROP_OLDEST, spill=spill
+    )
     events = [os.urandom(200) for _ in range(10_000)]
     add_all(buffer, events)
     stats = buffer.stats()
@@ -496,9 +522,17 @@ def test_damage_is_passed_over_and_counted(tmp_path: Path) -> None:
     add_all(buffer, events)
     buffer.flush()
     buffer.close(timeout=0)
-    segment = max((tmp_path / "buffer" / "lane-3").glob("*.seg*"), key=lambda path: path.stat().st_size, default=None)
+    segment = max(
+        (tmp_path / "buffer" / "lane-3").glob("*.seg*"),
+        key=lambda path: path.stat().st_size,
+        default=None,
+    )
     if segment is None:
-        files = [path for path in (tmp_path / "buffer" / "lane-3").iterdir() if path.name not in ("ring", "acked", "reserve")]
+        files = [
+            path
+            for path in (tmp_path / "buffer" / "lane-3").iterdir()
+            if path.name not in ("ring", "acked", "reserve")
+        ]
         segment = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(segment.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -536,14 +570,21 @@ def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
             batch.ack()
         buffer.stats().check()
     assert got == [event for event in events if event != poison]
-    assert [(one.first_seq, one.events, one.error) for one in letters] == [(37, 1, "can not parse it")]
+    assert [(one.first_seq, one.events, one.error) for one in letters] == [
+        (37, 1, "can not parse it")
+    ]
     stats = buffer.stats()
     assert (stats.dead_lettered, stats.resident) == (1, 0)
     buffer.close()
     again = open_buffer(tmp_path, max_attempts=3)
     assert again.dead_letters is not None
     (letter,) = again.dead_letters.letters()
-    assert (letter.event, letter.seq, letter.priority, letter.error) == (poison, 37, 3, "can not parse it")
+    assert (letter.event, letter.seq, letter.priority, letter.error) == (
+        poison,
+        37,
+        3,
+        "can not parse it",
+    )
     again.close()
 
 
@@ -562,7 +603,9 @@ def test_max_attempts_counts_deliveries(tmp_path: Path) -> None:
 def test_a_failing_sink_costs_nothing_while_the_disk_has_room(tmp_path: Path) -> None:
     """Shedding would refuse what the disk is there to keep."""
     clock = FakeClock(100.0)
-    config = BufferConfig(directory=tmp_path / "buffer", lane_bytes=1 << 16, spill=SMALL, retry_backoff=0.0)
+    config = BufferConfig(
+        directory=tmp_path / "buffer", lane_bytes=1 << 16, spill=SMALL, retry_backoff=0.0
+    )
     buffer = BufferManager(config, clock=clock, rng=random.Random(1))
     for i in range(300):
         clock.advance(0.05)
@@ -587,7 +630,11 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
         "except DirectoryInUse as error: print('refused:', error)\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "buffer")], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program, str(tmp_path / "buffer")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert out.stdout.startswith("refused:")
     buffer.close()
@@ -634,7 +681,11 @@ def test_an_open_is_quick_whatever_waits(tmp_path: Path, monkeypatch: pytest.Mon
     buffer.close(timeout=0)
     read: list[int] = []
     pread = LocalFileSystem.pread
-    monkeypatch.setattr(LocalFileSystem, "pread", lambda fs, fd, size, at: read.append(size) or pread(fs, fd, size, at))
+    monkeypatch.setattr(
+        LocalFileSystem,
+        "pread",
+        lambda fs, fd, size, at: read.append(size) or pread(fs, fd, size, at),
+    )
     again = open_buffer(tmp_path, lane_bytes=1 << 20, spill=spill)
     assert sum(read) < 1 << 20
     stats = again.stats()
@@ -751,7 +802,9 @@ def test_what_the_disk_took_of_a_batch_leaves_the_ring(tmp_path: Path) -> None:
     disk.spiller.stop()
     lane = disk.lanes[2]
     files = lane.store._files
-    files.fs = FaultyFileSystem(files.fs, fail_at=4, error=errno.ENOSPC, sticky=True, only=("pwrite",))
+    files.fs = FaultyFileSystem(
+        files.fs, fail_at=4, error=errno.ENOSPC, sticky=True, only=("pwrite",)
+    )
     with pytest.raises(DiskFull):
         lane.spill(0.0)
     files.fs = files.fs.inner
@@ -792,7 +845,11 @@ class DurableMachine(RuleBasedStateMachine):
         import tempfile
 
         self.place = tempfile.TemporaryDirectory()
-        self.settings = {"when_full": when_full, "max_attempts": max_attempts, "durability": durability}
+        self.settings = {
+            "when_full": when_full,
+            "max_attempts": max_attempts,
+            "durability": durability,
+        }
         self.lane_bytes = 1 << 13
         self.owed: dict[int, deque[bytes]] = {p: deque() for p in (1, 3, 5)}
         self.out: list[tuple[Batch, list[bytes]]] = []
@@ -815,7 +872,10 @@ class DurableMachine(RuleBasedStateMachine):
         )
         self.gone = 0  # dropped or dead-lettered since it was opened
 
-    @rule(priority=st.sampled_from([1, 3, 5]), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=30))
+    @rule(
+        priority=st.sampled_from([1, 3, 5]),
+        sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=30),
+    )
     def add(self, priority: int, sizes: list[int]) -> None:
         events = []
         for size in sizes:
@@ -829,7 +889,12 @@ class DurableMachine(RuleBasedStateMachine):
         """What DROP_OLDEST gave up is the oldest that nobody holds."""
         stats = self.buffer.stats()
         for priority, owed in self.owed.items():
-            held = {event for batch, events in self.out if batch.priority == priority for event in events}
+            held = {
+                event
+                for batch, events in self.out
+                if batch.priority == priority
+                for event in events
+            }
             while len(owed) > stats.lanes[priority].resident:
                 owed.remove(next(event for event in owed if event not in held))
 
@@ -863,7 +928,10 @@ class DurableMachine(RuleBasedStateMachine):
                 (event,) = events
                 self.owed[batch.priority].remove(event)
 
-    @rule(how=st.sampled_from(["crash", "close"]), lane_bytes=st.sampled_from([1 << 13, 1 << 13, 1 << 14, 1 << 12]))
+    @rule(
+        how=st.sampled_from(["crash", "close"]),
+        lane_bytes=st.sampled_from([1 << 13, 1 << 13, 1 << 14, 1 << 12]),
+    )
     def restart(self, how: str, lane_bytes: int) -> None:
         self.lane_bytes = lane_bytes
         self.out.clear()
@@ -873,7 +941,9 @@ class DurableMachine(RuleBasedStateMachine):
             self.buffer.close(timeout=0)
         self.open()
         stats = self.buffer.stats()
-        assert {p: stats.lanes[p].resident for p in self.owed} == {p: len(owed) for p, owed in self.owed.items()}
+        assert {p: stats.lanes[p].resident for p in self.owed} == {
+            p: len(owed) for p, owed in self.owed.items()
+        }
 
     @rule()
     def flush(self) -> None:

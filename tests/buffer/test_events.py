@@ -12,7 +12,15 @@ from collections.abc import Callable
 
 import pytest
 
-from backpressure import BufferConfig, BufferManager, CircuitBreakerConfig, EventType, RateChanged, Tuned, WhenFull
+from backpressure import (
+    BufferConfig,
+    BufferManager,
+    CircuitBreakerConfig,
+    EventType,
+    RateChanged,
+    Tuned,
+    WhenFull,
+)
 from backpressure.base.events import Event
 from backpressure.base.log_limiter import LogLimiter
 from backpressure.buffer.event_dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
@@ -206,7 +214,11 @@ def test_who_comes_late_gets_what_is_kept() -> None:
     for number in range(_RECENT + 20):
         dispatcher.emit(change(number))
     feed = dispatcher.subscribe(since=_RECENT + 17)
-    assert [event.seq for event in iter(feed.take, None)] == [_RECENT + 18, _RECENT + 19, _RECENT + 20]
+    assert [event.seq for event in iter(feed.take, None)] == [
+        _RECENT + 18,
+        _RECENT + 19,
+        _RECENT + 20,
+    ]
     assert feed.missed == 0
     old = dispatcher.subscribe(since=0, limit=10 * _RECENT)
     assert [event.seq for event in iter(old.take, None)] == list(range(21, _RECENT + 21))
@@ -240,8 +252,14 @@ def test_async_for_over_events_ends_with_the_buffer() -> None:
         return events
 
     events = asyncio.run(asyncio.wait_for(main(), 30))
-    assert [event.type for event in events] == [EventType.TUNED, EventType.TUNED, EventType.BUFFER_CLOSING]
-    assert events[0] == Tuned(at=events[0].at, seq=events[0].seq, setting="batch_size", old=50_000, new=2000, by="code")
+    assert [event.type for event in events] == [
+        EventType.TUNED,
+        EventType.TUNED,
+        EventType.BUFFER_CLOSING,
+    ]
+    assert events[0] == Tuned(
+        at=events[0].at, seq=events[0].seq, setting="batch_size", old=50_000, new=2000, by="code"
+    )
 
 
 def test_a_feed_wakes_for_every_event_of_another_thread() -> None:
@@ -250,7 +268,9 @@ def test_a_feed_wakes_for_every_event_of_another_thread() -> None:
     async def main() -> list[int]:
         buffer = BufferManager(SMALL)
         async with buffer.aio.events(EventType.TUNED, limit=10_000) as feed:
-            thread = threading.Thread(target=lambda: [buffer.adjust_batch_size(1000 + n) for n in range(2000)])
+            thread = threading.Thread(
+                target=lambda: [buffer.adjust_batch_size(1000 + n) for n in range(2000)]
+            )
             thread.start()
             got = []
             while len(got) < 2000:
@@ -290,7 +310,9 @@ def test_every_change_by_hand_is_in_the_audit_log(caplog: pytest.LogCaptureFixtu
     buffer.reset_circuit_breaker(by="the night shift")
     with pytest.raises(ValueError, match="size"):
         buffer.adjust_batch_size(0)
-    lines = [record.getMessage() for record in caplog.records if record.name == "backpressure.audit"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "backpressure.audit"
+    ]
     assert lines == [
         "flow_control_rate: 20000000.0 -> 100.0, by me",
         "batch_size: 50000 -> 1234, by code",
@@ -298,9 +320,13 @@ def test_every_change_by_hand_is_in_the_audit_log(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_drops_are_logged_now_and_then_and_none_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_drops_are_logged_now_and_then_and_none_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = FakeClock()
-    buffer = BufferManager(BufferConfig(lane_bytes=4096, when_full=WhenFull.DROP_OLDEST), clock=clock)
+    buffer = BufferManager(
+        BufferConfig(lane_bytes=4096, when_full=WhenFull.DROP_OLDEST), clock=clock
+    )
     for _ in range(300):
         buffer.add_events([b"x" * 1000])
         clock.advance(0.05)
@@ -313,7 +339,9 @@ def test_drops_are_logged_now_and_then_and_none_is_left_out(caplog: pytest.LogCa
 def test_trips_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     config = BufferConfig(
-        lane_bytes=4096, retry_backoff=0.0, circuit_breaker=CircuitBreakerConfig(min_requests=1, reset_timeout=0.1)
+        lane_bytes=4096,
+        retry_backoff=0.0,
+        circuit_breaker=CircuitBreakerConfig(min_requests=1, reset_timeout=0.1),
     )
     buffer = BufferManager(config, clock=clock)
     buffer.add_events([b"x"])

@@ -26,7 +26,10 @@ def test_what_plain_data_can_not_say() -> None:
     assert config.circuit_breaker.failure_threshold == 0.5
     assert config.flow_control.emergency_mode.enabled is False
     assert config.monitor == BufferConfig().monitor
-    assert build(BufferConfig, {"directory": None, "when_full": WhenFull.BLOCK}).when_full is WhenFull.BLOCK
+    assert (
+        build(BufferConfig, {"directory": None, "when_full": WhenFull.BLOCK}).when_full
+        is WhenFull.BLOCK
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,10 +45,26 @@ def test_what_plain_data_can_not_say() -> None:
         ({"when_full": "drop"}, "buffer.when_full", "one of block, reject"),
         ({"when_full": 3}, "buffer.when_full", "WhenFull"),
         ({"circuit_breaker": 3}, "buffer.circuit_breaker", "a table"),
-        ({"circuit_breaker": {"reset_timeot": 3}}, "buffer.circuit_breaker.reset_timeot", "did you mean 'reset_timeout'"),
-        ({"circuit_breaker": {"reset_timeout": -3}}, "buffer.circuit_breaker.reset_timeout", "must be a number"),
-        ({"flow_control": {"throttle_enabled": 1}}, "buffer.flow_control.throttle_enabled", "true or false"),
-        ({"flow_control": {"emergency_mode": {"x": 1}}}, "buffer.flow_control.emergency_mode.x", "no such key"),
+        (
+            {"circuit_breaker": {"reset_timeot": 3}},
+            "buffer.circuit_breaker.reset_timeot",
+            "did you mean 'reset_timeout'",
+        ),
+        (
+            {"circuit_breaker": {"reset_timeout": -3}},
+            "buffer.circuit_breaker.reset_timeout",
+            "must be a number",
+        ),
+        (
+            {"flow_control": {"throttle_enabled": 1}},
+            "buffer.flow_control.throttle_enabled",
+            "true or false",
+        ),
+        (
+            {"flow_control": {"emergency_mode": {"x": 1}}},
+            "buffer.flow_control.emergency_mode.x",
+            "no such key",
+        ),
     ],
 )
 def test_mistakes(given: dict, field: str, message: str) -> None:
@@ -53,7 +72,9 @@ def test_mistakes(given: dict, field: str, message: str) -> None:
         build(BufferConfig, given, "buffer")
     assert caught.value.field == field
     assert str(caught.value).startswith(field + ": ")
-    assert str(caught.value).count(field.rpartition(".")[2]) <= 2, "the name is said once, and once in a hint"
+    assert str(caught.value).count(field.rpartition(".")[2]) <= 2, (
+        "the name is said once, and once in a hint"
+    )
 
 
 def test_no_mapping() -> None:
@@ -62,7 +83,15 @@ def test_no_mapping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4096", 4096), ("64K", 65536), ("1 MiB", 1 << 20), ("2gb", 2 << 30), ("1T", 1 << 40), ("1_000", 1000)]
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("64K", 65536),
+        ("1 MiB", 1 << 20),
+        ("2gb", 2 << 30),
+        ("1T", 1 << 40),
+        ("1_000", 1000),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size

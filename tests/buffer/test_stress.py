@@ -54,7 +54,10 @@ def test_threads_lose_nothing_and_keep_order(producers: int, consumers: int) -> 
         while at < per_producer:
             many = rng.randrange(1, 200)
             priority = rng.randrange(1, 6)
-            events = [b"%d:%d" % (number, i) + b"." * rng.randrange(60) for i in range(at, min(at + many, per_producer))]
+            events = [
+                b"%d:%d" % (number, i) + b"." * rng.randrange(60)
+                for i in range(at, min(at + many, per_producer))
+            ]
             if rng.random() < 0.5:
                 admission = buffer.add_events(events, priority=priority, timeout=None)
             else:
@@ -114,7 +117,9 @@ def test_threads_lose_nothing_and_keep_order(producers: int, consumers: int) -> 
             expected += len(events)
             for event in events:
                 producer, number = event.rstrip(b".").split(b":")
-                assert int(number) > newest[int(producer)], "a producer's events of one priority are out of order"
+                assert int(number) > newest[int(producer)], (
+                    "a producer's events of one priority are out of order"
+                )
                 newest[int(producer)] = int(number)
         seen += expected
     assert seen == per_producer * producers

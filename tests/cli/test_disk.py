@@ -45,7 +45,9 @@ pytestmark = [
     pytest.mark.platform,
 ]
 
-SMALL = SpillConfig(segment_bytes=1 << 14, block_bytes=1 << 12, reserve_bytes=1 << 13, slowest_level=-100)
+SMALL = SpillConfig(
+    segment_bytes=1 << 14, block_bytes=1 << 12, reserve_bytes=1 << 13, slowest_level=-100
+)
 RING_BYTES = 1 << 14
 Command = tuple[int, str, str]
 
@@ -69,8 +71,16 @@ def open_buffer(path: Path, **changes: Any) -> BufferManager:
     # So many nacks in a test are no reason to hold anything up.
     breaker = CircuitBreakerConfig(min_requests=100_000)
     flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
-    config = {"lane_bytes": RING_BYTES, "spill": SMALL, "retry_backoff": 0.0, "circuit_breaker": breaker, "flow_control": flow}
-    return BufferManager(BufferConfig(directory=path, **{**config, **changes}), rng=random.Random(1))
+    config = {
+        "lane_bytes": RING_BYTES,
+        "spill": SMALL,
+        "retry_backoff": 0.0,
+        "circuit_breaker": breaker,
+        "flow_control": flow,
+    }
+    return BufferManager(
+        BufferConfig(directory=path, **{**config, **changes}), rng=random.Random(1)
+    )
 
 
 def kill(buffer: BufferManager) -> None:
@@ -156,7 +166,9 @@ def a_killed_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("killed") / "buffer"
     code = "import sys; from tests.cli.test_disk import live_and_die; live_and_die(sys.argv[1])"
     paths = os.pathsep.join([str(ROOT), *sys.path])
-    run = subprocess.run([sys.executable, "-c", code, path], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, path], env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
     assert run.returncode == -signal.SIGKILL
     return path
 
@@ -175,7 +187,9 @@ def killed(tmp_path: Path, a_killed_buffer: Path) -> tuple[Path, list[bytes]]:
 
 @pytest.mark.parametrize("capacity", [4096, 8192, 1 << 14, 1 << 20])
 @pytest.mark.parametrize("first_seq", [0, (1 << 32) - 5, (1 << 63) + 7])
-def test_a_look_at_a_ring_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: int) -> None:
+def test_a_look_at_a_ring_says_what_the_ring_says(
+    tmp_path: Path, capacity: int, first_seq: int
+) -> None:
     path = str(tmp_path / "ring")
     ring = MessageRing(capacity, path=path, first_seq=first_seq)
     rng = random.Random(capacity)
@@ -187,7 +201,11 @@ def test_a_look_at_a_ring_says_what_the_ring_says(tmp_path: Path, capacity: int,
         look = look_at_ring(path)
         assert look is not None
         assert (look.damage, look.from_before_reboot) == (None, False)
-        assert (look.capacity_bytes, look.used_bytes, look.next_seq) == (ring.capacity_bytes, ring.used_bytes, ring.next_seq)
+        assert (look.capacity_bytes, look.used_bytes, look.next_seq) == (
+            ring.capacity_bytes,
+            ring.used_bytes,
+            ring.next_seq,
+        )
         assert next_seq_in(look) == ring.next_seq
     before = fingerprint(tmp_path)
     ring.close()
@@ -208,14 +226,18 @@ def test_what_was_taken_and_not_released_comes_first_out_of_a_ring(tmp_path: Pat
     look = look_at_ring(path)
     assert look is not None
     for _ in range(2):  # it can be looked at again and again
-        assert [event for part in ring_events(look) for event in part] == [b"%d" % i for i in range(10)]
+        assert [event for part in ring_events(look) for event in part] == [
+            b"%d" % i for i in range(10)
+        ]
     assert len(taken) == 2
 
 
 # ---------------------------------------------------------------- a killed owner
 
 
-def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(forebay: Any, killed: Any, tmp_path: Path) -> None:
+def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(
+    forebay: Any, killed: Any, tmp_path: Path
+) -> None:
     path, owed = killed
     before = fingerprint(path)
     code, out, _ = forebay("inspect", path, "--json")
@@ -247,13 +269,19 @@ def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(fore
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_export_is_what_the_next_start_delivers_whatever_came_before(forebay: Any, tmp_path: Path, seed: int) -> None:
+def test_export_is_what_the_next_start_delivers_whatever_came_before(
+    forebay: Any, tmp_path: Path, seed: int
+) -> None:
     rng = random.Random(seed)
     path = tmp_path / "buffer"
     for life in range(3):
         buffer = open_buffer(path, lane_bytes=rng.choice((1 << 12, 1 << 14)))
         for _ in range(30):
-            add_all(buffer, noise(rng.randrange(120), rng.randrange(1 << 30)), priority=rng.choice((1, 3)))
+            add_all(
+                buffer,
+                noise(rng.randrange(120), rng.randrange(1 << 30)),
+                priority=rng.choice((1, 3)),
+            )
             batch = buffer.get_batch(rng.randrange(1, 80))
             if batch is None:
                 continue
@@ -330,7 +358,9 @@ OWNER = textwrap.dedent("""
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has a directory open, with 5,000 events on disk and one in a ring; a line on its stdin lets it deliver."""
     command = [sys.executable, "-c", OWNER, str(tmp_path / "buffer")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
@@ -344,14 +374,27 @@ def test_beside_a_running_owner(forebay: Any, tmp_path: Path, owner: subprocess.
     report = json.loads(out)
     assert (code, report["owner"]) == (0, {"pid": owner.pid})
     three = report["lanes"][2]
-    assert (three["ring"]["next_seq"], three["ring"]["events"], three["disk"]["events"]) == (5001, None, 5000)
+    assert (three["ring"]["next_seq"], three["ring"]["events"], three["disk"]["events"]) == (
+        5001,
+        None,
+        5000,
+    )
     assert f"open in process {owner.pid}" in forebay("inspect", path)[1]
     assert forebay("verify", path)[0] == 0
     code, out, err = forebay("export", path)
     assert (code, out) == (0, "".join(f"{i:06d}\n" for i in range(5000)))
     assert f"in the ring of process {owner.pid} are left out" in err
-    for command in (("repair",), ("repair", "--yes"), ("dlq", "replay"), ("dlq", "purge", "--all", "--yes")):
-        code, out, err = forebay(*command[:2], path, *command[2:]) if command[0] == "dlq" else forebay(*command, path)
+    for command in (
+        ("repair",),
+        ("repair", "--yes"),
+        ("dlq", "replay"),
+        ("dlq", "purge", "--all", "--yes"),
+    ):
+        code, out, err = (
+            forebay(*command[:2], path, *command[2:])
+            if command[0] == "dlq"
+            else forebay(*command, path)
+        )
         assert (code, out) == (3, ""), command
         assert f"in use by process {owner.pid}" in err
     assert forebay("dlq", "list", path)[0] == 0
@@ -378,7 +421,9 @@ def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path
         batch = buffer.get_batch(1000)
         assert batch is not None
         batch.ack()
-    assert int(segments_of(path)[0].name.split("-")[1], 16) > got.end_seq, "no file was deleted: nothing is tested"
+    assert int(segments_of(path)[0].name.split("-")[1], 16) > got.end_seq, (
+        "no file was deleted: nothing is tested"
+    )
     rest = list(reading)
     assert not any(isinstance(item, Lost) for item in rest)
     assert [event for item in rest for event in item.messages()][-1] == events[-1]
@@ -391,7 +436,9 @@ def test_an_owner_that_begins_meanwhile_is_noticed(tmp_path: Path) -> None:
     view = look_at_buffer(str(path))
     assert not view.had_owner_since()
     lock = path / "lock"
-    os.utime(lock, ns=(0, lock.stat().st_mtime_ns - 1_000_000_000))  # coarse clocks give two quick writes the same time
+    os.utime(
+        lock, ns=(0, lock.stat().st_mtime_ns - 1_000_000_000)
+    )  # coarse clocks give two quick writes the same time
     view = look_at_buffer(str(path))
     open_buffer(path).close()
     assert view.had_owner_since()
@@ -406,8 +453,12 @@ def delivered_and_lost(path: Path) -> tuple[list[bytes], int]:
         return got, sum(buffer.stats().dropped.values())
 
 
-@pytest.mark.parametrize("where", ["body", "block header", "segment header", "two blocks", "second segment gone"])
-def test_damage_is_found_named_and_put_aside(forebay: Any, killed: Any, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    "where", ["body", "block header", "segment header", "two blocks", "second segment gone"]
+)
+def test_damage_is_found_named_and_put_aside(
+    forebay: Any, killed: Any, tmp_path: Path, where: str
+) -> None:
     path, owed = killed
     segments = segments_of(path)
     victim = segments[1]
@@ -430,7 +481,9 @@ def test_damage_is_found_named_and_put_aside(forebay: Any, killed: Any, tmp_path
     assert (code, report["damaged"]) == (1, True)
     three = report["lanes"][2]
     assert {one["path"] for one in three["damage"]} == {str(victim)}
-    lost = {number for one in three["lost"] for number in range(one["first_seq"], one["last_seq"] + 1)}
+    lost = {
+        number for one in three["lost"] for number in range(one["first_seq"], one["last_seq"] + 1)
+    }
     assert len(lost) == sum(one["events"] for one in three["lost"])
     assert bool(lost) == (where != "segment header")
     # The numbers of lane 3 are those in its events.
@@ -449,7 +502,10 @@ def test_damage_is_found_named_and_put_aside(forebay: Any, killed: Any, tmp_path
     assert fingerprint(path) == before
     code, out, _ = forebay("repair", path, "--yes", "--json")
     assert (code, [step["action"] for step in json.loads(out)["steps"]]) == (0, ["rewrite"])
-    assert hashlib.sha256(Path(f"{victim}.damaged").read_bytes()).hexdigest() == before[str(victim.relative_to(path))]
+    assert (
+        hashlib.sha256(Path(f"{victim}.damaged").read_bytes()).hexdigest()
+        == before[str(victim.relative_to(path))]
+    )
     assert forebay("verify", path)[0] == 0
     assert forebay("repair", path)[:2] == (0, f"{path}: nothing is damaged\n")
     got, dropped = delivered_and_lost(path)
@@ -457,17 +513,25 @@ def test_damage_is_found_named_and_put_aside(forebay: Any, killed: Any, tmp_path
     assert dropped == len(lost)
 
 
-def test_everything_readable_is_exported_with_all(forebay: Any, killed: Any, tmp_path: Path) -> None:
+def test_everything_readable_is_exported_with_all(
+    forebay: Any, killed: Any, tmp_path: Path
+) -> None:
     path, _ = killed
     victim = segments_of(path)[1]
     flip(victim, victim.stat().st_size // 2)
     _, out, _ = forebay("verify", path, "--json")
     (lost,) = json.loads(out)["lanes"][2]["lost"]
-    left = [event for event in noise(3000) if not lost["first_seq"] <= int(event[:6]) <= lost["last_seq"]]
+    left = [
+        event
+        for event in noise(3000)
+        if not lost["first_seq"] <= int(event[:6]) <= lost["last_seq"]
+    ]
     exported = tmp_path / "out"
     code, _, err = forebay("export", path, "--all", "--priority", "3", "--to", exported)
     assert (code, "are lost" in err) == (1, True)
-    assert exported.read_bytes() == b"".join(event + b"\n" for event in left), "acked ones are there as well"
+    assert exported.read_bytes() == b"".join(event + b"\n" for event in left), (
+        "acked ones are there as well"
+    )
     # The store keeps the damaged file aside when all in it is acked; the rest is deleted.
     buffer = open_buffer(path)
     drain(buffer)
@@ -485,7 +549,9 @@ def test_everything_readable_is_exported_with_all(forebay: Any, killed: Any, tmp
     assert set(numbers).isdisjoint(range(lost["first_seq"], lost["last_seq"] + 1))
 
 
-def test_a_repaired_file_and_its_original_give_each_event_once(forebay: Any, killed: Any, tmp_path: Path) -> None:
+def test_a_repaired_file_and_its_original_give_each_event_once(
+    forebay: Any, killed: Any, tmp_path: Path
+) -> None:
     path, _ = killed
     victim = segments_of(path)[1]
     flip(victim, victim.stat().st_size // 2)
@@ -498,7 +564,9 @@ def test_a_repaired_file_and_its_original_give_each_event_once(forebay: Any, kil
 
 
 @pytest.mark.parametrize("at", [0, 9, 30, 70])
-def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(forebay: Any, killed: Any, at: int) -> None:
+def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(
+    forebay: Any, killed: Any, at: int
+) -> None:
     path, owed = killed
     ring = path / "lane-3" / "ring"
     stored = json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["disk"]["end_seq"]
@@ -554,7 +622,9 @@ def test_positions_without_sense_are_damage(forebay: Any, killed: Any) -> None:
 
 def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
-    with BufferManager(BufferConfig(directory=path, lane_bytes=1 << 16, ring_checksums=True)) as buffer:
+    with BufferManager(
+        BufferConfig(directory=path, lane_bytes=1 << 16, ring_checksums=True)
+    ) as buffer:
         events = [b"%03d" % i + b"z" * 100 for i in range(200)]
         for event in events:
             assert buffer.add_events([event], priority=2).accepted == 1
@@ -571,19 +641,30 @@ def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Pa
     assert "200 events are whole and owed" in forebay("inspect", path)[1]
     assert forebay("verify", path)[0] == 0
     code, _, err = forebay("export", path, "--to", tmp_path / "out")
-    assert (code, (tmp_path / "out").read_bytes()) == (0, b"".join(event + b"\n" for event in events))
+    assert (code, (tmp_path / "out").read_bytes()) == (
+        0,
+        b"".join(event + b"\n" for event in events),
+    )
     assert "200 events of a ring from before a reboot are whole" in err
     assert fingerprint(path) == before
     data[data.index(b"123zzz")] ^= 1
     ring.write_bytes(data)
     torn = json.loads(forebay("inspect", path, "--json")[1])["lanes"][1]["ring"]
-    assert (torn["events"], torn["lost"]) == (199, [{"first_seq": 123, "last_seq": 123, "events": 1}])
+    assert (torn["events"], torn["lost"]) == (
+        199,
+        [{"first_seq": 123, "last_seq": 123, "events": 1}],
+    )
     assert "numbers 123 to 123 are lost" in forebay("inspect", path)[1]
     code, out, _ = forebay("verify", path)
-    assert (code, "LOST 1 events, numbers 123 to 123: in memory when the machine went down" in out) == (1, True)
+    assert (
+        code,
+        "LOST 1 events, numbers 123 to 123: in memory when the machine went down" in out,
+    ) == (1, True)
     code, _, err = forebay("export", path, "--to", tmp_path / "out", "--json")
     assert code == 1
-    assert (tmp_path / "out").read_bytes() == b"".join(event + b"\n" for event in events[:123] + events[124:])
+    assert (tmp_path / "out").read_bytes() == b"".join(
+        event + b"\n" for event in events[:123] + events[124:]
+    )
 
 
 def test_a_damaged_manifest_and_a_damaged_record(forebay: Any, killed: Any) -> None:
@@ -592,7 +673,11 @@ def test_a_damaged_manifest_and_a_damaged_record(forebay: Any, killed: Any) -> N
     (path / "lane-3" / "acked").write_bytes(b"\0" * 8192)
     assert json.loads(forebay("inspect", path, "--json")[1])["manifest"] == "damaged"
     code, out, _ = forebay("verify", path)
-    assert (code, "one copy is damaged" in out, "events will be delivered again" in out) == (1, True, True)
+    assert (code, "one copy is damaged" in out, "events will be delivered again" in out) == (
+        1,
+        True,
+        True,
+    )
     assert forebay("repair", path)[0] == 1
     code, out, err = forebay("repair", path, "--yes")
     assert (code, err) == (0, "")
@@ -665,14 +750,21 @@ def test_a_replayed_letter_is_delivered_by_the_next_start(forebay: Any, killed: 
     bad = [b"bad %d" % i for i in range(2500)]
     with_letters(path, bad[:1250], priority=3)
     with_letters(path, bad[1250:], priority=4)
-    assert forebay("dlq", "replay", path, "--error", "nothing like it") == (0, "0 letters replayed\n", "")
+    assert forebay("dlq", "replay", path, "--error", "nothing like it") == (
+        0,
+        "0 letters replayed\n",
+        "",
+    )
     code, out, _ = forebay("dlq", "replay", path, "7", "8", "--json")
     assert (code, json.loads(out)) == (0, {"directory": str(path), "replayed": 2, "stayed": {}})
     assert len(letters_in(forebay, path)) == 2498
     assert forebay("dlq", "replay", path)[:2] == (0, "2,498 letters replayed\n")
     assert letters_in(forebay, path) == []
     # Rings have kept their size.
-    assert json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["ring"]["capacity_bytes"] == ring["capacity_bytes"]
+    assert (
+        json.loads(forebay("inspect", path, "--json")[1])["lanes"][2]["ring"]["capacity_bytes"]
+        == ring["capacity_bytes"]
+    )
     with open_buffer(path) as buffer:
         got = drain(buffer)
     assert got == {3: [bad[7], bad[8], *bad[:7], *bad[9:1250]], 4: bad[1250:]}
@@ -715,7 +807,10 @@ def test_purging_asks_first(forebay: Any, tmp_path: Path) -> None:
     assert fingerprint(path) == before
     assert forebay("dlq", "purge", path, "1", "2", "99", "--yes")[:2] == (0, "2 letters purged\n")
     assert [letter["event"] for letter in letters_in(forebay, path)] == ["a", "d"]
-    assert forebay("dlq", "purge", path, "--error", "b'd'", "--yes")[:2] == (0, "1 letters purged\n")
+    assert forebay("dlq", "purge", path, "--error", "b'd'", "--yes")[:2] == (
+        0,
+        "1 letters purged\n",
+    )
     assert forebay("dlq", "purge", path, "--all", "--yes")[:2] == (0, "1 letters purged\n")
     assert forebay("dlq", "purge", path, "--all")[0] == 0
     open_buffer(path).close()
@@ -738,7 +833,14 @@ def test_damaged_letters_are_said_to_be_lost(forebay: Any, tmp_path: Path) -> No
 def test_what_is_no_buffer_is_refused_and_not_made(forebay: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("none", "empty"):
-        for command in (("inspect",), ("verify",), ("repair", "--yes"), ("export",), ("dlq", "list"), ("dlq", "replay")):
+        for command in (
+            ("inspect",),
+            ("verify",),
+            ("repair", "--yes"),
+            ("export",),
+            ("dlq", "list"),
+            ("dlq", "replay"),
+        ):
             code, out, err = forebay(*command, tmp_path / name)
             assert (code, out) == (2, "")
             assert str(tmp_path / name) in err
@@ -746,7 +848,9 @@ def test_what_is_no_buffer_is_refused_and_not_made(forebay: Any, tmp_path: Path)
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "repair", "export", "dlq list", "dlq replay", "dlq purge"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "verify", "repair", "export", "dlq list", "dlq replay", "dlq purge"]
+)
 def test_help_tells_the_exit_codes(forebay: Any, command: str) -> None:
     code, out, _ = forebay(*command.split(), "--help")
     assert (code, "exit codes:" in out) == (0, True)

@@ -39,7 +39,9 @@ def access_log(lines: int, seed: int = 0) -> bytes:
         path = "/".join("x" * rng.randrange(3, 12) for _ in range(rng.randrange(1, 9)))
         status = rng.choices((200, 304, 404, 500), weights=(90, 5, 4, 1))[0]
         agent = "Mozilla/5.0 (X11; Linux x86_64) " + "y" * rng.choice((0, 40, 80, 400))
-        out.append(f'10.0.{number % 256}.7 - - [{number}] "GET /{path}" {status} {number} "-" "{agent}"\n')
+        out.append(
+            f'10.0.{number % 256}.7 - - [{number}] "GET /{path}" {status} {number} "-" "{agent}"\n'
+        )
     return "".join(out).encode()
 
 
@@ -122,10 +124,21 @@ def test_real_logs_come_through_unchanged(
     assert sink.read_bytes() == source.read_bytes()
 
 
-def test_failures_are_seen_and_nothing_is_doubled(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_seen_and_nothing_is_doubled(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     source, sink = tmp_path / "in.log", tmp_path / "out.log"
     source.write_bytes(access_log(20_000))
-    options = ["--inject-failures", "0.4", "--seed", "3", "--reset-timeout", "0.01", "--batch-size", "200"]
+    options = [
+        "--inject-failures",
+        "0.4",
+        "--seed",
+        "3",
+        "--reset-timeout",
+        "0.01",
+        "--batch-size",
+        "200",
+    ]
     run = Run(capfd, source, "--to", sink, *options)
     assert run.code == 0, run.err
     assert sink.read_bytes() == source.read_bytes()
@@ -138,7 +151,9 @@ def test_failures_are_seen_and_nothing_is_doubled(tmp_path: Path, capfd: pytest.
     assert int(smallest) <= int(mean) <= int(largest) == 200
 
 
-def test_several_sources_are_joined_as_by_cat(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_several_sources_are_joined_as_by_cat(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     contents = [b"one\ntwo", b"", b" and a half\nthree\n", b"\nfour"]
     sources = [tmp_path / f"{number}.log" for number in range(len(contents))]
     for source, content in zip(sources, contents, strict=True):
@@ -167,7 +182,9 @@ def test_from_stdin_to_stdout() -> None:
 
 def test_an_injected_failure_on_stdout_neither_loses_nor_doubles() -> None:
     content = access_log(5000)
-    done = subprocess.run(command("-", "--to", "-", *DRILL), input=content, capture_output=True, timeout=60)
+    done = subprocess.run(
+        command("-", "--to", "-", *DRILL), input=content, capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == content
 
@@ -194,7 +211,9 @@ def test_a_line_that_no_lane_can_hold_is_refused_after_all_before_it(
     assert run.row("not delivered") == "0"
 
 
-def test_the_longest_line_that_is_not_refused_fits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_longest_line_that_is_not_refused_fits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     source, sink = tmp_path / "in.log", tmp_path / "out.log"
     source.write_bytes(b"x" * 70_000)
     refused = Run(capfd, source, "--to", sink, "--lane-bytes", "64K")
@@ -298,11 +317,16 @@ def test_a_config_that_the_buffer_refuses_ends_with_2(
     assert not (tmp_path / "out.log").exists()
 
 
-def test_a_mistake_in_a_source_costs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_a_source_costs_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     source, sink = tmp_path / "in.log", tmp_path / "out.log"
     source.write_bytes(b"one\n")
     sink.write_bytes(b"precious\n")
-    for wrong, message in ((tmp_path / "missing.log", "No such file"), (tmp_path, "Is a directory")):
+    for wrong, message in (
+        (tmp_path / "missing.log", "No such file"),
+        (tmp_path, "Is a directory"),
+    ):
         run = Run(capfd, source, wrong, "--to", sink)
         assert run.code == 1
         assert f"{wrong}: {message}" in run.err
@@ -327,7 +351,9 @@ def test_a_source_is_not_overwritten(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert source.read_bytes() == b"one\n"
 
 
-def test_a_sink_that_never_works_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sink_that_never_works_is_given_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     source, sink = tmp_path / "in.log", tmp_path / "out.log"
     source.write_bytes(b"one\ntwo\n")
     run = Run(capfd, source, "--to", sink, "--inject-failures", "1", "--retry-for", "0")
@@ -361,9 +387,13 @@ def test_a_reader_that_leaves_ends_it_clearly() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_reading_and_delivers_the_rest(number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_ends_the_reading_and_delivers_the_rest(
+    number: int, code: int, tmp_path: Path
+) -> None:
     sink = tmp_path / "out.log"
-    process = subprocess.Popen(command("-", "--to", sink), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("-", "--to", sink), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdin
     assert process.stderr
     with process.stdin, process.stderr:
@@ -382,7 +412,10 @@ def test_a_signal_ends_the_reading_and_delivers_the_rest(number: int, code: int,
 def test_a_second_signal_ends_at_once_and_what_is_missing_is_counted() -> None:
     lines = 3000
     process = subprocess.Popen(
-        command("-", "--to", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command("-", "--to", "-"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdin
     assert process.stdout
@@ -499,7 +532,9 @@ def test_every_line_that_was_read_is_counted(rules: bool, give: Callable[[bytes]
 
 
 @pytest.mark.parametrize("rules", [False, True])
-def test_what_a_sink_that_hangs_holds_up_is_counted_too(rules: bool, give: Callable[[bytes], Path]) -> None:
+def test_what_a_sink_that_hangs_holds_up_is_counted_too(
+    rules: bool, give: Callable[[bytes], Path]
+) -> None:
     gate = Gate()
     transfer = transfer_of(give(numbered(20_000)), gate, lane_bytes=65536, rules=rules_for(rules))
     transfer.start()
@@ -579,7 +614,9 @@ def test_a_success_starts_the_patience_anew(give: Callable[[bytes], Path]) -> No
     assert sink.events == [b"one", b"two", b"three"]
 
 
-def test_an_error_that_is_no_failure_of_the_sink_is_not_retried(give: Callable[[bytes], Path]) -> None:
+def test_an_error_that_is_no_failure_of_the_sink_is_not_retried(
+    give: Callable[[bytes], Path],
+) -> None:
     path = give(b"one\n")
 
     class Broken(MemorySink):
@@ -593,12 +630,16 @@ def test_an_error_that_is_no_failure_of_the_sink_is_not_retried(give: Callable[[
     assert transfer.progress().undelivered == 1
 
 
-def test_a_last_line_is_never_sent_before_it_is_marked(give: Callable[[bytes], Path], tmp_path: Path) -> None:
+def test_a_last_line_is_never_sent_before_it_is_marked(
+    give: Callable[[bytes], Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out.log"
     for number in range(50):
         content = b"one\n" * (number % 3) + b"two"
         sink = FileSink(out)
-        transfer = transfer_of(give(content), FailingSink(sink, 0.3, seed=number), leave_open=sink.leave_open)
+        transfer = transfer_of(
+            give(content), FailingSink(sink, 0.3, seed=number), leave_open=sink.leave_open
+        )
         transfer.start()
         assert transfer.wait(30)
         sink.close()
@@ -645,7 +686,10 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[s
     display.update(progress_of(20_000), "circuit open")
     display.finish([("events delivered", "20,000"), ("time", "2.00 s")])
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "forebay: 20,000 events, 2.0 MB, 10,000 events/s, 1.0 MB/s, 7 buffered, circuit open"
+    assert (
+        err[0]
+        == "forebay: 20,000 events, 2.0 MB, 10,000 events/s, 1.0 MB/s, 7 buffered, circuit open"
+    )
     assert err[1:] == ["events delivered  20,000", "time              2.00 s"]
 
 
@@ -658,7 +702,9 @@ def test_quiet_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("total", [None, 0, 4_000_000])
-def test_a_live_line_and_a_table_on_a_terminal(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_line_and_a_table_on_a_terminal(
+    total: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

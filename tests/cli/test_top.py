@@ -27,7 +27,9 @@ rich_console = pytest.importorskip("rich.console")
 def plain(value):
     """A snapshot as the HTTP server sends it."""
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -50,7 +52,11 @@ def server():
             if self.path != "/buffer/stats":
                 self.send_error(404)
                 return
-            answer = self.server.answers[0] if len(self.server.answers) == 1 else self.server.answers.pop(0)
+            answer = (
+                self.server.answers[0]
+                if len(self.server.answers) == 1
+                else self.server.answers.pop(0)
+            )
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(200)
             self.end_headers()
@@ -97,13 +103,20 @@ def test_a_new_process_starts_anew() -> None:
     before = top_server.Reading(stats_of(old))
     clock.advance(1.0)
     assert top_server.Reading(stats_of(BufferManager(clock=clock)), before).rate("offered") is None
-    assert top_server.Reading(stats_of(BufferManager(clock=FakeClock(5.0))), before).rate("offered") is None
-    assert top_server.Reading(stats_of(old), top_server.Reading(stats_of(old))).rate("offered") is None, "no time has passed"
+    assert (
+        top_server.Reading(stats_of(BufferManager(clock=FakeClock(5.0))), before).rate("offered")
+        is None
+    )
+    assert (
+        top_server.Reading(stats_of(old), top_server.Reading(stats_of(old))).rate("offered") is None
+    ), "no time has passed"
 
 
 def test_the_screen_says_what_is_wrong() -> None:
     clock = FakeClock()
-    config = BufferConfig(lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1), retry_backoff=0.0)
+    config = BufferConfig(
+        lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1), retry_backoff=0.0
+    )
     buffer = BufferManager(config, clock=clock)
     buffer.add_events([b"x" * 100] * 100, priority=2)
     clock.advance(3.0)
@@ -114,7 +127,9 @@ def test_the_screen_says_what_is_wrong() -> None:
     assert "3.00 s" in text  # the oldest, and the delay
     assert "96%" in text or "100%" in text
     buffer.close(timeout=0)
-    text = shown(top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", "no answer"))
+    text = shown(
+        top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", "no answer")
+    )
     assert "closed" in text
     assert "no answer; what follows is old" in text
     assert f"dropped so far: closed {buffer.stats().dropped['closed']}" in text
@@ -159,7 +174,9 @@ def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:
     assert "circuit closed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"null", b'{"lanes": 3, "at": 1, "offered": 1}', b"<html>"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"{}", b"[]", b"null", b'{"lanes": 3, "at": 1, "offered": 1}', b"<html>"]
+)
 def test_an_answer_that_is_none(server, answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = [answer]
     assert main(["top", f"127.0.0.1:{server.server_port}", "--once"]) == 1
@@ -198,7 +215,15 @@ def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        *((None, "-"), (0, "0"), (-3.4, "-3"), (99_999, "99,999"), (99_999.6, "100k"), (123_456, "123.5k"), (999_949, "999.9k")),
+        *(
+            (None, "-"),
+            (0, "0"),
+            (-3.4, "-3"),
+            (99_999, "99,999"),
+            (99_999.6, "100k"),
+            (123_456, "123.5k"),
+            (999_949, "999.9k"),
+        ),
         *((999_951, "1M"), (12_345_678, "12.35M"), (2**64, "18.45E"), (1e24, "1e+06E")),
     ],
 )
@@ -212,8 +237,12 @@ def test_the_screen_fits_80_columns() -> None:
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20), clock=clock)
     buffer.add_events([b"x"] * 10_000, priority=2)
     stats = stats_of(buffer)
-    stats["lanes"]["2"].update(waiting=123_456_789, dropped={"oldest": 123_456_789}, in_flight=123_456, retrying=99_999)
+    stats["lanes"]["2"].update(
+        waiting=123_456_789, dropped={"oldest": 123_456_789}, in_flight=123_456, retrying=99_999
+    )
     out = io.StringIO()
-    rich_console.Console(file=out, width=80).print(top_server.screen(top_server.Reading(stats), "http://here", None))
+    rich_console.Console(file=out, width=80).print(
+        top_server.screen(top_server.Reading(stats), "http://here", None)
+    )
     assert "…" not in out.getvalue()
     assert "123.5M" in out.getvalue()

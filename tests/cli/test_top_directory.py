@@ -124,14 +124,21 @@ def test_what_is_no_buffer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "is not the directory of a buffer" in capsys.readouterr().err
 
 
-def test_live_it_survives_a_directory_that_goes_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_it_survives_a_directory_that_goes_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "buffer"
     with BufferManager(BufferConfig(directory=path, lane_bytes=1 << 16)) as buffer:
         buffer.add_events([b"x"] * 1234)
         buffer.close(timeout=0)
     out = io.StringIO()
     console = rich_console.Console(file=out, force_terminal=True, width=200, height=50)
-    steps = iter([lambda: path.rename(tmp_path / "elsewhere"), lambda: shutil.copytree(tmp_path / "elsewhere", path)])
+    steps = iter(
+        [
+            lambda: path.rename(tmp_path / "elsewhere"),
+            lambda: shutil.copytree(tmp_path / "elsewhere", path),
+        ]
+    )
 
     def sleep(seconds: float) -> None:
         step = next(steps, None)

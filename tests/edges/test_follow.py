@@ -38,7 +38,9 @@ class Run:
 
         self.positions.note = counted  # type: ignore[method-assign]
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self.source.run, args=(self.put, self.stopping), daemon=True)
+        self.thread = threading.Thread(
+            target=self.source.run, args=(self.put, self.stopping), daemon=True
+        )
 
     def put(self, lines: memoryview):
         if not self.accepting:
@@ -220,7 +222,9 @@ def test_what_was_refused_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [10, 300_000, 600_000])
 def test_a_line_that_is_too_long_is_skipped_and_counted(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "a.log"
-    path.write_bytes(b"a\n" + b"x" * limit + b"\n" + b"y" * (limit + 1) + b"\nb\n" + b"z" * (limit * 3))
+    path.write_bytes(
+        b"a\n" + b"x" * limit + b"\n" + b"y" * (limit + 1) + b"\nb\n" + b"z" * (limit * 3)
+    )
     with Run(path, max_line_bytes=limit) as run:
         run.expect(b"a\n" + b"x" * limit + b"\nb\n")
         append(path, b"z\nc\n")
@@ -247,7 +251,9 @@ def test_several_files(tmp_path: Path) -> None:
         run.expect(b"a\nb\nc\n")
 
 
-def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_regular_file_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     os.mkfifo(tmp_path / "pipe.log")
     (tmp_path / "directory.log").mkdir()
     (tmp_path / "z.log").write_bytes(b"z\n")
@@ -296,7 +302,15 @@ def test_positions_that_wait_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"version": 2, "files": {}}', b'{"version": 1, "files": {"a": {"dev": 1}}}', b"\xff"]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 2, "files": {}}',
+        b'{"version": 1, "files": {"a": {"dev": 1}}}',
+        b"\xff",
+    ],
 )
 def test_a_state_file_that_is_none_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state"
@@ -306,7 +320,9 @@ def test_a_state_file_that_is_none_is_refused_and_kept(tmp_path: Path, content: 
     assert path.read_bytes() == content
 
 
-def test_a_save_that_fails_leaves_the_old_one_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_the_old_one_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     positions = Positions(tmp_path / "state")
     positions.note("a", make_id(), 10, (1, 0, 0, 0, 0))
     positions.commit((1, 0, 0, 0, 0))

@@ -127,7 +127,19 @@ def test_an_exception_is_formatted_with_its_traceback() -> None:
 
 
 def test_levels_are_priorities() -> None:
-    assert [priority_of(level) for level in (100, 50, 49, 40, 30, 25, 20, 19, 10, 1, 0)] == [1, 1, 2, 2, 3, 4, 4, 5, 5, 5, 5]
+    assert [priority_of(level) for level in (100, 50, 49, 40, 30, 25, 20, 19, 10, 1, 0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+        4,
+        5,
+        5,
+        5,
+        5,
+    ]
     buffer = BufferManager()
     logger = logger_with(BufferHandler(buffer))
     for level in (10, 20, 30, 40, 50):
@@ -146,7 +158,9 @@ def test_own_priorities(priority, expected: dict[int, int]) -> None:
     logger = logger_with(BufferHandler(buffer, priority=priority))
     for level in (10, 20, 30, 40, 50):
         logger.log(level, "x")
-    assert {number: lane.accepted for number, lane in buffer.stats().lanes.items() if lane.accepted} == expected
+    assert {
+        number: lane.accepted for number, lane in buffer.stats().lanes.items() if lane.accepted
+    } == expected
 
 
 @pytest.mark.parametrize(
@@ -189,12 +203,16 @@ def elsewhere(seconds: float | None) -> time.struct_time:
 @given(
     moments=st.lists(st.floats(-1e6, 4e9), min_size=1, max_size=5),
     which=st.sampled_from(FORMATS),
-    converters=st.lists(st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5),
+    converters=st.lists(
+        st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5
+    ),
 )
 # The sum that the converter makes is rounded to a second that its moments are not in.
 @example(moments=[-1.0, -1e-60], which=FORMATS[0], converters=[elsewhere] * 5)
 @example(moments=[0.5, 1 - 2**-53], which=FORMATS[0], converters=[elsewhere] * 5)
-def test_the_text_is_what_the_formatter_makes(moments: list[float], which: logging.Formatter, converters: list) -> None:
+def test_the_text_is_what_the_formatter_makes(
+    moments: list[float], which: logging.Formatter, converters: list
+) -> None:
     handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
     handler.setFormatter(which)
     before = which.converter
@@ -423,7 +441,11 @@ def test_a_sink_that_fails_gets_its_lines_later_and_the_application_waits_for_no
             super().send(batch)
 
     sink = Failing()
-    config = BufferConfig(retry_backoff=0.001, max_retry_backoff=0.01, circuit_breaker=CircuitBreakerConfig(reset_timeout=0.05))
+    config = BufferConfig(
+        retry_backoff=0.001,
+        max_retry_backoff=0.01,
+        circuit_breaker=CircuitBreakerConfig(reset_timeout=0.05),
+    )
     handler = BufferHandler(config, sink=sink, priority=3)
     logger = logger_with(handler)
     for number in range(100):
@@ -435,7 +457,9 @@ def test_a_sink_that_fails_gets_its_lines_later_and_the_application_waits_for_no
     assert sink.closed
 
 
-def test_a_sink_that_is_gone_ends_the_delivery_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_is_gone_ends_the_delivery_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Gone(MemorySink):
         def send(self, batch) -> None:
             raise SinkGone(32, "nobody reads")
@@ -520,11 +544,17 @@ def test_dict_config(tmp_path: Path) -> None:
                     "formatter": "plain",
                     "level": "INFO",
                     "sink": str(path),
-                    "buffer": {"lane_bytes": "1M", "when_full": "drop_oldest", "circuit_breaker": {"reset_timeout": 5.0}},
+                    "buffer": {
+                        "lane_bytes": "1M",
+                        "when_full": "drop_oldest",
+                        "circuit_breaker": {"reset_timeout": 5.0},
+                    },
                     "priority": {"ERROR": 1, "INFO": 4},
                 }
             },
-            "loggers": {"app.dict": {"handlers": ["buffered"], "level": "DEBUG", "propagate": False}},
+            "loggers": {
+                "app.dict": {"handlers": ["buffered"], "level": "DEBUG", "propagate": False}
+            },
         }
     )
     logger = logging.getLogger("app.dict")
@@ -546,7 +576,12 @@ def test_dict_config_names_the_mistake() -> None:
             {
                 "version": 1,
                 "disable_existing_loggers": False,
-                "handlers": {"b": {"class": "backpressure.logging.BufferHandler", "buffer": {"circuit_breaker": {"reset": 1}}}},
+                "handlers": {
+                    "b": {
+                        "class": "backpressure.logging.BufferHandler",
+                        "buffer": {"circuit_breaker": {"reset": 1}},
+                    }
+                },
             }
         )
     assert isinstance(caught.value.__cause__, ConfigError)
@@ -559,7 +594,11 @@ def test_dict_config_names_the_mistake() -> None:
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
     )
 
 
@@ -592,7 +631,9 @@ def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
     assert done.stderr == ""
     lines = path.read_text().splitlines()
     assert [line for line in lines if line.startswith("main")] == [f"main {n}" for n in range(1000)]
-    assert [line for line in lines if line.startswith("thread")] == [f"thread {n}" for n in range(1000)]
+    assert [line for line in lines if line.startswith("thread")] == [
+        f"thread {n}" for n in range(1000)
+    ]
     assert "from atexit" in lines
 
 
@@ -633,7 +674,9 @@ def test_children_log_as_well(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = path.read_text().splitlines()
-    assert lines.count("parent before") == lines.count("parent after") == 1, "what the parent had is the parent's"
+    assert lines.count("parent before") == lines.count("parent after") == 1, (
+        "what the parent had is the parent's"
+    )
     for child in range(5):
         mine = [line for line in lines if line.startswith(f"child {child} ")]
         assert mine == [f"child {child} {n}" for n in range(100)]
@@ -668,7 +711,12 @@ def test_the_directory_is_the_parents(tmp_path: Path) -> None:
         str(tmp_path / "buffer"),
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.read_text().splitlines()) == ["child after", "parent after", "parent at last", "parent before"]
+    assert sorted(path.read_text().splitlines()) == [
+        "child after",
+        "parent after",
+        "parent at last",
+        "parent before",
+    ]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

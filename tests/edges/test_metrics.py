@@ -45,13 +45,19 @@ def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def total(samples, name: str, **labels: str) -> float:
     """Sum of the samples of that name which have those labels."""
-    return sum(value for (one, its), value in samples.items() if one == PREFIX + name and labels.items() <= dict(its).items())
+    return sum(
+        value
+        for (one, its), value in samples.items()
+        if one == PREFIX + name and labels.items() <= dict(its).items()
+    )
 
 
 def check_books(samples) -> None:
     for level in "12345":
-        of = {outcome: total(samples, "events_total", priority=level, outcome=outcome)
-              for outcome in ("offered", "accepted", "rejected", "acked", "dead_lettered", "dropped")}
+        of = {
+            outcome: total(samples, "events_total", priority=level, outcome=outcome)
+            for outcome in ("offered", "accepted", "rejected", "acked", "dead_lettered", "dropped")
+        }
         resident = total(samples, "resident_events", priority=level)
         assert of["offered"] == of["accepted"] + of["rejected"]
         assert of["accepted"] == of["acked"] + of["dead_lettered"] + of["dropped"] + resident
@@ -61,7 +67,9 @@ def test_a_scrape_satisfies_both_lines_when_every_term_has_been_used() -> None:
     clock = FakeClock()
     flow = FlowControlConfig(burst_size=400, max_events_per_second=400)
     buffer = make(clock, when_full=WhenFull.DROP_OLDEST, flow_control=flow)
-    buffer.add_events([b"x" * 100] * 100, priority=1)  # more than the lane holds: the oldest are dropped
+    buffer.add_events(
+        [b"x" * 100] * 100, priority=1
+    )  # more than the lane holds: the oldest are dropped
     buffer.add_events([b"y"] * 400, priority=2)  # more than the burst: refused
     buffer.get_batch(max_events=3).ack()
     buffer.get_batch(max_events=3).nack("no")
@@ -71,8 +79,15 @@ def test_a_scrape_satisfies_both_lines_when_every_term_has_been_used() -> None:
     samples = scrape(buffer)
     check_books(samples)
     stats = buffer.stats()
-    assert total(samples, "events_total", outcome="dropped", reason="oldest") == stats.dropped["oldest"] > 0
-    refused = {reason: total(samples, "events_total", outcome="rejected", reason=reason) for reason in ("rate", "share")}
+    assert (
+        total(samples, "events_total", outcome="dropped", reason="oldest")
+        == stats.dropped["oldest"]
+        > 0
+    )
+    refused = {
+        reason: total(samples, "events_total", outcome="rejected", reason=reason)
+        for reason in ("rate", "share")
+    }
     assert sum(refused.values()) == sum(stats.rejected.values()) > 0
     assert total(samples, "resident_events", state="in_flight") == len(held) == 3
     assert total(samples, "resident_events", state="retrying") == 2
@@ -93,18 +108,38 @@ def test_every_priority_and_reason_is_there_from_the_start() -> None:
         refusals = set(make().stats().flow_control.refused)
         assert refusals == {"rate", "share", "delay", "emergency"}
         for reason in ("full", "closed", *refusals):
-            assert samples[(PREFIX + "events_total",
-                            frozenset({"priority": level, "outcome": "rejected", "reason": reason}.items()))] == 0
+            assert (
+                samples[
+                    (
+                        PREFIX + "events_total",
+                        frozenset(
+                            {"priority": level, "outcome": "rejected", "reason": reason}.items()
+                        ),
+                    )
+                ]
+                == 0
+            )
         for reason in ("oldest", "closed"):
-            assert samples[(PREFIX + "events_total",
-                            frozenset({"priority": level, "outcome": "dropped", "reason": reason}.items()))] == 0
+            assert (
+                samples[
+                    (
+                        PREFIX + "events_total",
+                        frozenset(
+                            {"priority": level, "outcome": "dropped", "reason": reason}.items()
+                        ),
+                    )
+                ]
+                == 0
+            )
 
 
 def test_a_reason_that_nobody_knew_is_counted_too() -> None:
     buffer = make()
     buffer._lanes[2].reject(7, "moon phase")
     samples = scrape(buffer)
-    assert total(samples, "events_total", outcome="rejected", reason="moon phase", priority="3") == 7
+    assert (
+        total(samples, "events_total", outcome="rejected", reason="moon phase", priority="3") == 7
+    )
     check_books(samples)
 
 
@@ -115,7 +150,11 @@ def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
         for _ in range(2):
             buffer.get_batch(max_events=1).nack("no")
         samples = scrape(buffer)
-        assert total(samples, "dead_letter_events") == total(samples, "events_total", outcome="dead_lettered") == 2
+        assert (
+            total(samples, "dead_letter_events")
+            == total(samples, "events_total", outcome="dead_lettered")
+            == 2
+        )
         assert total(samples, "recovery_seconds") == buffer.stats().recovery_seconds > 0
         buffer.close(timeout=0)
         assert total(scrape(buffer), "dead_letter_events") == 2
@@ -128,7 +167,9 @@ def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
         buffer.close(timeout=0)
     memory = scrape(make())
     for name in ("recovery_seconds", "dead_letter_events"):
-        assert not [one for one in memory if one[0] == PREFIX + name], "a buffer in memory has no such series"
+        assert not [one for one in memory if one[0] == PREFIX + name], (
+            "a buffer in memory has no such series"
+        )
 
 
 def test_histograms() -> None:
@@ -144,15 +185,24 @@ def test_histograms() -> None:
     clock.advance(60.0)
     buffer.get_batch().ack()
     samples = scrape(buffer)
-    at = {name: {dict(labels)["le"]: value for (one, labels), value in samples.items()
-                 if one == f"{PREFIX}{name}_bucket" and ("priority", "3") in labels}
-          for name in ("queue_delay_seconds", "batch_latency_seconds", "batch_events")}
+    at = {
+        name: {
+            dict(labels)["le"]: value
+            for (one, labels), value in samples.items()
+            if one == f"{PREFIX}{name}_bucket" and ("priority", "3") in labels
+        }
+        for name in ("queue_delay_seconds", "batch_latency_seconds", "batch_events")
+    }
     # Of what was delivered a second time only the first delivery tells how long it had queued.
     assert (at["queue_delay_seconds"]["0.25"], at["queue_delay_seconds"]["0.5"]) == (0, 2)
     assert total(samples, "queue_delay_seconds_sum") == pytest.approx(0.6)
     assert [at["batch_latency_seconds"][bound] for bound in ("0.0001", "1.0", "2.5")] == [1, 1, 2]
     assert total(samples, "batch_latency_seconds_sum") == pytest.approx(2.0)
-    assert (at["batch_events"]["1.0"], at["batch_events"]["10.0"], at["batch_events"]["+Inf"]) == (0, 2, 2)
+    assert (at["batch_events"]["1.0"], at["batch_events"]["10.0"], at["batch_events"]["+Inf"]) == (
+        0,
+        2,
+        2,
+    )
     assert total(samples, "batch_events_sum") == 12
     for name, buckets in at.items():
         counts = list(buckets.values())
@@ -176,7 +226,11 @@ def test_histogram_bounds_and_quantiles() -> None:
 
 def test_breaker_and_pressure() -> None:
     clock = FakeClock()
-    buffer = make(clock, circuit_breaker=CircuitBreakerConfig(min_requests=2, reset_timeout=30.0), retry_backoff=0.0)
+    buffer = make(
+        clock,
+        circuit_breaker=CircuitBreakerConfig(min_requests=2, reset_timeout=30.0),
+        retry_backoff=0.0,
+    )
     states = ("closed", "open", "half_open", "forced_open", "disabled")
     shown = [total(scrape(buffer), "circuit_breaker_state", state=state) for state in states]
     assert shown == [1, 0, 0, 0, 0]
@@ -184,7 +238,13 @@ def test_breaker_and_pressure() -> None:
     for _ in range(2):
         buffer.get_batch(max_events=1).nack("down")
     samples = scrape(buffer)
-    assert [total(samples, "circuit_breaker_state", state=state) for state in states] == [0, 1, 0, 0, 0]
+    assert [total(samples, "circuit_breaker_state", state=state) for state in states] == [
+        0,
+        1,
+        0,
+        0,
+        0,
+    ]
     assert total(samples, "circuit_breaker_trips_total") == 1
     assert total(samples, "circuit_breaker_calls_total", result="failed") == 2
     assert 0 < total(samples, "circuit_breaker_retry_after_seconds") <= 60
@@ -204,12 +264,23 @@ def test_breaker_and_pressure() -> None:
 
 
 def test_policies() -> None:
-    buffer = make(batching=AdaptiveBatchConfig(initial_batch_size=1234), flow_control=FlowControlConfig(burst_size=1000))
+    buffer = make(
+        batching=AdaptiveBatchConfig(initial_batch_size=1234),
+        flow_control=FlowControlConfig(burst_size=1000),
+    )
     buffer.adjust_flow_control_rate(5e6)
     samples = scrape(buffer)
     assert total(samples, "batch_size_events") == 1234
-    assert total(samples, "rate_limit_events_per_second") == total(samples, "rate_in_force_events_per_second") == 5e6
-    assert total(samples, "flow_control_burst_events") == total(samples, "flow_control_tokens_events") == 1000
+    assert (
+        total(samples, "rate_limit_events_per_second")
+        == total(samples, "rate_in_force_events_per_second")
+        == 5e6
+    )
+    assert (
+        total(samples, "flow_control_burst_events")
+        == total(samples, "flow_control_tokens_events")
+        == 1000
+    )
     assert total(samples, "emergency_active") == 0
     assert total(samples, "capacity_bytes", priority="5") >= 4096
 
@@ -257,7 +328,9 @@ def test_time_under_pressure_does_not_go_back_in_the_moment_in_which_it_ends() -
     buffer = make(clock)
     buffer._notices._pressed_since = 90.0
     assert buffer.stats().backpressure_seconds == 10.0
-    buffer._notices._pressed_since = None  # as another thread leaves it, before it adds the ten seconds to the sum
+    buffer._notices._pressed_since = (
+        None  # as another thread leaves it, before it adds the ten seconds to the sum
+    )
     assert buffer.stats().backpressure_seconds == 10.0
 
 
@@ -298,7 +371,9 @@ def test_spilled_events_are_seen(tmp_path: Path) -> None:
 
 
 def test_a_disk_tier_without_room_is_seen(tmp_path: Path) -> None:
-    buffer = BufferManager(BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer", max_disk_bytes=1 << 20))
+    buffer = BufferManager(
+        BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer", max_disk_bytes=1 << 20)
+    )
     deadline = time.monotonic() + 30.0
     while not (refused := total(samples := scrape(buffer), "disk_refused_total", priority="3")):
         assert time.monotonic() < deadline, "the disk was never full"
@@ -412,7 +487,10 @@ def test_opentelemetry_sees_the_same(otel, monkeypatch: pytest.MonkeyPatch) -> N
     assert at("circuit_breaker_state", state="closed") == 1
     assert at("queue_delay.count", priority="3") == 1
     assert at("queue_delay.sum", priority="3") == pytest.approx(0.3)
-    assert (at("queue_delay.bucket", priority="3", le="0.25"), at("queue_delay.bucket", priority="3", le="0.5")) == (0, 1)
+    assert (
+        at("queue_delay.bucket", priority="3", le="0.25"),
+        at("queue_delay.bucket", priority="3", le="0.5"),
+    ) == (0, 1)
     assert at("oldest_event_age", priority="3") == pytest.approx(0.3)
     buffer.get_batch().ack()
     seen = observed(reader)
@@ -424,7 +502,13 @@ def test_opentelemetry_names_and_units() -> None:
     dotted = {family.name: family.dotted for family in FAMILIES}
     assert dotted["backpressure_buffer_events_total"] == ("backpressure.buffer.events", "{event}")
     assert dotted["backpressure_buffer_used_bytes"] == ("backpressure.buffer.used", "By")
-    assert dotted["backpressure_buffer_backpressure_seconds_total"] == ("backpressure.buffer.backpressure", "s")
+    assert dotted["backpressure_buffer_backpressure_seconds_total"] == (
+        "backpressure.buffer.backpressure",
+        "s",
+    )
     assert dotted["backpressure_buffer_pressure_ratio"] == ("backpressure.buffer.pressure", "1")
-    assert dotted["backpressure_buffer_resident_events"] == ("backpressure.buffer.resident_events", "{event}")
+    assert dotted["backpressure_buffer_resident_events"] == (
+        "backpressure.buffer.resident_events",
+        "{event}",
+    )
     assert len(set(dotted.values())) == len(dotted)

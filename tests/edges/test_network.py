@@ -59,7 +59,9 @@ class Collected:
     @property
     def lines(self) -> list[bytes]:
         with self.lock:
-            return b"".join(chunk if chunk.endswith(b"\n") else chunk + b"\n" for chunk in self.chunks).splitlines()
+            return b"".join(
+                chunk if chunk.endswith(b"\n") else chunk + b"\n" for chunk in self.chunks
+            ).splitlines()
 
 
 @contextmanager
@@ -110,7 +112,9 @@ def test_many_connections_at_once() -> None:
             thread.join()
         until(lambda: len(collected.lines) == 1600)
     for name in range(8):
-        assert [line for line in collected.lines if line.startswith(b"%d " % name)] == [b"%d %d" % (name, n) for n in range(200)]
+        assert [line for line in collected.lines if line.startswith(b"%d " % name)] == [
+            b"%d %d" % (name, n) for n in range(200)
+        ]
 
 
 @pytest.mark.parametrize("limit", [10, 300_000])
@@ -119,7 +123,9 @@ def test_a_line_that_is_too_long_costs_only_itself(limit: int) -> None:
     collected = Collected()
     with running(source, collected):
         with socket.create_connection(address) as peer:
-            peer.sendall(b"a\n" + b"x" * limit + b"\n" + b"y" * (limit + 1) + b"\nb\n" + b"z" * (3 * limit))
+            peer.sendall(
+                b"a\n" + b"x" * limit + b"\n" + b"y" * (limit + 1) + b"\nb\n" + b"z" * (3 * limit)
+            )
         until(lambda: source.oversized == 2)
         until(lambda: len(collected.lines) == 3)
     assert collected.lines == [b"a", b"x" * limit, b"b"]
@@ -272,7 +278,10 @@ def test_batches_are_posted_over_one_connection(server: Server) -> None:
     sink.send(second)
     sink.close()
     sink.close()
-    assert [(path, body) for path, _, body in server.requests] == [("/in?x=1", b"one\ntwo\n"), ("/in?x=1", b"three\n")]
+    assert [(path, body) for path, _, body in server.requests] == [
+        ("/in?x=1", b"one\ntwo\n"),
+        ("/in?x=1", b"three\n"),
+    ]
     assert server.requests[0][1]["Authorization"] == "Bearer x"
     assert server.requests[0][1]["Idempotency-Key"] == first.id
     assert server.connections == 1
@@ -342,6 +351,7 @@ def test_a_server_that_hangs_is_given_up() -> None:
 
 def test_what_is_no_http_is_an_os_error() -> None:
     with tcp_listener("127.0.0.1", 0) as listener:
+
         def answer() -> None:
             connection, _ = listener.accept()
             connection.recv(1000)
@@ -357,7 +367,13 @@ def test_what_is_no_http_is_an_os_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "message"), [("ftp://x/", "http"), ("x", "http"), ("http://", "http"), ("http://user:pw@host/", "Authorization")]
+    ("url", "message"),
+    [
+        ("ftp://x/", "http"),
+        ("x", "http"),
+        ("http://", "http"),
+        ("http://user:pw@host/", "Authorization"),
+    ],
 )
 def test_urls_that_can_not_work(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:

@@ -32,7 +32,9 @@ def batch_of(*events: bytes, priority: int = 3, buffer: BufferManager | None = N
 class Stumbling:
     """A writer that writes at most `step` bytes at a time and fails once, after `fail_after` bytes."""
 
-    def __init__(self, step: int = 1 << 30, fail_after: int | None = None, error: int = errno.ENOSPC) -> None:
+    def __init__(
+        self, step: int = 1 << 30, fail_after: int | None = None, error: int = errno.ENOSPC
+    ) -> None:
         self.step = step
         self.left = fail_after
         self.error = error
@@ -112,17 +114,31 @@ def test_the_marked_event_gets_no_newline(tmp_path: Path) -> None:
 
 # Each batch: (its events, after how many bytes each attempt but the last fails).
 events_of_a_batch = st.lists(st.sampled_from([b"", b"a", b"bc"]), min_size=1, max_size=4)
-attempts = st.lists(st.tuples(events_of_a_batch, st.lists(st.integers(0, 6), max_size=3)), max_size=6)
+attempts = st.lists(
+    st.tuples(events_of_a_batch, st.lists(st.integers(0, 6), max_size=3)), max_size=6
+)
 
 
-@given(plan=attempts, kind=st.sampled_from([FileSink, StreamSink]), step=st.integers(1, 5), piece=st.integers(1, 9))
+@given(
+    plan=attempts,
+    kind=st.sampled_from([FileSink, StreamSink]),
+    step=st.integers(1, 5),
+    piece=st.integers(1, 9),
+)
 def test_a_batch_that_failed_and_comes_again_stands_once_in_the_output(
-    plan: list[tuple[list[bytes], list[int]]], kind: type[FileSink | StreamSink], step: int, piece: int
+    plan: list[tuple[list[bytes], list[int]]],
+    kind: type[FileSink | StreamSink],
+    step: int,
+    piece: int,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "out.log")
         stream = kind is StreamSink
-        sink = StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) if stream else FileSink(path)
+        sink = (
+            StreamSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path))
+            if stream
+            else FileSink(path)
+        )
         sink._piece = memoryview(bytearray(piece))
         expected = b""
         for events, failures in plan:
@@ -137,7 +153,10 @@ def test_a_batch_that_failed_and_comes_again_stands_once_in_the_output(
                     if kind is FileSink:
                         assert path.read_bytes() == expected
                     else:
-                        assert path.read_bytes() == before + text[len(before) - len(expected) :][:fail_after]
+                        assert (
+                            path.read_bytes()
+                            == before + text[len(before) - len(expected) :][:fail_after]
+                        )
                 else:
                     break
             else:
@@ -322,7 +341,9 @@ def test_a_failing_sink_fails_as_often_as_it_says_and_the_same_way_each_time() -
     first = outcomes(1)
     assert first == outcomes(1)
     assert first != outcomes(2)
-    assert 60 <= first.count(False) <= 140  # 100 expected, and 4.6 standard deviations on either side
+    assert (
+        60 <= first.count(False) <= 140
+    )  # 100 expected, and 4.6 standard deviations on either side
 
 
 def test_a_failing_sink_also_cuts_writes_and_a_file_survives_it(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ line_bytes = st.text("ab\n", max_size=40).map(str.encode)
 @given(contents=st.lists(line_bytes, max_size=5), chunk_bytes=st.integers(1, 30))
 @example(contents=[b"a", b"", b"b\n", b"\n"], chunk_bytes=2)
 @example(contents=[b"ab" * 8 + b"\n" + b"a"], chunk_bytes=1)
-def test_the_chunks_are_the_files_one_after_the_other(contents: list[bytes], chunk_bytes: int) -> None:
+def test_the_chunks_are_the_files_one_after_the_other(
+    contents: list[bytes], chunk_bytes: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_files(Path(folder), contents)
         files = dict(zip(paths, contents, strict=True))
@@ -66,7 +68,11 @@ def test_the_chunks_are_the_files_one_after_the_other(contents: list[bytes], chu
         assert reader.carried_bytes == 0
 
 
-@given(contents=st.lists(line_bytes, max_size=4), limit=st.integers(1, 12), chunk_bytes=st.integers(1, 20))
+@given(
+    contents=st.lists(line_bytes, max_size=4),
+    limit=st.integers(1, 12),
+    chunk_bytes=st.integers(1, 20),
+)
 @example(contents=[b"abcd"], limit=4, chunk_bytes=20)
 @example(contents=[b"abcde"], limit=4, chunk_bytes=1)
 @example(contents=[b"abcd\nabcde\n"], limit=4, chunk_bytes=20)
@@ -172,7 +178,9 @@ def test_a_source_that_fails_half_way_names_itself(tmp_path: Path) -> None:
     assert not reader.exhausted
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="only there such a file is at hand")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/mem"), reason="only there such a file is at hand"
+)
 def test_an_error_while_reading_names_the_source() -> None:
     got, error = read_all(LineReader(["/proc/self/mem"], max_line_bytes=100))
     assert got == b""
@@ -194,7 +202,9 @@ def test_check_source(tmp_path: Path) -> None:
 def test_check_source_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may read all
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # the tests may run as root, who may read all
     with pytest.raises(PermissionError, match=r"a\.log"):
         check_source(str(path))
 

@@ -9,15 +9,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Run, SpillConfig, SpillStore
+from backpressure.spill import (
+    BufferDirectory,
+    DeadLetter,
+    DeadLetterStore,
+    Run,
+    SpillConfig,
+    SpillStore,
+)
 from backpressure.testing import CrashingFileSystem
 from tests.torture.journal import columns
 
 GOLDEN = Path(__file__).parent / "spill-v1"
 CONFIG = SpillConfig(segment_bytes=4096, block_bytes=512, reserve_bytes=0, ack_record_bytes=512)
 START = (1 << 32) - 3
-EVENTS = [b"event %d" % number * (number % 40 + 1) for number in range(60)] + [b"", b"\n", b"\0" * 300]
-LETTER = DeadLetter(event=b"poison", error="too sharp: é", attempts=5, priority=2, seq=77, time_ns=1_700_000_000_000_000_000)
+EVENTS = [b"event %d" % number * (number % 40 + 1) for number in range(60)] + [
+    b"",
+    b"\n",
+    b"\0" * 300,
+]
+LETTER = DeadLetter(
+    event=b"poison",
+    error="too sharp: é",
+    attempts=5,
+    priority=2,
+    seq=77,
+    time_ns=1_700_000_000_000_000_000,
+)
 
 
 def make() -> CrashingFileSystem:
@@ -25,7 +43,9 @@ def make() -> CrashingFileSystem:
     disk = CrashingFileSystem(seed=1)
     with BufferDirectory("/golden", disk) as directory:
         for lane, pressure in ((1, 1.0), (2, 0.0)):
-            with SpillStore(directory.lane(f"lane-{lane}"), lane, directory.buffer_id, CONFIG, disk) as store:
+            with SpillStore(
+                directory.lane(f"lane-{lane}"), lane, directory.buffer_id, CONFIG, disk
+            ) as store:
                 store.append(START, *columns(EVENTS[:50]), pressure, 1_700_000_000_000_000_000)
                 store.append(START + 100, *columns(EVENTS[50:]), pressure)
                 for first, count in ((START + 10, 5), (START, 2)):
@@ -42,7 +62,10 @@ def files_of(disk: CrashingFileSystem) -> dict[str, bytes]:
     """Path below /golden: content."""
     found = {"manifest": disk.read_file("/golden/manifest")}
     for name in ("lane-1", "lane-2", "dead-letters"):
-        found |= {f"{name}/{one}": disk.read_file(f"/golden/{name}/{one}") for one in sorted(disk.listdir(f"/golden/{name}"))}
+        found |= {
+            f"{name}/{one}": disk.read_file(f"/golden/{name}/{one}")
+            for one in sorted(disk.listdir(f"/golden/{name}"))
+        }
     return found
 
 

@@ -85,7 +85,9 @@ def test_a_head_is_limited(buffer: BufferManager, begin: bytes, more: bytes) -> 
     with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
         connection.sendall(begin)
         assert pour(connection, forever(more), 64 << 20) < 64 << 20, "it took all of it"
-        assert answer(connection)[:12] in (b"HTTP/1.1 431", b""), "or the rest of what was sent made the system break it off"
+        assert answer(connection)[:12] in (b"HTTP/1.1 431", b""), (
+            "or the rest of what was sent made the system break it off"
+        )
         assert is_well(address)
 
 
@@ -100,7 +102,9 @@ def test_a_head_that_is_just_too_large_is_told_so(buffer: BufferManager) -> None
                 assert answer(connection)[9:12] == status
 
 
-@pytest.mark.parametrize("flood", [b"A: b\r\n" * 700, b"x" * 4096], ids=["trailers", "a chunk's extension"])
+@pytest.mark.parametrize(
+    "flood", [b"A: b\r\n" * 700, b"x" * 4096], ids=["trailers", "a chunk's extension"]
+)
 def test_what_is_neither_head_nor_body_is_limited(buffer: BufferManager, flood: bytes) -> None:
     begin = b"GET /buffer/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
@@ -119,7 +123,12 @@ def test_a_body_of_small_chunks_is_no_head(buffer: BufferManager) -> None:
 @pytest.mark.parametrize(
     "begin",
     [b"", HEAD, HEAD + b"\r\n" + HEAD, HEAD + b"Content-Length: 10\r\n\r\nabc"],
-    ids=["silent", "within the head", "within the second head", "within a body that nobody waits for"],
+    ids=[
+        "silent",
+        "within the head",
+        "within the second head",
+        "within a body that nobody waits for",
+    ],
 )
 def test_who_says_nothing_is_let_go(buffer: BufferManager, begin: bytes) -> None:
     with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
@@ -129,7 +138,11 @@ def test_who_says_nothing_is_let_go(buffer: BufferManager, begin: bytes) -> None
 
 
 def test_a_connection_that_is_used_stays(buffer: BufferManager) -> None:
-    with serving(buffer, config=QUICK) as address, httpx.Client() as client, closing(connect(address)) as silent:
+    with (
+        serving(buffer, config=QUICK) as address,
+        httpx.Client() as client,
+        closing(connect(address)) as silent,
+    ):
         client.get(f"{address}/buffer/health")
         # As long as it takes until the one that says nothing is let go, and the time is up several times over.
         opened = len(client._transport._pool.connections)
@@ -155,7 +168,9 @@ def test_an_upload_that_takes_its_time_is_not_given_up(buffer: BufferManager) ->
             answer(silent)  # until that one has been given up
             yield b"two\n"
 
-        assert httpx.post(f"{address}/events", headers=AUTH, content=content()).json()["accepted"] == 2
+        assert (
+            httpx.post(f"{address}/events", headers=AUTH, content=content()).json()["accepted"] == 2
+        )
 
 
 def test_who_does_not_read_is_let_go(buffer: BufferManager) -> None:
@@ -167,7 +182,10 @@ def test_who_does_not_read_is_let_go(buffer: BufferManager) -> None:
 
 
 def test_requests_that_wait_on_one_connection_are_limited(buffer: BufferManager) -> None:
-    request, last = b"GET /buffer/health HTTP/1.1\r\nHost: localhost\r\n", b"Connection: close\r\n\r\n"
+    request, last = (
+        b"GET /buffer/health HTTP/1.1\r\nHost: localhost\r\n",
+        b"Connection: close\r\n\r\n",
+    )
     with serving(buffer, config=QUICK) as address:
         for many, most in ((32, 32), (5000, 31)):
             with closing(connect(address)) as connection:
@@ -183,7 +201,9 @@ def test_there_are_only_so_many_connections(buffer: BufferManager) -> None:
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
         silent = [connect(address) for _ in range(40)]
         refused = [answer(one) for one in silent[8:]]
-        assert {reply.split(b"\r\n")[0] for reply in refused} == {b"HTTP/1.1 503 Service Unavailable"}
+        assert {reply.split(b"\r\n")[0] for reply in refused} == {
+            b"HTTP/1.1 503 Service Unavailable"
+        }
         for one in silent[8:]:
             one.close()
         if before is not None:
@@ -193,7 +213,9 @@ def test_there_are_only_so_many_connections(buffer: BufferManager) -> None:
         until(lambda: is_well(address))
 
 
-def test_rubbish_does_not_flood_the_log(buffer: BufferManager, caplog: pytest.LogCaptureFixture) -> None:
+def test_rubbish_does_not_flood_the_log(
+    buffer: BufferManager, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     upgrade = HEAD + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
     with serving(buffer, config=QUICK) as address:
@@ -203,7 +225,9 @@ def test_rubbish_does_not_flood_the_log(buffer: BufferManager, caplog: pytest.Lo
                 connection.sendall(sent)
                 assert answer(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 200")
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [record.getMessage().partition(": ")[2] for record in warnings] == ["no HTTP (1 such since the last line)"]
+    assert [record.getMessage().partition(": ")[2] for record in warnings] == [
+        "no HTTP (1 such since the last line)"
+    ]
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
@@ -213,10 +237,14 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
         accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            accepted.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            accepted.set_result(
+                writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            )
             writer.close()
 
-        async with await asyncio.start_server(on_connection, sock=tcp_listener("127.0.0.1", 0)) as server:
+        async with await asyncio.start_server(
+            on_connection, sock=tcp_listener("127.0.0.1", 0)
+        ) as server:
             _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             nodelay = await accepted
             writer.close()

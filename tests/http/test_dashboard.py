@@ -41,9 +41,19 @@ def test_every_file_is_served_with_its_type_and_nothing_else_is() -> None:
             continue
         reply = client.get(f"/buffer/static/{path.name}", headers={})
         assert (reply.status_code, reply.content) == (200, path.read_bytes()), path.name
-        again = client.get(f"/buffer/static/{path.name}", headers={"If-None-Match": reply.headers["etag"]})
+        again = client.get(
+            f"/buffer/static/{path.name}", headers={"If-None-Match": reply.headers["etag"]}
+        )
         assert (again.status_code, again.content) == (304, b"")
-    for name in ("__init__.py", "../app.py", "..%2fapp.py", "%2e%2e/app.py", ".", "nothing.js", "index.html/"):
+    for name in (
+        "__init__.py",
+        "../app.py",
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        ".",
+        "nothing.js",
+        "index.html/",
+    ):
         assert client.get(f"/buffer/static/{name}", headers={}).status_code in (404, 307), name
 
 
@@ -53,7 +63,13 @@ def test_the_page_needs_nothing_from_elsewhere_and_nothing_inline() -> None:
     assert re.findall(r"<script(?![^>]*\bsrc=)|<style|\son[a-z]+=|\sstyle=|javascript:", page) == []
     for name in ("dashboard.js", "charts.js", "dashboard.css"):
         text = (FILES / name).read_text()
-        assert re.findall(r"https?://|innerHTML|insertAdjacentHTML|document\.write|\beval\b|url\(|@import", text) == [], name
+        assert (
+            re.findall(
+                r"https?://|innerHTML|insertAdjacentHTML|document\.write|\beval\b|url\(|@import",
+                text,
+            )
+            == []
+        ), name
     assert "MIT" in (FILES / "uPlot.LICENSE").read_text()
 
 
@@ -70,14 +86,27 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         for flag in (
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+            *(
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-sync",
+            ),
+            *(
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-dev-shm-usage",
+            ),
             *(f"--user-data-dir={profile}", "--window-size=1280,1400"),
             # Lines of whole pixels, which show their colour without a blend.
             "--force-device-scale-factor=2",
         ):
             options.add_argument(flag)
-        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+        }
         with closing_browser(webdriver.Chrome(options, Service(driver, env=environment))) as opened:
             yield opened
 
@@ -117,7 +146,9 @@ def buffer() -> Iterator[BufferManager]:
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
-    return str(browser.execute_script("return document.querySelector(arguments[0]).textContent", selector)).strip()
+    return str(
+        browser.execute_script("return document.querySelector(arguments[0]).textContent", selector)
+    ).strip()
 
 
 def painted(browser: webdriver.Chrome, chart: str) -> int:
@@ -144,7 +175,11 @@ def painted(browser: webdriver.Chrome, chart: str) -> int:
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
     """What the browser's console says, of a violated policy, a failed request or an exception, but for `painted` itself."""
-    return [entry["message"] for entry in browser.get_log("browser") if "getImageData" not in entry["message"]]
+    return [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if "getImageData" not in entry["message"]
+    ]
 
 
 def give_token(browser: webdriver.Chrome, token: str) -> None:
@@ -158,7 +193,9 @@ def set_value(browser: webdriver.Chrome, control: str, value: str) -> None:
     browser.find_element(By.CSS_SELECTOR, f"[data-control={control}] button").click()
 
 
-def test_it_draws_the_figures_and_asks_for_nothing_elsewhere(browser: webdriver.Chrome, buffer: BufferManager) -> None:
+def test_it_draws_the_figures_and_asks_for_nothing_elsewhere(
+    browser: webdriver.Chrome, buffer: BufferManager
+) -> None:
     with serving(buffer) as address:
         browser.get(f"{address}/buffer/")
         until(lambda: text(browser, "#connection .text") == "live")
@@ -167,16 +204,22 @@ def test_it_draws_the_figures_and_asks_for_nothing_elsewhere(browser: webdriver.
         assert text(browser, "[data-tile=circuit]") == "closed"
         assert text(browser, "[data-tile=batch]") == "50K"
         assert text(browser, "#health .text") == "healthy"
-        asked = browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+        asked = browser.execute_script(
+            "return performance.getEntriesByType('resource').map((one) => one.name)"
+        )
         assert len(asked) > 5
         assert [url for url in asked if not url.startswith(f"{address}/buffer/")] == []
         assert complaints(browser) == []
-        labels = browser.execute_script("return [...document.querySelectorAll('.plot')].map((one) => one.ariaLabel)")
+        labels = browser.execute_script(
+            "return [...document.querySelectorAll('.plot')].map((one) => one.ariaLabel)"
+        )
         assert all("Now:" in label for label in labels)
         browser.get("about:blank")
 
 
-def test_it_shows_events_as_text_whatever_they_contain(browser: webdriver.Chrome, buffer: BufferManager) -> None:
+def test_it_shows_events_as_text_whatever_they_contain(
+    browser: webdriver.Chrome, buffer: BufferManager
+) -> None:
     with serving(buffer) as address:
         browser.get(f"{address}/buffer/")
         until(lambda: text(browser, "#connection .text") == "live")
@@ -209,7 +252,9 @@ def test_controls_act_and_need_the_token(browser: webdriver.Chrome, buffer: Buff
         set_value(browser, "batch", "5000")
         until(lambda: buffer.stats().batching.batch_size == 5000)
         set_value(browser, "batch", "5")
-        until(lambda: "size: must be an int from 1,000 to 100,000, not 5" in text(browser, "#result"))
+        until(
+            lambda: "size: must be an int from 1,000 to 100,000, not 5" in text(browser, "#result")
+        )
         assert buffer.stats().batching.batch_size == 5000
         buffer._breaker.force_open()
         until(lambda: text(browser, "[data-tile=circuit]") == "forced open")
@@ -226,7 +271,9 @@ def test_controls_act_and_need_the_token(browser: webdriver.Chrome, buffer: Buff
         browser.get("about:blank")
 
 
-def test_a_lost_connection_is_shown_and_heals(browser: webdriver.Chrome, buffer: BufferManager) -> None:
+def test_a_lost_connection_is_shown_and_heals(
+    browser: webdriver.Chrome, buffer: BufferManager
+) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -247,7 +294,9 @@ def test_a_lost_connection_is_shown_and_heals(browser: webdriver.Chrome, buffer:
         browser.get("about:blank")
 
 
-def test_it_can_be_used_by_keyboard_and_on_a_phone(browser: webdriver.Chrome, buffer: BufferManager) -> None:
+def test_it_can_be_used_by_keyboard_and_on_a_phone(
+    browser: webdriver.Chrome, buffer: BufferManager
+) -> None:
     with serving(buffer) as address:
         size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -290,7 +339,11 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_in_light_and_dark(scheme: str) -> None:
     blocks = re.findall(r":root \{(.*?)\}", (FILES / "dashboard.css").read_text(), re.DOTALL)
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")))
+    colours = dict(
+        re.findall(
+            r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")
+        )
+    )
     for front, back in (("text", "card"), ("text", "page"), ("soft", "card"), ("soft", "page"), ("good", "good-back"),
                         ("warn", "warn-back"), ("bad", "bad-back"), ("bad", "card"), ("good", "card"), ("accent", "card"),
                         ("on-accent", "accent")):  # fmt: skip
@@ -314,7 +367,10 @@ def test_it_works_in_the_dark(browser: webdriver.Chrome, buffer: BufferManager) 
         until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
         light = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         prefer("dark")
-        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != light
+        assert (
+            browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            != light
+        )
         until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
         prefer("light")
         browser.get("about:blank")

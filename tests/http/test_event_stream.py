@@ -100,7 +100,9 @@ def test_who_connects_again_misses_nothing(buffer: BufferManager) -> None:
             assert [stream.event()["data"]["seq"] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_who_lost_the_connection_before_the_first_event_misses_none_either(buffer: BufferManager) -> None:
+def test_who_lost_the_connection_before_the_first_event_misses_none_either(
+    buffer: BufferManager,
+) -> None:
     buffer.adjust_batch_size(2000)
     with serving(buffer) as address:
         with streaming(address) as stream:
@@ -137,7 +139,10 @@ def test_streams_are_limited_and_let_go(buffer: BufferManager) -> None:
     with serving(buffer, config=HttpConfig(max_streams=2)) as address:
         with streaming(address), streaming(address):
             refused = httpx.get(f"{address}/buffer/events")
-            assert (refused.status_code, "2 event streams" in refused.json()["detail"]) == (503, True)
+            assert (refused.status_code, "2 event streams" in refused.json()["detail"]) == (
+                503,
+                True,
+            )
             assert "retry-after" in refused.headers
         until(lambda: subscribers(buffer) == 0)
         with streaming(address):
@@ -246,7 +251,9 @@ def test_last_event_id(buffer: BufferManager) -> None:
         assert parse_id(other, buffer) == 0
 
 
-def test_a_client_that_goes_away_before_the_first_byte_leaves_nothing(buffer: BufferManager) -> None:
+def test_a_client_that_goes_away_before_the_first_byte_leaves_nothing(
+    buffer: BufferManager,
+) -> None:
     app = create_app(buffer)
     sent: list[Any] = []
 

@@ -74,7 +74,9 @@ def test_stats_are_the_buffers_own(buffer: BufferManager, client: Client) -> Non
 
 
 def test_infinity_is_null(buffer: BufferManager) -> None:
-    config = BufferConfig(lane_bytes=4096, flow_control=FlowControlConfig(max_events_per_second=float("inf")))
+    config = BufferConfig(
+        lane_bytes=4096, flow_control=FlowControlConfig(max_events_per_second=float("inf"))
+    )
     shown = Client(BufferManager(config)).get("/buffer/flow-control")
     assert shown.status_code == 200
     assert shown.json()["rate_limit"] is None
@@ -92,7 +94,12 @@ def test_health_says_whether_and_why_not() -> None:
     breaker = CircuitBreakerConfig(min_requests=1)
     buffer = BufferManager(BufferConfig(lane_bytes=4096, circuit_breaker=breaker))
     client = Client(buffer)
-    assert client.get("/buffer/health").json() == {"status": "ok", "live": True, "ready": True, "reasons": []}
+    assert client.get("/buffer/health").json() == {
+        "status": "ok",
+        "live": True,
+        "ready": True,
+        "reasons": [],
+    }
     buffer.add_events([b"x"])
     batch = buffer.get_batch()
     assert batch is not None
@@ -119,7 +126,9 @@ def test_health_says_whether_and_why_not() -> None:
     assert client.get("/buffer/health").status_code == 503
 
 
-def test_metrics_come_from_the_metrics_module(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_come_from_the_metrics_module(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = types.ModuleType("backpressure.metrics")
     asked = []
 
@@ -145,7 +154,9 @@ def test_metrics_say_what_is_missing(client: Client, monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- what it changes
 
 
-def test_changes_are_in_force_at_once(buffer: BufferManager, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_in_force_at_once(
+    buffer: BufferManager, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "backpressure.audit")
     told: list[Tuned] = []
     buffer.on(EventType.TUNED, told.append)
@@ -158,20 +169,30 @@ def test_changes_are_in_force_at_once(buffer: BufferManager, client: Client, cap
     shown = client.get("/buffer/stats").json()
     assert shown["flow_control"]["rate_limit"] == shown["flow_control"]["rate_in_force"] == 1234.5
     assert shown["batching"]["batch_size"] == 2345
-    assert [(one.setting, one.old, one.new) for one in told] == [tuple(reply.values()) for reply in replies]
+    assert [(one.setting, one.old, one.new) for one in told] == [
+        tuple(reply.values()) for reply in replies
+    ]
     assert {one.by for one in told} == {"http 192.0.2.7:4711"}
-    lines = [record.getMessage() for record in caplog.records if record.name == "backpressure.audit"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "backpressure.audit"
+    ]
     assert lines[0] == "flow_control_rate: 20000000.0 -> 1234.5, by http 192.0.2.7:4711"
     assert len(lines) == 3
 
 
 def test_a_whole_number_is_one_however_it_is_written(buffer: BufferManager, client: Client) -> None:
-    reply = client.post("/buffer/batch-size", content=b'{"size": 5e3}', headers={**AUTH, "Content-Type": "application/json"})
+    reply = client.post(
+        "/buffer/batch-size",
+        content=b'{"size": 5e3}',
+        headers={**AUTH, "Content-Type": "application/json"},
+    )
     assert (reply.status_code, buffer.stats().batching.batch_size) == (200, 5000)
 
 
 def test_a_reset_closes_the_circuit() -> None:
-    buffer = BufferManager(BufferConfig(lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1)))
+    buffer = BufferManager(
+        BufferConfig(lane_bytes=4096, circuit_breaker=CircuitBreakerConfig(min_requests=1))
+    )
     buffer.add_events([b"x"])
     batch = buffer.get_batch()
     assert batch is not None
@@ -185,28 +206,53 @@ def test_a_reset_closes_the_circuit() -> None:
 @pytest.mark.parametrize(
     ("url", "body", "status", "says"),
     [
-        ("/buffer/flow-control/rate", '{"rate": -1}', 422, "rate: Input should be greater than or equal to 0"),
+        (
+            "/buffer/flow-control/rate",
+            '{"rate": -1}',
+            422,
+            "rate: Input should be greater than or equal to 0",
+        ),
         ("/buffer/flow-control/rate", '{"rate": 1e13}', 422, "rate: "),
         ("/buffer/flow-control/rate", '{"rate": NaN}', 422, "finite"),
         ("/buffer/flow-control/rate", '{"rate": Infinity}', 422, "rate: "),
         ("/buffer/flow-control/rate", '{"rate": 1e999}', 422, "rate: "),
         ("/buffer/flow-control/rate", '{"rate": "5"}', 422, "rate: Input should be a valid number"),
-        ("/buffer/flow-control/rate", '{"rate": true}', 422, "rate: Input should be a valid number"),
+        (
+            "/buffer/flow-control/rate",
+            '{"rate": true}',
+            422,
+            "rate: Input should be a valid number",
+        ),
         ("/buffer/flow-control/rate", '{"rate": null}', 422, "rate: "),
-        ("/buffer/flow-control/rate", '{"rate": 5, "burst": 1}', 422, "burst: Extra inputs are not permitted"),
+        (
+            "/buffer/flow-control/rate",
+            '{"rate": 5, "burst": 1}',
+            422,
+            "burst: Extra inputs are not permitted",
+        ),
         ("/buffer/flow-control/rate", "{}", 422, "rate: Field required"),
         ("/buffer/flow-control/rate", "[5]", 422, "body: "),
         ("/buffer/flow-control/rate", "5", 422, "body: "),
         ("/buffer/flow-control/rate", "", 422, "body: Field required"),
         ("/buffer/flow-control/rate", '{"rate": 5', 422, "not JSON"),
         ("/buffer/flow-control/rate", '{"rate": 5}' + " " * 5000, 413, "at most 4,096 bytes"),
-        ("/buffer/batch-size", '{"size": 999}', 422, "size: must be an int from 1,000 to 100,000, not 999"),
+        (
+            "/buffer/batch-size",
+            '{"size": 999}',
+            422,
+            "size: must be an int from 1,000 to 100,000, not 999",
+        ),
         ("/buffer/batch-size", '{"size": 100001}', 422, "size: must be"),
         ("/buffer/batch-size", '{"size": 5000.5}', 422, "size: "),
         ("/buffer/batch-size", '{"size": "5000"}', 422, "size: "),
         ("/buffer/batch-size", '{"size": true}', 422, "size: "),
         ("/buffer/batch-size", '{"size": 1e400}', 422, "size: "),
-        ("/buffer/circuit-breaker/reset", '{"force": true}', 422, "force: Extra inputs are not permitted"),
+        (
+            "/buffer/circuit-breaker/reset",
+            '{"force": true}',
+            422,
+            "force: Extra inputs are not permitted",
+        ),
         ("/buffer/circuit-breaker/reset", '"now"', 422, "body: "),
     ],
 )
@@ -222,14 +268,23 @@ def test_bad_input_says_what_was_wrong_and_changes_nothing(
 def test_a_deep_body_is_refused(buffer: BufferManager, client: Client) -> None:
     """Python before 3.12 runs out of stack here and others out of input: both are the client's fault."""
     before = settings(buffer)
-    reply = client.post("/buffer/flow-control/rate", content=b"[" * 4000, headers={**AUTH, "Content-Type": "application/json"})
+    reply = client.post(
+        "/buffer/flow-control/rate",
+        content=b"[" * 4000,
+        headers={**AUTH, "Content-Type": "application/json"},
+    )
     assert reply.status_code in (400, 422)
     assert settings(buffer) == before
 
 
 def test_control_bodies_are_json_only(buffer: BufferManager, client: Client) -> None:
     before = settings(buffer)
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+    for content_type in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+    ):
         for url, body in CHANGES:
             headers = {**AUTH, "Content-Type": content_type}
             reply = client.post(url, content=json.dumps(body), headers=headers)
@@ -253,7 +308,9 @@ def test_a_body_without_a_length_is_limited_as_well(buffer: BufferManager, clien
 # ---------------------------------------------------------------- whom it refuses
 
 
-@pytest.mark.parametrize(("url", "body"), [*CHANGES, ("/events", None), ("/buffer/stats", None), ("/nowhere", {})])
+@pytest.mark.parametrize(
+    ("url", "body"), [*CHANGES, ("/events", None), ("/buffer/stats", None), ("/nowhere", {})]
+)
 def test_changes_need_the_token(url: str, body: object, buffer: BufferManager) -> None:
     before = settings(buffer)
     content = b"line" if body is None else json.dumps(body).encode()
@@ -285,10 +342,14 @@ def test_changes_need_the_token(url: str, body: object, buffer: BufferManager) -
 
 
 def test_the_scheme_of_the_token_is_not_case_sensitive(client: Client) -> None:
-    assert client.post(CHANGES[2][0], headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+    assert (
+        client.post(CHANGES[2][0], headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+    )
 
 
-def test_tokens_are_compared_in_constant_time(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_compared_in_constant_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both sides have the same length whatever was sent, and nothing but compare_digest looks at them."""
     compared: list[tuple[bytes, bytes]] = []
 
@@ -327,7 +388,11 @@ def test_a_token_that_nobody_could_send_is_refused(token: Any, buffer: BufferMan
 )
 def test_hosts_are_checked(host: str, answered: bool, client: Client) -> None:
     """A page whose name was pointed at this machine sends its own name as Host."""
-    for method, url in (("GET", "/buffer/stats"), ("GET", "/buffer/"), ("POST", "/buffer/circuit-breaker/reset")):
+    for method, url in (
+        ("GET", "/buffer/stats"),
+        ("GET", "/buffer/"),
+        ("POST", "/buffer/circuit-breaker/reset"),
+    ):
         reply = request(client.app, method, url, headers={**AUTH, "Host": host})
         assert reply.status_code == (200 if answered else 421), (method, url)
     twice = [("Host", "localhost"), ("Host", "evil.example"), *AUTH.items()]
@@ -338,7 +403,14 @@ def test_other_hosts_can_be_allowed(buffer: BufferManager) -> None:
     client = Client(buffer, config=HttpConfig(allowed_hosts=("*.example.com", "buffer")))
     got = [
         client.get("/buffer/stats", headers={"Host": host}).status_code
-        for host in ("a.example.com", "A.B.Example.com:1", "buffer", "example.com", "localhost", "aexample.com")
+        for host in (
+            "a.example.com",
+            "A.B.Example.com:1",
+            "buffer",
+            "example.com",
+            "localhost",
+            "aexample.com",
+        )
     ]
     assert got == [200, 200, 200, 421, 421, 421]
     anywhere = Client(buffer, config=HttpConfig(allowed_hosts=("*",)))
@@ -365,7 +437,9 @@ def test_origins_are_checked(origin: str, answered: bool, buffer: BufferManager)
     before = settings(buffer)
     headers = {**AUTH, "Host": "localhost:8127", "Origin": origin}
     assert client.get("/buffer/stats", headers=headers).status_code == (200 if answered else 403)
-    assert client.post(CHANGES[0][0], json=CHANGES[0][1], headers=headers).status_code == (200 if answered else 403)
+    assert client.post(CHANGES[0][0], json=CHANGES[0][1], headers=headers).status_code == (
+        200 if answered else 403
+    )
     assert (settings(buffer) == before) != answered
 
 
@@ -374,13 +448,21 @@ def test_refusals_are_in_the_audit_log_but_do_not_flood_it(
 ) -> None:
     for _ in range(20):
         client.post("/buffer/batch-size", json={"size": 5000}, headers={})
-    lines = [record.getMessage() for record in caplog.records if record.name == "backpressure.audit"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "backpressure.audit"
+    ]
     assert 1 <= len(lines) <= 5
-    assert lines[0].startswith("refused POST '/buffer/batch-size', by http 192.0.2.7:4711: send the token")
+    assert lines[0].startswith(
+        "refused POST '/buffer/batch-size', by http 192.0.2.7:4711: send the token"
+    )
 
 
 def test_every_answer_keeps_browsers_from_surprises(client: Client) -> None:
-    for reply in (client.get("/buffer/stats"), client.get("/nowhere"), client.get("/buffer/", headers={"Host": "evil"})):
+    for reply in (
+        client.get("/buffer/stats"),
+        client.get("/nowhere"),
+        client.get("/buffer/", headers={"Host": "evil"}),
+    ):
         assert "default-src 'none'" in reply.headers["content-security-policy"]
         assert "unsafe" not in reply.headers["content-security-policy"]
         assert reply.headers["x-content-type-options"] == "nosniff"
@@ -399,7 +481,10 @@ def test_it_can_be_mounted(buffer: BufferManager) -> None:
     assert request(outer, "POST", "/inner/events", content=b"x" * 10_000 + b"\n").status_code == 413
     assert request(outer, "POST", "/inner/events", content=b"a\n", headers={}).status_code == 401
     assert request(outer, "GET", "/inner/buffer/").status_code == 200
-    assert request(outer, "POST", "/inner/buffer/batch-size", content=b"{}" + b" " * 5000).status_code == 413
+    assert (
+        request(outer, "POST", "/inner/buffer/batch-size", content=b"{}" + b" " * 5000).status_code
+        == 413
+    )
 
 
 def test_it_listens_on_this_machine_only_unless_told(buffer: BufferManager) -> None:
@@ -410,11 +495,17 @@ def test_it_listens_on_this_machine_only_unless_told(buffer: BufferManager) -> N
         assert httpx.get(f"{address}/buffer/stats").status_code == 200
         redirected = httpx.get(f"{address}/buffer", follow_redirects=True)
         assert redirected.url.path == "/buffer/"
-        assert httpx.post(f"{address}/buffer/circuit-breaker/reset", headers=AUTH).status_code == 200
+        assert (
+            httpx.post(f"{address}/buffer/circuit-breaker/reset", headers=AUTH).status_code == 200
+        )
 
 
 def test_the_address_it_listens_on_is_an_allowed_host(buffer: BufferManager) -> None:
-    for host, name in (("192.0.2.1", "192.0.2.1:8127"), ("::1", "[::1]:8127"), ("2001:db8::1", "[2001:db8::1]:8127")):
+    for host, name in (
+        ("192.0.2.1", "192.0.2.1:8127"),
+        ("::1", "[::1]:8127"),
+        ("2001:db8::1", "[2001:db8::1]:8127"),
+    ):
         app = make_server(buffer, host=host).config.app
         assert request(app, "GET", "/buffer/stats", headers={"Host": name}).status_code == 200
     app = make_server(buffer, host="0.0.0.0").config.app
@@ -444,12 +535,28 @@ def test_config_errors_name_the_field(field: str, value: Any) -> None:
 
 def test_the_document_knows_the_bounds_of_this_buffer() -> None:
     batching = AdaptiveBatchConfig(min_batch_size=10, initial_batch_size=20, max_batch_size=30)
-    document = Client(BufferManager(BufferConfig(lane_bytes=4096, batching=batching))).get("/buffer/openapi.json").json()
+    document = (
+        Client(BufferManager(BufferConfig(lane_bytes=4096, batching=batching)))
+        .get("/buffer/openapi.json")
+        .json()
+    )
     size = document["components"]["schemas"]["BatchSizeChange"]["properties"]["size"]
     assert (size["minimum"], size["maximum"]) == (10, 30)
     assert {
-        *("/buffer/stats", "/buffer/backpressure", "/buffer/flow-control", "/buffer/health", "/metrics", "/buffer/events"),
-        *("/buffer/flow-control/rate", "/buffer/batch-size", "/buffer/circuit-breaker/reset", "/events"),
+        *(
+            "/buffer/stats",
+            "/buffer/backpressure",
+            "/buffer/flow-control",
+            "/buffer/health",
+            "/metrics",
+            "/buffer/events",
+        ),
+        *(
+            "/buffer/flow-control/rate",
+            "/buffer/batch-size",
+            "/buffer/circuit-breaker/reset",
+            "/events",
+        ),
     } == set(document["paths"])
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

@@ -66,7 +66,13 @@ def cut(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
 @pytest.mark.parametrize("encoding", list(ENCODERS))
 def test_lines_become_events(encoding: str) -> None:
     buffer = small()
-    lines = [b"line %d" % number for number in range(1000)] + [b"", b"\r", "ü".encode(), b"\x00\xff", b"last"]
+    lines = [b"line %d" % number for number in range(1000)] + [
+        b"",
+        b"\r",
+        "ü".encode(),
+        b"\x00\xff",
+        b"last",
+    ]
     reply = Client(buffer).post(
         "/events?priority=2",
         content=ENCODERS[encoding](b"\n".join(lines)),
@@ -75,8 +81,13 @@ def test_lines_become_events(encoding: str) -> None:
     assert reply.status_code == 202
     nbytes = len(b"\n".join(lines))
     assert reply.json() == {
-        "accepted": 1005, "rejected": 0, "reason": None, "retry_after": 0.0,
-        "first_seq": 0, "consumed": nbytes, "detail": None,
+        "accepted": 1005,
+        "rejected": 0,
+        "reason": None,
+        "retry_after": 0.0,
+        "first_seq": 0,
+        "consumed": nbytes,
+        "detail": None,
     }
     assert buffer.stats().lanes[2].accepted == 1005
     assert drained(buffer) == lines
@@ -103,7 +114,11 @@ def test_it_does_not_matter_how_the_body_is_cut(
             content=chunks(cut(ENCODERS[encoding](body), sizes)),
             headers={**AUTH, "Content-Encoding": encoding},
         )
-    assert (reply.status_code, reply.json()["accepted"], reply.json()["consumed"]) == (202, len(lines), len(body))
+    assert (reply.status_code, reply.json()["accepted"], reply.json()["consumed"]) == (
+        202,
+        len(lines),
+        len(body),
+    )
     assert drained(buffer) == lines
 
 
@@ -114,12 +129,19 @@ def test_several_members_end_to_end(encoding: str) -> None:
     body = b"".join(pack(b"part %d\n" % number) for number in range(20))
     for sizes in ([], [1] * len(body), [len(body) // 2]):
         headers = {**AUTH, "Content-Encoding": encoding}
-        assert Client(buffer).post("/events", content=chunks(cut(body, sizes)), headers=headers).json()["accepted"] == 20
+        assert (
+            Client(buffer)
+            .post("/events", content=chunks(cut(body, sizes)), headers=headers)
+            .json()["accepted"]
+            == 20
+        )
         assert drained(buffer) == [b"part %d" % number for number in range(20)]
 
 
 def test_202_means_durable_where_that_was_promised(tmp_path: Path) -> None:
-    config = BufferConfig(directory=tmp_path / "buffer", lane_bytes=1 << 20, durability=Durability.COMMIT)
+    config = BufferConfig(
+        directory=tmp_path / "buffer", lane_bytes=1 << 20, durability=Durability.COMMIT
+    )
     with BufferManager(config) as buffer:
         client = Client(buffer)
         assert client.post("/events", content=b"a\nb\nc").status_code == 202
@@ -193,22 +215,32 @@ def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("backpressure.http.ingest._LARGE", 1)
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     buffer.add_events([b"x" * 1000] * 3)
-    reply = Client(buffer).post("/events", content=chunks([b"y" * 700, b"y" * 700 + b"\nshort\nshort\n"]))
+    reply = Client(buffer).post(
+        "/events", content=chunks([b"y" * 700, b"y" * 700 + b"\nshort\nshort\n"])
+    )
     assert (reply.status_code, reply.json()["accepted"], reply.json()["consumed"]) == (503, 0, 0)
     assert b"short" not in drained(buffer)
 
 
 def test_a_rate_of_zero_is_refused_with_a_finite_retry_after() -> None:
     flow = FlowControlConfig(max_events_per_second=0, burst_size=1)
-    client = Client(BufferManager(BufferConfig(lane_bytes=4096, flow_control=flow), clock=FakeClock()))
+    client = Client(
+        BufferManager(BufferConfig(lane_bytes=4096, flow_control=flow), clock=FakeClock())
+    )
     reply = client.post("/events", content=b"a\nb\n")
-    assert (reply.status_code, reply.json()["retry_after"], reply.headers["retry-after"]) == (429, None, "3600")
+    assert (reply.status_code, reply.json()["retry_after"], reply.headers["retry-after"]) == (
+        429,
+        None,
+        "3600",
+    )
 
 
 def test_emergency_answers_429() -> None:
     clock = FakeClock()
     emergency = EmergencyModeConfig(min_samples=1)
-    buffer = BufferManager(BufferConfig(flow_control=FlowControlConfig(emergency_mode=emergency)), clock=clock)
+    buffer = BufferManager(
+        BufferConfig(flow_control=FlowControlConfig(emergency_mode=emergency)), clock=clock
+    )
     client = Client(buffer)
     for _ in range(3):
         buffer._flow.record_outcome(0, 100)
@@ -220,7 +252,9 @@ def test_emergency_answers_429() -> None:
 
 def test_full_behind_an_open_circuit_says_when_the_sink_is_tried_again() -> None:
     breaker = CircuitBreakerConfig(min_requests=1, reset_timeout=17.0, reset_timeout_jitter=0.0)
-    buffer = BufferManager(BufferConfig(lane_bytes=4096, circuit_breaker=breaker), clock=FakeClock())
+    buffer = BufferManager(
+        BufferConfig(lane_bytes=4096, circuit_breaker=breaker), clock=FakeClock()
+    )
     client = Client(buffer)
     client.post("/events", content=b"x\n")
     batch = buffer.get_batch()
@@ -229,14 +263,22 @@ def test_full_behind_an_open_circuit_says_when_the_sink_is_tried_again() -> None
     reply = client.post("/events", content=b"still accepted\n")
     assert reply.status_code == 202
     reply = client.post("/events", content=b"x" * 100 + b"\n" * 100_000)
-    assert (reply.status_code, reply.json()["reason"], reply.headers["retry-after"]) == (503, "full", "17")
+    assert (reply.status_code, reply.json()["reason"], reply.headers["retry-after"]) == (
+        503,
+        "full",
+        "17",
+    )
 
 
 def test_a_closed_buffer_answers_503() -> None:
     buffer = small()
     buffer.close(timeout=0)
     reply = Client(buffer).post("/events", content=b"x\n")
-    assert (reply.status_code, reply.json()["reason"], reply.json()["accepted"]) == (503, "closed", 0)
+    assert (reply.status_code, reply.json()["reason"], reply.json()["accepted"]) == (
+        503,
+        "closed",
+        0,
+    )
 
 
 def test_an_upload_can_wait_for_room() -> None:
@@ -264,7 +306,9 @@ def test_an_upload_can_wait_for_room() -> None:
     assert got == lines
 
 
-def test_a_blocking_buffer_does_not_hold_an_upload_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocking_buffer_does_not_hold_an_upload_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("backpressure.http.ingest.LONGEST_WAIT", 0.05)
     buffer = BufferManager(BufferConfig(lane_bytes=4096, when_full=WhenFull.BLOCK))
     reply = Client(buffer).post("/events", content=b"x" * 100 + b"\n" * 100_000)
@@ -287,7 +331,9 @@ def test_a_bad_query_changes_nothing(query: str) -> None:
 @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, zstd", "gzip,gzip"])
 def test_other_encodings_are_refused_by_name(encoding: str) -> None:
     buffer = small()
-    reply = Client(buffer).post("/events", content=b"x\n", headers={**AUTH, "Content-Encoding": encoding})
+    reply = Client(buffer).post(
+        "/events", content=b"x\n", headers={**AUTH, "Content-Encoding": encoding}
+    )
     assert (reply.status_code, reply.headers["accept-encoding"]) == (415, "gzip, zstd")
     assert encoding in reply.json()["detail"]
     assert buffer.stats().offered == 0
@@ -300,7 +346,15 @@ def test_what_is_not_as_packed_as_it_says(encoding: str) -> None:
     headers = {**AUTH, "Content-Encoding": encoding}
     body = b"".join(b"line %d\n" % number for number in range(10_000))
     packed = ENCODERS[encoding](body)
-    for bad in (b"", b"x", b"plain text\n", packed[:-1], packed[: len(packed) // 2], packed + b"x", packed[:10] + packed):
+    for bad in (
+        b"",
+        b"x",
+        b"plain text\n",
+        packed[:-1],
+        packed[: len(packed) // 2],
+        packed + b"x",
+        packed[:10] + packed,
+    ):
         reply = client.post("/events", content=bad, headers=headers)
         told = reply.json()
         assert (reply.status_code, told["reason"]) == (400, "invalid"), bad[:10]
@@ -333,7 +387,9 @@ def test_limits_of_size() -> None:
 
 @pytest.mark.parametrize("large", [1, 1 << 17])
 @pytest.mark.parametrize("push", [1, 1 << 18])
-def test_the_limit_of_a_line_does_not_depend_on_how_it_comes(push: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_line_does_not_depend_on_how_it_comes(
+    push: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("backpressure.http.ingest._LARGE", large)
     monkeypatch.setattr("backpressure.http.ingest._PUSH", push)
     client = Client(small(), config=HttpConfig(max_event_bytes=1000))
@@ -373,10 +429,16 @@ def test_a_bomb_costs_no_memory(encoding: str, content: bytes) -> None:
     """256 MB out of some KB: refused by the line's length, the lane's room, or the limit, and never held."""
     if encoding == "gzip":
         packer = zlib.compressobj(9, wbits=31)
-        body = b"".join(packer.compress(content * (1_000_000 // len(content))) for _ in range(256)) + packer.flush()
+        body = (
+            b"".join(packer.compress(content * (1_000_000 // len(content))) for _ in range(256))
+            + packer.flush()
+        )
     else:
         zstd = zstandard.ZstdCompressor(level=3).compressobj()
-        body = b"".join(zstd.compress(content * (1_000_000 // len(content))) for _ in range(256)) + zstd.flush()
+        body = (
+            b"".join(zstd.compress(content * (1_000_000 // len(content))) for _ in range(256))
+            + zstd.flush()
+        )
     assert len(body) < 1_500_000
     app = create_app(small(), TOKEN)
     headers = {**AUTH, "Content-Encoding": encoding}
@@ -424,7 +486,11 @@ def test_gzip_steps_are_bounded_and_lose_nothing() -> None:
         data = b"x" * size
         for step in (1 << 20, 7, 1):
             unpacker = UNPACKERS["gzip"]()
-            pieces = [piece for part in cut(gzip.compress(data), [step] * 400) for piece in unpacker.unpack(part)]
+            pieces = [
+                piece
+                for part in cut(gzip.compress(data), [step] * 400)
+                for piece in unpacker.unpack(part)
+            ]
             unpacker.finish()
             assert b"".join(pieces) == data
             assert all(0 < len(piece) <= _PIECE for piece in pieces)
@@ -453,7 +519,9 @@ def test_a_client_that_stops_sending_is_let_go() -> None:
     assert drained(buffer) == [b"012345678"] * 10
 
 
-@pytest.mark.parametrize("lane_bytes", [1 << 20, 1 << 16], ids=["waits for its client", "waits for room"])
+@pytest.mark.parametrize(
+    "lane_bytes", [1 << 20, 1 << 16], ids=["waits for its client", "waits for room"]
+)
 def test_a_server_that_stops_tells_what_was_accepted(
     lane_bytes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -464,14 +532,19 @@ def test_a_server_that_stops_tells_what_was_accepted(
             host, port = address.removeprefix("http://").split(":")
             head = f"POST /events?timeout=30 HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
             head += "Content-Length: 500000\r\n\r\n"
-            connection = cleaning.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            connection = cleaning.enter_context(
+                socket.create_connection((host, int(port)), timeout=30)
+            )
             connection.sendall(head.encode() + b"0123456\n" * 50_000)
             until(lambda: buffer.stats().accepted > 0)
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 503 ")
     reply = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert reply["reason"] == ("closed" if lane_bytes == 1 << 20 else "full")
-    assert (reply["accepted"], reply["consumed"]) == (buffer.stats().accepted, 8 * buffer.stats().accepted)
+    assert (reply["accepted"], reply["consumed"]) == (
+        buffer.stats().accepted,
+        8 * buffer.stats().accepted,
+    )
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -553,7 +626,9 @@ def resident(pid: int, field: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.platform
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc"
+)
 def test_a_gigabyte_needs_a_few_megabytes(log_lines: bytes) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -564,7 +639,12 @@ def test_a_gigabyte_needs_a_few_megabytes(log_lines: bytes) -> None:
         def up() -> bool:
             assert server.poll() is None
             try:
-                return httpx.post(f"http://127.0.0.1:{port}/events", content=b"warm up\n", headers=AUTH).status_code == 202
+                return (
+                    httpx.post(
+                        f"http://127.0.0.1:{port}/events", content=b"warm up\n", headers=AUTH
+                    ).status_code
+                    == 202
+                )
             except httpx.TransportError:
                 return False
 
@@ -574,7 +654,10 @@ def test_a_gigabyte_needs_a_few_megabytes(log_lines: bytes) -> None:
         before = resident(server.pid, "VmRSS")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         connection.request(
-            "POST", "/events?timeout=30", (block for _ in range(count)), {**AUTH, "Content-Length": str(count * len(block))}
+            "POST",
+            "/events?timeout=30",
+            (block for _ in range(count)),
+            {**AUTH, "Content-Length": str(count * len(block))},
         )
         reply = connection.getresponse()
         told = reply.read()

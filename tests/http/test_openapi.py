@@ -45,7 +45,9 @@ def served() -> Iterator[BufferManager]:
 
 @pytest.fixture(scope="module")
 def schema(served: BufferManager) -> schemathesis.BaseSchema:
-    schema = schemathesis.openapi.from_asgi("/buffer/openapi.json", create_app(served, TOKEN, CONFIG), headers=HOST)
+    schema = schemathesis.openapi.from_asgi(
+        "/buffer/openapi.json", create_app(served, TOKEN, CONFIG), headers=HOST
+    )
     # Each call has the token, which would make a wrong one in the case itself right; one of the checks calls without.
     schema.config.generation.update(with_security_parameters=False)
     return schema
@@ -62,7 +64,9 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 OPERATIONS = [
     (path, method)
-    for path, operations in create_app(BufferManager(BufferConfig(lane_bytes=4096))).openapi()["paths"].items()
+    for path, operations in create_app(BufferManager(BufferConfig(lane_bytes=4096)))
+    .openapi()["paths"]
+    .items()
     for method in operations
 ]
 

@@ -21,7 +21,9 @@ from backpressure.policies.adaptive_batch_manager.samples import BatchSamples
 from backpressure.testing import FakeClock
 
 
-def make(clock: FakeClock, on_change: Callable[[int, int, str], object] | None = None, **fields: object) -> AdaptiveBatchManager:
+def make(
+    clock: FakeClock, on_change: Callable[[int, int, str], object] | None = None, **fields: object
+) -> AdaptiveBatchManager:
     return AdaptiveBatchManager(AdaptiveBatchConfig(**fields), clock=clock, on_change=on_change)  # type: ignore[arg-type]
 
 
@@ -60,7 +62,9 @@ class Sink:
         return sizes
 
 
-def period(manager: AdaptiveBatchManager, clock: FakeClock, latencies: list[float], filled: bool = True) -> int:
+def period(
+    manager: AdaptiveBatchManager, clock: FakeClock, latencies: list[float], filled: bool = True
+) -> int:
     """One interval with these latencies at the present size; the size after it."""
     for latency in latencies:
         manager.record(manager.batch_size, latency, filled)
@@ -78,7 +82,11 @@ def test_defaults_are_those_of_the_design() -> None:
         1_000,
         100_000,
     )
-    assert (config.target_latency, config.adjustment_factor, config.evaluation_interval) == (0.2, 0.1, 10.0)
+    assert (config.target_latency, config.adjustment_factor, config.evaluation_interval) == (
+        0.2,
+        0.1,
+        10.0,
+    )
     assert (config.throughput_target, config.adaptive_enabled) == (2_000_000, True)
 
 
@@ -112,7 +120,9 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
 # --- where it settles
 
 
-@pytest.mark.parametrize(("a", "b"), [(1e-5, 0.02), (1e-5, 0.0), (4e-6, 0.04), (1e-4, 0.01), (1e-5, 0.1), (3e-6, 0.001)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(1e-5, 0.02), (1e-5, 0.0), (4e-6, 0.04), (1e-4, 0.01), (1e-5, 0.1), (3e-6, 0.001)]
+)
 @pytest.mark.parametrize("initial", [1_000, 50_000, 100_000])
 def test_settles_where_the_target_latency_is_met(a: float, b: float, initial: int) -> None:
     clock = FakeClock()
@@ -162,7 +172,9 @@ def test_sizes_that_hardly_differ_teach_nothing() -> None:
         manager.record(size, 0.1 + 0.01 * (50_000 - size), False)
     clock.advance(10.0)
     manager.evaluate()
-    assert manager.metrics().seconds_per_batch == 0.0  # not all of it, as the slope of these ten would say
+    assert (
+        manager.metrics().seconds_per_batch == 0.0
+    )  # not all of it, as the slope of these ten would say
 
 
 def test_a_and_b_are_never_negative() -> None:
@@ -231,7 +243,13 @@ def test_no_growth_where_the_load_fits_the_batches() -> None:
 def test_growth_at_most_doubles_the_size() -> None:
     clock = FakeClock()
     manager = make(clock, initial_batch_size=1_000)
-    assert [period(manager, clock, [0.001] * 10) for _ in range(5)] == [2_000, 4_000, 8_000, 16_000, 25_900]
+    assert [period(manager, clock, [0.001] * 10) for _ in range(5)] == [
+        2_000,
+        4_000,
+        8_000,
+        16_000,
+        25_900,
+    ]
 
 
 def test_a_small_range_is_grown_through_too() -> None:
@@ -304,7 +322,10 @@ def test_one_outlier_changes_nothing(batches: int, outlier: float) -> None:
     for _ in range(5):
         assert period(manager, clock, [good] * (batches - 1) + [outlier]) == settled
     assert manager.metrics().p95_latency == good
-    assert manager.metrics().seconds_per_event * settled + manager.metrics().seconds_per_batch == pytest.approx(good)
+    assert (
+        manager.metrics().seconds_per_event * settled + manager.metrics().seconds_per_batch
+        == pytest.approx(good)
+    )
 
 
 def test_many_late_batches_do_cut() -> None:
@@ -342,7 +363,9 @@ def test_what_is_kept_is_evenly_spread(batches: int) -> None:
 # --- while events are refused
 
 
-def refuse(manager: AdaptiveBatchManager, clock: FakeClock, sink: Sink, seconds: float, full: float = 1.0) -> list[int]:
+def refuse(
+    manager: AdaptiveBatchManager, clock: FakeClock, sink: Sink, seconds: float, full: float = 1.0
+) -> list[int]:
     """Batches one after the other while events are refused, a share `full` of their events in full ones; all sizes in turn."""
     sizes, end = [manager.batch_size], clock.now() + seconds
     while clock.now() < end:
@@ -606,7 +629,9 @@ def test_a_consumer_that_asks_for_more_than_the_size_does_not_stop_adaptation() 
     assert metrics.p95_latency > 0.0
 
 
-def test_larger_batches_that_are_late_cut_only_where_the_fit_says_that_the_size_is_late_too() -> None:
+def test_larger_batches_that_are_late_cut_only_where_the_fit_says_that_the_size_is_late_too() -> (
+    None
+):
     clock = FakeClock()
     manager = make(clock)
     for a, wanted in ((2.5e-6, 50_000), (1e-5, 25_000)):  # 80,000 take 0.2 s and more in both
@@ -676,7 +701,9 @@ def test_a_larger_batch_may_take_longer_in_proportion_before_it_is_an_outlier() 
     manager = make(clock, min_batch_size=10, initial_batch_size=1_000)
     for number in range(1_000):
         manager.record(100, 1e-4 * 100 + 0.01, False)
-        if number % 250 == 0:  # 4,000 of 104,000 events: they do not make the p95, and take five times as long
+        if (
+            number % 250 == 0
+        ):  # 4,000 of 104,000 events: they do not make the p95, and take five times as long
             manager.record(1_000, 1e-4 * 1_000 + 0.01, True)
     clock.advance(10.0)
     manager.evaluate()
@@ -710,11 +737,23 @@ def test_linger_is_a_tenth_of_the_target_at_most() -> None:
 def test_flushes_are_counted_by_reason() -> None:
     manager = make(FakeClock())
     before = manager.metrics()
-    assert set(before.flushes) == {"size", "bytes", "linger", "pressure", "close", "flush", "retry", "ready"}
+    assert set(before.flushes) == {
+        "size",
+        "bytes",
+        "linger",
+        "pressure",
+        "close",
+        "flush",
+        "retry",
+        "ready",
+    }
     manager.flushed("size")
     manager.flushed("size")
     manager.flushed("linger")
-    assert {reason: n for reason, n in manager.metrics().flushes.items() if n} == {"size": 2, "linger": 1}
+    assert {reason: n for reason, n in manager.metrics().flushes.items() if n} == {
+        "size": 2,
+        "linger": 1,
+    }
     assert not any(before.flushes.values())
     with pytest.raises(TypeError):
         before.flushes["size"] = 1  # type: ignore[index]
@@ -730,7 +769,9 @@ def test_pressure_shrinks_where_the_events_bind_down_to_a_tenth_of_overhead() ->
     sizes = sink.run(manager, clock, 40, pressure=1.0)
     assert sizes[-1] == pytest.approx(9_000, abs=1)  # there a * n is 0.009 and b 0.001
     assert min(sizes) == sizes[-1]
-    assert sink.run(manager, clock, 20)[-1] > 90_000  # and the end of the pressure lets it grow again
+    assert (
+        sink.run(manager, clock, 20)[-1] > 90_000
+    )  # and the end of the pressure lets it grow again
 
 
 def test_pressure_does_not_shrink_where_overhead_binds() -> None:
@@ -755,7 +796,9 @@ def test_pressure_on_a_late_sink_does_not_shrink_below_what_overhead_allows() ->
 def test_a_little_pressure_changes_nothing() -> None:
     clock, other = FakeClock(), FakeClock()
     pressed, free = make(clock), make(other)
-    assert Sink(1e-6, 0.001).run(pressed, clock, 20, pressure=0.4) == Sink(1e-6, 0.001).run(free, other, 20)
+    assert Sink(1e-6, 0.001).run(pressed, clock, 20, pressure=0.4) == Sink(1e-6, 0.001).run(
+        free, other, 20
+    )
 
 
 def test_noise_does_not_make_small_changes() -> None:
@@ -772,7 +815,9 @@ def test_noise_does_not_make_small_changes() -> None:
 def test_pressure_counts_as_one_at_most() -> None:
     clock, other = FakeClock(), FakeClock()
     beyond, full = make(clock), make(other)
-    assert Sink(1e-6, 0.001).run(beyond, clock, 9, pressure=4.0) == Sink(1e-6, 0.001).run(full, other, 9, pressure=1.0)
+    assert Sink(1e-6, 0.001).run(beyond, clock, 9, pressure=4.0) == Sink(1e-6, 0.001).run(
+        full, other, 9, pressure=1.0
+    )
 
 
 # --- bounds
@@ -868,7 +913,9 @@ def test_adjust_takes_effect_at_once_and_is_the_new_start() -> None:
     clock.advance(1.0)
     assert manager.evaluate() == 69_900
     manager.adjust(10_000)
-    assert period(manager, clock, [0.05] * 10) == 19_900  # slower than 60,000 in 0.01, but no growth did that
+    assert (
+        period(manager, clock, [0.05] * 10) == 19_900
+    )  # slower than 60,000 in 0.01, but no growth did that
 
 
 @pytest.mark.parametrize("size", [999, 100_001, 0, -5, 2_000.0, True, "2000"])
@@ -962,7 +1009,9 @@ def test_on_change_runs_without_the_lock_and_may_fail(caplog: pytest.LogCaptureF
     seen: list[int] = []
 
     def broken(old: int, new: int, reason: str) -> None:
-        thread = threading.Thread(target=lambda: seen.append(manager.metrics().batch_size), daemon=True)
+        thread = threading.Thread(
+            target=lambda: seen.append(manager.metrics().batch_size), daemon=True
+        )
         thread.start()
         thread.join(5.0)
         raise RuntimeError("no")

@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.base.errors import ConfigError
-from backpressure.policies.backpressure_monitor import BackpressureMonitor, BackpressureMonitorConfig, Pressure
+from backpressure.policies.backpressure_monitor import (
+    BackpressureMonitor,
+    BackpressureMonitorConfig,
+    Pressure,
+)
 from backpressure.testing import FakeClock
 
 SIGNALS = {"depth", "delay", "latency", "error_rate", "throughput"}
@@ -30,7 +34,9 @@ class Rig:
         }
         self.clock = FakeClock(100.0)
         self.changes: list[Pressure] = []
-        self.monitor = BackpressureMonitor(BackpressureMonitorConfig(**fields), clock=self.clock, on_change=self.changes.append)
+        self.monitor = BackpressureMonitor(
+            BackpressureMonitorConfig(**fields), clock=self.clock, on_change=self.changes.append
+        )
 
     def interval(self, steps: int = 4, **reports: Any) -> Pressure:
         """One interval with `reports` made `steps` times in the course of it; the judgement at its end."""
@@ -103,7 +109,9 @@ def test_a_depth_that_fell_again_before_anyone_looked_does_not_activate() -> Non
     assert not rig.monitor.evaluate().active
 
 
-def test_depth_raises_the_pressure_at_once_while_another_signal_is_hot_and_keeps_its_cause() -> None:
+def test_depth_raises_the_pressure_at_once_while_another_signal_is_hot_and_keeps_its_cause() -> (
+    None
+):
     rig = Rig()
     assert rig.interval(latency=1.1).signal == "latency"
     rig.monitor.observe(depth=1400)
@@ -203,7 +211,9 @@ def test_falling_throughput_activates_while_the_queue_grows() -> None:
         ([200, 300, 400], False),  # nothing learnt
     ],
 )
-def test_low_throughput_without_a_standing_growing_queue_is_no_fault(depths: list[int], adaptive: bool) -> None:
+def test_low_throughput_without_a_standing_growing_queue_is_no_fault(
+    depths: list[int], adaptive: bool
+) -> None:
     rig = Rig(adaptive_thresholds=adaptive)
     rig.learn_normal(ok=100, depth=200)
     rig.interval(ok=100, depth=depths[0])
@@ -349,8 +359,13 @@ def test_a_recovery_factor_of_one_releases_at_once() -> None:
     assert rig.interval(latency=0.1).pressure == 0.0
 
 
-@pytest.mark.parametrize(("latency", "pressure"), [(0.4, 0.0), (0.5, 0.0), (0.75, 0.25), (1.0, 0.5), (1.5, 1.0), (9.0, 1.0)])
-def test_pressure_is_linear_from_half_to_one_and_a_half_of_the_threshold(latency: float, pressure: float) -> None:
+@pytest.mark.parametrize(
+    ("latency", "pressure"),
+    [(0.4, 0.0), (0.5, 0.0), (0.75, 0.25), (1.0, 0.5), (1.5, 1.0), (9.0, 1.0)],
+)
+def test_pressure_is_linear_from_half_to_one_and_a_half_of_the_threshold(
+    latency: float, pressure: float
+) -> None:
     assert Rig().interval(latency=latency).pressure == pytest.approx(pressure)
 
 
@@ -441,8 +456,12 @@ def test_the_normal_depth_is_that_of_the_bursts_not_of_the_moment_of_judgement()
 
 
 @pytest.mark.parametrize("senseless", [-1e9, math.nan])
-@pytest.mark.parametrize(("signal", "threshold"), [("depth", 1000.0), ("delay", 0.5), ("latency", 1.0)])
-def test_senseless_measurements_teach_nothing(signal: str, threshold: float, senseless: float) -> None:
+@pytest.mark.parametrize(
+    ("signal", "threshold"), [("depth", 1000.0), ("delay", 0.5), ("latency", 1.0)]
+)
+def test_senseless_measurements_teach_nothing(
+    signal: str, threshold: float, senseless: float
+) -> None:
     rig = Rig(adaptive_thresholds=True)
     rig.learn_normal(**{signal: senseless})
     rig.interval(**{signal: threshold})
@@ -720,7 +739,11 @@ def test_pressure_stays_in_range_and_activity_has_a_name(
         if seen.active and not was_active:
             # What activates is over its threshold (throughput: under), and says so.
             assert seen.pressure >= 0.5
-            over = seen.value <= seen.threshold if seen.signal == "throughput" else seen.value >= seen.threshold
+            over = (
+                seen.value <= seen.threshold
+                if seen.signal == "throughput"
+                else seen.value >= seen.threshold
+            )
             assert over
         was_active = seen.active
     assert rig.changes == flips

@@ -66,7 +66,9 @@ class Queue:
             self._take(rate)
             if sum(self.refused) > refused:
                 self.starved += self.idle - idle
-            self.manager.observe(self.waiting, self.taken, enough=self.batch * 5 // 2, calling=self.calling)
+            self.manager.observe(
+                self.waiting, self.taken, enough=self.batch * 5 // 2, calling=self.calling
+            )
             self.clock.advance(TICK)
 
     def _take(self, rate: float) -> None:
@@ -135,7 +137,9 @@ def test_a_burst_beyond_its_bound_loses_what_is_beyond_and_nothing_after_it() ->
 
 
 @pytest.mark.parametrize(("seconds", "load"), [(1.1, 1.6), (1.3, 1.5)])
-def test_a_burst_that_lasts_longer_than_an_interval_costs_nothing_once_it_is_over(seconds: float, load: float) -> None:
+def test_a_burst_that_lasts_longer_than_an_interval_costs_nothing_once_it_is_over(
+    seconds: float, load: float
+) -> None:
     """The queue is above the target long after, and falls: to refuse would only lose what there is room for."""
     queue = Queue()
     queue.run(2.0, only(3, 0.6 * RATE))
@@ -359,7 +363,11 @@ def test_it_goes_on_when_the_clock_steps() -> None:
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
-    loads=st.lists(st.tuples(st.integers(1, 5), st.floats(0.0, 4.0), st.floats(0.1, 1.4)), min_size=3, max_size=12),
+    loads=st.lists(
+        st.tuples(st.integers(1, 5), st.floats(0.0, 4.0), st.floats(0.1, 1.4)),
+        min_size=3,
+        max_size=12,
+    ),
 )
 def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
     seed: int, loads: list[tuple[int, float, float]]
@@ -389,7 +397,9 @@ def test_a_count_that_seems_to_go_back_takes_nothing_from_the_rate() -> None:
     for _ in range(200):
         queue.taken[2] += round(RATE * TICK)
         seen = queue.taken[2] - (50_000 if rng.random() < 0.2 else 0)
-        queue.manager.observe([0, 0, 5_000, 0, 0], [*queue.taken[:2], seen, *queue.taken[3:]], enough=300)
+        queue.manager.observe(
+            [0, 0, 5_000, 0, 0], [*queue.taken[:2], seen, *queue.taken[3:]], enough=300
+        )
         queue.clock.advance(TICK)
         assert queue.manager.metrics().sink_rate == pytest.approx(RATE, rel=0.1)
 
@@ -406,7 +416,9 @@ def test_wrong_numbers_are_told() -> None:
 # -- in a buffer
 
 
-def pressed(when_full: WhenFull = WhenFull.REJECT, target: float | None = TARGET) -> tuple[BufferManager, FakeClock]:
+def pressed(
+    when_full: WhenFull = WhenFull.REJECT, target: float | None = TARGET
+) -> tuple[BufferManager, FakeClock]:
     """A buffer that has been offered far more than its consumer takes, for ten seconds."""
     clock = FakeClock(50.0)
     config = BufferConfig(flow_control=FlowControlConfig(delay_target=target), when_full=when_full)

@@ -34,7 +34,9 @@ SHARES = {1: 0.40, 2: 0.20, 3: 0.10, 4: 0.06, 5: 0.04}
 class Rig:
     """A manager, its clock, and what it announced."""
 
-    def __init__(self, rate: float = 1000, burst: int = 1000, start: float = 50.0, **fields: Any) -> None:
+    def __init__(
+        self, rate: float = 1000, burst: int = 1000, start: float = 50.0, **fields: Any
+    ) -> None:
         self.clock = FakeClock(start)
         self.changes: list[tuple[str, float, float]] = []
         self.manager = FlowControlManager(
@@ -337,10 +339,16 @@ def test_a_burst_too_small_to_divide_is_first_come_first_served() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 400), st.sampled_from(LEVELS), st.floats(0.0, 0.1)), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(st.integers(1, 400), st.sampled_from(LEVELS), st.floats(0.0, 0.1)),
+        min_size=1,
+        max_size=40,
+    ),
     st.sampled_from([30, 200, 1000]),
 )
-def test_after_retry_after_one_more_can_be_granted(asks: list[tuple[int, int, float]], burst: int) -> None:
+def test_after_retry_after_one_more_can_be_granted(
+    asks: list[tuple[int, int, float]], burst: int
+) -> None:
     rig = Rig(rate=1000, burst=burst)
     for n, priority, pause in asks:
         grant = rig.admit(n, priority)
@@ -394,7 +402,9 @@ def test_retry_after_is_not_too_long_either() -> None:
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200), st.floats(0.0, 2.0)), max_size=30),
     st.sampled_from(LEVELS),
 )
-def test_what_is_given_back_was_never_asked_for(steps: list[tuple[int, int, float]], priority: int) -> None:
+def test_what_is_given_back_was_never_asked_for(
+    steps: list[tuple[int, int, float]], priority: int
+) -> None:
     rig, twin = Rig(rate=100, burst=300), Rig(rate=100, burst=300)
     for kept, unused, pause in steps:
         grant = rig.admit(kept + unused, priority)
@@ -539,7 +549,9 @@ def test_set_rate_in_an_emergency_keeps_the_cut() -> None:
     ("config", "failed", "reports"),
     [({}, 1_000_000, 1), ({}, 9, 2), ({"enabled": False}, 1_000_000, 10)],
 )
-def test_one_bad_batch_or_a_handful_of_events_is_no_emergency(config: dict[str, Any], failed: int, reports: int) -> None:
+def test_one_bad_batch_or_a_handful_of_events_is_no_emergency(
+    config: dict[str, Any], failed: int, reports: int
+) -> None:
     rig = emergency_rig(**config)
     rig.fail(failed=failed, reports=reports)
     assert not rig.manager.emergency
@@ -737,14 +749,21 @@ def simulate(
 
     Each priority offers as many events a second as `offered` says. Returns what was admitted each second.
     """
-    rig = Rig(rate=1000, burst=200, start=0.0, emergency_mode=EmergencyModeConfig(throttle_rate=throttle_rate))
+    rig = Rig(
+        rate=1000,
+        burst=200,
+        start=0.0,
+        emergency_mode=EmergencyModeConfig(throttle_rate=throttle_rate),
+    )
     waiting: list[tuple[float, int]] = []
     sent = []
     for _ in range(seconds):
         total = 0
         for _ in range(10):
             now = rig.clock.now()
-            admitted = sum(rig.admit(n // 10, p).granted for n, p in zip(offered, LEVELS, strict=True))
+            admitted = sum(
+                rig.admit(n // 10, p).granted for n, p in zip(offered, LEVELS, strict=True)
+            )
             waiting.append((now + lag, admitted))
             total += admitted
             while waiting and waiting[0][0] <= now:
@@ -757,8 +776,12 @@ def simulate(
 
 
 @pytest.mark.parametrize("lag", [0.0, 6.0])
-@pytest.mark.parametrize(("capacity", "throttle_rate"), [(750, 0.8), (600, 0.5), (300, 0.8), (300, 0.2), (90, 0.8)])
-def test_no_oscillation_before_a_sink_that_fails_above_a_capacity(capacity: int, throttle_rate: float, lag: float) -> None:
+@pytest.mark.parametrize(
+    ("capacity", "throttle_rate"), [(750, 0.8), (600, 0.5), (300, 0.8), (300, 0.2), (90, 0.8)]
+)
+def test_no_oscillation_before_a_sink_that_fails_above_a_capacity(
+    capacity: int, throttle_rate: float, lag: float
+) -> None:
     rig, sent = simulate(lambda _: capacity, seconds=500, lag=lag, throttle_rate=throttle_rate)
     # Entered once; left at most once, and never entered again.
     assert rig.names in (["emergency_entered"], ["emergency_entered", "emergency_left"])
@@ -884,7 +907,9 @@ def test_defaults() -> None:
     assert config.sliding_window_size == 60.0
     assert config.throttle_enabled is True
     assert config.priority_levels == 5
-    assert config.emergency_mode == EmergencyModeConfig(enabled=True, trigger_threshold=0.2, throttle_rate=0.8)
+    assert config.emergency_mode == EmergencyModeConfig(
+        enabled=True, trigger_threshold=0.2, throttle_rate=0.8
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def test_a_burst_promises_nothing() -> None:
         (1e6, 4_000, True),
     ],
 )
-def test_waits_only_for_as_many_events_as_are_there_and_at_least_four(rate: float, waiting: int, wanted: bool) -> None:
+def test_waits_only_for_as_many_events_as_are_there_and_at_least_four(
+    rate: float, waiting: int, wanted: bool
+) -> None:
     linger, count = steady(rate)
     assert linger.holds(100.0, waiting, 100_000, count) is wanted
 
@@ -97,7 +99,9 @@ def test_waits_only_for_as_many_events_as_are_there_and_at_least_four(rate: floa
 def test_what_is_left_of_the_limit_is_what_counts() -> None:
     for now, wanted in ((100.001, True), (100.002, False)):
         linger, count = steady(10_000)
-        assert linger.holds(now, 32, 1_000, count + round(10_000 * (now - 100.0))) is wanted  # 40 or 30 more to be expected
+        assert (
+            linger.holds(now, 32, 1_000, count + round(10_000 * (now - 100.0))) is wanted
+        )  # 40 or 30 more to be expected
 
 
 def test_a_full_batch_does_not_wait() -> None:
@@ -134,8 +138,14 @@ def test_a_sender_that_waits_for_its_own_event_is_held_up_ever_more_rarely() -> 
     now, count, held = 100.0, 0, 0.0
     sent_until = now + 60.0
     while now < sent_until:
-        count += 1  # one event: delivered, acked half a millisecond later, and only then comes the next
-        if now - linger.left_at < LIMIT and now >= linger.quiet_until and linger.holds(now, 1, 1_000, count):
+        count += (
+            1  # one event: delivered, acked half a millisecond later, and only then comes the next
+        )
+        if (
+            now - linger.left_at < LIMIT
+            and now >= linger.quiet_until
+            and linger.holds(now, 1, 1_000, count)
+        ):
             held += linger.until() - now
             now = linger.until()
             linger.ends(now, 1, "linger")
@@ -147,15 +157,27 @@ def test_a_sender_that_waits_for_its_own_event_is_held_up_ever_more_rarely() -> 
 
 def test_a_wait_that_paid_restores_trust() -> None:
     linger, count = steady(10_000)
-    for second, gained, misses in ((0, 0, 1), (1, 10, 2), (2, 0, 3), (3, 30, 0), (4, 0, 1), (5, 999, 0), (6, 0, 1)):
+    for second, gained, misses in (
+        (0, 0, 1),
+        (1, 10, 2),
+        (2, 0, 3),
+        (3, 30, 0),
+        (4, 0, 1),
+        (5, 999, 0),
+        (6, 0, 1),
+    ):
         now = 100.0 + second
         linger._rate.at(now - 0.025, count)
         linger.left_at = now
         count += 250
         assert linger.holds(now, 1, 1_000, count)
         before = linger.quiet_until
-        linger.ends(now + LIMIT, 1 + gained, "size" if gained == 999 else "linger")  # 50 had been expected
-        assert linger.quiet_until == pytest.approx(now + LIMIT + LIMIT * 2**misses if misses else before)
+        linger.ends(
+            now + LIMIT, 1 + gained, "size" if gained == 999 else "linger"
+        )  # 50 had been expected
+        assert linger.quiet_until == pytest.approx(
+            now + LIMIT + LIMIT * 2**misses if misses else before
+        )
 
 
 @pytest.mark.parametrize("reason", ["ready", "pressure", "close", "flush", "retry", "too short"])
@@ -198,7 +220,14 @@ class Sleeper:
 class Flow:
     """A buffer on a fake clock, brought into a steady flow of single events: its batches are one event each, then they wait."""
 
-    def __init__(self, *, rate: float = 10_000.0, warm: float = 0.03, priority: int = Priority.NORMAL, **fields: object) -> None:
+    def __init__(
+        self,
+        *,
+        rate: float = 10_000.0,
+        warm: float = 0.03,
+        priority: int = Priority.NORMAL,
+        **fields: object,
+    ) -> None:
         self.clock = FakeClock(100.0)
         batching = AdaptiveBatchConfig(initial_batch_size=1_000)
         settings: dict[str, object] = {"batching": batching, **fields}
@@ -224,7 +253,12 @@ class Flow:
             self.clock.advance(1.0 / self.rate)
             assert self.buffer.add_events([b"x" * nbytes], self.priority).accepted == 1
 
-    def get(self, *steps: Callable[[], object], timeout: float | None = 5.0, max_events: int | None = None) -> Batch | None:
+    def get(
+        self,
+        *steps: Callable[[], object],
+        timeout: float | None = 5.0,
+        max_events: int | None = None,
+    ) -> Batch | None:
         """get_batch, with what happens while it sleeps behind another batch."""
         self.gathered.steps = iter(steps)
         batch = self.buffer.get_batch(max_events, timeout=timeout)
@@ -236,7 +270,11 @@ class Flow:
         """By reason, since the last call."""
         now = dict(self.buffer.stats().batching.flushes)
         before, self._before = getattr(self, "_before", {}), now
-        return {reason: n - before.get(reason, 0) for reason, n in now.items() if n - before.get(reason, 0)}
+        return {
+            reason: n - before.get(reason, 0)
+            for reason, n in now.items()
+            if n - before.get(reason, 0)
+        }
 
 
 @pytest.fixture
@@ -497,7 +535,9 @@ def test_of_two_consumers_the_one_that_wants_less_is_woken_for_its_own_number(fl
         assert flow.gathered.notified == 1
 
     # In one thread the second looks first, and is content with nothing less than its own wish.
-    assert len(flow.get(other, enough_for_the_first, lambda: flow.come(20), max_events=5) or ()) == 5
+    assert (
+        len(flow.get(other, enough_for_the_first, lambda: flow.come(20), max_events=5) or ()) == 5
+    )
     assert taken == [20]
     assert flow.flushes() == {"size": 2}
 
@@ -536,7 +576,9 @@ def test_the_asynchronous_face_waits_as_well() -> None:
         batch = await getting
         assert await buffer.aio.get_batch(timeout=0) is None
         flow.come()
-        late = await buffer.aio.get_batch(timeout=0.001)  # the buffer's clock stands, so only this can end the wait
+        late = await buffer.aio.get_batch(
+            timeout=0.001
+        )  # the buffer's clock stands, so only this can end the wait
         assert len(late or ()) == 1
         return len(batch or ())
 
@@ -568,7 +610,9 @@ def test_reasons_and_what_each_tells_the_batch_manager() -> None:
         before = buffer.stats().batching.flushes
         with buffer.get_batch(asked) or pytest.fail("no batch") as batch:
             after = buffer.stats().batching.flushes
-            assert {name: n - before[name] for name, n in after.items() if n != before[name]} == {reason: 1}
+            assert {name: n - before[name] for name, n in after.items() if n != before[name]} == {
+                reason: 1
+            }
             assert batch.filled is filled
             assert len(batch) == (5 if reason == "bytes" else events)
     buffer.close(timeout=0)

@@ -88,7 +88,9 @@ def test_priority_1_is_never_lost_while_a_lesser_one_is_admitted(name: str) -> N
 def test_a_dead_sink_is_left_alone() -> None:
     """From the first trip on no more than the probes of a half-open breaker, where no breaker calls on and on."""
     scenario = short("outage", 69.0)
-    oracle, ours, naive = (simulate(scenario, make) for make in (Oracle, Ours, BASELINES["fixed batch"]))
+    oracle, ours, naive = (
+        simulate(scenario, make) for make in (Oracle, Ours, BASELINES["fixed batch"])
+    )
     assert oracle.leaks == []
     figure = figures(ours, oracle)
     assert figure.trips >= 1
@@ -114,12 +116,16 @@ def test_the_delay_bound_keeps_the_goodput_and_cuts_the_delay() -> None:
         ("outage", ("Vegas",)),
     ],
 )
-def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(name: str, rivals: tuple[str, ...]) -> None:
+def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(
+    name: str, rivals: tuple[str, ...]
+) -> None:
     """The criterion on delay, against those rivals that ever come close; all of them take a minute."""
     check(name, rivals)
 
 
-@pytest.mark.parametrize("name", ["brown_out", "flapping", "hung_probe", "outage_overload", "urgent_flood"])
+@pytest.mark.parametrize(
+    "name", ["brown_out", "flapping", "hung_probe", "outage_overload", "urgent_flood"]
+)
 def test_the_other_criteria_hold_where_they_are_hardest(name: str) -> None:
     check(name, ())
 
@@ -130,7 +136,9 @@ def check(name: str, rivals: tuple[str, ...]) -> None:
     oracle, ours = simulate(scenario, Oracle), simulate(scenario, Ours)
     found = {rival: figures(simulate(scenario, BASELINES[rival]), oracle) for rival in rivals}
     verdicts = judge(figures(ours, oracle), ours, found)
-    assert {criterion: verdict for criterion, verdict in verdicts.items() if verdict.met is False} == {}
+    assert {
+        criterion: verdict for criterion, verdict in verdicts.items() if verdict.met is False
+    } == {}
     assert (verdicts["leaks"].met is None) == (not scenario.dead)
 
 
@@ -174,7 +182,11 @@ def test_criteria_fail_where_they_should() -> None:
     better = dataclasses.replace(mine, p99=mine.p99 / 2.0)
     worse = dataclasses.replace(mine, settled=0.94, urgent_inversions=1, activations=99, excess=1.0)
     verdicts = judge(worse, naive, {"b": better})
-    assert {name for name, verdict in verdicts.items() if verdict.met is False} == set(verdicts) == set(CRITERIA)
+    assert (
+        {name for name, verdict in verdicts.items() if verdict.met is False}
+        == set(verdicts)
+        == set(CRITERIA)
+    )
     fair = judge(mine, naive, {"b": dataclasses.replace(better, goodput=mine.goodput - 1)})
     assert fair["delay"].met
     # One seed that fails is a failure, and is what is shown.
@@ -203,7 +215,9 @@ def test_sink_has_its_capacity_its_knee_and_its_faults() -> None:
     later = [sink.call(0.0, 666)[0] for _ in range(WORKERS - 1)][-1]
     assert later > 3 * 0.03  # calls queue inside
     assert 0.9 * best_rate(Condition()) < WORKERS * 666 / later < 1.2 * best_rate(Condition())
-    assert Sink(lambda t: Condition(errors=1.0), random.Random(1)).call(0.0, 10)[1] is Outcome.FAILED
+    assert (
+        Sink(lambda t: Condition(errors=1.0), random.Random(1)).call(0.0, 10)[1] is Outcome.FAILED
+    )
     assert Sink(lambda t: Condition(hangs=True), random.Random(1)).call(0.0, 10)[1] is Outcome.LOST
     assert best_rate(Condition(errors=1.0)) == 0.0
 
@@ -233,7 +247,10 @@ def test_jitter_spreads_the_probes_of_a_fleet() -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first seconds of each scenario are enough to see that a report is written."""
-    few = {name: dataclasses.replace(one, seconds=12.0, settled=((0.0, 12.0),)) for name, one in scenarios().items()}
+    few = {
+        name: dataclasses.replace(one, seconds=12.0, settled=((0.0, 12.0),))
+        for name, one in scenarios().items()
+    }
     monkeypatch.setattr("bench.overload.run.scenarios", lambda: few)
 
 
@@ -254,7 +271,9 @@ def test_ablations_that_change_nothing_are_named_and_left_out() -> None:
     assert "No difference at all: " in markdown(results)
 
 
-def test_the_command_tells_what_it_can_do_and_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_what_it_can_do_and_refuses_nonsense(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as error:
         main(["--help"])
     assert error.value.code == 0
@@ -269,6 +288,8 @@ def test_an_ablation_changes_what_it_names() -> None:
     """Without growth a breaker that is wrong again comes back after the same time; with it, later."""
     scenario = short("outage", 75.0)
     grown = simulate(scenario, partial(Ours, laws=Laws()))
-    flat = simulate(dataclasses.replace(scenario, seconds=110.0), partial(Ours, laws=Laws(growth=False)))
+    flat = simulate(
+        dataclasses.replace(scenario, seconds=110.0), partial(Ours, laws=Laws(growth=False))
+    )
     assert len(grown.trips) == len([at for at in flat.trips if at < 75.0])
     assert sum(flat.goodput[95:]) > 0

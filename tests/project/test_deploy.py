@@ -36,7 +36,9 @@ def dashboard() -> dict:
 
 
 def expressions() -> list[str]:
-    return [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
+    return [
+        target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())
+    ]
 
 
 def check(expression: str) -> set[str]:
@@ -45,7 +47,9 @@ def check(expression: str) -> set[str]:
     for name, selector in found:
         assert name in LABELS, f"{name} is not exported: {expression}"
         labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
-        assert labels <= LABELS[name] | SERVER, f"{name} has no label {labels - LABELS[name] - SERVER}"
+        assert labels <= LABELS[name] | SERVER, (
+            f"{name} has no label {labels - LABELS[name] - SERVER}"
+        )
     known = set().union(*(LABELS[name] for name, _ in found)) | SERVER
     for kept in re.findall(r"(?:by|without)\s*\(([^)]*)\)", expression):
         assert {label.strip() for label in kept.split(",")} <= known, expression
@@ -80,7 +84,11 @@ def test_the_dashboard_is_well_formed() -> None:
     panels = board["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(ids) == len(set(ids))
-    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "job", "instance"}
+    assert {variable["name"] for variable in board["templating"]["list"]} == {
+        "datasource",
+        "job",
+        "instance",
+    }
     for panel in panels:
         if panel["type"] == "row":
             continue
@@ -96,7 +104,11 @@ def test_the_dashboard_is_well_formed() -> None:
 
 
 def test_the_rules_ask_for_what_is_exported_and_each_is_tested() -> None:
-    text = "".join(line for line in RULES.read_text().splitlines(keepends=True) if not line.lstrip().startswith("#"))
+    text = "".join(
+        line
+        for line in RULES.read_text().splitlines(keepends=True)
+        if not line.lstrip().startswith("#")
+    )
     asked = set()
     # Only the expressions: a summary may speak of a metric in words.
     for expression in re.findall(r"expr: (?:\|\n((?: {10}.*\n)+)|(.*)\n)", text):
@@ -106,8 +118,12 @@ def test_the_rules_ask_for_what_is_exported_and_each_is_tested() -> None:
     tested = RULES_TEST.read_text()
     for alert in alerts:
         cases = re.findall(rf"alertname: {alert}\b(.*(?:\n\s+exp_alerts:.*)?)", tested)
-        assert any("exp_alerts: []" in case for case in cases), f"no test in which {alert} keeps quiet"
-        assert any("exp_alerts: []" not in case for case in cases), f"no test in which {alert} fires"
+        assert any("exp_alerts: []" in case for case in cases), (
+            f"no test in which {alert} keeps quiet"
+        )
+        assert any("exp_alerts: []" not in case for case in cases), (
+            f"no test in which {alert} fires"
+        )
     for name in re.findall(r"series: '(\w+)", tested):
         assert name in LABELS, f"{name} is not exported"
 
@@ -133,7 +149,9 @@ def test_the_dashboard_speaks_promql(tmp_path: Path) -> None:
             expression = expression.replace(variable, value)
         rules.append({"record": f"panel:{number}", "expr": expression})
     # JSON is YAML.
-    (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    (tmp_path / "panels.yml").write_text(
+        json.dumps({"groups": [{"name": "panels", "rules": rules}]})
+    )
     promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 
@@ -153,7 +171,14 @@ def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
     done = subprocess.run(verify, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "also what it only warns of, such as a misspelt key"
-    security = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    security = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=20",
+        "--no-pager",
+        str(unit),
+    ]
     done = subprocess.run(security, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -164,7 +189,10 @@ def test_the_unit_fits_the_program_and_the_example() -> None:
     [before] = re.findall(r"^ExecStartPre=\S+/forebay (.*)$", unit, re.M)
     assert before == start + " --check"
     assert start == "serve --config /etc/forebay/forebay.toml"
-    config = load(str(DEPLOY / "forebay.toml"), {"STATE_DIRECTORY": "/var/lib/forebay", "RUNTIME_DIRECTORY": "/run/forebay"})
+    config = load(
+        str(DEPLOY / "forebay.toml"),
+        {"STATE_DIRECTORY": "/var/lib/forebay", "RUNTIME_DIRECTORY": "/run/forebay"},
+    )
     [stop] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
     assert config.service.drain_timeout < float(stop)
     [most] = re.findall(r"^MemoryMax=(\d+)G$", unit, re.M)
@@ -192,4 +220,6 @@ def test_the_operations_page_has_every_metric_and_every_alert() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     listed = dict(re.findall(r"^\| `(backpressure_buffer_\w+)` \| \w+ \| ([^|]*) \|", page, re.M))
     assert listed == {family.name: ", ".join(family.labels) or "-" for family in FAMILIES}
-    assert set(re.findall(r"^\| `(Forebay\w+)`", page, re.M)) == set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    assert set(re.findall(r"^\| `(Forebay\w+)`", page, re.M)) == set(
+        re.findall(r"- alert: (\w+)", RULES.read_text())
+    )

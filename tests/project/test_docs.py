@@ -14,7 +14,12 @@ import backpressure
 import ringbuf
 from tests.support.paths import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -29,14 +34,18 @@ def test_examples_in_pages(page: Path) -> None:
 def test_links_in_pages(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+            assert (page.parent / target).exists(), (
+                f"{page.name} links to {target}, which is not there"
+            )
 
 
 def modules() -> list[str]:
     names = []
     for package in (backpressure, ringbuf):
         names.append(package.__name__)
-        names += [one.name for one in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+        names += [
+            one.name for one in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        ]
     return [name for name in names if not name.endswith("__main__")]
 
 

@@ -13,9 +13,26 @@ import backpressure
 import ringbuf
 
 # Section 4 of the design: other people's scripts use these names.
-RINGBUF = {"MessageRing", "Messages", "Reservation", "TokenBucket", "RingBuffer", "RateWindow", "LatencyHistogram"}
+RINGBUF = {
+    "MessageRing",
+    "Messages",
+    "Reservation",
+    "TokenBucket",
+    "RingBuffer",
+    "RateWindow",
+    "LatencyHistogram",
+}
 BACKPRESSURE = {
-    *("BufferManager", "BufferConfig", "Priority", "Admission", "Batch", "EventType", "Durability", "WhenFull"),
+    *(
+        "BufferManager",
+        "BufferConfig",
+        "Priority",
+        "Admission",
+        "Batch",
+        "EventType",
+        "Durability",
+        "WhenFull",
+    ),
     *("CircuitBreaker", "CircuitBreakerConfig", "State", "Permit", "CircuitOpenError"),
     *("BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"),
     *("AdaptiveBatchManager", "AdaptiveBatchConfig"),
@@ -46,7 +63,9 @@ def test_public_names(package: types.ModuleType, names: set[str]) -> None:
         for name, value in vars(package).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert public == set(package.__all__), "what can be imported and what is named in __all__ differ"
+    assert public == set(package.__all__), (
+        "what can be imported and what is named in __all__ differ"
+    )
 
 
 @pytest.mark.parametrize("package", [ringbuf, backpressure])
@@ -54,7 +73,9 @@ def test_every_public_name_is_documented(package: types.ModuleType) -> None:
     for name in package.__all__:
         value = getattr(package, name)
         assert value.__doc__, f"{package.__name__}.{name} has no docstring"
-        assert not str(value.__doc__).startswith(f"{name}("), f"{package.__name__}.{name} has a generated docstring only"
+        assert not str(value.__doc__).startswith(f"{name}("), (
+            f"{package.__name__}.{name} has a generated docstring only"
+        )
 
 
 def floor_of(module: str) -> int:
@@ -87,14 +108,20 @@ def test_imports_point_down() -> None:
         relative = path.relative_to(PACKAGE).with_suffix("")
         here = floor_of("backpressure." + ".".join(relative.parts))
         for name in imports_of(path):
-            assert name != "backpressure", f"{path.name}: import from the module, not from the package"
+            assert name != "backpressure", (
+                f"{path.name}: import from the module, not from the package"
+            )
             there = floor_of("ringbuf" if name.startswith("ringbuf") else name)
             assert there <= here, f"{path.name} (floor {here}) imports {name} (floor {there})"
 
 
 # Lower folders first, as in src/ringbuf: the products on the top floor know nothing of each other.
 CORE = [{"_core"}, {"_shared"}, {"_messages", "_records", "_meters"}]
-CORE_FILES = [path for path in Path(ringbuf.__file__).parent.rglob("*") if path.suffix in (".py", ".pyx", ".pyi", ".pxd")]
+CORE_FILES = [
+    path
+    for path in Path(ringbuf.__file__).parent.rglob("*")
+    if path.suffix in (".py", ".pyx", ".pyi", ".pxd")
+]
 IMPORT_OF_OURS = re.compile(r"^\s*(?:from|import|cimport)\s+((?:ringbuf|backpressure)[\w.]*)", re.M)
 
 
@@ -108,7 +135,9 @@ def test_the_core_imports_down_only() -> None:
         folder = path.parent.name
         here = next(number for number, floor in enumerate(CORE) if folder in floor)
         for module in IMPORT_OF_OURS.findall(path.read_text()):
-            assert module.startswith("ringbuf._"), f"{path}: import from the module, not from the package"
+            assert module.startswith("ringbuf._"), (
+                f"{path}: import from the module, not from the package"
+            )
             other = module.split(".")[1]
             there = next(number for number, floor in enumerate(CORE) if other in floor)
             assert other == folder or there < here, f"{folder}/{path.name} imports {module}"

@@ -109,10 +109,14 @@ def use_messages(path: Path) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("make", "leave", "use"), [(records, leave_records, use_records), (messages, leave_messages, use_messages)]
+    ("make", "leave", "use"),
+    [(records, leave_records, use_records), (messages, leave_messages, use_messages)],
 )
 def test_damage_anywhere_is_refused_or_does_no_harm(
-    tmp_path: Path, make: Callable[[Path], object], leave: Callable[..., None], use: Callable[[Path], None]
+    tmp_path: Path,
+    make: Callable[[Path], object],
+    leave: Callable[..., None],
+    use: Callable[[Path], None],
 ) -> None:
     ring = make(tmp_path / "ring")
     pid = os.fork()
@@ -175,7 +179,9 @@ def work_on_messages(path: Path, rng: random.Random) -> None:
             ring.pop_many(count)
         else:
             messages = ring.take(count)
-            held += ring.split(messages, 1) if len(messages) > 1 and rng.random() < 0.5 else [messages]
+            held += (
+                ring.split(messages, 1) if len(messages) > 1 and rng.random() < 0.5 else [messages]
+            )
             while len(held) > 4:
                 ring.release(held.pop(rng.randrange(len(held))))
 
@@ -184,7 +190,10 @@ def work_on_messages(path: Path, rng: random.Random) -> None:
     (RingBuffer, records, work_on_records), (MessageRing, messages, work_on_messages)
 ])  # fmt: skip
 def test_what_all_left_who_were_killed_at_once_is_never_called_damaged(
-    tmp_path: Path, kind: Any, make: Callable[[Path], object], work: Callable[[Path, random.Random], None]
+    tmp_path: Path,
+    kind: Any,
+    make: Callable[[Path], object],
+    work: Callable[[Path, random.Random], None],
 ) -> None:
     path, rng = tmp_path / "ring", random.Random(20261125)
     make(path)

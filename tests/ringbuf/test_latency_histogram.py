@@ -21,7 +21,9 @@ LOWEST, HIGHEST = 1e-6, 1000.0
 
 in_range = st.one_of(
     st.floats(LOWEST, HIGHEST),
-    st.floats(math.log(LOWEST), math.log(HIGHEST)).map(lambda x: min(max(math.exp(x), LOWEST), HIGHEST)),
+    st.floats(math.log(LOWEST), math.log(HIGHEST)).map(
+        lambda x: min(max(math.exp(x), LOWEST), HIGHEST)
+    ),
     st.sampled_from([LOWEST, HIGHEST, 1.0, 0.5, math.nextafter(1.0, 0), 2.0**-19]),
 )
 latencies = st.one_of(
@@ -31,7 +33,8 @@ latencies = st.one_of(
     st.sampled_from([0.0, 5e-324, math.nextafter(LOWEST, 0), math.nextafter(HIGHEST, 2000)]),
 )
 percents = st.one_of(
-    st.sampled_from([0, 1, 25, 50, 90, 95, 99, 99.9, 99.99, 100]), st.integers(0, 100_000).map(lambda k: k / 1000)
+    st.sampled_from([0, 1, 25, 50, 90, 95, 99, 99.9, 99.99, 100]),
+    st.integers(0, 100_000).map(lambda k: k / 1000),
 )
 
 
@@ -50,7 +53,9 @@ def check_percentile(found: float, true: float, high: float) -> None:
         assert abs(found - true) <= true / 64 or found == high
 
 
-def filled(values: list[float], lowest: float = LOWEST, highest: float = HIGHEST) -> LatencyHistogram:
+def filled(
+    values: list[float], lowest: float = LOWEST, highest: float = HIGHEST
+) -> LatencyHistogram:
     histogram = LatencyHistogram(lowest, highest)
     for value in values:
         histogram.record(value)
@@ -69,7 +74,10 @@ def same(one: LatencyHistogram, other: LatencyHistogram) -> bool:
 # Against the exact values
 
 
-@given(values=st.lists(in_range, min_size=1, max_size=60), qs=st.lists(percents, min_size=1, max_size=8))
+@given(
+    values=st.lists(in_range, min_size=1, max_size=60),
+    qs=st.lists(percents, min_size=1, max_size=8),
+)
 def test_percentiles_are_within_one_percent(values: list[float], qs: list[float]) -> None:
     histogram = filled(values)
     ordered = sorted(values)
@@ -100,11 +108,22 @@ def test_the_counts_and_the_totals_are_exact(values: list[float]) -> None:
     assert np.array_equal(snapshot.counts, np.bincount(buckets, minlength=len(snapshot.counts)))
     assert histogram.sum == snapshot.sum == pytest.approx(math.fsum(values), rel=1e-12)
     if values:
-        assert (histogram.min, histogram.max) == (snapshot.min, snapshot.max) == (min(values), max(values))
-        assert histogram.mean == snapshot.mean == pytest.approx(math.fsum(values) / len(values), rel=1e-12)
+        assert (
+            (histogram.min, histogram.max)
+            == (snapshot.min, snapshot.max)
+            == (min(values), max(values))
+        )
+        assert (
+            histogram.mean
+            == snapshot.mean
+            == pytest.approx(math.fsum(values) / len(values), rel=1e-12)
+        )
 
 
-@pytest.mark.parametrize(("lowest", "highest"), [(1e-6, 1000.0), (1e-12, 1e9), (1.0, 2.0), (0.5, 0.6), (3e-4, 7.7), (1, 60)])
+@pytest.mark.parametrize(
+    ("lowest", "highest"),
+    [(1e-6, 1000.0), (1e-12, 1e9), (1.0, 2.0), (0.5, 0.6), (3e-4, 7.7), (1, 60)],
+)
 def test_the_buckets_tile_the_range_to_one_percent(lowest: float, highest: float) -> None:
     histogram = LatencyHistogram(lowest, highest)
     assert (histogram.lowest, histogram.highest) == (lowest, highest)
@@ -140,7 +159,9 @@ def test_a_percent_means_what_is_written() -> None:
     for q in (0.1, 0.7, 7, 14, 16.1, 28, 29, 55, 57, 58, 99.9):
         # 1,000 values, of which the last that counts is small: one rank further is large.
         rank = math.ceil(Fraction(str(q)) * 10)
-        assert filled([1e-3] * rank + [10.0] * (1000 - rank)).percentile(q) == pytest.approx(1e-3, rel=0.01), q
+        assert filled([1e-3] * rank + [10.0] * (1000 - rank)).percentile(q) == pytest.approx(
+            1e-3, rel=0.01
+        ), q
 
 
 def test_billions_of_records() -> None:
@@ -233,7 +254,9 @@ def test_bad_ranges_and_percents_are_named() -> None:
         with pytest.raises(ValueError, match=r"lowest must be from 1e-12 to 1e\+09 seconds"):
             LatencyHistogram(lowest)
     for highest in (1e-6, 1e-7, 0, 2e9, math.inf, math.nan):
-        with pytest.raises(ValueError, match=r"highest must be above lowest \(1e-06\) and at most 1e\+09 seconds"):
+        with pytest.raises(
+            ValueError, match=r"highest must be above lowest \(1e-06\) and at most 1e\+09 seconds"
+        ):
             LatencyHistogram(1e-6, highest)
     for histogram in (LatencyHistogram(), filled([0.1])):
         for q in (-0.1, 100.1, math.nan, math.inf):
@@ -254,7 +277,12 @@ def test_an_empty_one_has_no_values() -> None:
     histogram = LatencyHistogram()
     assert histogram.count == 0
     assert histogram.sum == 0.0
-    for each in (histogram.min, histogram.max, histogram.mean, *histogram.percentiles([0, 50, 100])):
+    for each in (
+        histogram.min,
+        histogram.max,
+        histogram.mean,
+        *histogram.percentiles([0, 50, 100]),
+    ):
         assert math.isnan(each)
     assert histogram.percentiles([]) == []
     assert repr(histogram) == "LatencyHistogram(lowest=1e-06, highest=1000.0, count=0)"
@@ -292,7 +320,12 @@ def test_a_reset_forgets_everything() -> None:
 
 def same_empty(histogram: LatencyHistogram) -> bool:
     snapshot = histogram.snapshot()
-    return snapshot.count == 0 and not snapshot.counts.any() and snapshot.sum == 0.0 and math.isnan(snapshot.max)
+    return (
+        snapshot.count == 0
+        and not snapshot.counts.any()
+        and snapshot.sum == 0.0
+        and math.isnan(snapshot.max)
+    )
 
 
 def test_a_snapshot_is_frozen() -> None:
@@ -405,7 +438,10 @@ def test_snapshots_among_recorders_are_consistent() -> None:
             assert taken.count == taken.counts.sum() >= last
             last = taken.count
             if last:
-                small, large = (int(taken.counts[np.searchsorted(taken.edges, each, side="right") - 1]) for each in (low, high))
+                small, large = (
+                    int(taken.counts[np.searchsorted(taken.edges, each, side="right") - 1])
+                    for each in (low, high)
+                )
                 assert small + large == last
                 assert taken.sum >= small * low + large * high
                 assert taken.min == (low if small else high)

@@ -16,7 +16,12 @@ from ringbuf import MessageRing, Messages
 
 GRANULE = 64
 
-messages = st.one_of(st.binary(max_size=40), st.binary(min_size=60, max_size=70), st.just(b""), st.binary(max_size=3000))
+messages = st.one_of(
+    st.binary(max_size=40),
+    st.binary(min_size=60, max_size=70),
+    st.just(b""),
+    st.binary(max_size=3000),
+)
 
 
 class RingMachine(RuleBasedStateMachine):
@@ -190,7 +195,9 @@ def test_the_largest_message_fits_an_empty_ring_and_one_byte_more_never_does() -
         (np.array([b"o"], dtype=object), TypeError),
     ],
 )
-def test_bad_messages_are_refused_before_anything_is_pushed(given: object, error: type[Exception]) -> None:
+def test_bad_messages_are_refused_before_anything_is_pushed(
+    given: object, error: type[Exception]
+) -> None:
     ring = MessageRing(4096)
     with pytest.raises(error):
         ring.push_many(given)
@@ -251,7 +258,9 @@ def test_messages_index_slice_and_convert() -> None:
 
 
 def test_arrow_in_and_out() -> None:
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'forebay[arrow]'")
+    pa = pytest.importorskip(
+        "pyarrow", reason="pyarrow is not installed: pip install 'forebay[arrow]'"
+    )
     ring = MessageRing(1 << 16)
     rows = [b"a", b"", "é".encode(), b"dd"]
     for kind in (pa.binary(), pa.large_binary()):
@@ -316,7 +325,9 @@ def test_join_into_fills_a_small_buffer_piece_by_piece() -> None:
         while start < len(got):
             count, nbytes = got.join_into(target, start, b"\r\n")
             assert count > 0
-            assert start + count == len(got) or nbytes + len(rows[start + count]) + 2 > size, "one more would have fitted"
+            assert start + count == len(got) or nbytes + len(rows[start + count]) + 2 > size, (
+                "one more would have fitted"
+            )
             joined += target[:nbytes]
             start += count
         assert joined == b"".join(row + b"\r\n" for row in rows)
@@ -328,7 +339,10 @@ def test_join_into_fills_a_small_buffer_piece_by_piece() -> None:
         got.join_into(b"read only")
 
 
-@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="memory is kept only where the GIL is on")
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="memory is kept only where the GIL is on",
+)
 @pytest.mark.platform
 def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     ring = MessageRing(1 << 20)
@@ -389,7 +403,10 @@ def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> 
         at = 0
         while at < per_producer and not failures:
             many = 1 + (at * 7 + number) % 90
-            batch = [prefix + b"%d:" % i + b"." * (i % 50) for i in range(at, min(at + many, per_producer))]
+            batch = [
+                prefix + b"%d:" % i + b"." * (i % 50)
+                for i in range(at, min(at + many, per_producer))
+            ]
             kind = at % 3
             if kind == 0:
                 done = ring.push_many(batch)

@@ -58,7 +58,9 @@ def test_large_numbers() -> None:
         (np.zeros(3, np.uint8), np.array([0, 1 << 62, 3]), ValueError),
     ],
 )
-def test_what_are_no_columns_is_refused(data: object, offsets: object, error: type[Exception]) -> None:
+def test_what_are_no_columns_is_refused(
+    data: object, offsets: object, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         Messages.from_columns(data, offsets)
 

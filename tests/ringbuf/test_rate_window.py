@@ -63,7 +63,10 @@ class Model:
 
 
 shapes = st.tuples(
-    st.one_of(st.integers(MS, MS + 3), st.sampled_from([2**20, 2**20 + 1, 2**21 - 1, SECOND, 3600 * SECOND])),
+    st.one_of(
+        st.integers(MS, MS + 3),
+        st.sampled_from([2**20, 2**20 + 1, 2**21 - 1, SECOND, 3600 * SECOND]),
+    ),
     st.one_of(st.integers(1, 5), st.integers(6, 40), st.sampled_from([14, 15, 30, 31])),
 )
 
@@ -71,7 +74,9 @@ shapes = st.tuples(
 class WindowMachine(RuleBasedStateMachine):
     """Adds and reads in any order; samples may be late by up to a window, and far later ones must do no harm."""
 
-    @initialize(shape=shapes, now=st.one_of(st.integers(-50, 50), st.integers(-REACH // 2, REACH // 4)))
+    @initialize(
+        shape=shapes, now=st.one_of(st.integers(-50, 50), st.integers(-REACH // 2, REACH // 4))
+    )
     def make(self, shape: tuple[int, int], now: int) -> None:
         width, buckets = shape
         self.window = RateWindow(width * buckets / SECOND, buckets)
@@ -115,7 +120,10 @@ class WindowMachine(RuleBasedStateMachine):
     def time_goes_on_for_windows(self, windows: Fraction) -> None:
         self.go_on(math.floor(windows * self.span))
 
-    @rule(laps=st.one_of(st.integers(0, 40).map(lambda power: 2**power), st.integers(0, 2**40)), offset=st.integers(-2, 2))
+    @rule(
+        laps=st.one_of(st.integers(0, 40).map(lambda power: 2**power), st.integers(0, 2**40)),
+        offset=st.integers(-2, 2),
+    )
     def time_jumps_far(self, laps: int, offset: int) -> None:
         size = max(16, 1 << (self.model.buckets + 1).bit_length())
         self.go_on(max(0, (laps * size + offset) * self.model.width))
@@ -235,7 +243,11 @@ def test_the_rate_before_a_whole_window_has_passed() -> None:
 
 
 def test_the_first_use_is_the_earliest_time_named() -> None:
-    for early in (lambda w: w.count_at(90 * SECOND), lambda w: w.rate_at(90 * SECOND), lambda w: w.add_at(90 * SECOND, 0)):
+    for early in (
+        lambda w: w.count_at(90 * SECOND),
+        lambda w: w.rate_at(90 * SECOND),
+        lambda w: w.add_at(90 * SECOND, 0),
+    ):
         window = RateWindow(100, 10)
         window.add_at(100 * SECOND, 20)
         assert window.rate_at(100 * SECOND) == 2.0
@@ -249,7 +261,9 @@ def test_the_first_use_is_the_earliest_time_named() -> None:
     seconds=st.integers(1, 20),
     at=st.fractions(0, 3),
 )
-def test_an_even_flow_shows_its_rate_at_every_moment(per_second: int, buckets: int, seconds: int, at: Fraction) -> None:
+def test_an_even_flow_shows_its_rate_at_every_moment(
+    per_second: int, buckets: int, seconds: int, at: Fraction
+) -> None:
     window = RateWindow(seconds, buckets)
     now = math.floor((seconds + at * seconds) * SECOND)
     gap = SECOND // per_second
@@ -263,8 +277,12 @@ def test_an_even_flow_shows_its_rate_at_every_moment(per_second: int, buckets: i
     assert window.rate_at(now) == pytest.approx(true, abs=4 * step / seconds + 1e-9 * true)
 
 
-@given(times=st.lists(st.integers(0, 10 * SECOND), min_size=1, max_size=60), buckets=st.integers(1, 50))
-def test_until_a_window_has_passed_since_the_first_use_the_count_is_exact(times: list[int], buckets: int) -> None:
+@given(
+    times=st.lists(st.integers(0, 10 * SECOND), min_size=1, max_size=60), buckets=st.integers(1, 50)
+)
+def test_until_a_window_has_passed_since_the_first_use_the_count_is_exact(
+    times: list[int], buckets: int
+) -> None:
     window = RateWindow(10, buckets)
     for now in times:
         window.add_at(now)
@@ -281,7 +299,9 @@ def test_bad_arguments_are_named() -> None:
     for buckets in (0, -1, 65_537, 10**30):
         with pytest.raises(ValueError, match=f"buckets must be from 1 to 65536, not {buckets}"):
             RateWindow(10, buckets)
-    with pytest.raises(ValueError, match=r"a bucket must span at least 1 ms, and 0\.009 s are too few for 10"):
+    with pytest.raises(
+        ValueError, match=r"a bucket must span at least 1 ms, and 0\.009 s are too few for 10"
+    ):
         RateWindow(0.009, 10)
     for wrong in ("10", None):
         with pytest.raises(TypeError):

@@ -69,7 +69,9 @@ class RecordMachine(RuleBasedStateMachine):
         return list(range(self.number - count, self.number))
 
     def waiting(self) -> int:
-        return sum(len(run.records) for run in self.runs if run.ready) + sum(map(len, self.given_back))
+        return sum(len(run.records) for run in self.runs if run.ready) + sum(
+            map(len, self.given_back)
+        )
 
     def readable(self) -> list[int]:
         """What consumers would get now, in order: what was given back, oldest first, then all before an open reservation."""
@@ -102,7 +104,10 @@ class RecordMachine(RuleBasedStateMachine):
         if records:
             self.runs.append(Run(records, ready=True))
 
-    @rule(count=st.integers(0, 80), kind=st.sampled_from(["array", "list", "other dtype", "strided", "swapped"]))
+    @rule(
+        count=st.integers(0, 80),
+        kind=st.sampled_from(["array", "list", "other dtype", "strided", "swapped"]),
+    )
     def push_many(self, count: int, kind: str) -> None:
         given = self.numbers(count)
         array = np.array(given, {"other dtype": np.int32, "swapped": ">i8"}.get(kind, np.int64))
@@ -158,7 +163,10 @@ class RecordMachine(RuleBasedStateMachine):
             assert not self.undisturbed or self.waiting() == self.capacity
 
     @precondition(lambda self: self.reserved)
-    @rule(data=st.data(), end=st.sampled_from(["well", "error", "escape", "error and escape", "forgotten"]))
+    @rule(
+        data=st.data(),
+        end=st.sampled_from(["well", "error", "escape", "error and escape", "forgotten"]),
+    )
     def end_reserve(self, data: st.DataObject, end: str) -> None:
         if self.shared and "escape" in end:
             end = "error"  # it would delay what is behind it: see the test of that
@@ -299,7 +307,9 @@ def test_every_dtype_of_a_fixed_size(dtype: object, value: object) -> None:
         ([("a", "u1", (2,))], ([1, 2, 3],), ValueError),
     ],
 )
-def test_what_a_record_can_not_hold_is_refused(dtype: Any, bad: object, error: type[Exception]) -> None:
+def test_what_a_record_can_not_hold_is_refused(
+    dtype: Any, bad: object, error: type[Exception]
+) -> None:
     ring = RingBuffer(4, dtype)
     with pytest.raises(error):
         ring.try_push(bad)
@@ -362,7 +372,11 @@ def test_arrays_that_do_not_fit_are_refused(dtype: Any, bad: Any, error: type[Ex
         ("S5", np.array([b"abc"], "S9"), [b"abc"]),
         ("M8[s]", [datetime.datetime(2026, 1, 2)], [datetime.datetime(2026, 1, 2)]),
         ([("a", "i4"), ("b", "S2")], [(1, b"x"), (2, b"yy")], [(1, b"x"), (2, b"yy")]),
-        ([("a", "i4"), ("b", "S2")], np.array([(1, b"x")], [("a", "i8"), ("b", "S2")]), [(1, b"x")]),
+        (
+            [("a", "i4"), ("b", "S2")],
+            np.array([(1, b"x")], [("a", "i8"), ("b", "S2")]),
+            [(1, b"x")],
+        ),
         ([("a", [("x", "u1"), ("y", "f8")])], [((1, 2),)], [((1, 2.0),)]),
         ("i8", [], []),
         ("S3", (), []),
@@ -395,7 +409,12 @@ def test_an_int_that_was_popped_stays_what_it_is(steps: list[tuple[int, int]]) -
             expected = str(value)
             assert ring.try_push(value)
             got = ring.try_pop()
-            assert (str(got), got == value, got + 1, hash(got)) == (expected, True, value + 1, hash(value))
+            assert (str(got), got == value, got + 1, hash(got)) == (
+                expected,
+                True,
+                value + 1,
+                hash(value),
+            )
             kept.append((got, expected))
             del got
         del kept[:drop]
@@ -511,7 +530,9 @@ def test_spans_end_where_the_memory_ends(ring: RingBuffer) -> None:
 
 
 @pytest.mark.parametrize("passed_first", [False, True])
-def test_an_array_that_outlives_its_reservation_harms_nobody(ring: RingBuffer, passed_first: bool) -> None:
+def test_an_array_that_outlives_its_reservation_harms_nobody(
+    ring: RingBuffer, passed_first: bool
+) -> None:
     with pytest.raises(BufferError, match="not published"), ring.reserve(3) as span:
         escaped = np.asarray(span)
     assert ring.push_many(range(100)) == 5
@@ -576,7 +597,9 @@ def test_a_full_ring_of_aborted_reservations_is_empty(ring: RingBuffer) -> None:
     blocks = [ring.reserve(4), ring.reserve(4)]
     for block in blocks:
         assert len(block.__enter__()) == 4
-    for block in blocks:  # the first one is not the last claim: it can not be taken back, and holds nothing instead
+    for block in (
+        blocks
+    ):  # the first one is not the last claim: it can not be taken back, and holds nothing instead
         block.__exit__(KeyError, KeyError(), None)
     assert len(ring) == 0
     assert ring.push_many(range(100)) == 8

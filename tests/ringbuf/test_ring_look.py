@@ -35,14 +35,22 @@ def test_it_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: in
     ring = MessageRing(capacity, path=path, first_seq=first_seq)
     rng = random.Random(capacity + first_seq)
     out: list = []
-    numbers = deque()  # of what was not released, ascending; what is out of turn stays until all before it has gone
+    numbers = (
+        deque()
+    )  # of what was not released, ascending; what is out of turn stays until all before it has gone
     released: set[int] = set()
     for _ in range(300):
         action = rng.random()
         if action < 0.5:
             first = ring.next_seq
             numbers.extend(
-                range(first, first + ring.push_many([rng.randbytes(rng.randrange(300)) for _ in range(rng.randrange(9))]))
+                range(
+                    first,
+                    first
+                    + ring.push_many(
+                        [rng.randbytes(rng.randrange(300)) for _ in range(rng.randrange(9))]
+                    ),
+                )
             )
         elif action < 0.75:
             messages = ring.take(rng.randrange(1, 12))
@@ -76,7 +84,12 @@ def test_it_holds_in_every_lap_of_the_positions(tmp_path: Path) -> None:
     for number in range((1 << 40) - 3, (1 << 40) + 200):
         assert ring.try_push(b"x" * 100)
         look = MessageRing.look(path)
-        assert (look.acked_seq, look.read_seq, look.next_seq, look.used_bytes) == (number, number, number + 1, 128)
+        assert (look.acked_seq, look.read_seq, look.next_seq, look.used_bytes) == (
+            number,
+            number,
+            number + 1,
+            128,
+        )
         ring.pop_many()
 
 
@@ -95,8 +108,14 @@ def test_nobody_notices(tmp_path: Path) -> None:
     first = MessageRing.look(path)
     assert (first.acked_seq, first.read_seq, first.next_seq, first.participants) == (0, 3, 40, 0)
     assert MessageRing.look(str(path)) == first
-    assert sum(end - start for start, end in used_parts(str(path))) == len(before) - first.capacity_bytes + first.used_bytes
-    assert (path.read_bytes(), (path.stat().st_mtime_ns, path.stat().st_ctime_ns)) == (before, times)
+    assert (
+        sum(end - start for start, end in used_parts(str(path)))
+        == len(before) - first.capacity_bytes + first.used_bytes
+    )
+    assert (path.read_bytes(), (path.stat().st_mtime_ns, path.stat().st_ctime_ns)) == (
+        before,
+        times,
+    )
     assert os.listdir(tmp_path) == ["ring"]
     assert len(held) == 3
 
@@ -106,7 +125,9 @@ def test_participants_are_those_who_live(tmp_path: Path) -> None:
     ring = MessageRing(4096, path=path)
     assert MessageRing.look(path).participants == 1
     source = f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout is not None
         other.stdout.readline()
         assert MessageRing.look(path).participants == 2
@@ -228,7 +249,14 @@ def test_garbage_is_no_crash(a_ring: Path) -> None:
     for _ in range(200):
         data = bytearray(sound)
         for _ in range(rng.randrange(1, 20)):
-            start = rng.choice((positions, positions + 64, positions + 128, rng.randrange(positions, len(data) - 8)))
+            start = rng.choice(
+                (
+                    positions,
+                    positions + 64,
+                    positions + 128,
+                    rng.randrange(positions, len(data) - 8),
+                )
+            )
             data[start : start + 8] = rng.choice(
                 (rng.randbytes(8), b"\xff" * 8, bytes(8), struct.pack("<Q", rng.randrange(1 << 20)))
             )

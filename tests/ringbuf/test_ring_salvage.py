@@ -21,7 +21,10 @@ from ringbuf._messages.ring import data_offset, layout_of, positions_offset
 from ringbuf._messages.salvage import hash_of
 from tests.torture.ring_images import one_life
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="rings in files need Linux"), pytest.mark.platform]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="rings in files need Linux"),
+    pytest.mark.platform,
+]
 
 MASK = (1 << 64) - 1
 KEY = hashlib.shake_256(b"a key").digest(282 * 8)
@@ -38,7 +41,10 @@ def slow_hash(data: bytes, expanded: bytes) -> int:
     blocks = [stripes[at : at + 32] for at in range(0, len(stripes), 32)] or [[]]
     for number, block in enumerate(blocks):
         if number > 0:
-            lanes = [((lane ^ lane >> 47 ^ key[256 + i]) * 0x9E3779B1) & MASK for i, lane in enumerate(lanes)]
+            lanes = [
+                ((lane ^ lane >> 47 ^ key[256 + i]) * 0x9E3779B1) & MASK
+                for i, lane in enumerate(lanes)
+            ]
         sums = [0] * 8
         for s, stripe in enumerate(block):
             for i, word in enumerate(stripe):
@@ -115,7 +121,9 @@ def path(tmp_path: Path) -> Path:
 
 def contents(found: Salvage, start: int = 0, end: int | None = None) -> dict[int, bytes]:
     return {
-        messages.first_seq + i: messages[i] for messages in found.messages(start, end) for i in range(len(messages))
+        messages.first_seq + i: messages[i]
+        for messages in found.messages(start, end)
+        for i in range(len(messages))
     }
 
 
@@ -182,7 +190,9 @@ def test_a_ring_with_checksums_is_a_ring(path: Path) -> None:
     largest = ring.max_message_bytes
     assert largest == 4096 - 24 - 16
     for _ in range(500):
-        messages = [rng.randbytes(rng.choice((0, 1, 20, 24, 25, 40, 300))) for _ in range(rng.randint(1, 9))]
+        messages = [
+            rng.randbytes(rng.choice((0, 1, 20, 24, 25, 40, 300))) for _ in range(rng.randint(1, 9))
+        ]
         pushed = ring.push_many(messages)
         ring._check()
         assert ring.pop_many(1000).tolist() == messages[:pushed]
@@ -226,7 +236,9 @@ def test_the_words_say_what_is_settled_and_stored(path: Path) -> None:
     found = salvage(path)
     assert (found.settled_seq, found.stored_seq) == (60, 60)
     assert debt_of(found, 60) == ([(60, 100)], [])
-    assert debt_of(found, 40) == ([(40, 60), (60, 100)], []), "what the disk lost is still in the ring"
+    assert debt_of(found, 40) == ([(40, 60), (60, 100)], []), (
+        "what the disk lost is still in the ring"
+    )
     assert debt_of(found, 200) == ([], [])
     assert debt_of(found, 60).events == 40
     # A bit of a word that has turned.
@@ -277,7 +289,9 @@ def test_a_file_of_the_format_before(path: Path) -> None:
         assert path.read_bytes() == raw
 
 
-def rewrite_header(raw: bytearray, version: int | None = None, boot: bytes | None = None, meta: bytes | None = None) -> None:
+def rewrite_header(
+    raw: bytearray, version: int | None = None, boot: bytes | None = None, meta: bytes | None = None
+) -> None:
     length = struct.unpack_from("<I", raw, 56)[0]
     if version is not None:
         struct.pack_into("<I", raw, 8, version)
@@ -307,7 +321,9 @@ def test_a_secret_that_is_none(path: Path, secret: str) -> None:
 # ---------------------------------------------------------------- damage
 
 
-def flips(path: Path, first: int, end: int, bits: Iterator[int] | None = None) -> Iterator[tuple[int, int]]:
+def flips(
+    path: Path, first: int, end: int, bits: Iterator[int] | None = None
+) -> Iterator[tuple[int, int]]:
     """One bit of each byte after the other, turned in the file while the caller looks."""
     rng = random.Random(1)
     with open(path, "r+b", buffering=0) as file:
@@ -380,7 +396,9 @@ def test_a_true_frame_in_a_payload_is_not_taken_for_one(path: Path) -> None:
     assert ring.try_push(hostile)
     found = salvage(path)
     assert contents(found)[101] == hostile
-    assert all(seq > 89 for first, end in found.ranges for seq in range(first, end)), "none of those in the payload"
+    assert all(seq > 89 for first, end in found.ranges for seq in range(first, end)), (
+        "none of those in the payload"
+    )
     # When the frame around them is torn they come out, as what they are: old, and settled.
     start = data_of(path, 128)
     with open(path, "r+b") as file:
@@ -392,7 +410,10 @@ def test_a_true_frame_in_a_payload_is_not_taken_for_one(path: Path) -> None:
 
 
 def test_frames_of_another_ring_are_none(path: Path, tmp_path: Path) -> None:
-    ring, other = MessageRing(4096, path=path, checksums=True), MessageRing(4096, path=tmp_path / "other", checksums=True)
+    ring, other = (
+        MessageRing(4096, path=path, checksums=True),
+        MessageRing(4096, path=tmp_path / "other", checksums=True),
+    )
     for one in (ring, other):
         one.push_many([b"a", b"b"])
     start = data_of(path, 64)
@@ -420,7 +441,9 @@ def test_many_lives(tmp_path: Path) -> None:
     assert found > 1000
 
 
-def test_what_can_not_be_read_is_taken_for_zeros(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_read_is_taken_for_zeros(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ring = MessageRing(16384, path=path, checksums=True)
     for i in range(100):
         ring.try_push(b"%d" % i)

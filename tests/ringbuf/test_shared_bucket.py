@@ -111,13 +111,17 @@ def test_after_a_restart_of_the_machine_the_law_begins_anew(tmp_path: Path) -> N
         long_ago = TokenBucket(rate, 5, now_ns=2**62, path=path)
         if spent > 5:
             assert long_ago.try_acquire_at(2**62, 5)
-            assert long_ago.try_acquire_at(2**62 + 100 * SECOND, spent - 5)  # of a new law, from a full bucket
+            assert long_ago.try_acquire_at(
+                2**62 + 100 * SECOND, spent - 5
+            )  # of a new law, from a full bucket
         else:
             assert long_ago.try_acquire_at(2**62, spent)
         del long_ago
         whole = bytearray(path.read_bytes())
         whole[BOOT : BOOT + 16] = bytes(16)
-        whole[SETTER : SETTER + 8] = struct.pack("<Q", 77 << 16 | 1)  # somebody was in the midst of a change
+        whole[SETTER : SETTER + 8] = struct.pack(
+            "<Q", 77 << 16 | 1
+        )  # somebody was in the midst of a change
         path.write_bytes(whole)
         bucket = TokenBucket.attach(path)
         now = 2**61  # after the present, before the old law began
@@ -184,7 +188,10 @@ def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
     children = []
     for _ in range(20):
         children.append(in_child(work))
-        while not (tmp_path / f"{children[-1]}.notes").exists() or not (tmp_path / f"{children[-1]}.notes").stat().st_size:
+        while (
+            not (tmp_path / f"{children[-1]}.notes").exists()
+            or not (tmp_path / f"{children[-1]}.notes").stat().st_size
+        ):
             pass
         os.kill(children[-1], signal.SIGKILL)
         os.waitpid(children[-1], 0)

@@ -85,7 +85,11 @@ def test_two_rings_of_one_file_are_one_ring(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_file_knows_its_dtype(tmp_path: Path, dtype: Any) -> None:
     ring = RingBuffer(4, dtype, path=tmp_path / "ring")
-    records = np.frombuffer(bytes(range(1, 1 + ring.dtype.itemsize)), np.uint8).view(f"V{ring.dtype.itemsize}").view(ring.dtype)
+    records = (
+        np.frombuffer(bytes(range(1, 1 + ring.dtype.itemsize)), np.uint8)
+        .view(f"V{ring.dtype.itemsize}")
+        .view(ring.dtype)
+    )
     if ring.dtype.kind in "U?":
         records = np.ones(1).astype(ring.dtype)
     ring.push_many(records)
@@ -160,13 +164,17 @@ def test_a_foreign_or_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) 
         b"[]",
     ],
 )
-def test_a_file_that_speaks_nonsense_under_a_right_checksum_is_refused(tmp_path: Path, meta: bytes) -> None:
+def test_a_file_that_speaks_nonsense_under_a_right_checksum_is_refused(
+    tmp_path: Path, meta: bytes
+) -> None:
     RingBuffer(8, "i8", path=tmp_path / "ring")
     whole = (tmp_path / "ring").read_bytes()
     head = bytearray(whole[:60])
     struct.pack_into("<I", head, 56, len(meta))
     head += meta
-    (tmp_path / "bad").write_bytes(bytes(head + struct.pack("<I", zlib.crc32(head))).ljust(4096, b"\0") + whole[4096:])
+    (tmp_path / "bad").write_bytes(
+        bytes(head + struct.pack("<I", zlib.crc32(head))).ljust(4096, b"\0") + whole[4096:]
+    )
     with pytest.raises(SharedFileError, match="damaged"):
         RingBuffer.attach(tmp_path / "bad")
 
@@ -245,7 +253,9 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
     return setup
 
 
-def outcome(path: Path, operation: Operation, steps: int, before: Before = None) -> tuple[bool, Any]:
+def outcome(
+    path: Path, operation: Operation, steps: int, before: Before = None
+) -> tuple[bool, Any]:
     """What the others get from the ring after somebody was killed in his operation after so many instructions."""
     path.unlink(missing_ok=True)
     ring = RingBuffer(CAPACITY, "i8", path=path)
@@ -259,7 +269,9 @@ def outcome(path: Path, operation: Operation, steps: int, before: Before = None)
     return within, drain(ring)
 
 
-def explore(path: Path, operation: Operation, stride: int, before: Before = None) -> list[list[int]]:
+def explore(
+    path: Path, operation: Operation, stride: int, before: Before = None
+) -> list[list[int]]:
     """The outcomes in the order in which they come up as the kill comes later; around each change, of each single instruction."""
     points: list[tuple[int, list[int]]] = []
     steps, within = 0, True
@@ -267,7 +279,9 @@ def explore(path: Path, operation: Operation, stride: int, before: Before = None
         within, got = outcome(path, operation, steps, before)
         points.append((steps, got))
         steps += stride
-    for low, high in [(at, then) for (at, got), (then, after) in itertools.pairwise(points) if got != after]:
+    for low, high in [
+        (at, then) for (at, got), (then, after) in itertools.pairwise(points) if got != after
+    ]:
         first = outcome(path, operation, low, before)[1]
         while high - low > 1:
             middle = (low + high) // 2
@@ -275,7 +289,9 @@ def explore(path: Path, operation: Operation, stride: int, before: Before = None
                 low = middle
             else:
                 high = middle
-        points += [(at, outcome(path, operation, at, before)[1]) for at in range(max(0, low - 6), low + 6)]
+        points += [
+            (at, outcome(path, operation, at, before)[1]) for at in range(max(0, low - 6), low + 6)
+        ]
     seen: list[list[int]] = []
     for _, got in sorted(points):
         if got not in seen:
@@ -303,7 +319,9 @@ def test_a_producer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed:
 
 
 @pytest.mark.slow
-def test_a_producer_of_an_array_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_producer_of_an_array_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         array = np.arange(50, 53)
         return lambda: ring.push_many(array)
@@ -338,7 +356,9 @@ def test_a_consumer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed:
 
 
 @pytest.mark.slow
-def test_a_consumer_of_arrays_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_consumer_of_arrays_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     def operation(ring: RingBuffer) -> Callable[[], object]:
         out = np.zeros(4, np.int64)  # over the end of the first push, into the midst of the second
         return lambda: ring.pop_many(4, out)
@@ -364,7 +384,9 @@ def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: 
 
 
 @pytest.mark.slow
-def test_one_who_passes_what_holds_nothing_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_one_who_passes_what_holds_nothing_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     def before(ring: RingBuffer) -> None:
         ring.pop_many()
         with pytest.raises(KeyError), ring.reserve(3):
@@ -379,7 +401,9 @@ def test_one_who_passes_what_holds_nothing_killed_at_any_instruction(tmp_path: P
 
 
 @pytest.mark.slow
-def test_one_who_takes_from_the_dead_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_one_who_takes_from_the_dead_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     def before(ring: RingBuffer) -> None:
         in_child(lambda: RingBuffer.attach(ring.path or "").peek(4).__enter__())
         time.sleep(A_LOOK)
@@ -392,7 +416,9 @@ def test_one_who_takes_from_the_dead_killed_at_any_instruction(tmp_path: Path, s
 
 
 @pytest.mark.slow
-def test_one_who_tidies_up_killed_at_some_instructions(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_one_who_tidies_up_killed_at_some_instructions(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     """The dead leaves two takes, a release that is not finished, a hole and what he pushed behind it."""
 
     def leave(ring: RingBuffer) -> None:
@@ -446,7 +472,10 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
         return high
 
     # Before the claim nothing is to be seen but a slot that speaks of it, and `_check` finds fault with that.
-    claimed = {n: steps_to(n, lambda ring: len(ring) > 0 or (in_order(ring) and ring._check() != (0, 0))) for n in (1, 2, 5)}
+    claimed = {
+        n: steps_to(n, lambda ring: len(ring) > 0 or (in_order(ring) and ring._check() != (0, 0)))
+        for n in (1, 2, 5)
+    }
     published = {n: steps_to(n, lambda ring: len(ring) > 0) for n in (1, 2, 5)}
     rng = random.Random(1)
     met = 0

@@ -154,11 +154,21 @@ def test_a_foreign_or_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) 
 def test_a_file_that_speaks_nonsense_under_a_right_checksum_is_refused(tmp_path: Path) -> None:
     MessageRing(1 << 12, path=tmp_path / "ring")
     whole = (tmp_path / "ring").read_bytes()
-    for meta in (b'{"granules": 63}', b'{"granules": 64e9}', b'{"granules": 1024}', b"{}", b"[]", b"not json"):
+    for meta in (
+        b'{"granules": 63}',
+        b'{"granules": 64e9}',
+        b'{"granules": 1024}',
+        b"{}",
+        b"[]",
+        b"not json",
+    ):
         head = bytearray(whole[:60])
         struct.pack_into("<I", head, 56, len(meta))
         head += meta
-        path = write(tmp_path / "bad", bytes(head + struct.pack("<I", zlib.crc32(head))).ljust(4096, b"\0") + whole[4096:])
+        path = write(
+            tmp_path / "bad",
+            bytes(head + struct.pack("<I", zlib.crc32(head))).ljust(4096, b"\0") + whole[4096:],
+        )
         with pytest.raises(SharedFileError, match="damaged"):
             MessageRing.attach(path)
 
@@ -222,10 +232,14 @@ def test_what_a_forked_child_inherits_is_its_parent_s(tmp_path: Path) -> None:
     assert drain(ring) == [b"from the child", b"b"] or drain(ring) == []
 
 
-def test_a_new_file_is_ready_where_it_is_used_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_is_ready_where_it_is_used_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes: list[tuple[int, bytes]] = []
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: writes.append((at, bytes(data))) or pwrite(fd, data, at))
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: writes.append((at, bytes(data))) or pwrite(fd, data, at)
+    )
     ring = MessageRing(64 << 20, path=tmp_path / "ring")
     monkeypatch.undo()
     assert ring.push_many([b"first"]) == 1
@@ -259,7 +273,9 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
-@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="needs MADV_POPULATE_WRITE")
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="needs MADV_POPULATE_WRITE"
+)
 def test_a_ring_that_fills_is_made_ready_ahead(tmp_path: Path) -> None:
     ring = MessageRing(32 << 20, path=tmp_path / "ring")
     message = [b"y" * 1000] * 1000
@@ -301,7 +317,9 @@ def steps_are_allowed() -> None:
         pytest.skip("ptrace is not allowed here")
 
 
-def outcome(path: Path, setup: Callable[[], Callable[[], object]], steps: int) -> tuple[bool, list[bytes]]:
+def outcome(
+    path: Path, setup: Callable[[], Callable[[], object]], steps: int
+) -> tuple[bool, list[bytes]]:
     """What the others get from the ring after somebody was killed in his operation after so many instructions."""
     path.unlink(missing_ok=True)
     ring = MessageRing(1 << 14, path=path)
@@ -325,7 +343,11 @@ def explore(
         within, got = outcome(path, setup, steps)
         points.append((steps, got))
         steps += stride
-    changes = [] if not fine else [at for (at, got), (_, after) in itertools.pairwise(points) if got != after]
+    changes = (
+        []
+        if not fine
+        else [at for (at, got), (_, after) in itertools.pairwise(points) if got != after]
+    )
     for start in changes:
         low, high = start, start + stride
         first = outcome(path, setup, low)[1]
@@ -343,7 +365,9 @@ def explore(
     return seen
 
 
-def attached(path: Path, operation: Callable[[MessageRing], Callable[[], object]]) -> Callable[[], Callable[[], object]]:
+def attached(
+    path: Path, operation: Callable[[MessageRing], Callable[[], object]]
+) -> Callable[[], Callable[[], object]]:
     def setup() -> Callable[[], object]:
         # What Python and numpy do at a first call alone would make the steps many.
         warm = MessageRing(4096)
@@ -372,10 +396,16 @@ def test_a_producer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed:
     assert seen == [A + Z, [*A, b"new", *Z]]
 
 
-def test_a_producer_of_two_frames_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_producer_of_two_frames_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     path = tmp_path / "ring"
     many = [b"%d" % i for i in range(5)]
-    seen = explore(path, attached(path, lambda ring: lambda: (ring.try_push(b"new"), ring.push_many(many))), 499)
+    seen = explore(
+        path,
+        attached(path, lambda ring: lambda: (ring.try_push(b"new"), ring.push_many(many))),
+        499,
+    )
     assert seen == [A + Z, [*A, b"new", *Z], [*A, b"new", *many, *Z]]
 
 
@@ -400,7 +430,9 @@ def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: 
     assert all(len(set(got)) == len(got) for got in seen)
 
 
-def test_the_release_of_a_part_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_the_release_of_a_part_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     path = tmp_path / "ring"
 
     def operation(ring: MessageRing) -> Callable[[], object]:
@@ -454,7 +486,9 @@ def test_parts_that_the_dead_had_released_never_come_again(tmp_path: Path, seed:
     assert sorted(got + released) == sorted(pushed)
 
 
-def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
     path = tmp_path / "ring"
 
     def operation(ring: MessageRing) -> Callable[[], object]:
@@ -462,7 +496,9 @@ def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(tmp_path: Pa
         time.sleep(_A_LOOK)
         return lambda: (ring.pop_many(2), ring.pop_many(2), ring.pop_many(2))
 
-    seen = explore(path, attached(path, operation), 6007, fine=False)  # through the tidying up as well: 90,000 steps
+    seen = explore(
+        path, attached(path, operation), 6007, fine=False
+    )  # through the tidying up as well: 90,000 steps
     for got in seen:
         assert len(set(got)) == len(got)
         assert set(got) >= set(Z)
@@ -495,9 +531,15 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
             path.unlink(missing_ok=True)
             ring = MessageRing(1 << 14, path=path)
             ring.push_many(A)
-            run_and_kill(attached(path, lambda ring, m=first: lambda: ring.push_many(m)), max(0, before_publishing - back))
+            run_and_kill(
+                attached(path, lambda ring, m=first: lambda: ring.push_many(m)),
+                max(0, before_publishing - back),
+            )
             # The second one's steps differ a little from the first one's; some of them end between claim and publish.
-            run_and_kill(attached(path, lambda ring, m=second: lambda: ring.push_many(m)), before_publishing - back // 2)
+            run_and_kill(
+                attached(path, lambda ring, m=second: lambda: ring.push_many(m)),
+                before_publishing - back // 2,
+            )
             ring.push_many(Z)
             time.sleep(_A_LOOK)
             got = drain(ring)
@@ -539,7 +581,9 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
 
     def start(role: str, number: int) -> subprocess.Popen[bytes]:
         with open(tmp_path / f"{role}-{number}", "wb") as out:
-            return subprocess.Popen([sys.executable, "-c", program, role, str(path), str(number), str(each)], stdout=out)
+            return subprocess.Popen(
+                [sys.executable, "-c", program, role, str(path), str(number), str(each)], stdout=out
+            )
 
     consuming = [start("consume", i) for i in range(consumers)]
     producing = [start("produce", i) for i in range(producers)]
@@ -550,7 +594,9 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
     waiting = list(consuming)
     while waiting:  # one at a time, so that none takes another's end
         assert ring.try_push(b"end")
-        while len(waiting) == len(still := [process for process in waiting if process.poll() is None]):
+        while len(waiting) == len(
+            still := [process for process in waiting if process.poll() is None]
+        ):
             time.sleep(0.001)
         waiting = still
     assert all(process.returncode == 0 for process in consuming)

@@ -33,7 +33,9 @@ BEFORE, BEHIND = 40, 12
 
 class Records:
     BEFORE, BETWEEN, AFTER = [1, 2], [50], [3, 4]
-    MINE = THEIRS = 1  # what the stopped one claims, and the killed one: as many, so that their claims look the same
+    MINE = THEIRS = (
+        1  # what the stopped one claims, and the killed one: as many, so that their claims look the same
+    )
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,7 +145,9 @@ def steps_are_allowed() -> None:
 
 
 @pytest.mark.parametrize("kind", [Records, Messages])
-def test_one_who_is_stopped_before_his_claim_delays_nobody(tmp_path: Path, steps_are_allowed: None, kind: Any) -> None:
+def test_one_who_is_stopped_before_his_claim_delays_nobody(
+    tmp_path: Path, steps_are_allowed: None, kind: Any
+) -> None:
     def fresh() -> Any:
         path = tmp_path / "ring"
         path.unlink(missing_ok=True)
@@ -153,7 +157,9 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(tmp_path: Path, steps
 
     def setup(subject: Any) -> Callable[[], Callable[[], object]]:
         def run() -> Callable[[], object]:
-            for number in range(2):  # what the linker and Python do at a first call would make the steps many
+            for number in range(
+                2
+            ):  # what the linker and Python do at a first call would make the steps many
                 warm = kind(subject.path.with_name(f"warm-{number}-{os.getpid()}"))
                 warm.path.unlink()
                 warm.operation()()
@@ -181,7 +187,9 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(tmp_path: Path, steps
         subject.push(kind.AFTER)
         got = drain(subject)
         if got == kind.BEFORE:
-            assert both, f"after {steps} instructions he has not claimed, and yet the others wait for him"
+            assert both, (
+                f"after {steps} instructions he has not claimed, and yet the others wait for him"
+            )
             met["owner"] += 1
             rest = kind.BETWEEN + kind.AFTER if steps % 2 else kind.AFTER
         elif got == kind.BEFORE + kind.BETWEEN + kind.AFTER:

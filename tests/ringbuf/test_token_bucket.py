@@ -16,7 +16,15 @@ from fractions import Fraction
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from ringbuf import Reservation, TokenBucket
 
@@ -199,7 +207,9 @@ class BucketMachine(RuleBasedStateMachine):
 
     @rule(n=counts)
     def retry_after(self, n: int) -> None:
-        check_wait(self.bucket.retry_after_at(self.now, n), self.now, self.model.due_for(self.now, n))
+        check_wait(
+            self.bucket.retry_after_at(self.now, n), self.now, self.model.due_for(self.now, n)
+        )
 
     @rule(target=reservations, n=counts)
     def reserve(self, n: int) -> object:
@@ -210,7 +220,12 @@ class BucketMachine(RuleBasedStateMachine):
             return multiple()
         self.model.take(self.now, n)
         delay = reservation.delay
-        return [reservation, n, self.model.spent, self.now + int(delay * 1e9) if delay * 1e9 + self.now <= 9e18 else INF]
+        return [
+            reservation,
+            n,
+            self.model.spent,
+            self.now + int(delay * 1e9) if delay * 1e9 + self.now <= 9e18 else INF,
+        ]
 
     @rule(held=reservations)
     def cancel(self, held: list) -> None:
@@ -269,7 +284,9 @@ def test_months_bring_exactly_what_the_rate_says(rate: int) -> None:
     bucket = TokenBucket(rate, 10**17, initial_tokens=0, now_ns=0)
     now = granted = 0
     while now < 180 * DAY:
-        now += rng.choice([1, 33, 1_000, rng.randrange(SECOND), rng.randrange(DAY), rng.randrange(3 * DAY)])
+        now += rng.choice(
+            [1, 33, 1_000, rng.randrange(SECOND), rng.randrange(DAY), rng.randrange(3 * DAY)]
+        )
         granted += bucket.acquire_up_to_at(now, 10**17)
         assert granted == rate * now // SECOND
 
@@ -309,10 +326,16 @@ def test_a_full_bucket_keeps_no_fraction_of_a_token() -> None:
 @given(
     rate=st.one_of(st.sampled_from([1 / 86_400, 1.0, 3.0, 30e6, 1e10]), st.floats(1e-5, 1e10)),
     burst=st.one_of(st.integers(1, 5), st.integers(1, 10**7)),
-    calls=st.lists(st.tuples(st.one_of(st.integers(0, 50), st.integers(0, 10**12)), counts), min_size=2, max_size=25),
+    calls=st.lists(
+        st.tuples(st.one_of(st.integers(0, 50), st.integers(0, 10**12)), counts),
+        min_size=2,
+        max_size=25,
+    ),
 )
 @example(rate=1.0, burst=1, calls=[(100_900_000_000, 1), (100_000_000, 1)])
-def test_no_span_of_time_grants_more_than_rate_and_burst(rate: float, burst: int, calls: list[tuple[int, int]]) -> None:
+def test_no_span_of_time_grants_more_than_rate_and_burst(
+    rate: float, burst: int, calls: list[tuple[int, int]]
+) -> None:
     bucket = TokenBucket(rate, burst, now_ns=0)
     now = 0
     grants: list[tuple[int, int]] = []
@@ -331,14 +354,18 @@ def test_no_span_of_time_grants_more_than_rate_and_burst(rate: float, burst: int
     burst=st.integers(1, 10**6),
     times=st.lists(st.integers(0, 100 * SECOND), min_size=1, max_size=40),
 )
-def test_time_that_goes_to_and_fro_credits_nothing_twice(rate: float, burst: int, times: list[int]) -> None:
+def test_time_that_goes_to_and_fro_credits_nothing_twice(
+    rate: float, burst: int, times: list[int]
+) -> None:
     bucket = TokenBucket(rate, burst, now_ns=0)
     granted = sum(bucket.acquire_up_to_at(now, MAX_TOKENS) for now in times)
     assert granted <= burst + Fraction(rate) * max(times) / SECOND
 
 
 @given(rate=rates, burst=bursts, back=st.integers(1, 10**12))
-def test_a_clock_that_went_back_neither_crashes_nor_grants(rate: float, burst: int, back: int) -> None:
+def test_a_clock_that_went_back_neither_crashes_nor_grants(
+    rate: float, burst: int, back: int
+) -> None:
     assume(rate < INF)
     bucket = TokenBucket(rate, burst, now_ns=0)
     assert bucket.acquire_up_to_at(10**12, MAX_TOKENS) == burst
@@ -357,7 +384,9 @@ def test_a_clock_that_went_back_neither_crashes_nor_grants(rate: float, burst: i
     n=st.integers(1, 10**7),
     now=st.integers(0, 10**12),
 )
-def test_retry_after_is_enough_and_no_more(rate: float, burst: int, taken: int, n: int, now: int) -> None:
+def test_retry_after_is_enough_and_no_more(
+    rate: float, burst: int, taken: int, n: int, now: int
+) -> None:
     assume(n <= burst)
     bucket = TokenBucket(rate, burst, now_ns=0)
     bucket.acquire_up_to_at(now, taken)
@@ -531,17 +560,23 @@ def test_give_back_stays_behind_reservations_and_below_the_burst() -> None:
 def test_bad_arguments_are_named() -> None:
     bucket = TokenBucket(1, 5, now_ns=0)
     for rate in (-1, -0.5, math.nan, -INF, 1.1e12):
-        with pytest.raises(ValueError, match="rate must be from 0 to 1e\\+12 tokens per second, or inf"):
+        with pytest.raises(
+            ValueError, match="rate must be from 0 to 1e\\+12 tokens per second, or inf"
+        ):
             TokenBucket(rate, 5)
         with pytest.raises(ValueError, match="rate must be"):
             bucket.set_rate_at(0, rate)
     for burst in (-1, MAX_TOKENS + 1, 10**30):
-        with pytest.raises(ValueError, match=f"burst must be from 0 to {MAX_TOKENS} tokens, not {burst}"):
+        with pytest.raises(
+            ValueError, match=f"burst must be from 0 to {MAX_TOKENS} tokens, not {burst}"
+        ):
             TokenBucket(1, burst)
         with pytest.raises(ValueError, match="burst must be"):
             bucket.set_burst_at(0, burst)
     for initial in (-1, 6, 10**30):
-        with pytest.raises(ValueError, match=rf"initial_tokens must be from 0 to burst \(5\), not {initial}"):
+        with pytest.raises(
+            ValueError, match=rf"initial_tokens must be from 0 to burst \(5\), not {initial}"
+        ):
             TokenBucket(1, 5, initial_tokens=initial)
     calls: list[Callable[[int], object]] = [
         bucket.try_acquire, bucket.acquire_up_to, bucket.retry_after, bucket.reserve, bucket.give_back,
@@ -798,7 +833,13 @@ def test_threads_on_the_real_clock_stay_within_rate_and_burst_and_get_all_of_it(
 
         return body
 
-    run_threads([use(bucket.try_acquire), use(lambda: bucket.acquire_up_to(3)), use(lambda: bucket.acquire_up_to(50))])
+    run_threads(
+        [
+            use(bucket.try_acquire),
+            use(lambda: bucket.acquire_up_to(3)),
+            use(lambda: bucket.acquire_up_to(50)),
+        ]
+    )
     lower = time.perf_counter_ns()
     granted.append(bucket.acquire_up_to(10**9))
     upper = time.perf_counter_ns()

@@ -52,7 +52,11 @@ class Subject:
         raise NotImplementedError
 
     def ways_to_push(self, number: int) -> list[Callable[[], object]]:
-        return [lambda: self.try_push(number), lambda: self.push(number), lambda: self.push_many([number])]
+        return [
+            lambda: self.try_push(number),
+            lambda: self.push(number),
+            lambda: self.push_many([number]),
+        ]
 
     def ways_to_pop(self) -> list[Callable[[], object]]:
         return [lambda: self.pop_many(3)]
@@ -142,7 +146,13 @@ class RecordSubject(Subject):
             for _ in range(3):
                 assert self._out.pop() is not None
 
-        return [*super().ways_to_pop(), peek, try_pop, pop, lambda: self._out.pop_many(out=np.zeros(3, np.int64))]
+        return [
+            *super().ways_to_pop(),
+            peek,
+            try_pop,
+            pop,
+            lambda: self._out.pop_many(out=np.zeros(3, np.int64)),
+        ]
 
     @contextlib.contextmanager
     def three_held(self) -> Iterator[None]:
@@ -227,7 +237,10 @@ def test_a_long_push_goes_through_a_small_ring(ring: Subject) -> None:
 
 def test_many_sleepers_are_all_woken(ring: Subject) -> None:
     got: list[int] = []
-    threads = [threading.Thread(target=lambda: got.extend(ring.pop_many(1, timeout=LONG))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: got.extend(ring.pop_many(1, timeout=LONG)))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for i in range(8):
@@ -406,7 +419,9 @@ class TestSeveralProcesses:
             os.close(reader)
             os.close(writer)
 
-    def test_a_ring_that_is_opened_again_listens_though_a_child_keeps_the_old_descriptor(self, shared: Subject) -> None:
+    def test_a_ring_that_is_opened_again_listens_though_a_child_keeps_the_old_descriptor(
+        self, shared: Subject
+    ) -> None:
         shared.fileno()
         first = shared.another()
         first.fileno()

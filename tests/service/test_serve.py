@@ -88,7 +88,14 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             """
         )
     )
-    config = load(str(path), {"LOGS": "/var/log", "FOREBAY_SERVICE__DRAIN_TIMEOUT": "3", "FOREBAY_SOURCE__1__PORT": "7000"})
+    config = load(
+        str(path),
+        {
+            "LOGS": "/var/log",
+            "FOREBAY_SERVICE__DRAIN_TIMEOUT": "3",
+            "FOREBAY_SOURCE__1__PORT": "7000",
+        },
+    )
     assert config.buffer.lane_bytes == 1 << 20
     assert config.buffer.when_full is WhenFull.DROP_OLDEST
     assert config.source == (
@@ -96,14 +103,22 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         TcpLines(port=7000),
     )
     assert config.sink == HttpTarget(
-        url="https://logs.example.com/in", headers={"Authorization": "Bearer none"}, compression="zstd"
+        url="https://logs.example.com/in",
+        headers={"Authorization": "Bearer none"},
+        compression="zstd",
     )
     assert config.http is not None
     assert config.http.host == "127.0.0.1"
     assert config.service.drain_timeout == 3
     assert "0123456789abcdef" not in repr(config)
     told = explain(config)
-    for word in ("follows /var/log/*.log", "1 where", "5 lanes of 1 MiB", "oldest events are dropped", "zstd"):
+    for word in (
+        "follows /var/log/*.log",
+        "1 where",
+        "5 lanes of 1 MiB",
+        "oldest events are dropped",
+        "zstd",
+    ):
         assert word in told
     assert "0123456789abcdef" not in told
 
@@ -115,31 +130,85 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         ({"sink": {"type": "stdout"}}, "source: there is none"),
         ({**MINIMAL, "sorce": []}, "sorce: there is no such key; did you mean 'source'?"),
         ({**MINIMAL, "source": {"type": "stdin"}}, "source: must be an array of tables"),
-        ({**MINIMAL, "source": [{"type": "std"}]}, "source[0].type: must be one of file, stdin, tcp, unix, not 'std'"),
+        (
+            {**MINIMAL, "source": [{"type": "std"}]},
+            "source[0].type: must be one of file, stdin, tcp, unix, not 'std'",
+        ),
         ({**MINIMAL, "source": [{}]}, "source[0].type: must be one of"),
         ({**MINIMAL, "source": [{"type": "file"}]}, "source[0].path: is missing"),
-        ({**MINIMAL, "source": [{"type": "file", "path": ""}]}, "source[0].path: must not be empty"),
-        ({**MINIMAL, "source": [{"type": "file", "path": "x", "strat": "end"}]}, "source[0].strat: there is no such key"),
-        ({**MINIMAL, "source": [{"type": "file", "path": "x", "start": "top"}]}, 'source[0].start: must be "end" or "beginning"'),
-        ({**MINIMAL, "source": [{"type": "tcp", "port": "6514"}]}, "source[0].port: must be a whole number, not '6514'"),
-        ({**MINIMAL, "source": [{"type": "tcp", "port": 65536}]}, "source[0].port: must be an int from 0"),
-        ({**MINIMAL, "source": [{"type": "unix", "path": "x", "mode": "rw"}]}, "source[0].mode: must be octal"),
-        ({**MINIMAL, "source": [{"type": "stdin", "priority": 9}]}, "source[0].priority: must be an int from 1 to 5"),
-        ({**MINIMAL, "source": [{"type": "stdin", "priority_by": ["(=1"]}]}, "source[0].priority_by: the regular expression"),
-        ({**MINIMAL, "source": [{"type": "stdin"}, {"type": "stdin"}]}, "source: stdin can be read once only"),
-        ({**MINIMAL, "source": [{"type": "stdin", "max_line_bytes": "1G"}]}, "source[0].max_line_bytes: a lane of"),
-        ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
-        ({**MINIMAL, "sink": {"type": "http", "url": "http://x", "compression": "lz4"}}, "sink.compression: compression"),
-        ({**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}}, "sink.headers: must be a table of"),
-        ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
-        ({**MINIMAL, "buffer": {"circuit_breaker": {"reset": 1}}}, "buffer.circuit_breaker.reset: there is no such key"),
-        ({**MINIMAL, "http": {"token": "short"}}, "http.token: must have 16"),
-        ({**MINIMAL, "http": {"token": "x" * 16, "token_file": "y"}}, "http.token_file: give it or token"),
-        ({**MINIMAL, "service": {"log_level": "loud"}}, "service.log_level: must be one of debug"),
-        ({**MINIMAL, "service": {"drain_timeout": -1}}, "service.drain_timeout: must be a number from 0"),
-        ({**MINIMAL, "service": {"state_file": "${NOT_SET}"}}, "service.state_file: the environment has no variable NOT_SET"),
         (
-            {"source": [{"type": "file", "path": "/l/*.log"}], "sink": {"type": "file", "path": "/l/out.log"}},
+            {**MINIMAL, "source": [{"type": "file", "path": ""}]},
+            "source[0].path: must not be empty",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "file", "path": "x", "strat": "end"}]},
+            "source[0].strat: there is no such key",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "file", "path": "x", "start": "top"}]},
+            'source[0].start: must be "end" or "beginning"',
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": "6514"}]},
+            "source[0].port: must be a whole number, not '6514'",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": 65536}]},
+            "source[0].port: must be an int from 0",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "unix", "path": "x", "mode": "rw"}]},
+            "source[0].mode: must be octal",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "priority": 9}]},
+            "source[0].priority: must be an int from 1 to 5",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "priority_by": ["(=1"]}]},
+            "source[0].priority_by: the regular expression",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin"}, {"type": "stdin"}]},
+            "source: stdin can be read once only",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "max_line_bytes": "1G"}]},
+            "source[0].max_line_bytes: a lane of",
+        ),
+        ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "compression": "lz4"}},
+            "sink.compression: compression",
+        ),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}},
+            "sink.headers: must be a table of",
+        ),
+        ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
+        (
+            {**MINIMAL, "buffer": {"circuit_breaker": {"reset": 1}}},
+            "buffer.circuit_breaker.reset: there is no such key",
+        ),
+        ({**MINIMAL, "http": {"token": "short"}}, "http.token: must have 16"),
+        (
+            {**MINIMAL, "http": {"token": "x" * 16, "token_file": "y"}},
+            "http.token_file: give it or token",
+        ),
+        ({**MINIMAL, "service": {"log_level": "loud"}}, "service.log_level: must be one of debug"),
+        (
+            {**MINIMAL, "service": {"drain_timeout": -1}},
+            "service.drain_timeout: must be a number from 0",
+        ),
+        (
+            {**MINIMAL, "service": {"state_file": "${NOT_SET}"}},
+            "service.state_file: the environment has no variable NOT_SET",
+        ),
+        (
+            {
+                "source": [{"type": "file", "path": "/l/*.log"}],
+                "sink": {"type": "file", "path": "/l/out.log"},
+            },
             "sink.path: source[0] follows /l/out.log as well",
         ),
     ],
@@ -149,8 +218,20 @@ def test_mistakes_name_table_and_key(given: dict, line: str) -> None:
 
 
 def test_all_mistakes_at_once() -> None:
-    found = mistakes({"buffer": {"lane_bytes": 1}, "source": [{"type": "tcp"}], "sink": {"type": "x"}, "service": {"x": 1}})
-    assert [line.partition(":")[0] for line in found] == ["buffer.lane_bytes", "source[0].port", "sink.type", "service.x"]
+    found = mistakes(
+        {
+            "buffer": {"lane_bytes": 1},
+            "source": [{"type": "tcp"}],
+            "sink": {"type": "x"},
+            "service": {"x": 1},
+        }
+    )
+    assert [line.partition(":")[0] for line in found] == [
+        "buffer.lane_bytes",
+        "source[0].port",
+        "sink.type",
+        "service.x",
+    ]
 
 
 def test_the_environment_goes_over_the_file() -> None:
@@ -176,7 +257,10 @@ def test_the_environment_goes_over_the_file() -> None:
     ("variable", "message"),
     [
         ("FOREBAY_BUFER__LANE_BYTES", "did you mean 'buffer'"),
-        ("FOREBAY_BUFFER__LANE_BYTE", "buffer.lane_byte: there is no such key; did you mean 'lane_bytes'"),
+        (
+            "FOREBAY_BUFFER__LANE_BYTE",
+            "buffer.lane_byte: there is no such key; did you mean 'lane_bytes'",
+        ),
         ("FOREBAY_SOURCE__3__PATH", "no number 3 of 1"),
         ("FOREBAY_SOURCE__X__PATH", "no number x of 1"),
         ("FOREBAY_SINK__TYPE__X", "no table"),
@@ -231,7 +315,9 @@ def test_the_example_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def make(tmp_path: Path, **tables) -> ServeConfig:
-    tables.setdefault("source", [{"type": "file", "path": str(tmp_path / "in.log"), "start": "beginning"}])
+    tables.setdefault(
+        "source", [{"type": "file", "path": str(tmp_path / "in.log"), "start": "beginning"}]
+    )
     tables.setdefault("sink", {"type": "file", "path": str(tmp_path / "out.log")})
     return parse(tables, {})
 
@@ -308,7 +394,9 @@ def test_what_is_not_delivered_is_counted_and_read_again(tmp_path: Path) -> None
     service.stop()
 
 
-def test_a_sink_that_is_gone_ends_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sink_that_is_gone_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in.log").write_bytes(b"one\n")
     service = Service(make(tmp_path))
 
@@ -330,7 +418,10 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
     until(lambda: out.read_bytes() == b"one\n")
     out.rename(tmp_path / "out.log.1")
     flow = {"max_events_per_second": 1234, "burst_size": 5000}
-    new = make(tmp_path, buffer={"lane_bytes": "1M", "flow_control": flow, "batching": {"initial_batch_size": 2000}})
+    new = make(
+        tmp_path,
+        buffer={"lane_bytes": "1M", "flow_control": flow, "batching": {"initial_batch_size": 2000}},
+    )
     done, later = put_in_force(service, new)
     assert set(done) == {
         "buffer.flow_control.max_events_per_second",
@@ -339,12 +430,21 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
     }
     assert later == ["buffer.lane_bytes"]
     stats = service.buffer.stats()
-    assert (stats.flow_control.rate_limit, stats.flow_control.burst, stats.batching.batch_size) == (1234, 5000, 2000)
+    assert (stats.flow_control.rate_limit, stats.flow_control.burst, stats.batching.batch_size) == (
+        1234,
+        5000,
+        2000,
+    )
     with source.open("ab") as file:
         file.write(b"two\n")
     until(lambda: out.exists() and out.read_bytes() == b"two\n")
-    assert put_in_force(service, new) == ([], ["buffer.lane_bytes"]), "what is in force is not changed again"
-    beyond = {"initial_batch_size": 200_000, "max_batch_size": 200_000}  # more than the running buffer's bounds
+    assert put_in_force(service, new) == ([], ["buffer.lane_bytes"]), (
+        "what is in force is not changed again"
+    )
+    beyond = {
+        "initial_batch_size": 200_000,
+        "max_batch_size": 200_000,
+    }  # more than the running buffer's bounds
     new = make(tmp_path, buffer={"flow_control": {"max_events_per_second": 77}, "batching": beyond})
     with pytest.raises(Mistakes, match="must be from 1,000 to 100,000, until a restart"):
         put_in_force(service, new)
@@ -360,7 +460,9 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
         ({"http": {"port": 0, "token_file": "/nowhere/token"}}, ConfigError, "http"),
     ],
 )
-def test_what_can_not_be_opened(tmp_path: Path, tables: dict, error: type[Exception], message: str) -> None:
+def test_what_can_not_be_opened(
+    tmp_path: Path, tables: dict, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         Service(make(tmp_path, **tables))
 
@@ -369,7 +471,9 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
-            Service(make(tmp_path, source=[{"type": "tcp", "port": 0}, {"type": "tcp", "port": port}]))
+            Service(
+                make(tmp_path, source=[{"type": "tcp", "port": 0}, {"type": "tcp", "port": port}])
+            )
 
 
 # ---------------------------------------------------------------- the process
@@ -468,7 +572,9 @@ def test_sighup_reloads_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None
     out = tmp_path / "out.log"
     with Process(tmp_path, TCP_TO_FILE.format(out=out, rate=1000)) as running:
         address_of(running, "tcp")
-        running.config.write_text(textwrap.dedent(TCP_TO_FILE.format(out=out, rate=2000)).replace("port = 0", "port = 1"))
+        running.config.write_text(
+            textwrap.dedent(TCP_TO_FILE.format(out=out, rate=2000)).replace("port = 0", "port = 1")
+        )
         running.process.send_signal(signal.SIGHUP)
         running.saying("reloaded: buffer.flow_control.max_events_per_second")
         running.saying("needs a restart: source")
@@ -549,8 +655,14 @@ def test_with_a_directory_what_was_accepted_is_delivered_after_a_crash(tmp_path:
             drain_timeout = 0.2
             [sink]
         """
-        down = common + f'    type = "tcp"\n            host = "127.0.0.1"\n            port = {nobody.getsockname()[1]}\n'
-        with Process(tmp_path, down) as running, socket.create_connection(address_of(running, "tcp")) as peer:
+        down = (
+            common
+            + f'    type = "tcp"\n            host = "127.0.0.1"\n            port = {nobody.getsockname()[1]}\n'
+        )
+        with (
+            Process(tmp_path, down) as running,
+            socket.create_connection(address_of(running, "tcp")) as peer,
+        ):
             peer.sendall(b"one\ntwo\n")
             running.saying("the sink fails")
             with Process(tmp_path, down) as second:
@@ -574,7 +686,9 @@ def test_systemd_is_told(tmp_path: Path) -> None:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(20)
         toml = TCP_TO_FILE.format(out=tmp_path / "out.log", rate=1000)
-        with Process(tmp_path, toml, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000") as running:
+        with Process(
+            tmp_path, toml, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000"
+        ) as running:
             assert manager.recv(1000).startswith(b"READY=1")
             assert manager.recv(1000) == b"WATCHDOG=1"
             running.process.send_signal(signal.SIGHUP)
@@ -604,7 +718,9 @@ def test_http(tmp_path: Path) -> None:
         with urllib.request.urlopen(base + "stats", timeout=10) as answer:
             assert b'"offered"' in answer.read()
         request = urllib.request.Request(
-            base.removesuffix("buffer/") + "events", b"one\ntwo\n", {"Authorization": "Bearer 0123456789abcdef"}
+            base.removesuffix("buffer/") + "events",
+            b"one\ntwo\n",
+            {"Authorization": "Bearer 0123456789abcdef"},
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 202

@@ -49,7 +49,11 @@ def lane() -> tuple[dict[str, bytes], Blocks]:
         if number % 4 == 0 and number:
             store._writer.begin_segment(seq)
         count = 3 + number % 3
-        store.append(seq, *columns([event(seq + index) for index in range(count)]), pressure=float(number % 2))
+        store.append(
+            seq,
+            *columns([event(seq + index) for index in range(count)]),
+            pressure=float(number % 2),
+        )
         blocks.append((seq, seq + count))
         seq += count + (number % 3 == 0) * 2
     store.close()
@@ -74,16 +78,24 @@ def everything(blocks: Blocks) -> dict[int, bytes]:
     return {seq: event(seq) for first, end in blocks for seq in range(first, end)}
 
 
-def check(files: dict[str, bytes], blocks: Blocks, most_blocks: int) -> tuple[list[Lost], CrashingFileSystem]:
+def check(
+    files: dict[str, bytes], blocks: Blocks, most_blocks: int
+) -> tuple[list[Lost], CrashingFileSystem]:
     """Open, drain: what is not delivered is whole blocks, reported exactly, once, and a reopened store knows of it."""
     disk = disk_of(files)
     with opened(disk) as store:
         found, lost = drain(store)
         expected = everything(blocks)
         gone = [block for block in blocks if block[0] not in found]
-        assert found == {seq: text for seq, text in expected.items() if not any(a <= seq < b for a, b in gone)}
+        assert found == {
+            seq: text for seq, text in expected.items() if not any(a <= seq < b for a, b in gone)
+        }
         assert len(gone) <= most_blocks
-        assert sum(one.events for one in lost) == sum(end - first for first, end in gone) == store.stats().lost_events
+        assert (
+            sum(one.events for one in lost)
+            == sum(end - first for first, end in gone)
+            == store.stats().lost_events
+        )
         if len(gone) == 1:
             assert [(one.first_seq, one.end_seq) for one in lost] == gone
         for one in lost:
@@ -99,7 +111,9 @@ def check(files: dict[str, bytes], blocks: Blocks, most_blocks: int) -> tuple[li
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["first", "middle", "newest"])
-def test_every_flipped_byte_costs_one_block_at_most(lane: tuple[dict[str, bytes], Blocks], which: int) -> None:
+def test_every_flipped_byte_costs_one_block_at_most(
+    lane: tuple[dict[str, bytes], Blocks], which: int
+) -> None:
     files, blocks = lane
     name = segments_of(files)[which]
     content = files[name]
@@ -107,7 +121,11 @@ def test_every_flipped_byte_costs_one_block_at_most(lane: tuple[dict[str, bytes]
     for at in range(len(content)):
         damaged = bytearray(content)
         damaged[at] ^= 1 << at % 8
-        lost, _ = check({**files, name: bytes(damaged)}, blocks, most_blocks=0 if at < SEGMENT_HEADER_BYTES else 1)
+        lost, _ = check(
+            {**files, name: bytes(damaged)},
+            blocks,
+            most_blocks=0 if at < SEGMENT_HEADER_BYTES else 1,
+        )
         assert bool(lost) == (at >= SEGMENT_HEADER_BYTES)
 
 
@@ -132,7 +150,9 @@ def test_a_segment_that_is_gone_is_lost_exactly(lane: tuple[dict[str, bytes], Bl
     assert len(found) == len(everything(blocks)) - lost[0].events
 
 
-def test_every_flipped_byte_of_the_ack_record_costs_redelivery_only(lane: tuple[dict[str, bytes], Blocks]) -> None:
+def test_every_flipped_byte_of_the_ack_record_costs_redelivery_only(
+    lane: tuple[dict[str, bytes], Blocks],
+) -> None:
     files, blocks = lane
     disk = disk_of(files)
     with opened(disk) as store:
@@ -165,7 +185,9 @@ def test_flipped_bytes_of_the_manifest_change_nothing() -> None:
             store.append(0, *columns([b"one"]))
     content = disk.read_file("/buffer/manifest")
     for at in range(len(content)):
-        disk.write_file("/buffer/manifest", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        disk.write_file(
+            "/buffer/manifest", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        )
         with BufferDirectory("/buffer", disk) as directory:
             assert directory.buffer_id == buffer_id
     # Both copies, and no file at all: the segments know.
@@ -218,12 +240,15 @@ def places_of(content: bytes) -> list[int]:
     at = SEGMENT_HEADER_BYTES
     while at < len(content):
         places.append(at)
-        at += BLOCK_HEADER_BYTES + (int.from_bytes(content[at + 80 : at + 88], "little") + 7) // 8 * 8
+        at += (
+            BLOCK_HEADER_BYTES + (int.from_bytes(content[at + 80 : at + 88], "little") + 7) // 8 * 8
+        )
     return places
 
 
 @pytest.mark.parametrize(
-    ("from_segment", "from_block", "to_block"), [(0, 2, 0), (0, 0, 2), (1, 0, 0), (1, 1, 1), (2, 3, 3)]
+    ("from_segment", "from_block", "to_block"),
+    [(0, 2, 0), (0, 0, 2), (1, 0, 0), (1, 1, 1), (2, 3, 3)],
 )
 def test_a_sound_header_at_another_place_is_no_header(
     lane: tuple[dict[str, bytes], Blocks], from_segment: int, from_block: int, to_block: int
@@ -243,7 +268,9 @@ def test_a_sound_header_at_another_place_is_no_header(
 
 
 @pytest.mark.parametrize("change", ["version", "buffer", "lane", "name", "record"])
-def test_what_is_not_ours_is_refused_and_left_untouched(lane: tuple[dict[str, bytes], Blocks], change: str) -> None:
+def test_what_is_not_ours_is_refused_and_left_untouched(
+    lane: tuple[dict[str, bytes], Blocks], change: str
+) -> None:
     import zlib
 
     files = dict(lane[0])
@@ -272,7 +299,9 @@ def test_what_is_not_ours_is_refused_and_left_untouched(lane: tuple[dict[str, by
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EBADMSG])
-def test_a_passing_read_error_costs_nothing(lane: tuple[dict[str, bytes], Blocks], error: int) -> None:
+def test_a_passing_read_error_costs_nothing(
+    lane: tuple[dict[str, bytes], Blocks], error: int
+) -> None:
     files, blocks = lane
     for at in range(1, 12):
         faulty = FaultyFileSystem(disk_of(files), fail_at=at, error=error, only={"pread"})
@@ -282,7 +311,9 @@ def test_a_passing_read_error_costs_nothing(lane: tuple[dict[str, bytes], Blocks
             assert lost == []
 
 
-def test_a_disk_that_reads_nothing_any_more_loses_all_and_goes_on(lane: tuple[dict[str, bytes], Blocks]) -> None:
+def test_a_disk_that_reads_nothing_any_more_loses_all_and_goes_on(
+    lane: tuple[dict[str, bytes], Blocks],
+) -> None:
     files, blocks = lane
     faulty = FaultyFileSystem(disk_of(files), fail_at=1 << 30, sticky=True, only={"pread"})
     with opened(faulty) as store:
@@ -297,7 +328,9 @@ def test_a_disk_that_reads_nothing_any_more_loses_all_and_goes_on(lane: tuple[di
 
 def test_another_error_is_not_taken_for_damage(lane: tuple[dict[str, bytes], Blocks]) -> None:
     files, blocks = lane
-    faulty = FaultyFileSystem(disk_of(files), fail_at=1 << 30, error=errno.ENOMEM, sticky=True, only={"pread", "open"})
+    faulty = FaultyFileSystem(
+        disk_of(files), fail_at=1 << 30, error=errno.ENOMEM, sticky=True, only={"pread", "open"}
+    )
     with opened(faulty) as store:
         faulty.fail_at = 1
         with pytest.raises(DiskFailed) as refused:
@@ -311,7 +344,9 @@ def test_another_error_is_not_taken_for_damage(lane: tuple[dict[str, bytes], Blo
 # ---------------------------------------------------------------- quarantine, inspection, repair
 
 
-def test_a_damaged_file_is_kept_aside_when_all_in_it_is_settled(lane: tuple[dict[str, bytes], Blocks]) -> None:
+def test_a_damaged_file_is_kept_aside_when_all_in_it_is_settled(
+    lane: tuple[dict[str, bytes], Blocks],
+) -> None:
     files, _ = lane
     name = segments_of(files)[0]
     damaged = bytearray(files[name])
@@ -342,11 +377,21 @@ def test_inspect_export_repair(lane: tuple[dict[str, bytes], Blocks]) -> None:
     disk = disk_of(files)
 
     def inspect() -> list[list[BlockState]]:
-        return [[block.state for block in one.blocks] for one in inspect_lane(LANE, 3, BUFFER_ID, disk)]
+        return [
+            [block.state for block in one.blocks] for one in inspect_lane(LANE, 3, BUFFER_ID, disk)
+        ]
 
     good = BlockState.GOOD
-    assert inspect() == [[good, BlockState.DAMAGED, BlockState.GARBAGE, good], [good] * 4, [good] * 4 + [BlockState.TORN]]
-    expected = {seq: text for seq, text in everything(blocks).items() if not blocks[1][0] <= seq < blocks[2][1]}
+    assert inspect() == [
+        [good, BlockState.DAMAGED, BlockState.GARBAGE, good],
+        [good] * 4,
+        [good] * 4 + [BlockState.TORN],
+    ]
+    expected = {
+        seq: text
+        for seq, text in everything(blocks).items()
+        if not blocks[1][0] <= seq < blocks[2][1]
+    }
     exported = {
         seq: text
         for run in export_lane(LANE, 3, BUFFER_ID, disk)
@@ -361,7 +406,10 @@ def test_inspect_export_repair(lane: tuple[dict[str, bytes], Blocks]) -> None:
     with opened(disk) as store:
         found, lost = drain(store)
         assert found == expected
-        assert sum(one.events for one in lost) == blocks[1][1] - blocks[1][0] + blocks[2][1] - blocks[2][0]
+        assert (
+            sum(one.events for one in lost)
+            == blocks[1][1] - blocks[1][0] + blocks[2][1] - blocks[2][0]
+        )
     assert disk.open_descriptors == 0
 
 
@@ -372,7 +420,11 @@ def test_what_a_consumer_holds_is_not_lost_when_its_file_can_not_be_read_any_mor
     files, blocks = lane
     faulty = FaultyFileSystem(disk_of(files), fail_at=1 << 30, sticky=True, only=calls)
     with opened(faulty) as store:
-        held = [run_at(store, blocks[0][0]), run_at(store, blocks[4][0]), run_at(store, blocks[8][0])]
+        held = [
+            run_at(store, blocks[0][0]),
+            run_at(store, blocks[4][0]),
+            run_at(store, blocks[8][0]),
+        ]
         faulty.fail_at = 1
         store._reader._opened[max(store._reader._opened)].file._window = b""
         lost = []

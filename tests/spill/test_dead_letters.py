@@ -42,7 +42,9 @@ def test_everything_about_a_letter_is_kept_and_durable() -> None:
 
 def test_a_long_error_is_cut_and_stays_text() -> None:
     store = opened(disk_with_lane())
-    store.add([DeadLetter(event=b"e", error="x" + "é" * 10_000, attempts=1, priority=1, seq=0, time_ns=0)])
+    store.add(
+        [DeadLetter(event=b"e", error="x" + "é" * 10_000, attempts=1, priority=1, seq=0, time_ns=0)]
+    )
     (one,) = store.letters()
     assert one.error.startswith("xéé")
     assert 2000 < len(one.error) < 2100
@@ -59,7 +61,9 @@ def test_purged_letters_stay_away_the_others_stay() -> None:
         store.purge(odd[:1])
     for seed in range(5):
         after = opened(disk.image(random.Random(seed)))
-        assert [one.id for one in after.letters()] == list(range(0, 600, 2)), "the record has room for so many ranges"
+        assert [one.id for one in after.letters()] == list(range(0, 600, 2)), (
+            "the record has room for so many ranges"
+        )
     assert store.purge() == 300
     assert len(store) == 0
     assert list(store.letters()) == []

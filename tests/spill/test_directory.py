@@ -39,7 +39,9 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
     assert "DirectoryInUse" in result.stderr
     directory.close()
     directory.close()
-    assert subprocess.run([sys.executable, "-c", other, tmp_path], capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", other, tmp_path], capture_output=True).returncode == 0
+    )
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:

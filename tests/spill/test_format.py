@@ -13,7 +13,9 @@ from tests.golden.make_spill_v1 import CONFIG, EVENTS, GOLDEN, LETTER, START, fi
 
 def golden() -> dict[str, bytes]:
     return {
-        str(path.relative_to(GOLDEN)): path.read_bytes() for path in sorted(GOLDEN.rglob("*")) if path.is_file()
+        str(path.relative_to(GOLDEN)): path.read_bytes()
+        for path in sorted(GOLDEN.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -28,12 +30,16 @@ def test_version_1_is_read() -> None:
         del expected[seq]
     with BufferDirectory("/golden", disk) as directory:
         for lane in (1, 2):
-            with SpillStore(directory.lane(f"lane-{lane}"), lane, directory.buffer_id, CONFIG, disk) as store:
+            with SpillStore(
+                directory.lane(f"lane-{lane}"), lane, directory.buffer_id, CONFIG, disk
+            ) as store:
                 found = {}
                 seq = 0
                 while (run := store.read(seq, 1000, 1 << 20)) is not None:
                     assert isinstance(run, Run)
-                    assert run.time_ns == (1_700_000_000_000_000_000 if run.first_seq < START + 100 else 0)
+                    assert run.time_ns == (
+                        1_700_000_000_000_000_000 if run.first_seq < START + 100 else 0
+                    )
                     found.update(enumerate(run.messages(), run.first_seq))
                     seq = run.end_seq
                 assert found == expected
@@ -41,7 +47,12 @@ def test_version_1_is_read() -> None:
                 assert store.first_seq == START + 2
         letters = DeadLetterStore(directory.lane("dead-letters"), directory.buffer_id, CONFIG, disk)
         (letter,) = letters.letters()
-        assert (letter.event, letter.error, letter.attempts, letter.seq) == (b"poison", LETTER.error, 5, 77)
+        assert (letter.event, letter.error, letter.attempts, letter.seq) == (
+            b"poison",
+            LETTER.error,
+            5,
+            77,
+        )
         letters.close()
 
 
@@ -50,7 +61,11 @@ def test_version_1_is_written() -> None:
     was = golden()
     made = files_of(make())
     assert made.keys() == was.keys()
-    same = [path for path in was if path == "manifest" or path.startswith("lane-1/") or path.endswith("/acked")]
+    same = [
+        path
+        for path in was
+        if path == "manifest" or path.startswith("lane-1/") or path.endswith("/acked")
+    ]
     assert len(same) >= 6
     for path in same:
         assert made[path] == was[path], path
@@ -77,16 +92,31 @@ def test_the_layout_is_what_the_format_files_say() -> None:
         while at < len(content):
             assert content[at : at + 8] == b"PNSTKBLK"
             assert content[at + 8 : at + 16] == salt
-            position, first, _, end, before, _, count, codec, width, zero, raw, stored, body, head = struct.unpack_from(
-                "<QQQQQQIBBHQQII", content, at + 16
-            )
+            (
+                position,
+                first,
+                _,
+                end,
+                before,
+                _,
+                count,
+                codec,
+                width,
+                zero,
+                raw,
+                stored,
+                body,
+                head,
+            ) = struct.unpack_from("<QQQQQQIBBHQQII", content, at + 16)
             assert (position, before, codec, zero, raw) == (at, rank, 0, 0, stored)
             assert head == zlib.crc32(content[at : at + 92])
             padded = at + 96 + (stored + 7) // 8 * 8
             assert body == zlib.crc32(content[at : at + 88] + content[at + 96 : padded])
             start = at + 96 + count * width
             for index in range(count):
-                length = int.from_bytes(content[at + 96 + index * width : at + 96 + (index + 1) * width], "little")
+                length = int.from_bytes(
+                    content[at + 96 + index * width : at + 96 + (index + 1) * width], "little"
+                )
                 events[first + index] = content[start : start + length]
                 start += length
             assert start == at + 96 + stored

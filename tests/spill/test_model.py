@@ -74,7 +74,11 @@ class StoreModel(RuleBasedStateMachine):
         assert run.nbytes <= size or len(run) == 1
         # As much as there is, was asked for and fits.
         if run.end_seq in self.owed and not self.is_out(run.end_seq):
-            assert len(run) == events or run.nbytes + len(self.owed[run.end_seq]) > size or run.nbytes >= size
+            assert (
+                len(run) == events
+                or run.nbytes + len(self.owed[run.end_seq]) > size
+                or run.nbytes >= size
+            )
         self.out.append((run.first_seq, len(run)))
         self.read_to = run.end_seq
 
@@ -130,7 +134,9 @@ class StoreModel(RuleBasedStateMachine):
             assert self.disk.open_descriptors == 0
         self.disk.kill()
         self.reopen()
-        if ranges > 17 or self.disk.capacity is not None:  # what a slot of 512 bytes holds; a full disk may have no record
+        if (
+            ranges > 17 or self.disk.capacity is not None
+        ):  # what a slot of 512 bytes holds; a full disk may have no record
             self.adopt_redelivered()
 
     @rule(seed=st.integers(0, 1 << 32))
@@ -160,7 +166,11 @@ class StoreModel(RuleBasedStateMachine):
         self.owed = there
         self.acked -= there.keys()
         self.acked = {one for one in self.acked if one < self.store.end_seq}
-        self.end = max(self.store.end_seq, min(self.end, self.durable)) if there or self.store.end_seq else self.end
+        self.end = (
+            max(self.store.end_seq, min(self.end, self.durable))
+            if there or self.store.end_seq
+            else self.end
+        )
         self.durable = min(self.durable, self.end)
 
     @invariant()
@@ -172,7 +182,10 @@ class StoreModel(RuleBasedStateMachine):
         stats = store.stats()
         assert stats.events_on_disk == len(self.owed)
         assert stats.first_seq <= min(self.owed, default=stats.first_seq)
-        assert stats.bytes_on_disk <= self.disk.used_bytes + 2 * CONFIG.ack_record_bytes + CONFIG.reserve_bytes
+        assert (
+            stats.bytes_on_disk
+            <= self.disk.used_bytes + 2 * CONFIG.ack_record_bytes + CONFIG.reserve_bytes
+        )
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

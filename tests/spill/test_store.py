@@ -57,9 +57,16 @@ def test_what_goes_in_comes_out() -> None:
         put(store, 3, b"d" * 5000)
         assert got(store.read(0, 2, 100)) == (0, [b"a", b""])
         assert got(store.read(2, 10, 100)) == (2, [b"ccc"])
-        assert got(store.read(3, 10, 1)) == (3, [b"d" * 5000]), "one event alone may be larger than max_bytes"
+        assert got(store.read(3, 10, 1)) == (3, [b"d" * 5000]), (
+            "one event alone may be larger than max_bytes"
+        )
         assert got(store.read(0, 10, 1 << 20)) == (0, [b"a", b"", b"ccc", b"d" * 5000])
-        assert (store.first_seq, store.end_seq, store.durable_seq, store.events_on_disk) == (0, 4, 0, 4)
+        assert (store.first_seq, store.end_seq, store.durable_seq, store.events_on_disk) == (
+            0,
+            4,
+            0,
+            4,
+        )
         store.sync()
         assert store.durable_seq == 4
 
@@ -133,7 +140,12 @@ def test_bad_calls_change_nothing() -> None:
     assert store.end_seq == 7, "no events are no event"
     store.close()
     store.close()
-    for call in (lambda: put(store, 7, b"x"), lambda: store.read(0, 1, 1), lambda: store.ack(6, 1), store.sync):
+    for call in (
+        lambda: put(store, 7, b"x"),
+        lambda: store.read(0, 1, 1),
+        lambda: store.ack(6, 1),
+        store.sync,
+    ):
         with pytest.raises(BufferClosed):
             call()
 
@@ -182,7 +194,9 @@ def test_pressure_trades_room_for_time() -> None:
         noise = random.Random(1).randbytes(5000)
         before = store.stats().stored_bytes
         put(store, 2, noise)
-        assert store.stats().stored_bytes - before < 5150, "what compression makes larger is stored as it is"
+        assert store.stats().stored_bytes - before < 5150, (
+            "what compression makes larger is stored as it is"
+        )
         assert everything(store) == {0: event, 1: event, 2: noise}
 
 
@@ -271,7 +285,9 @@ def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> N
     put(store, 0, b"a", b"b", b"c")
     store.ack(1, 2)
     assert store.sync_acks()
-    lost = next(image for image in (disk.image(random.Random(seed)) for seed in range(50)) if empty(image))
+    lost = next(
+        image for image in (disk.image(random.Random(seed)) for seed in range(50)) if empty(image)
+    )
     # Killed twice: what the old record says of events that are gone must not be counted again when others are there.
     killed = copy.deepcopy(lost)
     put(opened(killed), 3, b"new", b"newer")
@@ -315,7 +331,11 @@ def test_a_range_acked_before_it_was_durable_counts_no_other_events() -> None:
 
 
 def empty(image: CrashingFileSystem) -> bool:
-    return all(len(image.read_file(f"{LANE}/{name}")) <= 96 for name in image.listdir(LANE) if name.endswith(".seg"))
+    return all(
+        len(image.read_file(f"{LANE}/{name}")) <= 96
+        for name in image.listdir(LANE)
+        if name.endswith(".seg")
+    )
 
 
 def test_the_record_holds_so_many_ranges_and_the_rest_is_delivered_again() -> None:
@@ -344,7 +364,9 @@ def test_power_loss_leaves_the_last_durable_record() -> None:
                 durable = number
             for seed in range(6):
                 with opened(disk.image(random.Random(1000 * seq + seed))) as after:
-                    assert after.events_on_disk <= 160 - durable, "a durable record was written over"
+                    assert after.events_on_disk <= 160 - durable, (
+                        "a durable record was written over"
+                    )
 
 
 def test_the_ledger_survives_errors_in_a_new_file() -> None:
@@ -381,7 +403,9 @@ def opened_files(fs: FileSystem):  # type: ignore[no-untyped-def]
 
 def test_max_disk_bytes_holds_and_room_comes_back() -> None:
     disk = disk_with_lane()
-    config = SpillConfig(segment_bytes=1 << 20, block_bytes=256, max_disk_bytes=64 * 1024, ack_record_bytes=512)
+    config = SpillConfig(
+        segment_bytes=1 << 20, block_bytes=256, max_disk_bytes=64 * 1024, ack_record_bytes=512
+    )
     rng = random.Random(2)
     with opened(disk, config) as store:
         for _ in range(3):
@@ -400,13 +424,19 @@ def test_max_disk_bytes_holds_and_room_comes_back() -> None:
 
 def fill(store: SpillStore, rng: random.Random, most: int) -> None:
     for _ in range(10_000):
-        put(store, store.end_seq, *[rng.randbytes(rng.randint(1, most)) for _ in range(rng.randint(1, 3))])
+        put(
+            store,
+            store.end_seq,
+            *[rng.randbytes(rng.randint(1, most)) for _ in range(rng.randint(1, 3))],
+        )
     raise AssertionError("never full")
 
 
 def test_a_full_disk_is_emptied_by_acks_and_resumes() -> None:
     disk = disk_with_lane(capacity=40_000)
-    config = SpillConfig(segment_bytes=8192, block_bytes=1024, reserve_bytes=4096, ack_record_bytes=512)
+    config = SpillConfig(
+        segment_bytes=8192, block_bytes=1024, reserve_bytes=4096, ack_record_bytes=512
+    )
     rng = random.Random(3)
     with opened(disk, config) as store:
         for _ in range(5):
@@ -424,7 +454,9 @@ def test_a_full_disk_is_emptied_by_acks_and_resumes() -> None:
 
 def test_acks_that_could_not_be_recorded_are_when_there_is_room() -> None:
     disk = disk_with_lane(capacity=40_000)
-    config = SpillConfig(segment_bytes=8192, block_bytes=1024, reserve_bytes=0, ack_record_bytes=512)
+    config = SpillConfig(
+        segment_bytes=8192, block_bytes=1024, reserve_bytes=0, ack_record_bytes=512
+    )
     rng = random.Random(3)
     with opened(disk, config) as store:
         with pytest.raises(DiskFull):
@@ -445,7 +477,9 @@ def test_acks_that_could_not_be_recorded_are_when_there_is_room() -> None:
 def test_a_full_disk_leaves_the_block_out_and_nothing_else() -> None:
     for fail_at in range(1, 12):
         disk = disk_with_lane()
-        faulty = FaultyFileSystem(disk, fail_at=1 << 30, error=errno.EDQUOT, only={"pwrite", "open", "rename"})
+        faulty = FaultyFileSystem(
+            disk, fail_at=1 << 30, error=errno.EDQUOT, only={"pwrite", "open", "rename"}
+        )
         with opened(faulty, SMALL) as store:
             put(store, 0, b"before")
             faulty.fail_at = faulty._count + fail_at
@@ -467,7 +501,9 @@ def test_after_a_new_file_was_given_up_nothing_more_goes_into_the_one_before() -
         put(store, 0, b"first")
         faulty.fail_at = faulty._count + 1
         with pytest.raises(DiskFailed):
-            put(store, 1, random.Random(1).randbytes(SMALL.segment_bytes))  # has to go into a file of its own
+            put(
+                store, 1, random.Random(1).randbytes(SMALL.segment_bytes)
+            )  # has to go into a file of its own
         before = store.stats().segments
         put(store, store.end_seq, b"small enough for the old one")
         store.sync()
@@ -488,7 +524,9 @@ def test_numbers_that_carried_no_event_are_told_from_those_that_did() -> None:
 
 @pytest.fixture
 def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"a file system of 2 MiB can not be mounted here: {mounted.stderr.strip()}")
     yield tmp_path
@@ -593,12 +631,19 @@ def test_a_torn_tail_is_cut_and_counted() -> None:
     disk.kill()
     name = next(name for name in disk.listdir(LANE) if name.endswith(".seg"))
     content = disk.read_file(f"{LANE}/{name}")
-    for cut in (content[:-1], content[:-9], content[:-7] + b"?" + content[-6:], content + b"rubbish"):
+    for cut in (
+        content[:-1],
+        content[:-9],
+        content[:-7] + b"?" + content[-6:],
+        content + b"rubbish",
+    ):
         disk.write_file(f"{LANE}/{name}", cut)
         with opened(disk_copy(disk)) as after:
             assert after.stats().torn_bytes > 0
             assert after.stats().lost_events == 0
-            assert everything(after) == ({0: b"whole", 1: b"torn"} if cut.endswith(b"rubbish") else {0: b"whole"})
+            assert everything(after) == (
+                {0: b"whole", 1: b"torn"} if cut.endswith(b"rubbish") else {0: b"whole"}
+            )
             put(after, after.end_seq, b"next")
             after.sync()
             assert list(everything(after).values())[-1] == b"next"
@@ -649,21 +694,30 @@ def check_order(calls: list[Call]) -> None:
             dirty.discard(path)
             ack_is_durable = ack_is_durable or LEDGER_NAME in path
         elif name == "rename":
-            assert call.arguments[0] not in dirty, f"{path} gets its name before its content is durable"
+            assert call.arguments[0] not in dirty, (
+                f"{path} gets its name before its content is durable"
+            )
             if path.endswith(".seg"):
-                assert newest not in dirty or ack_is_durable, f"{path} is made before {newest} is durable"
+                assert newest not in dirty or ack_is_durable, (
+                    f"{path} is made before {newest} is durable"
+                )
                 newest = path
             names_dirty = True
         elif name == "sync_directory":
             names_dirty = False
         elif name == "unlink" and path.endswith(".seg"):
-            assert ack_is_durable, f"{path} is deleted before it is durable that all in it was acked"
+            assert ack_is_durable, (
+                f"{path} is deleted before it is durable that all in it was acked"
+            )
             assert not names_dirty
 
 
 def test_check_order_can_fail() -> None:
     def of(*steps: tuple[str, str]) -> list[Call]:
-        return [Call(name, path, (os.O_CREAT,) if name == "open" else ("1.seg.tmp",)) for name, path in steps]
+        return [
+            Call(name, path, (os.O_CREAT,) if name == "open" else ("1.seg.tmp",))
+            for name, path in steps
+        ]
 
     for steps in (
         of(("pwrite", "1.seg.tmp"), ("rename", "1.seg")),
@@ -704,7 +758,10 @@ def test_opening_reads_headers_only_and_remembers_little(tmp_path: Path) -> None
     assert store.bytes_on_disk > 99_000_000_000
     assert read < 100 * count + 10_000
     # open, size, pread, close for each
-    assert sum(call.name in ("open", "pread", "size", "close") for call in recording.calls) < 4 * count + 20
+    assert (
+        sum(call.name in ("open", "pread", "size", "close") for call in recording.calls)
+        < 4 * count + 20
+    )
     assert used - len(recording.calls) * 300 < 1000 * count
     store.close()
 
@@ -753,7 +810,9 @@ def test_one_appends_while_others_read_and_ack(tmp_path: Path) -> None:
             rng = random.Random(7)
             seq = 0
             while seq < total:
-                events = [b"%d" % (seq + index) for index in range(min(rng.randint(1, 200), total - seq))]
+                events = [
+                    b"%d" % (seq + index) for index in range(min(rng.randint(1, 200), total - seq))
+                ]
                 put(store, seq, *events, pressure=rng.random())
                 seq += len(events)
                 if rng.random() < 0.05:
@@ -784,7 +843,10 @@ def test_one_appends_while_others_read_and_ack(tmp_path: Path) -> None:
                 elif done:
                     return
 
-        threads = [threading.Thread(target=guarded, args=(work,)) for work in (append, read, lambda: ack(1), lambda: ack(2))]
+        threads = [
+            threading.Thread(target=guarded, args=(work,))
+            for work in (append, read, lambda: ack(1), lambda: ack(2))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

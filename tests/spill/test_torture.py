@@ -23,7 +23,9 @@ def test_power_loss() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("error", io_errors.ERRORS, ids=["EIO", "ENOSPC", "EDQUOT", "EINTR", "short"])
+@pytest.mark.parametrize(
+    "error", io_errors.ERRORS, ids=["EIO", "ENOSPC", "EDQUOT", "EINTR", "short"]
+)
 def test_every_call_fails_in_turn(error: int | None, sticky: bool) -> None:
     assert io_errors.every_call(1, error, sticky) > (20 if error is None else 80)
 

@@ -66,10 +66,19 @@ def consume(pop: Pop, over: Callable[[], bool], stop: Callable[[], bool]) -> lis
     return received
 
 
-def check(received: Iterable[list[Item]], rest: list[Item], producers: int, per_producer: int, *, ordered: bool) -> None:
+def check(
+    received: Iterable[list[Item]],
+    rest: list[Item],
+    producers: int,
+    per_producer: int,
+    *,
+    ordered: bool,
+) -> None:
     lists = list(received)
     everything = sorted(item for one in [*lists, rest] for item in one)
-    assert everything == [(producer, number) for producer in range(producers) for number in range(per_producer)]
+    assert everything == [
+        (producer, number) for producer in range(producers) for number in range(per_producer)
+    ]
     if not ordered:
         return
     for one in lists:
@@ -107,15 +116,25 @@ def run_in_threads(subject: Subject, producers: int, consumers: int, per_produce
             failures.append(error)
             start.abort()
 
-    threads = [threading.Thread(target=guarded, args=(pushing, number)) for number in range(producers)]
-    threads += [threading.Thread(target=guarded, args=(popping, number)) for number in range(consumers)]
+    threads = [
+        threading.Thread(target=guarded, args=(pushing, number)) for number in range(producers)
+    ]
+    threads += [
+        threading.Thread(target=guarded, args=(popping, number)) for number in range(consumers)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(JOIN_SECONDS)
         assert not thread.is_alive(), "a thread hangs"
     assert not failures, failures
-    check(received, subject.finish(ring), producers, per_producer, ordered=subject.ordered or consumers == 1)
+    check(
+        received,
+        subject.finish(ring),
+        producers,
+        per_producer,
+        ordered=subject.ordered or consumers == 1,
+    )
 
 
 def run_in_processes(subject: Subject, producers: int, consumers: int, per_producer: int) -> None:
@@ -129,7 +148,9 @@ def run_in_processes(subject: Subject, producers: int, consumers: int, per_produ
 
     def popping(number: int) -> None:
         pop = subject.consumer(subject.open(), number)
-        got = consume(patient(pop), lambda: finished[:producers] == b"\1" * producers, lambda: False)
+        got = consume(
+            patient(pop), lambda: finished[:producers] == b"\1" * producers, lambda: False
+        )
         with open(os.path.join(directory, str(number)), "wb") as file:
             pickle.dump(got, file)
 
@@ -142,7 +163,13 @@ def run_in_processes(subject: Subject, producers: int, consumers: int, per_produ
         for number in range(consumers):
             with open(os.path.join(directory, str(number)), "rb") as file:
                 received.append(pickle.load(file))
-    check(received, subject.finish(ring), producers, per_producer, ordered=subject.ordered or consumers == 1)
+    check(
+        received,
+        subject.finish(ring),
+        producers,
+        per_producer,
+        ordered=subject.ordered or consumers == 1,
+    )
 
 
 def forked(work: Callable[[int], None], number: int) -> int:
@@ -321,7 +348,10 @@ class Lines:
 
     def producer(self, ring: MessageRing, number: int) -> Push:
         def push(at: int, end: int) -> int:
-            batch = [b"%d:%d:" % (number, i) + b"." * (i % 50) for i in range(at, min(at + 1 + at % 97, end))]
+            batch = [
+                b"%d:%d:" % (number, i) + b"." * (i % 50)
+                for i in range(at, min(at + 1 + at % 97, end))
+            ]
             if at % 3 == 0:
                 return ring.push_many(batch)
             if at % 3 == 1:

@@ -16,8 +16,13 @@ pytestmark = [
     pytest.mark.platform,
 ]
 
+
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (3, 1), (1, 3), (2, 2)])
-@pytest.mark.parametrize("subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr)
-def test_processes(subject: Records | Numbers | Lines, producers: int, consumers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
+)
+def test_processes(
+    subject: Records | Numbers | Lines, producers: int, consumers: int, tmp_path: Path
+) -> None:
     shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
     run_in_processes(shared, producers, consumers, THOUSANDS * 1000 // producers)

@@ -46,6 +46,8 @@ def test_threads(subject: Subject, producers: int, consumers: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
 @pytest.mark.platform
-@pytest.mark.parametrize("subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr)
+@pytest.mark.parametrize(
+    "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
+)
 def test_threads_on_a_ring_in_a_file(subject: Records | Numbers | Lines, tmp_path: Path) -> None:
     run_in_threads(dataclasses.replace(subject, path=str(tmp_path / "ring")), 2, 2, THOUSANDS * 500)

@@ -32,7 +32,9 @@ def request(app: Any, method: str, url: str, **options: Any) -> httpx.Response:
 class Client:
     """Requests to one app."""
 
-    def __init__(self, buffer: BufferManager, token: str | None = TOKEN, config: HttpConfig | None = None) -> None:
+    def __init__(
+        self, buffer: BufferManager, token: str | None = TOKEN, config: HttpConfig | None = None
+    ) -> None:
         self.app = create_app(buffer, token, config)
 
     def get(self, url: str, **options: Any) -> httpx.Response:
@@ -44,7 +46,11 @@ class Client:
 
 @contextmanager
 def serving(
-    buffer: BufferManager, *, token: str | None = TOKEN, config: HttpConfig | None = None, port: int = 0
+    buffer: BufferManager,
+    *,
+    token: str | None = TOKEN,
+    config: HttpConfig | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
     """The app on a socket of this machine, in a thread; gives its address."""
     server = make_server(buffer, port=port, token=token, config=config)

@@ -54,7 +54,9 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
         store.close()
         journal.durable = max(journal.durable, store.durable_seq)
     assert disk.open_descriptors == 0
-    for image, survivors in [(disk.image(rng), journal.durable) for _ in range(2)] + [(copy.deepcopy(disk), 1 << 64)]:
+    for image, survivors in [(disk.image(rng), journal.durable) for _ in range(2)] + [
+        (copy.deepcopy(disk), 1 << 64)
+    ]:
         with opened(image) as store:
             journal.check_recovered(store, survivors)
     return faulty.failures > 0
@@ -69,7 +71,9 @@ def every_call(seed: int, error: int | None, sticky: bool) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -80,7 +84,9 @@ def main() -> None:
             for sticky in (False, True):
                 runs += every_call(seed, error, sticky)
     took = time.monotonic() - start
-    print(f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, {took:.0f} s")
+    print(
+        f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, {took:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -63,14 +63,18 @@ class Journal:
         What is gone may be reported as lost once more, if the record of that is lost with the power.
         """
         known = self.stored | self.tried
-        self.tried = {seq: event for seq, event in known.items() if seq not in found and seq < store.end_seq}
+        self.tried = {
+            seq: event for seq, event in known.items() if seq not in found and seq < store.end_seq
+        }
         self.stored = dict(found)
         self.acked = {seq for seq in self.acked if seq < store.end_seq}
         self.durable = min(self.durable, store.end_seq)
 
     # ------------------------------------------------------------ work
 
-    def work(self, store: SpillStore, rng: random.Random, steps: int, disk: CrashingFileSystem) -> None:
+    def work(
+        self, store: SpillStore, rng: random.Random, steps: int, disk: CrashingFileSystem
+    ) -> None:
         """Random calls. Where the file system refuses, the store says so by NotNow, and work goes on."""
         unacked: list[tuple[int, int]] = []
         read_to = 0
@@ -91,7 +95,9 @@ class Journal:
                         assert self.may_lose, f"{found} without any damage"
                         self.lost.update(range(found.first_seq, found.end_seq))
                 elif unacked:
-                    first, count = unacked.pop(rng.randrange(len(unacked)) if rng.random() < 0.5 else 0)
+                    first, count = unacked.pop(
+                        rng.randrange(len(unacked)) if rng.random() < 0.5 else 0
+                    )
                     self.acked.update(range(first, first + count))
                     store.ack(first, count)
             except NotNow:
@@ -115,8 +121,12 @@ class Journal:
         text = b"%d:" % seq
         kind = rng.random()
         if kind < 0.6:
-            return text + rng.choice((b"", b"x" * rng.randint(1, 60), rng.randbytes(rng.randint(1, 60))))
-        if kind < 0.9 or not (names := [name for name in disk.listdir(LANE) if name.endswith(".seg")]):
+            return text + rng.choice(
+                (b"", b"x" * rng.randint(1, 60), rng.randbytes(rng.randint(1, 60)))
+            )
+        if kind < 0.9 or not (
+            names := [name for name in disk.listdir(LANE) if name.endswith(".seg")]
+        ):
             return text + rng.randbytes(rng.randint(100, 700))
         content = disk.read_file(f"{LANE}/{rng.choice(names)}")
         at = 8 * rng.randrange(max(len(content) // 8, 1))
@@ -136,12 +146,18 @@ class Journal:
         on_disk = store.events_on_disk
         while (answer := store.read(seq, 1000, 3000)) is not None:
             if isinstance(answer, Lost):
-                there = [number for number in self.stored | self.tried if answer.first_seq <= number < answer.end_seq]
+                there = [
+                    number
+                    for number in self.stored | self.tried
+                    if answer.first_seq <= number < answer.end_seq
+                ]
                 assert 0 < answer.events <= len(there), f"{answer}, where {len(there)} were"
                 if not self.acked.intersection(there):
                     assert answer.events == len(there), f"{answer}, where {len(there)} were"
                 # What an earlier power loss took is not among `stored`, and may be reported once more.
-                damaged = [number for number in there if number < survivors and number in self.stored]
+                damaged = [
+                    number for number in there if number < survivors and number in self.stored
+                ]
                 assert not damaged, f"{answer}, of which {damaged} were durable"
                 continue
             assert answer.first_seq >= seq

@@ -35,7 +35,9 @@ def config_for(directory: str, rng: random.Random) -> BufferConfig:
         lane_bytes=rng.choice((1 << 14, 1 << 16, 1 << 16)),
         max_batch_bytes=1 << 14,
         retry_backoff=0.001,
-        durability=rng.choice((Durability.PROCESS, Durability.PROCESS, Durability.INTERVAL, Durability.COMMIT)),
+        durability=rng.choice(
+            (Durability.PROCESS, Durability.PROCESS, Durability.INTERVAL, Durability.COMMIT)
+        ),
         spill=SpillConfig(segment_bytes=1 << 16, block_bytes=1 << 12, reserve_bytes=1 << 14),
     )
 
@@ -56,7 +58,10 @@ def live(directory: str, notes: str, life: int, seed: int) -> None:
                 batch = buffer.get_batch(rng.choice((1, 20, 300)), timeout=0.01)
                 if batch is None:
                     continue
-                file.write(b"G %d %s\n" % (batch.priority, b" ".join(event.rstrip(b"x") for event in batch)))
+                file.write(
+                    b"G %d %s\n"
+                    % (batch.priority, b" ".join(event.rstrip(b"x") for event in batch))
+                )
                 if any(event != _event(*map(int, event.split(b":")[:2])) for event in batch):
                     file.write(b"CORRUPT\n")
                 if rng.random() < 0.1:
@@ -87,7 +92,9 @@ class Oracle:
 
     def __init__(self) -> None:
         self.accepted: dict[tuple[int, int], int] = {}  # by (priority, life): how many
-        self.delivered: dict[int, dict[tuple[int, int], None]] = {p: {} for p in _PRIORITIES}  # in order of their first time
+        self.delivered: dict[int, dict[tuple[int, int], None]] = {
+            p: {} for p in _PRIORITIES
+        }  # in order of their first time
         self.acked: set[tuple[int, int, int]] = set()
         self.redelivered = 0
 
@@ -117,8 +124,12 @@ class Oracle:
 
     def judge(self, ordered: bool) -> None:
         for (priority, life), count in self.accepted.items():
-            missing = [number for number in range(count) if (life, number) not in self.delivered[priority]]
-            assert not missing, f"priority {priority}, life {life}: {len(missing)} of {count} lost, the first is {missing[0]}"
+            missing = [
+                number for number in range(count) if (life, number) not in self.delivered[priority]
+            ]
+            assert not missing, (
+                f"priority {priority}, life {life}: {len(missing)} of {count} lost, the first is {missing[0]}"
+            )
         if ordered:
             for priority, events in self.delivered.items():
                 assert list(events) == sorted(events), f"priority {priority}: out of order"

@@ -39,7 +39,9 @@ def make(producer: int, start: int, count: int) -> np.ndarray[Any, Any]:
 
 
 def check_of(records: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    one = records["producer"].astype(np.uint64) * np.uint64(2654435761) ^ records["number"].astype(np.uint64) << np.uint64(20)
+    one = records["producer"].astype(np.uint64) * np.uint64(2654435761) ^ records["number"].astype(
+        np.uint64
+    ) << np.uint64(20)
     return np.stack([one, ~one, one + np.uint64(1)], axis=1)
 
 
@@ -160,10 +162,16 @@ def judge(names: list[str], rest: np.ndarray[Any, Any]) -> int:
     for number, name in enumerate(names, start=1):
         data = Path(name).read_bytes()
         if "producer" in name:
-            pushed[number] = int.from_bytes(data[len(data) // 4 * 4 - 4 :][:4], "little") if len(data) >= 4 else 0
+            pushed[number] = (
+                int.from_bytes(data[len(data) // 4 * 4 - 4 :][:4], "little")
+                if len(data) >= 4
+                else 0
+            )
             continue
         batch: list[tuple[int, int]] = []
-        for producer, item in np.frombuffer(data[: len(data) // 8 * 8], "<u4").reshape(-1, 2).tolist():
+        for producer, item in (
+            np.frombuffer(data[: len(data) // 8 * 8], "<u4").reshape(-1, 2).tolist()
+        ):
             if producer == RELEASED:
                 batch.clear()
             else:
@@ -172,7 +180,9 @@ def judge(names: list[str], rest: np.ndarray[Any, Any]) -> int:
         unreleased.update(batch)
     for producer, count in pushed.items():
         missing = [item for item in range(count) if (producer, item) not in came]
-        assert not missing, f"producer {producer}: {len(missing)} of {count} lost, the first {missing[0]}"
+        assert not missing, (
+            f"producer {producer}: {len(missing)} of {count} lost, the first {missing[0]}"
+        )
     twice = [one for one, times in came.items() if times > 1 and one not in unreleased]
     assert not twice, f"{len(twice)} came twice, as {twice[0]}"
     return sum(pushed.values())
@@ -185,7 +195,9 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     total = torture(options.kills, options.seed, progress=True)
-    print(f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, {total:,} records, none lost")
+    print(
+        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, {total:,} records, none lost"
+    )
 
 
 if __name__ == "__main__":

@@ -111,10 +111,14 @@ class Oracle:
         for producer, count in self.expected.items():
             seen = self.seen.get(producer, {})
             missing = [number for number in range(count) if number not in seen]
-            assert not missing, f"producer {producer}: {len(missing)} of {count} lost, the first {missing[0]}"
+            assert not missing, (
+                f"producer {producer}: {len(missing)} of {count} lost, the first {missing[0]}"
+            )
         for producer, seen in self.seen.items():
             for number, times in seen.items():
-                assert times == 1 or (producer, number) in self.unreleased, f"{producer}:{number} came {times} times"
+                assert times == 1 or (producer, number) in self.unreleased, (
+                    f"{producer}:{number} came {times} times"
+                )
 
 
 def torture(kills: int, seed: int, progress: bool = False) -> Oracle:
@@ -130,7 +134,11 @@ def torture(kills: int, seed: int, progress: bool = False) -> Oracle:
         try:
             while killed < kills:
                 while len(living) < 4:
-                    kind = "producer" if sum(kind == "producer" for kind, _ in living.values()) < 2 else "consumer"
+                    kind = (
+                        "producer"
+                        if sum(kind == "producer" for kind, _ in living.values()) < 2
+                        else "consumer"
+                    )
                     file = os.path.join(directory, f"{kind}-{made}")
                     open(file, "xb").close()
                     notes.append((kind, Path(file)))

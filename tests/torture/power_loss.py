@@ -26,7 +26,9 @@ def one_life(seed: int) -> tuple[int, int]:
     journal = Journal(rng.choice(STARTS))
     images = 0
     for _ in range(rng.randint(1, 3)):
-        recording = RecordingFileSystem(disk, crash_at=rng.choice((rng.randint(1, 60), rng.randint(1, 600), 1 << 30)))
+        recording = RecordingFileSystem(
+            disk, crash_at=rng.choice((rng.randint(1, 60), rng.randint(1, 600), 1 << 30))
+        )
         try:
             store = opened(recording)
             journal.work(store, rng, rng.randint(1, 60), disk)
@@ -74,9 +76,13 @@ def check_image(image: CrashingFileSystem, journal: Journal, rng: random.Random)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1, help="of the first life; the next has the next one")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first life; the next has the next one"
+    )
     arguments = parser.parse_args()
     images = events = 0
     seed = arguments.seed
@@ -85,13 +91,17 @@ def main() -> None:
         try:
             more, delivered = one_life(seed)
         except BaseException:
-            print(f"seed {seed} breaks a promise: python -m tests.torture.power_loss --images 1 --seed {seed}")
+            print(
+                f"seed {seed} breaks a promise: python -m tests.torture.power_loss --images 1 --seed {seed}"
+            )
             raise
         images += more
         events += delivered
         seed += 1
     took = time.monotonic() - start
-    print(f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, 0 lost, {took:.0f} s")
+    print(
+        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, 0 lost, {took:.0f} s"
+    )
 
 
 if __name__ == "__main__":

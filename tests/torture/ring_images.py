@@ -46,7 +46,9 @@ class Life:
         self.rng = rng
         self.granules = rng.choice((64, 64, 128, 512))
         self.first = rng.choice(STARTS)
-        self.ring = MessageRing(self.granules * GRANULE, path=path, checksums=True, first_seq=self.first)
+        self.ring = MessageRing(
+            self.granules * GRANULE, path=path, checksums=True, first_seq=self.first
+        )
         if rng.random() < 0.3:
             # Positions go over 2**32 granules as well.
             self.ring._start_at((1 << 32) - rng.randrange(200), self.first)
@@ -65,7 +67,9 @@ class Life:
     def work(self, steps: int) -> None:
         self.images.append(self.image())
         for _ in range(steps):
-            action = self.rng.choices((self.push, self.take, self.settle, self.spill), (5, 3, 3, 1))[0]
+            action = self.rng.choices(
+                (self.push, self.take, self.settle, self.spill), (5, 3, 3, 1)
+            )[0]
             action()
             if self.rng.random() < 0.15:
                 self.images.append(self.image())
@@ -79,7 +83,9 @@ class Life:
         elif kind < 0.4:
             messages = [rng.randbytes(rng.randrange(self.granules * GRANULE // 2))]
         else:
-            messages = [rng.randbytes(rng.choice((0, 3, 20, 60, 200))) for _ in range(rng.randint(1, 12))]
+            messages = [
+                rng.randbytes(rng.choice((0, 3, 20, 60, 200))) for _ in range(rng.randint(1, 12))
+            ]
         first = self.ring.next_seq
         for i in range(self.ring.push_many(messages)):
             self.sent[first + i] = messages[i]
@@ -90,7 +96,10 @@ class Life:
         (write,) = struct.unpack_from("<Q", self.image(), WRITE)
         at = ((write >> 32) + 1) % self.granules * GRANULE
         size = self.rng.randrange(1, self.granules // 2) * GRANULE
-        return self.rng.randbytes(GRANULE - 24) + (memory[at:].tobytes() + memory[:at].tobytes())[:size]
+        return (
+            self.rng.randbytes(GRANULE - 24)
+            + (memory[at:].tobytes() + memory[:at].tobytes())[:size]
+        )
 
     def take(self) -> None:
         messages = self.ring.take(self.rng.choice((1, 3, 20)))
@@ -135,7 +144,12 @@ class Life:
             (tail,) = struct.unpack_from("<Q", newest, TAIL)
             if ((write >> 32) - (tail >> 12)) % (1 << 32) < self.granules - 2:
                 unfilled = rng.randrange(1, 20)
-                struct.pack_into("<Q", newest, WRITE, ((write >> 32) + 2) % (1 << 32) << 32 | (write + unfilled) % (1 << 32))
+                struct.pack_into(
+                    "<Q",
+                    newest,
+                    WRITE,
+                    ((write >> 32) + 2) % (1 << 32) << 32 | (write + unfilled) % (1 << 32),
+                )
         image = bytearray(newest)
         share = rng.random()
         older = rng.choice(self.images)
@@ -155,10 +169,14 @@ class Life:
     def check(self, image: bytes, newest: bytes, unfilled: int) -> int:
         found = salvage(self.path)
         next_seq = self.ring_end + unfilled
-        assert found.settled_seq <= self.settled_prefix(), "what had not been released counts as released"
+        assert found.settled_seq <= self.settled_prefix(), (
+            "what had not been released counts as released"
+        )
         assert self.first <= found.next_seq <= next_seq
         for first, end in found.ranges:
-            contents = [(m.first_seq + i, m[i]) for m in found.messages(first, end) for i in range(len(m))]
+            contents = [
+                (m.first_seq + i, m[i]) for m in found.messages(first, end) for i in range(len(m))
+            ]
             assert [seq for seq, _ in contents] == list(range(first, end))
             for seq, content in contents:
                 assert self.sent[seq] == content, f"number {seq} is not what was pushed"
@@ -167,7 +185,9 @@ class Life:
         for frame in self.frames(newest):
             if self.span(image, frame) == self.span(newest, frame):
                 numbers = set(range(frame.first_seq, frame.first_seq + frame.count))
-                assert numbers <= whole or numbers <= self.settled, f"a whole frame was not found: {frame}"
+                assert numbers <= whole or numbers <= self.settled, (
+                    f"a whole frame was not found: {frame}"
+                )
         end_seq = self.rng.choice((self.durable, self.stored))
         debt = debt_of(found, end_seq)
         ranges = sorted((*debt.whole, *debt.missing))
@@ -181,7 +201,9 @@ class Life:
         for seq in range(end_seq, found.next_seq):
             if seq not in delivered and seq not in missing:
                 assert seq in self.settled, f"number {seq} is owed by nobody"
-                assert seq not in self.spilled, f"number {seq}, which the disk lost, is owed by nobody"
+                assert seq not in self.spilled, (
+                    f"number {seq}, which the disk lost, is owed by nobody"
+                )
         return len(delivered)
 
     def settled_prefix(self) -> int:
@@ -202,7 +224,9 @@ class Life:
             if tag // self.granules != position // self.granules:
                 break  # claimed and never published
             granules = tag % self.granules + 1
-            first_seq, count = struct.unpack_from("<QI", image, self.data - self.body + slot * GRANULE)
+            first_seq, count = struct.unpack_from(
+                "<QI", image, self.data - self.body + slot * GRANULE
+            )
             if count:
                 found.append(Frame(slot, granules, first_seq, count))
             position += granules
@@ -236,24 +260,34 @@ def one_life(seed: int, directory: Path, images: int = IMAGES_PER_LIFE) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1, help="of the first life; the next has the next one")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first life; the next has the next one"
+    )
     arguments = parser.parse_args()
     images = events = 0
     seed = arguments.seed
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as directory:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.path.isdir("/dev/shm") else None
+    ) as directory:
         while images < arguments.images:
             try:
                 events += one_life(seed, Path(directory))
             except BaseException:
-                print(f"seed {seed} breaks a promise: python -m tests.torture.ring_images --images 1 --seed {seed}")
+                print(
+                    f"seed {seed} breaks a promise: python -m tests.torture.ring_images --images 1 --seed {seed}"
+                )
                 raise
             images += IMAGES_PER_LIFE
             seed += 1
     took = time.monotonic() - start
-    print(f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, none wrong, {took:.0f} s")
+    print(
+        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, none wrong, {took:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ class Stepped:
         self.within = True
         _, status = os.waitpid(pid, 0)
         if not os.WIFSTOPPED(status):
-            raise RuntimeError("the child ended before its operation: ptrace is not allowed here, or setup failed")
+            raise RuntimeError(
+                "the child ended before its operation: ptrace is not allowed here, or setup failed"
+            )
         for _ in range(steps):
             _ptrace(_SINGLESTEP, pid)
             _, status = os.waitpid(pid, 0)

@@ -27,7 +27,9 @@ class HistogramStats:
     """One histogram at one moment."""
 
     bounds: tuple[float, ...]  #: upper bounds, ascending; a value on a bound lies below it
-    counts: tuple[int, ...]  #: values between each bound and the one before it, and at last those above all
+    counts: tuple[
+        int, ...
+    ]  #: values between each bound and the one before it, and at last those above all
     sum: float  #: of all values
 
     @property

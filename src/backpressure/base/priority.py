@@ -25,7 +25,11 @@ PRIORITY_LEVELS = len(Priority)
 
 def check_priority(priority: int) -> int:
     """`priority` as a plain int from 1 to 5, or InvalidEvents saying what is allowed."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= PRIORITY_LEVELS:
+    if (
+        isinstance(priority, bool)
+        or not isinstance(priority, int)
+        or not 1 <= priority <= PRIORITY_LEVELS
+    ):
         raise InvalidEvents(
             f"priority must be an int from 1 (most urgent) to {PRIORITY_LEVELS}, not {priority!r}"
         )

@@ -7,13 +7,17 @@ from backpressure.base.errors import ConfigError
 __all__ = ["check_bool", "check_fields", "check_number"]
 
 
-def check_fields(config: object, kind: type[int] | type[float], low: float, high: float, *names: str) -> None:
+def check_fields(
+    config: object, kind: type[int] | type[float], low: float, high: float, *names: str
+) -> None:
     """ConfigError where one of these fields is not a number of that kind from `low` to `high`."""
     for name in names:
         check_number(name, getattr(config, name), kind, low, high)
 
 
-def check_number(name: str, value: object, kind: type[int] | type[float], low: float, high: float) -> None:
+def check_number(
+    name: str, value: object, kind: type[int] | type[float], low: float, high: float
+) -> None:
     """ConfigError where `value` is not a number of that kind from `low` to `high`; an int serves as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not low <= value <= high:
         what = "an int" if kind is int else "a number"

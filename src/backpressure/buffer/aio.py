@@ -38,18 +38,27 @@ class AsyncBuffer:
         self._buffer = buffer
 
     async def add_events(
-        self, events: Sequence[bytes | str] | Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0
+        self,
+        events: Sequence[bytes | str] | Any,
+        priority: int = Priority.NORMAL,
+        timeout: float | None = 0.0,
     ) -> Admission:
         """As `BufferManager.add_events`."""
         return await self._wait_for(self._buffer._offer_events(events, priority), timeout)
 
     async def add_lines(
-        self, chunk: Any, priority: int = Priority.NORMAL, timeout: float | None = 0.0, final: bool = True
+        self,
+        chunk: Any,
+        priority: int = Priority.NORMAL,
+        timeout: float | None = 0.0,
+        final: bool = True,
     ) -> Admission:
         """As `BufferManager.add_lines`."""
         return await self._wait_for(self._buffer._offer_lines(chunk, priority, final), timeout)
 
-    async def get_batch(self, max_events: int | None = None, timeout: float | None = 0.0) -> Batch | None:
+    async def get_batch(
+        self, max_events: int | None = None, timeout: float | None = 0.0
+    ) -> Batch | None:
         """As `BufferManager.get_batch`."""
         buffer = self._buffer
         patient = timeout != 0
@@ -90,14 +99,20 @@ class AsyncBuffer:
         """As `BufferManager.close`, without keeping the event loop waiting."""
         await asyncio.to_thread(self._buffer.close, timeout)
 
-    async def _wait_for(self, offer: Offer, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> Admission:
+    async def _wait_for(
+        self, offer: Offer, timeout: float | None, stop: Callable[[], bool] = lambda: False
+    ) -> Admission:
         """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
         buffer = self._buffer
         try:
             if not offer.advance():
                 deadline = offer.deadline(timeout)
                 while (left := deadline - time.monotonic()) > 0:
-                    await _sleep(buffer._room, lambda: buffer._closing or stop() or offer.may_advance(), min(left, offer.pause()))
+                    await _sleep(
+                        buffer._room,
+                        lambda: buffer._closing or stop() or offer.may_advance(),
+                        min(left, offer.pause()),
+                    )
                     if offer.advance() or buffer._closing or stop():
                         break
         finally:
@@ -105,7 +120,9 @@ class AsyncBuffer:
             admission = offer.admission()
         disk = buffer._disk
         if disk is not None and disk.commits and offer.end_seq:
-            await asyncio.to_thread(disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq)
+            await asyncio.to_thread(
+                disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq
+            )
         return admission
 
 
@@ -150,7 +167,9 @@ class EventFeed:
         subscription = self._subscription
         while True:
             self._woken.clear()
-            ended = subscription.ended  # read first: an event that comes before the end is not overlooked
+            ended = (
+                subscription.ended
+            )  # read first: an event that comes before the end is not overlooked
             event = subscription.take()
             if event is not None:
                 return event
@@ -162,7 +181,10 @@ class EventFeed:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 

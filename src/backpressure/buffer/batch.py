@@ -34,7 +34,16 @@ class Batch:
     at the end of the block, and on an exception nacks itself and lets the exception through.
     """
 
-    __slots__ = ("__weakref__", "_delivery", "_settle", "asked", "buffer_id", "filled", "permit", "taken_at")
+    __slots__ = (
+        "__weakref__",
+        "_delivery",
+        "_settle",
+        "asked",
+        "buffer_id",
+        "filled",
+        "permit",
+        "taken_at",
+    )
 
     def __init__(
         self,
@@ -147,7 +156,10 @@ class Batch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> Literal[False]:
         if self._delivery.out:
             if error is None:

@@ -50,7 +50,9 @@ class Gathering:
         self.closing = False
         self._lanes = lanes
         #: One for each lane. The most urgent never wait for company.
-        self.lingers = tuple(Linger(0.0 if lane.priority == Priority.CRITICAL else limit) for lane in lanes)
+        self.lingers = tuple(
+            Linger(0.0 if lane.priority == Priority.CRITICAL else limit) for lane in lanes
+        )
         self._max_bytes = max_bytes
         self._now = now
         self._pressed = pressed
@@ -69,7 +71,10 @@ class Gathering:
         reason = self._hurry(lane)
         if reason is None:
             before = self.waiting
-            self.waiting = lane, min(asked, before[1]) if before is not None and before[0] is lane else asked
+            self.waiting = (
+                lane,
+                min(asked, before[1]) if before is not None and before[0] is lane else asked,
+            )
         return reason
 
     def ends(self, lane: Lane, now: float, waiting: int, reason: FlushReason) -> FlushReason:
@@ -85,7 +90,11 @@ class Gathering:
     def left(self) -> float:
         """Seconds until the wait that is going on is over; 0.0 where there is none."""
         waiting = self.waiting
-        return 0.0 if waiting is None else max(0.0, self.lingers[waiting[0].priority - 1].until() - self._now())
+        return (
+            0.0
+            if waiting is None
+            else max(0.0, self.lingers[waiting[0].priority - 1].until() - self._now())
+        )
 
     def over(self, asked: int) -> bool:
         """Whether a consumer whose batch waits has reason to look again: for a look before going to sleep."""
@@ -94,7 +103,9 @@ class Gathering:
             return True
         lane = waiting[0]
         now, linger = self._now(), self.lingers[lane.priority - 1]
-        over = not linger.holding or linger.flushed or now >= linger.until() or lane.waiting() >= asked
+        over = (
+            not linger.holding or linger.flushed or now >= linger.until() or lane.waiting() >= asked
+        )
         return over or self._hurry(lane) is not None or self._work_elsewhere(lane, now)
 
     # ------------------------------------------------------------ what ends a wait
@@ -121,7 +132,9 @@ class Gathering:
     # ------------------------------------------------------------ reasons
 
     def _work_elsewhere(self, lane: Lane, now: float) -> bool:
-        return lane.retry_at() is not None or any(other is not lane and other.ready(now) for other in self._lanes)
+        return lane.retry_at() is not None or any(
+            other is not lane and other.ready(now) for other in self._lanes
+        )
 
     def _hurry(self, lane: Lane) -> FlushReason | None:
         """What forbids a batch of that lane to wait, although it is not full."""

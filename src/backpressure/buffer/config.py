@@ -103,14 +103,17 @@ class BufferConfig:
             check_fields(self, float, 0.0, _LONGEST_SECONDS, "max_retry_backoff")
         if self.longest_backoff < self.retry_backoff:
             raise ConfigError(
-                "max_retry_backoff", f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}"
+                "max_retry_backoff",
+                f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}",
             )
         if not isinstance(self.when_full, WhenFull):
             raise ConfigError("when_full", f"must be a WhenFull, not {self.when_full!r}")
         if not isinstance(self.durability, Durability):
             raise ConfigError("durability", f"must be a Durability, not {self.durability!r}")
         if not isinstance(self.ring_checksums, bool):
-            raise ConfigError("ring_checksums", f"must be True or False, not {self.ring_checksums!r}")
+            raise ConfigError(
+                "ring_checksums", f"must be True or False, not {self.ring_checksums!r}"
+            )
         for name, kind in (
             ("circuit_breaker", CircuitBreakerConfig),
             ("monitor", BackpressureMonitorConfig),
@@ -127,12 +130,19 @@ class BufferConfig:
         if self.directory is None:
             self._refuse_disk_tier()
         elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
-            raise ConfigError("directory", f"must be a path, or None for a buffer in memory only, not {self.directory!r}")
+            raise ConfigError(
+                "directory",
+                f"must be a path, or None for a buffer in memory only, not {self.directory!r}",
+            )
 
     @property
     def longest_backoff(self) -> float:
         """What `max_retry_backoff` comes to, in seconds, while something succeeds."""
-        return self.max_retry_backoff if self.max_retry_backoff is not None else max(_LONGEST_BACKOFF, self.retry_backoff)
+        return (
+            self.max_retry_backoff
+            if self.max_retry_backoff is not None
+            else max(_LONGEST_BACKOFF, self.retry_backoff)
+        )
 
     def _refuse_disk_tier(self) -> None:
         """Say so, rather than accept a promise that a buffer in memory does not keep."""
@@ -149,4 +159,3 @@ class BufferConfig:
                 "DROP_LOWEST_PRIORITY needs a directory: in memory every lane has room of its own, and what another one drops "
                 "helps nobody; use DROP_OLDEST, REJECT or BLOCK",
             )
-

@@ -42,7 +42,9 @@ class DiskTier:
         self.lanes: list[DurableLane] = []
         self.dead_letters: DeadLetterStore | None = None
         try:
-            self.dead_letters = DeadLetterStore(self.directory.lane("dead-letters"), self.directory.buffer_id)
+            self.dead_letters = DeadLetterStore(
+                self.directory.lane("dead-letters"), self.directory.buffer_id
+            )
             # At once: most of what opening a lane takes is waiting for the system.
             with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:
                 opening = [

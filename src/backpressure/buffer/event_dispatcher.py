@@ -49,9 +49,21 @@ _E = TypeVar("_E", bound=Event)
 class Subscription:
     """One reader's own queue of events. Made by `EventDispatcher.subscribe`; ends when it is closed or forgotten."""
 
-    __slots__ = ("__weakref__", "_dispatcher", "_limit", "_pending", "_signalled", "_types", "ended", "missed", "wake")
+    __slots__ = (
+        "__weakref__",
+        "_dispatcher",
+        "_limit",
+        "_pending",
+        "_signalled",
+        "_types",
+        "ended",
+        "missed",
+        "wake",
+    )
 
-    def __init__(self, dispatcher: EventDispatcher, types: Collection[EventType], limit: int) -> None:
+    def __init__(
+        self, dispatcher: EventDispatcher, types: Collection[EventType], limit: int
+    ) -> None:
         self._dispatcher = dispatcher
         self._types = frozenset(types) or None
         self._limit = limit
@@ -122,7 +134,10 @@ class EventDispatcher:
         with self._lock:
             self._next_id += 1
             entry = (self._next_id, handler)
-            self._handlers = {**self._handlers, event_type: (*self._handlers.get(event_type, ()), entry)}
+            self._handlers = {
+                **self._handlers,
+                event_type: (*self._handlers.get(event_type, ()), entry),
+            }
 
         def off() -> None:
             with self._lock:
@@ -131,7 +146,9 @@ class EventDispatcher:
 
         return off
 
-    def subscribe(self, *types: EventType, since: int | None = None, limit: int = 256) -> Subscription:
+    def subscribe(
+        self, *types: EventType, since: int | None = None, limit: int = 256
+    ) -> Subscription:
         """A queue of the events of these types (none named: all) from now on.
 
         since: first what is still kept of the events after that number; what is no longer, counts as missed. None: nothing old.
@@ -156,7 +173,9 @@ class EventDispatcher:
 
     def _drop(self, subscription: Subscription) -> None:
         with self._lock:
-            self._subscriptions = tuple(ref for ref in self._subscriptions if ref() not in (None, subscription))
+            self._subscriptions = tuple(
+                ref for ref in self._subscriptions if ref() not in (None, subscription)
+            )
             subscription.ended = True
         subscription.wake()
 
@@ -165,7 +184,9 @@ class EventDispatcher:
         if self._handlers.get(event_type):
             return True
         subscriptions = self._subscriptions
-        return bool(subscriptions) and any((one := ref()) is not None and one._wants(event_type) for ref in subscriptions)
+        return bool(subscriptions) and any(
+            (one := ref()) is not None and one._wants(event_type) for ref in subscriptions
+        )
 
     @property
     def last_seq(self) -> int:
@@ -184,7 +205,11 @@ class EventDispatcher:
             self._recent.append(event)
             for ref in self._subscriptions:
                 subscription = ref()
-                if subscription is not None and subscription._wants(event.type) and subscription._push(event):
+                if (
+                    subscription is not None
+                    and subscription._wants(event.type)
+                    and subscription._push(event)
+                ):
                     wakes.append(subscription.wake)
             if handlers := self._handlers.get(event.type):
                 done = self._enqueue(event, handlers)
@@ -206,7 +231,9 @@ class EventDispatcher:
 
     # ------------------------------------------------------------ handlers
 
-    def _enqueue(self, event: Event, handlers: tuple[tuple[int, Handler], ...]) -> threading.Event | None:
+    def _enqueue(
+        self, event: Event, handlers: tuple[tuple[int, Handler], ...]
+    ) -> threading.Event | None:
         """With the lock held: hand over to the thread; what to wait for, or None where waiting would be no use."""
         if len(self._queue) >= _QUEUE:
             self.overflows += 1
@@ -228,7 +255,9 @@ class EventDispatcher:
     def _wait_for(self, done: threading.Event) -> None:
         with self._lock:
             now = time.monotonic()
-            self._wait_budget = min(_WAIT_AT_ONCE, self._wait_budget + (now - self._budget_at) * _WAIT_SHARE)
+            self._wait_budget = min(
+                _WAIT_AT_ONCE, self._wait_budget + (now - self._budget_at) * _WAIT_SHARE
+            )
             self._budget_at = now
             # Taken whole, so that of many threads that emit at once no more than one waits for long.
             budget, self._wait_budget = self._wait_budget, 0.0

@@ -53,7 +53,9 @@ def build(kind: type[T], given: object, where: str = "", base: T | None = None) 
     try:
         return kind(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
     except ConfigError as error:
-        raise ConfigError(_join(where, error.field), str(error).removeprefix(f"{error.field}: ")) from None
+        raise ConfigError(
+            _join(where, error.field), str(error).removeprefix(f"{error.field}: ")
+        ) from None
     except (TypeError, ValueError) as error:
         raise ConfigError(where or kind.__name__, str(error)) from None
 
@@ -94,7 +96,11 @@ def _value(hint: Any, value: object, where: str, default: object = None) -> obje
     for option in _options(hint):
         if isinstance(option, type) and issubclass(option, Enum) and isinstance(value, str):
             return _member(option, value, where)
-        if dataclasses.is_dataclass(option) and isinstance(option, type) and not isinstance(value, option):
+        if (
+            dataclasses.is_dataclass(option)
+            and isinstance(option, type)
+            and not isinstance(value, option)
+        ):
             return build(option, value, where, default if isinstance(default, option) else None)
         if option is int and isinstance(value, str) and where.endswith("_bytes"):
             try:
@@ -123,10 +129,17 @@ def _check_kind(hint: Any, value: object, where: str) -> None:
         return
     allowed = tuple(plain) + ((int,) if float in plain else ())
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in plain):
-        raise ConfigError(where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}")
+        raise ConfigError(
+            where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}"
+        )
 
 
-_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -110,7 +110,16 @@ class LineSource:
 class Offer:
     """One call's events on their way into a lane."""
 
-    __slots__ = ("_accepted", "_buffer", "_first_seq", "_lane", "_reason", "_retry_after", "_source", "end_seq")
+    __slots__ = (
+        "_accepted",
+        "_buffer",
+        "_first_seq",
+        "_lane",
+        "_reason",
+        "_retry_after",
+        "_source",
+        "end_seq",
+    )
 
     def __init__(self, buffer: BufferManager, lane: Lane, source: Source) -> None:
         self._buffer = buffer
@@ -162,7 +171,9 @@ class Offer:
 
     def deadline(self, timeout: float | None) -> float:
         """Until when to press on, in `time.monotonic` seconds."""
-        wait_for_room = self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
+        wait_for_room = (
+            self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
+        )
         if timeout is None or (timeout == 0 and wait_for_room):
             return float("inf")
         return time.monotonic() + timeout

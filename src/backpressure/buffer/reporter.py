@@ -62,7 +62,10 @@ class Notices:
             self._pressed_since = now
             self.events.emit(
                 BackpressureActivated(
-                    at=now, signal=pressure.signal or "", value=pressure.value, threshold=pressure.threshold
+                    at=now,
+                    signal=pressure.signal or "",
+                    value=pressure.value,
+                    threshold=pressure.threshold,
                 )
             )
             return
@@ -71,7 +74,9 @@ class Notices:
         self._pressed_for += active_for
         cause = pressure.cause or ""
         value = pressure.value if pressure.signal == cause else 0.0
-        self.events.emit(BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value))
+        self.events.emit(
+            BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value)
+        )
 
     def pressed_seconds(self, now: float) -> float:
         """Time under backpressure so far."""
@@ -87,7 +92,9 @@ class Notices:
             if opened := self._few_lines.add("opened", 1, self._now()):
                 times = f" ({opened} times since the last such line)" if opened > 1 else ""
                 _log.warning("the circuit opened: %s%s", reason, times)
-        self.events.emit(CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason))
+        self.events.emit(
+            CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason)
+        )
 
     def batch_size_changed(self, old: int, new: int, reason: str) -> None:
         self.events.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
@@ -137,7 +144,9 @@ class Notices:
         if reason == "oldest":
             self._log_dropped(priority, self._few_lines.add(priority, events, self._now()))
         if self.events.wants(EventType.EVENTS_DROPPED):
-            self.events.emit(EventsDropped(at=self._now(), priority=priority, events=events, reason=reason))
+            self.events.emit(
+                EventsDropped(at=self._now(), priority=priority, events=events, reason=reason)
+            )
 
     def _log_dropped(self, priority: int, events: int) -> None:
         if events:
@@ -146,11 +155,17 @@ class Notices:
     # ------------------------------------------------------------ the disk, the beginning and the end
 
     def disk_changed(self, error: NotNow | None) -> None:
-        self.events.emit(DiskStateChanged(at=self._now(), error=None if error is None else str(error)))
+        self.events.emit(
+            DiskStateChanged(at=self._now(), error=None if error is None else str(error))
+        )
 
     def salvaged(self, priority: int, events: int) -> None:
         """Events that were in memory when the machine went down reached the disk whole."""
-        _log.warning("priority %d: %d events in memory when the machine went down are whole, and are delivered", priority, events)
+        _log.warning(
+            "priority %d: %d events in memory when the machine went down are whole, and are delivered",
+            priority,
+            events,
+        )
 
     def missing(self, priority: int, first_seq: int, end_seq: int) -> None:
         _log.error(
@@ -162,7 +177,9 @@ class Notices:
 
     def recovered(self, events: int, seconds: float) -> None:
         if events:
-            _log.info("%d events from before are delivered first (found in %.3f s)", events, seconds)
+            _log.info(
+                "%d events from before are delivered first (found in %.3f s)", events, seconds
+            )
 
     def closing(self, resident: int) -> None:
         self.events.emit(BufferClosing(at=self._now(), resident=resident))

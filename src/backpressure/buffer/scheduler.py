@@ -49,4 +49,7 @@ class Turns:
 
     def next_retry(self, now: float) -> float:
         """Seconds until the pause of a nacked batch ends; inf where none pauses."""
-        return min((at - now for lane in self._lanes if (at := lane.retry_at()) is not None), default=float("inf"))
+        return min(
+            (at - now for lane in self._lanes if (at := lane.retry_at()) is not None),
+            default=float("inf"),
+        )

@@ -38,7 +38,9 @@ class DiskStats:
     spilled: int  #: events written to disk since the start
     spilled_bytes: int  #: their payload
     stored_bytes: int  #: what became of it, compressed
-    durable_seq: int  #: every accepted event below it is settled or survives power loss; for all lanes: 0
+    durable_seq: (
+        int  #: every accepted event below it is settled or survives power loss; for all lanes: 0
+    )
     unsynced: int  #: numbers accepted and not durable yet
     lost_ranges: int  #: damaged ranges passed over; their events are in `dropped`
     failed_syncs: int
@@ -52,10 +54,14 @@ class LaneStats:
     priority: int
     offered: int  #: given to add_events or add_lines, each time that they were
     accepted: int
-    rejected: Mapping[str, int]  #: by reason: "full", "rate", "share", "delay", "emergency", "closed"
+    rejected: Mapping[
+        str, int
+    ]  #: by reason: "full", "rate", "share", "delay", "emergency", "closed"
     acked: int
     dead_lettered: int
-    dropped: Mapping[str, int]  #: accepted and given up, by reason: "oldest", "closed", "damaged", "priority"
+    dropped: Mapping[
+        str, int
+    ]  #: accepted and given up, by reason: "oldest", "closed", "damaged", "priority"
     resident: int  #: accepted, and none of the above yet: waiting + in_flight + retrying
     waiting: int  #: in the ring, and never yet delivered
     in_flight: int  #: with a consumer
@@ -105,12 +111,18 @@ class BufferStats:
     backpressure_seconds: float  #: time under backpressure so far
     circuit_trips: int  #: times that the breaker opened
     handler_errors: int  #: event handlers that raised
-    handler_overflows: int  #: events not handed to handlers, because those that were before them took too long
+    handler_overflows: (
+        int  #: events not handed to handlers, because those that were before them took too long
+    )
     closed: bool
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
-    dead_letters: int | None  #: given up, in this run or an earlier one, and neither replayed nor purged; None: in memory only
-    recovery_seconds: float | None  #: that opening the directory took, with all that was found there; None: in memory only
+    dead_letters: (
+        int | None
+    )  #: given up, in this run or an earlier one, and neither replayed nor purged; None: in memory only
+    recovery_seconds: (
+        float | None
+    )  #: that opening the directory took, with all that was found there; None: in memory only
     pressure: Pressure
     circuit_breaker: CircuitBreakerMetrics
     batching: AdaptiveBatchMetrics
@@ -153,4 +165,6 @@ def _sum_disk_stats(parts: Iterable[DiskStats | None]) -> DiskStats | None:
     if not found:
         return None
     names = [name for name in DiskStats.__slots__ if name != "durable_seq"]
-    return DiskStats(durable_seq=0, **{name: sum(getattr(part, name) for part in found) for name in names})
+    return DiskStats(
+        durable_seq=0, **{name: sum(getattr(part, name) for part in found) for name in names}
+    )

@@ -23,15 +23,27 @@ from importlib import import_module
 __all__ = ["main"]
 
 _COMMANDS = {
-    "pump": ("backpressure.cli.pump", "carry lines from files or stdin to a sink, at least once, in order"),
-    "serve": ("backpressure.cli.serve", "carry lines from files and sockets to a sink, as a service that a TOML file describes"),
+    "pump": (
+        "backpressure.cli.pump",
+        "carry lines from files or stdin to a sink, at least once, in order",
+    ),
+    "serve": (
+        "backpressure.cli.serve",
+        "carry lines from files and sockets to a sink, as a service that a TOML file describes",
+    ),
     "top": ("backpressure.cli.top", "watch a running buffer, or the directory of any"),
     "inspect": ("backpressure.cli.disk.inspect", "show what a buffer's directory holds"),
     "verify": ("backpressure.cli.disk.verify", "check every checksum in a buffer's directory"),
     "repair": ("backpressure.cli.disk.repair", "put what is damaged in a buffer's directory aside"),
-    "export": ("backpressure.cli.disk.export", "write the events in a buffer's directory as lines or records"),
+    "export": (
+        "backpressure.cli.disk.export",
+        "write the events in a buffer's directory as lines or records",
+    ),
     "dlq": ("backpressure.cli.disk.dlq", "list, replay or purge the dead letters of a buffer"),
-    "bench": ("backpressure.cli.bench", "measure the throughput of this machine beside its yardsticks"),
+    "bench": (
+        "backpressure.cli.bench",
+        "measure the throughput of this machine beside its yardsticks",
+    ),
 }
 
 

@@ -84,18 +84,25 @@ def measure(figure: Figure) -> Measurement:
         theirs = figure.theirs()
         pairs.append((figure.ours(), theirs))
     ours, theirs = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
-    return Measurement(figure, ours, theirs, statistics.median(one / other for one, other in pairs[1:]))
+    return Measurement(
+        figure, ours, theirs, statistics.median(one / other for one, other in pairs[1:])
+    )
 
 
 @lru_cache(maxsize=1)
 def access_log(lines: int) -> list[bytes]:
     """Lines like those of a real access log (237 bytes on average) in chunks of 1 MiB that end with a line."""
     rng = np.random.default_rng(1)
-    pad = b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36 " * 8
+    pad = (
+        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36 "
+        * 8
+    )
     block = []
     # Between the shortest and longest tenth of a real site's lines, with a tail of long ones.
     for size in np.clip(rng.gamma(9.0, 26.4, min(lines, 20_000)), 80, 1200).astype(int):
-        head = b'%d.%d.%d.%d - - [17/May/2015:10:05:03 +0000] "GET /page HTTP/1.1" 200 ' % tuple(rng.integers(1, 255, 4))
+        head = b'%d.%d.%d.%d - - [17/May/2015:10:05:03 +0000] "GET /page HTTP/1.1" 200 ' % tuple(
+            rng.integers(1, 255, 4)
+        )
         block.append(head + pad[: max(0, size - len(head))] + b"\n")
     chunks: list[bytes] = []
     parts: list[bytes] = []
@@ -157,7 +164,15 @@ def _buffer_lines(chunks: list[bytes]) -> Figure:
         _expect(back[: len(views[-1])].tobytes() == chunks[-1], "a copy is wrong")
         return seconds
 
-    return Figure("add_lines, get_batch, ack: 1 MiB chunks", "two np.copyto of the same", ours, theirs, 4.0, lines, 5)
+    return Figure(
+        "add_lines, get_batch, ack: 1 MiB chunks",
+        "two np.copyto of the same",
+        ours,
+        theirs,
+        4.0,
+        lines,
+        5,
+    )
 
 
 def _buffer_lists(chunks: list[bytes]) -> Figure:
@@ -187,7 +202,13 @@ def _buffer_lists(chunks: list[bytes]) -> Figure:
         return seconds
 
     return Figure(
-        "add_events(list of bytes)", "deque.extend, popleft loop", ours, theirs, 1.0, sum(map(len, lists)), 11
+        "add_events(list of bytes)",
+        "deque.extend, popleft loop",
+        ours,
+        theirs,
+        1.0,
+        sum(map(len, lists)),
+        11,
     )
 
 
@@ -215,7 +236,9 @@ def _buffer_single() -> Figure:
             queue.append(event[0])
         return time.perf_counter() - start
 
-    return Figure("add_events([event]), one at a time", "deque.append", ours, theirs, None, count, 5)
+    return Figure(
+        "add_events([event]), one at a time", "deque.append", ours, theirs, None, count, 5
+    )
 
 
 def _push_lines(chunk: bytes) -> Figure:
@@ -244,7 +267,9 @@ def _push_lines(chunk: bytes) -> Figure:
             ring.pop_many()
         return seconds
 
-    return Figure("MessageRing.push_lines: 1 MiB", "np.copyto of it", ours, theirs, 4.0, lines * times, 15)
+    return Figure(
+        "MessageRing.push_lines: 1 MiB", "np.copyto of it", ours, theirs, 4.0, lines * times, 15
+    )
 
 
 def _push_many() -> Figure:
@@ -270,7 +295,15 @@ def _push_many() -> Figure:
             _expect(len(joined) == 100_000, "the join is wrong")
         return seconds
 
-    return Figure("MessageRing.push_many: 1,000 of 100 B", 'b"".join of them', ours, theirs, 1.5, 1000 * times, 15)
+    return Figure(
+        "MessageRing.push_many: 1,000 of 100 B",
+        'b"".join of them',
+        ours,
+        theirs,
+        1.5,
+        1000 * times,
+        15,
+    )
 
 
 def _try_acquire() -> Figure:
@@ -294,7 +327,15 @@ def _try_acquire() -> Figure:
     def theirs() -> float:
         return loop(bucket._nothing) - idle
 
-    return Figure("TokenBucket.try_acquire", "a compiled method that does nothing", ours, theirs, 2.0, count, 15)
+    return Figure(
+        "TokenBucket.try_acquire",
+        "a compiled method that does nothing",
+        ours,
+        theirs,
+        2.0,
+        count,
+        15,
+    )
 
 
 def _idle(count: int) -> float:
@@ -323,13 +364,24 @@ def _pump(chunks: list[bytes]) -> Figure:
         return seconds
 
     def ours() -> float:
-        return timed(sys.executable, "-m", "backpressure", "pump", str(source), "--to", str(target), "--quiet")
+        return timed(
+            sys.executable,
+            "-m",
+            "backpressure",
+            "pump",
+            str(source),
+            "--to",
+            str(target),
+            "--quiet",
+        )
 
     def theirs() -> float:
         return timed("sh", "-c", 'cat "$1" > "$2"', "sh", str(source), str(target))
 
     lines = sum(chunk.count(b"\n") for chunk in chunks)
-    return Figure("forebay pump, file to file", "cat of the same", ours, theirs, 4.0, lines, 3, folder.cleanup)
+    return Figure(
+        "forebay pump, file to file", "cat of the same", ours, theirs, 4.0, lines, 3, folder.cleanup
+    )
 
 
 def _expect(holds: bool, complaint: str) -> None:
@@ -345,11 +397,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Measure the hot paths of this machine, each beside its yardstick. Run it while nothing else runs.",
         epilog="exit codes: 0 every figure keeps its limit, 1 one does not",
     )
-    parser.add_argument("--long", action="store_true", help="2,000,000 lines instead of 400,000 (needs 2 GB of memory)")
-    parser.add_argument("--record", metavar="FILE", help="also write the table to FILE as Markdown, with date and host")
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="2,000,000 lines instead of 400,000 (needs 2 GB of memory)",
+    )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help="also write the table to FILE as Markdown, with date and host",
+    )
     options = parser.parse_args(argv)
     measurements: list[Measurement] = []
-    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+    print(
+        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}"
+    )
     row = "{:<42} {:>12} {:>10} {:>7} {:>7}  {}"
     print(row.format("", "M events/s", "time", "ratio", "limit", "yardstick"))
     good = True
@@ -377,7 +439,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     print(f"\n{_PROMISE:,} events a second on one core, all policies on:")
-    for what, rate in (("per batch (1 MiB chunks of lines)", per_batch), ("per event (one call for each)", per_event)):
+    for what, rate in (
+        ("per batch (1 MiB chunks of lines)", per_batch),
+        ("per event (one call for each)", per_event),
+    ):
         verdict = "yes" if rate >= _PROMISE else "no"
         print(f"  {what:<36} {verdict}, {rate:,.0f}")
     if options.record:
@@ -409,7 +474,11 @@ def _processor() -> str:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in cpuinfo.splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.machine()
 
 

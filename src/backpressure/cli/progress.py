@@ -106,7 +106,11 @@ class _Plain:
         if not rows:
             return
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in rows), file=sys.stderr, flush=True)
+        print(
+            "\n".join(f"{name:<{width}}  {value}" for name, value in rows),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _Live:
@@ -122,7 +126,9 @@ class _Live:
             columns[1:1] = [BarColumn(bar_width=20), TaskProgressColumn()]
         self._console = Console(stderr=True)
         # Its own refresh thread is not used: the main thread has nothing else to do.
-        self._progress = RichProgress(*columns, console=self._console, auto_refresh=False, transient=True)
+        self._progress = RichProgress(
+            *columns, console=self._console, auto_refresh=False, transient=True
+        )
         self._task = self._progress.add_task("starting", total=total_bytes or None)
         self._progress.start()
 

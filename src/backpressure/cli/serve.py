@@ -51,8 +51,15 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML file; FOREBAY_TABLE__KEY variables go over it")
-    parser.add_argument("--check", action="store_true", help="only say what is wrong with it, or what it does")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the TOML file; FOREBAY_TABLE__KEY variables go over it",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only say what is wrong with it, or what it does"
+    )
     options = parser.parse_args(argv)
     try:
         config = load(options.config)
@@ -77,7 +84,11 @@ def _serve(path: str, config: ServeConfig) -> int:
         _say(str(error))
         return USAGE if isinstance(error, ConfigError) else FAILED
     except OSError as error:
-        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        _say(
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else error.strerror or str(error)
+        )
         return FAILED
     with _noted_signals() as signals:
         try:
@@ -94,9 +105,13 @@ def _serve(path: str, config: ServeConfig) -> int:
         # The one that ended it, and a second one; a wish to reload is none at this point.
         lost = service.stop(lambda: len(_ends(signals)) > 1)
     if service.kept:
-        _say(f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start")
+        _say(
+            f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start"
+        )
     if lost:
-        _say(f"{lost:,} events were NOT delivered; those from followed files are read again at the next start")
+        _say(
+            f"{lost:,} events were NOT delivered; those from followed files are read again at the next start"
+        )
     if lost or service.errors:
         return BY_SIGNAL + _ends(signals)[0] if lost and _ends(signals) else FAILED
     return OK
@@ -111,7 +126,10 @@ def _watch(path: str, service: Service, signals: list[int]) -> None:
             signals.pop(0)
             _reload(path, service)
         if signals:
-            _log.info("ending: delivering what is buffered, for up to %g s", service.config.service.drain_timeout)
+            _log.info(
+                "ending: delivering what is buffered, for up to %g s",
+                service.config.service.drain_timeout,
+            )
             return
         now = time.monotonic()
         if now >= next_save:
@@ -159,7 +177,11 @@ def _noted_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # signals go to the main thread's code
         return
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
+    ]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received

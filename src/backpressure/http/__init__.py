@@ -1,15 +1,17 @@
 """A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a dashboard. `pip install 'forebay[http]'`
 
-    from backpressure.http import create_app
+from backpressure.http import create_app
 
-    app.mount("/ingest", create_app(buffer, token=TOKEN))        # into an ASGI app of your own
-    serve(buffer, token=TOKEN)                                   # or alone, on http://127.0.0.1:8127/buffer/
+app.mount("/ingest", create_app(buffer, token=TOKEN))        # into an ASGI app of your own
+serve(buffer, token=TOKEN)                                   # or alone, on http://127.0.0.1:8127/buffer/
 """
 
 try:
     import fastapi as _fastapi
 except ImportError as _error:  # pragma: no cover - only without the extra
-    raise ImportError("backpressure.http needs FastAPI and uvicorn: pip install 'forebay[http]'") from _error
+    raise ImportError(
+        "backpressure.http needs FastAPI and uvicorn: pip install 'forebay[http]'"
+    ) from _error
 
 from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig

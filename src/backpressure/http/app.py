@@ -57,7 +57,9 @@ _ABOUT: Final = (
 # A lane with less room than this (of its memory) takes nothing of ordinary size: records and alignment take their part.
 _FULL: Final = 0.95
 
-_Token = Security(HTTPBearer(auto_error=False, description="The token that the server was started with."))
+_Token = Security(
+    HTTPBearer(auto_error=False, description="The token that the server was started with.")
+)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -93,7 +95,9 @@ class _App(FastAPI):
         return document
 
 
-def create_app(buffer: BufferManager, token: str | None = None, config: HttpConfig | None = None) -> FastAPI:
+def create_app(
+    buffer: BufferManager, token: str | None = None, config: HttpConfig | None = None
+) -> FastAPI:
     """An ASGI app over `buffer`: serve it alone (`backpressure.http.serve`), or mount it into an app of your own.
 
     token: what `Authorization: Bearer <token>` must carry to change anything, uploads included. None: nothing can be changed.
@@ -156,17 +160,27 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
     @app.get(
         "/buffer/health",
         response_model=Health,
-        responses={503: {"model": Health, "description": "It can take no events."}, **_problems(422), **_ALWAYS},
+        responses={
+            503: {"model": Health, "description": "It can take no events."},
+            **_problems(422),
+            **_ALWAYS,
+        },
     )
     async def health(query: Annotated[HealthQuery, Query()]) -> JSONResponse:
         """Whether the buffer can take events, and why not: 200 or 503, for a load balancer."""
         found = _health(buffer)
-        return JSONResponse(found.model_dump(), 200 if found.ready or query.probe == "live" else 503)
+        return JSONResponse(
+            found.model_dump(), 200 if found.ready or query.probe == "live" else 503
+        )
 
     @app.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_problems(501), **_ALWAYS},
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **_problems(501),
+            **_ALWAYS,
+        },
     )
     async def metrics(request: Request) -> Response:
         """The same for Prometheus."""
@@ -174,14 +188,19 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
             exposition = import_module("backpressure.metrics").exposition
             body, content_type = exposition(buffer, request.headers.get("accept", ""))
         except ImportError:
-            raise HTTPException(501, "metrics need the Prometheus client: pip install 'forebay[prometheus]'") from None
+            raise HTTPException(
+                501, "metrics need the Prometheus client: pip install 'forebay[prometheus]'"
+            ) from None
         return Response(body, headers={"Content-Type": content_type})
 
     @app.get(
         "/buffer/events",
         response_class=Response,
         responses={
-            200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {
+                "description": "Server-sent events.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
             **_problems(422, 503),
             **_ALWAYS,
         },
@@ -189,7 +208,9 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
     async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
         """The buffer's events as they happen, as server-sent events; `Last-Event-ID` resumes."""
         if not streams.free:
-            problem = Problem(detail=f"there are {streams.limit} event streams already, and no more are served")
+            problem = Problem(
+                detail=f"there are {streams.limit} event streams already, and no more are served"
+            )
             return JSONResponse(problem.model_dump(), 503, {"Retry-After": "5"})
         return EventStream(buffer, config, streams, parse_id(last_event_id, buffer))
 
@@ -205,15 +226,21 @@ def _health(buffer: BufferManager) -> Health:
         for priority, lane in stats.lanes.items():
             if lane.used_bytes >= _FULL * lane.capacity_bytes:
                 kind = unready if priority <= Priority.NORMAL else degraded
-                kind.append(f"lane {priority} is full: {lane.used_bytes:,} of {lane.capacity_bytes:,} bytes")
+                kind.append(
+                    f"lane {priority} is full: {lane.used_bytes:,} of {lane.capacity_bytes:,} bytes"
+                )
     if stats.circuit_breaker.state not in (State.CLOSED, State.DISABLED):
         state = stats.circuit_breaker.state.value.replace("_", " ")
         degraded.append(f"the circuit is {state}: the sink is not, or hardly, called")
     if stats.backpressure_active:
         pressure = stats.pressure
-        degraded.append(f"backpressure: {pressure.signal} is {pressure.value:.3g}, above {pressure.threshold:g}")
+        degraded.append(
+            f"backpressure: {pressure.signal} is {pressure.value:.3g}, above {pressure.threshold:g}"
+        )
     if stats.flow_control.emergency:
-        degraded.append(f"emergency mode: {stats.flow_control.failure_rate:.0%} of what the sink was given failed")
+        degraded.append(
+            f"emergency mode: {stats.flow_control.failure_rate:.0%} of what the sink was given failed"
+        )
     status = "unready" if unready else "degraded" if degraded else "ok"
     return Health(status=status, live=True, ready=not unready, reasons=unready + degraded)  # type: ignore[arg-type]
 
@@ -222,17 +249,31 @@ def _health(buffer: BufferManager) -> Health:
 
 
 def _add_controls(app: FastAPI, buffer: BufferManager) -> None:
-    @app.post("/buffer/flow-control/rate", response_model=Change, responses=_WHEN_CHANGED, dependencies=[_Token])
+    @app.post(
+        "/buffer/flow-control/rate",
+        response_model=Change,
+        responses=_WHEN_CHANGED,
+        dependencies=[_Token],
+    )
     async def rate(body: RateChange, request: Request) -> JSONResponse:
         """Set the admitted rate; in force at once."""
-        return _applied(lambda: buffer.adjust_flow_control_rate(body.rate, by=client_of(request.scope)))
+        return _applied(
+            lambda: buffer.adjust_flow_control_rate(body.rate, by=client_of(request.scope))
+        )
 
-    @app.post("/buffer/batch-size", response_model=Change, responses=_WHEN_CHANGED, dependencies=[_Token])
+    @app.post(
+        "/buffer/batch-size", response_model=Change, responses=_WHEN_CHANGED, dependencies=[_Token]
+    )
     async def batch_size(body: BatchSizeChange, request: Request) -> JSONResponse:
         """Set the batch size, within the configured bounds; the adaptive law goes on from there."""
         return _applied(lambda: buffer.adjust_batch_size(body.size, by=client_of(request.scope)))
 
-    @app.post("/buffer/circuit-breaker/reset", response_model=Change, responses=_WHEN_CHANGED, dependencies=[_Token])
+    @app.post(
+        "/buffer/circuit-breaker/reset",
+        response_model=Change,
+        responses=_WHEN_CHANGED,
+        dependencies=[_Token],
+    )
     async def reset(request: Request, body: Nothing | None = None) -> JSONResponse:
         """Close the circuit and forget its failures."""
         return _applied(lambda: buffer.reset_circuit_breaker(by=client_of(request.scope)))
@@ -287,7 +328,10 @@ def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None
         openapi_extra={
             "requestBody": {
                 "description": "Lines, each one event; as it is, or packed as Content-Encoding (gzip or zstd) says.",
-                "content": {kind: {} for kind in ("text/plain", "application/x-ndjson", "application/octet-stream")},
+                "content": {
+                    kind: {}
+                    for kind in ("text/plain", "application/x-ndjson", "application/octet-stream")
+                },
             }
         },
     )

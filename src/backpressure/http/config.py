@@ -52,21 +52,31 @@ class HttpConfig:
     def __post_init__(self) -> None:
         for name in ("allowed_hosts", "allowed_origins"):
             value = getattr(self, name)
-            if not isinstance(value, tuple) or not all(isinstance(one, str) and one for one in value):
+            if not isinstance(value, tuple) or not all(
+                isinstance(one, str) and one for one in value
+            ):
                 raise ConfigError(name, f"must be a tuple of names, not {value!r}")
         for host in self.allowed_hosts:
             bare = host.partition("]")[2] if host.startswith("[") else host
             if ":" in bare or "/" in host or "*" in host.removeprefix("*."[: len(host)]):
-                raise ConfigError("allowed_hosts", f"{host!r} must be a name without scheme and port, '*.name' or '*'")
+                raise ConfigError(
+                    "allowed_hosts",
+                    f"{host!r} must be a name without scheme and port, '*.name' or '*'",
+                )
         for origin in self.allowed_origins:
             scheme, separator, rest = origin.partition("://")
             if scheme not in ("http", "https") or not separator or not rest or "/" in rest:
-                raise ConfigError("allowed_origins", f"{origin!r} must look like 'https://name' or 'https://name:port'")
+                raise ConfigError(
+                    "allowed_origins",
+                    f"{origin!r} must look like 'https://name' or 'https://name:port'",
+                )
         check_fields(self, int, 1, 1 << 20, "max_control_bytes", "max_streams", "max_connections")
         check_fields(self, int, 1, 1 << 50, "max_body_bytes", "max_unpacked_bytes")
         check_fields(self, int, 1, 1 << 30, "max_event_bytes")
         check_fields(self, int, 1 << 10, 1 << 20, "max_head_bytes")
-        check_fields(self, float, 1e-3, _LONGEST_SECONDS, "head_timeout", "read_timeout", "send_timeout")
+        check_fields(
+            self, float, 1e-3, _LONGEST_SECONDS, "head_timeout", "read_timeout", "send_timeout"
+        )
         check_fields(self, float, 1e-3, _LONGEST_SECONDS, "stream_seconds", "heartbeat")
 
 
@@ -75,5 +85,8 @@ def check_token(token: str | None) -> str | None:
     if token is None:
         return None
     if not isinstance(token, str) or not token or not _TOKEN_CHARACTERS.issuperset(token):
-        raise ConfigError("token", "must be None or a text of letters, digits and -._~+/= (it is sent in a header)")
+        raise ConfigError(
+            "token",
+            "must be None or a text of letters, digits and -._~+/= (it is sent in a header)",
+        )
     return token

@@ -38,7 +38,9 @@ _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 def limited(config: HttpConfig) -> type[LimitedProtocol]:
     """The protocol class for a server with these limits."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"limits": config, "few_lines": LogLimiter()})
+    return type(
+        "LimitedProtocol", (LimitedProtocol,), {"limits": config, "few_lines": LogLimiter()}
+    )
 
 
 class _Ended(Exception):
@@ -49,7 +51,9 @@ class LimitedProtocol(HttpToolsProtocol):
     """One connection. Made by the server, in its event loop."""
 
     limits: HttpConfig
-    few_lines: LogLimiter  #: whoever sends rubbish must not fill the disk with what is logged about it
+    few_lines: (
+        LogLimiter  #: whoever sends rubbish must not fill the disk with what is logged about it
+    )
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -88,7 +92,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._send_timer = self.loop.call_later(self.limits.send_timeout, self._give_up, "the client does not read")
+        self._send_timer = self.loop.call_later(
+            self.limits.send_timeout, self._give_up, "the client does not read"
+        )
 
     def resume_writing(self) -> None:
         _cancel(self._send_timer)
@@ -131,19 +137,29 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._tell(problem)
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + header + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.write(
+            b"HTTP/1.1 "
+            + status
+            + b"\r\n"
+            + header
+            + b"content-length: 0\r\nconnection: close\r\n\r\n"
+        )
         self.transport.close()
 
     def _give_up(self, problem: str) -> None:
         self._tell(problem)
         # Else the system keeps what was not read, some MiB, and tries for minutes to get rid of it.
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+        )
         self.transport.abort()
 
     def _tell(self, problem: str) -> None:
         if times := self.few_lines.add(problem, 1, time.monotonic()):
             client = client_of({"client": self.client})
-            _log.warning("connection ended, by %s: %s (%d such since the last line)", client, problem, times)
+            _log.warning(
+                "connection ended, by %s: %s (%d such since the last line)", client, problem, times
+            )
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

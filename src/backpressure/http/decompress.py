@@ -90,7 +90,9 @@ class _Zstd:
                 try:
                     piece = self._frame.decompress(step)
                 except zstandard.ZstdError as error:
-                    raise BadEncoding(f"the body is not zstd with a window of at most 8 MiB: {error}") from None
+                    raise BadEncoding(
+                        f"the body is not zstd with a window of at most 8 MiB: {error}"
+                    ) from None
                 if piece:
                     yield piece
                 self._whole = self._frame.eof

@@ -67,9 +67,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, buffer: BufferManager, config: HttpConfig, streams: Streams, since: int | None) -> None:
+    def __init__(
+        self, buffer: BufferManager, config: HttpConfig, streams: Streams, since: int | None
+    ) -> None:
         # Not X-Accel-Buffering only: a cache or a proxy that collects makes a feed useless.
-        super().__init__(headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"})
+        super().__init__(
+            headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+        )
         del self.headers["content-length"]
         self._buffer = buffer
         self._config = config

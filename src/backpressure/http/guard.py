@@ -67,8 +67,12 @@ class Guard:
         self._app = app
         self._token = None if token is None else _digest(token.encode())
         self._config = config
-        self._hosts = frozenset(host.lower() for host in config.allowed_hosts if not host.startswith("*"))
-        self._suffixes = tuple(host[1:].lower() for host in config.allowed_hosts if host.startswith("*"))
+        self._hosts = frozenset(
+            host.lower() for host in config.allowed_hosts if not host.startswith("*")
+        )
+        self._suffixes = tuple(
+            host[1:].lower() for host in config.allowed_hosts if host.startswith("*")
+        )
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
         # Somebody who guesses tokens must not fill the disk with what is logged about it.
         self._few_lines = LogLimiter(1.0)
@@ -97,25 +101,39 @@ class Guard:
         host = hosts[0] if len(hosts) == 1 else ""
         name = _without_port(host)
         if name not in self._hosts and not any(name.endswith(suffix) for suffix in self._suffixes):
-            raise _Refused(421, f"the host {host[:200]!r} is not answered here: use localhost, or add it to allowed_hosts")
+            raise _Refused(
+                421,
+                f"the host {host[:200]!r} is not answered here: use localhost, or add it to allowed_hosts",
+            )
 
     def _check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         for origin in _values(headers, b"origin"):
             # Host was checked before. The scheme is left out of the comparison: behind a proxy it is not known here.
-            own = origin.startswith(("http://", "https://")) and origin.partition("://")[2] in _values(headers, b"host")
+            own = origin.startswith(("http://", "https://")) and origin.partition("://")[
+                2
+            ] in _values(headers, b"host")
             if not own and origin not in self._origins:
-                raise _Refused(403, f"pages of {origin[:200]!r} may not call this server: add it to allowed_origins")
+                raise _Refused(
+                    403,
+                    f"pages of {origin[:200]!r} may not call this server: add it to allowed_origins",
+                )
 
     def _check_token(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._token is None:
-            raise _Refused(403, "this server was started without a token, so nothing can be changed over HTTP")
+            raise _Refused(
+                403, "this server was started without a token, so nothing can be changed over HTTP"
+            )
         challenge = (b"www-authenticate", b"Bearer")
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) != 1:
-            raise _Refused(401, "send the token, in one header: Authorization: Bearer <token>", challenge)
+            raise _Refused(
+                401, "send the token, in one header: Authorization: Bearer <token>", challenge
+            )
         scheme, _, token = given[0].partition(b" ")
         # Of both the digests are compared, in constant time: neither length nor content can be told from how long it takes.
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(_digest(token.strip()), self._token):
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(
+            _digest(token.strip()), self._token
+        ):
             raise _Refused(401, "the token is wrong", challenge)
 
     def _check_control_body(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -125,7 +143,9 @@ class Guard:
         if length != "0" or _values(headers, b"transfer-encoding"):
             content_type = (_values(headers, b"content-type") or [""])[0]
             if content_type.partition(";")[0].strip() != "application/json":
-                raise _Refused(415, "the body must be JSON: send it with Content-Type: application/json")
+                raise _Refused(
+                    415, "the body must be JSON: send it with Content-Type: application/json"
+                )
 
     def _limited(self, receive: Receive) -> Receive:
         """A body without a length is counted as it comes."""

@@ -53,7 +53,9 @@ class _Bad(Exception):
 class _Lines:
     """Puts a stream of bytes, cut anywhere, into a lane line by line, and keeps the account."""
 
-    def __init__(self, buffer: BufferManager, query: IngestQuery, max_event_bytes: int, uploads: Uploads) -> None:
+    def __init__(
+        self, buffer: BufferManager, query: IngestQuery, max_event_bytes: int, uploads: Uploads
+    ) -> None:
         self._buffer = buffer
         self._priority = query.priority
         # A buffer that blocks would wait for ever where the timeout is 0.
@@ -63,7 +65,9 @@ class _Lines:
         self._uploads = uploads
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self.reply = IngestReply(accepted=0, rejected=0, reason=None, retry_after=0.0, first_seq=None, consumed=0)
+        self.reply = IngestReply(
+            accepted=0, rejected=0, reason=None, retry_after=0.0, first_seq=None, consumed=0
+        )
 
     async def add(self, piece: bytes) -> bool:
         """Take the next bytes; False where no more are taken."""
@@ -88,9 +92,13 @@ class _Lines:
         buffer, reply = self._buffer, self.reply
         try:
             offer = buffer._offer_lines(chunk, self._priority, final, self._largest)
-            admission = await buffer.aio._wait_for(offer, self._timeout, lambda: self._uploads.closing)
+            admission = await buffer.aio._wait_for(
+                offer, self._timeout, lambda: self._uploads.closing
+            )
         except EventTooLarge as error:
-            raise self._too_large(reply.accepted + error.index + 1, error.nbytes, error.limit) from None
+            raise self._too_large(
+                reply.accepted + error.index + 1, error.nbytes, error.limit
+            ) from None
         except BufferClosed:
             reply.reason = "closed"
             return False
@@ -110,7 +118,10 @@ class _Lines:
         return True
 
     def _too_large(self, line: int, nbytes: int, limit: int) -> _Bad:
-        return _Bad(413, f"line {line:,} has {nbytes:,} bytes or more, and one line may have at most {limit:,}")
+        return _Bad(
+            413,
+            f"line {line:,} has {nbytes:,} bytes or more, and one line may have at most {limit:,}",
+        )
 
 
 class _Closing(Exception):
@@ -195,7 +206,11 @@ class _Silence:
 
 
 async def ingest(
-    request: Request, query: IngestQuery, buffer: BufferManager, config: HttpConfig, uploads: Uploads
+    request: Request,
+    query: IngestQuery,
+    buffer: BufferManager,
+    config: HttpConfig,
+    uploads: Uploads,
 ) -> JSONResponse:
     """Carry one upload through, and say what became of it."""
     lines = _Lines(buffer, query, config.max_event_bytes, uploads)
@@ -231,7 +246,9 @@ async def _carry(request: Request, lines: _Lines, silence: _Silence, config: Htt
     """Read the body, unpack it and put it into the buffer, until its end or a refusal; _Bad where it breaks a limit."""
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in UNPACKERS:
-        raise _Bad(415, f"Content-Encoding {encoding[:100]!r} is not supported: use gzip, zstd, or none")
+        raise _Bad(
+            415, f"Content-Encoding {encoding[:100]!r} is not supported: use gzip, zstd, or none"
+        )
     unpacker = UNPACKERS[encoding]()
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > config.max_body_bytes:
@@ -243,7 +260,11 @@ async def _carry(request: Request, lines: _Lines, silence: _Silence, config: Htt
             message = await silence.read(request.receive)
             if message["type"] == "http.disconnect":
                 # Nobody is there to be told; the log is.
-                _log.info("upload by %s broke off, %d lines accepted", client_of(request.scope), lines.reply.accepted)
+                _log.info(
+                    "upload by %s broke off, %d lines accepted",
+                    client_of(request.scope),
+                    lines.reply.accepted,
+                )
                 raise _Bad(400, "the upload broke off")
             data, more = message.get("body", b""), message.get("more_body", False)
             packed += len(data)
@@ -252,9 +273,14 @@ async def _carry(request: Request, lines: _Lines, silence: _Silence, config: Htt
             for number, piece in enumerate(unpacker.unpack(data)):
                 unpacked += len(piece)
                 if unpacked > config.max_unpacked_bytes:
-                    raise _Bad(413, f"the body unpacks to more than {config.max_unpacked_bytes:,} bytes: send it in parts")
+                    raise _Bad(
+                        413,
+                        f"the body unpacks to more than {config.max_unpacked_bytes:,} bytes: send it in parts",
+                    )
                 if number:
-                    await asyncio.sleep(0)  # one packet can unpack to much: let others have their turn
+                    await asyncio.sleep(
+                        0
+                    )  # one packet can unpack to much: let others have their turn
                 if not await lines.add(piece):
                     return
         unpacker.finish()

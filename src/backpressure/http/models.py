@@ -48,7 +48,9 @@ LONGEST_WAIT: Final = 30.0
 def model_of(kind: type) -> type[BaseModel]:
     """The pydantic model of a dataclass, as `plain` writes it."""
     hints = get_type_hints(kind)
-    fields: dict[str, Any] = {field.name: (_type_of(hints[field.name]), ...) for field in dataclasses.fields(kind)}
+    fields: dict[str, Any] = {
+        field.name: (_type_of(hints[field.name]), ...) for field in dataclasses.fields(kind)
+    }
     return create_model(kind.__name__, __doc__=(kind.__doc__ or "").split("\n\n")[0], **fields)
 
 
@@ -72,7 +74,9 @@ def _type_of(hint: Any) -> Any:
 def plain(value: Any) -> Any:
     """A snapshot as what JSON knows."""
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -96,7 +100,14 @@ class _Request(BaseModel):
 class RateChange(_Request):
     """A new rate for flow control."""
 
-    rate: float = Field(strict=True, ge=0, le=1e12, allow_inf_nan=False, description="events per second", examples=[50_000])
+    rate: float = Field(
+        strict=True,
+        ge=0,
+        le=1e12,
+        allow_inf_nan=False,
+        description="events per second",
+        examples=[50_000],
+    )
 
 
 class BatchSizeChange(_Request):
@@ -119,10 +130,17 @@ class IngestQuery(_Request):
     """How an upload is to be treated."""
 
     priority: int = Field(
-        default=Priority.NORMAL.value, ge=1, le=PRIORITY_LEVELS, description="1, the most urgent, to 5"
+        default=Priority.NORMAL.value,
+        ge=1,
+        le=PRIORITY_LEVELS,
+        description="1, the most urgent, to 5",
     )
     timeout: float = Field(
-        default=0.0, ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="seconds to wait for room or tokens"
+        default=0.0,
+        ge=0,
+        le=LONGEST_WAIT,
+        allow_inf_nan=False,
+        description="seconds to wait for room or tokens",
     )
 
 
@@ -130,7 +148,8 @@ class HealthQuery(_Request):
     """Which question is asked."""
 
     probe: Literal["ready", "live"] = Field(
-        default="ready", description="ready: can it take events? live: does the process answer? (then always 200)"
+        default="ready",
+        description="ready: can it take events? live: does the process answer? (then always 200)",
     )
 
 
@@ -155,13 +174,21 @@ class IngestReply(BaseModel):
     """What became of an upload. Whatever the status: exactly the first `accepted` lines were accepted."""
 
     accepted: int = Field(description="lines accepted, always a prefix of the upload")
-    rejected: int = Field(description="lines read and not accepted; of what follows them nothing was looked at")
-    reason: Literal["full", "rate", "share", "delay", "emergency", "closed", "invalid"] | None = Field(
-        description="null where all was accepted; invalid: the upload itself is at fault, see detail"
+    rejected: int = Field(
+        description="lines read and not accepted; of what follows them nothing was looked at"
     )
-    retry_after: float | None = Field(description="seconds after which a retry can succeed; 0: not known, null: never")
+    reason: Literal["full", "rate", "share", "delay", "emergency", "closed", "invalid"] | None = (
+        Field(
+            description="null where all was accepted; invalid: the upload itself is at fault, see detail"
+        )
+    )
+    retry_after: float | None = Field(
+        description="seconds after which a retry can succeed; 0: not known, null: never"
+    )
     first_seq: int | None = Field(description="the lane's number of the first accepted line")
-    consumed: int = Field(description="bytes of the unpacked upload that the accepted lines are: go on from there")
+    consumed: int = Field(
+        description="bytes of the unpacked upload that the accepted lines are: go on from there"
+    )
     detail: str | None = Field(default=None, description="what was wrong, in words")
 
 
@@ -180,5 +207,8 @@ BackpressureReply: Final = create_model(
     "Backpressure",
     __base__=model_of(Pressure),
     backpressure_seconds=(float, Field(description="under backpressure so far")),
-    thresholds=(dict[str, float], Field(description="as configured, by signal; `threshold` is the one in force")),
+    thresholds=(
+        dict[str, float],
+        Field(description="as configured, by signal; `threshold` is the one in force"),
+    ),
 )

@@ -28,7 +28,14 @@ from backpressure.base.errors import FormatError, NotNow
 from backpressure.buffer.stats import DiskStats
 from backpressure.lanes.lane import Claim, Delivery, Lane
 from backpressure.lanes.ring_debt import NUMBERS_JUMP, debt_of
-from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore, Lost, SpillConfig, SpillStore
+from backpressure.spill import (
+    BufferDirectory,
+    DeadLetter,
+    DeadLetterStore,
+    Lost,
+    SpillConfig,
+    SpillStore,
+)
 from backpressure.spill.files import Files, LocalFileSystem
 from ringbuf import MessageRing, Messages, SharedFileError, salvage
 
@@ -77,9 +84,15 @@ class DurableLane(Lane):
         self._ring_waiting = ring.count()  # at the start
         self._in_ring_before = self._ring_waiting - self._ring_start
         # No event that nobody has taken from the ring has a lower number.
-        self._ring_next = max([self.store.end_seq, *(c.messages.first_seq + len(c.messages) for c in self._front)])
+        self._ring_next = max(
+            [self.store.end_seq, *(c.messages.first_seq + len(c.messages) for c in self._front)]
+        )
         self._recovered = self._disk_waiting + self._front_events + self._ring_waiting
-        self._next_seq = self.store.first_seq if self._disk_waiting else ring.next_seq - self._ring_waiting - self._front_events
+        self._next_seq = (
+            self.store.first_seq
+            if self._disk_waiting
+            else ring.next_seq - self._ring_waiting - self._front_events
+        )
         self._lost_ranges = 0
         self._stored_before = self.store.stats().appended_events
 
@@ -97,14 +110,19 @@ class DurableLane(Lane):
                     first_seq = self._salvage(path)
                 else:
                     ring = MessageRing.attach(path)
-                    fits = ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes and ring.checksums == checksums
+                    fits = (
+                        ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes
+                        and ring.checksums == checksums
+                    )
                     if fits and ring.next_seq >= first_seq:
                         return ring
                     first_seq = max(first_seq, ring.next_seq)
                     self._move_all(ring)
                     del ring
             except SharedFileError as error:
-                raise FormatError(path, f"{error}. `forebay repair` moves it aside, to go on without what it held") from error
+                raise FormatError(
+                    path, f"{error}. `forebay repair` moves it aside, to go on without what it held"
+                ) from error
         building = path + ".new"
         if os.path.exists(building):
             os.unlink(building)
@@ -121,7 +139,9 @@ class DurableLane(Lane):
         for first, end in debt.whole:
             for messages in found.messages(first, end):
                 # Fast rather than small: somebody waits for the buffer.
-                self.store.append(messages.first_seq, messages.data, messages.offsets, 1.0, time.time_ns())
+                self.store.append(
+                    messages.first_seq, messages.data, messages.offsets, 1.0, time.time_ns()
+                )
                 self.salvaged += len(messages)
         self.store.sync()
         self.missing += debt.missing
@@ -181,7 +201,11 @@ class DurableLane(Lane):
         """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
         with self._lock:
             self._collect_abandoned()
-            claims = [delivery.claim for delivery in (*self._out, *self._retries) if delivery.claim.held is not None]
+            claims = [
+                delivery.claim
+                for delivery in (*self._out, *self._retries)
+                if delivery.claim.held is not None
+            ]
             for claim in claims:
                 claim.moving = True
         claims.sort(key=lambda claim: claim.messages.first_seq)
@@ -208,7 +232,9 @@ class DurableLane(Lane):
         return max(rest.nbytes, 1)
 
     def _stored_of(self, claim: Claim) -> int:
-        return min(max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages))
+        return min(
+            max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages)
+        )
 
     def _release_first(self, held: Messages | None, count: int) -> Messages | None:
         """Free the room of so many of them, which are on disk now; returns the others."""
@@ -225,7 +251,9 @@ class DurableLane(Lane):
         claim = self._front[0]
         messages = claim.messages
         try:
-            self.store.append(messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns())
+            self.store.append(
+                messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns()
+            )
         finally:
             with self._lock:
                 self.ring.note_stored(self.store.end_seq)
@@ -290,7 +318,11 @@ class DurableLane(Lane):
         # Without the lock, as consumers ask this of every lane each time. Tiers are looked at in the order in which events move,
         # and what moves is counted in the next before it is taken off the last: what is there all the while is never overlooked.
         # `_taken` before `next_seq`, so that what comes and goes in between makes it too much and not too little.
-        return self._in_ring_before - self._taken + self.ring.next_seq > 0 or self._front_events > 0 or self._disk_waiting > 0
+        return (
+            self._in_ring_before - self._taken + self.ring.next_seq > 0
+            or self._front_events > 0
+            or self._disk_waiting > 0
+        )
 
     def _count_taken(self, claim: Claim) -> None:
         count = len(claim.messages)
@@ -404,5 +436,3 @@ def _fitting(claim: Claim, max_events: int, max_bytes: int) -> int:
         offsets = messages.offsets
         count = min(count, int((offsets[: count + 1] - offsets[0] <= max_bytes).sum()) - 1)
     return max(count, 1)
-
-

@@ -64,7 +64,9 @@ class Delivery:
 
     __slots__ = ("attempt", "claim", "error", "lane", "messages", "not_before", "out")
 
-    def __init__(self, lane: Lane, claim: Claim, attempt: int = 1, error: str | None = None) -> None:
+    def __init__(
+        self, lane: Lane, claim: Claim, attempt: int = 1, error: str | None = None
+    ) -> None:
         self.lane = lane
         self.claim = claim
         self.messages = claim.messages
@@ -91,7 +93,9 @@ class Lane:
         self._taking = threading.Lock()
         self._out: set[Delivery] = set()
         self._retries: list[Delivery] = []  # a heap by first_seq
-        self._marks: deque[tuple[int, float]] = deque()  # (sequence number, time at which it had arrived)
+        self._marks: deque[tuple[int, float]] = (
+            deque()
+        )  # (sequence number, time at which it had arrived)
         self._mark_interval = _MARK_INTERVAL
         self._closed = False
         # The books, in events. What was accepted is the ring's own count of what was pushed.

@@ -162,7 +162,10 @@ class Spiller:
         while sum(one.store.bytes_on_disk for one in self._lanes) >= self._max_disk_bytes:
             if not self._make_room(lane):
                 lane.over_budget += 1
-                raise DiskFull(f"the buffer's files have reached max_disk_bytes ({self._max_disk_bytes:,})", retry_after=_PAUSE)
+                raise DiskFull(
+                    f"the buffer's files have reached max_disk_bytes ({self._max_disk_bytes:,})",
+                    retry_after=_PAUSE,
+                )
 
     def _refused(self, error: NotNow) -> None:
         before, self.error = self.error, error

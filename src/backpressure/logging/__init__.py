@@ -105,7 +105,11 @@ class BufferHandler(logging.Handler):
         timeout: float = 0.0,
         drain_timeout: float = 5.0,
     ) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
+        if (
+            isinstance(timeout, bool)
+            or not isinstance(timeout, (int, float))
+            or not 0 <= timeout < float("inf")
+        ):
             raise ValueError(f"timeout must be a number of seconds from 0 on, not {timeout!r}")
         by_level = _Priorities(priority)
         own = not isinstance(buffer, BufferManager)
@@ -144,7 +148,11 @@ class BufferHandler(logging.Handler):
         """As `Handler.setFormatter`."""
         super().setFormatter(fmt)
         # An exact Formatter writes the same text for every time within a second but for the milliseconds.
-        plain = type(fmt) is logging.Formatter and logging.Formatter.formatTime is _FORMAT_TIME and "formatTime" not in vars(fmt)
+        plain = (
+            type(fmt) is logging.Formatter
+            and logging.Formatter.formatTime is _FORMAT_TIME
+            and "formatTime" not in vars(fmt)
+        )
         self._quick = _QuickFormat(fmt) if plain and fmt is not None and fmt.usesTime() else None
 
     _quick: _QuickFormat | None = None
@@ -158,7 +166,9 @@ class BufferHandler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         """As `Handler.handle`, without its lock: nothing here needs one, and a fork could leave it held."""
         if self.filters or type(self).filter is not logging.Handler.filter:
-            passed: Any = self.filter(record)  # a bool, or from Python 3.12 on also a record that takes this one's place
+            passed: Any = self.filter(
+                record
+            )  # a bool, or from Python 3.12 on also a record that takes this one's place
             if not passed:
                 return False
             record = passed if isinstance(passed, logging.LogRecord) else record
@@ -176,7 +186,9 @@ class BufferHandler(logging.Handler):
                 # Half of a surrogate pair has no UTF-8. A line that shows it escaped is better than none.
                 escaped = text.encode("utf-8", "backslashreplace")
                 reason = self._events.add(escaped, priority)
-        except RecursionError:  # as logging's own handlers do: there is no stack left to report it with
+        except (
+            RecursionError
+        ):  # as logging's own handlers do: there is no stack left to report it with
             raise
         except Exception:
             self._count("error")
@@ -204,7 +216,11 @@ class BufferHandler(logging.Handler):
                 self.listener.stop(self._drain_timeout)
             if self._owns:
                 # A listener has had its time. Without one, somebody else consumes, and may need some.
-                self.buffer.close(timeout=0.0 if self.listener is not None else max(0.0, deadline - time.monotonic()))
+                self.buffer.close(
+                    timeout=0.0
+                    if self.listener is not None
+                    else max(0.0, deadline - time.monotonic())
+                )
         super().close()
 
     # ------------------------------------------------------------ forks
@@ -227,7 +243,9 @@ class BufferHandler(logging.Handler):
                 max_disk_bytes=None,
                 max_attempts=None,
                 # What it would drop of other priorities makes no room in memory.
-                when_full=WhenFull.DROP_OLDEST if config.when_full is WhenFull.DROP_LOWEST_PRIORITY else config.when_full,
+                when_full=WhenFull.DROP_OLDEST
+                if config.when_full is WhenFull.DROP_LOWEST_PRIORITY
+                else config.when_full,
             )
         # Kept, so that no finaliser of what belongs to the parent runs here.
         self._parents = self.buffer
@@ -333,7 +351,10 @@ class BufferListener:
 
     def _run(self) -> None:
         try:
-            while not (self._stopping and (not self._buffer._resident() or time.monotonic() >= self._deadline)):
+            while not (
+                self._stopping
+                and (not self._buffer._resident() or time.monotonic() >= self._deadline)
+            ):
                 batch = self._buffer.get_batch()
                 if batch is None:
                     self._sleep()
@@ -353,7 +374,10 @@ class BufferListener:
         buffer = self._buffer
         longest = _LOOK if self._stopping else _IDLE
         stopping = self._stopping
-        buffer._ready.wait(lambda: self._stopping is not stopping or buffer._deliverable(), min(longest, buffer._pause()))
+        buffer._ready.wait(
+            lambda: self._stopping is not stopping or buffer._deliverable(),
+            min(longest, buffer._pause()),
+        )
 
     def _deliver(self, batch: Batch) -> None:
         target = self._target
@@ -384,7 +408,9 @@ class BufferListener:
 def _to_handlers(batch: Batch, handlers: Sequence[logging.Handler]) -> None:
     level = _LEVELS[Priority(batch.priority)]
     for event in batch:
-        record = logging.LogRecord("backpressure", level, "", 0, event.decode("utf-8", "replace"), None, None)
+        record = logging.LogRecord(
+            "backpressure", level, "", 0, event.decode("utf-8", "replace"), None, None
+        )
         for handler in handlers:
             if level >= handler.level:
                 # A handler's formatter may write into the record.
@@ -419,7 +445,9 @@ class _Priorities(dict[int, int]):
         super().__init__()
         self._steps: list[tuple[int, int]] | None = None
         if isinstance(given, Mapping):
-            numbers = {_level_number(level): check_priority(priority) for level, priority in given.items()}
+            numbers = {
+                _level_number(level): check_priority(priority) for level, priority in given.items()
+            }
             if not numbers:
                 raise ValueError("priority: an empty mapping names no priority; leave it out")
             self._steps = sorted(numbers.items(), reverse=True)
@@ -431,7 +459,9 @@ class _Priorities(dict[int, int]):
             priority = priority_of(levelno)
         else:
             # Below the lowest that is named there is only the lowest.
-            priority = next((one for least, one in self._steps if levelno >= least), self._steps[-1][1])
+            priority = next(
+                (one for least, one in self._steps if levelno >= least), self._steps[-1][1]
+            )
         self[levelno] = priority
         return priority
 

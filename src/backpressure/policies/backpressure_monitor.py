@@ -98,7 +98,15 @@ class BackpressureMonitorConfig:
     def __post_init__(self) -> None:
         check_fields(self, int, 1, 2**62, "queue_depth_threshold", "min_samples", "history_size")
         # Up to a day: beyond that a threshold never acts.
-        check_fields(self, float, 1e-3, 86_400.0, "latency_threshold", "delay_threshold", "monitoring_interval")
+        check_fields(
+            self,
+            float,
+            1e-3,
+            86_400.0,
+            "latency_threshold",
+            "delay_threshold",
+            "monitoring_interval",
+        )
         check_fields(self, float, 0.0, 86_400.0, "min_dwell")
         check_fields(self, float, 1e-6, 1.0, "error_rate_threshold", "recovery_factor")
         check_fields(self, float, 0.01, 0.99, "exit_ratio")
@@ -227,9 +235,13 @@ class BackpressureMonitor:
             return self._last
         with self._lock:
             before = self._last
-            if now < self._start:  # the clock went back: what was measured stays, no time lies ahead
+            if (
+                now < self._start
+            ):  # the clock went back: what was measured stays, no time lies ahead
                 self._start, self._due = now, now + self.config.monitoring_interval
-                self._hot_at, self._since, self._ended = (min(then, now) for then in (self._hot_at, self._since, self._ended))
+                self._hot_at, self._since, self._ended = (
+                    min(then, now) for then in (self._hot_at, self._since, self._ended)
+                )
             if now >= self._due:
                 self._judge(now, self._read(now))
                 self._begin_interval(now)
@@ -262,7 +274,9 @@ class BackpressureMonitor:
 
     def _read(self, now: float) -> list[_Reading]:
         """What each signal that has evidence says of the interval that ends now."""
-        readings = [self._reading("depth", self._depth_max if "depth" in self._hot else self._depth)]
+        readings = [
+            self._reading("depth", self._depth_max if "depth" in self._hot else self._depth)
+        ]
         if self._delay_seen:
             readings.append(self._reading("delay", self._delay_min))
         if self._latencies:
@@ -287,7 +301,9 @@ class BackpressureMonitor:
         # Once the fault is known producers are held back: the queue need not grow for it to last.
         growing = self._depth > self._depth_first or "throughput" in self._hot
         severity = limit / value if value > 0.0 else math.inf
-        return _Reading("throughput", value, limit, severity if limit and standing and growing else 0.0)
+        return _Reading(
+            "throughput", value, limit, severity if limit and standing and growing else 0.0
+        )
 
     def _judge(self, now: float, readings: list[_Reading]) -> None:
         config, interval = self.config, self.config.monitoring_interval
@@ -304,7 +320,11 @@ class BackpressureMonitor:
         active = bool(self._hot) or (last.active and now - self._hot_at < self._dwell)
         if active and not last.active:
             again = now - self._ended < _SOON * self._dwell
-            self._dwell = min(2.0 * self._dwell, _LONGEST_DWELL * config.min_dwell) if again else config.min_dwell
+            self._dwell = (
+                min(2.0 * self._dwell, _LONGEST_DWELL * config.min_dwell)
+                if again
+                else config.min_dwell
+            )
         elif last.active and not active:
             self._ended = now
         if config.adaptive_thresholds and not active and not last.active:
@@ -314,9 +334,13 @@ class BackpressureMonitor:
         pressure = max(reading.grade for reading in readings)
         if pressure < last.pressure:
             elapsed = max(0.0, now - last.at) if self._hot <= spoke else 0.0
-            above = (last.pressure - pressure) * (1.0 - config.recovery_factor) ** (elapsed / interval)
+            above = (last.pressure - pressure) * (1.0 - config.recovery_factor) ** (
+                elapsed / interval
+            )
             pressure += above if above > _SETTLED else 0.0
-        candidates = [r for r in readings if (r.signal in self._hot if active else r.severity > 0.0)]
+        candidates = [
+            r for r in readings if (r.signal in self._hot if active else r.severity > 0.0)
+        ]
         if candidates or not active:
             self._named = max(candidates, key=lambda r: r.severity, default=_Reading())
         if last.active and not active:
@@ -348,7 +372,9 @@ class _Limit:
 
     __slots__ = ("_factor", "_highest", "_lowest", "_normal", "_seen", "now")
 
-    def __init__(self, start: float, lowest: float, highest: float, factor: float = _HEADROOM) -> None:
+    def __init__(
+        self, start: float, lowest: float, highest: float, factor: float = _HEADROOM
+    ) -> None:
         self.now = float(start)
         self._lowest, self._highest, self._factor = lowest, highest, factor
         self._normal, self._seen = 0.0, 0
@@ -359,6 +385,8 @@ class _Limit:
             return
         self._seen += 1
         # A plain mean at first, then one that forgets.
-        self._normal += (min(value, self._highest) - self._normal) * max(_LEARNING, 1.0 / self._seen)
+        self._normal += (min(value, self._highest) - self._normal) * max(
+            _LEARNING, 1.0 / self._seen
+        )
         if self._seen >= _TRUSTED_AFTER:
             self.now = min(max(self._factor * self._normal, self._lowest), self._highest)

@@ -28,7 +28,9 @@ __all__ = ["ArrivalRate", "FlushReason", "Linger"]
 #: What closed a batch: it has as many events as asked for ("size") or as fit ("bytes"); it waited to the end
 #: ("linger"); the buffer was under pressure ("pressure"), being closed ("close") or flushed ("flush"); it is
 #: redelivered as it was ("retry"); or there was no more, and waiting was not worth it or not allowed ("ready").
-FlushReason: TypeAlias = Literal["size", "bytes", "linger", "pressure", "close", "flush", "retry", "ready"]
+FlushReason: TypeAlias = Literal[
+    "size", "bytes", "linger", "pressure", "close", "flush", "retry", "ready"
+]
 
 # The window of the rate (seconds): a few lingers long, so that what is called steady lasts for some.
 _WINDOW: Final = 0.02

@@ -183,12 +183,16 @@ class HttpTarget:
         from backpressure.sinks.http import HttpSink
 
         check_fields(self, float, 0.001, _LONGEST_SECONDS, "timeout")
-        if not isinstance(self.headers, Mapping) or not all(isinstance(value, str) for value in self.headers.values()):
+        if not isinstance(self.headers, Mapping) or not all(
+            isinstance(value, str) for value in self.headers.values()
+        ):
             raise ConfigError("headers", f"must be a table of texts, not {self.headers!r}")
         try:
             HttpSink(self.url, compression=self.compression)
         except ValueError as error:
-            raise ConfigError("compression" if "compression" in str(error) else "url", str(error)) from None
+            raise ConfigError(
+                "compression" if "compression" in str(error) else "url", str(error)
+            ) from None
 
 
 SinkConfig: TypeAlias = FileTarget | StdoutTarget | TcpTarget | HttpTarget
@@ -231,7 +235,9 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         check_fields(self, float, 0.0, _LONGEST_SECONDS, "drain_timeout")
         if self.log_level not in _LOG_LEVELS:
-            raise ConfigError("log_level", f"must be one of {', '.join(_LOG_LEVELS)}, not {self.log_level!r}")
+            raise ConfigError(
+                "log_level", f"must be one of {', '.join(_LOG_LEVELS)}, not {self.log_level!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,8 +263,18 @@ class ServeConfig:
 # Longer than any sensible log line; small enough that a thousand connections of one each are no danger.
 _DEFAULT_LINE_BYTES = 1 << 20
 
-_SOURCES: dict[str, type[SourceConfig]] = {"file": FileFollow, "stdin": StdinLines, "tcp": TcpLines, "unix": UnixLines}
-_SINKS: dict[str, type[SinkConfig]] = {"file": FileTarget, "stdout": StdoutTarget, "http": HttpTarget, "tcp": TcpTarget}
+_SOURCES: dict[str, type[SourceConfig]] = {
+    "file": FileFollow,
+    "stdin": StdinLines,
+    "tcp": TcpLines,
+    "unix": UnixLines,
+}
+_SINKS: dict[str, type[SinkConfig]] = {
+    "file": FileTarget,
+    "stdout": StdoutTarget,
+    "http": HttpTarget,
+    "tcp": TcpTarget,
+}
 _TABLES = ("buffer", "source", "sink", "http", "service")
 
 
@@ -289,16 +305,25 @@ def parse(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
     mistakes += [str(unknown_key("", key, _TABLES)) for key in tables if key not in _TABLES]
     buffer = checked(lambda: build(BufferConfig, tables.get("buffer", {}), "buffer"))
     given_sources = _array(tables, mistakes)
-    sources = [checked(partial(_typed, _SOURCES, one, f"source[{number}]")) for number, one in enumerate(given_sources)]
+    sources = [
+        checked(partial(_typed, _SOURCES, one, f"source[{number}]"))
+        for number, one in enumerate(given_sources)
+    ]
     sink = checked(partial(_typed, _SINKS, tables.get("sink"), "sink"))
-    http = checked(lambda: build(HttpSettings, tables["http"], "http")) if "http" in tables else None
+    http = (
+        checked(lambda: build(HttpSettings, tables["http"], "http")) if "http" in tables else None
+    )
     service = checked(lambda: build(ServiceSettings, tables.get("service", {}), "service"))
     if not sources and "http" not in tables and not mistakes:
         mistakes.append("source: there is none, and no [http] either: nothing could ever come in")
     if mistakes or buffer is None or sink is None or service is None:
         raise Mistakes(mistakes)
     config = ServeConfig(
-        buffer=buffer, source=tuple(one for one in sources if one is not None), sink=sink, http=http, service=service
+        buffer=buffer,
+        source=tuple(one for one in sources if one is not None),
+        sink=sink,
+        http=http,
+        service=service,
     )
     mistakes += _contradictions(config)
     if mistakes:
@@ -319,7 +344,9 @@ def _contradictions(config: ServeConfig) -> list[str]:
         if isinstance(source, FileFollow) and isinstance(config.sink, FileTarget):
             sink, pattern = os.path.abspath(config.sink.path), os.path.abspath(source.path)
             if sink == pattern or fnmatch.fnmatchcase(sink, pattern):
-                found.append(f"sink.path: source[{number}] follows {config.sink.path} as well: it would eat its own output")
+                found.append(
+                    f"sink.path: source[{number}] follows {config.sink.path} as well: it would eat its own output"
+                )
     if sum(isinstance(source, StdinLines) for source in config.source) > 1:
         found.append("source: stdin can be read once only")
     return found
@@ -359,7 +386,9 @@ def _override(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[
         for key, following in zip(keys, [*keys[1:], None], strict=True):
             if isinstance(place, list):
                 if not key.isdecimal() or int(key) >= len(place):
-                    raise ConfigError(name, f"there is no number {key} of {len(place)} (they count from 0)")
+                    raise ConfigError(
+                        name, f"there is no number {key} of {len(place)} (they count from 0)"
+                    )
                 key = int(key)  # type: ignore[assignment]
             elif not isinstance(place, dict):
                 raise ConfigError(name, "it goes into a key that is no table")
@@ -388,7 +417,10 @@ def _toml_value(text: str) -> Any:
 def _expand(value: Any, environment: Mapping[str, str], where: str) -> Any:
     """`value` with each ${NAME} in its texts replaced."""
     if isinstance(value, dict):
-        return {key: _expand(one, environment, f"{where}.{key}" if where else key) for key, one in value.items()}
+        return {
+            key: _expand(one, environment, f"{where}.{key}" if where else key)
+            for key, one in value.items()
+        }
     if isinstance(value, list):
         return [_expand(one, environment, f"{where}[{number}]") for number, one in enumerate(value)]
     if not isinstance(value, str):
@@ -398,7 +430,9 @@ def _expand(value: Any, environment: Mapping[str, str], where: str) -> Any:
         name, default = found.groups()
         text = environment.get(name, default)
         if text is None:
-            raise ConfigError(where, f"the environment has no variable {name}; write ${{{name}:-…}} for a default")
+            raise ConfigError(
+                where, f"the environment has no variable {name}; write ${{{name}:-…}} for a default"
+            )
         return text
 
     return _VARIABLE.sub(replacement, value)

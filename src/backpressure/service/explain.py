@@ -25,7 +25,10 @@ def explain(config: ServeConfig) -> str:
     lines = ["this configuration is valid", ""]
     for number, source in enumerate(config.source):
         lines.append(f"source[{number}]  {_source(source)}")
-        rules = "".join(f", {rule.rpartition('=')[2]} where {rule.rpartition('=')[0]!r} matches" for rule in source.priority_by)
+        rules = "".join(
+            f", {rule.rpartition('=')[2]} where {rule.rpartition('=')[0]!r} matches"
+            for rule in source.priority_by
+        )
         limit = f"lines of at most {config.line_limit(source):,} bytes, longer ones are skipped"
         lines.append(f"           priority {source.priority}{rules}; {limit}")
     if any(isinstance(source, FileFollow) for source in config.source):
@@ -54,7 +57,11 @@ def explain(config: ServeConfig) -> str:
         lines.append("http       none")
     else:
         token = http.token or http.token_file
-        changes = "changes need the token" if token else "without a token: nothing can be changed, nor uploaded"
+        changes = (
+            "changes need the token"
+            if token
+            else "without a token: nothing can be changed, nor uploaded"
+        )
         lines.append(f"http       on {http.host}:{http.port}; {changes}")
     lines.append(f"end        drains for up to {config.service.drain_timeout:g} s")
     return "\n".join(lines)
@@ -63,7 +70,9 @@ def explain(config: ServeConfig) -> str:
 def _source(source: SourceConfig) -> str:
     if isinstance(source, FileFollow):
         where = "their end" if source.start == "end" else "their beginning"
-        return f"follows {source.path}; files that are there at the first start are read from {where}"
+        return (
+            f"follows {source.path}; files that are there at the first start are read from {where}"
+        )
     if isinstance(source, StdinLines):
         return "stdin, to its end"
     if isinstance(source, TcpLines):
@@ -86,7 +95,9 @@ def _when_full(when_full: WhenFull) -> str:
         return "when a lane is full, its oldest events are dropped and counted"
     if when_full is WhenFull.DROP_LOWEST_PRIORITY:
         return "when it is full, events of the least urgent priority are dropped and counted"
-    return "when a lane is full, its sources wait, and their senders with them; POST /events gets 503"
+    return (
+        "when a lane is full, its sources wait, and their senders with them; POST /events gets 503"
+    )
 
 
 def _size(nbytes: int) -> str:

@@ -60,9 +60,13 @@ _HTTP_START_SECONDS = 10.0
 
 # What a reload can change; everything else needs a restart.
 _TUNABLE: dict[str, Callable[[BufferManager, Any], object]] = {
-    "buffer.flow_control.max_events_per_second": lambda buffer, value: buffer.adjust_flow_control_rate(value, by="reload"),
+    "buffer.flow_control.max_events_per_second": lambda buffer, value: (
+        buffer.adjust_flow_control_rate(value, by="reload")
+    ),
     "buffer.flow_control.burst_size": lambda buffer, value: buffer._flow.set_burst(value),
-    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(value, by="reload"),
+    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(
+        value, by="reload"
+    ),
     "service.drain_timeout": lambda buffer, value: None,
     "service.log_level": lambda buffer, value: _log.setLevel(value.upper()),
 }
@@ -74,7 +78,9 @@ class Feed:
     def __init__(self, buffer: BufferManager, priority: int, rules: Sequence[str]) -> None:
         self._buffer = buffer
         self._priority = priority
-        self._rules = PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
+        self._rules = (
+            PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
+        )
         self._durable = buffer.config.directory is not None
         #: Lines that were read and not accepted, since the buffer was closed before; followed files have them still.
         self.unaccepted = 0
@@ -145,10 +151,17 @@ class Service:
             raise
         self._feeds = [Feed(self.buffer, one.priority, one.priority_by) for one in config.source]
         self._threads = [
-            threading.Thread(target=self._run_source, args=(source, feed), name=f"forebay-{source.name}", daemon=True)
+            threading.Thread(
+                target=self._run_source,
+                args=(source, feed),
+                name=f"forebay-{source.name}",
+                daemon=True,
+            )
             for source, feed in zip(self._sources, self._feeds, strict=True)
         ]
-        self._deliverer = threading.Thread(target=self._deliver, name="forebay-deliver", daemon=True)
+        self._deliverer = threading.Thread(
+            target=self._deliver, name="forebay-deliver", daemon=True
+        )
         self._http = threading.Thread(target=self._serve_http, name="forebay-http", daemon=True)
 
     # ------------------------------------------------------------ what it is made of
@@ -170,7 +183,9 @@ class Service:
         if isinstance(config, FileFollow):
             from backpressure.sources.follow import FollowSource
 
-            return FollowSource(config.path, positions=self._positions, start=config.start, max_line_bytes=limit)
+            return FollowSource(
+                config.path, positions=self._positions, start=config.start, max_line_bytes=limit
+            )
         if isinstance(config, StdinLines):
             return _Stdin(limit)
         from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
@@ -181,7 +196,9 @@ class Service:
         else:
             listener = self._opened(unix_listener(config.path, int(config.mode, 8)))
             name, path = f"unix:{config.path}", config.path
-        return SocketSource(listener, name, max_connections=config.max_connections, max_line_bytes=limit, path=path)
+        return SocketSource(
+            listener, name, max_connections=config.max_connections, max_line_bytes=limit, path=path
+        )
 
     def _make_server(self, config: HttpSettings) -> tuple[Any, Any]:
         from backpressure.sources.sockets import tcp_listener
@@ -200,9 +217,13 @@ class Service:
         port = listener.getsockname()[1]
         try:
             token = read_token(config)
-            server = http.make_server(self.buffer, host=config.host, port=port, token=token, config=settings)
+            server = http.make_server(
+                self.buffer, host=config.host, port=port, token=token, config=settings
+            )
         except ConfigError as error:
-            raise ConfigError(f"http.{error.field}", str(error).removeprefix(f"{error.field}: ")) from None
+            raise ConfigError(
+                f"http.{error.field}", str(error).removeprefix(f"{error.field}: ")
+            ) from None
         return server, listener
 
     @property
@@ -240,7 +261,9 @@ class Service:
     def save_positions(self) -> None:
         """Commit and save how far followed files have been delivered. An error is logged: the next save tries again."""
         lanes = self.buffer.stats().lanes
-        settled = [lane.acked + lane.dead_lettered + sum(lane.dropped.values()) for lane in lanes.values()]
+        settled = [
+            lane.acked + lane.dead_lettered + sum(lane.dropped.values()) for lane in lanes.values()
+        ]
         self._positions.commit(settled)
         try:
             self._positions.save()
@@ -282,7 +305,9 @@ class Service:
         try:
             source.run(feed.put, self.stopping)
         except (OSError, LineTooLong) as error:
-            self._failed(f"{source.name}: {_reason(error) if isinstance(error, OSError) else error}")
+            self._failed(
+                f"{source.name}: {_reason(error) if isinstance(error, OSError) else error}"
+            )
         except Exception as error:
             _log.exception("%s failed", source.name)
             self._failed(f"{source.name}: {error}")
@@ -306,7 +331,10 @@ class Service:
                 else:
                     batch.ack()
                     if self._failing_since is not None:
-                        _log.warning("the sink works again, after %.1f s", time.monotonic() - self._failing_since)
+                        _log.warning(
+                            "the sink works again, after %.1f s",
+                            time.monotonic() - self._failing_since,
+                        )
                         self._failing_since = None
         except BufferClosed:
             pass
@@ -317,7 +345,10 @@ class Service:
         """Say once that the sink fails."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            _log.warning("the sink fails, events are kept: %s", _reason(error) if isinstance(error, OSError) else error)
+            _log.warning(
+                "the sink fails, events are kept: %s",
+                _reason(error) if isinstance(error, OSError) else error,
+            )
 
     def _reopen_sink(self) -> None:
         if not isinstance(self.config.sink, FileTarget):
@@ -356,7 +387,9 @@ class _Stdin:
         self._max_line_bytes = max_line_bytes
 
     def run(self, put: Callable[[memoryview], Marks | None], stopping: threading.Event) -> None:
-        for chunk in LineReader(["-"], max_line_bytes=self._max_line_bytes, stopping=stopping.is_set):
+        for chunk in LineReader(
+            ["-"], max_line_bytes=self._max_line_bytes, stopping=stopping.is_set
+        ):
             if put(chunk.data) is None:
                 return
 
@@ -370,7 +403,12 @@ def make_sink(config: SinkConfig) -> Sink:
     if isinstance(config, HttpTarget):
         from backpressure.sinks.http import HttpSink
 
-        return HttpSink(config.url, headers=config.headers, timeout=config.timeout, compression=config.compression)
+        return HttpSink(
+            config.url,
+            headers=config.headers,
+            timeout=config.timeout,
+            compression=config.compression,
+        )
     from backpressure.sinks.tcp import TcpSink
 
     return TcpSink(config.host, config.port, timeout=config.timeout)
@@ -383,7 +421,9 @@ def read_token(config: HttpSettings) -> str | None:
     try:
         token = Path(config.token_file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("token_file", _reason(error) if isinstance(error, OSError) else "it is no text") from None
+        raise ConfigError(
+            "token_file", _reason(error) if isinstance(error, OSError) else "it is no text"
+        ) from None
     try:
         return HttpSettings(token=token).token
     except ConfigError as error:
@@ -405,7 +445,9 @@ def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[st
     if not batching.min_batch_size <= size <= batching.max_batch_size:
         # Within the bounds of the new file, but those need a restart. Said before anything is changed.
         bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
-        raise Mistakes([f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"])
+        raise Mistakes(
+            [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
+        )
     done = []
     for name, value in now.items():
         try:
@@ -427,9 +469,13 @@ def _with_tunables(old: ServeConfig, new: ServeConfig) -> ServeConfig:
             max_events_per_second=new.buffer.flow_control.max_events_per_second,
             burst_size=new.buffer.flow_control.burst_size,
         ),
-        batching=replace(old.buffer.batching, initial_batch_size=new.buffer.batching.initial_batch_size),
+        batching=replace(
+            old.buffer.batching, initial_batch_size=new.buffer.batching.initial_batch_size
+        ),
     )
-    return replace(old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file))
+    return replace(
+        old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file)
+    )
 
 
 def _reason(error: OSError) -> str:

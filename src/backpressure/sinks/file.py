@@ -93,7 +93,9 @@ class LineSink(ABC):
                 select.select([], [self._fd], [], _ROOM_WAIT_SECONDS)
                 continue
             except BrokenPipeError as error:
-                raise SinkGone(error.errno, "the reader of this pipe has closed it", self.name) from error
+                raise SinkGone(
+                    error.errno, "the reader of this pipe has closed it", self.name
+                ) from error
             self._done += written
             text = text[written:]
 
@@ -113,12 +115,16 @@ class FileSink(LineSink):
         fd = _open(path)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices")
+                raise OSError(
+                    f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices"
+                )
             _refuse_sources(fd, os.fspath(path), sources)
             # An empty file is not cut: ext4 takes a cut to nothing for a replacing of the file, and writes it out at the close.
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
-            self._good = os.lseek(fd, 0, os.SEEK_END)  # the length of the file that holds whole batches only
+            self._good = os.lseek(
+                fd, 0, os.SEEK_END
+            )  # the length of the file that holds whole batches only
         except BaseException:
             os.close(fd)
             raise
@@ -154,7 +160,9 @@ class StreamSink(LineSink):
     it belongs to comes whole later.
     """
 
-    def __init__(self, fd: int = _STDOUT, name: str = "stdout", *, sources: Iterable[str] = ()) -> None:
+    def __init__(
+        self, fd: int = _STDOUT, name: str = "stdout", *, sources: Iterable[str] = ()
+    ) -> None:
         """`sources` as for FileSink: stdout may have been redirected into one of them."""
         _refuse_sources(fd, name, sources)
         _set_binary(fd)
@@ -218,7 +226,9 @@ def _refuse_sources(fd: int, name: str, sources: Iterable[str]) -> None:
             continue  # a source that can not be read says so itself
         if os.path.samestat(sink, found):
             shown = "stdin" if source == "-" else source
-            raise OSError(f"{name}: this is also the source {shown}; choose another file to write to")
+            raise OSError(
+                f"{name}: this is also the source {shown}; choose another file to write to"
+            )
 
 
 def _set_binary(fd: int) -> None:
@@ -227,4 +237,3 @@ def _set_binary(fd: int) -> None:
         import msvcrt
 
         msvcrt.setmode(fd, os.O_BINARY)
-

@@ -43,20 +43,31 @@ class HttpSink:
     """
 
     def __init__(
-        self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 10.0, compression: str = "none"
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 10.0,
+        compression: str = "none",
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url must be http://… or https://…, not {url!r}")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("url must not hold a user or a password: put an Authorization into headers")
+            raise ValueError(
+                "url must not hold a user or a password: put an Authorization into headers"
+            )
         if compression not in ("none", "gzip", "zstd"):
             raise ValueError(f"compression must be none, gzip or zstd, not {compression!r}")
         self.name = url
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._headers = {"Content-Type": "application/x-ndjson", "User-Agent": "forebay", **(headers or {})}
+        self._headers = {
+            "Content-Type": "application/x-ndjson",
+            "User-Agent": "forebay",
+            **(headers or {}),
+        }
         if compression != "none":
             self._headers["Content-Encoding"] = compression
         self._timeout = timeout
@@ -100,10 +111,15 @@ class HttpSink:
         if self._connection is None:
             if self._secure:
                 self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
+                    self._host,
+                    self._port,
+                    timeout=self._timeout,
+                    context=ssl.create_default_context(),
                 )
             else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+                self._connection = http.client.HTTPConnection(
+                    self._host, self._port, timeout=self._timeout
+                )
         self._connection.request("POST", self._path, body, dict(headers))
         answer = self._connection.getresponse()
         text = answer.read(_ANSWER_BYTES)
@@ -111,4 +127,7 @@ class HttpSink:
             self.close()
         if not 200 <= answer.status < 300:
             said = text[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
-            raise HttpSinkError(answer.status, f"{self.name}: {answer.status} {answer.reason}" + (f": {said}" if said else ""))
+            raise HttpSinkError(
+                answer.status,
+                f"{self.name}: {answer.status} {answer.reason}" + (f": {said}" if said else ""),
+            )

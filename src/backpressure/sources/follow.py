@@ -133,7 +133,9 @@ class FollowSource:
         if any(os.path.samestat(found, os.fstat(file.fd)) for file in self._files.values()):
             return True
         # Under its old name it is a new file, whose inode is used again.
-        return any(known.fits(fd) for old, known in self._finished if old != path and known.head_bytes)
+        return any(
+            known.fits(fd) for old, known in self._finished if old != path and known.head_bytes
+        )
 
     def _try_open(self, path: str) -> int | None:
         try:
@@ -156,7 +158,9 @@ class FollowSource:
             self._complained.add(path)
             _log.warning("%s: %s; trying again", path, reason)
 
-    def _advance(self, path: str, file: _Followed, put: Put, stopping: threading.Event) -> bool | None:
+    def _advance(
+        self, path: str, file: _Followed, put: Put, stopping: threading.Event
+    ) -> bool | None:
         """Put what is new in the file. Whether there was anything; None: the service ends."""
         size = os.fstat(file.fd).st_size
         if size < file.offset:
@@ -209,7 +213,12 @@ class FollowSource:
                 return None  # the end of the file, within a line or not
             if want == most:
                 self.oversized += 1
-                _log.warning("%s: the line at byte %d has more than %d bytes: skipped", self.name, file.offset, most - 1)
+                _log.warning(
+                    "%s: the line at byte %d has more than %d bytes: skipped",
+                    self.name,
+                    file.offset,
+                    most - 1,
+                )
                 file.skipping = True
             else:
                 want = min(want * 2, most)
@@ -260,7 +269,14 @@ def _find(path: str, known: FileId) -> int | None:
     """Open the known file, at its path or wherever in the same directory it was renamed to; None: it is gone."""
     directory = Path(path).parent
     try:
-        names = [path, *(entry.path for entry in os.scandir(directory) if entry.inode() == known.ino and entry.path != path)]
+        names = [
+            path,
+            *(
+                entry.path
+                for entry in os.scandir(directory)
+                if entry.inode() == known.ino and entry.path != path
+            ),
+        ]
     except OSError:
         return None
     for name in names:

@@ -36,7 +36,9 @@ class LineTooLong(ValueError):
     """A line has more than `limit` bytes. `source` and `offset` (in bytes) say where it begins."""
 
     def __init__(self, source: str, offset: int, limit: int) -> None:
-        super().__init__(f"{source}: the line that begins at byte {offset:,} has more than {limit:,} bytes")
+        super().__init__(
+            f"{source}: the line that begins at byte {offset:,} has more than {limit:,} bytes"
+        )
         self.source = source
         self.offset = offset
         self.limit = limit
@@ -55,7 +57,9 @@ class LineChunk:
 
     def locate(self, position: int) -> tuple[str, int]:
         """The source and the byte offset in it of `data[position]`."""
-        start, source, offset = next(origin for origin in reversed(self.origins) if origin[0] <= position)
+        start, source, offset = next(
+            origin for origin in reversed(self.origins) if origin[0] <= position
+        )
         return source, offset + position - start
 
 
@@ -161,7 +165,9 @@ def _read(file: FileIO, into: memoryview, source: str) -> int:
     except OSError as error:
         raise OSError(error.errno, error.strerror, source) from error
     if count is None:
-        raise OSError(errno.EAGAIN, "this input is non-blocking; feed it through a pipe from cat", source)
+        raise OSError(
+            errno.EAGAIN, "this input is non-blocking; feed it through a pipe from cat", source
+        )
     return count
 
 

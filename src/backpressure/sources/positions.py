@@ -45,7 +45,9 @@ class FileId:
     def fits(self, fd: int) -> bool:
         """Whether the open file `fd` is this one."""
         found = os.fstat(fd)
-        return (found.st_dev, found.st_ino) == (self.dev, self.ino) and head_of(fd, self.head_bytes) == self.head
+        return (found.st_dev, found.st_ino) == (self.dev, self.ino) and head_of(
+            fd, self.head_bytes
+        ) == self.head
 
 
 def head_of(fd: int, nbytes: int) -> int:
@@ -81,7 +83,9 @@ class Positions:
     def commit(self, delivered: Sequence[int]) -> None:
         """Commit what is before these numbers, one for each priority: all events of the lane below it are settled."""
         with self._lock:
-            while self._pending and all(there >= mark for there, mark in zip(delivered, self._pending[0][0], strict=True)):
+            while self._pending and all(
+                there >= mark for there, mark in zip(delivered, self._pending[0][0], strict=True)
+            ):
                 _, path, file, offset = self._pending.popleft()
                 self._kept[path] = (file, offset)
                 self._changed = True
@@ -94,7 +98,13 @@ class Positions:
                     return
                 self._changed = False
                 text = json.dumps(
-                    {"version": 1, "files": {path: {**asdict(file), "offset": at} for path, (file, at) in self._kept.items()}},
+                    {
+                        "version": 1,
+                        "files": {
+                            path: {**asdict(file), "offset": at}
+                            for path, (file, at) in self._kept.items()
+                        },
+                    },
                     indent=1,
                 )
             try:
@@ -116,7 +126,9 @@ class Positions:
             if not path.parent.is_dir():
                 raise ValueError(f"{path.parent}: there is no such directory") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: this is no state file of forebay ({error}); move it away to begin anew") from error
+            raise ValueError(
+                f"{path}: this is no state file of forebay ({error}); move it away to begin anew"
+            ) from error
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -19,7 +19,9 @@ def parse_rule(text: str) -> Rule:
     if not equals:
         raise ValueError(f"{text!r} has no '=': write REGEX=N, for instance ' 50[0-9] =1'")
     if number not in {str(level) for level in range(1, PRIORITY_LEVELS + 1)}:
-        raise ValueError(f"the priority in {text!r} must be from 1 to {PRIORITY_LEVELS}, not {number!r}")
+        raise ValueError(
+            f"the priority in {text!r} must be from 1 to {PRIORITY_LEVELS}, not {number!r}"
+        )
     try:
         return re.compile(pattern.encode("utf-8", "surrogateescape")), int(number)
     except re.error as error:

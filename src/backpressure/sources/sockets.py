@@ -117,7 +117,13 @@ class SocketSource:
                 except TimeoutError:
                     continue
                 except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.ENOBUFS, errno.ENOMEM):
+                    if error.errno not in (
+                        errno.EMFILE,
+                        errno.ENFILE,
+                        errno.ECONNABORTED,
+                        errno.ENOBUFS,
+                        errno.ENOMEM,
+                    ):
                         raise
                     stopping.wait(_LOOK_SECONDS)  # too many open files: others will be closed
                     continue
@@ -137,7 +143,9 @@ class SocketSource:
                 self.refused_connections += 1
                 connection.close()
                 return
-            thread = threading.Thread(target=self._serve, args=(connection, put), name=f"forebay-{self.name}", daemon=True)
+            thread = threading.Thread(
+                target=self._serve, args=(connection, put), name=f"forebay-{self.name}", daemon=True
+            )
             self._connections[connection] = thread
         connection.settimeout(None)  # it would inherit the listener's on some systems
         if connection.family != getattr(socket, "AF_UNIX", None):

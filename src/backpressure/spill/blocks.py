@@ -73,7 +73,11 @@ assert BLOCK_HEADER_BYTES == 96
 RAW: Final = 0
 ZSTD: Final = 1
 
-_WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_WIDTHS: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+}
 #: The largest event: its length has four bytes.
 MAX_EVENT_BYTES: Final = (1 << 32) - 1
 
@@ -136,11 +140,25 @@ class Body(NamedTuple):
         return sum(map(len, self.parts))
 
 
-def frame_block(body: Body, salt: bytes, position: int, first_seq: int, link: Link, time_ns: int) -> bytes:
+def frame_block(
+    body: Body, salt: bytes, position: int, first_seq: int, link: Link, time_ns: int
+) -> bytes:
     """The bytes of a block that is to lie at `position`."""
     size = body.stored_length
     head = _HEADER.pack(
-        BLOCK_MAGIC, salt, position, first_seq, *link, time_ns, body.events, body.codec, body.width, 0, body.raw_length, size, 0
+        BLOCK_MAGIC,
+        salt,
+        position,
+        first_seq,
+        *link,
+        time_ns,
+        body.events,
+        body.codec,
+        body.width,
+        0,
+        body.raw_length,
+        size,
+        0,
     )[:_BODY_CRC_AT]
     padding = bytes(_padded(size) - size)
     # The checksum runs over the parts, so nothing is copied for it, and without the GIL over a long one.
@@ -155,17 +173,49 @@ def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> B
     """The header in these 96 bytes, or None where they are not a sound one of that file at that position."""
     if len(raw) < BLOCK_HEADER_BYTES:
         return None
-    magic, its_salt, its_position, first, link_first, link_end, rank, time_ns, count, codec, width, zero, length, stored, crc = (
-        _HEADER.unpack_from(raw)
-    )
+    (
+        magic,
+        its_salt,
+        its_position,
+        first,
+        link_first,
+        link_end,
+        rank,
+        time_ns,
+        count,
+        codec,
+        width,
+        zero,
+        length,
+        stored,
+        crc,
+    ) = _HEADER.unpack_from(raw)
     if magic != BLOCK_MAGIC or its_salt != salt or its_position != position:
         return None
     if _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(raw[: _HEADER.size]):
         return None
     # What a sound checksum says was written by us; what follows guards against a writer with an error.
-    if zero or codec not in (RAW, ZSTD) or width not in _WIDTHS or count == 0 or length < count * width or link_end > first:
+    if (
+        zero
+        or codec not in (RAW, ZSTD)
+        or width not in _WIDTHS
+        or count == 0
+        or length < count * width
+        or link_end > first
+    ):
         return None
-    return BlockHeader(position, first, Link(link_first, link_end, rank), time_ns, count, codec, width, length, stored, crc)
+    return BlockHeader(
+        position,
+        first,
+        Link(link_first, link_end, rank),
+        time_ns,
+        count,
+        codec,
+        width,
+        length,
+        stored,
+        crc,
+    )
 
 
 def stored_is_sound(raw: bytes | memoryview, header: BlockHeader) -> bool:
@@ -195,9 +245,17 @@ class Encoder:
         if level is not None:
             context = self._contexts.get(level)
             if context is None:
-                context = self._contexts[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+                context = self._contexts[level] = zstandard.ZstdCompressor(
+                    level=level, write_content_size=True
+                )
             # Both without the GIL.
-            body = Body(ZSTD, width, count, size, (self._lengths_context.compress(raw[0]), context.compress(payload)))
+            body = Body(
+                ZSTD,
+                width,
+                count,
+                size,
+                (self._lengths_context.compress(raw[0]), context.compress(payload)),
+            )
             if body.stored_length < size:
                 return body
         return Body(RAW, width, count, size, raw)
@@ -241,7 +299,9 @@ class Decoder:
         try:
             if zstandard.frame_content_size(stored) != len(targets[0]):
                 return False
-            with self._context.stream_reader(stored, read_size=max(len(stored), 1), read_across_frames=True) as reader:
+            with self._context.stream_reader(
+                stored, read_size=max(len(stored), 1), read_across_frames=True
+            ) as reader:
                 for target in targets:
                     view = target.data
                     at = 0

@@ -50,12 +50,16 @@ class SpillConfig:
             check_fields(self, int, -100, 19, "fastest_level")
             if self.fastest_level > self.slowest_level:
                 raise ConfigError(
-                    "fastest_level", f"must be at most slowest_level ({self.slowest_level}), not {self.fastest_level}"
+                    "fastest_level",
+                    f"must be at most slowest_level ({self.slowest_level}), not {self.fastest_level}",
                 )
         check_fields(self, int, 0, 1 << 40, "reserve_bytes", "max_quarantine_bytes")
         check_fields(self, int, 512, 64 * _MIB, "ack_record_bytes")
         if self.ack_record_bytes % 512:
-            raise ConfigError("ack_record_bytes", f"must be whole sectors of 512 bytes, not {self.ack_record_bytes}")
+            raise ConfigError(
+                "ack_record_bytes",
+                f"must be whole sectors of 512 bytes, not {self.ack_record_bytes}",
+            )
 
     @property
     def effective_segment_bytes(self) -> int:
@@ -67,7 +71,11 @@ class SpillConfig:
     @property
     def effective_reserve_bytes(self) -> int:
         """`reserve_bytes`, less where max_disk_bytes is small."""
-        return self.reserve_bytes if self.max_disk_bytes is None else min(self.reserve_bytes, self.max_disk_bytes // 16)
+        return (
+            self.reserve_bytes
+            if self.max_disk_bytes is None
+            else min(self.reserve_bytes, self.max_disk_bytes // 16)
+        )
 
     @property
     def effective_quarantine_bytes(self) -> int:

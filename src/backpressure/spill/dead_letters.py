@@ -86,7 +86,9 @@ class DeadLetterStore:
         with self._adding:
             first = self._store.end_seq
             time_ns = letters[0].time_ns if letters else 0
-            self._store.append(first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns)
+            self._store.append(
+                first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns
+            )
             self._store.sync()
         return first
 
@@ -102,7 +104,9 @@ class DeadLetterStore:
                 yield _unpack(one, number)
             from_id = found.end_seq
 
-    def replay(self, deliver: Callable[[DeadLetter], object], letters: Iterable[DeadLetter] | None = None) -> int:
+    def replay(
+        self, deliver: Callable[[DeadLetter], object], letters: Iterable[DeadLetter] | None = None
+    ) -> int:
         """Hand letters (None: all) to `deliver` and purge each one that it returned from; returns how many.
 
         What `deliver` raises ends the replay and is passed on; that letter stays. A crash may make it see a letter twice.
@@ -135,7 +139,9 @@ class DeadLetterStore:
 
 def _pack(letter: DeadLetter) -> bytes:
     error = letter.error.encode("utf-8", "replace")[:_MOST_ERROR_BYTES]
-    head = _HEAD.pack(_VERSION, letter.priority, 0, letter.attempts, letter.seq, letter.time_ns, len(error))
+    head = _HEAD.pack(
+        _VERSION, letter.priority, 0, letter.attempts, letter.seq, letter.time_ns, len(error)
+    )
     return head + error + letter.event
 
 
@@ -145,5 +151,11 @@ def _unpack(raw: bytes, number: int) -> DeadLetter:
     # Cut to a number of bytes, the text may end within a character.
     error = raw[_HEAD.size : start].decode("utf-8", "replace")
     return DeadLetter(
-        event=raw[start:], error=error, attempts=attempts, priority=priority, seq=seq, time_ns=time_ns, id=number
+        event=raw[start:],
+        error=error,
+        attempts=attempts,
+        priority=priority,
+        seq=seq,
+        time_ns=time_ns,
+        id=number,
     )

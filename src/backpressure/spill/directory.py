@@ -29,7 +29,15 @@ from typing import Final
 from uuid import UUID
 
 from backpressure.base.errors import FormatError
-from backpressure.spill.files import READ, UNREADABLE, WRITE, Files, FileSystem, LocalFileSystem, refusal
+from backpressure.spill.files import (
+    READ,
+    UNREADABLE,
+    WRITE,
+    Files,
+    FileSystem,
+    LocalFileSystem,
+    refusal,
+)
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, parse_segment_name, segment_owner
 
 __all__ = ["BufferDirectory", "read_buffer_id"]
@@ -86,7 +94,10 @@ class BufferDirectory:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -103,7 +114,11 @@ class BufferDirectory:
 
     def _find_buffer_id(self) -> UUID:
         found = read_buffer_id(self._files, self.path)
-        buffer_id, sound = found if found is not None else (UUID(bytes=self._files.random_bytes(16), version=4), False)
+        buffer_id, sound = (
+            found
+            if found is not None
+            else (UUID(bytes=self._files.random_bytes(16), version=4), False)
+        )
         if not sound:
             record = _RECORD.pack(_MAGIC, VERSION, 0, buffer_id.bytes)
             record = (record + _CRC.pack(zlib.crc32(record))).ljust(_COPY_AT, b"\0")
@@ -122,7 +137,9 @@ def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
         if error.errno not in UNREADABLE:
             raise
         raw, unreadable = b"", error
-    found = [_parse(raw[at : at + _COPY_AT], os.path.join(path, "manifest")) for at in (0, _COPY_AT)]
+    found = [
+        _parse(raw[at : at + _COPY_AT], os.path.join(path, "manifest")) for at in (0, _COPY_AT)
+    ]
     for buffer_id in found:
         if buffer_id is not None:
             return buffer_id, None not in found
@@ -137,7 +154,9 @@ def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
         for one in names:
             if parse_segment_name(one) is not None:
                 try:
-                    owner = segment_owner(_read(files, os.path.join(inside, one), SEGMENT_HEADER_BYTES))
+                    owner = segment_owner(
+                        _read(files, os.path.join(inside, one), SEGMENT_HEADER_BYTES)
+                    )
                 except OSError as error:
                     if error.errno not in UNREADABLE:
                         raise
@@ -166,5 +185,8 @@ def _parse(raw: bytes, path: str) -> UUID | None:
     if magic != _MAGIC:
         return None
     if version != VERSION:
-        raise FormatError(path, f"has format version {version}, and this release reads version {VERSION}: use a later release")
+        raise FormatError(
+            path,
+            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+        )
     return UUID(bytes=buffer_id)

@@ -17,7 +17,17 @@ from typing import Any, Final, Protocol, TypeVar
 
 from backpressure.base.errors import DirectoryInUse, DiskFailed, DiskFull, NotNow
 
-__all__ = ["READ", "WRITE", "CREATE", "FULL", "UNREADABLE", "FileSystem", "Files", "LocalFileSystem", "refusal"]
+__all__ = [
+    "READ",
+    "WRITE",
+    "CREATE",
+    "FULL",
+    "UNREADABLE",
+    "FileSystem",
+    "Files",
+    "LocalFileSystem",
+    "refusal",
+]
 
 READ: Final = os.O_RDONLY
 WRITE: Final = os.O_RDWR
@@ -29,7 +39,9 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 #: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS and ext4 for a bad checksum, EUCLEAN
 #: for structures that make no sense.
-UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO})
+UNREADABLE: Final = frozenset(
+    {errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO}
+)
 
 _T = TypeVar("_T")
 

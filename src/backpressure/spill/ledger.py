@@ -68,7 +68,15 @@ class Record(NamedTuple):
 class Ledger:
     """Writes the record of one lane. For one thread at a time."""
 
-    def __init__(self, files: Files, directory: str, lane: int, buffer_id: UUID, slot_bytes: int, record: Record | None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        lane: int,
+        buffer_id: UUID,
+        slot_bytes: int,
+        record: Record | None,
+    ) -> None:
         self._files = files
         self._path = os.path.join(directory, LEDGER_NAME)
         self._lane = lane
@@ -170,11 +178,31 @@ def read_record(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | N
 def _parse(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
     if len(raw) < _HEADER_BYTES or _CRC.unpack_from(raw, 92)[0] != zlib.crc32(raw[:92]):
         return None
-    _, version, _, its_lane, its_buffer, generation, prefix, rank, first, end, durable_rank, count, size = _HEAD.unpack_from(raw)
+    (
+        _,
+        version,
+        _,
+        its_lane,
+        its_buffer,
+        generation,
+        prefix,
+        rank,
+        first,
+        end,
+        durable_rank,
+        count,
+        size,
+    ) = _HEAD.unpack_from(raw)
     if version != VERSION:
-        raise FormatError(path, f"has format version {version}, and this release reads version {VERSION}: use a later release")
+        raise FormatError(
+            path,
+            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+        )
     if its_lane != lane or its_buffer != buffer_id.bytes:
-        raise FormatError(path, f"belongs to lane {its_lane} of buffer {UUID(bytes=its_buffer)}: move it back there")
+        raise FormatError(
+            path,
+            f"belongs to lane {its_lane} of buffer {UUID(bytes=its_buffer)}: move it back there",
+        )
     body = raw[_HEADER_BYTES : _HEADER_BYTES + count * _RANGE.size]
     if _HEADER_BYTES + count * _RANGE.size > size or len(body) != count * _RANGE.size:
         return None

@@ -143,7 +143,9 @@ class Reader:
         self._files = files
         self._directory = directory
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
-        self._come_to: dict[int, _Point] = {}  # up to where segments were read that are closed, and not yet settled
+        self._come_to: dict[
+            int, _Point
+        ] = {}  # up to where segments were read that are closed, and not yet settled
         self._oldest = _NONE  # the lowest serial among them
         self._decoder = Decoder()
         # The block that was decoded last, of which a part may not have been asked for yet.
@@ -169,7 +171,9 @@ class Reader:
         for one in [one for one in self._come_to if one < serial]:
             del self._come_to[one]
 
-    def read(self, seq: int, stop: int, max_events: int, max_bytes: int, view: View) -> Run | Missing | Gap | None:
+    def read(
+        self, seq: int, stop: int, max_events: int, max_bytes: int, view: View
+    ) -> Run | Missing | Gap | None:
         """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
 
         Missing or Gap where `seq` lies before damage or in a gap; None where nothing comes after. Raises OSError.
@@ -184,7 +188,11 @@ class Reader:
                 if not isinstance(found, _Located) or found.header.first_seq > at:
                     if pieces:
                         break
-                    return Gap(found.gap_start, found.header.first_seq) if isinstance(found, _Located) else found
+                    return (
+                        Gap(found.gap_start, found.header.first_seq)
+                        if isinstance(found, _Located)
+                        else found
+                    )
                 header = found.header
                 if (
                     header.first_seq == at
@@ -193,7 +201,11 @@ class Reader:
                     and used + header.payload_length <= max_bytes
                 ):
                     pieces.append(found)
-                    at, events, used = header.end_seq, events + header.events, used + header.payload_length
+                    at, events, used = (
+                        header.end_seq,
+                        events + header.events,
+                        used + header.payload_length,
+                    )
                     continue
                 # Of this block not all is wanted: the rest will be, most likely next.
                 run = self._decode(found, np.empty(header.payload_length, np.uint8))
@@ -202,7 +214,9 @@ class Reader:
                         break
                     return self._senseless(found)
                 self._cached = run
-            part = _part(run, at, min(stop, at + max_events - events), max_bytes - used, alone=not pieces)
+            part = _part(
+                run, at, min(stop, at + max_events - events), max_bytes - used, alone=not pieces
+            )
             if len(part) == 0:
                 break
             pieces.append(part)
@@ -233,7 +247,12 @@ class Reader:
             runs.append(run)
             columns.append(run.offsets[1:] + (at - run.offsets[0]))
             at += run.nbytes
-        return Run(data=data[:at], offsets=np.concatenate(columns), first_seq=runs[0].first_seq, time_ns=runs[0].time_ns)
+        return Run(
+            data=data[:at],
+            offsets=np.concatenate(columns),
+            first_seq=runs[0].first_seq,
+            time_ns=runs[0].time_ns,
+        )
 
     def _decode(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:
         """The events of a block, with the payload in `target`; None where its content is no block's."""
@@ -246,7 +265,9 @@ class Reader:
     def _senseless(self, located: _Located) -> Missing:
         header, segment = located.header, located.segment
         reason = f"block at {header.position} has no sense, though its checksum is right"
-        return self._missing(segment, located.gap_start, header.first_seq, header.end_seq, header.events, reason)
+        return self._missing(
+            segment, located.gap_start, header.first_seq, header.end_seq, header.events, reason
+        )
 
     def _locate(self, seq: int, view: View) -> _Located | Missing | None:
         """The block that holds `seq`, or the first one after."""
@@ -255,7 +276,9 @@ class Reader:
         while index < len(segments):
             segment = segments[index]
             newest = index + 1 == len(segments)
-            size, bound = (view.size, view.end) if newest else (segment.size, segments[index + 1].link)
+            size, bound = (
+                (view.size, view.end) if newest else (segment.size, segments[index + 1].link)
+            )
             found = self._locate_in(segment, seq, size, bound)
             if found is not None:
                 return found
@@ -264,7 +287,9 @@ class Reader:
 
     # ------------------------------------------------------------ inside one segment
 
-    def _locate_in(self, segment: Segment, seq: int, size: int, bound: Link) -> _Located | Missing | None:
+    def _locate_in(
+        self, segment: Segment, seq: int, size: int, bound: Link
+    ) -> _Located | Missing | None:
         # The next file's link says how many events lie before it: when so many have passed, this file has no more that count.
         if segment.link.rank >= bound.rank:
             return None
@@ -283,12 +308,16 @@ class Reader:
             damaged = header is None
             if header is None:
                 header = opened.file.next_header(point.position + 8, size)
-            if header is not None and (header.link.rank < point.rank or header.first_seq < point.seq):
+            if header is not None and (
+                header.link.rank < point.rank or header.first_seq < point.seq
+            ):
                 header = None  # an older block again: nothing of what follows can be trusted
             if header is None or header.link.rank >= bound.rank:
                 return self._skip(segment, seq, point, bound, f"no sound block at {point.position}")
             if header.link.rank > point.rank:
-                lost = self._loss(segment, point, header.link, f"no sound block at {point.position}")
+                lost = self._loss(
+                    segment, point, header.link, f"no sound block at {point.position}"
+                )
                 if lost.lost.end_seq > seq:
                     return lost
                 point = _Point(header.position, header.link.end, header.link.rank)
@@ -306,14 +335,18 @@ class Reader:
             opened.passed(after)
             if not stored_is_sound(block, header):
                 reason = f"block at {header.position} is damaged"
-                return self._missing(segment, point.seq, header.first_seq, header.end_seq, header.events, reason)
+                return self._missing(
+                    segment, point.seq, header.first_seq, header.end_seq, header.events, reason
+                )
             return _Located(header, block, point.seq, segment)
         return None
 
     def _open(self, segment: Segment) -> _Opened:
         opened = self._opened.get(segment.serial)
         if opened is None:
-            file = SegmentFile(self._files, os.path.join(self._directory, segment.name), segment.salt)
+            file = SegmentFile(
+                self._files, os.path.join(self._directory, segment.name), segment.salt
+            )
             opened = self._opened[segment.serial] = _Opened(file, segment)
             while len(self._opened) > _OPEN_SEGMENTS:
                 closed, before = self._opened.popitem(last=False)
@@ -323,7 +356,9 @@ class Reader:
         self._opened.move_to_end(segment.serial)
         return opened
 
-    def _skip(self, segment: Segment, seq: int, point: _Point, bound: Link, reason: str) -> Missing | None:
+    def _skip(
+        self, segment: Segment, seq: int, point: _Point, bound: Link, reason: str
+    ) -> Missing | None:
         """Everything from here to the end of the segment is gone."""
         lost = self._loss(segment, point, bound, reason)
         return lost if lost.lost.end_seq > seq else None
@@ -336,7 +371,9 @@ class Reader:
         start = max(start, point.seq, segment.base)
         return self._missing(segment, point.seq, start, max(link.end, start), events, reason)
 
-    def _missing(self, segment: Segment, gap_start: int, start: int, end: int, events: int, reason: str) -> Missing:
+    def _missing(
+        self, segment: Segment, gap_start: int, start: int, end: int, events: int, reason: str
+    ) -> Missing:
         lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")
         return Missing(segment.serial, lost, gap_start)
 
@@ -347,4 +384,6 @@ def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
     high = min(stop, run.end_seq) - run.first_seq
     fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1
     high = min(high, max(fits, low + 1) if alone else fits)
-    return Run(data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns)
+    return Run(
+        data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns
+    )

@@ -52,7 +52,9 @@ class Recovered(NamedTuple):
     record: Record | None
     torn_bytes: int  #: behind the last sound block
     leftovers: tuple[str, ...]  #: names of temporary files
-    quarantined: tuple[tuple[str, int], ...]  #: name and size of damaged files kept aside, oldest first
+    quarantined: tuple[
+        tuple[str, int], ...
+    ]  #: name and size of damaged files kept aside, oldest first
     damaged_headers: int
 
 
@@ -86,7 +88,13 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
         segments[-1] = tail._replace(size=end)
         link = tail.link if last is None else last.end_link
     return Recovered(
-        tuple(segments), link, record, torn_bytes, tuple(leftovers), tuple(quarantined), damaged_headers
+        tuple(segments),
+        link,
+        record,
+        torn_bytes,
+        tuple(leftovers),
+        tuple(quarantined),
+        damaged_headers,
     )
 
 
@@ -118,7 +126,11 @@ def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | 
 
 def settled_of(found: Recovered) -> Settled:
     """What the record says of the numbers that are there."""
-    start, rank = (found.segments[0].base, found.segments[0].link.rank) if found.segments else (found.link.end, found.link.rank)
+    start, rank = (
+        (found.segments[0].base, found.segments[0].link.rank)
+        if found.segments
+        else (found.link.end, found.link.rank)
+    )
     record = found.record
     if record is None:
         return Settled(start, rank)
@@ -127,7 +139,9 @@ def settled_of(found: Recovered) -> Settled:
     if record.prefix > start:
         start, rank = record.prefix, record.rank
     # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
-    return Settled(start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end))
+    return Settled(
+        start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end)
+    )
 
 
 def speaks_of_what_is_gone(found: Recovered) -> bool:
@@ -135,7 +149,9 @@ def speaks_of_what_is_gone(found: Recovered) -> bool:
     record = found.record
     if record is None:
         return False
-    beyond = record.prefix > found.link.end or any(end > found.link.end for _, end, _ in record.ranges)
+    beyond = record.prefix > found.link.end or any(
+        end > found.link.end for _, end, _ in record.ranges
+    )
     return beyond or max(record.rank, record.durable.rank) > found.link.rank
 
 
@@ -145,7 +161,11 @@ def end_seq_of(found: Recovered) -> int:
     if found.segments:
         ends.append(found.segments[-1].base)
     if found.record is not None:
-        ends += [found.record.prefix, found.record.durable.end, *(end for _, end, _ in found.record.ranges)]
+        ends += [
+            found.record.prefix,
+            found.record.durable.end,
+            *(end for _, end, _ in found.record.ranges),
+        ]
     return max(ends)
 
 
@@ -159,7 +179,12 @@ def missing_tail_of(found: Recovered) -> Lost | None:
     events = min(record.durable.rank - found.link.rank, sum(end - start for start, end in missing))
     if events == 0:
         return None
-    return Lost(first_seq=missing[0][0], end_seq=missing[-1][1], events=events, reason="the end of the newest file is gone")
+    return Lost(
+        first_seq=missing[0][0],
+        end_seq=missing[-1][1],
+        events=events,
+        reason="the end of the newest file is gone",
+    )
 
 
 def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segment:
@@ -181,7 +206,10 @@ def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segmen
     if found is None:
         return Segment(serial, base, salt, Link(base, base, 0), size, False)
     if segment_name(found.serial, found.base, found.salt) != os.path.basename(path):
-        raise FormatError(path, f"was {segment_name(found.serial, found.base, found.salt)} when it was written: rename it back")
+        raise FormatError(
+            path,
+            f"was {segment_name(found.serial, found.base, found.salt)} when it was written: rename it back",
+        )
     return found._replace(size=size)
 
 
@@ -190,14 +218,24 @@ def _mend_links(files: Files, directory: str, segments: list[Segment]) -> list[S
     mended: list[Segment] = []
     for index, segment in enumerate(segments):
         if not segment.sound:
-            following = segments[index + 1].link if index + 1 < len(segments) and segments[index + 1].sound else None
-            segment = segment._replace(link=_mended_link(files, directory, segment, mended[-1:], following))
+            following = (
+                segments[index + 1].link
+                if index + 1 < len(segments) and segments[index + 1].sound
+                else None
+            )
+            segment = segment._replace(
+                link=_mended_link(files, directory, segment, mended[-1:], following)
+            )
         mended.append(segment)
     return mended
 
 
-def _mended_link(files: Files, directory: str, segment: Segment, before: list[Segment], following: Link | None) -> Link:
-    reader = SegmentFile(files, os.path.join(directory, segment.name), segment.salt, _HEADER_WINDOW_BYTES)
+def _mended_link(
+    files: Files, directory: str, segment: Segment, before: list[Segment], following: Link | None
+) -> Link:
+    reader = SegmentFile(
+        files, os.path.join(directory, segment.name), segment.salt, _HEADER_WINDOW_BYTES
+    )
     try:
         first = reader.header_at(SEGMENT_HEADER_BYTES, segment.size)
         if first is not None:
@@ -214,13 +252,19 @@ def _mended_link(files: Files, directory: str, segment: Segment, before: list[Se
         last, _ = find_tail(files, os.path.join(directory, one.name), one)
         end = one.link if last is None else last.end_link
         return end if bound is None or end.rank <= bound.rank else bound
-    return Link(segment.base, segment.base, 0 if bound is None else max(0, bound.rank - max(0, bound.end - segment.base)))
+    return Link(
+        segment.base,
+        segment.base,
+        0 if bound is None else max(0, bound.rank - max(0, bound.end - segment.base)),
+    )
 
 
 def _read_ledger(files: Files, path: str, lane: int, buffer_id: UUID) -> Record | None:
     fd = files.open(path, READ)
     try:
-        return read_record(files.read(fd, min(files.size(fd), _MOST_RECORD_BYTES), 0), path, lane, buffer_id)
+        return read_record(
+            files.read(fd, min(files.size(fd), _MOST_RECORD_BYTES), 0), path, lane, buffer_id
+        )
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise

@@ -9,4 +9,11 @@ from backpressure.spill.offline.inspect import (
     repair_lane,
 )
 
-__all__ = ["BlockReport", "BlockState", "SegmentReport", "export_lane", "inspect_lane", "repair_lane"]
+__all__ = [
+    "BlockReport",
+    "BlockState",
+    "SegmentReport",
+    "export_lane",
+    "inspect_lane",
+    "repair_lane",
+]

@@ -46,7 +46,13 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from backpressure.base.errors import FormatError
-from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BLOCK_MAGIC, BlockHeader, Link, parse_block_header
+from backpressure.spill.blocks import (
+    BLOCK_HEADER_BYTES,
+    BLOCK_MAGIC,
+    BlockHeader,
+    Link,
+    parse_block_header,
+)
 from backpressure.spill.files import READ, UNREADABLE, Files
 
 __all__ = [
@@ -97,7 +103,9 @@ def segment_name(serial: int, base: int, salt: bytes) -> str:
 def parse_segment_name(name: str) -> tuple[int, int, bytes] | None:
     """Serial, base and salt, or None where it is not the name of a segment."""
     found = _NAME.fullmatch(name)
-    return None if found is None else (int(found[1], 16), int(found[2], 16), bytes.fromhex(found[3]))
+    return (
+        None if found is None else (int(found[1], 16), int(found[2], 16), bytes.fromhex(found[3]))
+    )
 
 
 def frame_segment_header(lane: int, buffer_id: UUID, segment: Segment) -> bytes:
@@ -108,7 +116,9 @@ def frame_segment_header(lane: int, buffer_id: UUID, segment: Segment) -> bytes:
     return head + _CRC.pack(zlib.crc32(head))
 
 
-def parse_segment_header(raw: bytes, path: str, lane: int, buffer_id: UUID | None) -> Segment | None:
+def parse_segment_header(
+    raw: bytes, path: str, lane: int, buffer_id: UUID | None
+) -> Segment | None:
     """The header, or None where it is damaged; FormatError where it is sound, but of a later version or of somebody else.
 
     buffer_id None: whose it is does not matter.
@@ -116,10 +126,15 @@ def parse_segment_header(raw: bytes, path: str, lane: int, buffer_id: UUID | Non
     if len(raw) < SEGMENT_HEADER_BYTES:
         return None
     magic, version, _, its_lane, its_buffer, serial, base, salt, *link, _ = _HEADER.unpack_from(raw)
-    if magic != SEGMENT_MAGIC or _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(raw[: _HEADER.size]):
+    if magic != SEGMENT_MAGIC or _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(
+        raw[: _HEADER.size]
+    ):
         return None
     if version != VERSION:
-        raise FormatError(path, f"has format version {version}, and this release reads version {VERSION}: use a later release")
+        raise FormatError(
+            path,
+            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+        )
     if buffer_id is not None and (its_buffer != buffer_id.bytes or its_lane != lane):
         raise FormatError(
             path,
@@ -130,7 +145,9 @@ def parse_segment_header(raw: bytes, path: str, lane: int, buffer_id: UUID | Non
 
 def segment_owner(raw: bytes) -> UUID | None:
     """The UUID in a sound header of any version."""
-    if len(raw) < SEGMENT_HEADER_BYTES or _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(raw[: _HEADER.size]):
+    if len(raw) < SEGMENT_HEADER_BYTES or _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(
+        raw[: _HEADER.size]
+    ):
         return None
     return UUID(bytes=raw[16:32]) if raw.startswith(SEGMENT_MAGIC) else None
 
@@ -142,7 +159,9 @@ class Unreadable(Exception):
 class SegmentFile:
     """Reads one segment. Keeps one window of it in memory. For one thread at a time."""
 
-    def __init__(self, files: Files, path: str, salt: bytes, window_bytes: int = _WINDOW_BYTES) -> None:
+    def __init__(
+        self, files: Files, path: str, salt: bytes, window_bytes: int = _WINDOW_BYTES
+    ) -> None:
         self.path = path
         self._window_bytes = window_bytes
         self._files = files
@@ -163,7 +182,9 @@ class SegmentFile:
             return memoryview(b"")
         at = position - self._start
         if at < 0 or at + size > len(self._window):
-            self._window = self._read(position, size, min(max(size, self._window_bytes), limit - position))
+            self._window = self._read(
+                position, size, min(max(size, self._window_bytes), limit - position)
+            )
             self._start = position
             at = 0
         return memoryview(self._window)[at : at + size]
@@ -171,7 +192,9 @@ class SegmentFile:
     def header_at(self, position: int, limit: int) -> BlockHeader | None:
         """The sound header there, of a block that ends by `limit`."""
         try:
-            header = parse_block_header(self.view(position, BLOCK_HEADER_BYTES, limit), self._salt, position)
+            header = parse_block_header(
+                self.view(position, BLOCK_HEADER_BYTES, limit), self._salt, position
+            )
         except Unreadable:
             return None
         return header if header is not None and header.end_position <= limit else None

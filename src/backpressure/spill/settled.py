@@ -15,7 +15,9 @@ __all__ = ["Settled"]
 class Settled:
     """A set of numbers as a prefix and ranges behind it, sorted, apart from each other, none empty."""
 
-    def __init__(self, seq: int = 0, rank: int = 0, ranges: Iterable[tuple[int, int, int]] = ()) -> None:
+    def __init__(
+        self, seq: int = 0, rank: int = 0, ranges: Iterable[tuple[int, int, int]] = ()
+    ) -> None:
         #: All below it is settled.
         self.seq = seq
         #: How many events were ever stored below it.
@@ -73,7 +75,11 @@ class Settled:
 
     def empty_in(self, start: int, end: int) -> int:
         """How many settled numbers from `start` to `end` are known to have carried no event; of the prefix none is."""
-        return sum(last - first - events for first, last, events in self.ranges() if start <= first and last <= end)
+        return sum(
+            last - first - events
+            for first, last, events in self.ranges()
+            if start <= first and last <= end
+        )
 
     def settle(self, start: int, end: int, events: int) -> int:
         """Settle what of `start` to `end` is open, which holds at most `events` events; returns how many it took for that."""

@@ -84,11 +84,22 @@ class SpillStore:
             raise refusal(f"can not open {self.directory}", error) from error
         self._settled = settled_of(found)
         self._writer = Writer(
-            self._files, self.directory, lane, buffer_id, self.config, found.segments, found.link, end_seq_of(found)
+            self._files,
+            self.directory,
+            lane,
+            buffer_id,
+            self.config,
+            found.segments,
+            found.link,
+            end_seq_of(found),
         )
         self._reader = Reader(self._files, self.directory)
-        self._ledger = Ledger(self._files, self.directory, lane, buffer_id, self.config.ack_record_bytes, found.record)
-        self._damaged: set[int] = {segment.serial for segment in found.segments if not segment.sound}
+        self._ledger = Ledger(
+            self._files, self.directory, lane, buffer_id, self.config.ack_record_bytes, found.record
+        )
+        self._damaged: set[int] = {
+            segment.serial for segment in found.segments if not segment.sound
+        }
         self._quarantined = list(found.quarantined)
         self._has_reserve = False
         self._torn_bytes = found.torn_bytes
@@ -175,7 +186,12 @@ class SpillStore:
     # ------------------------------------------------------------ writing
 
     def append(
-        self, first_seq: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], pressure: float = 0.0, time_ns: int = 0
+        self,
+        first_seq: int,
+        data: npt.NDArray[np.uint8],
+        offsets: npt.NDArray[np.int64],
+        pressure: float = 0.0,
+        time_ns: int = 0,
     ) -> None:
         """Store events with consecutive numbers from `first_seq` on, which is `end_seq` or more; what is left out is a gap.
 
@@ -202,7 +218,10 @@ class SpillStore:
                 nothing_waits = self._settled.events == writer.view.end.rank
             level = level_for(pressure, self.config)
             try:
-                self._attempt("append to", lambda: writer.append(first_seq, data, offsets, lengths, level, time_ns))
+                self._attempt(
+                    "append to",
+                    lambda: writer.append(first_seq, data, offsets, lengths, level, time_ns),
+                )
             finally:
                 # If nothing waited, the numbers left out are settled. Otherwise the reader will come to the gap.
                 if nothing_waits and writer.end_seq > first_seq:
@@ -219,7 +238,11 @@ class SpillStore:
         try:
             action()
         except (OSError, DiskFull) as error:
-            refused = error if isinstance(error, DiskFull) else refusal(f"can not {what} {self.directory}", error)
+            refused = (
+                error
+                if isinstance(error, DiskFull)
+                else refusal(f"can not {what} {self.directory}", error)
+            )
             if isinstance(refused, DiskFull):
                 self._refused_full += 1
                 self._free_room()
@@ -237,7 +260,9 @@ class SpillStore:
         file system refuses for another reason than damage.
         """
         if max_events < 1 or max_bytes < 0:
-            raise ValueError(f"max_events must be 1 or more and max_bytes 0 or more, not {max_events} and {max_bytes}")
+            raise ValueError(
+                f"max_events must be 1 or more and max_bytes 0 or more, not {max_events} and {max_bytes}"
+            )
         with self._reading:
             self._check_open()
             try:
@@ -256,7 +281,9 @@ class SpillStore:
                 seq = self._settled.next_open(seq)
                 stop = self._settled.next_settled(seq)
             view = self._writer.view
-            found = self._reader.read(seq, _LAST_SEQ if stop is None else stop, max_events, max_bytes, view)
+            found = self._reader.read(
+                seq, _LAST_SEQ if stop is None else stop, max_events, max_bytes, view
+            )
             if isinstance(found, Missing):
                 # Unless it was acked just now by somebody else, and its file is gone for that reason.
                 lost_now = self._settle_lost(found, seq)
@@ -299,7 +326,9 @@ class SpillStore:
             self._check_open()
             end = first_seq + count
             if not 0 <= first_seq <= end <= self._writer.end_seq:
-                raise ValueError(f"{first_seq} to {end} is not within what was stored, which ends at {self._writer.end_seq}")
+                raise ValueError(
+                    f"{first_seq} to {end} is not within what was stored, which ends at {self._writer.end_seq}"
+                )
             if count == 0:
                 return
             if self._settled.overlaps(first_seq, end):
@@ -368,7 +397,9 @@ class SpillStore:
         """How many of the oldest files, never the newest, hold nothing that is owed."""
         segments = self._writer.view.segments
         # The base of the next one is where a file's numbers end.
-        return max(bisect_right(segments, self._settled.seq, key=lambda segment: segment.base) - 1, 0)
+        return max(
+            bisect_right(segments, self._settled.seq, key=lambda segment: segment.base) - 1, 0
+        )
 
     def _make_record_durable(self, prefix: int) -> bool:
         """Whether it is durable that everything below `prefix` is settled."""
@@ -446,7 +477,10 @@ class SpillStore:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -457,7 +491,11 @@ class SpillStore:
 
     def _first_seq(self) -> int:
         end = self._writer.view.end
-        return self._settled.seq if self._settled.events < end.rank else max(self._settled.end, end.end)
+        return (
+            self._settled.seq
+            if self._settled.events < end.rank
+            else max(self._settled.end, end.end)
+        )
 
     def _events_on_disk(self) -> int:
         return self._writer.view.end.rank - self._settled.events
@@ -520,16 +558,30 @@ class SpillStore:
 
     def _count_other_bytes(self) -> None:
         reserve = self.config.effective_reserve_bytes if self._has_reserve else 0
-        self._writer.other_bytes = self._ledger.nbytes + reserve + sum(size for _, size in self._quarantined)
+        self._writer.other_bytes = (
+            self._ledger.nbytes + reserve + sum(size for _, size in self._quarantined)
+        )
 
 
-def _lengths_of(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _lengths_of(
+    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """The sizes of the events; ValueError or TypeError where these are not columns of events."""
     if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
-        raise TypeError(f"data: must be a contiguous array of uint8 with one dimension, not {data.dtype} with {data.ndim}")
+        raise TypeError(
+            f"data: must be a contiguous array of uint8 with one dimension, not {data.dtype} with {data.ndim}"
+        )
     if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) == 0:
-        raise TypeError(f"offsets: must be a one-dimensional array of int64, not empty; not {offsets.dtype} of {offsets.shape}")
+        raise TypeError(
+            f"offsets: must be a one-dimensional array of int64, not empty; not {offsets.dtype} of {offsets.shape}"
+        )
     lengths = np.diff(offsets)
-    if offsets[0] < 0 or offsets[-1] > len(data) or (len(lengths) and (lengths.min() < 0 or lengths.max() > MAX_EVENT_BYTES)):
-        raise ValueError(f"offsets: must ascend from 0 or more to at most {len(data)}, in steps of at most {MAX_EVENT_BYTES:,}")
+    if (
+        offsets[0] < 0
+        or offsets[-1] > len(data)
+        or (len(lengths) and (lengths.min() < 0 or lengths.max() > MAX_EVENT_BYTES))
+    ):
+        raise ValueError(
+            f"offsets: must ascend from 0 or more to at most {len(data)}, in steps of at most {MAX_EVENT_BYTES:,}"
+        )
     return lengths

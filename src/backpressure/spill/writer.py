@@ -18,11 +18,26 @@ import numpy as np
 import numpy.typing as npt
 
 from backpressure.base.errors import DiskFull
-from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BlockHeader, Body, Encoder, Link, frame_block, narrow, stored_is_sound
+from backpressure.spill.blocks import (
+    BLOCK_HEADER_BYTES,
+    BlockHeader,
+    Body,
+    Encoder,
+    Link,
+    frame_block,
+    narrow,
+    stored_is_sound,
+)
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, WRITE, Files
 from backpressure.spill.reader import View
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable, frame_segment_header
+from backpressure.spill.segments import (
+    SEGMENT_HEADER_BYTES,
+    Segment,
+    SegmentFile,
+    Unreadable,
+    frame_segment_header,
+)
 
 __all__ = ["Writer", "level_for"]
 
@@ -36,7 +51,10 @@ def level_for(pressure: float, config: SpillConfig) -> int | None:
     level = next((level for limit, level in _LEVELS if pressure <= limit), None)
     if level is None:
         return config.fastest_level
-    return max(min(level, config.slowest_level), -100 if config.fastest_level is None else config.fastest_level)
+    return max(
+        min(level, config.slowest_level),
+        -100 if config.fastest_level is None else config.fastest_level,
+    )
 
 
 class Writer:
@@ -53,7 +71,9 @@ class Writer:
         self._config = config
         self._segment_bytes = config.effective_segment_bytes
         self._encoder = Encoder()
-        self._changing = threading.Lock()  # of `view`, which a thread that acks shortens while another appends
+        self._changing = (
+            threading.Lock()
+        )  # of `view`, which a thread that acks shortens while another appends
         #: The number after the last one that is stored or was ever settled: the least that may be appended.
         self.end_seq = end_seq
         self.view = View(segments, segments[-1].size if segments else 0, link)
@@ -95,7 +115,9 @@ class Writer:
         """Write block after block; raises OSError or DiskFull, and then `end_seq` tells how far it came."""
         count = len(lengths)
         block_bytes = self._config.block_bytes
-        most = block_bytes // 4  # so that the lengths of tiny events do not make up a multiple of it
+        most = (
+            block_bytes // 4
+        )  # so that the lengths of tiny events do not make up a multiple of it
         payload = data.data
         narrowed = narrow(lengths)
         at = 0
@@ -106,7 +128,11 @@ class Writer:
             stop = max(min(stop, at + most, count), at + 1)
             end = int(offsets[stop])
             self._check_room(0)
-            self._append_block(self._encoder.encode(payload[start:end], narrowed[at:stop], level), first_seq + at, time_ns)
+            self._append_block(
+                self._encoder.encode(payload[start:end], narrowed[at:stop], level),
+                first_seq + at,
+                time_ns,
+            )
             self.raw_bytes += end - start
             self.appended_events += stop - at
             at = stop
@@ -116,7 +142,9 @@ class Writer:
         self._check_room(size)
         if self._failed:
             self.sync()
-        if self._closed or (self.view.size > SEGMENT_HEADER_BYTES and self.view.size + size > self._segment_bytes):
+        if self._closed or (
+            self.view.size > SEGMENT_HEADER_BYTES and self.view.size + size > self._segment_bytes
+        ):
             self.begin_segment(first_seq)
         assert self._fd is not None
         segments, position, end = self.view
@@ -138,7 +166,9 @@ class Writer:
         limit = self._config.max_disk_bytes
         used = self.nbytes + self.other_bytes
         if limit is not None and used + size > limit:
-            raise DiskFull(f"{self._directory} holds {used:,} bytes of max_disk_bytes={limit:,}", 0.25)
+            raise DiskFull(
+                f"{self._directory} holds {used:,} bytes of max_disk_bytes={limit:,}", 0.25
+            )
 
     def _cut(self, size: int) -> None:
         """Give back the room of a block that was written in part. Where that fails the next block is written over it."""
@@ -192,7 +222,9 @@ class Writer:
 
     def _begin(self, base: int, link: Link, blocks: Iterable[tuple[Body, BlockHeader]]) -> None:
         """A new file with these blocks, complete and durable before it has its name."""
-        segment = Segment(self._next_serial, base, self._files.random_bytes(8), link, SEGMENT_HEADER_BYTES)
+        segment = Segment(
+            self._next_serial, base, self._files.random_bytes(8), link, SEGMENT_HEADER_BYTES
+        )
         # Also where this fails: a file of that name may be left.
         self._next_serial += 1
         path = os.path.join(self._directory, segment.name)
@@ -202,7 +234,9 @@ class Writer:
             self._files.write(fd, frame_segment_header(self._lane, self._buffer_id, segment), 0)
             size = SEGMENT_HEADER_BYTES
             for body, header in blocks:
-                block = frame_block(body, segment.salt, size, header.first_seq, header.link, header.time_ns)
+                block = frame_block(
+                    body, segment.salt, size, header.first_seq, header.link, header.time_ns
+                )
                 self._files.write(fd, block, size)
                 size += len(block)
             self._files.fsync(fd)
@@ -257,4 +291,7 @@ class Writer:
             # One that is damaged is left out; its successor's link tells so.
             if stored_is_sound(block, header):
                 stored = block[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
-                yield Body(header.codec, header.width, header.events, header.raw_length, (stored,)), header
+                yield (
+                    Body(header.codec, header.width, header.events, header.raw_length, (stored,)),
+                    header,
+                )

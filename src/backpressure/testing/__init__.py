@@ -16,7 +16,13 @@ from typing import NoReturn
 
 from backpressure.buffer.batch import Batch
 from backpressure.sinks import LineSink, Sink
-from backpressure.testing.crashing_files import Call, CrashingFileSystem, FaultyFileSystem, PowerLoss, RecordingFileSystem
+from backpressure.testing.crashing_files import (
+    Call,
+    CrashingFileSystem,
+    FaultyFileSystem,
+    PowerLoss,
+    RecordingFileSystem,
+)
 
 __all__ = [
     "Call",

@@ -281,7 +281,11 @@ def _directory_after(before: _Directory, rng: random.Random, fate: _Fate) -> _Di
             _apply_names(names, step)
     after = _Directory()
     for name, node in names.items():
-        copy: _Node = _directory_after(node, rng, fate) if isinstance(node, _Directory) else _file_after(node, rng, fate)
+        copy: _Node = (
+            _directory_after(node, rng, fate)
+            if isinstance(node, _Directory)
+            else _file_after(node, rng, fate)
+        )
         after.live[name] = after.synced[name] = copy
     return after
 
@@ -331,7 +335,10 @@ def _apply_names(names: dict[str, _Node], step: tuple[tuple[str, _Node | None], 
 
 
 def _used(directory: _Directory) -> int:
-    return sum(_used(node) if isinstance(node, _Directory) else len(node.live) for node in directory.live.values())
+    return sum(
+        _used(node) if isinstance(node, _Directory) else len(node.live)
+        for node in directory.live.values()
+    )
 
 
 # ---------------------------------------------------------------- around another
@@ -371,10 +378,17 @@ class RecordingFileSystem:
         self._make("close", self._path(fd), (fd,), lambda: self.inner.close(fd))
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
-        return self._make("pread", self._path(fd), (fd, size, offset), lambda: self.inner.pread(fd, size, offset))
+        return self._make(
+            "pread", self._path(fd), (fd, size, offset), lambda: self.inner.pread(fd, size, offset)
+        )
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
-        return self._make("pwrite", self._path(fd), (fd, data, offset), lambda: self.inner.pwrite(fd, data, offset))
+        return self._make(
+            "pwrite",
+            self._path(fd),
+            (fd, data, offset),
+            lambda: self.inner.pwrite(fd, data, offset),
+        )
 
     def truncate(self, fd: int, size: int) -> None:
         self._make("truncate", self._path(fd), (fd, size), lambda: self.inner.truncate(fd, size))
@@ -451,10 +465,18 @@ class FaultyFileSystem(RecordingFileSystem):
                 return half  # type: ignore[no-any-return]
         elif name == "close":
             call()
-        elif name in ("fsync", "fdatasync") and self.error != errno.EINTR and hasattr(self.inner, "lose_unsynced"):
+        elif (
+            name in ("fsync", "fdatasync")
+            and self.error != errno.EINTR
+            and hasattr(self.inner, "lose_unsynced")
+        ):
             self.inner.lose_unsynced(arguments[0])
         raise _error(self.error or errno.EIO)
 
 
 def _error(number: int, path: str | None = None) -> OSError:
-    return OSError(number, os.strerror(number)) if path is None else OSError(number, os.strerror(number), path)
+    return (
+        OSError(number, os.strerror(number))
+        if path is None
+        else OSError(number, os.strerror(number), path)
+    )

@@ -22,7 +22,9 @@ class ReadyFd:
     `timer` (a timerfd, which it closes) run out, makes it readable.
     """
 
-    def __init__(self, epoch: int, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1) -> None:
+    def __init__(
+        self, epoch: int, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1
+    ) -> None:
         self.epoch = epoch
         self.seat = seat
         self.timer = timer
@@ -68,7 +70,9 @@ def call(file_uuid: bytes, nonce: int) -> None:
 
 
 def _new_socket() -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    return socket.socket(
+        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
 
 
 def _name(file_uuid: bytes, nonce: int) -> bytes:

@@ -14,7 +14,13 @@ from typing import Final, NamedTuple
 
 from ringbuf._messages.file_positions import SEATS, layout, read_positions
 from ringbuf._shared import shared_file
-from ringbuf._shared.shared_file import PAGE, SharedFileError, _need_linux, is_seat_taken, read_header
+from ringbuf._shared.shared_file import (
+    PAGE,
+    SharedFileError,
+    _need_linux,
+    is_seat_taken,
+    read_header,
+)
 
 __all__ = ["RingLook", "look", "next_seq_of", "used_parts"]
 
@@ -35,7 +41,9 @@ class RingLook:
     read_seq: int  #: all with a lower number have been taken: what waits begins here
     next_seq: int  #: the number that the next message gets
     participants: int  #: seats that living processes hold: one for each ring object, more for one with much under way
-    survived_reboot: bool  #: made by another run of the kernel: then some of it may never have reached the disk
+    survived_reboot: (
+        bool  #: made by another run of the kernel: then some of it may never have reached the disk
+    )
 
 
 class _Positions(NamedTuple):
@@ -102,7 +110,11 @@ def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
     """Granules and boot id of a ring's file that has its full size."""
     meta, _, boot, size = read_header(path, fd, _KIND)
     granules = meta.get("granules")
-    if type(granules) is not int or not _LEAST_GRANULES <= granules <= _MOST_GRANULES or granules & (granules - 1):
+    if (
+        type(granules) is not int
+        or not _LEAST_GRANULES <= granules <= _MOST_GRANULES
+        or granules & (granules - 1)
+    ):
         raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
     if size < PAGE + layout(granules)[3]:
         raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
@@ -110,7 +122,11 @@ def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
 
 
 def _positions(path: str, fd: int, granules: int) -> _Positions:
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as whole, memoryview(whole) as view, view[PAGE:] as body:
+    with (
+        mmap.mmap(fd, 0, prot=mmap.PROT_READ) as whole,
+        memoryview(whole) as view,
+        view[PAGE:] as body,
+    ):
         found = read_positions(body, granules)
     if found is None:
         raise SharedFileError(f"{path} is damaged: its positions make no sense")

@@ -7,7 +7,9 @@ import numpy.typing as npt
 @final
 class LatencyHistogram:
     def __new__(
-        cls, lowest: SupportsFloat | SupportsIndex = 1e-6, highest: SupportsFloat | SupportsIndex = 1000.0
+        cls,
+        lowest: SupportsFloat | SupportsIndex = 1e-6,
+        highest: SupportsFloat | SupportsIndex = 1000.0,
     ) -> LatencyHistogram: ...
     @property
     def lowest(self) -> float: ...

@@ -22,10 +22,16 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     OverflowError).
     """
     if isinstance(records, np.ma.MaskedArray) and np.ma.is_masked(records):
-        raise ValueError("records that are masked have no value: fill them (records.filled(...)) or leave them out")
+        raise ValueError(
+            "records that are masked have no value: fill them (records.filled(...)) or leave them out"
+        )
     if is_array(records):
         return cast(np.asarray(records), dtype)
-    if isinstance(records, (str, bytes)) or not isinstance(records, Iterable) or not isinstance(records, Sized):
+    if (
+        isinstance(records, (str, bytes))
+        or not isinstance(records, Iterable)
+        or not isinstance(records, Sized)
+    ):
         raise TypeError(
             f"records must be an array or a sequence, not {type(records).__name__}: one alone goes in by try_push()"
         )
@@ -37,7 +43,9 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     for row in rows:
         values = row.item() if isinstance(row, np.void) else row
         if not isinstance(values, tuple) or len(values) != len(dtype.names):
-            raise TypeError(f"a record of dtype {dtype} is a tuple of {len(dtype.names)} values, not {row!r}")
+            raise TypeError(
+                f"a record of dtype {dtype} is a tuple of {len(dtype.names)} values, not {row!r}"
+            )
     array = np.zeros(len(rows), dtype)
     for place, name in enumerate(dtype.names):
         array[name] = as_field(dtype[name], [row[place] for row in rows])
@@ -66,7 +74,9 @@ def is_array(records: object) -> bool:
 def array_of(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Python objects as an array of whatever dtype they have."""
     if dtype.kind in "mM" and not any(isinstance(row, (int, float, str, bytes)) for row in rows):
-        return np.array(rows, dtype)  # datetime and timedelta objects would become an array of objects
+        return np.array(
+            rows, dtype
+        )  # datetime and timedelta objects would become an array of objects
     if dtype.kind in "iu" and all(isinstance(row, (int, np.integer)) for row in rows):
         return int_array(rows)
     return np.array(rows) if rows else np.empty(0, dtype)
@@ -80,11 +90,15 @@ def int_array(rows: list[Any]) -> npt.NDArray[Any]:
         return np.array([int(row) for row in rows], np.uint64)
 
 
-def cast(array: npt.NDArray[Any], dtype: np.dtype[Any], *, by_value: bool = False) -> npt.NDArray[Any]:
+def cast(
+    array: npt.NDArray[Any], dtype: np.dtype[Any], *, by_value: bool = False
+) -> npt.NDArray[Any]:
     """`array` in `dtype`; `by_value`: it was made from Python objects, whose ints have no width or sign of their own."""
     if array.ndim != 1:
         raise ValueError(f"records must have one dimension, not {array.ndim}")
-    return np.ascontiguousarray(array if array.dtype == dtype else converted(array, dtype, by_value))
+    return np.ascontiguousarray(
+        array if array.dtype == dtype else converted(array, dtype, by_value)
+    )
 
 
 def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> npt.NDArray[Any]:
@@ -95,12 +109,16 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
         made = np.zeros(array.shape, dtype)
         for name in dtype.names:
             if array.dtype[name].shape != dtype[name].shape:
-                raise TypeError(f"field {name!r} has shape {array.dtype[name].shape}, and not {dtype[name].shape}")
+                raise TypeError(
+                    f"field {name!r} has shape {array.dtype[name].shape}, and not {dtype[name].shape}"
+                )
             made[name] = converted(array[name], dtype[name].base, by_value)
         return made
     ints = array.dtype.kind in "iu" and dtype.kind in "iu"
     texts = {"S": "S", "U": "SU", "V": "SV"}.get(dtype.kind)
-    allowed = np.can_cast(array.dtype, dtype, "same_kind") and (texts is None or array.dtype.kind in texts)
+    allowed = np.can_cast(array.dtype, dtype, "same_kind") and (
+        texts is None or array.dtype.kind in texts
+    )
     if not allowed and not (ints and by_value):
         raise TypeError(f"records of dtype {array.dtype} can not go into a ring of dtype {dtype}")
     with np.errstate(over="ignore"):

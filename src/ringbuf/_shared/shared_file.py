@@ -103,9 +103,14 @@ class SharedFile:
         name = os.fspath(path)
         text = json.dumps(meta, sort_keys=True).encode()
         if _HEADER.size + len(text) + 4 > PAGE:
-            raise ValueError(f"what is to be remembered in {name} takes {len(text)} bytes, and the header is one page")
+            raise ValueError(
+                f"what is to be remembered in {name} takes {len(text)} bytes, and the header is one page"
+            )
         whole = PAGE + -(-size // PAGE) * PAGE
-        head = _HEADER.pack(_MAGIC, FORMAT, kind, whole, uuid.uuid4().bytes, boot_id(), len(text)) + text
+        head = (
+            _HEADER.pack(_MAGIC, FORMAT, kind, whole, uuid.uuid4().bytes, boot_id(), len(text))
+            + text
+        )
         head += struct.pack("<I", zlib.crc32(head))
         building = f"{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
         fd = os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -113,7 +118,11 @@ class SharedFile:
             try:
                 os.posix_fallocate(fd, 0, whole)
             except OSError as error:
-                raise OSError(error.errno, f"can not allocate {whole:,} bytes: {os.strerror(error.errno or 0)}", name) from None
+                raise OSError(
+                    error.errno,
+                    f"can not allocate {whole:,} bytes: {os.strerror(error.errno or 0)}",
+                    name,
+                ) from None
             os.pwrite(fd, start[1], PAGE + start[0])
             os.pwrite(fd, head, 0)
             if durable:
@@ -164,7 +173,9 @@ class SharedFile:
         """Whether a living process has this seat."""
         if seat in self._held:
             return True
-        return self.fd < 0 or is_seat_taken(self.fd, seat)  # closed: nobody is to be tidied up after
+        return self.fd < 0 or is_seat_taken(
+            self.fd, seat
+        )  # closed: nobody is to be tidied up after
 
     @contextlib.contextmanager
     def recovery(self) -> Iterator[bool]:
@@ -185,7 +196,9 @@ class SharedFile:
 
     def _lock(self, at: int) -> bool:
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0))
+            fcntl.fcntl(
+                self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+            )
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -254,7 +267,9 @@ def boot_id() -> bytes:
 
 def _need_linux() -> None:
     if sys.platform != "linux" or struct.calcsize("P") != 8:
-        raise NotImplementedError("path= needs 64-bit Linux (open file description locks): use a ring without a path")
+        raise NotImplementedError(
+            "path= needs 64-bit Linux (open file description locks): use a ring without a path"
+        )
 
 
 class Header(NamedTuple):
@@ -280,10 +295,14 @@ def read_header(path: str, fd: int, kind: bytes) -> Header:
     if end + 4 > PAGE or zlib.crc32(head[:end]) != struct.unpack_from("<I", head, end)[0]:
         raise SharedFileError(f"{path} is damaged: the checksum of its header does not match")
     if found != kind:
-        raise SharedFileError(f"{path} holds {_KINDS.get(found, 'something else')}, not {_KINDS[kind]}")
+        raise SharedFileError(
+            f"{path} holds {_KINDS.get(found, 'something else')}, not {_KINDS[kind]}"
+        )
     true_size = os.fstat(fd).st_size
     if true_size != size:
-        raise SharedFileError(f"{path} is damaged: it has {true_size:,} bytes and was made with {size:,}")
+        raise SharedFileError(
+            f"{path} is damaged: it has {true_size:,} bytes and was made with {size:,}"
+        )
     try:
         meta = json.loads(head[_HEADER.size : end])
     except ValueError:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from backpressure.base.errors import CircuitOpenError
-from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State, fast_path
+from backpressure.policies.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    Permit,
+    State,
+    fast_path,
+)
 from backpressure.testing import FakeClock
 
 
@@ -55,11 +61,16 @@ class Reference:
         config = self.config
         if state is State.OPEN:
             if self.state is State.CLOSED:
-                self.exponent = max(0, self.exponent - int((now - self.entered) // config.reset_timeout))
+                self.exponent = max(
+                    0, self.exponent - int((now - self.entered) // config.reset_timeout)
+                )
             if not all(failed for failed, _ in self.results):
                 self.exponent = 0
             assert config.max_reset_timeout is not None
-            self.open_time = min(config.max_reset_timeout, config.reset_timeout * config.reset_timeout_multiplier**self.exponent)
+            self.open_time = min(
+                config.max_reset_timeout,
+                config.reset_timeout * config.reset_timeout_multiplier**self.exponent,
+            )
             self.open_until = now + self.open_time
             # 2**2 times reset_timeout is the cap of this config: beyond it there is nothing left to remember.
             self.exponent = min(2, self.exponent + 1)
@@ -77,7 +88,11 @@ class Reference:
     def acquire(self, permit: int, now: float) -> bool:
         if self.state is State.OPEN and now >= self.open_until:
             if self.config.canary:
-                self.open_until = now + max(self.open_time, self.config.reset_timeout) / self.config.half_open_requests
+                self.open_until = (
+                    now
+                    + max(self.open_time, self.config.reset_timeout)
+                    / self.config.half_open_requests
+                )
                 return True
             self.enter(State.HALF_OPEN, now)
         if self.state is State.HALF_OPEN:
@@ -105,7 +120,9 @@ class Reference:
         return False
 
     def settle(self, permit: int, generation: int, outcome: str, slow: bool, now: float) -> None:
-        counts = generation == self.generation and (self.state is not State.HALF_OPEN or permit in self.probes)
+        counts = generation == self.generation and (
+            self.state is not State.HALF_OPEN or permit in self.probes
+        )
         self.probes.pop(permit, None)
         canary = counts and self.state is State.OPEN
         if outcome == "ignore":
@@ -141,10 +158,14 @@ class Reference:
 
         failures = sum(failed for failed, _ in results)
         slow = sum(slow for _, slow in results)
-        return beyond(failures, self.config.failure_threshold) or beyond(slow, self.config.slow_call_rate_threshold)
+        return beyond(failures, self.config.failure_threshold) or beyond(
+            slow, self.config.slow_call_rate_threshold
+        )
 
     def over(self, window: list[tuple[int, bool, bool]]) -> bool:
-        return len(window) >= self.config.min_requests and self.reached([(failed, slow) for _, failed, slow in window])
+        return len(window) >= self.config.min_requests and self.reached(
+            [(failed, slow) for _, failed, slow in window]
+        )
 
     def time_passes(self, now: float) -> None:
         """Whatever has left the window since: a window that was found below its thresholds starts anew."""
@@ -195,7 +216,9 @@ class BreakerMachine(RuleBasedStateMachine):
         self.patch.setattr(fast_path, "_TOKENS", 3)  # piles that run out all the time
         self.clock = FakeClock(100.0)
         self.changes: list[State] = []
-        self.breaker = CircuitBreaker(self.config, clock=self.clock, on_change=lambda old, new, why: self.changes.append(new))
+        self.breaker = CircuitBreaker(
+            self.config, clock=self.clock, on_change=lambda old, new, why: self.changes.append(new)
+        )
         self.model = Reference(self.config, self.clock.now())
         self.taken = 0
         self.refused = 0
@@ -208,7 +231,9 @@ class BreakerMachine(RuleBasedStateMachine):
         self.patch.undo()
 
     def is_slow(self, latency: float) -> bool:
-        return self.config.slow_call_duration is not None and latency >= self.config.slow_call_duration
+        return (
+            self.config.slow_call_duration is not None and latency >= self.config.slow_call_duration
+        )
 
     @rule(target=permits, count=st.integers(1, 4))
     def take(self, count: int) -> object:
@@ -263,7 +288,10 @@ class BreakerMachine(RuleBasedStateMachine):
         for left in reversed(range(count)):
             error = DownError() if fails and not left else None
             number = self.taken + self.refused
-            admitted, generation = self.model.acquire(number, self.clock.now()), self.model.generation
+            admitted, generation = (
+                self.model.acquire(number, self.clock.now()),
+                self.model.generation,
+            )
             try:
                 if form == "decorator":
                     decorated()
@@ -318,7 +346,9 @@ class BreakerMachine(RuleBasedStateMachine):
         if not what:
             return
         getattr(self.breaker, what)()
-        new = {"reset": State.CLOSED, "force_open": State.FORCED_OPEN, "disable": State.DISABLED}[what]
+        new = {"reset": State.CLOSED, "force_open": State.FORCED_OPEN, "disable": State.DISABLED}[
+            what
+        ]
         self.model.enter(new, self.clock.now())
         if what == "reset":
             self.model.exponent = 0
@@ -336,7 +366,10 @@ class BreakerMachine(RuleBasedStateMachine):
         assert metrics.window_failures == sum(failed for _, failed, _ in seen)
         assert metrics.window_slow == sum(slow for _, _, slow in seen)
         last = model.last()
-        assert (metrics.last_calls, metrics.last_failures) == (len(last), sum(failed for _, failed, _ in last))
+        assert (metrics.last_calls, metrics.last_failures) == (
+            len(last),
+            sum(failed for _, failed, _ in last),
+        )
         assert metrics.last_slow == sum(slow for _, _, slow in last)
         assert metrics.probes_out == len(model.probes)
         assert metrics.probe_results == len(model.results)
@@ -360,7 +393,10 @@ class BreakerMachine(RuleBasedStateMachine):
         wait = self.breaker.retry_after()
         assert 0.0 <= wait <= 16.0
         if self.model.state is State.HALF_OPEN:
-            assert all(end <= self.clock.now() + self.config.probe_lease for end in self.breaker._probes._out.values())
+            assert all(
+                end <= self.clock.now() + self.config.probe_lease
+                for end in self.breaker._probes._out.values()
+            )
 
 
 class UnlockedMachine(BreakerMachine):
@@ -372,19 +408,23 @@ class UnlockedMachine(BreakerMachine):
 class CountingMachine(BreakerMachine):
     """With a window of the last few calls, too."""
 
-    config = dataclasses.replace(BreakerMachine.config, slow_call_duration=None, ramp_up_time=0.5, window_size=7)
+    config = dataclasses.replace(
+        BreakerMachine.config, slow_call_duration=None, ramp_up_time=0.5, window_size=7
+    )
 
 
 class CanaryMachine(BreakerMachine):
     """With canaries, and more calls in a window than decide by their mere number."""
 
-    config = dataclasses.replace(BreakerMachine.config, slow_call_rate_threshold=0.5, canary=True, ramp_up_time=0.0)
+    config = dataclasses.replace(
+        BreakerMachine.config, slow_call_rate_threshold=0.5, canary=True, ramp_up_time=0.0
+    )
 
 
 TestBreakerMachine = BreakerMachine.TestCase
 TestCanaryMachine = CanaryMachine.TestCase
 TestUnlockedMachine = UnlockedMachine.TestCase
 TestCountingMachine = CountingMachine.TestCase
-TestBreakerMachine.settings = TestUnlockedMachine.settings = TestCountingMachine.settings = TestCanaryMachine.settings = settings(
-    max_examples=80, stateful_step_count=60, deadline=None
-)
+TestBreakerMachine.settings = TestUnlockedMachine.settings = TestCountingMachine.settings = (
+    TestCanaryMachine.settings
+) = settings(max_examples=80, stateful_step_count=60, deadline=None)

@@ -18,7 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backpressure.base.errors import CircuitOpenError, ConfigError
-from backpressure.policies.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State, fast_path
+from backpressure.policies.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    Permit,
+    State,
+    fast_path,
+)
 from backpressure.policies.circuit_breaker.fast_path import Turnstile
 from backpressure.policies.circuit_breaker.windows import CountWindow
 from backpressure.testing import FakeClock
@@ -39,7 +45,11 @@ class Recorder:
         self.reasons.append(reason)
 
 
-def make(clock: FakeClock, on_change: Callable[[State, State, str], object] | None = None, **fields: object) -> CircuitBreaker:
+def make(
+    clock: FakeClock,
+    on_change: Callable[[State, State, str], object] | None = None,
+    **fields: object,
+) -> CircuitBreaker:
     """A breaker without jitter, so that open times are exact; `fields` override its small config."""
     small: dict[str, object] = {
         "failure_threshold": 0.5,
@@ -82,7 +92,11 @@ def half_open(breaker: CircuitBreaker, clock: FakeClock) -> Permit:
 
 def test_defaults_are_those_of_the_design() -> None:
     config = CircuitBreakerConfig()
-    assert (config.failure_threshold, config.reset_timeout, config.half_open_requests) == (0.3, 30.0, 20)
+    assert (config.failure_threshold, config.reset_timeout, config.half_open_requests) == (
+        0.3,
+        30.0,
+        20,
+    )
     assert (config.monitoring_interval, config.min_requests) == (5.0, 10)
     assert (config.slow_call_duration, config.window_size, config.ramp_up_time) == (None, None, 0.0)
 
@@ -282,14 +296,20 @@ def test_whichever_window_is_the_first_opens() -> None:
         acquire(breaker).failure()
     assert breaker.state is State.CLOSED
     acquire(breaker).failure()
-    assert (breaker.state, changes.reasons) == (State.OPEN, ["10 of 20 calls failed, threshold 0.5"])
+    assert (breaker.state, changes.reasons) == (
+        State.OPEN,
+        ["10 of 20 calls failed, threshold 0.5"],
+    )
 
     breaker = make(clock, changes, window_size=1_000)
     breaker.record_many(1_000, 0)
     clock.advance(5.0)
     for _ in range(4):
         acquire(breaker).failure()
-    assert (breaker.state, changes.reasons[1:]) == (State.OPEN, ["4 of 4 calls failed, threshold 0.5"])
+    assert (breaker.state, changes.reasons[1:]) == (
+        State.OPEN,
+        ["4 of 4 calls failed, threshold 0.5"],
+    )
 
 
 def test_a_success_finds_that_the_window_of_calls_is_full_enough() -> None:
@@ -318,14 +338,19 @@ def test_a_window_of_calls_takes_a_million_at_once() -> None:
     breaker.record_many(10**6, 0)
     breaker.record_many(10**6, 49)
     assert (breaker.state, last(breaker)) == (State.CLOSED, (100, 49))
-    assert (breaker.metrics().window_calls, breaker.metrics().window_failures) == (2 * 10**6 + 49, 49)
+    assert (breaker.metrics().window_calls, breaker.metrics().window_failures) == (
+        2 * 10**6 + 49,
+        49,
+    )
 
 
 @given(
     size=st.integers(1, 6),
     adds=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=20),
 )
-def test_a_window_of_calls_is_the_last_so_many_results(size: int, adds: list[tuple[int, int, bool]]) -> None:
+def test_a_window_of_calls_is_the_last_so_many_results(
+    size: int, adds: list[tuple[int, int, bool]]
+) -> None:
     window = CountWindow(size)
     results: list[tuple[int, int]] = []
     for ok, failed, slow in adds:
@@ -336,7 +361,12 @@ def test_a_window_of_calls_is_the_last_so_many_results(size: int, adds: list[tup
             window.add(ok + failed, failed, 0)
             results += [(0, 0)] * ok + [(1, 0)] * failed
         last = results[-size:]
-        assert (window.calls, window.failed, window.slow) == (len(last), *map(sum, zip(*last, strict=True))) if last else True
+        assert (
+            (window.calls, window.failed, window.slow)
+            == (len(last), *map(sum, zip(*last, strict=True)))
+            if last
+            else True
+        )
     window.clear()
     assert (window.calls, window.failed, window.slow) == (0, 0, 0)
 
@@ -398,7 +428,9 @@ def test_every_call_is_counted_however_many(form: str, monkeypatch: pytest.Monke
     assert breaker.metrics().window_calls == 1001
     clock.advance(0.5)
     one()
-    assert breaker.metrics().window_calls == 2  # the thousand are five seconds old, though none came in between
+    assert (
+        breaker.metrics().window_calls == 2
+    )  # the thousand are five seconds old, though none came in between
 
 
 def test_successes_without_a_lock_count_against_later_failures() -> None:
@@ -419,7 +451,9 @@ def test_a_success_after_few_failures_may_still_trip() -> None:
     breaker.record_many(4, 0)
     clock.advance(2.5)
     breaker.record_many(0, 3)
-    clock.advance(2.5)  # the successes are out of the window: three failed calls, and one more makes enough
+    clock.advance(
+        2.5
+    )  # the successes are out of the window: three failed calls, and one more makes enough
     assert breaker.state is State.CLOSED
     work()
     assert breaker.state is State.OPEN
@@ -481,7 +515,9 @@ def test_the_decorator_sees_a_coroutine_that_a_plain_function_returns() -> None:
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (0, 1)
 
 
-def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Three successes come between the moment at which the failure has counted all, and that from which none gets by."""
     breaker = make(FakeClock(), failure_threshold=0.25)
     others = [acquire(breaker) for _ in range(3)]
@@ -496,10 +532,14 @@ def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict
     monkeypatch.setattr(Turnstile, "shut", late)
     failing.failure()
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (3, 1)
-    assert breaker.state is State.OPEN  # in whatever order they came, the last of the four was the one that trips
+    assert (
+        breaker.state is State.OPEN
+    )  # in whatever order they came, the last of the four was the one that trips
 
 
-def test_a_snapshot_shows_no_more_successes_than_admissions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_shows_no_more_successes_than_admissions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Also where a whole call goes by between the looks at the two piles."""
     breaker = make(FakeClock())
 
@@ -522,7 +562,9 @@ def test_a_snapshot_shows_no_more_successes_than_admissions(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 1024])
-def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_lose_no_count_and_find_every_change(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls from four threads, while a fifth takes snapshots, resets, and lets failures in."""
     monkeypatch.setattr(fast_path, "_TOKENS", tokens)
     clock = FakeClock()
@@ -544,7 +586,10 @@ def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: p
             if over.is_set():
                 return
             metrics = breaker.metrics()
-            if metrics.succeeded > metrics.admitted or metrics.window_calls > metrics.succeeded + metrics.failed:
+            if (
+                metrics.succeeded > metrics.admitted
+                or metrics.window_calls > metrics.succeeded + metrics.failed
+            ):
                 wrong.append(metrics)
             clock.advance(0.1)
             if turn % 3 == 0:
@@ -567,13 +612,19 @@ def test_threads_lose_no_count_and_find_every_change(tokens: int, monkeypatch: p
     metrics = breaker.metrics()
     assert metrics.state is State.CLOSED
     assert metrics.rejected == 0
-    assert metrics.admitted == metrics.succeeded + metrics.failed == threads * calls + 2 * metrics.failed
+    assert (
+        metrics.admitted
+        == metrics.succeeded + metrics.failed
+        == threads * calls + 2 * metrics.failed
+    )
 
 
 # --- ramping up
 
 
-def closed_by_probes(clock: FakeClock, changes: Recorder | None = None, **fields: object) -> CircuitBreaker:
+def closed_by_probes(
+    clock: FakeClock, changes: Recorder | None = None, **fields: object
+) -> CircuitBreaker:
     breaker = make(clock, changes, **{"half_open_requests": 1, "ramp_up_time": 10.0, **fields})
     trip(breaker)
     half_open(breaker, clock).success()
@@ -707,7 +758,14 @@ def test_retry_after_is_long_enough_with_any_jitter() -> None:
 def test_a_canary_goes_every_so_often_until_one_succeeds() -> None:
     clock = FakeClock()
     changes = Recorder()
-    breaker = make(clock, changes, canary=True, reset_timeout=30.0, half_open_requests=20, reset_timeout_jitter=0.0)
+    breaker = make(
+        clock,
+        changes,
+        canary=True,
+        reset_timeout=30.0,
+        half_open_requests=20,
+        reset_timeout_jitter=0.0,
+    )
     trip(breaker)
     assert breaker.retry_after() == 30.0
     clock.advance(30.0)
@@ -958,7 +1016,9 @@ def test_a_second_report_does_nothing(first: str, second: str) -> None:
 # --- the open time
 
 
-def open_times(breaker: CircuitBreaker, clock: FakeClock, trips: int, healthy: float = 0.0) -> list[float]:
+def open_times(
+    breaker: CircuitBreaker, clock: FakeClock, trips: int, healthy: float = 0.0
+) -> list[float]:
     """Trip, close again and stay closed for `healthy` seconds, `trips` times; the open time of each."""
     times = []
     for _ in range(trips):
@@ -981,7 +1041,9 @@ def test_the_open_time_grows_on_repeated_trips_up_to_its_cap() -> None:
 
 def test_by_default_the_open_time_grows_by_a_quarter_up_to_twice() -> None:
     clock = FakeClock()
-    breaker = CircuitBreaker(CircuitBreakerConfig(reset_timeout=8.0, reset_timeout_jitter=0.0), clock=clock)
+    breaker = CircuitBreaker(
+        CircuitBreakerConfig(reset_timeout=8.0, reset_timeout_jitter=0.0), clock=clock
+    )
     assert open_times(breaker, clock, 6) == [8.0, 10.0, 12.5, 15.625, 16.0, 16.0]
 
 
@@ -1157,7 +1219,11 @@ def test_disabled_admits_all_and_only_counts() -> None:
         acquire(breaker).failure()
     breaker.record_many(0, 100)
     metrics = breaker.metrics()
-    assert (metrics.state, metrics.window_failures, metrics.failure_rate) == (State.DISABLED, 200, 1.0)
+    assert (metrics.state, metrics.window_failures, metrics.failure_rate) == (
+        State.DISABLED,
+        200,
+        1.0,
+    )
     breaker.reset()
     acquire(breaker).failure()  # would trip if the window were still full
     assert breaker.state is State.CLOSED
@@ -1208,7 +1274,9 @@ def test_call_reports_the_result() -> None:
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (1, 1)
 
 
-@pytest.mark.parametrize("error", [NotFoundError(), KeyboardInterrupt(), asyncio.CancelledError(), SystemExit()])
+@pytest.mark.parametrize(
+    "error", [NotFoundError(), KeyboardInterrupt(), asyncio.CancelledError(), SystemExit()]
+)
 def test_ignored_errors_count_neither_way_and_give_the_slot_back(error: BaseException) -> None:
     clock = FakeClock()
     breaker = make(clock, half_open_requests=1, ignored_exceptions=(NotFoundError,))
@@ -1229,7 +1297,12 @@ def test_ignored_errors_count_neither_way_and_give_the_slot_back(error: BaseExce
 def test_errors_come_out_as_they_are(form: str, watched: float | None) -> None:
     """Nothing of how the breaker works shows in them: with the lock (where slow calls are watched) or without."""
     seen: list[BaseException | None] = []
-    breaker = make(FakeClock(), lambda *change: seen.append(sys.exception()), min_requests=1, slow_call_duration=watched)
+    breaker = make(
+        FakeClock(),
+        lambda *change: seen.append(sys.exception()),
+        min_requests=1,
+        slow_call_duration=watched,
+    )
     guarded = breaker(fail)
 
     def use(error: Exception) -> None:
@@ -1473,7 +1546,9 @@ def test_no_lock_is_held_across_the_call() -> None:
     assert got == [True, True]
 
 
-def test_an_on_change_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_on_change_that_raises_is_logged_and_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def broken(old: State, new: State, reason: str) -> None:
         raise RuntimeError("no")
 

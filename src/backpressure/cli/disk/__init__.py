@@ -117,7 +117,9 @@ def look_at_buffer(path: str) -> BufferView:
     letters = LaneView(DEAD_LETTERS, os.path.join(path, "dead-letters"))
     has_manifest = os.path.exists(os.path.join(path, "manifest"))
     if not has_manifest and not lanes:
-        raise NotABuffer(f"{path} is not the directory of a buffer: it has neither a manifest nor lanes")
+        raise NotABuffer(
+            f"{path} is not the directory of a buffer: it has neither a manifest nor lanes"
+        )
     owned_ns = _owned_ns(path)  # asked first: of who comes later had_owner_since() will tell
     found = read_buffer_id(files, path)
     buffer_id, sound = found if found is not None else (UUID(int=0), False)
@@ -196,7 +198,9 @@ exit codes:
 """
 
 
-def make_parser(name: str, description: str, *, ok: str, failed: str, changes: bool = False) -> argparse.ArgumentParser:
+def make_parser(
+    name: str, description: str, *, ok: str, failed: str, changes: bool = False
+) -> argparse.ArgumentParser:
     """A parser with DIR, --json and --quiet, whose help tells the exit codes."""
     in_use = "\n  3    another process has the directory open; nothing was done" if changes else ""
     parser = argparse.ArgumentParser(
@@ -211,7 +215,11 @@ def make_parser(name: str, description: str, *, ok: str, failed: str, changes: b
     return parser
 
 
-def run_command(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+def run_command(
+    command: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+) -> int:
     """Parse, run, and turn what is raised into a message and an exit code."""
     options = parser.parse_args(argv)
     try:

@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     actions = {"list": _main_list, "replay": _main_replay, "purge": _main_purge}
     if argv[:1] and argv[0] in actions:
         return actions[argv[0]](argv[1:])
-    usage = "usage: forebay dlq list|replay|purge DIR ...\n\n`forebay dlq list --help` explains each."
+    usage = (
+        "usage: forebay dlq list|replay|purge DIR ...\n\n`forebay dlq list --help` explains each."
+    )
     asked = list(argv[:1]) in (["-h"], ["--help"])
     print(usage, file=sys.stdout if asked else sys.stderr)
     return OK if asked else USAGE
@@ -83,9 +85,13 @@ def _main_replay(argv: Sequence[str]) -> int:
     )
     _add_filters(parser)
     parser.add_argument("--to", metavar="FILE", help="add the events to this file instead")
-    parser.add_argument("--format", choices=FORMATS, default="lines",
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="lines",
         help="of FILE; lines: each event and a newline (the default; events that hold a newline stay); "
-        "records: 4 bytes of length, little-endian, then the event")
+        "records: 4 bytes of length, little-endian, then the event",
+    )
     return run_command(_replay, parser, argv)
 
 
@@ -98,15 +104,29 @@ def _main_purge(argv: Sequence[str]) -> int:
         changes=True,
     )
     _add_filters(parser)
-    parser.add_argument("--all", action="store_true", help="all of them; else ids, --priority or --error choose")
+    parser.add_argument(
+        "--all", action="store_true", help="all of them; else ids, --priority or --error choose"
+    )
     parser.add_argument("--yes", action="store_true", help="do it")
     return run_command(_purge, parser, argv)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("ids", nargs="*", type=int, metavar="ID", help="only these letters, by the ids that list shows")
-    add("--priority", type=int, choices=range(1, 6), metavar="N", help="only of this priority, 1 to 5")
+    add(
+        "ids",
+        nargs="*",
+        type=int,
+        metavar="ID",
+        help="only these letters, by the ids that list shows",
+    )
+    add(
+        "--priority",
+        type=int,
+        choices=range(1, 6),
+        metavar="N",
+        help="only of this priority, 1 to 5",
+    )
     add("--error", metavar="TEXT", help="only where the error holds this text")
     add("--limit", type=_limit, metavar="N", help="at most the N oldest")
 
@@ -140,19 +160,31 @@ def _list(options: argparse.Namespace) -> int:
         report = {
             "directory": view.path,
             "letters": [_described(letter) for letter in letters],
-            "lost": [{"first_id": one.first_seq, "last_id": one.end_seq - 1, "events": one.events} for one in lost],
+            "lost": [
+                {"first_id": one.first_seq, "last_id": one.end_seq - 1, "events": one.events}
+                for one in lost
+            ],
         }
         print(json.dumps(report, indent=2))
     else:
         for letter in letters:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(letter.time_ns / 1e9))
-            print(f"{letter.id}  {when} UTC  priority {letter.priority}, number {letter.seq}, {letter.attempts} attempts")
+            print(
+                f"{letter.id}  {when} UTC  priority {letter.priority}, number {letter.seq}, {letter.attempts} attempts"
+            )
             print(f"    error  {_shown(letter.error)}")
-            print(f"    event  {len(letter.event):,} bytes: {_shown(letter.event.decode('utf-8', 'backslashreplace'))}")
+            print(
+                f"    event  {len(letter.event):,} bytes: {_shown(letter.event.decode('utf-8', 'backslashreplace'))}"
+            )
         if not letters and not options.quiet:
-            print("no dead letters" + (" of these" if options.ids or options.priority or options.error else ""))
+            print(
+                "no dead letters"
+                + (" of these" if options.ids or options.priority or options.error else "")
+            )
         for one in lost:
-            say(f"{one.events:,} letters, ids {one.first_seq} to {one.end_seq - 1}, are lost: {one.reason}")
+            say(
+                f"{one.events:,} letters, ids {one.first_seq} to {one.end_seq - 1}, are lost: {one.reason}"
+            )
     return FAILED if lost else OK
 
 
@@ -182,7 +214,10 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
 
 def _shown(text: str) -> str:
     """One line of it that no terminal takes for a command."""
-    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[: _SHOWN + 1])
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text[: _SHOWN + 1]
+    )
     return line if len(text) <= _SHOWN else line[:_SHOWN] + "…"
 
 
@@ -193,9 +228,15 @@ def _replay(options: argparse.Namespace) -> int:
     view = look_at_buffer(options.directory)
     refuse_owner(view, "dlq replay")
     with Ticker(options) as ticker:
-        replayed, stayed = _to_file(view, options, ticker) if options.to is not None else _to_buffer(view, options, ticker)
+        replayed, stayed = (
+            _to_file(view, options, ticker)
+            if options.to is not None
+            else _to_buffer(view, options, ticker)
+        )
     if options.json:
-        print(json.dumps({"directory": view.path, "replayed": replayed, "stayed": stayed}, indent=2))
+        print(
+            json.dumps({"directory": view.path, "replayed": replayed, "stayed": stayed}, indent=2)
+        )
     else:
         if not options.quiet:
             print(f"{replayed:,} letters replayed")
@@ -204,11 +245,20 @@ def _replay(options: argparse.Namespace) -> int:
     return FAILED if stayed else OK
 
 
-def _to_buffer(view: BufferView, options: argparse.Namespace, ticker: Ticker) -> tuple[int, dict[str, int]]:
+def _to_buffer(
+    view: BufferView, options: argparse.Namespace, ticker: Ticker
+) -> tuple[int, dict[str, int]]:
     looks = [look_at_ring(lane.ring_path) for lane in view.lanes]
     # Rings of the size that they have: another one would have the next start move what is in them.
-    lane_bytes = max((look.capacity_bytes for look in looks if look is not None and look.damage is None), default=0)
-    config = BufferConfig(directory=view.path, lane_bytes=lane_bytes) if lane_bytes else BufferConfig(directory=view.path)
+    lane_bytes = max(
+        (look.capacity_bytes for look in looks if look is not None and look.damage is None),
+        default=0,
+    )
+    config = (
+        BufferConfig(directory=view.path, lane_bytes=lane_bytes)
+        if lane_bytes
+        else BufferConfig(directory=view.path)
+    )
     largest = MessageRing(config.lane_bytes).max_message_bytes
     replayed = 0
     stayed: dict[str, int] = {}
@@ -247,7 +297,9 @@ def _add(buffer: BufferManager, letters: Sequence[DeadLetter]) -> int:
     return added
 
 
-def _to_file(view: BufferView, options: argparse.Namespace, ticker: Ticker) -> tuple[int, dict[str, int]]:
+def _to_file(
+    view: BufferView, options: argparse.Namespace, ticker: Ticker
+) -> tuple[int, dict[str, int]]:
     replayed = 0
     stayed: dict[str, int] = {}
     with BufferDirectory(view.path) as directory:
@@ -256,7 +308,11 @@ def _to_file(view: BufferView, options: argparse.Namespace, ticker: Ticker) -> t
             with open(options.to, "ab") as out:
                 letters = _chosen(options, store.letters())
                 while chunk := list(islice(letters, _CHUNK)):
-                    clear = [letter for letter in chunk if options.format != "lines" or b"\n" not in letter.event]
+                    clear = [
+                        letter
+                        for letter in chunk
+                        if options.format != "lines" or b"\n" not in letter.event
+                    ]
                     if len(clear) < len(chunk):
                         why = "their events hold newlines, so lines would not tell where they end: use --format records"
                         stayed[why] = stayed.get(why, 0) + len(chunk) - len(clear)
@@ -279,7 +335,9 @@ def _one(event: bytes) -> Messages:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    if not (options.all or options.ids or options.priority is not None or options.error is not None):
+    if not (
+        options.all or options.ids or options.priority is not None or options.error is not None
+    ):
         say("choose which letters to purge, by their ids, --priority or --error, or --all")
         return USAGE
     view = look_at_buffer(options.directory)

@@ -48,11 +48,31 @@ def main(argv: Sequence[str]) -> int:
         failed="something was lost to damage, or could not be read, written, or told apart as lines; the rest was written",
     )
     add = parser.add_argument
-    add("--to", default="-", metavar="FILE", help="a file, which is overwritten, or - for stdout (the default)")
-    add("--priority", type=int, choices=range(1, 6), action="append", metavar="N", help="only this lane, from 1 to 5; repeatable")
-    add("--all", action="store_true", help="also what was acked and is still there, and what is readable of damaged files")
-    add("--format", choices=FORMATS, default="lines",
-        help="lines: each event and a newline (the default); records: 4 bytes of length, little-endian, then the event")
+    add(
+        "--to",
+        default="-",
+        metavar="FILE",
+        help="a file, which is overwritten, or - for stdout (the default)",
+    )
+    add(
+        "--priority",
+        type=int,
+        choices=range(1, 6),
+        action="append",
+        metavar="N",
+        help="only this lane, from 1 to 5; repeatable",
+    )
+    add(
+        "--all",
+        action="store_true",
+        help="also what was acked and is still there, and what is readable of damaged files",
+    )
+    add(
+        "--format",
+        choices=FORMATS,
+        default="lines",
+        help="lines: each event and a newline (the default); records: 4 bytes of length, little-endian, then the event",
+    )
     return run_command(_export, parser, argv)
 
 
@@ -91,7 +111,9 @@ class _Export:
         self.unread = False
 
     def lane(self, lane: LaneView, *, everything: bool) -> None:
-        for item in with_quarantined(self._view, lane) if everything else stored_events(self._view, lane):
+        for item in (
+            with_quarantined(self._view, lane) if everything else stored_events(self._view, lane)
+        ):
             if isinstance(item, Lost):
                 self.lost.append({"priority": lane.number, "first_seq": item.first_seq, "last_seq": item.end_seq - 1,
                                   "events": item.events, "reason": item.reason})  # fmt: skip
@@ -115,13 +137,17 @@ class _Export:
     def _salvaged(self, look: RingLook, lane: LaneView) -> None:
         found, debt = salvage_ring(look, end_seq_of(look_at_lane(self._view, lane)))
         if self._view.had_owner_since():
-            self._leave_out(f"{look.path} was opened by another process meanwhile: left out; export again")
+            self._leave_out(
+                f"{look.path} was opened by another process meanwhile: left out; export again"
+            )
             return
         for first, end in debt.whole:
             for messages in found.messages(first, end):
                 self._write(messages, lane)
         if debt.events:
-            self.notes.append(f"{lane.title}: {debt.events:,} events of a ring from before a reboot are whole")
+            self.notes.append(
+                f"{lane.title}: {debt.events:,} events of a ring from before a reboot are whole"
+            )
         for first, end in debt.missing:
             self.lost.append({"priority": lane.number, "first_seq": first, "last_seq": end - 1, "events": end - first,
                               "reason": "in memory when the machine went down"})  # fmt: skip
@@ -131,7 +157,9 @@ class _Export:
         pieces = ring_events(look)
         first = next(pieces, None)  # now it has been copied
         if self._view.had_owner_since():
-            self._leave_out(f"{look.path} was opened by another process meanwhile: left out; export again")
+            self._leave_out(
+                f"{look.path} was opened by another process meanwhile: left out; export again"
+            )
             return
         while first is not None:
             # What is on disk as well was written by an owner that died before it let go of it.
@@ -183,7 +211,9 @@ def _conclude(options: argparse.Namespace, view: BufferView, tally: _Export) -> 
                 f"are lost: {one['reason']}"
             )
         if tally.with_newlines:
-            say(f"{tally.with_newlines:,} events hold newlines, so lines do not tell where they end: use --format records")
+            say(
+                f"{tally.with_newlines:,} events hold newlines, so lines do not tell where they end: use --format records"
+            )
         if not options.quiet:
             say(f"{report['events']:,} events written, {tally.nbytes:,} bytes")
     return FAILED if tally.lost or tally.with_newlines or tally.unread else OK

@@ -1,7 +1,7 @@
 """Events as bytes in a file: as lines, or as records of which each says its length.
 
-    lines     event, b"\\n". An event that holds a newline itself can not be told from two.
-    records   length as 4 bytes, little-endian, then the event. Takes any event.
+lines     event, b"\\n". An event that holds a newline itself can not be told from two.
+records   length as 4 bytes, little-endian, then the event. Takes any event.
 """
 
 from __future__ import annotations
@@ -38,5 +38,7 @@ def framed(messages: Messages, form: str) -> bytes | memoryview:
 def with_newlines(messages: Messages) -> int:
     """How many of the events hold a newline."""
     offsets = messages.offsets
-    found = np.flatnonzero(messages.data[int(offsets[0]) : int(offsets[-1])] == _NEWLINE) + offsets[0]
+    found = (
+        np.flatnonzero(messages.data[int(offsets[0]) : int(offsets[-1])] == _NEWLINE) + offsets[0]
+    )
     return len(np.unique(np.searchsorted(offsets, found, "right"))) if len(found) else 0

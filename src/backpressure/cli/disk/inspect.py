@@ -54,9 +54,16 @@ def _inspect(options: argparse.Namespace) -> int:
             "manifest": view.manifest,
             "owner": None if view.owner is None else {"pid": view.owner.pid},
             "lanes": [
-                {"priority": lane.number, "ring": _ring(view, lane), "disk": _disk(view, lane, ticker)} for lane in view.lanes
+                {
+                    "priority": lane.number,
+                    "ring": _ring(view, lane),
+                    "disk": _disk(view, lane, ticker),
+                }
+                for lane in view.lanes
             ],
-            "dead_letters": None if view.dead_letters is None else _disk(view, view.dead_letters, ticker),
+            "dead_letters": None
+            if view.dead_letters is None
+            else _disk(view, view.dead_letters, ticker),
         }
     print(json.dumps(report, indent=2) if options.json else _text(report, view))
     return OK
@@ -76,14 +83,20 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
     elif view.owner is None:
         end_seq = end_seq_of(look_at_lane(view, lane))
         # What lies below is on disk as well: a crash came between writing and letting go.
-        events = sum(min(len(part), max(part.first_seq + len(part) - end_seq, 0)) for part in ring_events(look))
+        events = sum(
+            min(len(part), max(part.first_seq + len(part) - end_seq, 0))
+            for part in ring_events(look)
+        )
     return {
         "state": "from before a reboot" if look.from_before_reboot else "whole",
         "capacity_bytes": look.capacity_bytes,
         "used_bytes": look.used_bytes,
         "next_seq": look.next_seq,
         "events": events,
-        "lost": [{"first_seq": first, "last_seq": end - 1, "events": end - first} for first, end in missing],
+        "lost": [
+            {"first_seq": first, "last_seq": end - 1, "events": end - first}
+            for first, end in missing
+        ],
     }
 
 
@@ -91,7 +104,9 @@ def _disk(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
     found = look_at_lane(view, lane)
     settled = settled_of(found)
     end_seq = end_seq_of(found)
-    durable = [segment.link.end for segment in found.segments[-1:]]  # each file is durable before the next is made
+    durable = [
+        segment.link.end for segment in found.segments[-1:]
+    ]  # each file is durable before the next is made
     if found.record is not None:
         durable.append(found.record.durable.end)
     first = next((item for item in stored_events(view, lane) if isinstance(item, Run)), None)
@@ -115,7 +130,9 @@ def _disk(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
 def _count_blocks(view: BufferView, lane: LaneView, segment: Segment, ticker: Ticker) -> int:
     """Blocks with a sound header."""
     try:
-        file = SegmentFile(view.files, os.path.join(lane.path, segment.name), segment.salt, _HEADER_WINDOW_BYTES)
+        file = SegmentFile(
+            view.files, os.path.join(lane.path, segment.name), segment.salt, _HEADER_WINDOW_BYTES
+        )
     except FileNotFoundError:
         return 0  # its owner has deleted it
     blocks = 0
@@ -137,12 +154,22 @@ def _count_blocks(view: BufferView, lane: LaneView, segment: Segment, ticker: Ti
 
 
 def _text(report: dict[str, Any], view: BufferView) -> str:
-    owner = "nobody has it open" if view.owner is None else f"open in {describe_owner(view.owner)}, which changes it meanwhile"
+    owner = (
+        "nobody has it open"
+        if view.owner is None
+        else f"open in {describe_owner(view.owner)}, which changes it meanwhile"
+    )
     lines = [f"{view.path}: buffer {report['buffer_id']}, {owner}"]
     if view.manifest != "sound":
-        lines.append(f"  the manifest is {view.manifest}: the next start, or `forebay repair`, writes it anew")
+        lines.append(
+            f"  the manifest is {view.manifest}: the next start, or `forebay repair`, writes it anew"
+        )
     for lane in report["lanes"]:
-        lines += [f"priority {lane['priority']}", f"  ring   {_ring_text(lane['ring'])}", *_disk_lines(lane["disk"])]
+        lines += [
+            f"priority {lane['priority']}",
+            f"  ring   {_ring_text(lane['ring'])}",
+            *_disk_lines(lane["disk"]),
+        ]
     if report["dead_letters"] is not None:
         lines += ["dead letters", *_disk_lines(report["dead_letters"])]
     return "\n".join(lines)
@@ -156,9 +183,15 @@ def _ring_text(ring: dict[str, Any] | None) -> str:
     if ring["state"] != "whole":
         if ring["events"] is None:
             return f"{ring['state']}"
-        lost = "".join(f", numbers {one['first_seq']} to {one['last_seq']} are lost" for one in ring["lost"])
+        lost = "".join(
+            f", numbers {one['first_seq']} to {one['last_seq']} are lost" for one in ring["lost"]
+        )
         return f"{ring['state']}: {ring['events']:,} events are whole and owed{lost}"
-    events = "events not counted while it is open" if ring["events"] is None else f"{ring['events']:,} events owed"
+    events = (
+        "events not counted while it is open"
+        if ring["events"] is None
+        else f"{ring['events']:,} events owed"
+    )
     return f"{events}, {ring['used_bytes']:,} of {ring['capacity_bytes']:,} bytes used, next number {ring['next_seq']}"
 
 
@@ -169,20 +202,28 @@ def _disk_lines(disk: dict[str, Any]) -> list[str]:
     acked = f"below {disk['acked_below']}"
     if ranges:
         shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:_SHOWN_RANGES])
-        acked += f", and {shown}" + (f" and {len(ranges) - _SHOWN_RANGES} more ranges" if len(ranges) > _SHOWN_RANGES else "")
+        acked += f", and {shown}" + (
+            f" and {len(ranges) - _SHOWN_RANGES} more ranges" if len(ranges) > _SHOWN_RANGES else ""
+        )
     oldest = ""
     if disk["oldest_ns"]:
-        oldest = f", the oldest written {max(time.time() - disk['oldest_ns'] / 1e9, 0.0):,.0f} s ago"
+        oldest = (
+            f", the oldest written {max(time.time() - disk['oldest_ns'] / 1e9, 0.0):,.0f} s ago"
+        )
     lines = [
         f"  disk   {disk['events']:,} events owed{oldest}; {disk['segments']} segments, {disk['blocks']:,} blocks, "
         f"{disk['bytes']:,} bytes",
         f"         numbers {disk['first_seq']} to {disk['end_seq']}, durable at least below {disk['durable_seq']}; acked {acked}",
     ]
     if disk["torn_bytes"]:
-        lines.append(f"         {disk['torn_bytes']:,} bytes behind the last sound block: of a write under way, or cut off")
+        lines.append(
+            f"         {disk['torn_bytes']:,} bytes behind the last sound block: of a write under way, or cut off"
+        )
     if disk["damaged_headers"]:
         lines.append(f"         {disk['damaged_headers']} segments with a damaged header")
     if disk["quarantined"]:
         size = sum(one["bytes"] for one in disk["quarantined"])
-        lines.append(f"         {len(disk['quarantined'])} damaged files kept aside, {size:,} bytes")
+        lines.append(
+            f"         {len(disk['quarantined'])} damaged files kept aside, {size:,} bytes"
+        )
     return lines

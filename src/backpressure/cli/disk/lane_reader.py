@@ -15,8 +15,19 @@ import numpy as np
 from backpressure.cli.disk import BufferView, LaneView, look_at_lane
 from backpressure.spill.blocks import Decoder, stored_is_sound
 from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View
-from backpressure.spill.recovery import QUARANTINE_SUFFIX, Recovered, end_seq_of, missing_tail_of, settled_of
-from backpressure.spill.segments import SEGMENT_HEADER_BYTES, SegmentFile, Unreadable, parse_segment_name
+from backpressure.spill.recovery import (
+    QUARANTINE_SUFFIX,
+    Recovered,
+    end_seq_of,
+    missing_tail_of,
+    settled_of,
+)
+from backpressure.spill.segments import (
+    SEGMENT_HEADER_BYTES,
+    SegmentFile,
+    Unreadable,
+    parse_segment_name,
+)
 from backpressure.spill.settled import Settled
 
 __all__ = ["end_seq_of", "owed_on_disk", "settled_of", "stored_events", "with_quarantined"]
@@ -60,14 +71,18 @@ def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> I
         reader.close()
 
 
-def _read_all(reader: Reader, found: Recovered, settled: Settled, seq: int) -> Iterator[Run | Missing]:
+def _read_all(
+    reader: Reader, found: Recovered, settled: Settled, seq: int
+) -> Iterator[Run | Missing]:
     if not found.segments:
         return
     view = View(found.segments, found.segments[-1].size, found.link)
     while True:
         seq = settled.next_open(seq)
         stop = settled.next_settled(seq)
-        item = reader.read(seq, _LAST_SEQ if stop is None else stop, _MOST_EVENTS, _MOST_BYTES, view)
+        item = reader.read(
+            seq, _LAST_SEQ if stop is None else stop, _MOST_EVENTS, _MOST_BYTES, view
+        )
         if item is None:
             return
         if isinstance(item, Gap):
@@ -77,7 +92,12 @@ def _read_all(reader: Reader, found: Recovered, settled: Settled, seq: int) -> I
             settled.settle(min(seq, item.gap_start), lost.first_seq, 0)
             events = settled.settle(lost.first_seq, lost.end_seq, lost.events)
             if events:
-                lost = Lost(first_seq=lost.first_seq, end_seq=lost.end_seq, events=events, reason=lost.reason)
+                lost = Lost(
+                    first_seq=lost.first_seq,
+                    end_seq=lost.end_seq,
+                    events=events,
+                    reason=lost.reason,
+                )
                 yield item._replace(lost=lost)
         else:
             yield item
@@ -91,7 +111,10 @@ def _name_of(found: Recovered, serial: int) -> str:
 def with_quarantined(view: BufferView, lane: LaneView) -> Iterator[Run | Lost]:
     """All that can be read: of the segments, acked or not, and of the files kept aside; each number once."""
     names = [name for name, _ in look_at_lane(view, lane).quarantined]
-    parts = [_numbered(stored_events(view, lane, acked=True)), *(_numbered(_quarantined(view, lane, name)) for name in names)]
+    parts = [
+        _numbered(stored_events(view, lane, acked=True)),
+        *(_numbered(_quarantined(view, lane, name)) for name in names),
+    ]
     position = 0
     losses: list[Lost] = []
     for _, _, item in heapq.merge(*parts, key=lambda part: part[:2]):
@@ -102,9 +125,16 @@ def with_quarantined(view: BufferView, lane: LaneView) -> Iterator[Run | Lost]:
             continue
         skip = max(position - item.first_seq, 0)
         position = item.end_seq
-        yield Run(
-            data=item.data, offsets=item.offsets[skip:], first_seq=item.first_seq + skip, time_ns=item.time_ns
-        ) if skip else item
+        yield (
+            Run(
+                data=item.data,
+                offsets=item.offsets[skip:],
+                first_seq=item.first_seq + skip,
+                time_ns=item.time_ns,
+            )
+            if skip
+            else item
+        )
     yield from losses
 
 
@@ -138,6 +168,11 @@ def _quarantined(view: BufferView, lane: LaneView, name: str) -> Iterator[Run]:
                 data = np.empty(header.payload_length, np.uint8)
                 offsets = decoder.decode(header, block, data)
                 if offsets is not None:
-                    yield Run(data=data, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
+                    yield Run(
+                        data=data,
+                        offsets=offsets,
+                        first_seq=header.first_seq,
+                        time_ns=header.time_ns,
+                    )
     finally:
         file.close()

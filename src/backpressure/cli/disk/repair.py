@@ -65,12 +65,18 @@ def _repair(options: argparse.Namespace) -> int:
     with Ticker(options) as ticker:
         if not options.yes:
             return _conclude(options, view, _plan(view, ticker), done=False)
-        with BufferDirectory(options.directory) as directory:  # which writes a damaged manifest anew
+        with BufferDirectory(
+            options.directory
+        ) as directory:  # which writes a damaged manifest anew
             view = dataclasses.replace(view, buffer_id=directory.buffer_id)
             steps = _plan(view, ticker)
             for lane in view.everything():
                 _mend(view, lane, steps)
-            left = [step for step in _plan(look_at_buffer(options.directory), ticker) if step["action"] != "manifest"]
+            left = [
+                step
+                for step in _plan(look_at_buffer(options.directory), ticker)
+                if step["action"] != "manifest"
+            ]
     for step in left:
         say(f"still damaged: {step['path']}: {step['what']}")
     return _conclude(options, view, steps, done=True) or (FAILED if left else OK)
@@ -81,7 +87,14 @@ def _plan(view: BufferView, ticker: Ticker) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     if view.manifest != "sound":
         what = "one copy is damaged" if view.manifest == "damaged" else "it is missing"
-        steps.append({"action": "manifest", "path": os.path.join(view.path, "manifest"), "what": what, "lane": None})
+        steps.append(
+            {
+                "action": "manifest",
+                "path": os.path.join(view.path, "manifest"),
+                "what": what,
+                "lane": None,
+            }
+        )
     for lane in view.everything():
         checked = check_lane(view, lane, ticker)
         ring = lane.ring_path
@@ -92,7 +105,14 @@ def _plan(view: BufferView, ticker: Ticker) -> list[dict[str, Any]]:
                 action = "leave" if mine[0]["later_release"] else "move aside"
             elif os.path.basename(path) == LEDGER_NAME:
                 action = "move aside"  # only a hint, and written anew by the next ack
-            steps.append({"action": action, "path": path, "what": "; ".join(one["what"] for one in mine), "lane": lane.number})
+            steps.append(
+                {
+                    "action": action,
+                    "path": path,
+                    "what": "; ".join(one["what"] for one in mine),
+                    "lane": lane.number,
+                }
+            )
     return steps
 
 
@@ -116,7 +136,11 @@ def _replace_ring(view: BufferView, lane: LaneView, look: RingLook) -> None:
     building = look.path + ".new"
     if os.path.exists(building):
         os.unlink(building)
-    first_seq = next_seq if next_seq is not None and end_seq <= next_seq <= _MOST_SEQ else end_seq + NUMBERS_JUMP
+    first_seq = (
+        next_seq
+        if next_seq is not None and end_seq <= next_seq <= _MOST_SEQ
+        else end_seq + NUMBERS_JUMP
+    )
     MessageRing(_SMALL_RING_BYTES, path=building, first_seq=first_seq).close()
     os.link(look.path, _name_aside(look.path))
     os.replace(building, look.path)
@@ -132,7 +156,9 @@ def _name_aside(path: str) -> str:
     return aside
 
 
-def _conclude(options: argparse.Namespace, view: BufferView, steps: list[dict[str, Any]], *, done: bool) -> int:
+def _conclude(
+    options: argparse.Namespace, view: BufferView, steps: list[dict[str, Any]], *, done: bool
+) -> int:
     to_do = [step for step in steps if step["action"] != "leave"]
     by_hand = len(steps) > len(to_do)
     if options.json:
@@ -150,10 +176,15 @@ def _conclude(options: argparse.Namespace, view: BufferView, steps: list[dict[st
 
 def _said(action: str, done: bool) -> str:
     if action == "leave":
-        return "left as it is, since a later release may have written it (if none has, move it away):"
+        return (
+            "left as it is, since a later release may have written it (if none has, move it away):"
+        )
     would, has = {
         "manifest": ("would write anew", "written anew"),
-        "rewrite": ("would write without its damage, and keep the old one aside", "written without it, the old one kept aside"),
+        "rewrite": (
+            "would write without its damage, and keep the old one aside",
+            "written without it, the old one kept aside",
+        ),
         "move aside": ("would move aside", "moved aside"),
     }[action]
     return (has if done else would) + ":"

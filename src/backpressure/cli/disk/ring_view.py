@@ -31,7 +31,9 @@ class RingLook:
     acked_seq: int = 0  #: what is in use begins here
     read_seq: int = 0  #: what nobody has taken begins here
     next_seq: int | None = None  #: the number that the next event gets; None: nothing says so
-    from_before_reboot: bool = False  #: then only what checksums prove whole is delivered: see salvage_ring
+    from_before_reboot: bool = (
+        False  #: then only what checksums prove whole is delivered: see salvage_ring
+    )
     #: Why a buffer can not use it, or None.
     damage: str | None = None
     #: A header that is not of this format, which a later release may have written.
@@ -53,7 +55,9 @@ def look_at_ring(path: str) -> RingLook | None:
     except FileNotFoundError:
         return None
     except SharedFileError as error:
-        return RingLook(path=path, size=size, damage=str(error), other_format="has format" in str(error))
+        return RingLook(
+            path=path, size=size, damage=str(error), other_format="has format" in str(error)
+        )
     return RingLook(
         path=path,
         size=size,
@@ -129,4 +133,3 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
         if piece != zeros[: len(piece)]:  # what was never used takes no memory
             os.pwrite(target, piece, start)
         start += len(piece)
-

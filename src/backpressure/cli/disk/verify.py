@@ -54,7 +54,8 @@ def _verify(options: argparse.Namespace) -> int:
         "owner": None if view.owner is None else {"pid": view.owner.pid},
         "manifest": view.manifest,
         "lanes": lanes,
-        "damaged": view.manifest == "damaged" or any(lane["damage"] or lane["lost"] for lane in lanes),
+        "damaged": view.manifest == "damaged"
+        or any(lane["damage"] or lane["lost"] for lane in lanes),
     }
     if options.json:
         print(json.dumps(report, indent=2))
@@ -64,7 +65,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _total_bytes(view: BufferView) -> int:
-    return sum(segment.size for lane in view.everything() for segment in look_at_lane(view, lane).segments)
+    return sum(
+        segment.size for lane in view.everything() for segment in look_at_lane(view, lane).segments
+    )
 
 
 def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
@@ -80,7 +83,12 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
     found = look_at_lane(view, lane)
     ledger = os.path.join(lane.path, LEDGER_NAME)
     if found.record is None and os.path.exists(ledger):
-        damage.append({"path": ledger, "what": "no sound record of what was acked: events will be delivered again"})
+        damage.append(
+            {
+                "path": ledger,
+                "what": "no sound record of what was acked: events will be delivered again",
+            }
+        )
     # Only where something is damaged can something be lost, but for the end of the newest file, which the record tells of.
     missing_tail = found.record is not None and found.record.durable.rank > found.link.rank
     lost = []
@@ -89,7 +97,12 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
     look = look_at_ring(lane.ring_path)
     if look is not None and look.damage is None and look.from_before_reboot and view.owner is None:
         lost += [
-            Lost(first_seq=first, end_seq=end, events=end - first, reason="in memory when the machine went down")
+            Lost(
+                first_seq=first,
+                end_seq=end,
+                events=end - first,
+                reason="in memory when the machine went down",
+            )
             for first, end in salvage_ring(look, end_seq_of(found))[1].missing
         ]
     return {
@@ -99,7 +112,13 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
         "torn_bytes": torn,
         "damage": check_ring(lane) + damage,
         "lost": [
-            {"first_seq": one.first_seq, "last_seq": one.end_seq - 1, "events": one.events, "reason": one.reason} for one in lost
+            {
+                "first_seq": one.first_seq,
+                "last_seq": one.end_seq - 1,
+                "events": one.events,
+                "reason": one.reason,
+            }
+            for one in lost
         ],
     }
 
@@ -109,7 +128,13 @@ def check_ring(lane: LaneView) -> list[dict[str, Any]]:
     look = look_at_ring(lane.ring_path)
     if look is None or look.damage is None:
         return []
-    return [{"path": look.path, "what": look.damage.removeprefix(f"{look.path} "), "later_release": look.other_format}]
+    return [
+        {
+            "path": look.path,
+            "what": look.damage.removeprefix(f"{look.path} "),
+            "later_release": look.other_format,
+        }
+    ]
 
 
 def _reports(view: BufferView, lane: LaneView) -> Iterator[SegmentReport]:
@@ -130,7 +155,9 @@ def _reports(view: BufferView, lane: LaneView) -> Iterator[SegmentReport]:
 def _damage_of(report: SegmentReport) -> list[dict[str, Any]]:
     damage: list[dict[str, Any]] = []
     if not report.header_is_sound:
-        damage.append({"path": report.path, "what": "its header is damaged", "position": 0, "bytes": 96})
+        damage.append(
+            {"path": report.path, "what": "its header is damaged", "position": 0, "bytes": 96}
+        )
     for one in report.blocks:
         if one.state is BlockState.DAMAGED:
             what = f"the block of numbers {one.first_seq} to {one.end_seq - 1} is damaged"
@@ -138,21 +165,35 @@ def _damage_of(report: SegmentReport) -> list[dict[str, Any]]:
             what = "no sound block"
         else:
             continue
-        damage.append({"path": report.path, "what": what, "position": one.position, "bytes": one.nbytes})
+        damage.append(
+            {"path": report.path, "what": what, "position": one.position, "bytes": one.nbytes}
+        )
     return damage
 
 
 def _print(report: dict[str, Any], view: BufferView, *, quiet: bool) -> None:
     if view.owner is not None and not quiet:
-        print(f"{view.path} is open in {describe_owner(view.owner)}: what that writes meanwhile is not judged")
+        print(
+            f"{view.path} is open in {describe_owner(view.owner)}: what that writes meanwhile is not judged"
+        )
     if view.manifest == "damaged":
-        print(f"{os.path.join(view.path, 'manifest')}: one copy is damaged; the next start writes it anew")
+        print(
+            f"{os.path.join(view.path, 'manifest')}: one copy is damaged; the next start writes it anew"
+        )
     for lane, checked in zip(view.everything(), report["lanes"], strict=True):
         if not quiet:
-            torn = f", {checked['torn_bytes']:,} bytes of a write that was cut off" if checked["torn_bytes"] else ""
-            print(f"{lane.title}: {checked['blocks']:,} blocks, {checked['bytes']:,} bytes are sound{torn}")
+            torn = (
+                f", {checked['torn_bytes']:,} bytes of a write that was cut off"
+                if checked["torn_bytes"]
+                else ""
+            )
+            print(
+                f"{lane.title}: {checked['blocks']:,} blocks, {checked['bytes']:,} bytes are sound{torn}"
+            )
         for one in checked["damage"]:
             where = f" at {one['position']:,}, {one['bytes']:,} bytes" if "position" in one else ""
             print(f"  DAMAGED {one['path']}{where}: {one['what']}")
         for one in checked["lost"]:
-            print(f"  LOST {one['events']:,} events, numbers {one['first_seq']} to {one['last_seq']}: {one['reason']}")
+            print(
+                f"  LOST {one['events']:,} events, numbers {one['first_seq']} to {one['last_seq']}: {one['reason']}"
+            )

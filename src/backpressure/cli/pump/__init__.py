@@ -43,10 +43,14 @@ _SIGNAL_SECONDS = 0.1
 def main(argv: Sequence[str]) -> int:
     """Run `forebay pump` with these arguments; returns the exit code."""
     options = parse(argv)
-    logging.getLogger("backpressure").addHandler(logging.NullHandler())  # what is lost is said below, once
+    logging.getLogger("backpressure").addHandler(
+        logging.NullHandler()
+    )  # what is lost is said below, once
     try:
         return _pump(options)
-    except KeyboardInterrupt:  # before or after the run itself, which handles signals by its own means
+    except (
+        KeyboardInterrupt
+    ):  # before or after the run itself, which handles signals by its own means
         _say("interrupted before anything was read")
         return BY_SIGNAL + signal.SIGINT
 
@@ -89,13 +93,16 @@ def _pump(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> BufferConfig:
     """The buffer's config: all policies on, with what the command line changes."""
     config = BufferConfig(
-        max_batch_bytes=_BATCH_BYTES, circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout, canary=True)
+        max_batch_bytes=_BATCH_BYTES,
+        circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout, canary=True),
     )
     if options.lane_bytes is not None:
         config = replace(config, lane_bytes=options.lane_bytes)
     if options.rate is not None:
         # A second's worth may pass at once: less would cut chunks of lines into crumbs.
-        flow = FlowControlConfig(max_events_per_second=options.rate, burst_size=max(1, round(options.rate)))
+        flow = FlowControlConfig(
+            max_events_per_second=options.rate, burst_size=max(1, round(options.rate))
+        )
         config = replace(config, flow_control=flow)
     return config
 
@@ -180,7 +187,10 @@ def _rows(progress: Progress, buffer: BufferManager) -> list[Row]:
         ("events delivered", f"{progress.events:,}"),
         ("bytes", megabytes(progress.nbytes)),
         ("time", f"{progress.seconds:,.2f} s"),
-        ("rate", f"{progress.events / seconds:,.0f} events/s, {megabytes(progress.nbytes / seconds)}/s"),
+        (
+            "rate",
+            f"{progress.events / seconds:,.0f} events/s, {megabytes(progress.nbytes / seconds)}/s",
+        ),
         ("batches", f"{progress.batches:,}"),
         ("events in a batch", f"{mean:,.0f} (from {smallest:,} to {largest:,})"),
         ("failed batches", f"{stats.batches_nacked:,}"),

@@ -38,22 +38,57 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="a file, or - for stdin; several are joined as by cat")
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file, or - for stdin; several are joined as by cat",
+    )
     add("--to", required=True, metavar="SINK", help="a file, which is overwritten, or - for stdout")
     add("--append", action="store_true", help="add to an existing SINK instead of overwriting it")
-    add("--priority-by", action="append", default=[], type=_rule, metavar="REGEX=N",
+    add(
+        "--priority-by",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="REGEX=N",
         help="lines that match get priority N, from 1 (most urgent) to 5, all others 3; "
-        "repeatable, the first match wins")
-    add("--lane-bytes", type=_size, metavar="SIZE",
-        help="memory for each priority, as 512K, 64M (the default) or 1G")
+        "repeatable, the first match wins",
+    )
+    add(
+        "--lane-bytes",
+        type=_size,
+        metavar="SIZE",
+        help="memory for each priority, as 512K, 64M (the default) or 1G",
+    )
     add("--rate", type=_positive, metavar="N", help="carry at most N events a second")
-    add("--batch-size", type=_count, metavar="N", help="at most N events in a batch (default: adapts itself)")
-    add("--reset-timeout", type=_positive, default=1.0, metavar="S",
-        help="seconds until the circuit breaker tries a failed sink again (default: %(default)s)")
-    add("--retry-for", type=_seconds, default=30.0, metavar="S",
-        help="give up when the sink has failed for S seconds on end; 0: at once (default: %(default)s)")
-    add("--inject-failures", type=_share, default=0.0, metavar="RATE",
-        help="drill: let this share of the writes (0 to 1) fail, before or half-way")
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="at most N events in a batch (default: adapts itself)",
+    )
+    add(
+        "--reset-timeout",
+        type=_positive,
+        default=1.0,
+        metavar="S",
+        help="seconds until the circuit breaker tries a failed sink again (default: %(default)s)",
+    )
+    add(
+        "--retry-for",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="give up when the sink has failed for S seconds on end; 0: at once (default: %(default)s)",
+    )
+    add(
+        "--inject-failures",
+        type=_share,
+        default=0.0,
+        metavar="RATE",
+        help="drill: let this share of the writes (0 to 1) fail, before or half-way",
+    )
     add("--seed", type=int, default=0, help="seed of the injected failures (default: %(default)s)")
     add("--quiet", action="store_true", help="show only what went wrong")
     return parser.parse_args(argv)

@@ -86,7 +86,9 @@ class Transfer:
         self._clock = clock or MonotonicClock()
         self._stopping = threading.Event()
         self._abandoned = threading.Event()
-        self.reader = LineReader(sources, max_line_bytes=max_line_bytes, stopping=self._stopping.is_set)
+        self.reader = LineReader(
+            sources, max_line_bytes=max_line_bytes, stopping=self._stopping.is_set
+        )
         self._fed = threading.Event()
         self._done = threading.Event()
         # Held while a last line without newline is put in and noted in `_end`, so that it can not be sent
@@ -95,7 +97,10 @@ class Transfer:
         self._end: tuple[int, int] | None = None  # its priority and sequence number
         self._lockstep = all(map(_is_regular, sources))
         work = [self._carry] if self._lockstep else [self._feed, self._deliver]
-        self._threads = [threading.Thread(target=one, name=f"forebay-{one.__name__}", daemon=True) for one in work]
+        self._threads = [
+            threading.Thread(target=one, name=f"forebay-{one.__name__}", daemon=True)
+            for one in work
+        ]
         self._started = 0.0
         self._ended: float | None = None
         self._failing_since: float | None = None
@@ -177,7 +182,9 @@ class Transfer:
         parts = self._rules.split(chunk.data)
         for priority, events in parts:
             while events and not self._abandoned.is_set():
-                admission = self._buffer.add_events(events, priority=priority, timeout=self._patience())
+                admission = self._buffer.add_events(
+                    events, priority=priority, timeout=self._patience()
+                )
                 events = events[admission.accepted :]
                 self.unaccepted -= admission.accepted
                 self._deliver_in_step(admission)
@@ -192,7 +199,9 @@ class Transfer:
                         self._end = (Priority.NORMAL, admission.first_seq)
                         self._leave_open(*self._end)
                 if not admission.accepted and not self._lockstep:
-                    self._abandoned.wait(_LOOK_SECONDS)  # outside of the lock, or nothing would ever be sent
+                    self._abandoned.wait(
+                        _LOOK_SECONDS
+                    )  # outside of the lock, or nothing would ever be sent
             else:
                 admission = self._buffer.add_lines(rest, timeout=self._patience(), final=True)
             rest = rest[admission.consumed :]

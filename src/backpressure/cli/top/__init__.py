@@ -33,12 +33,26 @@ def main(argv: Sequence[str]) -> int:
         prog="forebay top",
         description="Watch a buffer: a running one by its HTTP server, or any by its directory, which is only read.",
     )
-    parser.add_argument("where", metavar="URL|DIR", help="its HTTP server, as http://127.0.0.1:8127, or its directory")
-    parser.add_argument("--interval", type=_interval, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    parser.add_argument(
+        "where",
+        metavar="URL|DIR",
+        help="its HTTP server, as http://127.0.0.1:8127, or its directory",
+    )
+    parser.add_argument(
+        "--interval",
+        type=_interval,
+        default=1.0,
+        metavar="S",
+        help="seconds between two looks (default: 1)",
+    )
     parser.add_argument("--once", action="store_true", help="show it once and end")
     options = parser.parse_args(argv)
     try:
-        view = DirectoryView(options.where) if os.path.isdir(options.where) else ServerView(options.where)
+        view = (
+            DirectoryView(options.where)
+            if os.path.isdir(options.where)
+            else ServerView(options.where)
+        )
     except ValueError as error:
         print(f"forebay: {error}", file=sys.stderr)
         return USAGE

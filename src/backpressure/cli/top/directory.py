@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from backpressure.base.errors import BackpressureError
-from backpressure.cli.disk import BufferView, LaneView, NotABuffer, Owner, describe_owner, look_at_buffer, look_at_lane
+from backpressure.cli.disk import (
+    BufferView,
+    LaneView,
+    NotABuffer,
+    Owner,
+    describe_owner,
+    look_at_buffer,
+    look_at_lane,
+)
 from backpressure.cli.disk.lane_reader import end_seq_of, owed_on_disk, settled_of, stored_events
 from backpressure.cli.disk.ring_view import RingLook, look_at_ring
 from backpressure.cli.top.cells import bar, make_table, number, seconds, short
@@ -51,7 +59,11 @@ class LaneState:
     def ring_waiting(self) -> int:
         """Numbers in the ring that nobody has taken."""
         ring = self.ring
-        return 0 if ring is None or ring.next_seq is None else max(ring.next_seq - max(ring.read_seq, self.disk_end), 0)
+        return (
+            0
+            if ring is None or ring.next_seq is None
+            else max(ring.next_seq - max(ring.read_seq, self.disk_end), 0)
+        )
 
     @property
     def ring_out(self) -> int:
@@ -76,7 +88,11 @@ class DirectoryReading:
         self.at = at  #: seconds, of a steady clock
         self.lanes = {lane.number: _look(view, lane) for lane in view.lanes}
         self.dead_letters = None if view.dead_letters is None else _look(view, view.dead_letters)
-        self._before = before if before is not None and before.view.buffer_id == view.buffer_id and at > before.at else None
+        self._before = (
+            before
+            if before is not None and before.view.buffer_id == view.buffer_id and at > before.at
+            else None
+        )
 
     def rate(self, count: Callable[[LaneState], int], priority: int | None = None) -> float | None:
         """How fast a count of a lane, or of all, has grown, 1/s; None: nobody knows yet."""
@@ -86,7 +102,9 @@ class DirectoryReading:
         for lane in self.lanes.values():
             if priority in (None, lane.number):
                 then = self._before.lanes.get(lane.number)
-                if then is None or lane.next_seq < then.next_seq:  # another directory in the same place
+                if (
+                    then is None or lane.next_seq < then.next_seq
+                ):  # another directory in the same place
                     return None
                 total += count(lane) - count(then)
         return total / (self.at - self._before.at)
@@ -97,7 +115,11 @@ def _look(view: BufferView, lane: LaneView) -> LaneState:
     ring = look_at_ring(lane.ring_path) if lane.number else None
     found = look_at_lane(view, lane)
     owed = owed_on_disk(found)
-    first = next((item for item in stored_events(view, lane) if isinstance(item, Run)), None) if owed else None
+    first = (
+        next((item for item in stored_events(view, lane) if isinstance(item, Run)), None)
+        if owed
+        else None
+    )
     end_seq = end_seq_of(found)
     return LaneState(
         number=lane.number,
@@ -133,10 +155,21 @@ class DirectoryView:
         from rich.console import Group
         from rich.text import Text
 
-        head = Text.assemble(("forebay top  ", "bold"), (f"{self.path}  buffer {reading.view.buffer_id}", "dim"))
+        head = Text.assemble(
+            ("forebay top  ", "bold"), (f"{self.path}  buffer {reading.view.buffer_id}", "dim")
+        )
         if problem is not None:
             head.append(f"\n{problem}; what follows is old", style="bold red")
-        return Group(head, _owner(reading.view.owner), "", _events(reading), "", _files(reading), "", *_below(reading))
+        return Group(
+            head,
+            _owner(reading.view.owner),
+            "",
+            _events(reading),
+            "",
+            _files(reading),
+            "",
+            *_below(reading),
+        )
 
 
 def _owner(owner: Owner | None) -> RenderableType:
@@ -168,7 +201,10 @@ def _events(reading: DirectoryReading) -> RenderableType:
     table = make_table("priority", *(name for name, _ in (*_RATES, *_COUNTS)), "oldest")
     for priority, lane in reading.lanes.items():
         table.add_row(
-            str(priority), *_numbers(reading, [lane], priority), _age(lane.oldest_ns), style=None if lane.owed else "dim"
+            str(priority),
+            *_numbers(reading, [lane], priority),
+            _age(lane.oldest_ns),
+            style=None if lane.owed else "dim",
         )
     lanes = list(reading.lanes.values())
     table.add_section()
@@ -183,8 +219,18 @@ def _files(reading: DirectoryReading) -> RenderableType:
     for priority, lane in reading.lanes.items():
         ring = lane.ring
         # With nothing on disk the ring knows better.
-        acked = lane.acked_below if ring is None or lane.disk_events else max(lane.acked_below, ring.acked_seq)
-        filled = "-" if ring is None else "DAMAGED" if ring.damage is not None else bar(ring.used_bytes, ring.capacity_bytes)
+        acked = (
+            lane.acked_below
+            if ring is None or lane.disk_events
+            else max(lane.acked_below, ring.acked_seq)
+        )
+        filled = (
+            "-"
+            if ring is None
+            else "DAMAGED"
+            if ring.damage is not None
+            else bar(ring.used_bytes, ring.capacity_bytes)
+        )
         style = "red" if filled == "DAMAGED" else None if lane.owed or lane.segments else "dim"
         counts = [number(count) for count in (lane.next_seq, acked, lane.segments, lane.disk_bytes)]
         table.add_row(str(priority), *counts, filled, style=style)
@@ -208,7 +254,9 @@ def _below(reading: DirectoryReading) -> list[RenderableType]:
     if letters is not None:
         text = f"dead letters {letters.disk_events:,}, {letters.disk_bytes:,} bytes"
         if letters.disk_events:
-            text += f", the oldest {_age(letters.oldest_ns)} ago: forebay dlq list {reading.view.path}"
+            text += (
+                f", the oldest {_age(letters.oldest_ns)} ago: forebay dlq list {reading.view.path}"
+            )
         lines.append(Text(text, "yellow" if letters.disk_events else ""))
     if reading.view.manifest != "sound":
         lines.append(Text(f"the manifest is {reading.view.manifest}", "bold red"))
@@ -217,10 +265,20 @@ def _below(reading: DirectoryReading) -> list[RenderableType]:
         if lane.ring is not None and lane.ring.damage is not None:
             lines.append(Text(f"{title}: {lane.ring.damage}", "bold red"))
         if lane.ring is not None and lane.ring.from_before_reboot:
-            lines.append(Text(f"{title}: the ring is from before a reboot: the next start drops what is only there", "bold red"))
+            lines.append(
+                Text(
+                    f"{title}: the ring is from before a reboot: the next start drops what is only there",
+                    "bold red",
+                )
+            )
         if lane.damaged_headers or lane.quarantined:
             text = f"{title}: {lane.damaged_headers} segments with a damaged header, {lane.quarantined} damaged files kept aside"
-            lines.append(Text(f"{text}, {lane.quarantined_bytes:,} bytes: forebay verify {reading.view.path}", "bold red"))
+            lines.append(
+                Text(
+                    f"{text}, {lane.quarantined_bytes:,} bytes: forebay verify {reading.view.path}",
+                    "bold red",
+                )
+            )
     return lines
 
 

@@ -73,7 +73,9 @@ def stats_url(where: str) -> str:
     except ValueError:
         port = -1
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-        raise ValueError(f"{where!r} is neither a directory nor the URL of an HTTP server, as http://127.0.0.1:8127")
+        raise ValueError(
+            f"{where!r} is neither a directory nor the URL of an HTTP server, as http://127.0.0.1:8127"
+        )
     path = parts.path.rstrip("/")
     if not path.endswith("/buffer/stats"):
         path = path.removesuffix("/buffer") + "/buffer/stats"
@@ -82,7 +84,9 @@ def stats_url(where: str) -> str:
 
 def _fetch(url: str) -> Mapping[str, Any]:
     """What the server says. OSError or ValueError, in words."""
-    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "forebay-top"})
+    request = urllib.request.Request(
+        url, headers={"Accept": "application/json", "User-Agent": "forebay-top"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             text = answer.read(_MOST_BYTES)
@@ -118,7 +122,10 @@ def _states(stats: Mapping[str, Any]) -> RenderableType:
     pressure = _part(stats, "pressure", table="") or {}
     active = stats.get("backpressure_active")
     signal = f" by {pressure.get('signal')}" if active and pressure.get("signal") else ""
-    line.append(f" pressure {number(pressure.get('pressure'), '.0%')}{signal} ", "white on red" if active else "black on green")
+    line.append(
+        f" pressure {number(pressure.get('pressure'), '.0%')}{signal} ",
+        "white on red" if active else "black on green",
+    )
     state = _part(stats, "circuit_breaker", table="").get("state", "-")
     line.append("  ")
     line.append(f" circuit {state} ", "black on green" if state == "closed" else "white on red")
@@ -138,7 +145,17 @@ _TAILS = ("queue_delay", "batch_latency")
 
 def _lane_tables(reading: Reading) -> Iterator[RenderableType]:
     """Flow and counts; times and memory."""
-    counts = make_table("priority", "offered/s", "accepted/s", "acked/s", "refused/s", "dropped", "waiting", "out", "retrying")
+    counts = make_table(
+        "priority",
+        "offered/s",
+        "accepted/s",
+        "acked/s",
+        "refused/s",
+        "dropped",
+        "waiting",
+        "out",
+        "retrying",
+    )
     times = make_table("priority", "oldest", "delay p95", "latency p95", "memory")
     rows: list[tuple[str | None, Mapping[str, Any]]] = [*reading.lanes(), (None, reading.stats)]
     for priority, part in rows:
@@ -148,7 +165,9 @@ def _lane_tables(reading: Reading) -> Iterator[RenderableType]:
             times.add_section()
         title = "all" if priority is None else priority
         rates = (short(reading.rate(name, priority)) for name in _RATES)
-        counts.add_row(title, *rates, *(short(_count(part.get(name))) for name in _COUNTS), style=style)
+        counts.add_row(
+            title, *rates, *(short(_count(part.get(name))) for name in _COUNTS), style=style
+        )
         lanes = [lane for _, lane in reading.lanes()] if priority is None else [part]
         tails = (seconds(_quantile([lane.get(name) for lane in lanes], 0.95)) for name in _TAILS)
         filled = bar(part.get("used_bytes"), part.get("capacity_bytes"))
@@ -172,8 +191,14 @@ def _policies(reading: Reading) -> RenderableType:
         f"failure rate {number(breaker.get('failure_rate'), '.0%')}, tries again in {seconds(breaker.get('retry_after'))}; "
         f"under backpressure {seconds(stats.get('backpressure_seconds'))}",
     ]
-    refused = ", ".join(f"{reason} {count:,}" for reason, count in dict(stats.get("rejected") or {}).items() if count)
-    lost = ", ".join(f"{reason} {count:,}" for reason, count in dict(stats.get("dropped") or {}).items() if count)
+    refused = ", ".join(
+        f"{reason} {count:,}"
+        for reason, count in dict(stats.get("rejected") or {}).items()
+        if count
+    )
+    lost = ", ".join(
+        f"{reason} {count:,}" for reason, count in dict(stats.get("dropped") or {}).items() if count
+    )
     rows.append(f"refused so far: {refused or 'none'}; dropped so far: {lost or 'none'}")
     if stats.get("dead_letters") is not None:
         start = seconds(stats.get("recovery_seconds"))

@@ -31,7 +31,9 @@ def add_routes(app: FastAPI) -> None:
     """Add the page at /buffer/ and its files below /buffer/static/."""
     folder = resources.files(__package__)
     contents = {name: folder.joinpath(name).read_bytes() for name in _FILES}
-    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in contents.items()}
+    tags = {
+        name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in contents.items()
+    }
 
     def serve(name: str, request: Request) -> Response:
         # Asked about at each use, so that a page and its script are never of two versions.

@@ -27,8 +27,12 @@ class AffineFit:
     __slots__ = ("_latency", "_size", "_slope", "_spread", "_together", "_weight", "fresh")
 
     def __init__(self) -> None:
-        self._weight = self._size = self._latency = 0.0  # of the past: weight, mean size, mean latency
-        self._spread = self._together = 0.0  # weighted sums of squares: size by size, size by latency
+        self._weight = self._size = self._latency = (
+            0.0  # of the past: weight, mean size, mean latency
+        )
+        self._spread = self._together = (
+            0.0  # weighted sums of squares: size by size, size by latency
+        )
         self._slope: float | None = None  # the last one that was told apart from b
         self.fresh = False  # whether the sizes still remembered tell a from b
 
@@ -44,7 +48,9 @@ class AffineFit:
         latency = sum(t for _, t, _ in period.kept) / count
         like = abs(size - self._size) <= _LIKE * self._size
         if like and not self._latency / _CHANGED <= latency <= self._latency * _CHANGED:
-            self._weight = self._spread = self._together = 0.0  # not the sink it was: its past is void
+            self._weight = self._spread = self._together = (
+                0.0  # not the sink it was: its past is void
+            )
         past = _KEEP * self._weight
         self._weight = past + 1.0
         more, later = size - self._size, latency - self._latency

@@ -72,7 +72,9 @@ _LINGER_SHARE: Final = 0.1
 # A minute (seconds): a longer linger is a mistake in the unit.
 _LONGEST_LINGER: Final = 60.0
 
-_Step = tuple[float, str, str]  # the size to have, the kind of change (a counter of the metrics), and the reason
+_Step = tuple[
+    float, str, str
+]  # the size to have, the kind of change (a counter of the metrics), and the reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,21 @@ class AdaptiveBatchConfig:
     def __post_init__(self) -> None:
         _check_size("min_batch_size", self.min_batch_size, 1, math.inf)
         _check_size("max_batch_size", self.max_batch_size, self.min_batch_size, math.inf)
-        _check_size("initial_batch_size", self.initial_batch_size, self.min_batch_size, self.max_batch_size)
-        for field in ("target_latency", "adjustment_factor", "evaluation_interval", "throughput_target"):
+        _check_size(
+            "initial_batch_size", self.initial_batch_size, self.min_batch_size, self.max_batch_size
+        )
+        for field in (
+            "target_latency",
+            "adjustment_factor",
+            "evaluation_interval",
+            "throughput_target",
+        ):
             value, most = getattr(self, field), 0.5 if field == "adjustment_factor" else math.inf
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0.0 < value <= most or value == math.inf:
-                raise ConfigError(field, f"must be finite, above 0 and at most {most:g}, not {value!r}")
+                raise ConfigError(
+                    field, f"must be finite, above 0 and at most {most:g}, not {value!r}"
+                )
         check_fields(self, float, 0.0, _LONGEST_LINGER, "max_linger")
         if not isinstance(self.adaptive_enabled, bool):
             raise ConfigError("adaptive_enabled", f"must be a bool, not {self.adaptive_enabled!r}")
@@ -116,9 +127,15 @@ class AdaptiveBatchMetrics:
 
     batch_size: int  #: now, in events
     score: float  #: as `AdaptiveBatchManager.score`
-    throughput: float  #: events/s of a busy sink, or of the clock where batches overlap; 0.0 at first
-    p95_latency: float  #: seconds; 95 % of the events were in batches as fast; the slowest batch left out
-    filled: float  #: share of the events that were in full batches, of those in batches that could tell
+    throughput: (
+        float  #: events/s of a busy sink, or of the clock where batches overlap; 0.0 at first
+    )
+    p95_latency: (
+        float  #: seconds; 95 % of the events were in batches as fast; the slowest batch left out
+    )
+    filled: (
+        float  #: share of the events that were in full batches, of those in batches that could tell
+    )
     seconds_per_event: float  #: the fit's a
     seconds_per_batch: float  #: the fit's b; 0.0 until batches of different sizes tell it from a
     batches: int  #: recorded since the start
@@ -183,7 +200,9 @@ class AdaptiveBatchManager:
     def linger(self) -> float:
         """How long a batch that is not full may wait for more events, in seconds; 0.0: not at all."""
         cfg = self.config
-        return min(cfg.max_linger, _LINGER_SHARE * cfg.target_latency) if cfg.adaptive_enabled else 0.0
+        return (
+            min(cfg.max_linger, _LINGER_SHARE * cfg.target_latency) if cfg.adaptive_enabled else 0.0
+        )
 
     def record(self, size: int, latency: float, filled: bool | None) -> None:
         """A batch of `size` events took the sink `latency` seconds.
@@ -311,7 +330,10 @@ class AdaptiveBatchManager:
         if self._grown_from is not None and full and not period.beyond:
             before, pace = self._grown_from
             # A leap is made as an overload begins, and so compared with another mix of batches.
-            if period.full_pace < pace * (1.0 - _LOWERED * (2.0 if self._leapt else 1.0)) and pace < math.inf:
+            if (
+                period.full_pace < pace * (1.0 - _LOWERED * (2.0 if self._leapt else 1.0))
+                and pace < math.inf
+            ):
                 self._rest, self._may_leap = _REST, False
                 return before, "reverted", f"growth lowered throughput to {period.full_pace:,.0f}/s"
 
@@ -320,7 +342,11 @@ class AdaptiveBatchManager:
         enough = 0.0  # the size below which shrinking costs more than it gains
         if pressed:
             a, b = fit.line()
-            enough = b / a * (1.0 / (_REFUSING_OVERHEAD if refused else _OVERHEAD) - 1.0) if a > 0.0 else math.inf
+            enough = (
+                b / a * (1.0 / (_REFUSING_OVERHEAD if refused else _OVERHEAD) - 1.0)
+                if a > 0.0
+                else math.inf
+            )
 
         p95 = period.p95
         if period.beyond:
@@ -336,7 +362,11 @@ class AdaptiveBatchManager:
                 enough = math.inf
             if reach * (1.0 - _WORTHWHILE) <= enough:
                 back = min(self._cut_from or size, enough)
-                return back if back >= size * (1.0 + _WORTHWHILE) else size, "reverted", "overhead binds"
+                return (
+                    back if back >= size * (1.0 + _WORTHWHILE) else size,
+                    "reverted",
+                    "overhead binds",
+                )
             wanted = min(ceiling, reach * (1.0 - cfg.adjustment_factor))
             return max(wanted, reach / 2.0, enough), "cut", reason
         self._cut_from = None
@@ -348,9 +378,19 @@ class AdaptiveBatchManager:
             ceiling = min(ceiling, enough)
         # At most twice the size: the fit is no guide far beyond what it has seen. While events are refused at once as much.
         self._leapt = refused and self._may_leap
-        step = size if self._leapt else min(size, max(1.0, cfg.adjustment_factor * (cfg.max_batch_size - cfg.min_batch_size)))
+        step = (
+            size
+            if self._leapt
+            else min(
+                size, max(1.0, cfg.adjustment_factor * (cfg.max_batch_size - cfg.min_batch_size))
+            )
+        )
         wanted = min(size + step, ceiling, cfg.max_batch_size)
-        if full and not self._rest and wanted >= min(size * (1.0 + _WORTHWHILE), cfg.max_batch_size):
+        if (
+            full
+            and not self._rest
+            and wanted >= min(size * (1.0 + _WORTHWHILE), cfg.max_batch_size)
+        ):
             return wanted, "grown", "batches fill"
         return size, "", ""
 

@@ -34,13 +34,21 @@ Sample: TypeAlias = tuple[int, float, bool | None]
 class Period:
     """What the batches of one interval show. Outliers (see `BatchSamples.take`) are only in `filled`."""
 
-    p95: float = 0.0  # seconds; 95 % of the events were in batches as fast as that; never the slowest batch
+    p95: float = (
+        0.0  # seconds; 95 % of the events were in batches as fast as that; never the slowest batch
+    )
     tail: float = 1.0  # p95 / mean latency of the full batches, at least 1
     filled: float = 0.0  # the part of the events that was in full batches, of those that can tell
-    pace: float = 0.0  # events per second of the sink's time; inf where its clock is too coarse to tell
-    full_pace: float = math.inf  # the same of full batches alone, which does not depend on the mix; inf where there are none
+    pace: float = (
+        0.0  # events per second of the sink's time; inf where its clock is too coarse to tell
+    )
+    full_pace: float = (
+        math.inf
+    )  # the same of full batches alone, which does not depend on the mix; inf where there are none
     largest: int = 0  # events in the largest batch
-    beyond: bool = False  # the batches were larger than the batch size: they do not show how it does itself
+    beyond: bool = (
+        False  # the batches were larger than the batch size: they do not show how it does itself
+    )
     kept: Sequence[Sample] = ()
 
 
@@ -63,7 +71,9 @@ class BatchSamples:
     def add(self, size: int, latency: float, filled: bool | None, batch_size: int) -> None:
         """`batch_size`: the present one. Whatever is larger would have filled it, also if still more was asked for."""
         kind = size * _TINY >= batch_size
-        self._kinds[kind].add((size, latency, filled if size <= batch_size or filled is None else True))
+        self._kinds[kind].add(
+            (size, latency, filled if size <= batch_size or filled is None else True)
+        )
         self._events[kind] += size
         self.events += size
         self.batches += 1
@@ -79,7 +89,11 @@ class BatchSamples:
             events / held if (held := sum(size for size, _, _ in kind.kept)) else 0.0
             for kind, events in zip(self._kinds, self._events, strict=True)
         ]
-        everything = [(sample, weight) for kind, weight in zip(self._kinds, weights, strict=True) for sample in kind.kept]
+        everything = [
+            (sample, weight)
+            for kind, weight in zip(self._kinds, weights, strict=True)
+            for sample in kind.kept
+        ]
         batches = [one for one in everything if one[0][0] <= batch_size]
         if beyond := len(batches) < FEWEST:
             batches = everything
@@ -99,10 +113,18 @@ class BatchSamples:
         full_busy = sum(latency for _, latency, filled in limited if filled)
         period = Period(
             p95=p95,
-            tail=max(1.0, p95 * sum(size for size, _, _ in limited) / weighted) if weighted > 0.0 else 1.0,
-            filled=sum(size * weight for (size, _, filled), weight in batches if filled) / told if told else 0.0,
-            pace=sum(size * weight for (size, _, _), weight in kept) / busy if busy > 0.0 else math.inf,
-            full_pace=sum(size for size, _, filled in limited if filled) / full_busy if full_busy > 0.0 else math.inf,
+            tail=max(1.0, p95 * sum(size for size, _, _ in limited) / weighted)
+            if weighted > 0.0
+            else 1.0,
+            filled=sum(size * weight for (size, _, filled), weight in batches if filled) / told
+            if told
+            else 0.0,
+            pace=sum(size * weight for (size, _, _), weight in kept) / busy
+            if busy > 0.0
+            else math.inf,
+            full_pace=sum(size for size, _, filled in limited if filled) / full_busy
+            if full_busy > 0.0
+            else math.inf,
             largest=max(size for (size, _, _), _ in batches),
             beyond=beyond,
             kept=[sample for sample, _ in kept],
@@ -128,5 +150,7 @@ class _Spread:
         self._skip = self._every - 1
         self.kept.append(sample)
         if len(self.kept) == 2 * _KEPT:
-            del self.kept[1::2]  # this last one too: the next one comes where the wider steps have it
+            del self.kept[
+                1::2
+            ]  # this last one too: the next one comes where the wider steps have it
             self._every *= 2

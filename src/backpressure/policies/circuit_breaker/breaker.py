@@ -120,7 +120,10 @@ class CircuitBreaker:
         # Since when the window of seconds has been over a threshold; None: it is not.
         self._over_since: float | None = None
         # All windows, each of which may trip.
-        self._windows: tuple[TimeWindow | CountWindow, ...] = (self._window, *([self._last] if self._last is not None else ()))
+        self._windows: tuple[TimeWindow | CountWindow, ...] = (
+            self._window,
+            *([self._last] if self._last is not None else ()),
+        )
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
         self._ramp: Ramp | None = None
         # One for each generation; changed under the lock, read without it.
@@ -214,7 +217,9 @@ class CircuitBreaker:
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a plain or `async` function; TypeError for a generator, which works after it returned."""
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            raise TypeError(f"a generator can not be guarded as a call; use `with breaker:` inside {fn!r}")
+            raise TypeError(
+                f"a generator can not be guarded as a call; use `with breaker:` inside {fn!r}"
+            )
         if inspect.iscoroutinefunction(fn):
 
             @functools.wraps(fn)
@@ -280,7 +285,12 @@ class CircuitBreaker:
         held.set(permit)
         return permit
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         permit = held.get()
         if permit is None or permit._left or permit._turnstile.owner is not self:
             permit = innermost(permit, self)
@@ -307,7 +317,12 @@ class CircuitBreaker:
     async def __aenter__(self) -> Permit:
         return self.__enter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.__exit__(kind, error, trace)
 
     # --- by hand
@@ -409,7 +424,9 @@ class CircuitBreaker:
         """Whether no success could trip. It can only where the rate of failure is that high already, and it is the one that makes
         the calls enough, or the first after others have left the window; below the threshold it lowers the rate."""
         threshold = self.config.failure_threshold
-        return not any(window.failed and window.failed / window.calls >= threshold for window in self._windows)
+        return not any(
+            window.failed and window.failed / window.calls >= threshold for window in self._windows
+        )
 
     def _set_turnstile(self) -> None:
         """Have it open exactly while no success could change the state or needs to be timed."""
@@ -440,7 +457,9 @@ class CircuitBreaker:
         if self._state is not State.CLOSED:
             return None
         if not self._calm():
-            self._take(self._turnstile.shut())  # so that no success slips by between the verdict and what it rests on
+            self._take(
+                self._turnstile.shut()
+            )  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
             why = self._over(window)
             if why is not None and (window is self._last or self._is_beyond_doubt(now)):
@@ -461,7 +480,11 @@ class CircuitBreaker:
         config, window = self.config, self._window
         if self._over_since is None:
             self._over_since = now
-        if now - self._over_since >= config.monitoring_interval / 2.0 or window.is_new or window.calls < 2 * config.min_requests:
+        if (
+            now - self._over_since >= config.monitoring_interval / 2.0
+            or window.is_new
+            or window.calls < 2 * config.min_requests
+        ):
             return True
         return config.over(window.failed, window.slow, window.calls, _DEVIATIONS) is not None
 
@@ -473,7 +496,9 @@ class CircuitBreaker:
         if why is not None:
             return self._go(Cause.PROBES_FAILED, now, f"probes: {why}")
         if probes.results >= quorum:
-            return self._go(Cause.PROBES_PASSED, now, f"{probes.failed} of {probes.results} probes failed")
+            return self._go(
+                Cause.PROBES_PASSED, now, f"{probes.failed} of {probes.results} probes failed"
+            )
         return None
 
     def _go(self, cause: Cause, now: float, reason: str) -> _Change:
@@ -527,7 +552,9 @@ class CircuitBreaker:
                     probe = Probe()
                     probe._number = number
                     permit = _fill(probe, self._turnstile, now)
-            elif state is State.DISABLED or (state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))):
+            elif state is State.DISABLED or (
+                state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))
+            ):
                 permit = _fill(Permit(), self._turnstile, now)
             if permit is None:
                 self._rejected += 1
@@ -555,10 +582,15 @@ class CircuitBreaker:
             self._succeeded += 1 - failed
             slow = 0
             limit = self.config.slow_call_duration
-            if limit is not None and (latency if latency is not None else now - permit._since) >= limit:
+            if (
+                limit is not None
+                and (latency if latency is not None else now - permit._since) >= limit
+            ):
                 slow = 1
                 self._slow += 1
-            if permit._turnstile is not self._turnstile or (self._state is State.HALF_OPEN and not held_slot):
+            if permit._turnstile is not self._turnstile or (
+                self._state is State.HALF_OPEN and not held_slot
+            ):
                 self._late += 1
                 return
             if canary and not failed:
@@ -599,7 +631,10 @@ class CircuitBreaker:
         return permit
 
     def _refusal(self) -> CircuitOpenError:
-        return CircuitOpenError(f"the circuit breaker is {self._state.name} and lets no call through", self.retry_after())
+        return CircuitOpenError(
+            f"the circuit breaker is {self._state.name} and lets no call through",
+            self.retry_after(),
+        )
 
     def _call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """`call`, with a permit."""

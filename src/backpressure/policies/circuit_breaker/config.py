@@ -70,28 +70,42 @@ class CircuitBreakerConfig:
     ignored_exceptions: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, float, _LEAST_SHARE, 1.0, "failure_threshold", "slow_call_rate_threshold")
-        check_fields(self, float, _SHORTEST, _LONGEST, "reset_timeout", "monitoring_interval", "probe_lease")
+        check_fields(
+            self, float, _LEAST_SHARE, 1.0, "failure_threshold", "slow_call_rate_threshold"
+        )
+        check_fields(
+            self, float, _SHORTEST, _LONGEST, "reset_timeout", "monitoring_interval", "probe_lease"
+        )
         check_fields(self, float, 0.0, _LONGEST, "ramp_up_time")
         check_fields(self, int, 1, 2**31, "half_open_requests", "min_requests")
         check_fields(self, float, 1.0, _LARGEST_MULTIPLIER, "reset_timeout_multiplier")
         check_fields(self, float, 0.0, 0.99, "reset_timeout_jitter")
         check_bool(self, "canary")
         if self.window_size is not None:
-            check_fields(self, int, self.min_requests, 2**31, "window_size")  # a smaller one could never decide
+            check_fields(
+                self, int, self.min_requests, 2**31, "window_size"
+            )  # a smaller one could never decide
         if self.slow_call_duration is not None:
             check_fields(self, float, _SHORTEST, _LONGEST, "slow_call_duration")
         if self.max_reset_timeout is not None:
             check_fields(self, float, self.reset_timeout, _LONGEST, "max_reset_timeout")
         if not isinstance(self.ignored_exceptions, tuple) or not all(
-            isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.ignored_exceptions
+            isinstance(kind, type) and issubclass(kind, BaseException)
+            for kind in self.ignored_exceptions
         ):
-            raise ConfigError("ignored_exceptions", f"must be a tuple of exception classes, not {self.ignored_exceptions!r}")
+            raise ConfigError(
+                "ignored_exceptions",
+                f"must be a tuple of exception classes, not {self.ignored_exceptions!r}",
+            )
 
     @property
     def longest_open_time(self) -> float:
         """What `max_reset_timeout` comes to."""
-        return self.max_reset_timeout if self.max_reset_timeout is not None else self.reset_timeout * _MAX_RESET_FACTOR
+        return (
+            self.max_reset_timeout
+            if self.max_reset_timeout is not None
+            else self.reset_timeout * _MAX_RESET_FACTOR
+        )
 
     @property
     def quorum(self) -> int:

@@ -27,7 +27,17 @@ class Turnstile:
     the lock that its generation is over. Threads without the lock take tokens and read; they change nothing else.
     """
 
-    __slots__ = ("_tokens", "admissions", "generation", "is_open", "owner", "read", "since", "successes", "until")
+    __slots__ = (
+        "_tokens",
+        "admissions",
+        "generation",
+        "is_open",
+        "owner",
+        "read",
+        "since",
+        "successes",
+        "until",
+    )
 
     def __init__(self, owner: CircuitBreaker, generation: int) -> None:
         self.owner = owner

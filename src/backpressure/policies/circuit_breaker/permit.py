@@ -29,8 +29,12 @@ class Permit:
     __slots__ = ("_answer", "_left", "_outer", "_since", "_turnstile")
 
     # There is no `__init__`: it would add a sixth to what a permit costs from end to end. The breaker fills these in.
-    _turnstile: Turnstile  # of the generation that gave it: where a success may be counted without the lock
-    _answer: list[None]  # whoever takes the None out gives the result; `pop` is atomic with and without the GIL
+    _turnstile: (
+        Turnstile  # of the generation that gave it: where a success may be counted without the lock
+    )
+    _answer: list[
+        None
+    ]  # whoever takes the None out gives the result; `pop` is atomic with and without the GIL
     _since: float  # when it was given; only where slow calls are watched
     _outer: Permit | None  # of a `with` block: the one around it, and whether it is over
     _left: bool
@@ -56,7 +60,8 @@ class Permit:
     def failure(self, error: BaseException | None = None) -> None:
         """The call failed; or `ignore()`, where the config ignores `error` or it is not an `Exception`."""
         ignored = error is not None and (
-            not isinstance(error, Exception) or isinstance(error, self._turnstile.owner.config.ignored_exceptions)
+            not isinstance(error, Exception)
+            or isinstance(error, self._turnstile.owner.config.ignored_exceptions)
         )
         self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
 
@@ -108,6 +113,8 @@ def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> P
 
     That need not be the first of all, as generators may leave their blocks out of order.
     """
-    while permit is not None and (permit._left or (breaker is not None and permit._turnstile.owner is not breaker)):
+    while permit is not None and (
+        permit._left or (breaker is not None and permit._turnstile.owner is not breaker)
+    ):
         permit = permit._outer
     return permit

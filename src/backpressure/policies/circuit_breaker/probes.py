@@ -16,7 +16,17 @@ __all__ = ["Probes"]
 class Probes:
     """`slots` probes, each with a lease of so many seconds."""
 
-    __slots__ = ("_lease", "_number", "_out", "_slots", "dropped", "failed", "lost", "results", "slow")
+    __slots__ = (
+        "_lease",
+        "_number",
+        "_out",
+        "_slots",
+        "dropped",
+        "failed",
+        "lost",
+        "results",
+        "slow",
+    )
 
     def __init__(self, slots: int, lease: float) -> None:
         self._slots = slots

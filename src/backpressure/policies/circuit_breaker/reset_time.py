@@ -26,7 +26,9 @@ class ResetTime:
         self._rng = rng
         self._remembered = 0
         # Beyond these the cap is reached, and there is nothing left to remember.
-        self._most = _steps_to(config.longest_open_time / config.reset_timeout, config.reset_timeout_multiplier)
+        self._most = _steps_to(
+            config.longest_open_time / config.reset_timeout, config.reset_timeout_multiplier
+        )
         #: The last open time, jitter included; 0.0 before the first.
         self.last = 0.0
 

@@ -80,7 +80,9 @@ class CountWindow:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._runs: deque[tuple[int, int, int]] = deque()  # how many results; for each of them 1 if it failed, if it was slow
+        self._runs: deque[tuple[int, int, int]] = (
+            deque()
+        )  # how many results; for each of them 1 if it failed, if it was slow
         self.calls = self.failed = self.slow = 0
 
     @property

@@ -8,4 +8,10 @@ from backpressure.policies.flow_control_manager.manager import (
     Grant,
 )
 
-__all__ = ["EmergencyModeConfig", "FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
+__all__ = [
+    "EmergencyModeConfig",
+    "FlowControlConfig",
+    "FlowControlManager",
+    "FlowControlMetrics",
+    "Grant",
+]

@@ -84,7 +84,9 @@ class DelayBound:
         # Since when a batch or more waits throughout.
         self._busy_from: _Sample | None = None
 
-    def look(self, now: float, waiting: Sequence[int], taken: Sequence[int], enough: int, calling: bool) -> None:
+    def look(
+        self, now: float, waiting: Sequence[int], taken: Sequence[int], enough: int, calling: bool
+    ) -> None:
         """Take in the queue as it is: events waiting and events taken so far, by priority, the most urgent first."""
         backlog = sum(waiting)
         self._looked_at = now

@@ -160,5 +160,7 @@ class EmergencyMode:
             return
         budget = max(self._probe, requests * (1.0 - refusal))
         for p, wanted in enumerate(demand):
-            self._passing[p] = 0.0 if budget <= 0.0 else min(1.0, budget / wanted) if wanted else 1.0
+            self._passing[p] = (
+                0.0 if budget <= 0.0 else min(1.0, budget / wanted) if wanted else 1.0
+            )
             budget -= wanted

@@ -26,12 +26,23 @@ from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
 from backpressure.base.validation import check_bool, check_fields, check_number
 from backpressure.policies.flow_control_manager.delay_bound import DelayBound
-from backpressure.policies.flow_control_manager.emergency_mode import Change, EmergencyMode, EmergencyModeConfig, EmergencyState
+from backpressure.policies.flow_control_manager.emergency_mode import (
+    Change,
+    EmergencyMode,
+    EmergencyModeConfig,
+    EmergencyState,
+)
 from backpressure.policies.flow_control_manager.priority_shares import PriorityShares
 from backpressure.policies.flow_control_manager.sliding_counts import SlidingCounts
 from ringbuf import TokenBucket
 
-__all__ = ["EmergencyModeConfig", "FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
+__all__ = [
+    "EmergencyModeConfig",
+    "FlowControlConfig",
+    "FlowControlManager",
+    "FlowControlMetrics",
+    "Grant",
+]
 
 # The admitted events are forgotten in sixtieths of their window.
 _RATE_SLOTS = 60
@@ -69,9 +80,13 @@ class FlowControlConfig:
         if self.delay_target is not None:
             check_fields(self, float, 1e-3, 86_400.0, "delay_target")
         if isinstance(self.priority_levels, bool) or self.priority_levels != PRIORITY_LEVELS:
-            raise ConfigError("priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}")
+            raise ConfigError(
+                "priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}"
+            )
         if not isinstance(self.emergency_mode, EmergencyModeConfig):
-            raise ConfigError("emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}")
+            raise ConfigError(
+                "emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +171,11 @@ class FlowControlManager:
     def admit(self, n: int, priority: int) -> Grant:
         """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
         # Also called once per event: the common case is kept short, with what it needs in line.
-        p = (priority if type(priority) is int and 0 < priority <= PRIORITY_LEVELS else check_priority(priority)) - 1
+        p = (
+            priority
+            if type(priority) is int and 0 < priority <= PRIORITY_LEVELS
+            else check_priority(priority)
+        ) - 1
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n!r}")
         change = None
@@ -187,7 +206,9 @@ class FlowControlManager:
                     passed = bound.limit(p, grant.granted)
                     if passed < grant.granted:
                         # Spread, so that not all who were refused come back at once.
-                        grant = Grant(passed, bound.retry_after(p) * self._rng.uniform(0.5, 1.5), "delay")
+                        grant = Grant(
+                            passed, bound.retry_after(p) * self._rng.uniform(0.5, 1.5), "delay"
+                        )
                 now_ns = int(now * 1e9)
                 if self._sure - grant.granted < self._shares.reserve:
                     self._sure = self._bucket.tokens_at(now_ns)
@@ -215,7 +236,9 @@ class FlowControlManager:
         with self._lock:
             now = self._read_clock()
             if not 0 <= n <= self._admitted[p]:
-                raise ValueError(f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}")
+                raise ValueError(
+                    f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}"
+                )
             self._admitted[p] -= n
             self._window.take(now, p, n)
             self._emergency.window.take(now, p, n)
@@ -226,7 +249,13 @@ class FlowControlManager:
                     self._bound.fill(p, -n)
 
     def observe(
-        self, waiting: Sequence[int], taken: Sequence[int], *, enough: int, calling: bool = True, spills: bool = False
+        self,
+        waiting: Sequence[int],
+        taken: Sequence[int],
+        *,
+        enough: int,
+        calling: bool = True,
+        spills: bool = False,
     ) -> bool:
         """Report the queue, ten times within `delay_target` or more. Returns whether events are refused for their delay
         now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
@@ -238,7 +267,9 @@ class FlowControlManager:
         spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay, or shed, either.
         """
         if not len(waiting) == len(taken) == PRIORITY_LEVELS:
-            raise ValueError(f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}")
+            raise ValueError(
+                f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}"
+            )
         with self._lock:
             now = self._read_clock()
             self._emergency.holding = spills or not calling

@@ -55,7 +55,9 @@ class PriorityShares:
         # Too small a burst is not divided: first come, first served.
         self._caps = caps if sum(caps) <= burst else [0.0] * PRIORITY_LEVELS
         self.reserve = sum(self._caps)
-        self._claims = [min(claim, cap) for claim, cap in zip(self._claims, self._caps, strict=True)]
+        self._claims = [
+            min(claim, cap) for claim, cap in zip(self._claims, self._caps, strict=True)
+        ]
 
     def fill(self, p: int, now: float) -> None:
         """`p` was served from a pool that still covers every claim in full, so its own is full."""
@@ -73,7 +75,11 @@ class PriorityShares:
         own = self._grown(p, now, rate) if now - self._asked[p] <= _ACTIVE_SECONDS else 0.0
         self._asked[p] = self._settled[p] = now
         self._claims[p] = own
-        self._free, self._short, self._growth = max(0.0, tokens - guard - own), guard - tokens, growth
+        self._free, self._short, self._growth = (
+            max(0.0, tokens - guard - own),
+            guard - tokens,
+            growth,
+        )
         return int(max(own, tokens - guard) + _ROUNDING)
 
     def take(self, p: int, granted: int, rate: float) -> float:

@@ -15,7 +15,15 @@ from uuid import UUID
 
 import numpy as np
 
-from backpressure.spill.blocks import BLOCK_HEADER_BYTES, BlockHeader, Body, Decoder, Link, frame_block, stored_is_sound
+from backpressure.spill.blocks import (
+    BLOCK_HEADER_BYTES,
+    BlockHeader,
+    Body,
+    Decoder,
+    Link,
+    frame_block,
+    stored_is_sound,
+)
 from backpressure.spill.files import READ, Files, FileSystem, LocalFileSystem
 from backpressure.spill.reader import Run
 from backpressure.spill.recovery import QUARANTINE_SUFFIX, recover
@@ -27,7 +35,14 @@ from backpressure.spill.segments import (
     frame_segment_header,
 )
 
-__all__ = ["BlockReport", "BlockState", "SegmentReport", "export_lane", "inspect_lane", "repair_lane"]
+__all__ = [
+    "BlockReport",
+    "BlockState",
+    "SegmentReport",
+    "export_lane",
+    "inspect_lane",
+    "repair_lane",
+]
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -73,7 +88,9 @@ class SegmentReport:
     @property
     def is_good(self) -> bool:
         """Nothing in it is damaged; a torn tail is no damage."""
-        return self.header_is_sound and not any(block.state in (BlockState.DAMAGED, BlockState.GARBAGE) for block in self.blocks)
+        return self.header_is_sound and not any(
+            block.state in (BlockState.DAMAGED, BlockState.GARBAGE) for block in self.blocks
+        )
 
 
 def inspect_lane(
@@ -90,7 +107,12 @@ def inspect_lane(
         finally:
             reader.close()
         yield SegmentReport(
-            path=path, base=segment.base, nbytes=size, header_is_sound=segment.sound, newest=newest, blocks=blocks
+            path=path,
+            base=segment.base,
+            nbytes=size,
+            header_is_sound=segment.sound,
+            newest=newest,
+            blocks=blocks,
         )
 
 
@@ -108,7 +130,12 @@ def export_lane(
                     data = np.empty(header.payload_length, np.uint8)
                     offsets = decoder.decode(header, reader.block(header), data)
                     if offsets is not None:
-                        yield Run(data=data, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
+                        yield Run(
+                            data=data,
+                            offsets=offsets,
+                            first_seq=header.first_seq,
+                            time_ns=header.time_ns,
+                        )
         finally:
             reader.close()
 
@@ -123,7 +150,9 @@ def repair_lane(
     """
     files = Files(fs or LocalFileSystem())
     directory = os.fspath(directory)
-    damaged = [report for report in inspect_lane(directory, lane, buffer_id, fs) if not report.is_good]
+    damaged = [
+        report for report in inspect_lane(directory, lane, buffer_id, fs) if not report.is_good
+    ]
     paths = {report.path for report in damaged}
     for segment, bound, newest in list(_segments(files, directory, lane, buffer_id)):
         path = os.path.join(directory, segment.name)
@@ -135,9 +164,17 @@ def repair_lane(
             at = SEGMENT_HEADER_BYTES
             for report, header in _walk(reader, reader.size(), segment, bound, newest):
                 if report.state is BlockState.GOOD and header is not None:
-                    stored = reader.block(header)[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
-                    body = Body(header.codec, header.width, header.events, header.raw_length, (stored,))
-                    good.append(frame_block(body, segment.salt, at, header.first_seq, header.link, header.time_ns))
+                    stored = reader.block(header)[
+                        BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length
+                    ]
+                    body = Body(
+                        header.codec, header.width, header.events, header.raw_length, (stored,)
+                    )
+                    good.append(
+                        frame_block(
+                            body, segment.salt, at, header.first_seq, header.link, header.time_ns
+                        )
+                    )
                     at += len(good[-1])
         finally:
             reader.close()
@@ -146,7 +183,9 @@ def repair_lane(
     return damaged
 
 
-def _segments(files: Files, directory: str, lane: int, buffer_id: UUID) -> Iterator[tuple[Segment, Link, bool]]:
+def _segments(
+    files: Files, directory: str, lane: int, buffer_id: UUID
+) -> Iterator[tuple[Segment, Link, bool]]:
     """Each segment, the link at its end, and whether it is the newest."""
     found = recover(files, directory, lane, buffer_id)
     for index, segment in enumerate(found.segments):

@@ -20,8 +20,8 @@ and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + s
 also where a factor is zero. Between blocks each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P.
 In the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet) accumulates, but that the whole secret is
 random, and what it adds are the products of NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
-tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on a Zen core: 53 GB/s with AVX2, 32 with SSE2, 11
-without either; three streams of CRC32C reach 26, a hash of 128-bit products 23 (bench/results/2026-11-25-checksums.md).
+tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on a Zen core: 53 GB/s with AVX2, 32 with
+SSE2, 11 without either; three streams of CRC32C reach 26, a hash of 128-bit products 23 (bench/results/2026-11-25-checksums.md).
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -3,10 +3,11 @@
     frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message | payloads, end to end | trailer
 
 The trailer, zeros up to the last 16 bytes of the frame's last granule and those, is there in a ring with sealed frames only: see
-_messages/frame_checksum.pxd. One push of many messages makes one frame, so that what a message costs is a length and a copy, and the positions, the
-tag and the marks are paid for once a frame. A frame starts on a granule and may run over the end of the memory back to its start.
+frame_checksum.pxd. One push of many messages makes one frame, so that what a message costs is a length and a copy, and the
+positions, the tag and the marks are paid for once a frame. A frame starts on a granule and may run over the end of the
+memory back to its start.
 
-Nothing here touches Python objects; see _messages/positions.pxd for positions, ordering and progress.
+Nothing here touches Python objects; see positions.pxd for positions, ordering and progress.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t

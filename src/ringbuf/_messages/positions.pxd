@@ -20,7 +20,7 @@ Progress. Claim, publish, take and release are lock-free: a failed exchange mean
 operation waits for another. A producer that stalls between claim and publish delays the sight of what was claimed after
 its frame, and nothing else: other producers go on until the ring is full, consumers take all that lies before it. A consumer
 that stalls between take and release keeps its parts occupied, and nothing else. In a ring that processes share the same
-holds for one that is killed, but for no longer than it takes the others to notice: see _shared/op_slots.pxd and _messages/recovery.pxd.
+holds for one that is killed, but for no longer than it takes the others to notice: see _shared/op_slots.pxd and recovery.pxd.
 Each step of a release can be done a second time without harm, so it does not matter after which of them a process died.
 
 Widths. Positions count granules; `tail` holds one whole, beside the place in its frame. `write` joins the low half of a
@@ -96,7 +96,7 @@ cdef struct Frames:
     unsigned char* data
     uint64_t capacity        # granules: a power of two
     Desk* desk               # of a ring that processes share; else NULL
-    const uint64_t* key      # of a ring with sealed frames: see _messages/frame_checksum.pxd; else NULL
+    const uint64_t* key      # of a ring with sealed frames: see frame_checksum.pxd; else NULL
     int way                  # … and how this machine hashes
 
 

@@ -7,8 +7,8 @@ what is there. Messages of one push keep their order, and where they fit into on
 producer's come between. Only pops allocate (their result); the ring itself is allocated once. What a push refuses as invalid
 changes nothing.
 
-Where things are: _messages/frames.pxd has the frames, _messages/positions.pxd the positions with ordering and progress, _shared/op_slots.pxd and _messages/recovery.pxd
-what makes a killed process harmless.
+Where things are: frames.pxd has the frames, positions.pxd the positions with ordering and progress, _shared/op_slots.pxd and
+recovery.pxd what makes a killed process harmless.
 
 Numbers. Messages carry sequence numbers from 0 on, in the order in which they were claimed: the line on which a lane of
 `backpressure` counts its events. Those of messages that a killed process had claimed and not published never come.

@@ -15,7 +15,6 @@ from ringbuf._messages.positions cimport (
 from ringbuf._shared.op_slots cimport HELD, ORPHAN, POSITION_MASK, SEATS, SLOTS, Slot, claimer, has_claimed, kind_of_state
 
 
-
 cdef inline const char* damage_of_frames(Frames* f) noexcept nogil:
     """What is wrong with it, or NULL."""
     cdef FrameView view

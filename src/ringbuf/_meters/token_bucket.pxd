@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 from ringbuf._core.atomics cimport word
 
 
-# What the refill law needs, published as one of two slots: see "Concurrency" in _meters/token_bucket.pyx.
+# What the refill law needs, published as one of two slots: see "Concurrency" in token_bucket.pyx.
 cdef struct Law:
     word anchor_ns        # the law starts to count here …
     word anchor_tokens    # … with this many tokens issued …
@@ -18,7 +18,7 @@ cdef struct Law:
 # Two cache lines and the law slots; the word that every acquire changes has a line of its own.
 cdef struct BucketState:
     word spent
-    word credit           # what may be taken without a look at the clock: see "Credit" in _meters/token_bucket.pyx
+    word credit           # what may be taken without a look at the clock: see "Credit" in token_bucket.pyx
     word pad[6]
     word version          # law[version & 1] is the one in force
     word setter           # not 0 while a thread prepares the other slot: who, and when he began

@@ -122,7 +122,7 @@ cdef extern from * nogil:
     }
     """
     uint64_t mul_div "ringbuf_mul_div"(uint64_t a, uint64_t b, unsigned shift,
-                                        uint64_t* low, uint64_t* high)
+                                       uint64_t* low, uint64_t* high)
     double frexp(double x, int* exp)
     double ldexp(double x, int exp)
     double nextafter(double x, double y)

@@ -2,8 +2,8 @@
 """The file of a RingBuffer that several processes share, and this process's part in it.
 
 Body: desk (seats and slots), positions, index, records, each from a page on. The header remembers the capacity in records and the
-dtype, in numpy's own notation for the head of a .npy file. See _shared/shared_file.py for the file, _shared/op_slots.pxd and _records/shared_positions.pxd for
-how it is worked on.
+dtype, in numpy's own notation for the head of a .npy file. See _shared/shared_file.py for the file, _shared/op_slots.pxd and
+shared_positions.pxd for how it is worked on.
 """
 
 cimport cython

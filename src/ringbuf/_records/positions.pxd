@@ -104,7 +104,7 @@ cdef struct Runs:
     uint64_t mask         # capacity - 1; the capacity is a power of two
     uint64_t itemsize
     bint alone
-    Desk* desk            # of a ring that processes share (_records/shared_positions.pxd); else NULL
+    Desk* desk            # of a ring that processes share (shared_positions.pxd); else NULL
 
 
 cdef inline bint exchange(Runs* r, word* w, uint64_t* expected, uint64_t desired) noexcept nogil:

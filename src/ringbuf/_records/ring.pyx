@@ -9,8 +9,8 @@ nothing. Records are copied as bytes: objects are refused, and so is any record 
 range, a string that is too long), not only by its dtype but by its value.
 
 Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one
-exchange and one tag, whatever its size. See _records/positions.pxd for positions, ordering and progress, _records/shared_positions.pxd for what processes
-share, _records/blocks.pyx for `reserve` and `peek`, _shared/waiting.pyx for those who wait.
+exchange and one tag, whatever its size. See positions.pxd for positions, ordering and progress, shared_positions.pxd for what
+processes share, blocks.pyx for `reserve` and `peek`, _shared/waiting.pyx for those who wait.
 """
 
 cimport cython

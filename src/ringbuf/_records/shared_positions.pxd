@@ -1,7 +1,7 @@
-"""Runs in a file that several processes share: what _records/positions.pxd does, in steps after any of which a process may be killed.
+"""Runs in a file that several processes share: what positions.pxd does, in steps after any of which a process may be killed.
 
-As in _records/positions.pxd, but for this. Everybody says in a slot what he is about to do (see _shared/op_slots.pxd), and one participant at a time
-finishes what the dead had begun (`tidy_runs`), while all others go on:
+As in positions.pxd, but for this. Everybody says in a slot what he is about to do (see _shared/op_slots.pxd), and one
+participant at a time finishes what the dead had begun (`tidy_runs`), while all others go on:
 
     push    A hole, claimed and never published, becomes a VOID run, by one exchange in the index. Who claimed it, and how much,
             is said there and in his slot.

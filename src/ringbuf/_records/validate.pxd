@@ -10,8 +10,9 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire
 from ringbuf._records.positions cimport PUBLISHED, RELEASED, VOID, Runs, count_of, is_of, kind_of, position_of
 from ringbuf._records.shared_positions cimport MAX_RUN, known_of, source_of
-from ringbuf._shared.op_slots cimport HELD, ORPHAN, POSITION_MASK, PREPARED, SEATS, SLOTS, Slot, claimer, has_claimed, kind_of_state
-
+from ringbuf._shared.op_slots cimport (
+    HELD, ORPHAN, POSITION_MASK, PREPARED, SEATS, SLOTS, Slot, claimer, has_claimed, kind_of_state,
+)
 
 
 cdef inline const char* damage_of_runs(Runs* r) noexcept nogil:

@@ -1,7 +1,7 @@
 """Slots: what everybody who works on a shared ring says that he is about to do, so that others can finish it if he dies.
 
 A slot stands for one operation. It lies in the shared file and is written by its owner alone, but for what is said below. A seat
-(see _shared/shared_file.py) has SLOTS of them, so a slot is dead when its seat's holder is.
+(see shared_file.py) has SLOTS of them, so a slot is dead when its seat's holder is.
 
     FREE ──> PUSHING ──────────────> FREE            a push: from before its claim until after its publishing
     FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release

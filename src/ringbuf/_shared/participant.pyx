@@ -2,7 +2,7 @@
 """Participant: one process's part in a shared ring: its seats and slots, and its watch over the others.
 
 All threads of the process that use one ring object share one Participant; slots go from hand to hand without a lock. See
-_shared/op_slots.pxd for what a slot is and _shared/shared_file.py for what a seat is.
+op_slots.pxd for what a slot is and shared_file.py for what a seat is.
 """
 
 cimport cython

@@ -24,19 +24,18 @@ from backpressure.cli.disk import (
     FAILED,
     OK,
     USAGE,
-    BufferView,
     Ticker,
-    look_at_buffer,
     make_parser,
     refuse_owner,
     run_command,
     say,
 )
 from backpressure.cli.disk.framing import FORMATS, framed
-from backpressure.cli.disk.lane_reader import stored_events
 from backpressure.cli.disk.ring_view import look_at_ring
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
 from backpressure.spill.dead_letters import _unpack
+from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
+from backpressure.spill.offline.lane_reader import stored_events
 from backpressure.spill.reader import Lost
 from ringbuf import MessageRing, Messages
 

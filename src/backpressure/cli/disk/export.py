@@ -15,23 +15,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
-    USAGE,
+from backpressure.cli.disk import FAILED, OK, USAGE, Ticker, make_parser, run_command, say
+from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
+from backpressure.cli.disk.ring_view import RingLook, look_at_ring, ring_events, salvage_ring
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
-    Ticker,
     describe_owner,
     look_at_buffer,
     look_at_lane,
-    make_parser,
-    run_command,
-    say,
 )
-from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
-from backpressure.cli.disk.lane_reader import end_seq_of, stored_events, with_quarantined
-from backpressure.cli.disk.ring_view import RingLook, look_at_ring, ring_events, salvage_ring
+from backpressure.spill.offline.lane_reader import end_seq_of, stored_events, with_quarantined
 from backpressure.spill.reader import Lost
 from ringbuf import Messages
 

@@ -12,22 +12,18 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
+from backpressure.cli.disk import FAILED, OK, Ticker, make_parser, run_command
+from backpressure.cli.disk.ring_view import look_at_ring, salvage_ring
+from backpressure.spill.ledger import LEDGER_NAME
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
-    Ticker,
     describe_owner,
     look_at_buffer,
     look_at_lane,
-    make_parser,
-    run_command,
 )
-from backpressure.cli.disk.lane_reader import end_seq_of, stored_events
-from backpressure.cli.disk.ring_view import look_at_ring, salvage_ring
-from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.offline.inspect import BlockState, SegmentReport, inspect_lane
+from backpressure.spill.offline.lane_reader import end_seq_of, stored_events
 from backpressure.spill.reader import Lost
 
 __all__ = ["check_lane", "check_ring", "main"]

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from backpressure.cli.disk import BufferView, LaneView, look_at_lane
 from backpressure.spill.blocks import Decoder, stored_is_sound
+from backpressure.spill.offline.directory_view import BufferView, LaneView, look_at_lane
 from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View
 from backpressure.spill.recovery import (
     QUARANTINE_SUFFIX,

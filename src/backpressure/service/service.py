@@ -15,7 +15,6 @@ by then is counted and said: it stays in the buffer's directory where it has one
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backpressure.base.errors import BackpressureError, BufferClosed, ConfigError
+from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import (
     FileFollow,
@@ -175,7 +175,7 @@ class Service:
             try:
                 close()
             except OSError as error:
-                self.errors.append(_reason(error))
+                self.errors.append(reason(error))
         self._cleanups.clear()
 
     def _make_source(self, config: SourceConfig) -> ServiceSource:
@@ -268,7 +268,7 @@ class Service:
         try:
             self._positions.save()
         except OSError as error:
-            _log.error("positions are not saved: %s", _reason(error))
+            _log.error("positions are not saved: %s", reason(error))
 
     def reopen(self) -> None:
         """Have a sink that is a file opened anew before the next batch, for logrotate."""
@@ -305,9 +305,7 @@ class Service:
         try:
             source.run(feed.put, self.stopping)
         except (OSError, LineTooLong) as error:
-            self._failed(
-                f"{source.name}: {_reason(error) if isinstance(error, OSError) else error}"
-            )
+            self._failed(f"{source.name}: {reason(error)}")
         except Exception as error:
             _log.exception("%s failed", source.name)
             self._failed(f"{source.name}: {error}")
@@ -339,7 +337,7 @@ class Service:
         except BufferClosed:
             pass
         except Exception as error:
-            self._failed(f"sink: {_reason(error) if isinstance(error, OSError) else error}")
+            self._failed(f"sink: {reason(error)}")
 
     def _report(self, error: Exception) -> None:
         """Say once that the sink fails."""
@@ -347,7 +345,7 @@ class Service:
             self._failing_since = time.monotonic()
             _log.warning(
                 "the sink fails, events are kept: %s",
-                _reason(error) if isinstance(error, OSError) else error,
+                reason(error),
             )
 
     def _reopen_sink(self) -> None:
@@ -356,7 +354,7 @@ class Service:
         try:
             fresh = make_sink(self.config.sink)
         except OSError as error:
-            _log.error("the sink is not opened anew: %s", _reason(error))
+            _log.error("the sink is not opened anew: %s", reason(error))
             return
         old, self._sink = self._sink, fresh
         self._cleanups.remove(old.close)
@@ -364,7 +362,7 @@ class Service:
         try:
             old.close()
         except OSError as error:
-            _log.error("%s", _reason(error))
+            _log.error("%s", reason(error))
 
     def _serve_http(self) -> None:
         try:
@@ -422,7 +420,7 @@ def read_token(config: HttpSettings) -> str | None:
         token = Path(config.token_file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            "token_file", _reason(error) if isinstance(error, OSError) else "it is no text"
+            "token_file", reason(error) if isinstance(error, OSError) else "it is no text"
         ) from None
     try:
         return HttpSettings(token=token).token
@@ -476,10 +474,3 @@ def _with_tunables(old: ServeConfig, new: ServeConfig) -> ServeConfig:
     return replace(
         old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file)
     )
-
-
-def _reason(error: OSError) -> str:
-    """An error of the system in words, with the file it is about."""
-    if error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return error.strerror or str(error)

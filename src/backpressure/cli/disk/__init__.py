@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from backpressure.base.errors import BackpressureError, DirectoryInUse
-from backpressure.cli.progress import make_display
+from backpressure.base.wording import reason
+from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, exit_codes, say
+from backpressure.cli.progress import make_display, megabytes
 from backpressure.spill.offline.directory_view import BufferView, NotABuffer, describe_owner
 
 __all__ = [
-    "BY_SIGNAL",
-    "FAILED",
-    "IN_USE",
-    "OK",
-    "USAGE",
     "Ticker",
     "make_parser",
     "refuse_owner",
     "run_command",
-    "say",
 ]
-
-OK, FAILED, USAGE, IN_USE = 0, 1, 2, 3
-BY_SIGNAL: Final = 128  # the shell's convention: 130 for SIGINT
 
 
 def refuse_owner(view: BufferView, command: str) -> None:
@@ -40,24 +32,22 @@ def refuse_owner(view: BufferView, command: str) -> None:
         )
 
 
-_EXIT_CODES: Final = """\
-exit codes:
-  {ok}
-  {failed}
-  2    the command line is wrong, or DIR is not the directory of a buffer; nothing was done{in_use}
-  130  ended by Ctrl-C
-"""
-
-
 def make_parser(
     name: str, description: str, *, ok: str, failed: str, changes: bool = False
 ) -> argparse.ArgumentParser:
     """A parser with DIR, --json and --quiet, whose help tells the exit codes."""
-    in_use = "\n  3    another process has the directory open; nothing was done" if changes else ""
+    codes = {
+        OK: ok,
+        FAILED: failed,
+        USAGE: "the command line is wrong, or DIR is not the directory of a buffer; nothing was done",
+    }
+    if changes:
+        codes[IN_USE] = "another process has the directory open; nothing was done"
+    codes[BY_CTRL_C] = "ended by Ctrl-C"
     parser = argparse.ArgumentParser(
         prog=f"forebay {name}",
         description=description,
-        epilog=_EXIT_CODES.format(ok=f"0    {ok}", failed=f"1    {failed}", in_use=in_use),
+        epilog=exit_codes(codes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", help="the directory of a buffer")
@@ -88,13 +78,9 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _end(f"{error.filename or options.directory}: {error.strerror or error}", FAILED)
+        return _end(reason(error, options.directory), FAILED)
     except KeyboardInterrupt:
-        return _end("interrupted", BY_SIGNAL + signal.SIGINT)
-
-
-def say(text: str) -> None:
-    print(f"forebay: {text}", file=sys.stderr, flush=True)
+        return _end("interrupted", BY_CTRL_C)
 
 
 def _end(text: str, code: int) -> int:
@@ -118,8 +104,8 @@ class Ticker:
         now = time.monotonic()
         if now - self._shown >= self._display.interval:
             self._shown = now
-            of = f" of {self._total / 1e6:,.1f} MB" if self._total else " MB"
-            self._display.show(f"{what}: {self.nbytes / 1e6:,.1f}{of}", self.nbytes)
+            of = f" of {megabytes(self._total)}" if self._total else ""
+            self._display.show(f"{what}: {megabytes(self.nbytes)}{of}", self.nbytes)
 
     def __enter__(self) -> Ticker:
         return self

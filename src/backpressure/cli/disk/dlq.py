@@ -20,16 +20,8 @@ import numpy as np
 
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
-    USAGE,
-    Ticker,
-    make_parser,
-    refuse_owner,
-    run_command,
-    say,
-)
+from backpressure.cli.common import FAILED, OK, USAGE, say, whole_number
+from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.framing import FORMATS, framed
 from backpressure.cli.disk.ring_view import look_at_ring
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
@@ -127,13 +119,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         help="only of this priority, 1 to 5",
     )
     add("--error", metavar="TEXT", help="only where the error holds this text")
-    add("--limit", type=_limit, metavar="N", help="at most the N oldest")
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
+    add("--limit", type=whole_number(0), metavar="N", help="at most the N oldest")
 
 
 def _chosen(options: argparse.Namespace, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:

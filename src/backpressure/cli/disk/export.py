@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from backpressure.cli.disk import FAILED, OK, USAGE, Ticker, make_parser, run_command, say
+from backpressure.cli.common import FAILED, OK, USAGE, say
+from backpressure.cli.disk import Ticker, make_parser, run_command
 from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
 from backpressure.cli.disk.ring_view import RingLook, look_at_ring, ring_events, salvage_ring
 from backpressure.spill.offline.directory_view import (

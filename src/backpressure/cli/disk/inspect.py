@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backpressure.cli.disk import OK, Ticker, make_parser, run_command
+from backpressure.cli.common import OK
+from backpressure.cli.disk import Ticker, make_parser, run_command
 from backpressure.cli.disk.ring_view import look_at_ring, ring_events, salvage_ring
 from backpressure.spill.offline.directory_view import (
     BufferView,

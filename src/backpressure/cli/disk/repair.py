@@ -14,7 +14,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backpressure.cli.disk import FAILED, OK, Ticker, make_parser, refuse_owner, run_command, say
+from backpressure.cli.common import FAILED, OK, say
+from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.ring_view import RingLook, look_at_ring, next_seq_in
 from backpressure.cli.disk.verify import check_lane
 from backpressure.lanes.ring_debt import NUMBERS_JUMP

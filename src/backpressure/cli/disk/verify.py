@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from backpressure.cli.disk import FAILED, OK, Ticker, make_parser, run_command
+from backpressure.cli.common import FAILED, OK
+from backpressure.cli.disk import Ticker, make_parser, run_command
 from backpressure.cli.disk.ring_view import look_at_ring, salvage_ring
 from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.offline.directory_view import (

@@ -24,7 +24,8 @@ from backpressure.cli.common import (
 )
 from backpressure.service.config import Mistakes, ServeConfig, load
 from backpressure.service.explain import explain
-from backpressure.service.service import Service, put_in_force
+from backpressure.service.reload import put_in_force, tunable_titles
+from backpressure.service.service import Service
 from backpressure.service.systemd import notify, watchdog_seconds
 
 __all__ = ["main"]
@@ -36,12 +37,12 @@ _SIGNAL_SECONDS = 0.1
 # How often positions are committed and saved (seconds): what a crash makes come twice is what was delivered since.
 _SAVE_SECONDS = 1.0
 
-_SIGNALS = """\
+_SIGNALS = f"""\
 signals:
   SIGTERM, SIGINT  end: sources stop, what is buffered is delivered for up to service.drain_timeout seconds; a second one
                    ends it at once
-  SIGHUP           read the configuration again: rate, batch size, log level and drain timeout change at once, what needs a
-                   restart is named, a sink that is a file is opened anew
+  SIGHUP           read the configuration again: {tunable_titles()} change at once,
+                   what needs a restart is named, a sink that is a file is opened anew
 
 """
 _CODES = {

@@ -18,12 +18,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from backpressure.base.errors import BackpressureError, BufferClosed, ConfigError
+from backpressure.base.errors import BufferClosed, ConfigError
 from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import (
@@ -31,14 +30,12 @@ from backpressure.service.config import (
     FileTarget,
     HttpSettings,
     HttpTarget,
-    Mistakes,
     ServeConfig,
     SinkConfig,
     SourceConfig,
     StdinLines,
     StdoutTarget,
     TcpLines,
-    differences,
 )
 from backpressure.sinks import Sink, SinkGone, open_sink
 from backpressure.sources import LineReader, LineTooLong
@@ -47,7 +44,7 @@ from backpressure.sources.positions import Positions
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
 from ringbuf._messages.ring import count_lines
 
-__all__ = ["Feed", "Service", "reload_plan"]
+__all__ = ["Feed", "Service", "make_sink", "read_token"]
 
 _log = logging.getLogger("backpressure")
 
@@ -57,19 +54,6 @@ _LOOK_SECONDS = 0.2
 _JOIN_SECONDS = 5.0
 # How long the HTTP server may take to start (seconds).
 _HTTP_START_SECONDS = 10.0
-
-# What a reload can change; everything else needs a restart.
-_TUNABLE: dict[str, Callable[[BufferManager, Any], object]] = {
-    "buffer.flow_control.max_events_per_second": lambda buffer, value: (
-        buffer.adjust_flow_control_rate(value, by="reload")
-    ),
-    "buffer.flow_control.burst_size": lambda buffer, value: buffer._flow.set_burst(value),
-    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(
-        value, by="reload"
-    ),
-    "service.drain_timeout": lambda buffer, value: None,
-    "service.log_level": lambda buffer, value: _log.setLevel(value.upper()),
-}
 
 
 class Feed:
@@ -426,51 +410,3 @@ def read_token(config: HttpSettings) -> str | None:
         return HttpSettings(token=token).token
     except ConfigError as error:
         raise ConfigError("token_file", str(error).removeprefix("token: ")) from None
-
-
-def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], list[str]]:
-    """What a reload can put in force, by name, and the names of what needs a restart."""
-    changed = differences(old, new)
-    now = {name: value for name, (_, value) in changed.items() if name in _TUNABLE}
-    return now, [name for name in changed if name not in _TUNABLE]
-
-
-def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
-    """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
-    now, later = reload_plan(service.config, new)
-    batching = service.buffer.config.batching
-    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
-    if not batching.min_batch_size <= size <= batching.max_batch_size:
-        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
-        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
-        raise Mistakes(
-            [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
-        )
-    done = []
-    for name, value in now.items():
-        try:
-            _TUNABLE[name](service.buffer, value)
-        except (BackpressureError, ValueError) as error:
-            raise Mistakes([f"{name}: {error}"]) from None
-        done.append(name)
-    service.config = _with_tunables(service.config, new)
-    service.reopen()
-    return done, later
-
-
-def _with_tunables(old: ServeConfig, new: ServeConfig) -> ServeConfig:
-    """The config in force: the old one, with the new one's tunables."""
-    buffer = replace(
-        old.buffer,
-        flow_control=replace(
-            old.buffer.flow_control,
-            max_events_per_second=new.buffer.flow_control.max_events_per_second,
-            burst_size=new.buffer.flow_control.burst_size,
-        ),
-        batching=replace(
-            old.buffer.batching, initial_batch_size=new.buffer.batching.initial_batch_size
-        ),
-    )
-    return replace(
-        old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file)
-    )

@@ -14,10 +14,13 @@ from backpressure.base.wording import reason
 from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, exit_codes, say
 from backpressure.cli.progress import make_display, megabytes
 from backpressure.spill.offline.directory_view import BufferView, NotABuffer, describe_owner
+from backpressure.spill.reader import Lost
 
 __all__ = [
     "Ticker",
+    "loss_report",
     "make_parser",
+    "owner_report",
     "refuse_owner",
     "run_command",
 ]
@@ -30,6 +33,21 @@ def refuse_owner(view: BufferView, command: str) -> None:
             f"{view.path} is in use by {describe_owner(view.owner)}: {command} changes it, so end that one first; "
             f"inspect, verify, export and dlq list work beside it"
         )
+
+
+def owner_report(view: BufferView) -> dict[str, Any] | None:
+    """The owner as --json tells it."""
+    return None if view.owner is None else {"pid": view.owner.pid}
+
+
+def loss_report(lost: Lost) -> dict[str, Any]:
+    """Numbers that are lost as --json tells them, the last one included."""
+    return {
+        "first_seq": lost.first_seq,
+        "last_seq": lost.end_seq - 1,
+        "events": lost.events,
+        "reason": lost.reason,
+    }
 
 
 def make_parser(

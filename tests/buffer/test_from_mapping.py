@@ -6,7 +6,7 @@ import pytest
 
 from backpressure.base.errors import ConfigError
 from backpressure.buffer.config import BufferConfig, WhenFull
-from backpressure.buffer.from_mapping import build, parse_size
+from backpressure.buffer.from_mapping import build
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 
 
@@ -80,27 +80,6 @@ def test_mistakes(given: dict, field: str, message: str) -> None:
 def test_no_mapping() -> None:
     with pytest.raises(ConfigError, match="buffer: must be a table"):
         build(BufferConfig, [1], "buffer")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("4096", 4096),
-        ("64K", 65536),
-        ("1 MiB", 1 << 20),
-        ("2gb", 2 << 30),
-        ("1T", 1 << 40),
-        ("1_000", 1000),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1X", "0x10", "²"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(ValueError, match="no size"):
-        parse_size(text)
 
 
 def test_a_table_within_a_table_keeps_the_other_defaults_of_its_place() -> None:

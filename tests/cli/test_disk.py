@@ -32,11 +32,11 @@ from backpressure import (
     FormatError,
 )
 from backpressure.cli import main
-from backpressure.cli.disk import find_owner, look_at_buffer
 from backpressure.cli.disk.framing import framed, with_newlines
-from backpressure.cli.disk.lane_reader import stored_events
 from backpressure.cli.disk.ring_view import look_at_ring, next_seq_in, ring_events
 from backpressure.spill import Lost, SpillConfig
+from backpressure.spill.offline.directory_view import find_owner, look_at_buffer
+from backpressure.spill.offline.lane_reader import stored_events
 from ringbuf import MessageRing, Messages
 from tests.support.paths import ROOT
 

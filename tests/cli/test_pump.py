@@ -286,7 +286,7 @@ def test_a_rate_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
         (["a.log", "--to", "out.log", "--priority-by", "x=low"], "from 1 to 5"),
         (["a.log", "--to", "out.log", "--priority-by", "x"], "REGEX=N"),
         (["a.log", "--to", "out.log", "--lane-bytes", "many"], "64M"),
-        (["a.log", "--to", "out.log", "--batch-size", "0"], "from 1 on"),
+        (["a.log", "--to", "out.log", "--batch-size", "0"], "1 or more"),
         (["a.log", "--to", "out.log", "--rate", "0"], "above 0"),
         (["a.log", "--to", "out.log", "--rate", "nan"], "above 0"),
         (["a.log", "--to", "out.log", "--retry-for", "-1"], "0 or more"),

@@ -25,12 +25,12 @@ from backpressure.service.config import (
     Mistakes,
     ServeConfig,
     TcpLines,
-    differences,
     load,
     parse,
 )
 from backpressure.service.explain import explain
-from backpressure.service.service import Feed, Service, put_in_force, reload_plan
+from backpressure.service.reload import differences, put_in_force, reload_plan
+from backpressure.service.service import Feed, Service
 from backpressure.sinks import SinkGone
 from tests.support.paths import ROOT
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from backpressure.base.errors import ConfigError
 
-__all__ = ["build", "parse_size", "unknown_key"]
+__all__ = ["build", "format_size", "parse_size", "unknown_key"]
 
 T = TypeVar("T")
 
@@ -69,13 +69,28 @@ def unknown_key(where: str, key: object, known: Iterable[str]) -> ConfigError:
 
 
 def parse_size(text: str) -> int:
-    """Bytes out of "4096", "64K", "64M", "1G" or "1T" (powers of 1024; "64MiB" and "64MB" are the same). ValueError."""
+    """Bytes out of "4096", or with a unit out of "64K", "64M", "1G", "1T". ValueError, which says what is accepted.
+
+    Units are powers of 1024, and "64M", "64MB" and "64MiB" are the same, in letters of either case. The digits may be grouped
+    as in 1_000_000, and a blank may stand before the unit. For whatever takes a size as text: configs, and command lines.
+    """
     digits = text.strip().upper().removesuffix("IB").removesuffix("B")
     unit = _UNITS.get(digits[-1:], 1)
     number = (digits if unit == 1 else digits[:-1]).strip().replace("_", "")
     if not number.isdecimal():
-        raise ValueError(f"{text!r} is no size: write bytes, or 64K, 64M, 1G")
+        raise ValueError(
+            f"{text!r} is no size: write bytes as a whole number, or with a unit of 1024 as 64K, 64M, 1G or 1T "
+            f"(64KB and 64KiB are the same)"
+        )
     return int(number) * unit
+
+
+def format_size(nbytes: int) -> str:
+    """Bytes for people, in the largest unit that fits, to four places; parse_size() reads it where it is a whole number."""
+    for letter, unit in reversed(_UNITS.items()):
+        if nbytes >= unit:
+            return f"{nbytes / unit:,.4g} {letter}iB"
+    return f"{nbytes} bytes"
 
 
 @lru_cache(maxsize=64)

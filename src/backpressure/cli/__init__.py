@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from backpressure.cli.common import OK, USAGE, say
+
 __all__ = ["main"]
 
 _COMMANDS = {
@@ -55,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.main(arguments[1:]))
     if arguments[:1] == ["--version"]:
         print(f"forebay {_version()}")
-        return 0
+        return OK
     if arguments[:1] in (["-h"], ["--help"]):
         print(_usage())
-        return 0
+        return OK
     if arguments:
-        print(f"forebay: unknown command {arguments[0]!r}", file=sys.stderr)
+        say(f"unknown command {arguments[0]!r}")
     print(_usage(), file=sys.stderr)
-    return 2
+    return USAGE
 
 
 def _version() -> str:

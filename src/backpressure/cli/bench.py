@@ -26,12 +26,19 @@ from pathlib import Path
 import numpy as np
 
 from backpressure.buffer_manager import BufferManager
+from backpressure.cli.common import FAILED, OK, USAGE, exit_codes
 from ringbuf import MessageRing, TokenBucket
 
 __all__ = ["Figure", "Measurement", "figures", "main", "measure"]
 
 # What the library promises on one core, with all policies on.
 _PROMISE = 10_000_000
+
+_CODES = {
+    OK: "every figure keeps its limit, and the buffer its promise",
+    FAILED: "a figure is over its limit, or the buffer below its promise",
+    USAGE: "the command line is wrong",
+}
 
 _CHUNK = 1 << 20
 _SHORT_LINES = 400_000
@@ -395,7 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="forebay bench",
         description="Measure the hot paths of this machine, each beside its yardstick. Run it while nothing else runs.",
-        epilog="exit codes: 0 every figure keeps its limit, 1 one does not",
+        epilog=exit_codes(_CODES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--long",
@@ -447,7 +455,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {what:<36} {verdict}, {rate:,.0f}")
     if options.record:
         Path(options.record).write_text(_markdown(measurements))
-    return 0 if good and per_batch >= _PROMISE else 1
+    return OK if good and per_batch >= _PROMISE else FAILED
 
 
 def _markdown(measurements: Sequence[Measurement]) -> str:

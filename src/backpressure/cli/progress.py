@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from backpressure.cli.common import say
+
 if TYPE_CHECKING:
     from backpressure.cli.pump.transfer import Progress
 
@@ -100,7 +102,7 @@ class _Plain:
         self.note(text)
 
     def note(self, text: str) -> None:
-        print(f"forebay: {text}", file=sys.stderr, flush=True)
+        say(text)
 
     def finish(self, rows: Sequence[Row]) -> None:
         if not rows:

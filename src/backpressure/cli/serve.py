@@ -7,17 +7,25 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 from backpressure.base.errors import BackpressureError, ConfigError
-from backpressure.cli.pump.arguments import BY_SIGNAL, FAILED, OK, USAGE
+from backpressure.base.wording import reason
+from backpressure.cli.common import (
+    BY_CTRL_C,
+    BY_SIGNAL,
+    FAILED,
+    OK,
+    USAGE,
+    exit_codes,
+    noted_signals,
+    say,
+)
 from backpressure.service.config import Mistakes, ServeConfig, load
 from backpressure.service.explain import explain
-from backpressure.service.service import Service, put_in_force
+from backpressure.service.reload import put_in_force, tunable_titles
+from backpressure.service.service import Service
 from backpressure.service.systemd import notify, watchdog_seconds
 
 __all__ = ["main"]
@@ -29,18 +37,20 @@ _SIGNAL_SECONDS = 0.1
 # How often positions are committed and saved (seconds): what a crash makes come twice is what was delivered since.
 _SAVE_SECONDS = 1.0
 
-_EPILOG = f"""\
+_SIGNALS = f"""\
 signals:
   SIGTERM, SIGINT  end: sources stop, what is buffered is delivered for up to service.drain_timeout seconds; a second one
                    ends it at once
-  SIGHUP           read the configuration again: rate, batch size, log level and drain timeout change at once, what needs a
-                   restart is named, a sink that is a file is opened anew
+  SIGHUP           read the configuration again: {tunable_titles()} change at once,
+                   what needs a restart is named, a sink that is a file is opened anew
 
-exit codes:
-  {OK}    everything that came in was delivered (after a signal as well)
-  {FAILED}    something could not be opened, a source or the sink failed for good, or events were not delivered
-  {USAGE}    the configuration is wrong: nothing was opened
 """
+_CODES = {
+    OK: "everything that came in was delivered (after a signal as well)",
+    FAILED: "something could not be opened, a source or the sink failed for good, or events were not delivered",
+    USAGE: "the configuration is wrong: nothing was opened",
+    BY_CTRL_C: "ended by Ctrl-C (SIGINT), 143 by SIGTERM, and events were not delivered",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="forebay serve",
         description="Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
-        epilog=_EPILOG,
+        epilog=_SIGNALS + exit_codes(_CODES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -64,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(options.config)
     except OSError as error:
-        _say(f"{options.config}: {error.strerror}")
+        say(reason(error, options.config))
         return USAGE
     except Mistakes as error:
         for line in error.lines:
-            _say(f"{options.config}: {line}")
+            say(f"{options.config}: {line}")
         return USAGE
     if options.check:
         print(explain(config))
@@ -81,20 +91,16 @@ def _serve(path: str, config: ServeConfig) -> int:
     try:
         service = Service(config)
     except BackpressureError as error:
-        _say(str(error))
+        say(str(error))
         return USAGE if isinstance(error, ConfigError) else FAILED
     except OSError as error:
-        _say(
-            f"{error.filename}: {error.strerror}"
-            if error.filename
-            else error.strerror or str(error)
-        )
+        say(reason(error))
         return FAILED
-    with _noted_signals() as signals:
+    with noted_signals("SIGINT", "SIGTERM", "SIGHUP") as signals:
         try:
             service.start()
         except RuntimeError as error:
-            _say(str(error))
+            say(str(error))
             service.stop(lambda: True)
             return FAILED
         for address in service.addresses:
@@ -105,11 +111,11 @@ def _serve(path: str, config: ServeConfig) -> int:
         # The one that ended it, and a second one; a wish to reload is none at this point.
         lost = service.stop(lambda: len(_ends(signals)) > 1)
     if service.kept:
-        _say(
+        say(
             f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start"
         )
     if lost:
-        _say(
+        say(
             f"{lost:,} events were NOT delivered; those from followed files are read again at the next start"
         )
     if lost or service.errors:
@@ -147,7 +153,7 @@ def _reload(path: str, service: Service) -> None:
     try:
         done, later = put_in_force(service, load(path))
     except OSError as error:
-        _log.error("not reloaded: %s: %s", path, error.strerror)
+        _log.error("not reloaded: %s", reason(error, path))
     except Mistakes as error:
         for line in error.lines:
             _log.error("not reloaded: %s", line)
@@ -166,37 +172,9 @@ def _is_reload(number: int) -> bool:
     return number == getattr(signal, "SIGHUP", None)
 
 
-@contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """A list of the signals that arrive: an exception could break the code that it hits."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals go to the main thread's code
-        return
-    numbers = [
-        signal.SIGINT,
-        signal.SIGTERM,
-        *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
-    ]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _log_to_stderr(level: str) -> None:
     """Plain lines; with a time unless the journal, which has its own, reads them."""
     journal = "JOURNAL_STREAM" in os.environ
     pattern = "%(levelname)s %(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stderr, format=pattern, level="WARNING")
     _log.setLevel(level.upper())
-
-
-def _say(text: str) -> None:
-    print(f"forebay: {text}", file=sys.stderr, flush=True)

@@ -15,7 +15,6 @@ Everything is checked before anything is opened; `Mistakes` has all that is wron
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import os
 import re
@@ -48,7 +47,6 @@ __all__ = [
     "TcpLines",
     "TcpTarget",
     "UnixLines",
-    "differences",
     "load",
     "parse",
 ]
@@ -441,14 +439,3 @@ def _expand(value: Any, environment: Mapping[str, str], where: str) -> Any:
 def _check_text(config: object, name: str) -> None:
     if not getattr(config, name):
         raise ConfigError(name, "must not be empty")
-
-
-def differences(old: object, new: object, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs, by dotted name: a config within a config is compared field by field."""
-    if type(old) is type(new) and dataclasses.is_dataclass(old) and not isinstance(old, type):
-        found: dict[str, tuple[Any, Any]] = {}
-        for one in dataclasses.fields(old):
-            name = f"{where}.{one.name}" if where else one.name
-            found |= differences(getattr(old, one.name), getattr(new, one.name), name)
-        return found
-    return {} if old == new else {where: (old, new)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer.config import WhenFull
+from backpressure.buffer.from_mapping import format_size
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
@@ -39,8 +40,8 @@ def explain(config: ServeConfig) -> str:
             else "positions  not kept (service.state_file): after a restart, files are read as if for the first time"
         )
     lines += [
-        f"buffer     {PRIORITY_LEVELS} lanes of {_size(buffer.lane_bytes)}: "
-        f"at most {_size(PRIORITY_LEVELS * buffer.lane_bytes)} of memory, used as it fills",
+        f"buffer     {PRIORITY_LEVELS} lanes of {format_size(buffer.lane_bytes)}: "
+        f"at most {format_size(PRIORITY_LEVELS * buffer.lane_bytes)} of memory, used as it fills",
         f"           {_when_full(buffer.when_full)}",
         f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
         + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
@@ -98,10 +99,3 @@ def _when_full(when_full: WhenFull) -> str:
     return (
         "when a lane is full, its sources wait, and their senders with them; POST /events gets 503"
     )
-
-
-def _size(nbytes: int) -> str:
-    for unit, text in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:,.4g} {text}"
-    return f"{nbytes} bytes"

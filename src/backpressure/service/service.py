@@ -15,30 +15,27 @@ by then is counted and said: it stays in the buffer's directory where it has one
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from backpressure.base.errors import BackpressureError, BufferClosed, ConfigError
+from backpressure.base.errors import BufferClosed, ConfigError
+from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpSettings,
     HttpTarget,
-    Mistakes,
     ServeConfig,
     SinkConfig,
     SourceConfig,
     StdinLines,
     StdoutTarget,
     TcpLines,
-    differences,
 )
 from backpressure.sinks import Sink, SinkGone, open_sink
 from backpressure.sources import LineReader, LineTooLong
@@ -47,7 +44,7 @@ from backpressure.sources.positions import Positions
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
 from ringbuf._messages.ring import count_lines
 
-__all__ = ["Feed", "Service", "reload_plan"]
+__all__ = ["Feed", "Service", "make_sink", "read_token"]
 
 _log = logging.getLogger("backpressure")
 
@@ -57,19 +54,6 @@ _LOOK_SECONDS = 0.2
 _JOIN_SECONDS = 5.0
 # How long the HTTP server may take to start (seconds).
 _HTTP_START_SECONDS = 10.0
-
-# What a reload can change; everything else needs a restart.
-_TUNABLE: dict[str, Callable[[BufferManager, Any], object]] = {
-    "buffer.flow_control.max_events_per_second": lambda buffer, value: (
-        buffer.adjust_flow_control_rate(value, by="reload")
-    ),
-    "buffer.flow_control.burst_size": lambda buffer, value: buffer._flow.set_burst(value),
-    "buffer.batching.initial_batch_size": lambda buffer, value: buffer.adjust_batch_size(
-        value, by="reload"
-    ),
-    "service.drain_timeout": lambda buffer, value: None,
-    "service.log_level": lambda buffer, value: _log.setLevel(value.upper()),
-}
 
 
 class Feed:
@@ -175,7 +159,7 @@ class Service:
             try:
                 close()
             except OSError as error:
-                self.errors.append(_reason(error))
+                self.errors.append(reason(error))
         self._cleanups.clear()
 
     def _make_source(self, config: SourceConfig) -> ServiceSource:
@@ -268,7 +252,7 @@ class Service:
         try:
             self._positions.save()
         except OSError as error:
-            _log.error("positions are not saved: %s", _reason(error))
+            _log.error("positions are not saved: %s", reason(error))
 
     def reopen(self) -> None:
         """Have a sink that is a file opened anew before the next batch, for logrotate."""
@@ -305,9 +289,7 @@ class Service:
         try:
             source.run(feed.put, self.stopping)
         except (OSError, LineTooLong) as error:
-            self._failed(
-                f"{source.name}: {_reason(error) if isinstance(error, OSError) else error}"
-            )
+            self._failed(f"{source.name}: {reason(error)}")
         except Exception as error:
             _log.exception("%s failed", source.name)
             self._failed(f"{source.name}: {error}")
@@ -339,7 +321,7 @@ class Service:
         except BufferClosed:
             pass
         except Exception as error:
-            self._failed(f"sink: {_reason(error) if isinstance(error, OSError) else error}")
+            self._failed(f"sink: {reason(error)}")
 
     def _report(self, error: Exception) -> None:
         """Say once that the sink fails."""
@@ -347,7 +329,7 @@ class Service:
             self._failing_since = time.monotonic()
             _log.warning(
                 "the sink fails, events are kept: %s",
-                _reason(error) if isinstance(error, OSError) else error,
+                reason(error),
             )
 
     def _reopen_sink(self) -> None:
@@ -356,7 +338,7 @@ class Service:
         try:
             fresh = make_sink(self.config.sink)
         except OSError as error:
-            _log.error("the sink is not opened anew: %s", _reason(error))
+            _log.error("the sink is not opened anew: %s", reason(error))
             return
         old, self._sink = self._sink, fresh
         self._cleanups.remove(old.close)
@@ -364,7 +346,7 @@ class Service:
         try:
             old.close()
         except OSError as error:
-            _log.error("%s", _reason(error))
+            _log.error("%s", reason(error))
 
     def _serve_http(self) -> None:
         try:
@@ -422,64 +404,9 @@ def read_token(config: HttpSettings) -> str | None:
         token = Path(config.token_file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            "token_file", _reason(error) if isinstance(error, OSError) else "it is no text"
+            "token_file", reason(error) if isinstance(error, OSError) else "it is no text"
         ) from None
     try:
         return HttpSettings(token=token).token
     except ConfigError as error:
         raise ConfigError("token_file", str(error).removeprefix("token: ")) from None
-
-
-def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], list[str]]:
-    """What a reload can put in force, by name, and the names of what needs a restart."""
-    changed = differences(old, new)
-    now = {name: value for name, (_, value) in changed.items() if name in _TUNABLE}
-    return now, [name for name in changed if name not in _TUNABLE]
-
-
-def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
-    """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
-    now, later = reload_plan(service.config, new)
-    batching = service.buffer.config.batching
-    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
-    if not batching.min_batch_size <= size <= batching.max_batch_size:
-        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
-        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
-        raise Mistakes(
-            [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
-        )
-    done = []
-    for name, value in now.items():
-        try:
-            _TUNABLE[name](service.buffer, value)
-        except (BackpressureError, ValueError) as error:
-            raise Mistakes([f"{name}: {error}"]) from None
-        done.append(name)
-    service.config = _with_tunables(service.config, new)
-    service.reopen()
-    return done, later
-
-
-def _with_tunables(old: ServeConfig, new: ServeConfig) -> ServeConfig:
-    """The config in force: the old one, with the new one's tunables."""
-    buffer = replace(
-        old.buffer,
-        flow_control=replace(
-            old.buffer.flow_control,
-            max_events_per_second=new.buffer.flow_control.max_events_per_second,
-            burst_size=new.buffer.flow_control.burst_size,
-        ),
-        batching=replace(
-            old.buffer.batching, initial_batch_size=new.buffer.batching.initial_batch_size
-        ),
-    )
-    return replace(
-        old, buffer=buffer, service=replace(new.service, state_file=old.service.state_file)
-    )
-
-
-def _reason(error: OSError) -> str:
-    """An error of the system in words, with the file it is about."""
-    if error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return error.strerror or str(error)

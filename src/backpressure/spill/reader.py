@@ -20,7 +20,7 @@ from backpressure.spill.files import UNREADABLE, Files
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable
 from ringbuf import Messages
 
-__all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View"]
+__all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View", "decoded_run"]
 
 _OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
 _NONE: Final = 1 << 64  # larger than any serial
@@ -255,12 +255,7 @@ class Reader:
         )
 
     def _decode(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:
-        """The events of a block, with the payload in `target`; None where its content is no block's."""
-        header = located.header
-        offsets = self._decoder.decode(header, located.block, target)
-        if offsets is None:
-            return None
-        return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
+        return decoded_run(self._decoder, located.header, located.block, target)
 
     def _senseless(self, located: _Located) -> Missing:
         header, segment = located.header, located.segment
@@ -376,6 +371,16 @@ class Reader:
     ) -> Missing:
         lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")
         return Missing(segment.serial, lost, gap_start)
+
+
+def decoded_run(
+    decoder: Decoder, header: BlockHeader, block: memoryview, target: npt.NDArray[np.uint8]
+) -> Run | None:
+    """The events of a block, with the payload in `target`; None where its content is no block's."""
+    offsets = decoder.decode(header, block, target)
+    if offsets is None:
+        return None
+    return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
 
 
 def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:

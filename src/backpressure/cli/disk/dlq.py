@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby, islice
 from typing import Any, Final
 
@@ -20,23 +21,14 @@ import numpy as np
 
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
-    USAGE,
-    BufferView,
-    Ticker,
-    look_at_buffer,
-    make_parser,
-    refuse_owner,
-    run_command,
-    say,
-)
+from backpressure.cli.common import FAILED, OK, USAGE, say, whole_number
+from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.framing import FORMATS, framed
-from backpressure.cli.disk.lane_reader import stored_events
 from backpressure.cli.disk.ring_view import look_at_ring
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
 from backpressure.spill.dead_letters import _unpack
+from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
+from backpressure.spill.offline.lane_reader import stored_events
 from backpressure.spill.reader import Lost
 from ringbuf import MessageRing, Messages
 
@@ -128,13 +120,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         help="only of this priority, 1 to 5",
     )
     add("--error", metavar="TEXT", help="only where the error holds this text")
-    add("--limit", type=_limit, metavar="N", help="at most the N oldest")
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
+    add("--limit", type=whole_number(0), metavar="N", help="at most the N oldest")
 
 
 def _chosen(options: argparse.Namespace, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:
@@ -302,29 +288,31 @@ def _to_file(
 ) -> tuple[int, dict[str, int]]:
     replayed = 0
     stayed: dict[str, int] = {}
+    with _owned_letters(view) as store, open(options.to, "ab") as out:
+        letters = _chosen(options, store.letters())
+        while chunk := list(islice(letters, _CHUNK)):
+            clear = [
+                letter for letter in chunk if options.format != "lines" or b"\n" not in letter.event
+            ]
+            if len(clear) < len(chunk):
+                why = "their events hold newlines, so lines would not tell where they end: use --format records"
+                stayed[why] = stayed.get(why, 0) + len(chunk) - len(clear)
+            for letter in clear:
+                out.write(framed(_one(letter.event), options.format))
+            out.flush()
+            os.fsync(out.fileno())
+            replayed += store.purge(clear)
+            ticker.advance(sum(len(letter.event) for letter in clear), "replayed")
+    return replayed, stayed
+
+
+@contextmanager
+def _owned_letters(view: BufferView) -> Iterator[DeadLetterStore]:
+    """The dead letters of a directory that nobody else has: this owns it meanwhile. Raises DirectoryInUse."""
     with BufferDirectory(view.path) as directory:
         store = DeadLetterStore(directory.lane("dead-letters"), directory.buffer_id)
-        try:
-            with open(options.to, "ab") as out:
-                letters = _chosen(options, store.letters())
-                while chunk := list(islice(letters, _CHUNK)):
-                    clear = [
-                        letter
-                        for letter in chunk
-                        if options.format != "lines" or b"\n" not in letter.event
-                    ]
-                    if len(clear) < len(chunk):
-                        why = "their events hold newlines, so lines would not tell where they end: use --format records"
-                        stayed[why] = stayed.get(why, 0) + len(chunk) - len(clear)
-                    for letter in clear:
-                        out.write(framed(_one(letter.event), options.format))
-                    out.flush()
-                    os.fsync(out.fileno())
-                    replayed += store.purge(clear)
-                    ticker.advance(sum(len(letter.event) for letter in clear), "replayed")
-        finally:
-            store.close()
-    return replayed, stayed
+        with closing(store):
+            yield store
 
 
 def _one(event: bytes) -> Messages:
@@ -347,12 +335,8 @@ def _purge(options: argparse.Namespace) -> int:
     elif view.dead_letters is None:
         count = 0
     else:
-        with BufferDirectory(view.path) as directory:
-            store = DeadLetterStore(directory.lane("dead-letters"), directory.buffer_id)
-            try:
-                count = store.purge(list(_chosen(options, store.letters())))
-            finally:
-                store.close()
+        with _owned_letters(view) as store:
+            count = store.purge(list(_chosen(options, store.letters())))
     if options.json:
         print(json.dumps({"directory": view.path, "done": options.yes, "letters": count}, indent=2))
     elif options.yes:

@@ -15,23 +15,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
-    USAGE,
+from backpressure.cli.common import FAILED, OK, USAGE, say
+from backpressure.cli.disk import Ticker, loss_report, make_parser, owner_report, run_command
+from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
+from backpressure.cli.disk.ring_view import (
+    RingLook,
+    look_at_ring,
+    lost_in_ring,
+    ring_events,
+    salvage_ring,
+)
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
-    Ticker,
     describe_owner,
     look_at_buffer,
     look_at_lane,
-    make_parser,
-    run_command,
-    say,
 )
-from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
-from backpressure.cli.disk.lane_reader import end_seq_of, stored_events, with_quarantined
-from backpressure.cli.disk.ring_view import RingLook, look_at_ring, ring_events, salvage_ring
+from backpressure.spill.offline.lane_reader import end_seq_of, stored_events, with_quarantined
 from backpressure.spill.reader import Lost
 from ringbuf import Messages
 
@@ -115,8 +116,7 @@ class _Export:
             with_quarantined(self._view, lane) if everything else stored_events(self._view, lane)
         ):
             if isinstance(item, Lost):
-                self.lost.append({"priority": lane.number, "first_seq": item.first_seq, "last_seq": item.end_seq - 1,
-                                  "events": item.events, "reason": item.reason})  # fmt: skip
+                self.lost.append({"priority": lane.number, **loss_report(item)})
             else:
                 self._write(item.messages(), lane)
         look = look_at_ring(lane.ring_path)
@@ -148,9 +148,8 @@ class _Export:
             self.notes.append(
                 f"{lane.title}: {debt.events:,} events of a ring from before a reboot are whole"
             )
-        for first, end in debt.missing:
-            self.lost.append({"priority": lane.number, "first_seq": first, "last_seq": end - 1, "events": end - first,
-                              "reason": "in memory when the machine went down"})  # fmt: skip
+        for one in lost_in_ring(debt):
+            self.lost.append({"priority": lane.number, **loss_report(one)})
 
     def _ring(self, look: RingLook, lane: LaneView) -> None:
         end_seq = end_seq_of(look_at_lane(self._view, lane))
@@ -189,7 +188,7 @@ def _lies_in(path: str, directory: str) -> bool:
 def _conclude(options: argparse.Namespace, view: BufferView, tally: _Export) -> int:
     report = {
         "directory": view.path,
-        "owner": None if view.owner is None else {"pid": view.owner.pid},
+        "owner": owner_report(view),
         "events": sum(tally.events.values()),
         "bytes": tally.nbytes,
         "priorities": {str(priority): events for priority, events in sorted(tally.events.items())},

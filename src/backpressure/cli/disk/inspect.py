@@ -9,19 +9,22 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backpressure.cli.disk import (
-    OK,
+from backpressure.cli.common import OK
+from backpressure.cli.disk import Ticker, make_parser, owner_report, run_command
+from backpressure.cli.disk.ring_view import look_at_ring, ring_events, salvage_ring
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
-    Ticker,
     describe_owner,
     look_at_buffer,
     look_at_lane,
-    make_parser,
-    run_command,
 )
-from backpressure.cli.disk.lane_reader import end_seq_of, owed_on_disk, settled_of, stored_events
-from backpressure.cli.disk.ring_view import look_at_ring, ring_events, salvage_ring
+from backpressure.spill.offline.lane_reader import (
+    end_seq_of,
+    owed_on_disk,
+    settled_of,
+    stored_events,
+)
 from backpressure.spill.reader import Run
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile
 
@@ -52,7 +55,7 @@ def _inspect(options: argparse.Namespace) -> int:
             "directory": view.path,
             "buffer_id": str(view.buffer_id),
             "manifest": view.manifest,
-            "owner": None if view.owner is None else {"pid": view.owner.pid},
+            "owner": owner_report(view),
             "lanes": [
                 {
                     "priority": lane.number,

@@ -14,26 +14,21 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
-    BufferView,
-    LaneView,
-    Ticker,
-    look_at_buffer,
-    look_at_lane,
-    make_parser,
-    refuse_owner,
-    run_command,
-    say,
-)
-from backpressure.cli.disk.lane_reader import end_seq_of
+from backpressure.cli.common import FAILED, OK, say
+from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.ring_view import RingLook, look_at_ring, next_seq_in
 from backpressure.cli.disk.verify import check_lane
 from backpressure.lanes.ring_debt import NUMBERS_JUMP
 from backpressure.spill import BufferDirectory
 from backpressure.spill.ledger import LEDGER_NAME
+from backpressure.spill.offline.directory_view import (
+    BufferView,
+    LaneView,
+    look_at_buffer,
+    look_at_lane,
+)
 from backpressure.spill.offline.inspect import repair_lane
+from backpressure.spill.offline.lane_reader import end_seq_of
 from backpressure.spill.recovery import QUARANTINE_SUFFIX
 from ringbuf import MessageRing
 

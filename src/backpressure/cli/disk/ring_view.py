@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from backpressure.lanes.ring_debt import RingDebt, debt_of
+from backpressure.spill.reader import Lost
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._messages.look import next_seq_of, used_parts
 
-__all__ = ["RingLook", "look_at_ring", "next_seq_in", "ring_events", "salvage_ring"]
+__all__ = ["RingLook", "look_at_ring", "lost_in_ring", "next_seq_in", "ring_events", "salvage_ring"]
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -82,6 +83,19 @@ def salvage_ring(look: RingLook, end_seq: int) -> tuple[Salvage, RingDebt]:
     """
     found = salvage(look.path)
     return found, debt_of(found, end_seq)
+
+
+def lost_in_ring(debt: RingDebt) -> list[Lost]:
+    """What of a ring from before a reboot is lost. Each of its numbers was an event, as far as anything tells."""
+    return [
+        Lost(
+            first_seq=first,
+            end_seq=end,
+            events=end - first,
+            reason="in memory when the machine went down",
+        )
+        for first, end in debt.missing
+    ]
 
 
 def ring_events(look: RingLook) -> Iterator[Messages]:

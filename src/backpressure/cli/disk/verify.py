@@ -12,22 +12,19 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from backpressure.cli.disk import (
-    FAILED,
-    OK,
+from backpressure.cli.common import FAILED, OK
+from backpressure.cli.disk import Ticker, loss_report, make_parser, owner_report, run_command
+from backpressure.cli.disk.ring_view import look_at_ring, lost_in_ring, salvage_ring
+from backpressure.spill.ledger import LEDGER_NAME
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
-    Ticker,
     describe_owner,
     look_at_buffer,
     look_at_lane,
-    make_parser,
-    run_command,
 )
-from backpressure.cli.disk.lane_reader import end_seq_of, stored_events
-from backpressure.cli.disk.ring_view import look_at_ring, salvage_ring
-from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.offline.inspect import BlockState, SegmentReport, inspect_lane
+from backpressure.spill.offline.lane_reader import end_seq_of, stored_events
 from backpressure.spill.reader import Lost
 
 __all__ = ["check_lane", "check_ring", "main"]
@@ -51,7 +48,7 @@ def _verify(options: argparse.Namespace) -> int:
         lanes = [check_lane(view, lane, ticker) for lane in view.everything()]
     report = {
         "directory": view.path,
-        "owner": None if view.owner is None else {"pid": view.owner.pid},
+        "owner": owner_report(view),
         "manifest": view.manifest,
         "lanes": lanes,
         "damaged": view.manifest == "damaged"
@@ -96,30 +93,14 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
         lost = [item for item in stored_events(view, lane) if isinstance(item, Lost)]
     look = look_at_ring(lane.ring_path)
     if look is not None and look.damage is None and look.from_before_reboot and view.owner is None:
-        lost += [
-            Lost(
-                first_seq=first,
-                end_seq=end,
-                events=end - first,
-                reason="in memory when the machine went down",
-            )
-            for first, end in salvage_ring(look, end_seq_of(found))[1].missing
-        ]
+        lost += lost_in_ring(salvage_ring(look, end_seq_of(found))[1])
     return {
         "lane": lane.number,
         "blocks": blocks,
         "bytes": nbytes,
         "torn_bytes": torn,
         "damage": check_ring(lane) + damage,
-        "lost": [
-            {
-                "first_seq": one.first_seq,
-                "last_seq": one.end_seq - 1,
-                "events": one.events,
-                "reason": one.reason,
-            }
-            for one in lost
-        ],
+        "lost": [loss_report(one) for one in lost],
     }
 
 

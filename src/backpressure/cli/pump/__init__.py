@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import stat
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType
 
 from backpressure.base.errors import ConfigError
+from backpressure.base.wording import reason
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
+from backpressure.cli.common import BY_CTRL_C, BY_SIGNAL, FAILED, OK, USAGE, noted_signals, say
 from backpressure.cli.progress import Display, Row, make_display, megabytes
-from backpressure.cli.pump.arguments import BY_SIGNAL, DRAIN_SECONDS, FAILED, OK, USAGE, parse
+from backpressure.cli.pump.arguments import DRAIN_SECONDS, parse
 from backpressure.cli.pump.transfer import Progress, Transfer
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
@@ -51,15 +48,15 @@ def main(argv: Sequence[str]) -> int:
     except (
         KeyboardInterrupt
     ):  # before or after the run itself, which handles signals by its own means
-        _say("interrupted before anything was read")
-        return BY_SIGNAL + signal.SIGINT
+        say("interrupted before anything was read")
+        return BY_CTRL_C
 
 
 def _pump(options: argparse.Namespace) -> int:
     try:
         buffer = BufferManager(_config(options))
     except ConfigError as error:
-        _say(str(error))
+        say(str(error))
         return USAGE
     try:
         # In this order, so that a mistake in the sources never costs the contents of the sink.
@@ -67,7 +64,7 @@ def _pump(options: argparse.Namespace) -> int:
             check_source(source)
         sink = open_sink(options.to, append=options.append, sources=options.sources)
     except OSError as error:
-        _say(_reason(error))
+        say(reason(error))
         return FAILED
     transfer = Transfer(
         buffer,
@@ -80,7 +77,7 @@ def _pump(options: argparse.Namespace) -> int:
         leave_open=sink.leave_open,
     )
     display = make_display(quiet=options.quiet, total_bytes=_total_bytes(options.sources))
-    with _noted_signals() as signals:
+    with noted_signals("SIGINT", "SIGTERM") as signals:
         transfer.start()
         settled = _watch(transfer, buffer, display, signals)
         progress = transfer.progress()
@@ -119,25 +116,6 @@ def _drilled(sink: LineSink, options: argparse.Namespace) -> Sink:
     from backpressure.testing import FailingSink
 
     return FailingSink(sink, options.inject_failures, seed=options.seed)
-
-
-@contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """A list of the SIGINT and SIGTERM that arrive: an exception could break the code that it hits."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals go to the main thread's code
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _watch(transfer: Transfer, buffer: BufferManager, display: Display, signals: list[int]) -> bool:
@@ -209,21 +187,21 @@ def _conclude(transfer: Transfer, progress: Progress, signals: list[int], settle
             continue
         code = FAILED
         if isinstance(error, LineTooLong):
-            _say(f"{error}, which is what a lane can hold: make it larger with --lane-bytes")
+            say(f"{error}, which is what a lane can hold: make it larger with --lane-bytes")
         elif isinstance(error, OSError):
-            _say(_reason(error))
+            say(reason(error))
         else:
             raise error
     if not transfer.reader.exhausted:
         source, offset = transfer.position or ("the first source", 0)
         carried = transfer.reader.carried_bytes
         rest = f", {carried:,} bytes into a line" if carried else ""
-        _say(f"reading ended before the end, after byte {offset:,} of {source}{rest}")
+        say(f"reading ended before the end, after byte {offset:,} of {source}{rest}")
     if progress.undelivered:
         code = FAILED
-        _say(f"{progress.undelivered:,} events were read and NOT delivered")
+        say(f"{progress.undelivered:,} events were read and NOT delivered")
     if not settled:
-        _say("a batch was still being written: a part of it may have reached the sink")
+        say("a batch was still being written: a part of it may have reached the sink")
     if signals and (code or not transfer.reader.exhausted):
         code = BY_SIGNAL + signals[0]
     return code
@@ -238,14 +216,3 @@ def _total_bytes(sources: Sequence[str]) -> int | None:
             return None
         total += found.st_size
     return total
-
-
-def _reason(error: OSError) -> str:
-    """An error of the system in words, with the file it is about."""
-    if error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return error.strerror or str(error)
-
-
-def _say(text: str) -> None:
-    print(f"forebay: {text}", file=sys.stderr, flush=True)

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
-from backpressure.sources.priority_rules import Rule, parse_rule
+from backpressure.buffer.from_mapping import parse_size
+from backpressure.cli.common import (
+    BY_CTRL_C,
+    FAILED,
+    OK,
+    USAGE,
+    checked,
+    exit_codes,
+    number,
+    whole_number,
+)
+from backpressure.sources.priority_rules import parse_rule
 
-__all__ = ["BY_SIGNAL", "DRAIN_SECONDS", "FAILED", "OK", "USAGE", "parse"]
-
-OK, FAILED, USAGE = 0, 1, 2
-BY_SIGNAL = 128  # the shell's convention: 130 for SIGINT, 143 for SIGTERM
+__all__ = ["DRAIN_SECONDS", "parse"]
 
 # After a signal: long enough to write out a full lane on a slow disk, short enough for someone in a hurry.
 DRAIN_SECONDS = 2.0
 
-_EXIT_CODES = f"""\
-exit codes:
-  {OK}    every event was delivered
-  {FAILED}    a source or the sink failed, or events were not delivered
-  {USAGE}    the command line is wrong; nothing was read or written
-  130  ended by Ctrl-C (SIGINT), 143 by SIGTERM: reading stops at once, what is buffered is
-       delivered for up to {DRAIN_SECONDS:g} s, and the rest is counted; a second signal ends it at once
-
+_CODES = {
+    OK: "every event was delivered",
+    FAILED: "a source or the sink failed, or events were not delivered",
+    USAGE: "the command line is wrong; nothing was read or written",
+    BY_CTRL_C: f"ended by Ctrl-C (SIGINT), 143 by SIGTERM: reading stops at once, what is buffered is\n"
+    f"delivered for up to {DRAIN_SECONDS:g} s, and the rest is counted; a second signal ends it at once",
+}
+_ORDER = """
 Without --priority-by the output is byte for byte the input. With it, each priority keeps its order, and every
 line is ended with a newline.
 """
+
+
+_positive = number("a number above 0", lambda value: value > 0)
+_seconds = number("a number of seconds, 0 or more", lambda value: value >= 0)
+_share = number("a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="forebay pump",
         description="Carry lines from files or stdin through a buffer to a sink, at least once and in order.",
-        epilog=_EXIT_CODES,
+        epilog=exit_codes(_CODES) + _ORDER,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -50,21 +62,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--priority-by",
         action="append",
         default=[],
-        type=_rule,
+        type=checked(parse_rule),
         metavar="REGEX=N",
         help="lines that match get priority N, from 1 (most urgent) to 5, all others 3; "
         "repeatable, the first match wins",
     )
     add(
         "--lane-bytes",
-        type=_size,
+        type=checked(parse_size),
         metavar="SIZE",
-        help="memory for each priority, as 512K, 64M (the default) or 1G",
+        help="memory for each priority: bytes, or K, M, G or T of 1024 (64K, 64KB and 64KiB are the same; default: 64M)",
     )
     add("--rate", type=_positive, metavar="N", help="carry at most N events a second")
     add(
         "--batch-size",
-        type=_count,
+        type=whole_number(1),
         metavar="N",
         help="at most N events in a batch (default: adapts itself)",
     )
@@ -92,55 +104,3 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of the injected failures (default: %(default)s)")
     add("--quiet", action="store_true", help="show only what went wrong")
     return parser.parse_args(argv)
-
-
-def _rule(text: str) -> Rule:
-    try:
-        return parse_rule(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _size(text: str) -> int:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    unit = units.get(text[-1:].upper(), 1)
-    digits = text if unit == 1 else text[:-1]
-    if not digits.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write bytes, or 64K, 64M, 1G")
-    return int(digits) * unit
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    number = _number(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = _number(text)
-    if not number >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
-    return number
-
-
-def _share(text: str) -> float:
-    number = _number(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-    return number
-
-
-def _number(text: str) -> float:
-    """A finite number; anything else becomes NaN, which is in no range."""
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backpressure.cli.pump.arguments import FAILED, OK, USAGE
+from backpressure.cli.common import FAILED, OK, USAGE, exit_codes, number, say
 from backpressure.cli.top.directory import DirectoryView
 from backpressure.cli.top.server import ServerView
 
@@ -17,6 +16,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["main"]
+
+_CODES = {
+    OK: "shown; Ctrl-C ends it",
+    FAILED: "it can not be read, or rich is not installed",
+    USAGE: "the command line is wrong, or it names neither a directory nor the URL of an HTTP server",
+}
+_interval = number("a number of seconds from 0.1 to 3600", lambda value: 0.1 <= value <= 3600)
 
 
 class _View(Protocol):
@@ -32,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="forebay top",
         description="Watch a buffer: a running one by its HTTP server, or any by its directory, which is only read.",
+        epilog=exit_codes(_CODES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "where",
@@ -54,12 +62,12 @@ def main(argv: Sequence[str]) -> int:
             else ServerView(options.where)
         )
     except ValueError as error:
-        print(f"forebay: {error}", file=sys.stderr)
+        say(str(error))
         return USAGE
     try:
         from rich.console import Console
     except ImportError:
-        print("forebay: top needs rich: pip install 'forebay[cli]'", file=sys.stderr)
+        say("top needs rich: pip install 'forebay[cli]'")
         return FAILED
     console = Console()
     if options.once or not console.is_terminal:
@@ -77,7 +85,7 @@ def _show_once(console: Any, view: _View) -> int:
         time.sleep(0.5)
         console.print(view.screen(view.read(before), None))
     except (OSError, ValueError) as error:
-        print(f"forebay: {error}", file=sys.stderr)
+        say(str(error))
         return FAILED
     return OK
 
@@ -98,13 +106,3 @@ def _watch(console: Any, view: _View, interval: float) -> int:
             nothing = Text(problem or "", style="bold red")
             live.update(nothing if reading is None else view.screen(reading, problem), refresh=True)
             time.sleep(max(0.0, interval - (time.monotonic() - begun)))
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
-    return seconds

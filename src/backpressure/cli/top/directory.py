@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from backpressure.base.errors import BackpressureError
-from backpressure.cli.disk import (
+from backpressure.cli.disk.ring_view import RingLook, look_at_ring
+from backpressure.cli.top.cells import bar, make_table, number, seconds, short
+from backpressure.spill.offline.directory_view import (
     BufferView,
     LaneView,
     NotABuffer,
@@ -22,9 +24,12 @@ from backpressure.cli.disk import (
     look_at_buffer,
     look_at_lane,
 )
-from backpressure.cli.disk.lane_reader import end_seq_of, owed_on_disk, settled_of, stored_events
-from backpressure.cli.disk.ring_view import RingLook, look_at_ring
-from backpressure.cli.top.cells import bar, make_table, number, seconds, short
+from backpressure.spill.offline.lane_reader import (
+    end_seq_of,
+    owed_on_disk,
+    settled_of,
+    stored_events,
+)
 from backpressure.spill.reader import Run
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from backpressure.spill.blocks import (
     stored_is_sound,
 )
 from backpressure.spill.files import READ, Files, FileSystem, LocalFileSystem
-from backpressure.spill.reader import Run
+from backpressure.spill.reader import Run, decoded_run
 from backpressure.spill.recovery import QUARANTINE_SUFFIX, recover
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
@@ -128,14 +128,9 @@ def export_lane(
             for report, header in _walk(reader, reader.size(), segment, bound, newest):
                 if report.state is BlockState.GOOD and header is not None:
                     data = np.empty(header.payload_length, np.uint8)
-                    offsets = decoder.decode(header, reader.block(header), data)
-                    if offsets is not None:
-                        yield Run(
-                            data=data,
-                            offsets=offsets,
-                            first_seq=header.first_seq,
-                            time_ns=header.time_ns,
-                        )
+                    run = decoded_run(decoder, header, reader.block(header), data)
+                    if run is not None:
+                        yield run
         finally:
             reader.close()
 

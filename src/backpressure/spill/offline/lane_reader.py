@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from backpressure.cli.disk import BufferView, LaneView, look_at_lane
 from backpressure.spill.blocks import Decoder, stored_is_sound
-from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View
+from backpressure.spill.offline.directory_view import BufferView, LaneView, look_at_lane
+from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View, decoded_run
 from backpressure.spill.recovery import (
     QUARANTINE_SUFFIX,
     Recovered,
@@ -166,13 +166,8 @@ def _quarantined(view: BufferView, lane: LaneView, name: str) -> Iterator[Run]:
                 continue
             if stored_is_sound(block, header):
                 data = np.empty(header.payload_length, np.uint8)
-                offsets = decoder.decode(header, block, data)
-                if offsets is not None:
-                    yield Run(
-                        data=data,
-                        offsets=offsets,
-                        first_seq=header.first_seq,
-                        time_ns=header.time_ns,
-                    )
+                run = decoded_run(decoder, header, block, data)
+                if run is not None:
+                    yield run
     finally:
         file.close()

@@ -1,0 +1,113 @@
+"""What every command shares: exit codes and how --help tells them, messages, argument types, signals."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, TypeVar
+
+__all__ = [
+    "BY_CTRL_C",
+    "BY_SIGNAL",
+    "FAILED",
+    "IN_USE",
+    "OK",
+    "USAGE",
+    "checked",
+    "exit_codes",
+    "noted_signals",
+    "number",
+    "say",
+    "whole_number",
+]
+
+T = TypeVar("T")
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2  # argparse's own code for a wrong command line
+IN_USE: Final = 3
+BY_SIGNAL: Final = 128  # plus the signal's number, which is the shell's convention
+BY_CTRL_C: Final = BY_SIGNAL + signal.SIGINT
+
+
+def exit_codes(meanings: Mapping[int, str]) -> str:
+    """The part of a --help text that tells the exit codes; a meaning may have several lines."""
+    lines = [f"  {code:<5}" + text.replace("\n", "\n" + 7 * " ") for code, text in meanings.items()]
+    return "\n".join(["exit codes:", *lines, ""])
+
+
+def say(text: str) -> None:
+    """A message of the command itself, on stderr, so that stdout has only what was asked for."""
+    print(f"forebay: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def noted_signals(*names: str) -> Iterator[list[int]]:
+    """A list of the signals that arrive, oldest first. An exception could break the code that it hits: this only leaves a note.
+
+    names: as "SIGTERM"; one that the system does not have is passed over. Outside of the main thread nothing is noted, since
+    only the main thread may have handlers.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- types of arguments, for argparse's `type=`
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """What `parse` makes of an argument; its ValueError in the words that it has, which argparse would swallow."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A whole number, `least` or more."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"{text!r} is not a whole number, {least} or more")
+        return int(text)
+
+    return checked(parse)
+
+
+def number(what: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """A finite number that `fits`, which is `what` the message asks for."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and fits(value)):
+            raise ValueError(f"{text!r} is not {what}")
+        return value
+
+    return checked(parse)

@@ -1,0 +1,130 @@
+"""Reload: what of a new configuration can be put in force while the service runs.
+
+TUNABLES is the one list of it. What it names is told apart from what needs a restart (`reload_plan`), applied (`put_in_force`),
+and taken over into the config in force (`config_in_force`), so that the next reload compares with what really runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from backpressure.base.errors import BackpressureError
+from backpressure.base.events import Tuned
+from backpressure.buffer_manager import BufferManager
+from backpressure.service.config import Mistakes, ServeConfig
+
+if TYPE_CHECKING:
+    from backpressure.service.service import Service
+
+__all__ = [
+    "TUNABLES",
+    "Tunable",
+    "config_in_force",
+    "differences",
+    "put_in_force",
+    "reload_plan",
+    "tunable_titles",
+]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("backpressure")
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """A setting that a reload changes."""
+
+    title: str  #: for people
+    #: Puts a value in force. Where that is audited it returns the event that tells of it.
+    apply: Callable[[BufferManager, Any], Tuned | None]
+
+
+def _nothing(buffer: BufferManager, value: object) -> None:
+    """For what is read from the config in force each time that it is needed."""
+
+
+#: By the name in the configuration; everything else needs a restart.
+TUNABLES: Final[dict[str, Tunable]] = {
+    "buffer.flow_control.max_events_per_second": Tunable(
+        "rate", lambda buffer, value: buffer.adjust_flow_control_rate(value, by="reload")
+    ),
+    "buffer.flow_control.burst_size": Tunable(
+        "burst", lambda buffer, value: buffer._flow.set_burst(value)
+    ),
+    "buffer.batching.initial_batch_size": Tunable(
+        "batch size", lambda buffer, value: buffer.adjust_batch_size(value, by="reload")
+    ),
+    "service.log_level": Tunable("log level", lambda buffer, value: _log.setLevel(value.upper())),
+    "service.drain_timeout": Tunable("drain timeout", _nothing),
+}
+
+
+def tunable_titles() -> str:
+    """All of them for people, as "rate, burst and log level"."""
+    *titles, last = (tunable.title for tunable in TUNABLES.values())
+    return f"{', '.join(titles)} and {last}"
+
+
+def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], list[str]]:
+    """What a reload can put in force, by name, and the names of what needs a restart."""
+    changed = differences(old, new)
+    now = {name: value for name, (_, value) in changed.items() if name in TUNABLES}
+    return now, [name for name in changed if name not in TUNABLES]
+
+
+def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
+    """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
+    now, later = reload_plan(service.config, new)
+    batching = service.buffer.config.batching
+    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
+    if not batching.min_batch_size <= size <= batching.max_batch_size:
+        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
+        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
+        raise Mistakes(
+            [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
+        )
+    done = []
+    for name, value in now.items():
+        try:
+            TUNABLES[name].apply(service.buffer, value)
+        except (BackpressureError, ValueError) as error:
+            raise Mistakes([f"{name}: {error}"]) from None
+        done.append(name)
+    service.config = config_in_force(service.config, new)
+    service.reopen()
+    return done, later
+
+
+def config_in_force(old: ServeConfig, new: ServeConfig) -> ServeConfig:
+    """The old config, with the new one's tunables."""
+    return _with_tunables(old, new, "")
+
+
+def _with_tunables(old: T, new: T, where: str) -> T:
+    changes = {}
+    # All fields of a config at once: its checks may weigh one against another.
+    for one in dataclasses.fields(old):  # type: ignore[arg-type]
+        name = f"{where}{one.name}"
+        if name in TUNABLES:
+            changes[one.name] = getattr(new, one.name)
+        elif any(tunable.startswith(f"{name}.") for tunable in TUNABLES):
+            changes[one.name] = _with_tunables(
+                getattr(old, one.name), getattr(new, one.name), f"{name}."
+            )
+    return dataclasses.replace(old, **changes)  # type: ignore[type-var]
+
+
+def differences(old: object, new: object, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two configs, by dotted name: a config within a config is compared field by field."""
+    if type(old) is type(new) and dataclasses.is_dataclass(old) and not isinstance(old, type):
+        found: dict[str, tuple[Any, Any]] = {}
+        for one in dataclasses.fields(old):
+            name = f"{where}.{one.name}" if where else one.name
+            found |= differences(getattr(old, one.name), getattr(new, one.name), name)
+        return found
+    return {} if old == new else {where: (old, new)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from enum import Enum
@@ -25,6 +26,7 @@ __all__ = ["build", "format_size", "parse_size", "unknown_key"]
 T = TypeVar("T")
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(?P<digits>[0-9]+(?:_[0-9]+)*) *(?:(?P<unit>[KMGT])(?:I?B)?|B)?", re.I)
 
 
 def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
@@ -74,19 +76,17 @@ def parse_size(text: str) -> int:
     Units are powers of 1024, and "64M", "64MB" and "64MiB" are the same, in letters of either case. The digits may be grouped
     as in 1_000_000, and a blank may stand before the unit. For whatever takes a size as text: configs, and command lines.
     """
-    digits = text.strip().upper().removesuffix("IB").removesuffix("B")
-    unit = _UNITS.get(digits[-1:], 1)
-    number = (digits if unit == 1 else digits[:-1]).strip().replace("_", "")
-    if not number.isdecimal():
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(
             f"{text!r} is no size: write bytes as a whole number, or with a unit of 1024 as 64K, 64M, 1G or 1T "
             f"(64KB and 64KiB are the same)"
         )
-    return int(number) * unit
+    return int(match["digits"]) * _UNITS.get((match["unit"] or "").upper(), 1)
 
 
 def format_size(nbytes: int) -> str:
-    """Bytes for people, in the largest unit that fits, to four places; parse_size() reads it where it is a whole number."""
+    """Bytes for people, in the largest unit that fits, to four places."""
     for letter, unit in reversed(_UNITS.items()):
         if nbytes >= unit:
             return f"{nbytes / unit:,.4g} {letter}iB"

@@ -49,8 +49,9 @@ from backpressure.base.priority import Priority
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
-from backpressure.buffer.stats import BufferStats, DiskStats, LaneStats
+from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
+from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.adaptive_batch_manager import (
     AdaptiveBatchConfig,
     AdaptiveBatchManager,

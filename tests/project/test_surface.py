@@ -45,8 +45,8 @@ FLOORS = [
     {"ringbuf"},
     {"base"},
     {"policies"},
-    {"spill"},
-    {"lanes", "buffer", "delivery", "buffer_manager"},
+    {"spill", "lanes"},
+    {"buffer", "delivery", "buffer_manager"},
     {"sinks", "sources", "metrics", "logging", "testing"},
     {"http", "service", "cli", "__main__"},
 ]

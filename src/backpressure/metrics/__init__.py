@@ -6,7 +6,7 @@
     instrument(buffer, get_meter("my-service"))          # pip install 'forebay[otel]'
 
 Everything is computed when somebody looks, from one `buffer.stats()`, so that what is exported at one moment fits together:
-both conservation lines (see stats.py) hold within each scrape. Nothing here is called while events pass.
+both conservation lines (see lanes/stats.py) hold within each scrape. Nothing here is called while events pass.
 
 `FAMILIES` is the table. A name ends with its unit; a counter never goes back as long as its process lives. Label values are
 few and known beforehand: every priority and every reason is there from the start with 0, so that the first refusal is an
@@ -25,8 +25,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from backpressure.base.histogram import HistogramStats
-from backpressure.buffer.stats import BufferStats, DiskStats, LaneStats
+from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
+from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.circuit_breaker import State
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@
     ├── BufferClosed                                    the buffer was closed
     ├── BatchStateError                                 a batch was acked or nacked twice, or after its lease
     ├── DirectoryInUse                                  another process owns the buffer's directory
-    └── FormatError                                     a file there is of an unknown version, or another buffer's
+    ├── FormatError                                     a file there is of an unknown version, or another buffer's
+    └── SinkGone                    (also OSError)      a sink will never take anything again
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
 `NeverAdmitted`)? Nothing was changed by a call that raised one of these.
@@ -40,6 +41,7 @@ __all__ = [
     "NeverAdmitted",
     "NotNow",
     "RateLimited",
+    "SinkGone",
 ]
 
 
@@ -129,3 +131,7 @@ class FormatError(BackpressureError):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+
+
+class SinkGone(BackpressureError, OSError):
+    """The sink will never take anything again, for instance a pipe whose reader has ended."""

@@ -144,3 +144,15 @@ __all__ = [
     "NotNow",
     "RateLimited",
 ]
+
+# What is imported by its own name: `import backpressure.http`.
+_SUBMODULES = ("http", "logging", "metrics", "sinks", "sources", "spill", "testing")
+
+
+def __dir__() -> list[str]:
+    """The public names, and no submodule that is only there because something here imports it."""
+    return sorted(
+        name
+        for name in globals()
+        if name in __all__ or name in _SUBMODULES or (name.startswith("__") and name.endswith("__"))
+    )

@@ -52,6 +52,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import CircuitOpenError
+from backpressure.base.validation import check_outcomes
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
 from backpressure.policies.circuit_breaker.fast_path import Turnstile
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
@@ -168,8 +169,7 @@ class CircuitBreaker:
         They can trip a closed breaker. In other states they feed the metrics only: probes alone decide
         HALF_OPEN.
         """
-        if ok < 0 or failed < 0:
-            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        check_outcomes(ok, failed)
         if ok == failed == 0:
             return
         change: _Change | None = None

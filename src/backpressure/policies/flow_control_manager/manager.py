@@ -24,7 +24,13 @@ from dataclasses import dataclass, field
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
-from backpressure.base.validation import check_bool, check_fields, check_number
+from backpressure.base.validation import (
+    check_bool,
+    check_fields,
+    check_kind,
+    check_number,
+    check_outcomes,
+)
 from backpressure.policies.flow_control_manager.delay_bound import DelayBound
 from backpressure.policies.flow_control_manager.emergency_mode import (
     Change,
@@ -83,10 +89,7 @@ class FlowControlConfig:
             raise ConfigError(
                 "priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}"
             )
-        if not isinstance(self.emergency_mode, EmergencyModeConfig):
-            raise ConfigError(
-                "emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}"
-            )
+        check_kind(self, EmergencyModeConfig, "emergency_mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +278,7 @@ class FlowControlManager:
 
     def record_outcome(self, ok: int, failed: int) -> None:
         """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
-        if ok < 0 or failed < 0:
-            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        check_outcomes(ok, failed)
         with self._lock:
             now = self._now()
             self._emergency.record(now, ok, failed)

@@ -10,7 +10,7 @@
     │   ├── CircuitOpenError                            the circuit breaker lets no call through
     │   ├── DiskFull                                    no room on the disk, or max_disk_bytes reached
     │   └── DiskFailed                                  the disk answered with another error
-    ├── NeverAdmitted               (also ValueError)   the request exceeds the burst or the capacity itself
+    ├── NeverAdmitted               (also ValueError)   no token will ever come: the rate is 0
     ├── BufferClosed                                    the buffer was closed
     ├── BatchStateError                                 a batch was acked or nacked twice, or after its lease
     ├── DirectoryInUse                                  another process owns the buffer's directory
@@ -18,7 +18,8 @@
     └── SinkGone                    (also OSError)      a sink will never take anything again
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
-`NeverAdmitted`)? Nothing was changed by a call that raised one of these.
+`NeverAdmitted`)? Nothing was changed by a call that raised one of these. A buffer refuses by its answer, an `Admission`, whose
+`raise_for_rejection` raises them for those who prefer it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class DiskFailed(NotNow):
 
 
 class NeverAdmitted(BackpressureError, ValueError):
-    """The request exceeds the burst or the capacity itself: waiting can not help."""
+    """The rate is 0 and the burst is spent: waiting can not help, raising the rate can."""
 
 
 class BufferClosed(BackpressureError):

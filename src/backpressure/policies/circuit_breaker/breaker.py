@@ -63,7 +63,7 @@ from backpressure.policies.circuit_breaker.reset_time import ResetTime
 from backpressure.policies.circuit_breaker.state import NEXT, Cause, State
 from backpressure.policies.circuit_breaker.windows import CountWindow, TimeWindow
 
-__all__ = ["CircuitBreaker", "CircuitBreakerConfig", "CircuitBreakerMetrics", "Permit", "State"]
+__all__ = ["CircuitBreaker"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

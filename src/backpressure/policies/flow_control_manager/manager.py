@@ -42,13 +42,7 @@ from backpressure.policies.flow_control_manager.priority_shares import PriorityS
 from backpressure.policies.flow_control_manager.sliding_counts import SlidingCounts
 from ringbuf import TokenBucket
 
-__all__ = [
-    "EmergencyModeConfig",
-    "FlowControlConfig",
-    "FlowControlManager",
-    "FlowControlMetrics",
-    "Grant",
-]
+__all__ = ["FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
 
 # The admitted events are forgotten in sixtieths of their window.
 _RATE_SLOTS = 60

@@ -49,8 +49,9 @@ from backpressure.base.priority import Priority
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
-from backpressure.buffer.stats import BufferStats, DiskStats, LaneStats
+from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
+from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.adaptive_batch_manager import (
     AdaptiveBatchConfig,
     AdaptiveBatchManager,
@@ -143,3 +144,15 @@ __all__ = [
     "NotNow",
     "RateLimited",
 ]
+
+# What is imported by its own name: `import backpressure.http`.
+_SUBMODULES = ("http", "logging", "metrics", "sinks", "sources", "spill", "testing")
+
+
+def __dir__() -> list[str]:
+    """The public names, and no submodule that is only there because something here imports it."""
+    return sorted(
+        name
+        for name in globals()
+        if name in __all__ or name in _SUBMODULES or (name.startswith("__") and name.endswith("__"))
+    )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -40,13 +43,16 @@ BACKPRESSURE = {
     *("MonotonicClock", "BackpressureError", "BufferFull", "BufferClosed"),
 }
 
+# What is imported by its own name.
+SUBMODULES = {"http", "logging", "metrics", "sinks", "sources", "spill", "testing"}
+
 # Lower floors first, as folders of src/backpressure. A module may import from its own floor and from those below it.
 FLOORS = [
     {"ringbuf"},
     {"base"},
     {"policies"},
-    {"spill"},
-    {"lanes", "buffer", "delivery", "buffer_manager"},
+    {"spill", "lanes"},
+    {"buffer", "delivery", "buffer_manager"},
     {"sinks", "sources", "metrics", "logging", "testing"},
     {"http", "service", "cli", "__main__"},
 ]
@@ -76,6 +82,23 @@ def test_every_public_name_is_documented(package: types.ModuleType) -> None:
         assert not str(value.__doc__).startswith(f"{name}("), (
             f"{package.__name__}.{name} has a generated docstring only"
         )
+
+
+@pytest.mark.parametrize("package", [ringbuf, backpressure])
+def test_dir_shows_what_is_public(package: types.ModuleType) -> None:
+    """In a process of its own: which submodules a package has depends on what was imported before."""
+    lists = f"import {package.__name__} as package; print(*dir(package))"
+    shown = subprocess.check_output([sys.executable, "-c", lists], text=True).split()
+    names = {name for name in shown if not name.startswith("_")}
+    assert names - SUBMODULES == set(package.__all__)
+    assert {"__all__", "__doc__", "__name__", "__path__"} < set(shown)
+
+
+def test_dir_shows_public_submodules_that_were_imported() -> None:
+    for name in SUBMODULES - {"http"}:
+        importlib.import_module(f"backpressure.{name}")
+    assert SUBMODULES - {"http"} < set(dir(backpressure))
+    assert not {"base", "policies", "lanes", "buffer", "delivery", "cli"} & set(dir(backpressure))
 
 
 def floor_of(module: str) -> int:

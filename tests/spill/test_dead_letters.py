@@ -89,6 +89,6 @@ def test_replay_stops_at_an_error_and_keeps_that_letter() -> None:
     assert [one.id for one in store.letters()] == [3, 4]
     assert store.replay(lambda one: seen.append(one.id)) == 2
     assert seen == [0, 1, 2, 3, 4]
-    assert store.stats().events_on_disk == 0
+    assert len(store) == 0
     store.close()
     assert disk.open_descriptors == 0

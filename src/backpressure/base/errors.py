@@ -10,14 +10,16 @@
     │   ├── CircuitOpenError                            the circuit breaker lets no call through
     │   ├── DiskFull                                    no room on the disk, or max_disk_bytes reached
     │   └── DiskFailed                                  the disk answered with another error
-    ├── NeverAdmitted               (also ValueError)   the request exceeds the burst or the capacity itself
+    ├── NeverAdmitted               (also ValueError)   no token will ever come: the rate is 0
     ├── BufferClosed                                    the buffer was closed
     ├── BatchStateError                                 a batch was acked or nacked twice, or after its lease
     ├── DirectoryInUse                                  another process owns the buffer's directory
-    └── FormatError                                     a file there is of an unknown version, or another buffer's
+    ├── FormatError                                     a file there is of an unknown version, or another buffer's
+    └── SinkGone                    (also OSError)      a sink will never take anything again
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
-`NeverAdmitted`)? Nothing was changed by a call that raised one of these.
+`NeverAdmitted`)? Nothing was changed by a call that raised one of these. A buffer refuses by its answer, an `Admission`, whose
+`raise_for_rejection` raises them for those who prefer it.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ __all__ = [
     "NeverAdmitted",
     "NotNow",
     "RateLimited",
+    "SinkGone",
 ]
 
 
@@ -108,7 +111,7 @@ class DiskFailed(NotNow):
 
 
 class NeverAdmitted(BackpressureError, ValueError):
-    """The request exceeds the burst or the capacity itself: waiting can not help."""
+    """The rate is 0 and the burst is spent: waiting can not help, raising the rate can."""
 
 
 class BufferClosed(BackpressureError):
@@ -129,3 +132,7 @@ class FormatError(BackpressureError):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+
+
+class SinkGone(BackpressureError, OSError):
+    """The sink will never take anything again, for instance a pipe whose reader has ended."""

@@ -1,10 +1,19 @@
-"""Checks of config fields: one message for one kind of mistake, always naming the field."""
+"""Checks of config fields and arguments: one message for one kind of mistake, always naming what is wrong."""
 
 from __future__ import annotations
 
+import math
+
 from backpressure.base.errors import ConfigError
 
-__all__ = ["check_bool", "check_fields", "check_number"]
+__all__ = [
+    "check_bool",
+    "check_fields",
+    "check_kind",
+    "check_number",
+    "check_outcomes",
+    "check_positive",
+]
 
 
 def check_fields(
@@ -21,10 +30,35 @@ def check_number(
     """ConfigError where `value` is not a number of that kind from `low` to `high`; an int serves as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not low <= value <= high:
         what = "an int" if kind is int else "a number"
-        raise ConfigError(name, f"must be {what} from {low:,} to {high:,}, not {value!r}")
+        allowed = f"from {low:,} to {high:,}" if high < math.inf else f"of at least {low:,}"
+        raise ConfigError(name, f"must be {what} {allowed}, not {value!r}")
 
 
-def check_bool(config: object, name: str) -> None:
-    """ConfigError where this field is not a bool."""
-    if not isinstance(getattr(config, name), bool):
-        raise ConfigError(name, f"must be a bool, not {getattr(config, name)!r}")
+def check_positive(config: object, most: float, *names: str) -> None:
+    """ConfigError where one of these fields is not a finite number above 0 and at most `most`, which may be inf."""
+    for name in names:
+        value = getattr(config, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0.0 < value <= most or value == math.inf:
+            allowed = f"and at most {most:,g}" if most < math.inf else "and finite"
+            raise ConfigError(name, f"must be a number above 0 {allowed}, not {value!r}")
+
+
+def check_bool(config: object, *names: str) -> None:
+    """ConfigError where one of these fields is not a bool."""
+    check_kind(config, bool, *names)
+
+
+def check_kind(config: object, kind: type, *names: str) -> None:
+    """ConfigError where one of these fields is not an instance of `kind`."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise ConfigError(name, f"must be {article} {kind.__name__}, not {value!r}")
+
+
+def check_outcomes(ok: int, failed: int) -> None:
+    """ValueError where one of these counts is negative."""
+    if ok < 0 or failed < 0:
+        raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Final, NamedTuple
+
+from backpressure.base.errors import BufferClosed, BufferFull, NeverAdmitted, RateLimited
 
 __all__ = ["Admission"]
+
+# What flow control's reasons mean, and what to do beside waiting.
+_LIMITED: Final = {
+    "rate": "over the rate; raise it (adjust_flow_control_rate) or offer less",
+    "share": "the tokens that are left belong to other priorities; offer less",
+    "delay": "they would wait longer than delay_target; offer less, or at a more urgent priority",
+    "emergency": "the sink fails, and the least urgent are shed; offer less, or at a more urgent priority",
+}
 
 
 class Admission(NamedTuple):
@@ -22,3 +33,46 @@ class Admission(NamedTuple):
     retry_after: float = 0.0
     first_seq: int | None = None
     consumed: int = 0
+
+    def raise_for_rejection(self) -> None:
+        """Raise what says why events were rejected; nothing where all were accepted.
+
+        BufferFull for "full"; RateLimited for "rate", "share", "delay" and "emergency"; both are NotNow and have the
+        `retry_after` of this admission. NeverAdmitted where the rate is 0 and the burst is spent, so that waiting can not help;
+        BufferClosed for "closed". Whatever is raised, what was accepted stays accepted: only the rest is to be tried again.
+
+        >>> Admission(accepted=3, rejected=0).raise_for_rejection()
+        >>> Admission(accepted=1, rejected=2, reason="rate", retry_after=0.5).raise_for_rejection()
+        Traceback (most recent call last):
+        backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over the rate; raise it (adjust_flow_control_rate) or \
+offer less; the first 1 was accepted: try the rest again in 0.5 s
+        """
+        if not self.rejected:
+            return
+        offered = self.accepted + self.rejected
+        what = f"{self.rejected:,} of {offered:,} events were rejected"
+        taken = ""
+        if self.accepted:
+            taken = (
+                f"the first {self.accepted:,} {'was' if self.accepted == 1 else 'were'} accepted: "
+            )
+        if self.reason == "closed":
+            raise BufferClosed(f"{what}: the buffer is closed and accepts no more")
+        if self.reason == "full":
+            raise BufferFull(
+                f"{what}: the lane is full; {taken}try {'the rest' if taken else 'them'} again when consumers have made room, "
+                "or give a timeout to wait for that",
+                self.retry_after,
+            )
+        if self.reason == "rate" and self.retry_after == math.inf:
+            raise NeverAdmitted(
+                f"{what}: the rate is 0 and the burst is spent, so waiting can not help; {taken}raise the rate "
+                f"(adjust_flow_control_rate) before you try {'the rest' if taken else 'them'} again"
+            )
+        # A rate of 0 leaves nothing to reckon with, but what others leave of the burst may be had some time.
+        wait = self.retry_after if self.retry_after < math.inf else 0.0
+        why = _LIMITED.get(self.reason or "rate", self.reason)
+        when = f"in {wait:.3g} s" if wait else "later"
+        raise RateLimited(
+            f"{what}: {why}; {taken}try {'the rest' if taken else 'them'} again {when}", wait
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from backpressure.base.errors import ConfigError
-from backpressure.base.validation import check_fields, check_number
+from backpressure.base.validation import check_bool, check_fields, check_kind, check_number
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
 from backpressure.policies.backpressure_monitor import BackpressureMonitorConfig
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
@@ -106,23 +106,14 @@ class BufferConfig:
                 "max_retry_backoff",
                 f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}",
             )
-        if not isinstance(self.when_full, WhenFull):
-            raise ConfigError("when_full", f"must be a WhenFull, not {self.when_full!r}")
-        if not isinstance(self.durability, Durability):
-            raise ConfigError("durability", f"must be a Durability, not {self.durability!r}")
-        if not isinstance(self.ring_checksums, bool):
-            raise ConfigError(
-                "ring_checksums", f"must be True or False, not {self.ring_checksums!r}"
-            )
-        for name, kind in (
-            ("circuit_breaker", CircuitBreakerConfig),
-            ("monitor", BackpressureMonitorConfig),
-            ("batching", AdaptiveBatchConfig),
-            ("flow_control", FlowControlConfig),
-            ("spill", SpillConfig),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigError(name, f"must be a {kind.__name__}, not {getattr(self, name)!r}")
+        check_kind(self, WhenFull, "when_full")
+        check_kind(self, Durability, "durability")
+        check_bool(self, "ring_checksums")
+        check_kind(self, CircuitBreakerConfig, "circuit_breaker")
+        check_kind(self, BackpressureMonitorConfig, "monitor")
+        check_kind(self, AdaptiveBatchConfig, "batching")
+        check_kind(self, FlowControlConfig, "flow_control")
+        check_kind(self, SpillConfig, "spill")
         if self.max_attempts is not None:
             check_number("max_attempts", self.max_attempts, int, 1, 1 << 30)
         if self.max_disk_bytes is not None:

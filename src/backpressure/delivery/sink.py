@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from backpressure.buffer.batch import Batch
 
-__all__ = ["Sink", "SinkGone"]
+__all__ = ["Sink"]
 
 
 @runtime_checkable
@@ -27,7 +27,3 @@ class Sink(Protocol):
         call does nothing.
         """
         ...
-
-
-class SinkGone(OSError):
-    """The sink will never take anything again, for instance a pipe whose reader has ended."""

@@ -25,9 +25,9 @@ from collections import deque
 from typing import Final
 
 from backpressure.base.errors import FormatError, NotNow
-from backpressure.buffer.stats import DiskStats
 from backpressure.lanes.lane import Claim, Delivery, Lane
 from backpressure.lanes.ring_debt import NUMBERS_JUMP, debt_of
+from backpressure.lanes.stats import DiskStats
 from backpressure.spill import (
     BufferDirectory,
     DeadLetter,

@@ -18,7 +18,7 @@ from typing import Final
 
 from backpressure.base.errors import BatchStateError, BufferClosed
 from backpressure.base.histogram import EVENTS, SECONDS, Histogram
-from backpressure.buffer.stats import DiskStats, LaneStats
+from backpressure.lanes.stats import DiskStats, LaneStats
 from ringbuf import MessageRing, Messages
 
 __all__ = ["Claim", "Delivery", "Lane"]

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from backpressure.base.clock import Clock, MonotonicClock
-from backpressure.base.validation import check_bool, check_fields
+from backpressure.base.validation import check_bool, check_fields, check_outcomes
 
 __all__ = ["BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"]
 
@@ -206,8 +206,7 @@ class BackpressureMonitor:
         A measurement below 0 counts as 0: counters read one after the other can yield that. ValueError where
         `ok` or `failed` is negative.
         """
-        if ok < 0 or failed < 0:
-            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        check_outcomes(ok, failed)
         with self._lock:
             if depth is not None:
                 depth = max(0.0, depth)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from backpressure.delivery.sink import Sink, SinkGone
+from backpressure.base.errors import SinkGone
+from backpressure.delivery.sink import Sink
 from backpressure.sinks.file import FileSink, LineSink, StreamSink, open_sink
 
 __all__ = ["FileSink", "LineSink", "Sink", "SinkGone", "StreamSink", "open_sink"]

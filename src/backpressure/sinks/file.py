@@ -19,8 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
+from backpressure.base.errors import SinkGone
 from backpressure.buffer.batch import Batch
-from backpressure.delivery.sink import SinkGone
 
 __all__ = ["FileSink", "LineSink", "StreamSink", "open_sink"]
 

@@ -30,7 +30,6 @@ import numpy as np
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
 from backpressure.spill.reader import Lost
-from backpressure.spill.stats import SpillStats
 from backpressure.spill.store import SpillStore
 
 __all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore"]
@@ -124,10 +123,6 @@ class DeadLetterStore:
     def purge(self, letters: Iterable[DeadLetter] | None = None) -> int:
         """Forget letters (None: all that are there now); returns how many. ValueError for one that is not there."""
         return self.replay(lambda letter: None, letters)
-
-    def stats(self) -> SpillStats:
-        """A snapshot."""
-        return self._store.stats()
 
     def close(self) -> None:
         """Let go of the files. A second call does nothing."""

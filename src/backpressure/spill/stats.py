@@ -21,7 +21,6 @@ class SpillStats:
     appended_events: int
     appended_bytes: int  #: of payload
     stored_bytes: int  #: what became of them, with headers
-    read_events: int
     acked_events: int
     lost_events: int  #: reported as Lost
     lost_ranges: int

@@ -104,7 +104,6 @@ class SpillStore:
         self._has_reserve = False
         self._torn_bytes = found.torn_bytes
         self._damaged_headers = found.damaged_headers
-        self._read_events = 0
         self._acked_events = 0
         self._lost_events = 0
         self._lost_ranges = 0
@@ -170,7 +169,6 @@ class SpillStore:
                 appended_events=writer.appended_events,
                 appended_bytes=writer.raw_bytes,
                 stored_bytes=writer.stored_bytes,
-                read_events=self._read_events,
                 acked_events=self._acked_events,
                 lost_events=self._lost_events,
                 lost_ranges=self._lost_ranges,
@@ -293,7 +291,6 @@ class SpillStore:
                 with self._settling:
                     self._settled.settle(min(seq, found.start), found.end, 0)
             else:
-                self._read_events += 0 if found is None else len(found)
                 return found
 
     def _settle_lost(self, missing: Missing, seq: int) -> Lost | None:

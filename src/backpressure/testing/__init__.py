@@ -2,27 +2,21 @@
 
 `FakeClock` stands in for the real clock of any policy, so that a test owns time and never sleeps.
 `MemorySink` keeps what is sent to it, and `FailingSink` makes any sink fail now and then, the same way each
-time. The file systems of `testing_files` stand in for the disk: one that loses power, one that fails, one that records.
+time. The file systems stand in for the disk: `CrashingFileSystem` loses power, `FaultyFileSystem` fails and
+`RecordingFileSystem` records.
 """
 
 from __future__ import annotations
 
-import errno
-import math
-import os
-import random
-import threading
-from typing import NoReturn
-
-from backpressure.buffer.batch import Batch
-from backpressure.sinks import LineSink, Sink
-from backpressure.testing.crashing_files import (
+from backpressure.testing.clock import FakeClock
+from backpressure.testing.crashing_files import CrashingFileSystem
+from backpressure.testing.faulty_files import (
     Call,
-    CrashingFileSystem,
     FaultyFileSystem,
     PowerLoss,
     RecordingFileSystem,
 )
+from backpressure.testing.sinks import FailingSink, MemorySink
 
 __all__ = [
     "Call",
@@ -34,121 +28,3 @@ __all__ = [
     "PowerLoss",
     "RecordingFileSystem",
 ]
-
-
-class FakeClock:
-    """A clock that moves only when it is told to; safe for any thread.
-
-    >>> clock = FakeClock()
-    >>> clock.advance(1.5)
-    1.5
-    >>> clock.now()
-    1.5
-    """
-
-    __slots__ = ("_lock", "_now")
-
-    def __init__(self, start: float = 0.0) -> None:
-        """`start` is the first reading, in seconds."""
-        self._lock = threading.Lock()
-        self._now = _finite("start", start)
-
-    def now(self) -> float:
-        """The present reading, in seconds."""
-        return self._now
-
-    def advance(self, seconds: float) -> float:
-        """Move forward by `seconds` and return the new reading; ValueError where it is negative."""
-        seconds = _finite("seconds", seconds)
-        if seconds < 0.0:
-            raise ValueError(f"seconds: must be 0 or more, not {seconds!r}; use set() to move back")
-        with self._lock:
-            self._now += seconds
-            return self._now
-
-    def set(self, seconds: float) -> None:
-        """Jump to the reading `seconds`: also backwards, to test what a clock that steps back does."""
-        with self._lock:
-            self._now = _finite("seconds", seconds)
-
-    def __repr__(self) -> str:
-        return f"FakeClock({self._now!r})"
-
-
-class MemorySink:
-    """Keeps what is sent to it; safe for any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        #: The events in the order of their delivery, without newlines.
-        self.events: list[bytes] = []
-        #: The id of each batch, in the same order.
-        self.batch_ids: list[str] = []
-        self.closed = False
-
-    def send(self, batch: Batch) -> None:
-        events = list(batch)
-        with self._lock:
-            self.events += events
-            self.batch_ids.append(batch.id)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FailingSink:
-    """Passes on to `inner`, but fails in the share `rate` (0 to 1) of all calls: for one `seed` the same.
-
-    Every second failure, on average, comes before anything is written. The others come when a part of the
-    batch has been: such a cut needs an `inner` that writes to a descriptor (a `LineSink`), and is the first
-    kind for any other. What is raised is an OSError (EIO), as from a bad disk.
-    """
-
-    def __init__(self, inner: Sink, rate: float, *, seed: int = 0) -> None:
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"rate: must be from 0 to 1, not {rate!r}")
-        self.inner = inner
-        #: How many calls have failed.
-        self.failures = 0
-        self._rate = rate
-        self._random = random.Random(seed)
-        self._cut_after: int | None = None  # bytes to write before the failure; None: do not fail
-        if isinstance(inner, LineSink):
-            self._writer = inner.writer
-            inner.writer = self._write
-
-    def send(self, batch: Batch) -> None:
-        """As `inner.send`, unless it is this call's turn to fail."""
-        self._cut_after = None
-        if self._random.random() < self._rate:
-            if not isinstance(self.inner, LineSink) or self._random.random() < 0.5:
-                self._fail()
-            # Less than all, also where the last line is written without its newline. One number is drawn whatever
-            # the size, so that the same calls fail however the events were batched.
-            self._cut_after = int(self._random.random() * (batch.nbytes + len(batch) - 1))
-        self.inner.send(batch)
-
-    def close(self) -> None:
-        """Close `inner`."""
-        self.inner.close()
-
-    def _write(self, fd: int, text: memoryview) -> int:
-        if self._cut_after is None:
-            return self._writer(fd, text)
-        if self._cut_after == 0:
-            self._fail()
-        written = self._writer(fd, text[: self._cut_after])
-        self._cut_after -= written
-        return written
-
-    def _fail(self) -> NoReturn:
-        self.failures += 1
-        raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} (injected)")
-
-
-def _finite(name: str, value: float) -> float:
-    """`value` as a finite float; one that is not would make every later comparison meaningless."""
-    value = float(value)
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: must be finite, not {value!r}")
-    return value

@@ -164,11 +164,6 @@ class SharedFile:
                 return seat
         return None
 
-    def leave_seat(self, seat: int) -> None:
-        """Give a seat back."""
-        self._held.discard(seat)
-        self._unlock(_SEATS_AT + seat)
-
     def is_taken(self, seat: int) -> bool:
         """Whether a living process has this seat."""
         if seat in self._held:

@@ -37,8 +37,7 @@ from types import MappingProxyType
 from typing import Final, get_args
 
 from backpressure.base.clock import Clock, MonotonicClock
-from backpressure.base.errors import ConfigError
-from backpressure.base.validation import check_fields
+from backpressure.base.validation import check_bool, check_fields, check_number, check_positive
 from backpressure.policies.adaptive_batch_manager.affine_fit import AffineFit
 from backpressure.policies.adaptive_batch_manager.samples import BatchSamples, Period
 from backpressure.policies.linger import FlushReason
@@ -99,26 +98,13 @@ class AdaptiveBatchConfig:
     max_linger: float = 0.005
 
     def __post_init__(self) -> None:
-        _check_size("min_batch_size", self.min_batch_size, 1, math.inf)
-        _check_size("max_batch_size", self.max_batch_size, self.min_batch_size, math.inf)
-        _check_size(
-            "initial_batch_size", self.initial_batch_size, self.min_batch_size, self.max_batch_size
-        )
-        for field in (
-            "target_latency",
-            "adjustment_factor",
-            "evaluation_interval",
-            "throughput_target",
-        ):
-            value, most = getattr(self, field), 0.5 if field == "adjustment_factor" else math.inf
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0.0 < value <= most or value == math.inf:
-                raise ConfigError(
-                    field, f"must be finite, above 0 and at most {most:g}, not {value!r}"
-                )
+        check_fields(self, int, 1, math.inf, "min_batch_size")
+        check_fields(self, int, self.min_batch_size, math.inf, "max_batch_size")
+        check_fields(self, int, self.min_batch_size, self.max_batch_size, "initial_batch_size")
+        check_positive(self, math.inf, "target_latency", "evaluation_interval", "throughput_target")
+        check_positive(self, 0.5, "adjustment_factor")
         check_fields(self, float, 0.0, _LONGEST_LINGER, "max_linger")
-        if not isinstance(self.adaptive_enabled, bool):
-            raise ConfigError("adaptive_enabled", f"must be a bool, not {self.adaptive_enabled!r}")
+        check_bool(self, "adaptive_enabled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +229,7 @@ class AdaptiveBatchManager:
 
     def adjust(self, size: int) -> None:
         """Set the size by hand; the law goes on from there. ConfigError (a ValueError) outside [min, max]."""
-        _check_size("size", size, self.config.min_batch_size, self.config.max_batch_size)
+        check_number("size", size, int, self.config.min_batch_size, self.config.max_batch_size)
         with self._lock:
             old, self._size = self._size, size
             self._begin(self._clock.now())
@@ -402,9 +388,3 @@ class AdaptiveBatchManager:
             self._on_change(old, new, reason)
         except Exception:
             _log.exception("on_change %r failed at %d -> %d", self._on_change, old, new)
-
-
-def _check_size(field: str, value: int, least: int, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        allowed = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
-        raise ConfigError(field, f"must be an int {allowed}, not {value!r}")

@@ -50,8 +50,9 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import CircuitOpenError
+from backpressure.base.validation import check_outcomes
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
 from backpressure.policies.circuit_breaker.fast_path import Turnstile
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
@@ -62,7 +63,7 @@ from backpressure.policies.circuit_breaker.reset_time import ResetTime
 from backpressure.policies.circuit_breaker.state import NEXT, Cause, State
 from backpressure.policies.circuit_breaker.windows import CountWindow, TimeWindow
 
-__all__ = ["CircuitBreaker", "CircuitBreakerConfig", "CircuitBreakerMetrics", "Permit", "State"]
+__all__ = ["CircuitBreaker"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -103,19 +104,19 @@ class CircuitBreaker:
         on_change: Callable[[State, State, str], object] | None = None,
     ) -> None:
         self.config: Final = config if config is not None else CircuitBreakerConfig()
+        clock = clock if clock is not None else MonotonicClock()
         # Bound once: an attribute look-up less for every call.
-        self._read: Final = (clock if clock is not None else MonotonicClock()).now
+        self._read: Final = clock.now
+        self._clock: Final = ForwardClock(clock)
         self._on_change = on_change
         self._lock = threading.Lock()
 
         cfg = self.config
-        self._reading = self._read()
-        self._lag = 0.0
         self._state = State.CLOSED
-        self._since = self._reading  # when the present state was entered
+        self._since = now = self._clock.now()  # when the present state was entered
         self._open_until = 0.0
         self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
-        self._window = TimeWindow(cfg.monitoring_interval, self._reading)
+        self._window = TimeWindow(cfg.monitoring_interval, now)
         self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
         # Since when the window of seconds has been over a threshold; None: it is not.
         self._over_since: float | None = None
@@ -132,7 +133,7 @@ class CircuitBreaker:
         self._admitted = self._rejected = 0
         self._succeeded = self._failed = self._ignored = self._slow = 0
         self._late = self._duplicates = self._trips = 0
-        self._set_turnstile()
+        self._set_turnstile(now)
 
     # --- permits
 
@@ -168,8 +169,7 @@ class CircuitBreaker:
         They can trip a closed breaker. In other states they feed the metrics only: probes alone decide
         HALF_OPEN.
         """
-        if ok < 0 or failed < 0:
-            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        check_outcomes(ok, failed)
         if ok == failed == 0:
             return
         change: _Change | None = None
@@ -180,7 +180,7 @@ class CircuitBreaker:
             if self._state is State.CLOSED or self._state is State.DISABLED:
                 self._add(ok + failed, failed, 0)
                 change = self._judge(now)
-            self._set_turnstile()
+            self._set_turnstile(now)
         if change is not None:
             self._notify(change)
 
@@ -350,7 +350,7 @@ class CircuitBreaker:
         """A frozen snapshot; what is too old for the window is dropped first."""
         with self._lock:
             now = self._catch_up()
-            self._set_turnstile()
+            self._set_turnstile(now)
             window, last, probes = self._window, self._last, self._probes
             return CircuitBreakerMetrics(
                 state=self._state,
@@ -389,12 +389,12 @@ class CircuitBreaker:
 
     def _now(self) -> float:
         """The clock, made to never run backwards. Read under the lock: readings are in the order of use."""
-        reading = self._read()
-        if reading < self._reading:
-            self._lag += self._reading - reading
+        clock = self._clock
+        lag = clock.lag
+        now = clock.now()
+        if clock.lag != lag:
             self._turnstile.until = -math.inf  # it has to be told anew
-        self._reading = reading
-        return reading + self._lag
+        return now
 
     def _catch_up(self) -> float:
         """The time, and the windows and probes as of it, with all that went through the turnstile."""
@@ -428,13 +428,14 @@ class CircuitBreaker:
             window.failed and window.failed / window.calls >= threshold for window in self._windows
         )
 
-    def _set_turnstile(self) -> None:
+    def _set_turnstile(self, now: float) -> None:
         """Have it open exactly while no success could change the state or needs to be timed."""
         watched = self._ramp is not None or self.config.slow_call_duration is not None
         if self._state is not State.CLOSED or watched or not self._calm():
             self._take(self._turnstile.shut())
         else:
-            self._turnstile.open(self._reading, self._window.until - self._lag)
+            lag = self._clock.lag  # the turnstile reads the clock as it is
+            self._turnstile.open(now - lag, self._window.until - lag)
 
     def _share(self, now: float) -> float:
         if self._state is State.CLOSED:
@@ -544,7 +545,7 @@ class CircuitBreaker:
                     self._open_until = now + length / self.config.half_open_requests
                 else:
                     change = self._go(Cause.WAITED, now, "the open time is over")
-            self._set_turnstile()
+            self._set_turnstile(now)
             state = self._state
             if state is State.HALF_OPEN:
                 number = self._probes.take(now)
@@ -605,7 +606,7 @@ class CircuitBreaker:
             else:
                 self._add(1, failed, slow)
                 change = self._judge(now)
-            self._set_turnstile()
+            self._set_turnstile(now)
         for each in (opened, change):
             if each is not None:
                 self._notify(each)
@@ -617,8 +618,9 @@ class CircuitBreaker:
 
     def _command(self, cause: Cause, reason: str) -> None:
         with self._lock:
-            change = self._go(cause, self._catch_up(), reason)
-            self._set_turnstile()
+            now = self._catch_up()
+            change = self._go(cause, now, reason)
+            self._set_turnstile(now)
         self._notify(change)
 
     # --- below: what is called without it

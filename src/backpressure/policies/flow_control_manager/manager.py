@@ -21,10 +21,16 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
-from backpressure.base.validation import check_bool, check_fields, check_number
+from backpressure.base.validation import (
+    check_bool,
+    check_fields,
+    check_kind,
+    check_number,
+    check_outcomes,
+)
 from backpressure.policies.flow_control_manager.delay_bound import DelayBound
 from backpressure.policies.flow_control_manager.emergency_mode import (
     Change,
@@ -36,13 +42,7 @@ from backpressure.policies.flow_control_manager.priority_shares import PriorityS
 from backpressure.policies.flow_control_manager.sliding_counts import SlidingCounts
 from ringbuf import TokenBucket
 
-__all__ = [
-    "EmergencyModeConfig",
-    "FlowControlConfig",
-    "FlowControlManager",
-    "FlowControlMetrics",
-    "Grant",
-]
+__all__ = ["FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Grant"]
 
 # The admitted events are forgotten in sixtieths of their window.
 _RATE_SLOTS = 60
@@ -83,10 +83,7 @@ class FlowControlConfig:
             raise ConfigError(
                 "priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}"
             )
-        if not isinstance(self.emergency_mode, EmergencyModeConfig):
-            raise ConfigError(
-                "emergency_mode", f"must be EmergencyModeConfig, not {self.emergency_mode!r}"
-            )
+        check_kind(self, EmergencyModeConfig, "emergency_mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +141,11 @@ class FlowControlManager:
         rng: random.Random | None = None,
     ) -> None:
         self.config = config = config if config is not None else FlowControlConfig()
-        self._clock = (clock if clock is not None else MonotonicClock()).now
+        self._now = ForwardClock(clock if clock is not None else MonotonicClock()).now
         self._on_change = on_change
         self._rng = rng if rng is not None else random.Random()
         self._lock = threading.Lock()
-        self._reading = now = self._clock()
-        # Seconds that the clock has gone back in all.
-        self._lag = 0.0
+        now = self._now()
         self._throttled = config.throttle_enabled
         self._limit = float(config.max_events_per_second)
         self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
@@ -180,11 +175,7 @@ class FlowControlManager:
             raise ValueError(f"n must be 0 or more, not {n!r}")
         change = None
         with self._lock:
-            reading = self._clock()
-            if reading < self._reading:
-                self._lag += self._reading - reading
-            self._reading = reading
-            now = reading + self._lag
+            now = self._now()
             emergency, window = self._emergency, self._window
             demand = emergency.window
             if now >= self._fresh_until:
@@ -234,7 +225,7 @@ class FlowControlManager:
         had asked for them. ValueError where n is negative or more than was granted."""
         p = check_priority(priority) - 1
         with self._lock:
-            now = self._read_clock()
+            now = self._now()
             if not 0 <= n <= self._admitted[p]:
                 raise ValueError(
                     f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}"
@@ -271,7 +262,7 @@ class FlowControlManager:
                 f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}"
             )
         with self._lock:
-            now = self._read_clock()
+            now = self._now()
             self._emergency.holding = spills or not calling
             bound = self._bound
             if bound is None:
@@ -281,10 +272,9 @@ class FlowControlManager:
 
     def record_outcome(self, ok: int, failed: int) -> None:
         """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
-        if ok < 0 or failed < 0:
-            raise ValueError(f"ok and failed must be 0 or more, not {ok!r} and {failed!r}")
+        check_outcomes(ok, failed)
         with self._lock:
-            now = self._read_clock()
+            now = self._now()
             self._emergency.record(now, ok, failed)
             change = self._step(now)
         self._announce(change)
@@ -294,7 +284,7 @@ class FlowControlManager:
         _check_rate("rate", rate)
         with self._lock:
             old, self._limit = self._limit, float(rate)
-            self._put_in_force(self._read_clock())
+            self._put_in_force(self._now())
         if old != rate:
             self._announce(("rate_changed", old, float(rate)))
 
@@ -302,7 +292,7 @@ class FlowControlManager:
         """Change how many events may enter at one moment (1 to 2**60), or raise ConfigError."""
         check_number("burst", burst, int, 1, 2**60)
         with self._lock:
-            now = self._read_clock()
+            now = self._now()
             self._shares.settle(now, self._bucket.rate)
             self._shares.resize(burst)
             self._sure = 0.0
@@ -312,14 +302,14 @@ class FlowControlManager:
         """Admitted events per second over the sliding window, or since the start while that is less."""
         p = None if priority is None else check_priority(priority) - 1
         with self._lock:
-            counts, seconds = self._window.read(self._read_clock())
+            counts, seconds = self._window.read(self._now())
             return (sum(counts) if p is None else counts[p]) / seconds
 
     @property
     def emergency(self) -> bool:
         """Whether the emergency mode is on. It can end by mere time, so this reads the clock."""
         with self._lock:
-            change = self._step(self._read_clock())
+            change = self._step(self._now())
             active = self._emergency.state is EmergencyState.ACTIVE
         self._announce(change)
         return active
@@ -328,7 +318,7 @@ class FlowControlManager:
         """A snapshot of everything."""
         active = self.emergency
         with self._lock:
-            now = self._read_clock()
+            now = self._now()
             counts, seconds = self._window.read(now)
             return FlowControlMetrics(
                 rate_limit=self._limit,
@@ -349,13 +339,6 @@ class FlowControlManager:
             self._on_change(*change)
 
     # From here on: with the lock held.
-
-    def _read_clock(self) -> float:
-        reading = self._clock()
-        if reading < self._reading:
-            self._lag += self._reading - reading
-        self._reading = reading
-        return reading + self._lag
 
     def _step(self, now: float) -> Change | None:
         if not self._throttled:

@@ -1,0 +1,53 @@
+"""The usual format with the text of its second kept: the same lines, at half the cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+__all__ = ["QuickFormat", "quick_format"]
+
+# Programs replace it, to write times their own way.
+_FORMAT_TIME: Final = logging.Formatter.formatTime
+
+
+def quick_format(formatter: logging.Formatter | None) -> QuickFormat | None:
+    """What writes the same as `formatter` in less time; None where there is no such thing."""
+    # An exact Formatter writes the same text for every time within a second but for the milliseconds.
+    plain = (
+        type(formatter) is logging.Formatter
+        and logging.Formatter.formatTime is _FORMAT_TIME
+        and "formatTime" not in vars(formatter)
+    )
+    return (
+        QuickFormat(formatter) if plain and formatter is not None and formatter.usesTime() else None
+    )
+
+
+class QuickFormat:
+    """What `logging.Formatter.format` does, with the text of the second kept: it is half of the whole work otherwise."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        self._formatter = formatter
+        # Second, the formatter's converter and pattern, and the text; replaced whole, so any thread may read it.
+        self._kept: tuple[float | None, object, str, str] = (None, None, "", "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        formatter = self._formatter
+        if record.exc_info or record.exc_text or record.stack_info:
+            return formatter.format(record)
+        record.message = record.getMessage()
+        converter, datefmt = formatter.converter, formatter.datefmt
+        pattern = datefmt or formatter.default_time_format
+        second = record.created // 1.0
+        kept_second, kept_converter, kept_pattern, text = self._kept
+        if second != kept_second or converter is not kept_converter or pattern != kept_pattern:
+            text = time.strftime(pattern, converter(record.created))
+            # Of these two it is known that they look at whole seconds only. One's own may round what it has added to.
+            if converter is time.localtime or converter is time.gmtime:
+                self._kept = (second, converter, pattern, text)
+        if not datefmt and formatter.default_msec_format:
+            text = formatter.default_msec_format % (text, record.msecs)
+        record.asctime = text
+        return formatter.formatMessage(record)

@@ -1,0 +1,65 @@
+"""Levels and priorities: what is urgent for `logging` is urgent for the buffer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from backpressure.base.priority import Priority, check_priority
+
+__all__ = ["LEVELS", "Priorities", "priority_of"]
+
+#: The level of each priority, the most urgent first.
+LEVELS: Final = {
+    Priority.CRITICAL: logging.CRITICAL,
+    Priority.HIGH: logging.ERROR,
+    Priority.NORMAL: logging.WARNING,
+    Priority.LOW: logging.INFO,
+    Priority.BACKGROUND: logging.DEBUG,
+}
+
+
+def priority_of(levelno: int) -> int:
+    """The priority of a level: CRITICAL 1, ERROR 2, WARNING 3, INFO 4, all below 5; a level between takes the lower one's."""
+    for priority, least in LEVELS.items():
+        if levelno >= least:
+            return int(priority)
+    return int(Priority.BACKGROUND)
+
+
+class Priorities(dict[int, int]):
+    """Priority by level number; a level that comes for the first time is looked up once."""
+
+    def __init__(self, given: int | Mapping[int | str, int] | None) -> None:
+        super().__init__()
+        self._steps: list[tuple[int, int]] | None = None
+        if isinstance(given, Mapping):
+            numbers = {
+                _level_number(level): check_priority(priority) for level, priority in given.items()
+            }
+            if not numbers:
+                raise ValueError("priority: an empty mapping names no priority; leave it out")
+            self._steps = sorted(numbers.items(), reverse=True)
+        elif given is not None:
+            self._steps = [(logging.NOTSET, check_priority(given))]
+
+    def __missing__(self, levelno: int) -> int:
+        if self._steps is None:
+            priority = priority_of(levelno)
+        else:
+            # Below the lowest that is named there is only the lowest.
+            priority = next(
+                (one for least, one in self._steps if levelno >= least), self._steps[-1][1]
+            )
+        self[levelno] = priority
+        return priority
+
+
+def _level_number(level: int | str) -> int:
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"priority: there is no level {level!r}")
+    return number

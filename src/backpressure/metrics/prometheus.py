@@ -1,0 +1,83 @@
+"""The table for prometheus_client: a collector, and the answer to a scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from backpressure.base.histogram import HistogramStats
+from backpressure.buffer_manager import BufferManager
+from backpressure.metrics.families import FAMILIES, Family, Kind, cumulative
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["Collector", "exposition"]
+
+
+class Collector:
+    """Give it to `CollectorRegistry.register`. Needs prometheus_client, the extra `prometheus`.
+
+    buffers: one buffer, or several by name: their series then have a label `buffer`. Register one collector for
+    all of them, since a metric can be exported once only.
+    """
+
+    def __init__(self, buffers: BufferManager | Mapping[str, BufferManager]) -> None:
+        named = isinstance(buffers, Mapping)
+        self._extra: Final = ("buffer",) if named else ()
+        self._buffers: Final = (
+            {(name,): buffer for name, buffer in buffers.items()}
+            if isinstance(buffers, Mapping)
+            else {(): buffers}
+        )
+
+    def describe(self) -> Iterator[Metric]:
+        """The metrics without their values: how a registry sees that two collectors would clash."""
+        return (self._metric(family) for family in FAMILIES)
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment; one snapshot of each buffer."""
+        snapshots = {extra: buffer.stats() for extra, buffer in self._buffers.items()}
+        for family in FAMILIES:
+            metric: Any = self._metric(family)
+            for extra, stats in snapshots.items():
+                for labels, value in family.read(stats):
+                    if isinstance(value, HistogramStats):
+                        metric.add_metric((*extra, *labels), cumulative(value), value.sum)
+                    else:
+                        metric.add_metric((*extra, *labels), float(value))
+            if metric.samples:
+                yield metric
+
+    def _metric(self, family: Family) -> Metric:
+        try:
+            from prometheus_client import core
+        except ImportError as error:
+            raise ImportError(
+                "prometheus_client is not installed: pip install 'forebay[prometheus]'"
+            ) from error
+        kinds: dict[Kind, Any] = {
+            "counter": core.CounterMetricFamily,
+            "amount": core.GaugeMetricFamily,
+            "gauge": core.GaugeMetricFamily,
+            "histogram": core.HistogramMetricFamily,
+        }
+        metric: Metric = kinds[family.kind](
+            family.name, family.help, labels=(*self._extra, *family.labels)
+        )
+        return metric
+
+
+def exposition(
+    buffers: BufferManager | Mapping[str, BufferManager], accept: str = ""
+) -> tuple[bytes, str]:
+    """Body and content type of an answer to a scrape. `accept`: the request's header, "" gives the plain text format."""
+    collector = Collector(buffers)
+    next(collector.describe())  # says which extra is missing, if it is
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry()
+    registry.register(collector)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

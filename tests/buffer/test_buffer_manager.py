@@ -34,17 +34,10 @@ from backpressure import (
 )
 from backpressure.testing import FakeClock
 from ringbuf import MessageRing
+from tests.support.buffers import drain
 
 SMALL = BufferConfig(lane_bytes=4096)
 EVENT = b"x" * 1000
-
-
-def drained(buffer: BufferManager) -> list[bytes]:
-    out: list[bytes] = []
-    while (batch := buffer.get_batch()) is not None:
-        out += batch
-        batch.ack()
-    return out
 
 
 # ---------------------------------------------------------------- in and out
@@ -55,7 +48,7 @@ def test_what_goes_in_comes_out_in_order() -> None:
     assert buffer.add_events([b"a", "bé", b""]) == Admission(3, 0, None, 0.0, 0)
     assert buffer.add_lines(b"c\r\n\nd\0\xff") == Admission(3, 0, None, 0.0, 3, 7)
     assert buffer.add_events(np.array([b"e", b"f"])).first_seq == 6
-    assert drained(buffer) == [b"a", "bé".encode(), b"", b"c\r", b"", b"d\0\xff", b"e", b"f"]
+    assert drain(buffer) == [b"a", "bé".encode(), b"", b"c\r", b"", b"d\0\xff", b"e", b"f"]
     stats = buffer.stats()
     stats.check()
     assert (stats.offered, stats.accepted, stats.acked, stats.resident) == (8, 8, 8, 0)
@@ -65,14 +58,14 @@ def test_lines_that_are_not_final_are_left() -> None:
     buffer = BufferManager(SMALL)
     assert buffer.add_lines(b"a\nbc", final=False) == Admission(1, 0, None, 0.0, 0, 2)
     assert buffer.add_lines(b"", final=False) == Admission(0, 0, None, 0.0, None, 0)
-    assert drained(buffer) == [b"a"]
+    assert drain(buffer) == [b"a"]
 
 
 def test_the_most_urgent_goes_first_and_none_starves() -> None:
     buffer = BufferManager()
     for priority in Priority:
         buffer.add_events([b"%d" % priority] * 2, priority=priority)
-    assert [int(event) for event in drained(buffer)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert [int(event) for event in drain(buffer)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
     buffer.add_events([b"patient"], priority=Priority.BACKGROUND)
     turns = 0
@@ -145,7 +138,7 @@ def test_a_nacked_batch_comes_again_in_its_place_after_a_growing_pause() -> None
         assert buffer.get_batch() is None, "nothing newer may overtake it, and it still pauses"
         clock.advance(pause * 0.52)
     assert len(set(seen)) == 1, "an id must survive redelivery"
-    assert drained(buffer) == [b"a", b"b", b"c"]
+    assert drain(buffer) == [b"a", b"b", b"c"]
     stats = buffer.stats()
     stats.check()
     assert (stats.redelivered, stats.batches_nacked) == (10, 5)
@@ -225,7 +218,7 @@ def test_batches_out_at_the_same_time_come_back_in_order() -> None:
         assert batch is not None
         batch.nack()
     clock.advance(1)
-    assert drained(buffer) == [b"%d" % i for i in range(6)]
+    assert drain(buffer) == [b"%d" % i for i in range(6)]
 
 
 def test_a_batch_settles_once() -> None:
@@ -296,7 +289,7 @@ def test_a_lost_batch_is_delivered_again() -> None:
     gc.collect()
     buffer.stats().check()
     assert buffer.stats().retrying == 2
-    assert drained(buffer) == [b"a", b"b"]
+    assert drain(buffer) == [b"a", b"b"]
 
 
 # ---------------------------------------------------------------- refusals
@@ -339,7 +332,7 @@ def test_an_event_that_never_fits_is_told_apart_from_no_room_now() -> None:
     with pytest.raises(EventTooLarge, match="event 2 has 5,000 bytes"):
         buffer.add_lines(b"a\nb\n" + b"x" * 5000)
     assert buffer.stats().offered == 0
-    assert drained(buffer) == []
+    assert drain(buffer) == []
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True])
@@ -405,7 +398,7 @@ def test_drop_oldest_drops_from_the_front_and_counts() -> None:
         assert buffer.add_events([event]).accepted == 1
     stats = buffer.stats()
     stats.check()
-    kept = drained(buffer)
+    kept = drain(buffer)
     assert kept == events[-len(kept) :]
     assert len(kept) >= 3
     assert stats.dropped == {"oldest": 20 - len(kept)}
@@ -648,7 +641,7 @@ def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory:
         buffer.stats().check()
     assert buffer.stats().lanes[3].accepted > 10
     lane.ring = lane.ring._ring
-    assert len(drained(buffer)) == buffer.stats().accepted
+    assert len(drain(buffer)) == buffer.stats().accepted
     buffer.close()
 
 

@@ -12,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,8 @@ from backpressure.cli.disk.lane_reader import stored_events
 from backpressure.cli.disk.ring_view import look_at_ring, next_seq_in, ring_events
 from backpressure.spill import Lost, SpillConfig
 from ringbuf import MessageRing, Messages
-from tests.support.paths import ROOT
+from tests.support.buffers import add_all, crash, drain, drain_lanes
+from tests.support.processes import environment, forebay_command, python, run_python
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux"),
@@ -83,35 +83,10 @@ def open_buffer(path: Path, **changes: Any) -> BufferManager:
     )
 
 
-def kill(buffer: BufferManager) -> None:
-    """Leave it as the death of the process would."""
-    disk = buffer._disk
-    assert disk is not None
-    buffer._closing = buffer._closed = True
-    disk.spiller.stop()
-    for lane in disk.lanes:
-        lane.ring.close()
-        lane.store._closed = True
-    disk.directory.close()
-
-
 def noise(count: int, seed: int = 0, size: int = 60) -> list[bytes]:
     """Events that hardly get smaller, so that few of them fill a segment."""
     rng = random.Random(seed)
     return [b"%06d:" % i + rng.randbytes(size).hex().encode() for i in range(count)]
-
-
-def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> None:
-    while events:
-        events = events[buffer.add_events(events, priority=priority, timeout=10.0).accepted :]
-
-
-def drain(buffer: BufferManager) -> dict[int, list[bytes]]:
-    got: dict[int, list[bytes]] = {}
-    while (batch := buffer.get_batch()) is not None:
-        got.setdefault(batch.priority, []).extend(batch.tolist())
-        batch.ack()
-    return got
 
 
 def in_order(got: dict[int, list[bytes]]) -> list[bytes]:
@@ -165,11 +140,7 @@ def live_and_die(path: str) -> None:
 def a_killed_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("killed") / "buffer"
     code = "import sys; from tests.cli.test_disk import live_and_die; live_and_die(sys.argv[1])"
-    paths = os.pathsep.join([str(ROOT), *sys.path])
-    run = subprocess.run(
-        [sys.executable, "-c", code, path], env={**os.environ, "PYTHONPATH": paths}, check=False
-    )
-    assert run.returncode == -signal.SIGKILL
+    assert run_python(code, path).returncode == -signal.SIGKILL
     return path
 
 
@@ -265,7 +236,7 @@ def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(
     assert (tmp_path / "out").read_bytes() == b"".join(event + b"\n" for event in owed)
     assert fingerprint(path) == before
     with open_buffer(path) as buffer:
-        assert in_order(drain(buffer)) == owed
+        assert in_order(drain_lanes(buffer)) == owed
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -294,12 +265,12 @@ def test_export_is_what_the_next_start_delivers_whatever_came_before(
         if rng.random() < 0.2 and life < 2:
             buffer.close(timeout=0)
         else:
-            kill(buffer)
+            crash(buffer)
     out = tmp_path / "out"
     assert forebay("export", path, "--to", out, "--format", "records", "--quiet") == (0, "", "")
     exported = list(records(out.read_bytes()))
     with open_buffer(path) as again:
-        assert exported == in_order(drain(again))
+        assert exported == in_order(drain_lanes(again))
     assert len(exported) > 100
 
 
@@ -333,7 +304,7 @@ def test_framing(events: list[bytes], skip: int) -> None:
 
 # ---------------------------------------------------------------- a running owner
 
-OWNER = textwrap.dedent("""
+OWNER = """
     import sys
     from backpressure import BufferConfig, BufferManager
     from backpressure.spill import SpillConfig
@@ -351,15 +322,18 @@ OWNER = textwrap.dedent("""
         batch.ack()
     print(len(got), got[-1].decode(), flush=True)
     buffer.close()
-""")
+"""
 
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has a directory open, with 5,000 events on disk and one in a ring; a line on its stdin lets it deliver."""
-    command = [sys.executable, "-c", OWNER, str(tmp_path / "buffer")]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        python(OWNER, tmp_path / "buffer"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -427,7 +401,7 @@ def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path
     rest = list(reading)
     assert not any(isinstance(item, Lost) for item in rest)
     assert [event for item in rest for event in item.messages()][-1] == events[-1]
-    kill(buffer)
+    crash(buffer)
 
 
 def test_an_owner_that_begins_meanwhile_is_noticed(tmp_path: Path) -> None:
@@ -449,7 +423,7 @@ def test_an_owner_that_begins_meanwhile_is_noticed(tmp_path: Path) -> None:
 
 def delivered_and_lost(path: Path) -> tuple[list[bytes], int]:
     with open_buffer(path) as buffer:
-        got = in_order(drain(buffer))
+        got = in_order(drain_lanes(buffer))
         return got, sum(buffer.stats().dropped.values())
 
 
@@ -535,7 +509,7 @@ def test_everything_readable_is_exported_with_all(
     # The store keeps the damaged file aside when all in it is acked; the rest is deleted.
     buffer = open_buffer(path)
     drain(buffer)
-    kill(buffer)
+    crash(buffer)
     (aside,) = (path / "lane-3").glob("*.damaged")
     assert aside.name.startswith(victim.name)
     forebay("export", path, "--all", "--priority", "3", "--to", exported)
@@ -589,7 +563,7 @@ def test_a_ring_with_a_damaged_header_is_moved_aside_and_the_numbers_go_on(
     assert forebay("verify", path)[0] == 0
     with open_buffer(path) as buffer:
         assert buffer.add_events([b"new"]).first_seq == 3000
-        got = drain(buffer)
+        got = drain_lanes(buffer)
         assert got[3] == [*(event for event in owed[1:] if int(event[:6]) < stored), b"new"]
 
 
@@ -628,7 +602,7 @@ def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Pa
         events = [b"%03d" % i + b"z" * 100 for i in range(200)]
         for event in events:
             assert buffer.add_events([event], priority=2).accepted == 1
-        kill(buffer)
+        crash(buffer)
     ring = path / "lane-2" / "ring"
     data = bytearray(ring.read_bytes())
     data[40:56] = bytes(16)  # the boot id
@@ -683,7 +657,7 @@ def test_a_damaged_manifest_and_a_damaged_record(forebay: Any, killed: Any) -> N
     assert (code, err) == (0, "")
     assert forebay("verify", path)[0] == 0
     with open_buffer(path) as buffer:
-        assert set(owed) <= set(in_order(drain(buffer)))
+        assert set(owed) <= set(in_order(drain_lanes(buffer)))
 
 
 def test_a_later_version_is_left_untouched(forebay: Any, killed: Any) -> None:
@@ -766,7 +740,7 @@ def test_a_replayed_letter_is_delivered_by_the_next_start(forebay: Any, killed: 
         == ring["capacity_bytes"]
     )
     with open_buffer(path) as buffer:
-        got = drain(buffer)
+        got = drain_lanes(buffer)
     assert got == {3: [bad[7], bad[8], *bad[:7], *bad[9:1250]], 4: bad[1250:]}
 
 
@@ -865,8 +839,12 @@ def test_dlq_needs_an_action(forebay: Any) -> None:
 
 def test_a_reader_that_has_enough_ends_an_export(killed: Any) -> None:
     path, _ = killed
-    command = [sys.executable, "-m", "backpressure", "export", str(path), "--all"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        forebay_command("export", path, "--all"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(10)

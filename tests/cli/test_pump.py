@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import re
 import signal
 import struct
@@ -28,30 +27,9 @@ from backpressure.cli.pump.transfer import Progress, Transfer
 from backpressure.sinks import FileSink, Sink
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
 from backpressure.testing import FailingSink, FakeClock, MemorySink
-from tests.support.paths import DATA
-
-
-def access_log(lines: int, seed: int = 0) -> bytes:
-    """Lines of the shape and the lengths of an Apache access log."""
-    rng = random.Random(seed)
-    out = []
-    for number in range(lines):
-        path = "/".join("x" * rng.randrange(3, 12) for _ in range(rng.randrange(1, 9)))
-        status = rng.choices((200, 304, 404, 500), weights=(90, 5, 4, 1))[0]
-        agent = "Mozilla/5.0 (X11; Linux x86_64) " + "y" * rng.choice((0, 40, 80, 400))
-        out.append(
-            f'10.0.{number % 256}.7 - - [{number}] "GET /{path}" {status} {number} "-" "{agent}"\n'
-        )
-    return "".join(out).encode()
-
-
-def real_log(name: str) -> bytes:
-    """A real log where there is one, else lines of the same shape."""
-    path = DATA / name
-    if path.exists():
-        return path.read_bytes()
-    lines = access_log(10_000)
-    return lines if name == "apache_access.log" else lines.replace(b'"-"', b"z" * 5000)[:2_800_000]
+from tests.support.logs import access_log, real_log
+from tests.support.processes import forebay_command
+from tests.support.threads import until
 
 
 class Run:
@@ -70,14 +48,7 @@ class Run:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "backpressure", "pump", *map(str, arguments)]
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        threading.Event().wait(0.005)
+    return forebay_command("pump", *arguments)
 
 
 CONTENTS = {
@@ -399,7 +370,7 @@ def test_a_signal_ends_the_reading_and_delivers_the_rest(
     with process.stdin, process.stderr:
         process.stdin.write(b"one\ntwo\nthr")
         process.stdin.flush()
-        wait_until(lambda: sink.exists() and sink.read_bytes() == b"one\ntwo\n")
+        until(lambda: sink.exists() and sink.read_bytes() == b"one\ntwo\n")
         process.send_signal(number)
         assert process.wait(timeout=30) == code
         err = process.stderr.read()
@@ -426,7 +397,7 @@ def test_a_second_signal_ends_at_once_and_what_is_missing_is_counted() -> None:
     # Nobody reads: the pipe fills up, and the write that filled it hangs. How much it holds depends on the sizes of the writes,
     # which share no page; but then it holds no more for as long as anybody looks.
     filled = [0]
-    wait_until(
+    until(
         lambda: (
             filled.append(struct.unpack("i", fcntl.ioctl(output, termios.FIONREAD, bytes(4)))[0])
             or (len(filled) > 60 and 30_000 < filled[-1] == filled[-60])

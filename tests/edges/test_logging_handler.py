@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import logging.config
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,9 @@ from backpressure.logging import BufferHandler, BufferListener, priority_of
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.sinks import SinkGone
 from backpressure.testing import FakeClock, MemorySink
+from tests.support.buffers import drain
+from tests.support.processes import run_python
+from tests.support.threads import run_threads, until
 
 PATTERN = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -33,19 +35,8 @@ def logger_with(handler: logging.Handler) -> logging.Logger:
     return logger
 
 
-def drain(buffer: BufferManager) -> list[str]:
-    events = []
-    while (batch := buffer.get_batch()) is not None:
-        events += [event.decode() for event in batch]
-        batch.ack()
-    return events
-
-
-def until(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
+def texts(buffer: BufferManager) -> list[str]:
+    return [event.decode() for event in drain(buffer)]
 
 
 class SlowSink(MemorySink):
@@ -71,7 +62,7 @@ def test_a_record_is_in_the_buffer_when_the_call_returns() -> None:
     for number in range(200):  # beyond what flow control admits at once
         logger.info("line %d", number)
         assert buffer.stats().accepted == number + 1
-    assert drain(buffer) == [f"INFO:line {number}" for number in range(200)]
+    assert texts(buffer) == [f"INFO:line {number}" for number in range(200)]
     stats = buffer.stats()
     stats.check()
     handler.close()
@@ -110,7 +101,7 @@ def test_arguments_are_merged_when_it_is_logged() -> None:
     things = [1]
     logger.warning("%s", things)
     things.append(2)
-    assert drain(buffer) == ["[1]"]
+    assert texts(buffer) == ["[1]"]
 
 
 def test_an_exception_is_formatted_with_its_traceback() -> None:
@@ -121,7 +112,7 @@ def test_an_exception_is_formatted_with_its_traceback() -> None:
         raise ZeroDivisionError("by nothing")
     except ZeroDivisionError:
         logger_with(handler).exception("failed")
-    [text] = drain(buffer)
+    [text] = texts(buffer)
     assert "Traceback" in text
     assert text.endswith("ZeroDivisionError: by nothing")
 
@@ -144,7 +135,7 @@ def test_levels_are_priorities() -> None:
     logger = logger_with(BufferHandler(buffer))
     for level in (10, 20, 30, 40, 50):
         logger.log(level, "%d", level)
-    assert drain(buffer) == ["50", "40", "30", "20", "10"], "the most urgent comes first"
+    assert texts(buffer) == ["50", "40", "30", "20", "10"], "the most urgent comes first"
     for priority, lane in buffer.stats().lanes.items():
         assert lane.accepted == 1, priority
 
@@ -248,11 +239,11 @@ def test_filters_may_refuse_and_replace() -> None:
     logger = logger_with(handler)
     logger.info("yes")
     logger.info("no")
-    assert drain(buffer) == ["yes"]
+    assert texts(buffer) == ["yes"]
     if sys.version_info >= (3, 12):
         handler.addFilter(lambda record: logging.makeLogRecord({**vars(record), "msg": "other"}))
         logger.info("yes")
-        assert drain(buffer) == ["other"]
+        assert texts(buffer) == ["other"]
 
 
 # ---------------------------------------------------------------- refusals and errors
@@ -301,7 +292,7 @@ def test_dropping_the_oldest() -> None:
     for number in range(200):
         logger.info("%0100d", number)
     assert handler.refused == {}
-    assert int(drain(buffer)[-1]) == 199
+    assert int(texts(buffer)[-1]) == 199
     buffer.stats().check()
     assert buffer.stats().dropped["oldest"] > 0
 
@@ -317,7 +308,7 @@ def test_what_can_not_be_logged_goes_to_handle_error(monkeypatch: pytest.MonkeyP
     assert len(seen) == 2
     assert handler.refused == {"error": 2}
     logger.info("still here")
-    assert drain(buffer) == ["still here"]
+    assert texts(buffer) == ["still here"]
     buffer.stats().check()
 
 
@@ -329,7 +320,7 @@ def test_handle_error_says_where(capsys: pytest.CaptureFixture[str]) -> None:
 def test_half_a_surrogate_pair_is_shown_and_not_lost() -> None:
     buffer = BufferManager()
     logger_with(BufferHandler(buffer)).info("caf\udce9 \U0001f600")
-    assert drain(buffer) == ["caf\\udce9 \U0001f600"]
+    assert texts(buffer) == ["caf\\udce9 \U0001f600"]
 
 
 def test_a_recursion_is_no_logging_error() -> None:
@@ -379,12 +370,8 @@ def test_threads_lose_and_double_nothing() -> None:
         for number in range(500):
             logger.info("%d %d", name, number)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    lines = [tuple(map(int, line.split())) for line in drain(buffer)]
+    run_threads([partial(work, name) for name in range(4)])
+    lines = [tuple(map(int, line.split())) for line in texts(buffer)]
     for name in range(4):
         assert [number for one, number in lines if one == name] == list(range(500))
     handler.close()
@@ -591,20 +578,9 @@ def test_dict_config_names_the_mistake() -> None:
 # ---------------------------------------------------------------- processes
 
 
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-    )
-
-
 def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run(
+    done = run_python(
         """
         import atexit, logging, sys, threading
         from backpressure.logging import BufferHandler
@@ -641,7 +617,7 @@ def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
 @pytest.mark.platform
 def test_children_log_as_well(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run(
+    done = run_python(
         """
         import logging, os, sys, threading, warnings
         warnings.simplefilter("ignore")  # that a process with threads forks is the point
@@ -687,7 +663,7 @@ def test_children_log_as_well(tmp_path: Path) -> None:
 @pytest.mark.platform
 def test_the_directory_is_the_parents(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run(
+    done = run_python(
         """
         import logging, os, sys, warnings
         warnings.simplefilter("ignore")
@@ -723,7 +699,7 @@ def test_the_directory_is_the_parents(tmp_path: Path) -> None:
 @pytest.mark.platform
 def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run(
+    done = run_python(
         """
         import logging, multiprocessing, sys, warnings
         warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from backpressure.base.errors import ConfigError
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
 from backpressure.policies.adaptive_batch_manager.samples import BatchSamples
 from backpressure.testing import FakeClock
+from tests.support.threads import in_thread, run_threads
 
 
 def make(
@@ -939,10 +940,7 @@ def test_not_due_costs_one_clock_reading_and_no_lock() -> None:
     manager = AdaptiveBatchManager(clock=Counting())
     readings = 0
     with manager._lock:  # evaluate would hang if it took the lock
-        thread = threading.Thread(target=manager.evaluate, daemon=True)
-        thread.start()
-        thread.join(5.0)
-        assert not thread.is_alive()
+        in_thread(manager.evaluate)
     assert readings == 1
 
 
@@ -1009,11 +1007,7 @@ def test_on_change_runs_without_the_lock_and_may_fail(caplog: pytest.LogCaptureF
     seen: list[int] = []
 
     def broken(old: int, new: int, reason: str) -> None:
-        thread = threading.Thread(
-            target=lambda: seen.append(manager.metrics().batch_size), daemon=True
-        )
-        thread.start()
-        thread.join(5.0)
+        seen.append(in_thread(lambda: manager.metrics().batch_size))
         raise RuntimeError("no")
 
     manager = make(clock, broken)
@@ -1066,10 +1060,6 @@ def test_threads_that_evaluate_at_once_make_one_change() -> None:
             manager.evaluate()
             meet.wait(10.0)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([work] * 4)
     assert changes == [59_900, 69_800, 79_700, 89_600, 99_500, 100_000]
     assert manager.metrics().batches == 400

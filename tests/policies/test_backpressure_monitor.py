@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from backpressure.policies.backpressure_monitor import (
     Pressure,
 )
 from backpressure.testing import FakeClock
+from tests.support.threads import in_thread, run_threads
 
 SIGNALS = {"depth", "delay", "latency", "error_rate", "throughput"}
 
@@ -558,10 +558,7 @@ def test_on_change_runs_without_the_lock_and_may_use_the_monitor() -> None:
     def on_change(pressure: Pressure) -> None:
         monitor.observe(depth=0)
         # From another thread too: a lock held here would block it for ever.
-        other = threading.Thread(target=lambda: monitor.observe(delay=0.0), daemon=True)
-        other.start()
-        other.join(5.0)
-        assert not other.is_alive()
+        in_thread(lambda: monitor.observe(delay=0.0))
         seen.append((pressure.active, len(monitor.history())))
 
     monitor = BackpressureMonitor(clock=clock, on_change=on_change)
@@ -608,11 +605,7 @@ def test_many_threads_lose_no_outcome() -> None:
             rig.monitor.observe(ok=1, failed=3, depth=1, delay=0.1, latency=0.1)
             rig.monitor.evaluate()
 
-    threads = [threading.Thread(target=report) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([report] * 4)
     rig.clock.advance(1.0)
     seen = rig.monitor.evaluate()
     assert (seen.signal, seen.value) == ("error_rate", 0.75)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import threading
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ from backpressure.policies.flow_control_manager import (
     Grant,
 )
 from backpressure.testing import FakeClock
+from tests.support.threads import in_thread, run_threads
 
 LEVELS = (1, 2, 3, 4, 5)
 # Added to a pause after which a token must be there: float seconds are not whole nanoseconds.
@@ -863,11 +864,7 @@ def test_many_threads_together_get_the_burst_and_not_one_more() -> None:
             total += got - back
         granted.append(total)
 
-    threads = [threading.Thread(target=ask, args=(priority,)) for priority in LEVELS]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([partial(ask, priority) for priority in LEVELS])
     assert sum(granted) + rig.admit(20_000, 1).granted + rig.manager.metrics().tokens == 20_000
     assert sum(rig.manager.metrics().admitted) == 20_000 - rig.manager.metrics().tokens
 
@@ -877,10 +874,7 @@ def test_on_change_runs_without_the_lock() -> None:
     heard = []
 
     def on_change(what: str, old: float, new: float) -> None:
-        other = threading.Thread(target=lambda: manager.admit(1, 1), daemon=True)
-        other.start()
-        other.join(5.0)
-        assert not other.is_alive()
+        in_thread(lambda: manager.admit(1, 1))
         heard.append(what)
 
     manager = FlowControlManager(clock=clock, on_change=on_change)

@@ -7,7 +7,6 @@ import itertools
 import math
 import pickle
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from ringbuf import Reservation, TokenBucket
+from tests.support.threads import run_threads
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
@@ -713,32 +713,6 @@ def test_after_a_pause_a_burst_lacks_a_credit_at_most_and_a_whole_one_comes_soon
 
 
 # Threads
-
-
-def run_threads(work: list[Callable[[], None]]) -> None:
-    """Run each at the same time, with thread switches as often as they can be had."""
-    barrier = threading.Barrier(len(work))
-    errors: list[BaseException] = []
-
-    def body(job: Callable[[], None]) -> None:
-        barrier.wait()
-        try:
-            job()
-        except BaseException as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=body, args=(job,)) for job in work]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if errors:
-        raise errors[0]
 
 
 @pytest.mark.parametrize("burst", [40_000, CREDIT_BURST - 1])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -32,16 +30,11 @@ from backpressure.service.config import (
 from backpressure.service.explain import explain
 from backpressure.service.service import Feed, Service, put_in_force, reload_plan
 from backpressure.sinks import SinkGone
+from tests.support import processes
 from tests.support.paths import ROOT
+from tests.support.threads import until
 
 MINIMAL = {"source": [{"type": "stdin"}], "sink": {"type": "stdout"}}
-
-
-def until(condition, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def mistakes(given: dict, environment: dict[str, str] | None = None) -> list[str]:
@@ -485,13 +478,12 @@ class Process:
     def __init__(self, tmp_path: Path, toml: str, **environment: str) -> None:
         self.config = tmp_path / "forebay.toml"
         self.config.write_text(textwrap.dedent(toml))
-        path = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "backpressure", "serve", "--config", str(self.config)],
+            processes.forebay_command("serve", "--config", self.config),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env=processes.environment(**environment),
         )
         self.said = ""
         self._reader = threading.Thread(target=self._read, daemon=True)

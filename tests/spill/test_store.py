@@ -25,6 +25,7 @@ from backpressure.spill.segments import Segment, frame_segment_header
 from backpressure.spill.settled import Settled
 from backpressure.spill.writer import level_for
 from backpressure.testing import Call, CrashingFileSystem, FaultyFileSystem, RecordingFileSystem
+from tests.support.threads import run_threads
 from tests.torture.journal import BUFFER_ID, LANE, SMALL, columns, disk_with_lane, opened
 
 
@@ -798,12 +799,6 @@ def test_one_appends_while_others_read_and_ack(tmp_path: Path) -> None:
     lock = threading.Lock()
     reading_done = threading.Event()
 
-    def guarded(work) -> None:  # type: ignore[no-untyped-def]
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
     with SpillStore(lane, 1, BUFFER_ID, config) as store:
 
         def append() -> None:
@@ -843,15 +838,7 @@ def test_one_appends_while_others_read_and_ack(tmp_path: Path) -> None:
                 elif done:
                     return
 
-        threads = [
-            threading.Thread(target=guarded, args=(work,))
-            for work in (append, read, lambda: ack(1), lambda: ack(2))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert not errors
+        run_threads((append, read, lambda: ack(1), lambda: ack(2)), errors)
         assert (store.events_on_disk, store.first_seq, store.end_seq) == (0, total, total)
         store._check()
 

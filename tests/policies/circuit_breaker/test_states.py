@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -28,9 +29,7 @@ from backpressure.policies.circuit_breaker import (
 from backpressure.policies.circuit_breaker.fast_path import Turnstile
 from backpressure.policies.circuit_breaker.windows import CountWindow
 from backpressure.testing import FakeClock
-
-# Seconds that a thread may take before it counts as stuck: a busy host has been seen to need three where an idle one needs none.
-PATIENCE = 60.0
+from tests.support.threads import PATIENCE, background, in_thread, run_threads
 
 
 class Recorder:
@@ -391,10 +390,7 @@ def test_calls_that_cannot_change_the_state_take_no_lock() -> None:
         got.append(breaker.call(int, "7"))
 
     with breaker._lock:  # would hang if it were taken
-        thread = threading.Thread(target=use, daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        in_thread(use)
     assert got == [7, 7]
     metrics = breaker.metrics()
     assert (metrics.admitted, metrics.succeeded, metrics.window_calls) == (4, 4, 4)
@@ -599,15 +595,8 @@ def test_threads_lose_no_count_and_find_every_change(
                 with pytest.raises(DownError):
                     breaker.call(fail, DownError())
 
-    disturber = threading.Thread(target=disturb)
-    pool = [threading.Thread(target=hammer, args=(n,)) for n in range(threads)]
-    disturber.start()
-    for thread in pool:
-        thread.start()
-    for thread in pool:
-        thread.join()
-    over.set()
-    disturber.join()
+    with background(disturb, stop=over):
+        run_threads([partial(hammer, number) for number in range(threads)])
     assert wrong == []
     metrics = breaker.metrics()
     assert metrics.state is State.CLOSED
@@ -970,10 +959,7 @@ def test_a_permit_dropped_while_the_lock_is_held_takes_no_lock() -> None:
     trip(breaker)
     probes = [half_open(breaker, clock)]
     with breaker._lock:
-        thread = threading.Thread(target=probes.clear, daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        in_thread(probes.clear)
     assert breaker.try_acquire() is not None
 
 
@@ -1497,11 +1483,7 @@ def test_concurrent_threads_keep_their_permits_apart() -> None:
         except DownError:
             pass
 
-    threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([partial(one, number) for number in range(4)])
     metrics = breaker.metrics()
     assert (metrics.succeeded, metrics.failed, metrics.duplicates) == (6, 2, 0)
 
@@ -1514,11 +1496,8 @@ def test_on_change_runs_without_the_lock() -> None:
     seen: list[State] = []
 
     def look(old: State, new: State, reason: str) -> None:
-        # Each of these takes the lock: with it held, this would hang, so it runs in a thread that we can
-        # give up on.
-        thread = threading.Thread(target=lambda: seen.append(breaker.metrics().state), daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
+        # This takes the lock: with it held, it would hang.
+        seen.append(in_thread(lambda: breaker.metrics().state))
 
     breaker = make(clock, look, half_open_requests=1)
     trip(breaker)
@@ -1536,9 +1515,7 @@ def test_no_lock_is_held_across_the_call() -> None:
         got.append(breaker.try_acquire() is not None)
 
     def work() -> None:
-        thread = threading.Thread(target=other, daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
+        in_thread(other)
 
     breaker.call(work)
     with breaker:
@@ -1663,11 +1640,7 @@ def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int)
 
     trip(breaker)
     clock.advance(8.0)
-    pool = [threading.Thread(target=ask, args=(n,)) for n in range(threads)]
-    for thread in pool:
-        thread.start()
-    for thread in pool:
-        thread.join()
+    run_threads([partial(ask, number) for number in range(threads)])
     assert wrong == []
     metrics = breaker.metrics()
     assert metrics.trips == rounds + 1

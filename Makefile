@@ -32,7 +32,7 @@ EXTRAS_lint := cli,lint
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/ringbuf/test_message_ring.py tests/ringbuf/ring_buffer tests/ringbuf/token_bucket tests/ringbuf/test_rate_window.py \
-	tests/ringbuf/test_latency_histogram.py tests/buffer/test_buffer_manager.py tests/buffer/test_buffer_model.py tests/policies/circuit_breaker \
+	tests/ringbuf/test_latency_histogram.py tests/buffer/test_buffer_manager.py tests/buffer/test_buffer_model.py tests/buffer/test_ack_and_nack.py tests/buffer/test_full_buffer.py tests/policies/circuit_breaker \
 	tests/policies/flow_control_manager tests/buffer/test_events.py tests/ringbuf/test_waiting.py tests/buffer/test_stress.py tests/stress \
 	tests/ringbuf/test_ring_salvage.py tests/ringbuf/test_ring_look.py tests/ringbuf/test_damaged_ring.py
 

@@ -24,9 +24,8 @@ from backpressure.base.events import Event
 from backpressure.base.log_limiter import LogLimiter
 from backpressure.buffer.event_dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
 from backpressure.testing import FakeClock
+from tests.support.buffers import SMALL
 from tests.support.threads import run_threads, until
-
-SMALL = BufferConfig(lane_bytes=4096)
 
 
 def change(number: int) -> RateChanged:

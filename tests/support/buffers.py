@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from backpressure import BufferManager
+from backpressure import BufferConfig, BufferManager
 
-__all__ = ["add_all", "crash", "drain", "drain_lanes", "numbered"]
+__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "numbered"]
+
+# A buffer in which a lane is full with a handful of such events.
+SMALL = BufferConfig(lane_bytes=4096)
+EVENT = b"x" * 1000
 
 
 def numbered(count: int, size: int = 20) -> list[bytes]:

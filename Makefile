@@ -13,7 +13,7 @@
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
 #
-# PYTHON=python3.13 chooses the interpreter for environments that do not exist yet. TESTS="tests/cli/test_pump.py -k stdin" and
+# PYTHON=python3.13 chooses the interpreter for environments that do not exist yet. TESTS="tests/cli/pump -k stdin" and
 # BENCHES="bench/micro/test_ring.py" choose what runs.
 
 PYTHON ?= python3
@@ -31,12 +31,12 @@ EXTRAS_lint := cli,lint
 
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
-FT_TESTS ?= tests/ringbuf/test_message_ring.py tests/ringbuf/test_ring_buffer.py tests/ringbuf/test_token_bucket.py tests/ringbuf/test_rate_window.py \
-	tests/ringbuf/test_latency_histogram.py tests/buffer/test_buffer_manager.py tests/policies/circuit_breaker/test_states.py tests/policies/circuit_breaker/test_model.py \
-	tests/policies/test_flow_control_manager.py tests/buffer/test_events.py tests/ringbuf/test_waiting.py tests/buffer/test_stress.py tests/stress \
+FT_TESTS ?= tests/ringbuf/test_message_ring.py tests/ringbuf/ring_buffer tests/ringbuf/token_bucket tests/ringbuf/test_rate_window.py \
+	tests/ringbuf/test_latency_histogram.py tests/buffer/test_buffer_manager.py tests/buffer/test_buffer_model.py tests/buffer/test_ack_and_nack.py tests/buffer/test_full_buffer.py tests/policies/circuit_breaker \
+	tests/policies/flow_control_manager tests/buffer/test_events.py tests/ringbuf/test_waiting.py tests/buffer/test_stress.py tests/stress \
 	tests/ringbuf/test_ring_salvage.py tests/ringbuf/test_ring_look.py tests/ringbuf/test_damaged_ring.py
 
-TSAN_TESTS ?= tests/stress tests/ringbuf/test_token_bucket.py tests/ringbuf/test_rate_window.py tests/ringbuf/test_latency_histogram.py
+TSAN_TESTS ?= tests/stress tests/ringbuf/token_bucket tests/ringbuf/test_rate_window.py tests/ringbuf/test_latency_histogram.py
 # A tenth of the usual count: everything is some ten times slower.
 TSAN_THOUSANDS ?= 1
 

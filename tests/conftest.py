@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.paths import DATA
+from tests.support.logs import real_log
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # CI tries the same examples each time, so that a change is blamed for nothing but itself; everybody else explores.
@@ -31,22 +30,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(scope="session")
 def log_lines() -> bytes:
-    """10,000 access-log lines: the real ones where they are at hand, else of the same shape and lengths."""
-    real = DATA / "apache_access.log"
-    if real.exists():
-        return real.read_bytes()
-    rng = random.Random(10_000)
-    agents = ["Mozilla/5.0 (X11; Linux x86_64) " + "x" * rng.randrange(20, 160) for _ in range(50)]
-    return b"".join(
-        b'%d.%d.%d.%d - - [17/May/2015:%02d:%02d:%02d +0000] "GET /%s HTTP/1.1" 200 %d "-" "%s"\n'
-        % (
-            *(rng.randrange(256) for _ in range(4)),
-            rng.randrange(24),
-            rng.randrange(60),
-            rng.randrange(60),
-            b"p" * rng.randrange(5, 60),
-            rng.randrange(200_000),
-            rng.choice(agents).encode(),
-        )
-        for _ in range(10_000)
-    )
+    """10,000 access-log lines."""
+    return real_log("apache_access.log")

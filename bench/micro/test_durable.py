@@ -1,12 +1,11 @@
 """What a directory costs: a buffer with one against a buffer in memory, and the durabilities against each other.
 
-Ratios of neighbouring measurements in one process. Lines are real where the project's sample log is at hand.
+Ratios of neighbouring measurements in one process. Lines are real where a sample log is at hand.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import sys
 import threading
@@ -30,18 +29,9 @@ ROUNDS = 7
 
 
 @pytest.fixture(scope="module")
-def chunks() -> list[bytes]:
+def chunks(access_log: list[bytes]) -> list[bytes]:
     """Log lines in chunks that end with a line."""
-    real = Path(__file__).parents[3] / "shared" / "data" / "apache_access.log"
-    if real.exists():
-        data = real.read_bytes()
-    else:
-        rng = random.Random(1)
-        data = b"".join(
-            b'10.0.0.%d - - "GET /%s HTTP/1.1" 200 "%s"\n'
-            % (rng.randrange(256), b"p" * rng.randrange(60), b"a" * rng.randrange(120))
-            for _ in range(10_000)
-        )
+    data = b"".join(line + b"\n" for line in access_log)
     parts, start = [], 0
     while start < len(data):
         end = data.rfind(b"\n", start, start + CHUNK_BYTES) + 1

@@ -7,7 +7,6 @@ what the yardstick does, and frames, checksums and keeps the books besides; both
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,30 +26,9 @@ ROUNDS = 15
 EVENTS_AT_A_TIME = 50_000  # a spiller's and a consumer's batch
 
 
-def lines() -> list[bytes]:
-    real = Path(__file__).parents[3] / "shared" / "data" / "apache_access.log"
-    if real.exists():
-        return real.read_bytes().splitlines() * 10
-    # Of the same shape and lengths.
-    rng = random.Random(1)
-    letters = range(97, 123)
-    agents = [
-        b"Mozilla/5.0 (X11; Linux x86_64) " + bytes(rng.choices(letters, k=rng.randrange(20, 160)))
-        for _ in range(50)
-    ]
-    return [
-        b'%d.%d.%d.%d - - [17/May/2015:%02d:%02d:%02d +0000] "GET /%s HTTP/1.1" 200 %d "-" "%s"'
-        % (
-            *(rng.randrange(256) for _ in range(4)), rng.randrange(24), rng.randrange(60), rng.randrange(60),
-            bytes(rng.choices(letters, k=rng.randrange(5, 60))), rng.randrange(200_000), rng.choice(agents),
-        )
-        for _ in range(100_000)
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def columns() -> tuple[np.ndarray, np.ndarray]:
-    events = lines()
+def columns(access_log: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    events = access_log * 10
     offsets = np.zeros(len(events) + 1, np.int64)
     np.cumsum([len(event) for event in events], out=offsets[1:])
     return np.frombuffer(b"".join(events), np.uint8), offsets

@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -25,20 +24,12 @@ from backpressure.base.events import Event
 from backpressure.base.log_limiter import LogLimiter
 from backpressure.buffer.event_dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
 from backpressure.testing import FakeClock
-
-SMALL = BufferConfig(lane_bytes=4096)
+from tests.support.buffers import SMALL
+from tests.support.threads import run_threads, until
 
 
 def change(number: int) -> RateChanged:
     return RateChanged(at=0.0, old=0, new=number)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """A bounded wait for another thread."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "waited for nothing"
-        time.sleep(0.001)
 
 
 # ---------------------------------------------------------------- numbers
@@ -55,11 +46,7 @@ def test_events_are_numbered_in_the_order_that_listeners_see() -> None:
         for number in range(200):
             dispatcher.emit(change(number))
 
-    threads = [threading.Thread(target=emit) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([emit] * 4)
     until(lambda: len(seen) == 800)
     assert [event.seq for event in seen] == list(range(1, 801))
     fed = [event.seq for event in iter(feed.take, None)]

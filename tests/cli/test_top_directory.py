@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main, top
 from backpressure.cli.top.directory import DirectoryView
 from backpressure.testing import FakeClock
+from tests.support.processes import run_python
 
 rich_console = pytest.importorskip("rich.console")
 
@@ -90,7 +91,7 @@ def test_after_the_owner_died_it_shows_what_is_owed_and_changes_nothing(
         "buffer.add_events([b'x'] * 50); buffer.get_batch(max_events=20).ack(); batch = buffer.get_batch(max_events=10)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", source], check=False)
+    assert run_python(source).returncode == -signal.SIGKILL
     before = fingerprint(path)
     monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
     assert main(["top", str(path), "--once"]) == 0

@@ -12,6 +12,7 @@ import pytest
 
 from backpressure.sources.follow import FollowSource
 from backpressure.sources.positions import FileId, Positions, head_of
+from tests.support.threads import until
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "pread"), reason="this system has no pread"),
@@ -52,10 +53,7 @@ class Run:
 
     def deliver(self) -> None:
         """All that was put is delivered."""
-        deadline = time.monotonic() + 10
-        while self.notes < self.puts:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until(lambda: self.notes >= self.puts)
         self.positions.commit((0, 0, self.sequence, 0, 0))
 
     def __enter__(self) -> Run:

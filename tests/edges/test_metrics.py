@@ -19,6 +19,7 @@ from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
 from backpressure.testing import FakeClock
+from tests.support.threads import background, switching_often
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
@@ -301,12 +302,7 @@ def test_counters_never_go_back_while_threads_work_and_the_books_hold_in_each_sc
             if batch is not None:
                 batch.nack("no") if turn % 20 == 0 else batch.ack()
 
-    threads = [threading.Thread(target=one) for one in (produce, consume)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    for thread in threads:
-        thread.start()
-    try:
+    with switching_often(), background(produce, consume, stop=over):
         before: dict = {}
         for _ in range(60):
             samples = scrape(buffer)
@@ -315,11 +311,6 @@ def test_counters_never_go_back_while_threads_work_and_the_books_hold_in_each_sc
                 if name.endswith(("_total", "_bucket", "_count", "_sum")):
                     assert value >= before.get((name, labels), 0.0), (name, labels)
             before = samples
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-        sys.setswitchinterval(interval)
     assert total(before, "events_total", outcome="acked") > 0
 
 

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,13 +21,7 @@ from backpressure.sinks import Sink
 from backpressure.sinks.http import HttpSink, HttpSinkError
 from backpressure.sinks.tcp import TcpSink
 from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
-
-
-def until(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
+from tests.support.threads import run_threads, until
 
 
 def batch_of(*events: bytes):
@@ -105,11 +100,7 @@ def test_many_connections_at_once() -> None:
                 peer.sendall(b"%d %d\n" % (name, number))
 
     with running(source, collected):
-        threads = [threading.Thread(target=send, args=(name,)) for name in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_threads([partial(send, name) for name in range(8)])
         until(lambda: len(collected.lines) == 1600)
     for name in range(8):
         assert [line for line in collected.lines if line.startswith(b"%d " % name)] == [

@@ -19,7 +19,8 @@ import httpx
 from backpressure import BufferManager
 from backpressure.http import HttpConfig
 from backpressure.sources.sockets import tcp_listener
-from tests.support.http import AUTH, serving, until
+from tests.support.http import AUTH, serving
+from tests.support.threads import until
 
 # Of each kind of limit one that a test reaches soon.
 QUICK = HttpConfig(head_timeout=0.3, send_timeout=0.3, max_head_bytes=4096, max_connections=8)

@@ -22,7 +22,8 @@ from selenium.webdriver.support.select import Select
 
 from backpressure import BackpressureMonitorConfig, BufferConfig, BufferManager
 from backpressure.http import dashboard
-from tests.support.http import TOKEN, Client, serving, until
+from tests.support.http import TOKEN, Client, serving
+from tests.support.threads import until
 
 FILES = Path(dashboard.__file__).parent
 CHARTS = ["rates", "delay", "depth", "pressure", "batch", "circuit"]

@@ -18,7 +18,8 @@ from backpressure import BufferConfig, BufferManager
 from backpressure.base.events import Event
 from backpressure.http import HttpConfig, create_app
 from backpressure.http.event_stream import parse_id
-from tests.support.http import SCOPE, serving, until
+from tests.support.http import SCOPE, serving
+from tests.support.threads import until
 
 SMALL = BufferConfig(lane_bytes=4096)
 

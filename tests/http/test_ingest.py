@@ -10,7 +10,6 @@ import logging
 import random
 import socket
 import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -38,7 +37,10 @@ from backpressure import (
 from backpressure.http import HttpConfig, create_app
 from backpressure.http.decompress import _PIECE, UNPACKERS, BadEncoding
 from backpressure.testing import FakeClock
-from tests.support.http import AUTH, SCOPE, TOKEN, Client, drained, serving, until
+from tests.support.buffers import drain
+from tests.support.http import AUTH, SCOPE, TOKEN, Client, serving
+from tests.support.processes import environment, python
+from tests.support.threads import until
 
 ENCODERS = {"identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
 
@@ -90,7 +92,7 @@ def test_lines_become_events(encoding: str) -> None:
         "detail": None,
     }
     assert buffer.stats().lanes[2].accepted == 1005
-    assert drained(buffer) == lines
+    assert drain(buffer) == lines
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,7 +121,7 @@ def test_it_does_not_matter_how_the_body_is_cut(
         len(lines),
         len(body),
     )
-    assert drained(buffer) == lines
+    assert drain(buffer) == lines
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
@@ -135,7 +137,7 @@ def test_several_members_end_to_end(encoding: str) -> None:
             .json()["accepted"]
             == 20
         )
-        assert drained(buffer) == [b"part %d" % number for number in range(20)]
+        assert drain(buffer) == [b"part %d" % number for number in range(20)]
 
 
 def test_202_means_durable_where_that_was_promised(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_202_means_durable_where_that_was_promised(tmp_path: Path) -> None:
         assert client.post("/events", content=b"a\nb\nc").status_code == 202
         disk = client.get("/buffer/stats").json()["disk"]
         assert disk["unsynced"] == 0
-        assert drained(buffer) == [b"a", b"b", b"c"]
+        assert drain(buffer) == [b"a", b"b", b"c"]
 
 
 def test_an_empty_body_is_no_event() -> None:
@@ -180,7 +182,7 @@ def test_a_full_buffer_answers_503_and_says_which_prefix_it_took(encoding: str) 
     assert told["consumed"] == told["accepted"] * 101
     assert told["rejected"] > 0
     assert f"from byte {told['consumed']:,} on" in told["detail"]
-    got = drained(buffer)
+    got = drain(buffer)
     assert got == lines[: told["accepted"]]
     stats = buffer.stats()
     stats.check()
@@ -188,7 +190,7 @@ def test_a_full_buffer_answers_503_and_says_which_prefix_it_took(encoding: str) 
     while reply.status_code == 503:
         body = body[reply.json()["consumed"] :]
         reply = client.post("/events", content=body)
-        got += drained(buffer)
+        got += drain(buffer)
     assert reply.status_code == 202
     assert got == lines
 
@@ -207,7 +209,7 @@ def test_rate_limited_answers_429() -> None:
     assert resend(client, body, reply).status_code == 429
     clock.advance(20)
     assert resend(client, body, reply).json()["accepted"] == 50
-    assert drained(buffer) == [b"%d" % number for number in range(150)]
+    assert drain(buffer) == [b"%d" % number for number in range(150)]
 
 
 def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +221,7 @@ def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyP
         "/events", content=chunks([b"y" * 700, b"y" * 700 + b"\nshort\nshort\n"])
     )
     assert (reply.status_code, reply.json()["accepted"], reply.json()["consumed"]) == (503, 0, 0)
-    assert b"short" not in drained(buffer)
+    assert b"short" not in drain(buffer)
 
 
 def test_a_rate_of_zero_is_refused_with_a_finite_retry_after() -> None:
@@ -360,7 +362,7 @@ def test_what_is_not_as_packed_as_it_says(encoding: str) -> None:
         assert (reply.status_code, told["reason"]) == (400, "invalid"), bad[:10]
         assert encoding in told["detail"]
         # What came before the fault may have been accepted already, and then it is a prefix and said.
-        assert drained(buffer) == body.splitlines()[: told["accepted"]]
+        assert drain(buffer) == body.splitlines()[: told["accepted"]]
 
 
 def test_limits_of_size() -> None:
@@ -373,16 +375,16 @@ def test_limits_of_size() -> None:
     assert (reply.status_code, reply.json()["accepted"]) == (413, 0)
     reply = client.post("/events", content=chunks([line] * 101))
     assert reply.status_code == 413
-    assert reply.json()["accepted"] == len(drained(buffer))
+    assert reply.json()["accepted"] == len(drain(buffer))
     for encoding in ("gzip", "zstd"):
         headers = {**AUTH, "Content-Encoding": encoding}
         reply = client.post("/events", content=ENCODERS[encoding](line * 500), headers=headers)
         assert (reply.status_code, reply.json()["accepted"]) == (202, 500)
-        assert len(drained(buffer)) == 500
+        assert len(drain(buffer)) == 500
         reply = client.post("/events", content=ENCODERS[encoding](line * 501), headers=headers)
         assert reply.status_code == 413
         assert "50,000" in reply.json()["detail"]
-        assert reply.json()["accepted"] == len(drained(buffer))
+        assert reply.json()["accepted"] == len(drain(buffer))
 
 
 @pytest.mark.parametrize("large", [1, 1 << 17])
@@ -516,7 +518,7 @@ def test_a_client_that_stops_sending_is_let_go() -> None:
                 time.sleep(0.06)
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 202 ")
-    assert drained(buffer) == [b"012345678"] * 10
+    assert drain(buffer) == [b"012345678"] * 10
 
 
 @pytest.mark.parametrize(
@@ -580,7 +582,7 @@ def test_a_connection_that_breaks_keeps_what_was_accepted(caplog: pytest.LogCapt
             connection.sendall(head.encode() + b"0123456789\n" * 100_000)
             until(lambda: buffer.stats().accepted > 50_000)
         until(lambda: "broke off" in caplog.text)
-    events = drained(buffer)
+    events = drain(buffer)
     assert set(events) == {b"0123456789"}
 
 
@@ -633,7 +635,7 @@ def test_a_gigabyte_needs_a_few_megabytes(log_lines: bytes) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(port), TOKEN])
+    server = subprocess.Popen(python(SERVER, str(port), TOKEN), env=environment())
     try:
 
         def up() -> bool:

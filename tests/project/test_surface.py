@@ -14,6 +14,7 @@ import pytest
 
 import backpressure
 import ringbuf
+from tests.support.paths import ROOT
 
 # Section 4 of the design: other people's scripts use these names.
 RINGBUF = {
@@ -172,3 +173,39 @@ def test_ringbuf_knows_nothing_of_policies() -> None:
     for path in CORE_FILES:
         assert "import backpressure" not in path.read_text()
         assert "from backpressure" not in path.read_text()
+
+
+# The folders of tests lie as those of src/backpressure do. Those of floor 5 are subjects of tests/edges; PROVING has what
+# no folder of the source stands for.
+MIRRORED = {"base", "policies", "spill", "lanes", "buffer", "delivery", "http", "service", "cli"}
+EDGES = {"sinks", "sources", "metrics", "logging", "testing"}
+PROVING = {"edges", "project", "ringbuf", "stress", "torture", "golden", "support"}
+
+
+def files_in(folder: Path) -> set[str]:
+    """But for what a build, Python or an editor leaves there."""
+    built = (".so", ".pyd", ".c", ".cpp")
+    return {
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix not in built and not path.name.startswith(".")
+    }
+
+
+def folders_in(folder: Path) -> set[str]:
+    """Those with Python in them: a switch between branches leaves empty ones behind."""
+    return {path.name for path in folder.iterdir() if any(path.rglob("*.py"))}
+
+
+def test_everything_lies_in_the_folder_of_its_subject() -> None:
+    source, tests = ROOT / "src" / "backpressure", ROOT / "tests"
+    assert files_in(source) == {"__init__.py", "__main__.py", "buffer_manager.py", "py.typed"}
+    assert files_in(ROOT / "src" / "ringbuf") == {"__init__.py", "py.typed"}
+    assert files_in(tests) == {"__init__.py", "conftest.py"}
+    assert folders_in(source) == MIRRORED | EDGES
+    assert folders_in(tests) <= MIRRORED | PROVING
+    for name in MIRRORED & folders_in(tests):
+        subjects = {path.name.partition(".")[0] for path in (source / name).iterdir()}
+        assert folders_in(tests / name) <= subjects, f"no such subject in {source / name}"
+    for file in tests.rglob("*.py"):
+        assert (file.parent / "__init__.py").is_file(), f"{file.parent} has no __init__.py"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ringbuf._meters.latency_histogram import HistogramSnapshot, LatencyHistogram
+from tests.support.threads import run_threads
 
 LOWEST, HIGHEST = 1e-6, 1000.0
 
@@ -347,30 +347,6 @@ def test_a_snapshot_is_frozen() -> None:
 
 
 # Threads
-
-
-def run_threads(work: list[Callable[[], None]]) -> None:
-    """Run each at the same time, with thread switches as often as they can be had."""
-    errors: list[BaseException] = []
-
-    def body(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=body, args=(job,)) for job in work]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if errors:
-        raise errors[0]
 
 
 def test_threads_lose_no_record() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ringbuf import MessageRing, Messages
+from tests.support.threads import run_threads
 
 GRANULE = 64
 
@@ -394,12 +396,10 @@ def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> 
     received: list[list[tuple[int, list[bytes]]]] = [[] for _ in range(consumers)]
     left = producers
     lock = threading.Lock()
-    start = threading.Barrier(producers + consumers)
 
     def produce(number: int) -> None:
         nonlocal left
         prefix = b"%d:" % number
-        start.wait()
         at = 0
         while at < per_producer and not failures:
             many = 1 + (at * 7 + number) % 90
@@ -419,7 +419,6 @@ def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> 
             left -= 1
 
     def consume(number: int) -> None:
-        start.wait()
         mine = received[number]
         held: list[Messages] = []
         while not failures:
@@ -438,21 +437,9 @@ def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> 
         for one in held:
             ring.release(one)
 
-    def guarded(target: object, number: int) -> None:
-        try:
-            target(number)  # type: ignore[operator]
-        except BaseException as error:
-            failures.append(error)
-            start.abort()
-
-    threads = [threading.Thread(target=guarded, args=(produce, i)) for i in range(producers)]
-    threads += [threading.Thread(target=guarded, args=(consume, i)) for i in range(consumers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive(), "a thread hangs"
-    assert not failures, failures
+    work = [partial(produce, number) for number in range(producers)]
+    work += [partial(consume, number) for number in range(consumers)]
+    run_threads(work, failures)
 
     ring._check()
     assert len(ring) == 0

@@ -6,7 +6,6 @@ import inspect
 import math
 import pickle
 import random
-import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ringbuf._meters.rate_window import RateWindow
+from tests.support.threads import run_threads
 
 SECOND = 1_000_000_000
 #: The least width of a bucket.
@@ -349,30 +349,6 @@ def test_the_methods_with_the_own_clock() -> None:
 
 
 # Threads
-
-
-def run_threads(work: list[Callable[[], None]]) -> None:
-    """Run each at the same time, with thread switches as often as they can be had."""
-    errors: list[BaseException] = []
-
-    def body(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=body, args=(job,)) for job in work]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if errors:
-        raise errors[0]
 
 
 def test_threads_that_turn_the_same_buckets_over_lose_no_count() -> None:

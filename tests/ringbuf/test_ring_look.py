@@ -19,6 +19,8 @@ import pytest
 from ringbuf import MessageRing, RingBuffer, RingLook, SharedFileError
 from ringbuf._messages.file_positions import layout
 from ringbuf._messages.look import next_seq_of, used_parts
+from tests.support.processes import environment, python
+from tests.support.threads import background
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -126,7 +128,7 @@ def test_participants_are_those_who_live(tmp_path: Path) -> None:
     assert MessageRing.look(path).participants == 1
     source = f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); print(flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        python(source), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -151,10 +153,7 @@ def test_beside_threads_that_work_it_never_sees_nonsense(tmp_path: Path) -> None
         while not stop.is_set():
             ring.release(ring.take(5))
 
-    threads = [threading.Thread(target=work) for work in (push, pop, pop)]
-    for thread in threads:
-        thread.start()
-    try:
+    with background(push, pop, pop, stop=stop):
         before = MessageRing.look(path)
         for _ in range(300):
             look = MessageRing.look(path)
@@ -164,10 +163,6 @@ def test_beside_threads_that_work_it_never_sees_nonsense(tmp_path: Path) -> None
             assert before.next_seq <= look.next_seq
             assert before.acked_seq <= look.acked_seq
             before = look
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert before.next_seq > 0
 
 

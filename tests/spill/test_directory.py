@@ -6,8 +6,6 @@ import errno
 import os
 import random
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from backpressure.base.errors import DirectoryInUse, DiskFailed, DiskFull, FormatError
 from backpressure.spill import BufferDirectory
 from backpressure.testing import CrashingFileSystem, FaultyFileSystem
+from tests.support.processes import run_python
 
 
 def test_it_keeps_its_id(tmp_path: Path) -> None:
@@ -35,18 +34,15 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(DirectoryInUse, match="is locked"):
         BufferDirectory(tmp_path)
     other = "import sys; from backpressure.spill import BufferDirectory as D; D(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", other, tmp_path], capture_output=True, text=True)
-    assert "DirectoryInUse" in result.stderr
+    assert "DirectoryInUse" in run_python(other, tmp_path).stderr
     directory.close()
     directory.close()
-    assert (
-        subprocess.run([sys.executable, "-c", other, tmp_path], capture_output=True).returncode == 0
-    )
+    assert run_python(other, tmp_path).returncode == 0
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     script = "import os, sys; from backpressure.spill import BufferDirectory as D; d = D(sys.argv[1]); os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", script, tmp_path]).returncode == -9
+    assert run_python(script, tmp_path).returncode == -9
     BufferDirectory(tmp_path).close()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 
 from backpressure import BufferManager
 from backpressure.http import HttpConfig, create_app, make_server
+from tests.support.threads import until
 
 TOKEN = "correct-horse"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -65,23 +65,6 @@ def serving(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
-
-
-def until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """A bounded wait for another thread or process."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited for nothing"
-        time.sleep(0.005)
-
-
-def drained(buffer: BufferManager) -> list[bytes]:
-    """All events that wait, acknowledged."""
-    events: list[bytes] = []
-    while (batch := buffer.get_batch()) is not None:
-        events += batch
-        batch.ack()
-    return events
 
 
 #: For a call of the app itself, without a client: `method`, `path` and `headers` are to be added.

@@ -20,10 +20,7 @@ from backpressure.policies.circuit_breaker import (
     fast_path,
 )
 from backpressure.testing import FakeClock
-
-
-class DownError(Exception):
-    pass
+from tests.support.circuit_breaker import DownError
 
 
 class Reference:

@@ -1,0 +1,154 @@
+"""BufferManager against a dict of deques: the books after every step of random histories."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from backpressure import (
+    Admission,
+    BufferConfig,
+    BufferManager,
+    FlowControlConfig,
+    WhenFull,
+)
+from backpressure.testing import FakeClock
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """Every call against a dict of deques; both conservation lines after every step."""
+
+    @initialize(
+        when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]), slow=st.booleans()
+    )
+    def make(self, when_full: WhenFull, slow: bool) -> None:
+        self.clock = FakeClock(100.0)
+        flow = (
+            FlowControlConfig(max_events_per_second=50, burst_size=40)
+            if slow
+            else FlowControlConfig()
+        )
+        self.buffer = BufferManager(
+            BufferConfig(
+                lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow
+            ),
+            clock=self.clock,
+            rng=random.Random(
+                1
+            ),  # jitter of its own would make hypothesis see another run each time
+        )
+        self.drops = when_full is WhenFull.DROP_OLDEST
+        self.owed: dict[int, deque[bytes]] = {
+            p: deque() for p in range(1, 6)
+        }  # not yet acked, in order
+        self.offered = self.accepted = self.acked = 0
+        self.out: list = []
+        self.number = 0
+
+    def took(self, priority: int, events: list[bytes], admission: Admission) -> None:
+        assert admission.accepted + admission.rejected == len(events)
+        assert (admission.reason is None) == (admission.rejected == 0)
+        assert (admission.first_seq is None) == (admission.accepted == 0)
+        self.offered += len(events)
+        self.accepted += admission.accepted
+        self.owed[priority].extend(events[: admission.accepted])
+
+    def numbered(self, sizes: list[int]) -> list[bytes]:
+        events = []
+        for size in sizes:
+            events.append(b"%06d" % self.number + b"." * size)
+            self.number += 1
+        return events
+
+    @rule(
+        priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
+    )
+    def add_events(self, priority: int, sizes: list[int]) -> None:
+        events = self.numbered(sizes)
+        self.took(priority, events, self.buffer.add_events(events, priority=priority))
+
+    @rule(
+        priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
+    )
+    def add_lines(self, priority: int, sizes: list[int]) -> None:
+        events = self.numbered(sizes)
+        chunk = b"".join(event + b"\n" for event in events)
+        admission = self.buffer.add_lines(chunk, priority=priority)
+        assert chunk[: admission.consumed] == b"".join(
+            event + b"\n" for event in events[: admission.accepted]
+        )
+        self.took(priority, events, admission)
+
+    @rule(most=st.one_of(st.none(), st.integers(1, 5)))
+    def get(self, most: int | None) -> None:
+        batch = self.buffer.get_batch(most)
+        if batch is not None:
+            self.out.append((batch, batch.tolist()))
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), ok=st.booleans())
+    def settle(self, data: st.DataObject, ok: bool) -> None:
+        batch, events = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        assert batch.tolist() == events, "a batch must not change while it is out"
+        if ok:
+            batch.ack()
+            self.acked += len(events)
+            for event in events:
+                self.owed[batch.priority].remove(event)
+        else:
+            batch.nack("refused")
+
+    @rule(seconds=st.sampled_from([0.01, 0.4, 3.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        stats = self.buffer.stats()
+        stats.check()
+        dropped = sum(stats.dropped.values())
+        assert (stats.offered, stats.accepted, stats.acked) == (
+            self.offered,
+            self.accepted,
+            self.acked,
+        )
+        assert stats.resident == self.accepted - self.acked - dropped
+        assert stats.in_flight == sum(len(events) for _, events in self.out)
+        assert self.drops or dropped == 0
+
+    def teardown(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        # Whatever is owed is delivered in order, once everything that is out has come back.
+        for batch, _ in self.out:
+            batch.nack()
+        delivered: dict[int, list[bytes]] = {p: [] for p in range(1, 6)}
+        for _ in range(1000):
+            self.clock.advance(60)
+            batch = self.buffer.get_batch()
+            if batch is None:
+                if self.buffer.stats().resident == 0:
+                    break
+                continue
+            delivered[batch.priority] += batch
+            batch.ack()
+        self.buffer.stats().check()
+        assert self.buffer.stats().resident == 0
+        for priority, events in delivered.items():
+            owed = list(self.owed[priority])
+            assert events == sorted(events), "order within a priority"
+            if self.drops:
+                assert set(events) <= set(owed)
+            else:
+                assert events == owed
+
+
+BufferMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+
+TestBufferModel = BufferMachine.TestCase

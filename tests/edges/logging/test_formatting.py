@@ -1,0 +1,85 @@
+"""BufferHandler: the text of a record is the one that logging would have made."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+import time
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from backpressure.buffer.config import BufferConfig
+from backpressure.buffer_manager import BufferManager
+from backpressure.logging import BufferHandler
+from tests.support.logging import PATTERN, logger_with, texts
+
+FORMATS = [
+    logging.Formatter(PATTERN),
+    logging.Formatter(PATTERN, "%H:%M:%S"),
+    logging.Formatter("{asctime} {message:>20}", style="{"),
+    logging.Formatter("$asctime $message", style="$"),
+    logging.Formatter("%(message)s"),
+    logging.Formatter(),
+]
+
+
+def elsewhere(seconds: float | None) -> time.struct_time:
+    """A time zone that is no test machine's."""
+    return time.gmtime((seconds or 0.0) + 12_345)
+
+
+@given(
+    moments=st.lists(st.floats(-1e6, 4e9), min_size=1, max_size=5),
+    which=st.sampled_from(FORMATS),
+    converters=st.lists(
+        st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5
+    ),
+)
+# The sum that the converter makes is rounded to a second that its moments are not in.
+@example(moments=[-1.0, -1e-60], which=FORMATS[0], converters=[elsewhere] * 5)
+@example(moments=[0.5, 1 - 2**-53], which=FORMATS[0], converters=[elsewhere] * 5)
+def test_the_text_is_what_the_formatter_makes(
+    moments: list[float], which: logging.Formatter, converters: list
+) -> None:
+    handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
+    handler.setFormatter(which)
+    before = which.converter
+    try:
+        # Each moment twice, and a converter that changes: what is kept from one record must never show in the next.
+        for moment, converter in zip(moments * 2, converters * 2, strict=False):
+            which.converter = converter
+            record = logging.LogRecord("n", 20, "f", 1, "m %s", ("x",), None)
+            record.created, record.msecs = moment, float(int(moment * 1000) % 1000)
+            assert handler.format(record) == which.format(record)
+    finally:
+        which.converter = before
+
+
+def test_formatters_of_ones_own() -> None:
+    class Mine(logging.Formatter):
+        def formatTime(self, record, datefmt=None):  # noqa: N802
+            return "then"
+
+    patched = logging.Formatter("%(asctime)s")
+    patched.formatTime = lambda record, datefmt=None: "never"  # type: ignore[method-assign]
+    record = logging.LogRecord("n", 20, "f", 1, "m", (), None)
+    handler = BufferHandler(BufferManager())
+    for formatter, expected in ((Mine("%(asctime)s"), "then"), (patched, "never"), (None, "m")):
+        handler.setFormatter(formatter)
+        assert handler.format(record) == expected
+
+
+def test_filters_may_refuse_and_replace() -> None:
+    buffer = BufferManager()
+    handler = BufferHandler(buffer)
+    handler.addFilter(lambda record: "no" not in record.msg)
+    logger = logger_with(handler)
+    logger.info("yes")
+    logger.info("no")
+    assert texts(buffer) == ["yes"]
+    if sys.version_info >= (3, 12):
+        handler.addFilter(lambda record: logging.makeLogRecord({**vars(record), "msg": "other"}))
+        logger.info("yes")
+        assert texts(buffer) == ["other"]

@@ -1,0 +1,150 @@
+"""BufferHandler at the end of the interpreter, and in processes that were forked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import run_python
+
+
+def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run_python(
+        """
+        import atexit, logging, sys, threading
+        from backpressure.logging import BufferHandler
+        handler = BufferHandler(sink=sys.argv[1], priority=3)
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        class Late:
+            def __del__(self, info=logging.info):
+                try:
+                    info("from a finaliser")
+                except AttributeError:
+                    pass  # on some builds logging itself is gone by then
+        late = Late()
+        def background():
+            for n in range(1000):
+                logging.info("thread %d", n)
+        threading.Thread(target=background).start()
+        atexit.register(logging.info, "from atexit")
+        for n in range(1000):
+            logging.info("main %d", n)
+        """,
+        str(path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if line.startswith("main")] == [f"main {n}" for n in range(1000)]
+    assert [line for line in lines if line.startswith("thread")] == [
+        f"thread {n}" for n in range(1000)
+    ]
+    assert "from atexit" in lines
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
+def test_children_log_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run_python(
+        """
+        import logging, os, sys, threading, warnings
+        warnings.simplefilter("ignore")  # that a process with threads forks is the point
+        from backpressure.logging import BufferHandler
+        handler = BufferHandler(sink=sys.argv[1], priority=3)
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        over = threading.Event()
+        def busy():  # so that locks are held at the moment of the fork
+            while not over.is_set():
+                handler.buffer.stats()
+                logging.debug("x")
+        threads = [threading.Thread(target=busy) for _ in range(3)]
+        [thread.start() for thread in threads]
+        logging.info("parent before")
+        children = []
+        for child in range(5):
+            pid = os.fork()
+            if pid == 0:
+                for n in range(100):
+                    logging.info("child %d %d", child, n)
+                logging.shutdown()
+                os._exit(0 if handler.refused == {} else 3)
+            children.append(pid)
+        for pid in children:
+            assert os.waitpid(pid, 0)[1] == 0
+        over.set()
+        logging.info("parent after")
+        """,
+        str(path),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = path.read_text().splitlines()
+    assert lines.count("parent before") == lines.count("parent after") == 1, (
+        "what the parent had is the parent's"
+    )
+    for child in range(5):
+        mine = [line for line in lines if line.startswith(f"child {child} ")]
+        assert mine == [f"child {child} {n}" for n in range(100)]
+    assert len(lines) == 502
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
+def test_the_directory_is_the_parents(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run_python(
+        """
+        import logging, os, sys, warnings
+        warnings.simplefilter("ignore")
+        from backpressure.logging import BufferHandler
+        config = {"directory": sys.argv[2], "lane_bytes": "1M", "durability": "commit", "when_full": "drop_lowest_priority"}
+        handler = BufferHandler(config, sink=sys.argv[1], priority=3)
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        logging.info("parent before")
+        pid = os.fork()
+        logging.info("%s after", "parent" if pid else "child")
+        assert (handler.buffer.config.directory is None) == (pid == 0)
+        if pid == 0:
+            logging.shutdown()
+            os._exit(0 if handler.refused == {} else 3)
+        assert os.waitpid(pid, 0)[1] == 0
+        logging.info("parent at last")
+        handler.flush()
+        assert handler.buffer.stats().accepted == handler.buffer.stats().acked == 3
+        """,
+        str(path),
+        str(tmp_path / "buffer"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.read_text().splitlines()) == [
+        "child after",
+        "parent after",
+        "parent at last",
+        "parent before",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
+def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run_python(
+        """
+        import logging, multiprocessing, sys, warnings
+        warnings.simplefilter("ignore")
+        from backpressure.logging import BufferHandler
+        logging.basicConfig(handlers=[BufferHandler(sink=sys.argv[1])], format="%(message)s", level="INFO")
+        def work(n):
+            logging.info("child %d", n)
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=work, args=(n,)) for n in range(4)]
+        [child.start() for child in children]
+        [child.join() for child in children]
+        """,
+        str(path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.read_text().splitlines()) == [f"child {n}" for n in range(4)]

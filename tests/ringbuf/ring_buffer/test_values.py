@@ -1,0 +1,225 @@
+"""RingBuffer: which records it holds, and what goes in and comes out unchanged."""
+
+from __future__ import annotations
+
+import array
+import datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringbuf import RingBuffer
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("?", True),
+        *((kind, 5) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")),
+        *((kind, 0.5) for kind in ("f2", "f4", "f8")),
+        ("c16", 1 + 2j),
+        (">i4", 5),
+        ("S5", b"abc"),
+        ("U3", "äb"),
+        ("V3", np.void(b"abc")),
+        ("M8[s]", np.datetime64("2026-01-02", "s")),
+        (np.dtype([("a", "i4"), ("b", "f8", (2,))]), (1, [2.0, 3.0])),
+    ],
+)
+def test_every_dtype_of_a_fixed_size(dtype: object, value: object) -> None:
+    ring = RingBuffer(4, dtype)  # type: ignore[arg-type]
+    one = np.zeros(3, dtype)  # type: ignore[arg-type]
+    one[1] = value
+    assert ring.try_push(value)
+    assert ring.push_many(one) == 3
+    assert not ring.try_push(value)
+    first = ring.try_pop()
+    assert np.array(first, dtype) == one[1]  # type: ignore[arg-type]
+    got = ring.pop_many()
+    assert got.dtype == one.dtype
+    assert got.tobytes() == one.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad", "error"),
+    [
+        ("i1", 128, OverflowError),
+        ("u1", -1, OverflowError),
+        ("i8", 2**63, OverflowError),
+        ("i8", 0.5, TypeError),
+        ("i8", "5", TypeError),
+        ("i8", None, TypeError),
+        ("?", 2, TypeError),
+        ("f8", "x", TypeError),
+        ("f4", 1e300, OverflowError),
+        ("S2", b"abc", ValueError),
+        ("U2", "abc", ValueError),
+        ("u8", 2**64, OverflowError),
+        (">u2", 2**16, OverflowError),
+        ("f2", 1e6, OverflowError),
+        ("f8", 10**400, OverflowError),
+        ("c16", "x", TypeError),
+        ("M8[s]", 5, TypeError),
+        ([("a", "i4"), ("b", "f8")], (1, 2, 3), TypeError),
+        ([("a", "i4"), ("b", "f8")], (1.5, 2), TypeError),
+        ([("a", "u1"), ("b", "f8")], (256, 2), OverflowError),
+        ([("a", "u1", (2,))], ([1, 2, 3],), ValueError),
+    ],
+)
+def test_what_a_record_can_not_hold_is_refused(
+    dtype: Any, bad: object, error: type[Exception]
+) -> None:
+    ring = RingBuffer(4, dtype)
+    with pytest.raises(error):
+        ring.try_push(bad)
+    with pytest.raises(error):
+        ring.push_many([np.zeros(1, dtype)[0], bad])
+    assert len(ring) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad", "error"),
+    [
+        ("i8", np.zeros((2, 2), "i8"), ValueError),
+        ("i8", np.array(5), ValueError),
+        ("i8", np.zeros(2, "f8"), TypeError),
+        ("i8", np.zeros(2, "S3"), TypeError),
+        ("i8", np.zeros(2, object), TypeError),
+        ("u8", np.zeros(2, "i8"), TypeError),
+        ("i4", np.array([1, 2**31]), OverflowError),
+        ("i8", np.array([1, 2**63], "u8"), OverflowError),
+        ("f4", np.array([1, 1e300]), OverflowError),
+        ("S2", np.array([b"a", b"abc"]), ValueError),
+        ([("a", "i4")], np.zeros(2, [("b", "i4")]), TypeError),
+        ([("a", "i4")], np.array([(2**31,)], [("a", "i8")]), OverflowError),
+        ([("a", "i4", (2,))], np.zeros(2, [("a", "i4", (3,))]), TypeError),
+        ("i8", 5, TypeError),
+        ("i8", "ab", TypeError),
+        ("i8", b"ab", TypeError),
+        ("i8", iter([1]), TypeError),
+        ("S1", "ab", TypeError),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(dtype: Any, bad: Any, error: type[Exception]) -> None:
+    ring = RingBuffer(4, dtype)
+    with pytest.raises(error):
+        ring.push_many(bad)
+    assert len(ring) == 0
+    assert ring._check() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "expected"),
+    [
+        ("i8", np.array([1, 2], ">i8"), [1, 2]),
+        ("i8", np.array([1, 2], "u2"), [1, 2]),
+        ("i4", np.array([-1, 2]), [-1, 2]),
+        ("i8", np.array([1, 2, 3], "u8"), [1, 2, 3]),
+        ("i8", np.arange(6)[::-2], [5, 3, 1]),
+        ("i8", range(3), [0, 1, 2]),
+        ("i8", [True, np.int8(3), np.uint64(5)], [1, 3, 5]),
+        ("u1", memoryview(b"ab"), [97, 98]),
+        ("u1", bytearray(b"ab"), [97, 98]),
+        ("i4", array.array("i", [4, 5]), [4, 5]),
+        ("u8", [1, 2**64 - 1], [1, 2**64 - 1]),
+        (">u8", [1, 2**64 - 1], [1, 2**64 - 1]),
+        ("f4", [1, 0.5, np.float64(2), float("inf")], [1.0, 0.5, 2.0, float("inf")]),
+        ("f4", np.array([1, 0.5]), [1.0, 0.5]),
+        ("?", [True, np.False_], [True, False]),
+        ("c8", [1, 2j], [1, 2j]),
+        ("U5", ["äöü", "abcde"], ["äöü", "abcde"]),
+        ("S5", np.array([b"abc"], "S9"), [b"abc"]),
+        ("M8[s]", [datetime.datetime(2026, 1, 2)], [datetime.datetime(2026, 1, 2)]),
+        ([("a", "i4"), ("b", "S2")], [(1, b"x"), (2, b"yy")], [(1, b"x"), (2, b"yy")]),
+        (
+            [("a", "i4"), ("b", "S2")],
+            np.array([(1, b"x")], [("a", "i8"), ("b", "S2")]),
+            [(1, b"x")],
+        ),
+        ([("a", [("x", "u1"), ("y", "f8")])], [((1, 2),)], [((1, 2.0),)]),
+        ("i8", [], []),
+        ("S3", (), []),
+    ],
+)
+def test_what_can_be_converted_is(dtype: Any, given: Any, expected: list[Any]) -> None:
+    ring = RingBuffer(4, dtype)
+    assert ring.push_many(given) == len(expected)
+    got = ring.pop_many()
+    assert got.dtype == np.dtype(dtype)
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, -1, 0, 2**30 - 1, 2**30, -(2**31), 10**18])
+def test_ints_of_all_sizes_come_out_as_they_went_in(value: int) -> None:
+    ring = RingBuffer(2, "i8")
+    assert ring.try_push(value)
+    assert ring.try_push(np.int64(value))
+    assert ring.try_pop() == value
+    assert ring.pop_many().tolist() == [value]
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 4)), max_size=60))
+def test_an_int_that_was_popped_stays_what_it_is(steps: list[tuple[int, int]]) -> None:
+    """The ring makes new ints of old ones, and may only where nobody has them any more."""
+    ring = RingBuffer(4, "i8")
+    kept: list[tuple[int, str]] = []
+    for number, drop in steps:
+        for value in (number, number >> 32, number >> 56):
+            expected = str(value)
+            assert ring.try_push(value)
+            got = ring.try_pop()
+            assert (str(got), got == value, got + 1, hash(got)) == (
+                expected,
+                True,
+                value + 1,
+                hash(value),
+            )
+            kept.append((got, expected))
+            del got
+        del kept[:drop]
+        assert [str(one) for one, _ in kept] == [expected for _, expected in kept]
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        (np.zeros(4, "i4"), ValueError),
+        (np.zeros(4, ">i8"), ValueError),
+        (np.zeros((4, 1), "i8"), ValueError),
+        (np.zeros(8, "i8")[::2], ValueError),
+        (np.frombuffer(bytes(32), "i8"), ValueError),
+        ([0, 0], TypeError),
+    ],
+)
+def test_a_bad_out_is_refused_and_takes_nothing(out: Any, error: type[Exception]) -> None:
+    ring = RingBuffer(4, "i8")
+    ring.push_many([1, 2])
+    with pytest.raises(error, match="out must be"):
+        ring.pop_many(4, out=out)
+    with pytest.raises(ValueError, match="max_items"):
+        ring.pop_many(0)
+    assert ring.pop_many(1, out=np.zeros(0, "i8")).tolist() == []
+    assert ring.pop_many().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", [object, np.dtype([("a", object)]), "S0", np.dtype(("i4", (2,)))])
+def test_dtypes_without_a_fixed_size_are_refused(dtype: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="dtype"):
+        RingBuffer(4, dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**40, 1.5, None])
+def test_bad_capacities_are_refused(bad: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="capacity"):
+        RingBuffer(bad, "i8")  # type: ignore[arg-type]
+
+
+def test_masked_records_are_refused() -> None:
+    ring = RingBuffer(4, "i8")
+    records = np.ma.masked_array([1, 2], mask=[False, True])
+    with pytest.raises(ValueError, match="masked"):
+        ring.push_many(records)
+    assert ring.push_many(records[:1]) == 1

@@ -1,0 +1,289 @@
+"""The configuration of `forebay serve`: files, the environment, mistakes, and what a reload can change."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from backpressure.buffer.config import WhenFull
+from backpressure.cli import main
+from backpressure.service.config import (
+    FileFollow,
+    FileTarget,
+    HttpTarget,
+    Mistakes,
+    TcpLines,
+    load,
+    parse,
+)
+from backpressure.service.explain import explain
+from backpressure.service.reload import differences, reload_plan
+from tests.support.paths import ROOT
+
+MINIMAL = {"source": [{"type": "stdin"}], "sink": {"type": "stdout"}}
+
+
+def mistakes(given: dict, environment: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(Mistakes) as caught:
+        parse(given, environment or {})
+    return caught.value.lines
+
+
+def test_everything_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "forebay.toml"
+    path.write_text(
+        textwrap.dedent(
+            """
+            [buffer]
+            lane_bytes = "1M"
+            when_full = "drop_oldest"
+            [buffer.flow_control]
+            max_events_per_second = 1000
+            burst_size = 2000
+
+            [[source]]
+            type = "file"
+            path = "${LOGS}/*.log"
+            priority_by = [" 50[0-9] =1"]
+
+            [[source]]
+            type = "tcp"
+            port = 6514
+
+            [sink]
+            type = "http"
+            url = "https://logs.example.com/in"
+            headers = { Authorization = "Bearer ${TOKEN:-none}" }
+            compression = "zstd"
+
+            [http]
+            token = "0123456789abcdef"
+
+            [service]
+            state_file = "/var/lib/forebay/positions.json"
+            """
+        )
+    )
+    config = load(
+        str(path),
+        {
+            "LOGS": "/var/log",
+            "FOREBAY_SERVICE__DRAIN_TIMEOUT": "3",
+            "FOREBAY_SOURCE__1__PORT": "7000",
+        },
+    )
+    assert config.buffer.lane_bytes == 1 << 20
+    assert config.buffer.when_full is WhenFull.DROP_OLDEST
+    assert config.source == (
+        FileFollow(path="/var/log/*.log", priority_by=(" 50[0-9] =1",)),
+        TcpLines(port=7000),
+    )
+    assert config.sink == HttpTarget(
+        url="https://logs.example.com/in",
+        headers={"Authorization": "Bearer none"},
+        compression="zstd",
+    )
+    assert config.http is not None
+    assert config.http.host == "127.0.0.1"
+    assert config.service.drain_timeout == 3
+    assert "0123456789abcdef" not in repr(config)
+    told = explain(config)
+    for word in (
+        "follows /var/log/*.log",
+        "1 where",
+        "5 lanes of 1 MiB",
+        "oldest events are dropped",
+        "zstd",
+    ):
+        assert word in told
+    assert "0123456789abcdef" not in told
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, "sink: is missing"),
+        ({"sink": {"type": "stdout"}}, "source: there is none"),
+        ({**MINIMAL, "sorce": []}, "sorce: there is no such key; did you mean 'source'?"),
+        ({**MINIMAL, "source": {"type": "stdin"}}, "source: must be an array of tables"),
+        (
+            {**MINIMAL, "source": [{"type": "std"}]},
+            "source[0].type: must be one of file, stdin, tcp, unix, not 'std'",
+        ),
+        ({**MINIMAL, "source": [{}]}, "source[0].type: must be one of"),
+        ({**MINIMAL, "source": [{"type": "file"}]}, "source[0].path: is missing"),
+        (
+            {**MINIMAL, "source": [{"type": "file", "path": ""}]},
+            "source[0].path: must not be empty",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "file", "path": "x", "strat": "end"}]},
+            "source[0].strat: there is no such key",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "file", "path": "x", "start": "top"}]},
+            'source[0].start: must be "end" or "beginning"',
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": "6514"}]},
+            "source[0].port: must be a whole number, not '6514'",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": 65536}]},
+            "source[0].port: must be an int from 0",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "unix", "path": "x", "mode": "rw"}]},
+            "source[0].mode: must be octal",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "priority": 9}]},
+            "source[0].priority: must be an int from 1 to 5",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "priority_by": ["(=1"]}]},
+            "source[0].priority_by: the regular expression",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin"}, {"type": "stdin"}]},
+            "source: stdin can be read once only",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "max_line_bytes": "1G"}]},
+            "source[0].max_line_bytes: a lane of",
+        ),
+        ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "compression": "lz4"}},
+            "sink.compression: compression",
+        ),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}},
+            "sink.headers: must be a table of",
+        ),
+        ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
+        (
+            {**MINIMAL, "buffer": {"circuit_breaker": {"reset": 1}}},
+            "buffer.circuit_breaker.reset: there is no such key",
+        ),
+        ({**MINIMAL, "http": {"token": "short"}}, "http.token: must have 16"),
+        (
+            {**MINIMAL, "http": {"token": "x" * 16, "token_file": "y"}},
+            "http.token_file: give it or token",
+        ),
+        ({**MINIMAL, "service": {"log_level": "loud"}}, "service.log_level: must be one of debug"),
+        (
+            {**MINIMAL, "service": {"drain_timeout": -1}},
+            "service.drain_timeout: must be a number from 0",
+        ),
+        (
+            {**MINIMAL, "service": {"state_file": "${NOT_SET}"}},
+            "service.state_file: the environment has no variable NOT_SET",
+        ),
+        (
+            {
+                "source": [{"type": "file", "path": "/l/*.log"}],
+                "sink": {"type": "file", "path": "/l/out.log"},
+            },
+            "sink.path: source[0] follows /l/out.log as well",
+        ),
+    ],
+)
+def test_mistakes_name_table_and_key(given: dict, line: str) -> None:
+    assert any(found.startswith(line) for found in mistakes(given)), mistakes(given)
+
+
+def test_all_mistakes_at_once() -> None:
+    found = mistakes(
+        {
+            "buffer": {"lane_bytes": 1},
+            "source": [{"type": "tcp"}],
+            "sink": {"type": "x"},
+            "service": {"x": 1},
+        }
+    )
+    assert [line.partition(":")[0] for line in found] == [
+        "buffer.lane_bytes",
+        "source[0].port",
+        "sink.type",
+        "service.x",
+    ]
+
+
+def test_the_environment_goes_over_the_file() -> None:
+    config = parse(
+        MINIMAL,
+        {
+            "FOREBAY_BUFFER__LANE_BYTES": "1M",
+            "FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE": "1000",
+            "FOREBAY_BUFFER__FLOW_CONTROL__THROTTLE_ENABLED": "false",
+            "FOREBAY_SINK__TYPE": "file",
+            "FOREBAY_SINK__PATH": "/tmp/x=[1]",
+            "FOREBAY_TOKEN": "not for us",
+        },
+    )
+    assert config.buffer.lane_bytes == 1 << 20
+    assert config.buffer.flow_control.burst_size == 1000
+    assert config.buffer.flow_control.throttle_enabled is False
+    assert config.sink == FileTarget(path="/tmp/x=[1]")
+    assert MINIMAL["sink"] == {"type": "stdout"}, "what was given is not changed"
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("FOREBAY_BUFER__LANE_BYTES", "did you mean 'buffer'"),
+        (
+            "FOREBAY_BUFFER__LANE_BYTE",
+            "buffer.lane_byte: there is no such key; did you mean 'lane_bytes'",
+        ),
+        ("FOREBAY_SOURCE__3__PATH", "no number 3 of 1"),
+        ("FOREBAY_SOURCE__X__PATH", "no number x of 1"),
+        ("FOREBAY_SINK__TYPE__X", "no table"),
+    ],
+)
+def test_variables_that_name_nothing(variable: str, message: str) -> None:
+    assert any(message in line for line in mistakes(MINIMAL, {variable: "1"}))
+
+
+def test_differences_and_what_a_reload_can_do() -> None:
+    old = parse(MINIMAL, {})
+    new = parse(
+        {
+            **MINIMAL,
+            "sink": {"type": "file", "path": "x"},
+            "buffer": {"lane_bytes": "1M", "flow_control": {"max_events_per_second": 5}},
+            "service": {"log_level": "debug"},
+        },
+        {},
+    )
+    assert differences(old, old) == {}
+    now, later = reload_plan(old, new)
+    assert now == {"buffer.flow_control.max_events_per_second": 5, "service.log_level": "debug"}
+    assert later == ["buffer.lane_bytes", "sink"]
+
+
+def test_check_explains_or_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[[source]]\ntype = "stdin"\n[sink]\ntype = "stdout"\n')
+    assert main(["serve", "--config", str(path), "--check"]) == 0
+    assert "this configuration is valid" in capsys.readouterr().out
+    path.write_text('[[source]]\ntype = "stdi"\n[sink]\ntyp = "stdout"\n')
+    assert main(["serve", "--config", str(path), "--check"]) == 2
+    said = capsys.readouterr()
+    assert "source[0].type" in said.err
+    assert "sink.type" in said.err
+    assert said.out == ""
+    path.write_text("[[source]\n")
+    assert main(["serve", "--config", str(path), "--check"]) == 2
+    assert "not TOML" in capsys.readouterr().err
+    assert main(["serve", "--config", str(tmp_path / "nothing.toml")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_the_example_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(str(ROOT / "deploy" / "forebay.toml"), {})
+    assert config.http is not None
+    assert explain(config)

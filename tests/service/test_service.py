@@ -1,0 +1,183 @@
+"""A service in this process: its feed, its life, its end, and a reload."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from backpressure.base.errors import ConfigError
+from backpressure.service.config import (
+    Mistakes,
+    ServeConfig,
+    parse,
+)
+from backpressure.service.reload import put_in_force
+from backpressure.service.service import Feed, Service
+from backpressure.sinks import SinkGone
+from tests.support.threads import until
+
+
+def make(tmp_path: Path, **tables) -> ServeConfig:
+    tables.setdefault(
+        "source", [{"type": "file", "path": str(tmp_path / "in.log"), "start": "beginning"}]
+    )
+    tables.setdefault("sink", {"type": "file", "path": str(tmp_path / "out.log")})
+    return parse(tables, {})
+
+
+def test_a_feed_gives_priorities_and_marks() -> None:
+    from backpressure.buffer_manager import BufferManager
+
+    buffer = BufferManager()
+    feed = Feed(buffer, 4, ["ERROR=1"])
+    assert feed.put(memoryview(b"ERROR a\nb\nc\n")) == (1, 0, 0, 2, 0)
+    assert feed.put(memoryview(b"d\n")) == (0, 0, 0, 3, 0)
+    plain = Feed(buffer, 2, [])
+    assert plain.put(memoryview(b"x\ny\n")) == (0, 2, 0, 0, 0)
+    held = [buffer.get_batch() for _ in range(3)]
+    assert [(batch.priority, batch.tolist()) for batch in held if batch is not None] == [
+        (1, [b"ERROR a"]),
+        (2, [b"x", b"y"]),
+        (4, [b"b", b"c", b"d"]),
+    ]
+
+
+@pytest.mark.parametrize("rules", [[], ["never matches=1"]])
+def test_a_feed_waits_for_room_and_ends_with_the_buffer(rules: list[str]) -> None:
+    from backpressure.buffer.config import BufferConfig
+    from backpressure.buffer_manager import BufferManager
+
+    buffer = BufferManager(BufferConfig(lane_bytes=4096))
+    feed = Feed(buffer, 3, rules)
+    results = []
+    lines = memoryview((b"x" * 99 + b"\n") * 100)
+    thread = threading.Thread(target=lambda: results.append(feed.put(lines)))
+    thread.start()
+    until(lambda: buffer.stats().waiting > 10)
+    time.sleep(0.05)
+    assert not results, "it waits"
+    stats = buffer.close(timeout=0)
+    thread.join(10)
+    assert results == [None]
+    assert feed.unaccepted == 100 - stats.accepted > 0
+    assert feed.put(memoryview(b"x\n")) is None
+    assert feed.unaccepted == 101 - stats.accepted
+
+
+def test_a_service_from_file_to_file(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\ntwo\n")
+    service = Service(make(tmp_path, service={"state_file": str(tmp_path / "state")}))
+    service.start()
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"one\ntwo\n")
+    assert not service.finished
+    assert service.stop() == 0
+    assert service.errors == []
+    with (tmp_path / "in.log").open("ab") as file:
+        file.write(b"three\n")
+    service = Service(make(tmp_path, service={"state_file": str(tmp_path / "state")}))
+    service.start()
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"one\ntwo\nthree\n")
+    assert service.stop() == 0
+
+
+def test_what_is_not_delivered_is_counted_and_read_again(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\ntwo\n")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        down = {"type": "tcp", "host": "127.0.0.1", "port": port}
+        settings = {"state_file": str(tmp_path / "state"), "drain_timeout": 0.2}
+        service = Service(make(tmp_path, sink=down, service=settings))
+        service.start()
+        until(lambda: service.buffer.stats().batches_nacked)
+        assert service.stop() == 2
+    service = Service(make(tmp_path, service=settings))
+    service.start()
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"one\ntwo\n")
+    service.stop()
+
+
+def test_a_sink_that_is_gone_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\n")
+    service = Service(make(tmp_path))
+
+    def send(batch) -> None:
+        raise SinkGone(32, "nobody reads this")
+
+    monkeypatch.setattr(service._sink, "send", send)
+    service.start()
+    until(lambda: service.finished)
+    assert service.stop() == 1
+    assert "nobody reads this" in service.errors[0]
+
+
+def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.log", tmp_path / "out.log"
+    source.write_bytes(b"one\n")
+    service = Service(make(tmp_path))
+    service.start()
+    until(lambda: out.read_bytes() == b"one\n")
+    out.rename(tmp_path / "out.log.1")
+    flow = {"max_events_per_second": 1234, "burst_size": 5000}
+    new = make(
+        tmp_path,
+        buffer={"lane_bytes": "1M", "flow_control": flow, "batching": {"initial_batch_size": 2000}},
+    )
+    done, later = put_in_force(service, new)
+    assert set(done) == {
+        "buffer.flow_control.max_events_per_second",
+        "buffer.flow_control.burst_size",
+        "buffer.batching.initial_batch_size",
+    }
+    assert later == ["buffer.lane_bytes"]
+    stats = service.buffer.stats()
+    assert (stats.flow_control.rate_limit, stats.flow_control.burst, stats.batching.batch_size) == (
+        1234,
+        5000,
+        2000,
+    )
+    with source.open("ab") as file:
+        file.write(b"two\n")
+    until(lambda: out.exists() and out.read_bytes() == b"two\n")
+    assert put_in_force(service, new) == ([], ["buffer.lane_bytes"]), (
+        "what is in force is not changed again"
+    )
+    beyond = {
+        "initial_batch_size": 200_000,
+        "max_batch_size": 200_000,
+    }  # more than the running buffer's bounds
+    new = make(tmp_path, buffer={"flow_control": {"max_events_per_second": 77}, "batching": beyond})
+    with pytest.raises(Mistakes, match="must be from 1,000 to 100,000, until a restart"):
+        put_in_force(service, new)
+    assert service.buffer.stats().flow_control.rate_limit == 1234, "nothing was changed"
+    service.stop()
+
+
+@pytest.mark.parametrize(
+    ("tables", "error", "message"),
+    [
+        ({"sink": {"type": "file", "path": "/nowhere/at/all"}}, OSError, "No such file"),
+        ({"service": {"state_file": "/nowhere/state"}}, ConfigError, "service.state_file"),
+        ({"http": {"port": 0, "token_file": "/nowhere/token"}}, ConfigError, "http"),
+    ],
+)
+def test_what_can_not_be_opened(
+    tmp_path: Path, tables: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Service(make(tmp_path, **tables))
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            Service(
+                make(tmp_path, source=[{"type": "tcp", "port": 0}, {"type": "tcp", "port": port}])
+            )

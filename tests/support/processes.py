@@ -1,0 +1,41 @@
+"""Other processes, which import what this one imports: the same package, and `tests`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from tests.support.paths import ROOT
+
+__all__ = ["environment", "forebay_command", "python", "run_python"]
+
+
+def python(code: str, *arguments: str | Path) -> list[str]:
+    """The command that runs a piece of Python; give it `environment()`."""
+    return [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+
+
+def forebay_command(*arguments: str | Path) -> list[str]:
+    """The command `forebay`, whose script need not be on the PATH; give it `environment()`."""
+    return [sys.executable, "-m", "backpressure", *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The variables of this process, with all that it has on its path: PYTHONPATH alone does not say it under pytest."""
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def run_python(
+    code: str, *arguments: str | Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a piece of Python to its end, within a minute; what it writes is caught."""
+    return subprocess.run(
+        python(code, *arguments),
+        env=environment(),
+        **{"capture_output": True, "text": True, "timeout": 60, **options},
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,15 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from backpressure import BufferClosed, BufferConfig, BufferManager, CircuitBreakerConfig, WhenFull
+from tests.support.threads import switching_often
 
 
 @pytest.fixture
 def fast_switching() -> Iterator[None]:
-    """Let threads take turns every few instructions rather than every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
+    with switching_often():
+        yield
 
 
 def run(threads: list[threading.Thread], failures: list[BaseException]) -> None:

@@ -458,18 +458,8 @@ def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> 
     assert last == [per_producer - 1] * producers
 
 
-@pytest.fixture
-def fast_switching():
-    """Let threads take turns every few instructions rather than every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 4), (3, 3)])
 @pytest.mark.parametrize("capacity", [4096, 1 << 20])
-@pytest.mark.usefixtures("fast_switching")
 def test_stress(producers: int, consumers: int, capacity: int) -> None:
     stress(producers, consumers, 12_000 // producers, capacity)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.stress.body import Lines, Numbers, Records, Subject, run_in_threads
+from tests.support.threads import switching_often
 
 #: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
 THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))
@@ -18,11 +19,8 @@ THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))
 
 @pytest.fixture(autouse=True)
 def fast_switching() -> Iterator[None]:
-    """Let threads take turns every few instructions rather than every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+    with switching_often():
+        yield
 
 
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 4), (3, 3)])

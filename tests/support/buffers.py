@@ -1,0 +1,52 @@
+"""What the tests of a buffer do over and over: fill it, empty it, and end it as a killed process does."""
+
+from __future__ import annotations
+
+from backpressure import BufferManager
+
+__all__ = ["add_all", "crash", "drain", "drain_lanes", "numbered"]
+
+
+def numbered(count: int, size: int = 20) -> list[bytes]:
+    return [b"%06d" % i + b"x" * size for i in range(count)]
+
+
+def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> None:
+    """Also more than the ring holds."""
+    while events:
+        events = events[buffer.add_events(events, priority=priority, timeout=10.0).accepted :]
+
+
+def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:
+    """All events that wait, in the order in which they come, in batches of at most `most`; they are acknowledged."""
+    return [event for _, events in _batches(buffer, most) for event in events]
+
+
+def drain_lanes(buffer: BufferManager) -> dict[int, list[bytes]]:
+    """All events that wait, by priority; they are acknowledged."""
+    lanes: dict[int, list[bytes]] = {}
+    for priority, events in _batches(buffer, None):
+        lanes.setdefault(priority, []).extend(events)
+    return lanes
+
+
+def _batches(buffer: BufferManager, most: int | None) -> list[tuple[int, list[bytes]]]:
+    batches = []
+    while (batch := buffer.get_batch(most)) is not None:
+        batches.append((batch.priority, batch.tolist()))
+        batch.ack()
+    buffer.stats().check()
+    return batches
+
+
+def crash(buffer: BufferManager) -> None:
+    """Leave it as the death of the process would: nothing is written, nothing is told, and all its locks are gone."""
+    disk = buffer._disk
+    assert disk is not None
+    buffer._closing = buffer._closed = True
+    disk.spiller.stop()
+    for lane in disk.lanes:
+        lane.ring.close()
+        # What it has written is in the page cache, where a dead process's is as well.
+        lane.store._closed = True
+    disk.directory.close()

@@ -373,6 +373,7 @@ def run_threads(work: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
+@pytest.mark.threads
 def test_threads_lose_no_record() -> None:
     histogram = LatencyHistogram()
     # Powers of two, so that their sums are exact in any order.

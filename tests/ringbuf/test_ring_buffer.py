@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ringbuf import MessageRing, Messages, RingBuffer
+from tests.support.models import share_and_proof
 
 #: As threads under a GIL use it; as those without one do; as processes do.
 MODES = ["alone", "exchanges"] + ["shared"] * (sys.platform == "linux")
@@ -248,8 +249,7 @@ class RecordMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-RecordMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
-TestRecordModel = RecordMachine.TestCase
+TestRecordModel, TestRecordModelInFull = share_and_proof(RecordMachine, examples=200, steps=60)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from ringbuf import Reservation, TokenBucket
+from tests.support.models import share_and_proof
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
@@ -263,8 +264,7 @@ class BucketMachine(RuleBasedStateMachine):
             assert tokens == pytest.approx(float(self.model.level(self.now)), rel=1e-12, abs=1e-9)
 
 
-TestBucketMachine = BucketMachine.TestCase
-TestBucketMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestBucketMachine, TestBucketMachineInFull = share_and_proof(BucketMachine, examples=300, steps=40)
 
 
 # The law in time
@@ -741,6 +741,7 @@ def run_threads(work: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("burst", [40_000, CREDIT_BURST - 1])
 def test_threads_together_get_what_is_there(burst: int) -> None:
     bucket = TokenBucket(1e6, burst, now_ns=0)
@@ -765,6 +766,7 @@ def test_threads_together_get_what_is_there(burst: int) -> None:
     assert bucket.tokens_at(now) == 0.0
 
 
+@pytest.mark.threads
 def test_threads_with_reservations_and_changes_keep_the_account() -> None:
     bucket = TokenBucket(1e6, 60_000, now_ns=0)
     kept: list[int] = []
@@ -809,6 +811,7 @@ def test_a_reservation_that_many_cancel_comes_back_once() -> None:
         assert bucket.tokens_at(0) == 0.0
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("burst", [1_000, 2 * CREDIT_BURST])
 def test_threads_on_the_real_clock_stay_within_rate_and_burst_and_get_all_of_it(burst: int) -> None:
     rate = 400_000.0

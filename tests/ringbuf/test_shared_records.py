@@ -20,7 +20,7 @@ import pytest
 from ringbuf import MessageRing, RingBuffer, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
 from tests.torture.kill_records import torture
-from tests.torture.step_kill import is_allowed, run_and_kill
+from tests.torture.step_kill import is_allowed, run_and_kill, steps_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -499,14 +499,9 @@ def test_two_producers_killed_in_one_hole(
 
     def steps_to(count: int, done: Callable[[RingBuffer], bool]) -> int:
         """After how many instructions that can first be seen of the ring."""
-        low, high = 0, 8_000
-        while high - low > 1:
-            middle = (low + high) // 2
-            path.unlink(missing_ok=True)
-            ring = RingBuffer(CAPACITY, "i8", path=path)
-            run_and_kill(ready(path, pushing(count)), middle)
-            low, high = (low, middle) if done(ring) else (middle, high)
-        return high
+        path.unlink(missing_ok=True)
+        ring = RingBuffer(CAPACITY, "i8", path=path)
+        return steps_until(ready(path, pushing(count)), lambda: done(ring))
 
     # Before the claim nothing is to be seen but a slot that speaks of it, and `_check` finds fault with that.
     pairs = [(1, 5), (5, 1), (2, 5), (5, 2)] if in_full else [(1, 5)]

@@ -2,8 +2,9 @@
 #
 #   make demo    pump a million log lines through a sink that fails now and then, and check what came out
 #                (LOG=path: this file instead; DEMO_LINES=n: another length)
-#   make test    the tests, against the installed package
-#   make test-freethreaded   the same tests of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
+#   make test    the tests, against the installed package, in parallel; the twenty slowest are listed at the end
+#   make proofs  the tests that are long and have only a share of them in `make test`: kills at every instruction and the like
+#   make test-freethreaded   the tests and proofs of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
 #                it, or python3.13t on the PATH, or the archive in ../shared/toolchains
 #   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it
 #   make torture the long proofs: processes killed, power cut, every call to the disk failed. TORTURE_SCALE=0.01: that
@@ -13,11 +14,13 @@
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
 #
+# PARALLEL="-n 4" says by how many processes tests are run, PARALLEL= by none but pytest itself.
 # PYTHON=python3.13 chooses the interpreter for environments that do not exist yet. TESTS="tests/cli/pump -k stdin" and
 # BENCHES="bench/micro/test_ring.py" choose what runs.
 
 PYTHON ?= python3
 TESTS ?=
+PARALLEL ?= -n auto --dist worksteal
 BENCHES ?= bench/micro
 DEMO_LINES ?= 1000000
 
@@ -31,12 +34,9 @@ EXTRAS_lint := cli,lint
 
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
-FT_TESTS ?= tests/ringbuf/test_message_ring.py tests/ringbuf/ring_buffer tests/ringbuf/token_bucket tests/ringbuf/test_rate_window.py \
-	tests/ringbuf/test_latency_histogram.py tests/buffer/test_buffer_manager.py tests/buffer/test_buffer_model.py tests/buffer/test_ack_and_nack.py tests/buffer/test_full_buffer.py tests/policies/circuit_breaker \
-	tests/policies/flow_control_manager tests/buffer/test_events.py tests/ringbuf/test_waiting.py tests/buffer/test_stress.py tests/stress \
-	tests/ringbuf/test_ring_salvage.py tests/ringbuf/test_ring_look.py tests/ringbuf/test_damaged_ring.py
+FT_TESTS ?= tests/ringbuf tests/policies tests/lanes tests/buffer tests/stress -m "not single_thread"
 
-TSAN_TESTS ?= tests/stress tests/ringbuf/token_bucket tests/ringbuf/test_rate_window.py tests/ringbuf/test_latency_histogram.py
+TSAN_TESTS ?= tests/ringbuf tests/stress -m threads
 # A tenth of the usual count: everything is some ten times slower.
 TSAN_THOUSANDS ?= 1
 
@@ -47,7 +47,7 @@ LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 TORTURE_SCALE ?= 1
 scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
 
-.PHONY: demo test test-freethreaded tsan torture lint check-image bench bench-smoke clean
+.PHONY: demo test proofs test-freethreaded tsan torture lint check-image bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -66,16 +66,19 @@ $(DEMO_DIR)/access-%.log: bench/demo/make_log.py
 	$(PYTHON) bench/demo/make_log.py $* $@
 
 test: .venv-test/.installed
-	env -u PYTHONPATH .venv-test/bin/python -m pytest $(TESTS)
+	env -u PYTHONPATH .venv-test/bin/python -m pytest $(PARALLEL) --durations=20 -m "not proof" $(TESTS)
+
+proofs: .venv-test/.installed
+	env -u PYTHONPATH .venv-test/bin/python -m pytest $(PARALLEL) -m proof $(TESTS)
 
 test-freethreaded: .venv-ft/.installed
-	env -u PYTHONPATH .venv-ft/bin/python -m pytest $(FT_TESTS)
+	env -u PYTHONPATH .venv-ft/bin/python -m pytest $(PARALLEL) $(FT_TESTS)
 
 # Addresses as they come without randomization: gcc's libtsan before 14 knows no others.
 tsan: .venv-tsan/.installed
 	setarch -R env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
 		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" FOREBAY_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
-		.venv-tsan/bin/python -m pytest $(TSAN_TESTS) -k "thread or race"
+		.venv-tsan/bin/python -m pytest $(TSAN_TESTS)
 
 .venv-tsan/.installed: $(SOURCES) .venv-ft/.installed
 	test -x .venv-tsan/bin/python || .venv-ft/bin/python -m venv .venv-tsan

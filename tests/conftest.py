@@ -28,6 +28,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(False, id="share"),
+        pytest.param(True, id="proof", marks=pytest.mark.proof),
+    ]
+)
+def in_full(request: pytest.FixtureRequest) -> bool:
+    """Whether to prove it in full, or a share of it that takes a second or two: a test that asks for this is run both ways."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="session")
 def log_lines() -> bytes:
     """10,000 access-log lines."""

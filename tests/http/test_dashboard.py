@@ -174,6 +174,12 @@ def painted(browser: webdriver.Chrome, chart: str) -> int:
     )
 
 
+def until_painted(browser: webdriver.Chrome) -> None:
+    """Until each chart shows its series; a look costs, and what is painted stays."""
+    for chart in CHARTS:
+        until(lambda chart=chart: painted(browser, chart) >= 8)
+
+
 def complaints(browser: webdriver.Chrome) -> list[str]:
     """What the browser's console says, of a violated policy, a failed request or an exception, but for `painted` itself."""
     return [
@@ -201,7 +207,7 @@ def test_it_draws_the_figures_and_asks_for_nothing_elsewhere(
         browser.get(f"{address}/buffer/")
         until(lambda: text(browser, "#connection .text") == "live")
         until(lambda: text(browser, "[data-tile=accepted]") not in ("–", "–/s", "0/s"))
-        until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
+        until_painted(browser)
         assert text(browser, "[data-tile=circuit]") == "closed"
         assert text(browser, "[data-tile=batch]") == "50K"
         assert text(browser, "#health .text") == "healthy"
@@ -304,7 +310,7 @@ def test_it_can_be_used_by_keyboard_and_on_a_phone(
         try:
             browser.get(f"{address}/buffer/")
             until(lambda: text(browser, "#connection .text") == "live")
-            until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
+            until_painted(browser)
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
             for button in browser.find_elements(By.CSS_SELECTOR, "button, input, select"):
                 assert button.size["height"] >= 44
@@ -365,13 +371,13 @@ def test_it_works_in_the_dark(browser: webdriver.Chrome, buffer: BufferManager) 
     with serving(buffer) as address:
         prefer("light")
         browser.get(f"{address}/buffer/")
-        until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
+        until_painted(browser)
         light = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         prefer("dark")
         assert (
             browser.execute_script("return getComputedStyle(document.body).backgroundColor")
             != light
         )
-        until(lambda: all(painted(browser, chart) >= 8 for chart in CHARTS))
+        until_painted(browser)
         prefer("light")
         browser.get("about:blank")

@@ -18,6 +18,8 @@ from bench.overload.run import main, run
 from bench.overload.sink import WORKERS, Condition, Outcome, Sink, best_rate
 from bench.overload.workload import Scenario, scenarios
 
+pytestmark = pytest.mark.single_thread
+
 NO_TARGET: Make = partial(Ours, laws=Laws(delay_target=None))
 EVERY: dict[str, Make] = {"oracle": Oracle, "ours": Ours, **BASELINES}
 
@@ -110,10 +112,10 @@ def test_the_delay_bound_keeps_the_goodput_and_cuts_the_delay() -> None:
 @pytest.mark.parametrize(
     ("name", "rivals"),
     [
-        ("step_x2", ("Vegas", "Gradient2")),
-        ("spikes_beyond_burst", ("table", "fixed batch")),
+        pytest.param("step_x2", ("Vegas", "Gradient2"), marks=pytest.mark.proof),
+        pytest.param("spikes_beyond_burst", ("table", "fixed batch"), marks=pytest.mark.proof),
         ("capacity_up", ("Vegas",)),
-        ("outage", ("Vegas",)),
+        pytest.param("outage", ("Vegas",), marks=pytest.mark.proof),
     ],
 )
 def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(
@@ -124,14 +126,21 @@ def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(
 
 
 @pytest.mark.parametrize(
-    "name", ["brown_out", "flapping", "hung_probe", "outage_overload", "urgent_flood"]
+    "name",
+    [
+        "brown_out",
+        *(
+            pytest.param(name, marks=pytest.mark.proof)
+            for name in ("flapping", "hung_probe", "outage_overload", "urgent_flood")
+        ),
+    ],
 )
 def test_the_other_criteria_hold_where_they_are_hardest(name: str) -> None:
     check(name, ())
 
 
 def check(name: str, rivals: tuple[str, ...]) -> None:
-    """All criteria with one seed; the one on delay is about the rivals only."""
+    """All criteria with one seed; the one on delay is about the rivals only. The longer scenarios are proofs."""
     scenario = scenarios()[name]
     oracle, ours = simulate(scenario, Oracle), simulate(scenario, Ours)
     found = {rival: figures(simulate(scenario, BASELINES[rival]), oracle) for rival in rivals}

@@ -349,6 +349,7 @@ def test_a_snapshot_is_frozen() -> None:
 # Threads
 
 
+@pytest.mark.threads
 def test_threads_lose_no_record() -> None:
     histogram = LatencyHistogram()
     # Powers of two, so that their sums are exact in any order.

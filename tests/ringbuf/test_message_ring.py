@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ringbuf import MessageRing, Messages
+from tests.support.models import share_and_proof
 from tests.support.threads import run_threads
 
 GRANULE = 64
@@ -143,8 +143,7 @@ class RingMachine(RuleBasedStateMachine):
         assert self.ring.used_bytes <= self.ring.capacity_bytes
 
 
-RingMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
-TestRingModel = RingMachine.TestCase
+TestRingModel, TestRingModelInFull = share_and_proof(RingMachine, examples=150, steps=60)
 
 
 def test_capacity_is_reported_as_it_is() -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ringbuf._meters.rate_window import RateWindow
+from tests.support.models import share_and_proof
 from tests.support.threads import run_threads
 
 SECOND = 1_000_000_000
@@ -142,8 +143,7 @@ class WindowMachine(RuleBasedStateMachine):
         assert self.window.rate_at(self.now) == pytest.approx(float(rate), rel=1e-12)
 
 
-TestWindowMachine = WindowMachine.TestCase
-TestWindowMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWindowMachine, TestWindowMachineInFull = share_and_proof(WindowMachine, examples=150, steps=40)
 
 
 # Time
@@ -351,6 +351,7 @@ def test_the_methods_with_the_own_clock() -> None:
 # Threads
 
 
+@pytest.mark.threads
 def test_threads_that_turn_the_same_buckets_over_lose_no_count() -> None:
     buckets, laps, threads = 14, 60, 4
     size = 16
@@ -381,6 +382,7 @@ def test_threads_that_turn_the_same_buckets_over_lose_no_count() -> None:
     assert seen == [sum(totals[which][lap] for which in range(threads)) for lap in range(laps)]
 
 
+@pytest.mark.threads
 def test_threads_on_the_real_clock_lose_no_count() -> None:
     window = RateWindow(1_000, 50_000)
     reads: list[int] = []

@@ -25,6 +25,7 @@ from tests.torture.step_kill import is_allowed, run_and_kill
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
     pytest.mark.platform,
+    pytest.mark.single_thread,
 ]
 
 #: Longer than the pause between two looks for the dead.
@@ -331,21 +332,26 @@ def outcome(
 
 
 def explore(
-    path: Path, setup: Callable[[], Callable[[], object]], stride: int, fine: bool = True
+    path: Path,
+    setup: Callable[[], Callable[[], object]],
+    stride: int,
+    fine: bool = True,
+    *,
+    in_full: bool,
 ) -> list[list[bytes]]:
     """The outcomes in the order in which they come up as the kill comes later.
 
-    fine: try each instruction around each change.
+    fine: try each instruction around each change. Not in full: a few of them, from another instruction on.
     """
     points: list[tuple[int, list[bytes]]] = []
-    steps, within = 0, True
+    steps, within = 0 if in_full else stride // 2, True
     while within:
         within, got = outcome(path, setup, steps)
         points.append((steps, got))
-        steps += stride
+        steps += stride if in_full else 5 * stride
     changes = (
         []
-        if not fine
+        if not (fine and in_full)
         else [at for (at, got), (_, after) in itertools.pairwise(points) if got != after]
     )
     for start in changes:
@@ -382,6 +388,23 @@ def attached(
     return setup
 
 
+def judge(seen: list[list[bytes]], expected: list[list[bytes]], in_full: bool) -> None:
+    """A share of the instructions shows the first outcome and the last, and any of those between."""
+    assert seen[0] == expected[0]
+    assert seen[-1] == expected[-1]
+    assert seen == (expected if in_full else [got for got in expected if got in seen])
+
+
+def judge_taken(seen: list[list[bytes]], expected: list[list[bytes]], in_full: bool) -> None:
+    """The outcomes of a killed consumer, in any order, none of them twice."""
+    assert all(len(set(got)) == len(got) for got in seen)
+    kinds = as_sets(expected)
+    if in_full:
+        assert as_sets(seen) == kinds
+    else:
+        assert as_sets([expected[0], expected[-1]]) <= as_sets(seen) <= kinds
+
+
 def as_sets(outcomes: list[list[bytes]]) -> set[frozenset[bytes]]:
     return {frozenset(got) for got in outcomes}
 
@@ -390,14 +413,18 @@ A = [b"a0", b"a1", b"a2", b"a3", b"a4"]
 Z = [b"z0", b"z1"]
 
 
-def test_a_producer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_producer_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
+) -> None:
     path = tmp_path / "ring"
-    seen = explore(path, attached(path, lambda ring: lambda: ring.try_push(b"new")), 149)
-    assert seen == [A + Z, [*A, b"new", *Z]]
+    seen = explore(
+        path, attached(path, lambda ring: lambda: ring.try_push(b"new")), 149, in_full=in_full
+    )
+    judge(seen, [A + Z, [*A, b"new", *Z]], in_full)
 
 
 def test_a_producer_of_two_frames_killed_at_any_instruction(
-    tmp_path: Path, steps_are_allowed: None
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
     path = tmp_path / "ring"
     many = [b"%d" % i for i in range(5)]
@@ -405,33 +432,38 @@ def test_a_producer_of_two_frames_killed_at_any_instruction(
         path,
         attached(path, lambda ring: lambda: (ring.try_push(b"new"), ring.push_many(many))),
         499,
+        in_full=in_full,
     )
-    assert seen == [A + Z, [*A, b"new", *Z], [*A, b"new", *many, *Z]]
+    judge(seen, [A + Z, [*A, b"new", *Z], [*A, b"new", *many, *Z]], in_full)
 
 
-def test_a_consumer_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_consumer_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
+) -> None:
     path = tmp_path / "ring"
-    seen = explore(path, attached(path, lambda ring: lambda: ring.pop_many(3)), 997)
+    seen = explore(
+        path, attached(path, lambda ring: lambda: ring.pop_many(3)), 997, in_full=in_full
+    )
     # It had taken nothing, it had taken and not released, or it had released: nothing between.
-    assert as_sets(seen) == as_sets([A + Z, A[3:] + Z])
-    assert all(len(set(got)) == len(got) for got in seen)
+    judge_taken(seen, [A + Z, A[3:] + Z], in_full)
 
 
-def test_a_release_killed_at_any_instruction(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_a_release_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
+) -> None:
     path = tmp_path / "ring"
 
     def operation(ring: MessageRing) -> Callable[[], object]:
         first, second = ring.take(2), ring.take(1)
         return lambda: (ring.release(second), ring.release(first))
 
-    seen = explore(path, attached(path, operation), 293)
+    seen = explore(path, attached(path, operation), 293, in_full=in_full)
     rest = A[3:] + Z
-    assert as_sets(seen) == as_sets([A + Z, [*A[:2], *rest], rest])
-    assert all(len(set(got)) == len(got) for got in seen)
+    judge_taken(seen, [A + Z, [*A[:2], *rest], rest], in_full)
 
 
 def test_the_release_of_a_part_killed_at_any_instruction(
-    tmp_path: Path, steps_are_allowed: None
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
     path = tmp_path / "ring"
 
@@ -440,10 +472,9 @@ def test_the_release_of_a_part_killed_at_any_instruction(
         middle, last = ring.split(rest, 2)
         return lambda: (ring.release(middle), ring.release(first), ring.release(last))
 
-    seen = explore(path, attached(path, operation), 293)
+    seen = explore(path, attached(path, operation), 293, in_full=in_full)
     rest = A[4:] + Z
-    assert as_sets(seen) == as_sets([A + Z, [*A[:1], *A[3:], *Z], [*A[3:], *Z], rest])
-    assert all(len(set(got)) == len(got) for got in seen)
+    judge_taken(seen, [A + Z, [*A[:1], *A[3:], *Z], [*A[3:], *Z], rest], in_full)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -487,7 +518,7 @@ def test_parts_that_the_dead_had_released_never_come_again(tmp_path: Path, seed:
 
 
 def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
-    tmp_path: Path, steps_are_allowed: None
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
     path = tmp_path / "ring"
 
@@ -497,7 +528,7 @@ def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
         return lambda: (ring.pop_many(2), ring.pop_many(2), ring.pop_many(2))
 
     seen = explore(
-        path, attached(path, operation), 6007, fine=False
+        path, attached(path, operation), 6007 if in_full else 9001, fine=False, in_full=in_full
     )  # through the tidying up as well: 90,000 steps
     for got in seen:
         assert len(set(got)) == len(got)
@@ -507,7 +538,9 @@ def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
         assert [m for m in A if m in got] == sorted(m for m in got if m in A)
 
 
-def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: None) -> None:
+def test_two_producers_killed_in_one_hole(
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
+) -> None:
     """One of them had claimed there, and the other had only been about to: whose frame is it, and where does it end?"""
     path = tmp_path / "ring"
 
@@ -527,7 +560,7 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
     short, long = [b"s"], [b"l" * 100 for _ in range(4)]
     before_publishing = claimed(short)
     for first, second in ((short, long), (long, short)):
-        for back in range(0, 120, 7):
+        for back in range(0, 120, 7 if in_full else 40):
             path.unlink(missing_ok=True)
             ring = MessageRing(1 << 14, path=path)
             ring.push_many(A)
@@ -547,9 +580,9 @@ def test_two_producers_killed_in_one_hole(tmp_path: Path, steps_are_allowed: Non
             assert all(m in A or m in Z or m in first or m in second for m in got)
 
 
-def test_kills_at_random_lose_nothing() -> None:
-    oracle = torture(50, seed=20261123)
-    assert sum(oracle.expected.values()) > 1000
+def test_kills_at_random_lose_nothing(in_full: bool) -> None:
+    oracle = torture(50 if in_full else 8, seed=20261123)
+    assert sum(oracle.expected.values()) > (1000 if in_full else 100)
 
 
 # ---------------------------------------------------------------- several processes at work

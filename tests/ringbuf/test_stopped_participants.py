@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
-from tests.torture.step_kill import Stepped, is_allowed, run_and_kill
+from tests.torture.step_kill import Stepped, is_allowed, run_and_kill, steps_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
     pytest.mark.platform,
+    pytest.mark.single_thread,
 ]
 
 #: Longer than the pause between two looks for the dead.
@@ -113,17 +114,10 @@ class Messages:
     def claim_and_die(self) -> None:
         # Where in a push the claim has been made is found once. It may be some steps off in another run: the caller looks.
         if not Messages._steps:
-            low, high = 0, 8_000
             alone = Messages(self.path.with_name("alone"))
             start = alone.ring.used_bytes
-            while high - low > 1:
-                middle = (low + high) // 2
-                run_and_kill(alone._large(), middle)
-                claimed = alone.ring.used_bytes > start
-                alone.path.unlink()
-                alone = Messages(alone.path)
-                low, high = (low, middle) if claimed else (middle, high)
-            Messages._steps = high + 5
+            claimed = steps_until(alone._large(), lambda: alone.ring.used_bytes > start)
+            Messages._steps = claimed + 5
         run_and_kill(self._large(), Messages._steps)
 
     def claimed(self) -> int:
@@ -146,7 +140,7 @@ def steps_are_allowed() -> None:
 
 @pytest.mark.parametrize("kind", [Records, Messages])
 def test_one_who_is_stopped_before_his_claim_delays_nobody(
-    tmp_path: Path, steps_are_allowed: None, kind: Any
+    tmp_path: Path, steps_are_allowed: None, kind: Any, in_full: bool
 ) -> None:
     def fresh() -> Any:
         path = tmp_path / "ring"
@@ -169,14 +163,10 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(
         return run
 
     # After how many instructions he has claimed.
-    low, high = 0, 8_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        subject = fresh()
-        within = run_and_kill(setup(subject), middle)
-        low, high = (middle, high) if within and subject.claimed() == 0 else (low, middle)
+    alone = fresh()
+    claimed = steps_until(setup(alone), alone.claimed)
     met = {"slower": 0, "owner": 0}
-    for steps in range(high - BEFORE, high + BEHIND):
+    for steps in range(claimed - BEFORE, claimed + BEHIND, 1 if in_full else 5):
         subject = fresh()
         stopped = Stepped(setup(subject), steps)
         subject.claim_and_die()

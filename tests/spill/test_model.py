@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backpressure.base.errors import DiskFull
 from backpressure.spill import Run, SpillConfig, SpillStore
 from backpressure.testing import CrashingFileSystem
+from tests.support.models import share_and_proof
 from tests.torture.journal import columns, disk_with_lane, opened
 
 CONFIG = SpillConfig(segment_bytes=4096, block_bytes=256, reserve_bytes=512, ack_record_bytes=512)
@@ -193,5 +193,4 @@ class StoreModel(RuleBasedStateMachine):
             assert self.disk.open_descriptors == 0
 
 
-TestStoreModel = StoreModel.TestCase
-TestStoreModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStoreModel, TestStoreModelInFull = share_and_proof(StoreModel, examples=150, steps=40)

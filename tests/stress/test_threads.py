@@ -13,6 +13,8 @@ import pytest
 from tests.stress.body import Lines, Numbers, Records, Subject, run_in_threads
 from tests.support.threads import switching_often
 
+pytestmark = pytest.mark.threads
+
 #: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
 THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))
 

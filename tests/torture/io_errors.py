@@ -62,11 +62,11 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
     return faulty.failures > 0
 
 
-def every_call(seed: int, error: int | None, sticky: bool) -> int:
-    """Let each call fail in turn; returns how many there were."""
+def every_call(seed: int, error: int | None, sticky: bool, stride: int = 1) -> int:
+    """Let each call fail in turn, or every so many; returns how many there were, or a few more."""
     fail_at = 1
     while one_run(seed, fail_at, error, sticky):
-        fail_at += 1
+        fail_at += stride
     return fail_at - 1
 
 

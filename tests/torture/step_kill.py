@@ -49,11 +49,15 @@ class Stepped:
                 "the child ended before its operation: ptrace is not allowed here, or setup failed"
             )
         for _ in range(steps):
-            _ptrace(_SINGLESTEP, pid)
-            _, status = os.waitpid(pid, 0)
-            if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
-                self.within = False
+            if not self.step():
                 break
+
+    def step(self) -> bool:
+        """One instruction more; False if the operation has ended."""
+        _ptrace(_SINGLESTEP, self.pid)
+        _, status = os.waitpid(self.pid, 0)
+        self.within = os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
+        return self.within
 
     def finish(self) -> None:
         """Let it go on to the end of its operation."""
@@ -77,6 +81,20 @@ def run_and_kill(setup: Callable[[], Callable[[], object]], steps: int) -> bool:
     child = Stepped(setup, steps)
     child.kill()
     return child.within
+
+
+def steps_until(setup: Callable[[], Callable[[], object]], done: Callable[[], object]) -> int:
+    """After how many instructions of its operation a child has first done what can be seen from here; it is killed there."""
+    child = Stepped(setup, 0)
+    steps = 0
+    try:
+        while not done():
+            if not child.step():
+                raise RuntimeError("the operation ended before it was done")
+            steps += 1
+    finally:
+        child.kill()
+    return steps
 
 
 def is_allowed() -> bool:

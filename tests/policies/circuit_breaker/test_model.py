@@ -7,7 +7,6 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
@@ -21,6 +20,7 @@ from backpressure.policies.circuit_breaker import (
 )
 from backpressure.testing import FakeClock
 from tests.support.circuit_breaker import DownError
+from tests.support.models import share_and_proof
 
 
 class Reference:
@@ -418,10 +418,13 @@ class CanaryMachine(BreakerMachine):
     )
 
 
-TestBreakerMachine = BreakerMachine.TestCase
-TestCanaryMachine = CanaryMachine.TestCase
-TestUnlockedMachine = UnlockedMachine.TestCase
-TestCountingMachine = CountingMachine.TestCase
-TestBreakerMachine.settings = TestUnlockedMachine.settings = TestCountingMachine.settings = (
-    TestCanaryMachine.settings
-) = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestBreakerMachine, TestBreakerMachineInFull = share_and_proof(
+    BreakerMachine, examples=80, steps=60
+)
+TestCanaryMachine, TestCanaryMachineInFull = share_and_proof(CanaryMachine, examples=80, steps=60)
+TestUnlockedMachine, TestUnlockedMachineInFull = share_and_proof(
+    UnlockedMachine, examples=80, steps=60
+)
+TestCountingMachine, TestCountingMachineInFull = share_and_proof(
+    CountingMachine, examples=80, steps=60
+)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ringbuf import RingBuffer
+from tests.support.models import share_and_proof
 from tests.support.ring_buffer import MODES
 
 
@@ -242,6 +242,4 @@ class RecordMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-RecordMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
-
-TestRecordModel = RecordMachine.TestCase
+TestRecordModel, TestRecordModelInFull = share_and_proof(RecordMachine, examples=200, steps=60)

@@ -6,7 +6,6 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -19,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from ringbuf import TokenBucket
+from tests.support.models import share_and_proof
 from tests.support.token_bucket import INF, SECOND, bursts, check_wait, counts, rates, steps
 
 
@@ -219,6 +219,4 @@ class BucketMachine(RuleBasedStateMachine):
             assert tokens == pytest.approx(float(self.model.level(self.now)), rel=1e-12, abs=1e-9)
 
 
-TestBucketMachine = BucketMachine.TestCase
-
-TestBucketMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestBucketMachine, TestBucketMachineInFull = share_and_proof(BucketMachine, examples=300, steps=40)

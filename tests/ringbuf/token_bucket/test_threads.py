@@ -15,6 +15,7 @@ from tests.support.threads import run_threads
 from tests.support.token_bucket import CREDIT_BURST, SECOND
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("burst", [40_000, CREDIT_BURST - 1])
 def test_threads_together_get_what_is_there(burst: int) -> None:
     bucket = TokenBucket(1e6, burst, now_ns=0)
@@ -39,6 +40,7 @@ def test_threads_together_get_what_is_there(burst: int) -> None:
     assert bucket.tokens_at(now) == 0.0
 
 
+@pytest.mark.threads
 def test_threads_with_reservations_and_changes_keep_the_account() -> None:
     bucket = TokenBucket(1e6, 60_000, now_ns=0)
     kept: list[int] = []
@@ -83,6 +85,7 @@ def test_a_reservation_that_many_cancel_comes_back_once() -> None:
         assert bucket.tokens_at(0) == 0.0
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("burst", [1_000, 2 * CREDIT_BURST])
 def test_threads_on_the_real_clock_stay_within_rate_and_burst_and_get_all_of_it(burst: int) -> None:
     rate = 400_000.0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,10 +280,7 @@ def test_controls_act_and_need_the_token(browser: webdriver.Chrome, buffer: Buff
 def test_a_lost_connection_is_shown_and_heals(
     browser: webdriver.Chrome, buffer: BufferManager
 ) -> None:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(buffer, port=port) as address:
+    with serving(buffer) as address:
         browser.get(f"{address}/buffer/")
         until(lambda: text(browser, "#connection .text") == "live")
         assert not browser.find_element(By.ID, "lost").is_displayed()
@@ -293,7 +289,7 @@ def test_a_lost_connection_is_shown_and_heals(
     assert text(browser, "#connection .text") == "connection lost"
     assert text(browser, "#health .text") == "unknown"
     buffer.adjust_batch_size(7654)  # while nobody can see it
-    with serving(buffer, port=port):
+    with serving(buffer, port=int(address.rpartition(":")[2])):
         until(lambda: text(browser, "#connection .text") == "live")
         assert not browser.find_element(By.ID, "lost").is_displayed()
         until(lambda: "7,654" in text(browser, "#feed"))

@@ -600,7 +600,7 @@ def test_a_refusal_reaches_a_client_that_goes_on_sending() -> None:
 
 
 SERVER = """
-import sys, threading
+import socket, sys, threading
 from backpressure import BufferConfig, BufferManager, FlowControlConfig
 from backpressure.http import make_server
 
@@ -614,7 +614,8 @@ def consume():
             batch.ack()
 
 threading.Thread(target=consume, daemon=True).start()
-make_server(buffer, port=int(sys.argv[1]), token=sys.argv[2]).run()
+listener = socket.socket(fileno=int(sys.argv[1]))
+make_server(buffer, port=0, token=sys.argv[2]).run(sockets=[listener])
 """
 
 
@@ -631,10 +632,11 @@ def resident(pid: int, field: str) -> int:
     not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc"
 )
 def test_a_gigabyte_needs_a_few_megabytes(log_lines: bytes, in_full: bool) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(python(SERVER, str(port), TOKEN), env=environment())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, number = listener.getsockname()[1], listener.fileno()
+        server = subprocess.Popen(
+            python(SERVER, str(number), TOKEN), env=environment(), pass_fds=[number]
+        )
     try:
 
         def up() -> bool:

@@ -190,9 +190,10 @@ def test_another_capacity_or_dtype_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_room_on_the_disk_is_an_error_at_the_start() -> None:
+    path = Path(f"/dev/shm/forebay-test-{os.getpid()}-too-large")
     with pytest.raises(OSError, match="can not allocate"):
-        RingBuffer(1 << 31, "V64", path="/dev/shm/forebay-test-records-too-large")
-    assert not Path("/dev/shm/forebay-test-records-too-large").exists()
+        RingBuffer(1 << 31, "V64", path=path)
+    assert not path.exists()
 
 
 def test_more_blocks_at_once_than_a_seat_has_slots(tmp_path: Path) -> None:

@@ -186,10 +186,11 @@ def test_another_capacity_is_refused(tmp_path: Path) -> None:
         MessageRing.attach(tmp_path)
 
 
-def test_no_room_on_the_disk_is_an_error_at_the_start(tmp_path: Path) -> None:
+def test_no_room_on_the_disk_is_an_error_at_the_start() -> None:
+    path = Path(f"/dev/shm/forebay-test-{os.getpid()}-too-large")
     with pytest.raises(OSError, match="can not allocate"):
-        MessageRing(1 << 36, path="/dev/shm/forebay-test-too-large")
-    assert not Path("/dev/shm/forebay-test-too-large").exists()
+        MessageRing(1 << 36, path=path)
+    assert not path.exists()
 
 
 def test_seats_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:

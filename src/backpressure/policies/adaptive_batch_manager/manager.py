@@ -21,7 +21,7 @@ The size stays within [min, max], and one outlier decides nothing. Where all bat
 because a consumer asks for more of its own accord, the fit says whether the size would be late. Additive increase and
 multiplicative decrease follow Clipper (NSDI '17), the affine fit BentoML's dispatcher.
 
-How long a batch may wait to fill is `linger`; whether it should is for the gate in linger.py.
+How long a batch may wait to fill is `linger`; whether it should is for the gate in policies/linger.py.
 
 Safe for any thread. `evaluate` is one clock reading when not due; no lock is held while `on_change` runs.
 """

@@ -25,10 +25,10 @@ Invariants
     next one each `reset_timeout / half_open_requests`; the first that succeeds counts as the first probe. So never more
     calls than probes go to a dead callee within a reset timeout, and its return shows within a second or two.
  6. Time never runs backwards in here: a clock that steps back counts as one that stood still.
- 7. A call takes the lock unless nothing it can do would change the state: see `circuit.turnstile`.
+ 7. A call takes the lock unless nothing it can do would change the state: see fast_path.py.
 
 The open time grows a little with every trip that follows too soon, and with every half-open period in which no
-probe succeeded; where one did, it starts over: see `circuit.reset_time`.
+probe succeeded; where one did, it starts over: see reset_time.py.
 
 After the probes have closed it, a breaker with a `ramp_up_time` admits a share that grows evenly from a tenth to all:
 every tenth call at first, every second one half-way. A lone caller that waits `retry_after` is admitted when it comes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -17,6 +16,7 @@ from backpressure import (
     WhenFull,
 )
 from backpressure.testing import FakeClock
+from tests.support.models import share_and_proof
 
 
 class BufferMachine(RuleBasedStateMachine):
@@ -149,6 +149,4 @@ class BufferMachine(RuleBasedStateMachine):
                 assert events == owed
 
 
-BufferMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
-
-TestBufferModel = BufferMachine.TestCase
+TestBufferModel, TestBufferModelInFull = share_and_proof(BufferMachine, examples=120, steps=50)

@@ -16,7 +16,7 @@
 #
 # PARALLEL="-n 4" says by how many processes tests are run, PARALLEL= by none but pytest itself.
 # PYTHON=python3.13 chooses the interpreter for environments that do not exist yet. TESTS="tests/cli/pump -k stdin" and
-# BENCHES="bench/micro/test_ring.py" choose what runs.
+# BENCHES="bench/micro/test_ring_buffer.py" choose what runs.
 
 PYTHON ?= python3
 TESTS ?=

@@ -58,11 +58,17 @@ def test_what_is_no_number_within_its_bounds(value: Any) -> None:
     assert said == f"field: must be a number from 0.0 to 1.0, not {value!r}"
 
 
+def test_an_int_that_is_larger_than_any_float_is_no_number() -> None:
+    for wrong in (10**400, -(10**400)):
+        message(check_number, "field", wrong, float, -math.inf, math.inf)
+    check_number("field", math.inf, float, 0.0, math.inf)
+
+
 def test_positive_numbers() -> None:
     for value in (1e-300, 0.5, 1, 1e300):
         check_positive(config(value), math.inf, "field")
     check_positive(config(0.5), 0.5, "field")
-    for wrong in (0, 0.0, -1, math.inf, math.nan, True, "1", None):
+    for wrong in (0, 0.0, -1, math.inf, math.nan, 10**400, True, "1", None):
         said = message(check_positive, config(wrong), math.inf, "field")
         assert said == f"field: must be a number above 0 and finite, not {wrong!r}"
     said = message(check_positive, config(0.6), 0.5, "field")

@@ -51,6 +51,9 @@ REFUSED = [
     "1e6",
     "²",
     "٣",
+    "64\u212a",  # the Kelvin sign
+    "64k\u0131b",  # a dotless i
+    "1" * 5000,
     "64IB",
     "1_",
     "_1",
@@ -127,6 +130,7 @@ def test_help_says_which_units_there_are(capsys: pytest.CaptureFixture[str]) -> 
         (1536, "1.5 KiB"),
         (64 << 20, "64 MiB"),
         (320 << 20, "320 MiB"),
+        ((1 << 20) - 1, "1 MiB"),
         (1 << 30, "1 GiB"),
         (1023 << 30, "1,023 GiB"),
         (5 << 40, "5 TiB"),

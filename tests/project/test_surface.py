@@ -158,6 +158,7 @@ def test_the_core_imports_down_only() -> None:
             continue
         folder = path.parent.name
         here = next(number for number, floor in enumerate(CORE) if folder in floor)
+        assert not re.search(r"^\s*from\s+\.", path.read_text(), re.M), f"{path}: a relative import"
         for module in IMPORT_OF_OURS.findall(path.read_text()):
             assert module.startswith("ringbuf._"), (
                 f"{path}: import from the module, not from the package"

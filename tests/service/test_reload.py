@@ -163,6 +163,25 @@ def test_what_the_buffer_refuses_is_told_by_its_name(service: Service) -> None:
             put_in_force(service, changed(service, {"service.drain_timeout": 1.0}))
 
 
+def test_a_reload_that_is_refused_half_way_is_remembered_as_far_as_it_came(
+    service: Service,
+) -> None:
+    """The next reload compares with what runs: what was put in force is not tried again, what was not is."""
+
+    def refuse(buffer: object, value: object) -> None:
+        raise ValueError("not today")
+
+    rate = "buffer.flow_control.max_events_per_second"
+    new = changed(service, {rate: 4711.0, "service.drain_timeout": 1.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TUNABLES, "service.drain_timeout", Tunable("drain timeout", refuse))
+        with pytest.raises(Mistakes, match="not today"):
+            put_in_force(service, new)
+    assert service.buffer.stats().flow_control.rate_limit == 4711.0
+    assert set(reload_plan(service.config, new)[0]) == {"service.drain_timeout"}
+    assert put_in_force(service, new) == (["service.drain_timeout"], [])
+
+
 def test_help_and_docs_name_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert tunable_titles() == "rate, burst, batch size, log level and drain timeout"
     with pytest.raises(SystemExit):

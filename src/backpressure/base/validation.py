@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import TypeGuard
 
 from backpressure.base.errors import ConfigError
 
@@ -28,7 +30,7 @@ def check_number(
     name: str, value: object, kind: type[int] | type[float], low: float, high: float
 ) -> None:
     """ConfigError where `value` is not a number of that kind from `low` to `high`; an int serves as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not low <= value <= high:
+    if not _is_number(value, kind) or not low <= value <= high:
         what = "an int" if kind is int else "a number"
         allowed = f"from {low:,} to {high:,}" if high < math.inf else f"of at least {low:,}"
         raise ConfigError(name, f"must be {what} {allowed}, not {value!r}")
@@ -38,10 +40,16 @@ def check_positive(config: object, most: float, *names: str) -> None:
     """ConfigError where one of these fields is not a finite number above 0 and at most `most`, which may be inf."""
     for name in names:
         value = getattr(config, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0.0 < value <= most or value == math.inf:
+        if not _is_number(value, float) or not 0.0 < value <= most or value == math.inf:
             allowed = f"and at most {most:,g}" if most < math.inf else "and finite"
             raise ConfigError(name, f"must be a number above 0 {allowed}, not {value!r}")
+
+
+def _is_number(value: object, kind: type[int] | type[float]) -> TypeGuard[float]:
+    """Whether `value` serves as that kind: an int serves as a float, unless no float is as large."""
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        return False
+    return kind is int or isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def check_bool(config: object, *names: str) -> None:

@@ -61,7 +61,7 @@ offer less; the first 1 was accepted: try the rest again in 0.5 s
         if self.reason == "full":
             raise BufferFull(
                 f"{what}: the lane is full; {taken}try {'the rest' if taken else 'them'} again when consumers have made room, "
-                "or give a timeout to wait for that",
+                "or wait for that with a longer timeout",
                 self.retry_after,
             )
         if self.reason == "rate" and self.retry_after == math.inf:

@@ -26,7 +26,10 @@ __all__ = ["build", "format_size", "parse_size", "unknown_key"]
 T = TypeVar("T")
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(?P<digits>[0-9]+(?:_[0-9]+)*) *(?:(?P<unit>[KMGT])(?:I?B)?|B)?", re.I)
+# In ASCII alone: without it the Kelvin sign is a K. Thirty digits are more than any size has, and less than int() refuses.
+_SIZE = re.compile(
+    r"(?P<digits>[0-9](?:_?[0-9]){0,29}) *(?:(?P<unit>[KMGT])(?:I?B)?|B)?", re.ASCII | re.IGNORECASE
+)
 
 
 def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
@@ -82,14 +85,15 @@ def parse_size(text: str) -> int:
             f"{text!r} is no size: write bytes as a whole number, or with a unit of 1024 as 64K, 64M, 1G or 1T "
             f"(64KB and 64KiB are the same)"
         )
-    return int(match["digits"]) * _UNITS.get((match["unit"] or "").upper(), 1)
+    return int(match["digits"]) * (_UNITS[match["unit"].upper()] if match["unit"] else 1)
 
 
 def format_size(nbytes: int) -> str:
     """Bytes for people, in the largest unit that fits, to four places."""
     for letter, unit in reversed(_UNITS.items()):
-        if nbytes >= unit:
-            return f"{nbytes / unit:,.4g} {letter}iB"
+        text = f"{nbytes / unit:.4g}"
+        if float(text) >= 1:  # as it is shown: 1,023.99 KiB is 1 MiB
+            return f"{float(text):,.4g} {letter}iB"
     return f"{nbytes} bytes"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
 import sys
 import threading
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# More digits no number here has; int() refuses thousands in words that name no argument.
+_DIGITS: Final = re.compile(r"[0-9]{1,30}")
 
 OK: Final = 0
 FAILED: Final = 1
@@ -69,7 +73,10 @@ def noted_signals(*names: str) -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if (
+                handler is not None
+            ):  # None: it was not installed from Python, which can not put it back
+                signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- types of arguments, for argparse's `type=`
@@ -91,7 +98,7 @@ def whole_number(least: int) -> Callable[[str], int]:
     """A whole number, `least` or more."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not _DIGITS.fullmatch(text) or int(text) < least:
             raise ValueError(f"{text!r} is not a whole number, {least} or more")
         return int(text)
 
@@ -103,7 +110,7 @@ def number(what: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text) if text.isascii() else math.nan
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and fits(value)):

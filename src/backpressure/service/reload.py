@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -88,33 +88,38 @@ def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[st
         raise Mistakes(
             [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
         )
-    done = []
-    for name, value in now.items():
-        try:
-            TUNABLES[name].apply(service.buffer, value)
-        except (BackpressureError, ValueError) as error:
-            raise Mistakes([f"{name}: {error}"]) from None
-        done.append(name)
-    service.config = config_in_force(service.config, new)
+    done: list[str] = []
+    try:
+        for name, value in now.items():
+            try:
+                TUNABLES[name].apply(service.buffer, value)
+            except (BackpressureError, ValueError) as error:
+                raise Mistakes([f"{name}: {error}"]) from None
+            done.append(name)
+    finally:
+        # Also where one was refused: those before it run, and the next reload compares with what runs.
+        service.config = config_in_force(service.config, new, done)
     service.reopen()
     return done, later
 
 
-def config_in_force(old: ServeConfig, new: ServeConfig) -> ServeConfig:
-    """The old config, with the new one's tunables."""
-    return _with_tunables(old, new, "")
+def config_in_force(
+    old: ServeConfig, new: ServeConfig, names: Collection[str] | None = None
+) -> ServeConfig:
+    """The old config, with the new one's tunables: all, or those of these names."""
+    return _with_tunables(old, new, "", TUNABLES if names is None else names)
 
 
-def _with_tunables(old: T, new: T, where: str) -> T:
+def _with_tunables(old: T, new: T, where: str, names: Collection[str]) -> T:
     changes = {}
     # All fields of a config at once: its checks may weigh one against another.
     for one in dataclasses.fields(old):  # type: ignore[arg-type]
         name = f"{where}{one.name}"
-        if name in TUNABLES:
+        if name in names:
             changes[one.name] = getattr(new, one.name)
-        elif any(tunable.startswith(f"{name}.") for tunable in TUNABLES):
+        elif any(other.startswith(f"{name}.") for other in names):
             changes[one.name] = _with_tunables(
-                getattr(old, one.name), getattr(new, one.name), f"{name}."
+                getattr(old, one.name), getattr(new, one.name), f"{name}.", names
             )
     return dataclasses.replace(old, **changes)  # type: ignore[type-var]
 

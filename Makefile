@@ -127,7 +127,8 @@ clean:
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)
 	@rm -rf build/lib.* build/bdist.*  # setuptools would install a module from there that is no longer in src
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check ".[$(EXTRAS_$*)]"
+	@# Compiled to bytecode when it is imported: most of what is installed never is.
+	.venv-$*/bin/python -m pip install --quiet --no-compile --disable-pip-version-check ".[$(EXTRAS_$*)]"
 	@touch $@
 
 .venv-%/bin/python:

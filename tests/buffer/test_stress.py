@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from backpressure import BufferClosed, BufferConfig, BufferManager, CircuitBreakerConfig, WhenFull
+from backpressure import (
+    BufferClosed,
+    BufferConfig,
+    BufferManager,
+    CircuitBreakerConfig,
+    EmergencyModeConfig,
+    FlowControlConfig,
+    WhenFull,
+)
 from tests.support.threads import switching_often
 
 
@@ -37,8 +45,10 @@ def test_threads_lose_nothing_and_keep_order(producers: int, consumers: int) -> 
             lane_bytes=1 << 15,
             when_full=WhenFull.BLOCK,
             retry_backoff=0.0,
-            # Failures are wanted here in any number.
+            # Failures are wanted here in any number. As many as these make an emergency now and then, and producers then
+            # wait for a minute of the real clock.
             circuit_breaker=CircuitBreakerConfig(failure_threshold=1.0, min_requests=10**6),
+            flow_control=FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False)),
         )
     )
     per_producer = 9_000 // producers

@@ -20,7 +20,7 @@ from ringbuf import MessageRing, RingBuffer, RingLook, SharedFileError
 from ringbuf._messages.file_positions import layout
 from ringbuf._messages.look import next_seq_of, used_parts
 from tests.support.processes import environment, python
-from tests.support.threads import background
+from tests.support.threads import background, switching_often
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -153,7 +153,8 @@ def test_beside_threads_that_work_it_never_sees_nonsense(tmp_path: Path) -> None
         while not stop.is_set():
             ring.release(ring.take(5))
 
-    with background(push, pop, pop, stop=stop):
+    # Each look gives the GIL away several times, and would wait for it through every other thread's 5 ms.
+    with switching_often(), background(push, pop, pop, stop=stop):
         before = MessageRing.look(path)
         for _ in range(300):
             look = MessageRing.look(path)

@@ -1,4 +1,4 @@
-"""Atomic words in raw memory: the only file that names memory orders.
+"""Atomic words in raw memory: with pairs.pxd, for two words at once, the only file that names memory orders.
 
 A word lives wherever its control block lives (a numpy array, a mapped file), so everything here takes a pointer.
 The suffix says the order, and what each is for:
@@ -121,3 +121,21 @@ cdef inline void store32_relaxed(word32* w, uint32_t value) noexcept nogil:
 
 cdef inline void store32_total(word32* w, uint32_t value) noexcept nogil:
     w.store(value, memory_order_seq_cst)
+
+
+cdef extern from * nogil:
+    """
+    #if defined(__SANITIZE_THREAD__)
+    extern "C" void AnnotateIgnoreReadsBegin(const char *file, int line);
+    extern "C" void AnnotateIgnoreReadsEnd(const char *file, int line);
+    static inline void ringbuf_ignore_races(bool on) {
+        if (on) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+        else AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    }
+    #else
+    static inline void ringbuf_ignore_races(bool) {}
+    #endif
+    """
+    # Tells ThreadSanitizer that what is read from here on may be written meanwhile, and is void if it was (C++ has no memcpy of
+    # atomic bytes for the one that writes).
+    void ignore_races "ringbuf_ignore_races"(bint on)

@@ -42,7 +42,8 @@ cdef class Messages:
     # Where the ring that they came from still holds them, until they are released.
     cdef uint64_t _position
     cdef uint64_t _place
-    cdef bint _held
+    cdef word _held       # whether they are to be released
+    cdef object _ring     # by which ring: its identity
     cdef int64_t _slot    # that speaks of them in a shared ring, or -1
     cdef uint64_t _epoch  # of the process that took them there
     cdef Parts _parts     # that they are one of; or None

@@ -5,15 +5,16 @@ All that is done here is to load: memory that can not be written will do. What i
 but nothing outside of the memory is ever touched.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from ringbuf._core.atomics cimport load_acquire, load_relaxed, word
+from ringbuf._core.atomics cimport word
+from ringbuf._core.pairs cimport Pair, is_before, load_pair, same
 from ringbuf._messages.positions cimport (
-    GRANULE, PLACE_BITS, Cursors, Frames, FrameView, nearest32, peek_frame, place_of,
+    GRANULE, Cursors, Frames, FrameView, frame_at,
 )
 from ringbuf._shared.op_slots cimport SEATS as _SEATS
-from ringbuf._shared.op_slots cimport Desk
+from ringbuf._shared.op_slots cimport Desk, place_in
 
 import numpy as np
 
@@ -50,35 +51,32 @@ def read_positions(memory, uint64_t granules):
     frames.cursors = <Cursors*>(address + <size_t>cursors)
     frames.index = <word*>(address + <size_t>index)
     frames.data = <unsigned char*>(address + <size_t>end - granules * GRANULE)
-    cdef uint64_t tail, read, write, position, at, used, next_seq, acked, taken
+    cdef Pair tail, read, write
+    cdef uint64_t used, acked, taken
     for _ in range(LOOKS):
         # In this order: each is, when it is loaded, no less than the one before was.
-        tail = load_acquire(&frames.cursors.tail)
-        read = load_acquire(&frames.cursors.read)
-        write = load_acquire(&frames.cursors.write)
-        position = tail >> PLACE_BITS
-        at = nearest32(read >> 32, position)
-        used = nearest32(write >> 32, position) - position
-        next_seq = nearest32(<uint64_t><uint32_t>write, load_relaxed(&frames.cursors.sequence))
-        acked = number_at(&frames, position, tail & ((1 << PLACE_BITS) - 1), next_seq)
-        taken = number_at(&frames, at, place_of(read), next_seq)
-        if position < granules or at - position > used or used > granules:
+        tail = load_pair(&frames.cursors.tail)
+        read = place_in(load_pair(&frames.cursors.read))
+        write = load_pair(&frames.cursors.write)
+        used = write.position - tail.position
+        acked = number_at(&frames, tail, write)
+        taken = number_at(&frames, read, write)
+        if tail.position < granules or is_before(read, tail) or read.position > write.position or used > granules:
             continue
-        if <int64_t>(taken - acked) < 0 or <int64_t>(next_seq - taken) < 0:
+        if not acked <= taken <= write.rest:
             continue
         # What lies between tail and write was not used anew while nobody has moved them.
-        if load_acquire(&frames.cursors.tail) == tail and load_acquire(&frames.cursors.read) == read:
-            return (position & (granules - 1)) * GRANULE, used * GRANULE, acked, taken, next_seq
+        if same(load_pair(&frames.cursors.tail), tail) and same(place_in(load_pair(&frames.cursors.read)), read):
+            return (tail.position & (granules - 1)) * GRANULE, used * GRANULE, acked, taken, write.rest
     return None
 
 
-cdef uint64_t number_at(Frames* f, uint64_t position, uint64_t place, uint64_t next_seq) noexcept:
+cdef uint64_t number_at(Frames* f, Pair at, Pair write) noexcept:
     """The number of the message at that place, or behind it; where nothing is published there, the next one to come."""
     cdef FrameView view
-    cdef uint64_t passed = 0
-    while passed <= f.capacity and peek_frame(f, position, &view):
-        if view.frame.count > 0:
-            return view.frame.first_seq + place
+    cdef uint64_t position = at.position
+    while position < write.position and frame_at(f, position, &view):
+        if view.count > 0:
+            return view.first_seq + at.rest
         position += view.granules
-        passed += view.granules
-    return next_seq
+    return write.rest

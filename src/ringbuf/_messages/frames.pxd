@@ -10,22 +10,19 @@ memory back to its start.
 Nothing here touches Python objects; see positions.pxd for positions, ordering and progress.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ringbuf._core.atomics cimport (
-    cas_acq_rel, load32_relaxed, load_acquire, store32_relaxed, word, word32,
-)
+from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
+from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
 from ringbuf._messages.columns cimport Column
 from ringbuf._messages.frame_checksum cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash
 from ringbuf._messages.positions cimport (
-    END_BITS, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Frame, Frames, FrameView, advance_tail, claim, free_granules,
-    make_read, nearest32, peek_frame, place_of, publish, read_mark, release_part, tail_position,
+    END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail, claim, end_of, frame_at,
+    frame_granules, frame_memory, free_granules, publish, read_mark, release_part,
 )
-from ringbuf._shared.op_slots cimport HELD, NOBODY, TURN_BITS, Slot, help_taker, prepare_take, set_state
-
-cdef enum:
-    END_MASK = (1 << END_BITS) - 1
+from ringbuf._shared.op_slots cimport NOBODY, Slot, amount_of, make_rest, turn_of
+from ringbuf._shared.shared_ring cimport win_take
 
 
 # What a consumer may take: `count` messages from number `place` of the frame at `position` on.
@@ -35,24 +32,15 @@ cdef struct Take:
     uint64_t count
     uint64_t bytes
     uint64_t first_seq
-    uint64_t seen         # the source word that it was found with
-    uint64_t next         # … and the one behind it
+    Pair seen             # the source word that it was found with
+    Pair next             # … and the one that takes it
 
 
 # Where takes are taken from: the ring itself, or what a dead process had taken.
 cdef struct Source:
-    word* read
+    PairWord* word
     uint64_t number       # as in Slot.source
-    uint64_t end          # of what a dead process had taken, as a source word
-
-
-cdef inline uint64_t frame_bytes(uint64_t count, uint64_t payload) noexcept nogil:
-    """Without the trailer."""
-    return sizeof(Frame) + (count * sizeof(uint32_t) if count > 1 else 0) + payload
-
-
-cdef inline uint64_t frame_granules(Frames* f, uint64_t count, uint64_t payload) noexcept nogil:
-    return (frame_bytes(count, payload) + (TRAILER_BYTES if f.key != NULL else 0) + GRANULE - 1) // GRANULE
+    Pair end              # of what a dead process had taken: position and place
 
 
 cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_t size) noexcept nogil:
@@ -102,7 +90,7 @@ cdef inline int64_t push_column(Frames* f, Slot* slot, Column* column, uint64_t*
             first_seq[0] = sequence
         fill_frame(f, column, done, end - done, payload, position, sequence)
         if f.key != NULL:
-            seal_frame(f, position, granules, end - done, payload)
+            seal_frame(f, position, granules, sequence, end - done, payload)
         publish(f, slot, position, granules)
         done = end
     return done
@@ -113,16 +101,16 @@ cdef inline void fill_frame(
 ) noexcept nogil:
     """Write a claimed frame."""
     cdef uint64_t offset = (position & (f.capacity - 1)) * GRANULE
-    cdef Frame* frame = <Frame*>(f.data + offset)
+    cdef Frame* frame = frame_memory(f, position)
     cdef uint32_t* lengths = column.lengths + first
     cdef const char** starts = column.starts + first
     cdef uint32_t* ends
     cdef unsigned char* target
     cdef uint32_t end = 0
     cdef int64_t i
-    frame.first_seq = sequence
-    frame.count = <uint32_t>count
-    frame.payload = <uint32_t>payload
+    store_relaxed(&frame.first_seq, sequence)
+    store32_relaxed(&frame.count, <uint32_t>count)
+    store32_relaxed(&frame.payload, <uint32_t>payload)
     store32_relaxed(&frame.mark, 0)
     if offset + frame_granules(f, count, payload) * GRANULE <= f.capacity * GRANULE:
         target = f.data + offset + sizeof(Frame)
@@ -148,18 +136,22 @@ cdef inline void fill_frame(
         offset += lengths[i]
 
 
-cdef inline void seal_frame(Frames* f, uint64_t position, uint64_t granules, uint64_t count, uint64_t payload) noexcept nogil:
+cdef inline void seal_frame(
+    Frames* f, uint64_t position, uint64_t granules, uint64_t sequence, uint64_t count, uint64_t payload
+) noexcept nogil:
     """Say of a filled frame that it is whole, before anybody marks anything in it.
 
     Read a second time as a whole: hashing each 8 KiB just after they were copied took 2.5 times as long (measured).
     """
     cdef char[GRANULE] zeros
-    cdef uint64_t slot = position & (f.capacity - 1), used = frame_bytes(count, payload), first
+    cdef uint64_t slot = position & (f.capacity - 1), used = sizeof(Frame) + payload, first
     cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
     # It ends with a granule, so it does not run over the end of the memory.
     cdef Trailer* trailer = <Trailer*>(f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES)
     cdef ringbuf_hash hash
-    frame.check = header_check(f.key, frame.first_seq, frame.count, frame.payload, slot)
+    if count > 1:
+        used += count * sizeof(uint32_t)
+    frame.check = header_check(f.key, sequence, <uint32_t>count, <uint32_t>payload, slot)
     memset(zeros, 0, sizeof(zeros))
     put_bytes(f, slot * GRANULE + used, zeros, granules * GRANULE - TRAILER_BYTES - used)
     trailer.position = position
@@ -180,37 +172,50 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
     Another consumer may take it at the same time, and producers may then write over what is read here. So nothing read is
     trusted further than the memory reaches, and all of it is void unless the exchange of the source word succeeds.
     """
+    cdef bint found
+    ignore_races(True)
+    found = look_for_take(f, source, max_messages, max_bytes, take)
+    ignore_races(False)
+    return found
+
+
+cdef inline bint look_for_take(
+    Frames* f, Source* source, int64_t max_messages, int64_t max_bytes, Take* take
+) noexcept nogil:
     cdef FrameView view
-    cdef uint64_t tail, position, place, count, many, bytes
-    cdef uint32_t before
+    cdef uint64_t position, place, count, many, bytes, before, limit = UINT64_MAX
     cdef int64_t low, high, middle
+    cdef bint is_last
     while True:
-        take.seen = load_acquire(source.read)
-        tail = tail_position(f)
-        position = nearest32(take.seen >> 32, tail)
-        place = place_of(take.seen)
+        take.seen = load_pair(source.word)
+        if f.shared != NULL:
+            # A file may hold anything in front of `write`. Loaded after `read`, which is never ahead of it.
+            limit = load_acquire(&f.cursors.write.position)
+        position = take.seen.position
+        place = amount_of(take.seen.rest)
         take.count = 0
         take.bytes = 0
-        while <int64_t>take.count < max_messages and peek_frame(f, position, &view):
-            count = view.frame.count
+        while <int64_t>take.count < max_messages and position < limit and frame_at(f, position, &view):
+            count = view.count
             if source.number != 0:
-                if <uint32_t>position == <uint32_t>(source.end >> 32):
-                    count = min(count, place_of(source.end))
-                if count <= place and (place > 0 or <uint32_t>position == <uint32_t>(source.end >> 32)):
+                is_last = position >= source.end.position
+                if is_last:
+                    count = min(count, source.end.rest)
+                if position > source.end.position or count <= place and (place > 0 or is_last):
                     break
             if count == 0:  # a pad: never in the midst of a take, so nobody has to look for one there
                 if take.count > 0:
                     break
                 position += view.granules
                 continue
-            if count > MAX_FRAME_MESSAGES or place >= count:
+            if place >= count:
                 break  # written over: the exchange will fail
-            if take.count > 0 and view.frame.first_seq != take.first_seq + take.count:
+            if take.count > 0 and view.first_seq != take.first_seq + take.count:
                 break  # numbers are missing, and those of one take follow each other
             before = end_of(f, &view, place - 1) if place > 0 else 0
             many = min(count - place, <uint64_t>max_messages - take.count)
             if source.number != 0:
-                many = unreleased(f, &view, place, many)
+                many = count_unreleased(f, &view, place, many)
                 if many == 0:
                     break
             bytes = end_of(f, &view, place + many - 1) - before
@@ -230,27 +235,26 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
             if take.count == 0:
                 take.position = position
                 take.place = place
-                take.first_seq = view.frame.first_seq + place
+                take.first_seq = view.first_seq + place
             take.count += many
             take.bytes += bytes
             place += many
-            if place < view.frame.count:
+            if place < view.count:
                 break
             position += view.granules
             place = 0
         if source.number != 0 and take.count > 0:
             pass_released(f, source, &position, &place)
-        if take.count > 0:
-            # A garbled frame could make up any size: see that it could be real before anyone allocates it.
-            if take.bytes <= f.capacity * GRANULE and place < MAX_FRAME_MESSAGES:
-                take.next = make_read(position, place, NOBODY, take.seen & ((1 << TURN_BITS) - 1))
-                return True
+        # A garbled frame could make up any size: see that it could be real before anyone allocates it.
+        if take.count > 0 and take.bytes <= f.capacity * GRANULE:
+            take.next = pair(position, make_rest(place, NOBODY, turn_of(take.seen.rest)))
+            return True
         # Nothing there, unless another consumer was faster and all that was read above is void.
-        if load_acquire(source.read) == take.seen:
+        if same(load_pair(source.word), take.seen):
             return False
 
 
-cdef inline uint64_t unreleased(Frames* f, FrameView* view, uint64_t place, uint64_t most) noexcept nogil:
+cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place, uint64_t most) noexcept nogil:
     """How many of these messages, which a dead process had taken, it had not released: up to the first part that it had."""
     cdef uint64_t i
     for i in range(most):
@@ -263,101 +267,94 @@ cdef inline void pass_released(Frames* f, Source* source, uint64_t* position, ui
     """Go on over parts that a dead process had released, so that what is left of its range begins with one that it had not."""
     cdef FrameView view
     cdef uint64_t mark
-    while <uint32_t>position[0] != <uint32_t>(source.end >> 32) or place[0] != place_of(source.end):
-        if not peek_frame(f, position[0], &view) or view.frame.count == 0:
+    while position[0] < source.end.position or position[0] == source.end.position and place[0] < source.end.rest:
+        if not frame_at(f, position[0], &view) or place[0] >= view.count:
             return
         mark = read_mark(f, &view, place[0])
-        if mark == 0 or place[0] + mark > view.frame.count:
+        if mark == 0 or place[0] + mark > view.count:
             return
         place[0] += mark
-        if place[0] == view.frame.count:
+        if place[0] == view.count:
             position[0] += view.granules
             place[0] = 0
 
 
-cdef inline bint win_take(Frames* f, Slot* slot, uint64_t who, Source* source, Take* take) noexcept nogil:
-    """Take what was found; False: another consumer was faster. In a shared ring `slot`, number `who` - 1, speaks of it."""
-    cdef uint64_t seen = take.seen
+cdef inline bint win(Frames* f, Slot* slot, Source* source, Take* take) noexcept nogil:
+    """Take what was found; False: another consumer was faster. In a shared ring `slot` says so."""
     if slot == NULL:
-        return cas_acq_rel(source.read, &seen, take.next)
-    help_taker(f.desk, source.number, seen)
-    take.next |= who << TURN_BITS
-    prepare_take(slot, source.number, seen, take.next)
-    if not cas_acq_rel(source.read, &seen, take.next):  # B
-        return False
-    set_state(slot, HELD)
-    return True
+        return cas_pair(source.word, &take.seen, take.next)
+    return win_take(f.shared, slot, source.number, &take.seen, take.next)
 
 
-cdef inline uint32_t end_of(Frames* f, FrameView* view, uint64_t i) noexcept nogil:
-    """Where message number i of the frame ends, counted from the start of its payloads."""
-    cdef uint64_t at
-    if view.frame.count == 1:
-        return view.frame.payload
-    at = (view.position & (f.capacity - 1)) * GRANULE + sizeof(Frame) + i * sizeof(uint32_t)
-    return load32_relaxed(<word32*>(f.data + (at & (f.capacity * GRANULE - 1)))) & END_MASK
-
-
-cdef inline void copy_out(Frames* f, Take* take, unsigned char* data, int64_t* offsets) noexcept nogil:
-    """Copy what was taken into columns."""
+cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* offsets) noexcept nogil:
+    """Copy what was taken into columns; False: it is not what it was when it was found, so the memory is damaged."""
     cdef FrameView view
-    cdef uint64_t position = take.position, place = take.place, left = take.count, many, offset
-    cdef uint64_t whole = f.capacity * GRANULE
-    cdef int64_t written = 0, shift
-    cdef uint32_t first, last
+    cdef uint64_t position = take.position, place = take.place, left = take.count, many, offset, first, last
+    cdef uint64_t whole = f.capacity * GRANULE, written = 0
+    cdef int64_t shift
     cdef uint32_t* ends
     cdef uint64_t i
     offsets[0] = 0
     while left > 0:
-        peek_frame(f, position, &view)
-        many = min(view.frame.count - place, left)
+        if not frame_at(f, position, &view) or place >= view.count:
+            return False
+        many = min(view.count - place, left)
         first = end_of(f, &view, place - 1) if place > 0 else 0
         last = end_of(f, &view, place + many - 1)
+        if not first <= last <= view.payload or last - first > take.bytes - written:
+            return False
         offset = (position & (f.capacity - 1)) * GRANULE + sizeof(Frame)
-        shift = written - first
-        if view.frame.count == 1:
-            offsets[1] = shift + last
+        shift = <int64_t>(written - first)
+        if view.count == 1:
+            offsets[1] = shift + <int64_t>last
         else:
-            if offset + view.frame.count * sizeof(uint32_t) <= whole:
+            if offset + view.count * sizeof(uint32_t) <= whole:
                 # Ours alone are read here, and they have no mark before we release them.
                 ends = <uint32_t*>(f.data + offset) + place
                 for i in range(many):
                     offsets[i + 1] = shift + (ends[i] & END_MASK)
             else:
                 for i in range(many):
-                    offsets[i + 1] = shift + end_of(f, &view, place + i)
-            offset += view.frame.count * sizeof(uint32_t)
+                    offsets[i + 1] = shift + <int64_t>end_of(f, &view, place + i)
+            offset += view.count * sizeof(uint32_t)
         get_bytes(f, data + written, offset + first, last - first)
         written += last - first
         offsets += many
         left -= many
         position += view.granules
         place = 0
+    return written == take.bytes
 
 
-cdef inline void walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t count) noexcept nogil:
-    """Go on by so many messages of a range that nobody has released any of."""
+cdef inline bint walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t count) noexcept nogil:
+    """Go on by so many messages of a range that nobody has released any of; False: there are not as many."""
     cdef FrameView view
     while count > 0:
-        peek_frame(f, position[0], &view)
-        if place[0] + count < view.frame.count:
+        if not frame_at(f, position[0], &view) or place[0] >= view.count:
+            return False
+        if place[0] + count < view.count:
             place[0] += count
-            return
-        count -= view.frame.count - place[0]
+            return True
+        count -= view.count - place[0]
         position[0] += view.granules
         place[0] = 0
+    return True
 
 
-cdef inline void release_messages(Frames* f, uint64_t position, uint64_t place, uint64_t count) noexcept nogil:
-    """Free the parts that hold these messages, from the front on."""
+cdef inline bint release_messages(Frames* f, uint64_t position, uint64_t place, uint64_t count) noexcept nogil:
+    """Free the parts that hold these messages, from the front on; False: they are not there, so the memory is damaged."""
     cdef FrameView view
     cdef uint64_t many
+    cdef bint found = True
     while count > 0:
         # Our messages are in it, so it can neither be freed nor written over before its part is released.
-        peek_frame(f, position, &view)
+        if not frame_at(f, position, &view) or place >= view.count:
+            found = False
+            break
         position += view.granules
-        many = min(view.frame.count - place, count)
+        many = min(view.count - place, count)
         release_part(f, &view, place, many)
         place = 0
         count -= many
     advance_tail(f)
+    return found

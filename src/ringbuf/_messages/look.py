@@ -26,7 +26,7 @@ __all__ = ["RingLook", "look", "next_seq_of", "used_parts"]
 
 _GRANULE: Final = 64
 _LEAST_GRANULES: Final = 64
-_MOST_GRANULES: Final = 1 << 31
+_MOST_GRANULES: Final = 1 << 30
 _KIND: Final = b"msgs"
 
 

@@ -18,6 +18,7 @@ cdef class Port:
     cdef word _takes
     cdef uint64_t _unused
     cdef Waiting _waiting
+    cdef object _identity            # what the ring, its handles and what they take have in common; keeps nothing alive
 
     cdef int64_t _push(self, Column* column, uint64_t* first_seq) except -1
     cdef int64_t _push_lines(
@@ -31,7 +32,9 @@ cdef class Port:
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef int _release(self, Messages messages) except -1
     cdef _split(self, Messages messages, Py_ssize_t count)
-    cdef int _check_epoch(self, Messages messages) except -1
+    cdef int _check_ours(self, Messages messages) except -1
+    cdef int _raise_damaged(self) except -1
+    cdef object _where(self)
     cdef int64_t _begin(self, Slot** slot) except -2
     cdef void _end(self, int64_t number) noexcept
 

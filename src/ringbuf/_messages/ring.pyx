@@ -16,29 +16,31 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from ringbuf._core.atomics cimport (
-    fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
+    exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
 )
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pages cimport make_ready
+from ringbuf._core.pairs cimport Pair, load_pair, same
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, new_messages, text_of
 from ringbuf._messages.frame_checksum cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._messages.frames cimport (
-    Source, Take, copy_out, end_of, find_take, frame_granules, push_column, release_messages, walk, win_take,
+    Source, Take, copy_out, find_take, push_column, release_messages, walk, win,
 )
 from ringbuf._messages.positions cimport (
-    FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, FrameView, NOBODY, free_granules, make_read,
-    nearest32, peek_frame, place_of, read_mark, rewind, tail_position,
+    FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules, free_granules,
+    next_seq_of_frame, read_mark, rewind,
 )
-from ringbuf._messages.recovery cimport tidy_up
+from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.validate cimport damage_of_frames
-from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, kind_of_state, set_state
+from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
 from ringbuf._shared.participant cimport Participant
+from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.waiting cimport deadline_of, new_waiting
 
 import hashlib
@@ -88,8 +90,8 @@ cdef enum:
     # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
     LOOK_TAKES = 256
 
-# Positions are compared by difference in 32 bits.
-cdef uint64_t MAX_GRANULES = <uint64_t>1 << 31
+# 64 GiB: as far as the tests go (in files that are mostly holes); a tag would have room for the lengths of a larger one.
+cdef uint64_t MAX_GRANULES = <uint64_t>1 << 30
 # Lengths and ends are uint32.
 cdef uint64_t MAX_MESSAGE = (<uint64_t>1 << 32) - 1
 # Each part of a shared file's body begins on a page.
@@ -103,12 +105,8 @@ cdef inline size_t pages(size_t size) noexcept:
     return (size + PAGE - 1) & ~(PAGE - 1)
 
 
-cdef void tidy_messages(void* ring, const bint* dead, bint alone) noexcept nogil:
-    tidy_up(<Frames*>ring, dead, alone)
-
-
-cdef const char* judge_messages(void* ring) noexcept nogil:
-    return damage_of_frames(<Frames*>ring)
+cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
+    return damage_of_frames(<Frames*>ring, ranges)
 
 
 cdef class Port:
@@ -120,7 +118,7 @@ cdef class Port:
         """Push as many messages of the column as fit; returns how many."""
         cdef int64_t pushed, number = -1
         cdef Slot* slot = NULL
-        if self._frames.desk == NULL:
+        if self._frames.shared == NULL:
             pushed = push_column(&self._frames, NULL, column, first_seq)
             if wanted(&self._frames.cursors.messages):
                 self._waiting.call(&self._frames.cursors.messages)
@@ -175,7 +173,7 @@ cdef class Port:
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number
-        if self._frames.desk == NULL:
+        if self._frames.shared == NULL:
             messages = self._take_from(NULL, -1, most, most_bytes)
         else:
             number = self._begin(&slot)
@@ -195,7 +193,7 @@ cdef class Port:
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number
-        if self._frames.desk != NULL:
+        if self._frames.shared != NULL:
             self._participant.notice(True)
             number = self._begin(&slot)
             try:
@@ -211,91 +209,122 @@ cdef class Port:
         cdef Messages messages = self._take_orphan(slot, number, most, most_bytes)
         if messages is not None:
             return messages
-        source.read = &self._frames.cursors.read
+        source.word = &self._frames.cursors.read
         source.number = 0
         return self._take_one(&source, slot, number, most, most_bytes)
 
     cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         cdef Source source
-        cdef uint64_t orphan = 0
+        cdef uint64_t orphan = 0, last = UINT64_MAX
+        cdef Pair left
         cdef Messages messages
-        while self._frames.desk != NULL and self._participant.next_orphan(&orphan):
-            source.read = &self._frames.desk.slots[orphan].before
+        cdef Slot* dead
+        while self._frames.shared != NULL and self._participant.next_orphan(&orphan):
+            dead = &self._frames.shared.desk.slots[orphan]
+            source.word = &dead.left
             source.number = orphan + 1
-            source.end = load_acquire(&self._frames.desk.slots[orphan].after)
+            source.end = place_in(load_pair(&dead.after))
+            left = load_pair(source.word)
             messages = self._take_one(&source, slot, number, most, most_bytes)
             if messages is not None:
                 return messages
+            # Others may have taken it. If nobody has, nothing of it can be taken: go on with what waits.
+            if orphan == last and same(load_pair(source.word), left):
+                return None
+            last = orphan
         return None
 
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         cdef Take take
         cdef Messages messages
+        cdef bint copied
         while find_take(&self._frames, source, most, most_bytes, &take):
-            # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is his.
-            if source.number != 0 and kind_of_state(load_acquire(&self._frames.desk.slots[source.number - 1].state)) != ORPHAN:
+            # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is that one's.
+            if source.number != 0 and kind_of_slot(&self._frames.shared.desk.slots[source.number - 1]) != ORPHAN:
                 return None
             # Allocated before the exchange: if memory runs out, nothing has been taken.
             messages = new_messages(take.count, take.bytes, self._spares)
-            if not win_take(&self._frames, slot, number + 1, source, &take):
+            if not win(&self._frames, slot, source, &take):
                 continue
             if take.bytes >= NOGIL_BYTES:
                 with nogil:
-                    copy_out(&self._frames, &take, messages._data, messages._offsets)
+                    copied = copy_out(&self._frames, &take, messages._data, messages._offsets)
             else:
-                copy_out(&self._frames, &take, messages._data, messages._offsets)
+                copied = copy_out(&self._frames, &take, messages._data, messages._offsets)
+            if not copied:
+                self._raise_damaged()
             messages.first_seq = take.first_seq
             messages._position = take.position
             messages._place = take.place
             messages._slot = number
             messages._epoch = self._participant.epoch if self._participant is not None else 0
-            messages._held = True
+            messages._ring = self._identity
+            store_release(&messages._held, True)
             return messages
         return None
 
+    cdef int _raise_damaged(self) except -1:
+        raise SharedFileError(f"{self._where()}: what was taken is not what was found: somebody has written over the memory")
+
+    cdef object _where(self):
+        return "the ring in memory" if self._participant is None else self._participant.file.path
+
     cdef int _release(self, Messages messages) except -1:
-        if not messages._held:
-            return 0
-        self._check_epoch(messages)
-        messages._held = False
-        release_messages(&self._frames, messages._position, messages._place, messages._count)
+        cdef bint found
         cdef Slot* slot = NULL
+        self._check_ours(messages)
+        # Of two that release the same one, one does.
+        if not exchange_total(&messages._held, False):
+            return 0
+        found = release_messages(&self._frames, messages._position, messages._place, messages._count)
         # The slot speaks of the whole take: until its last part is released it can not serve for anything else.
         if messages._parts is None or fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
             if messages._slot >= 0:
-                slot = &self._frames.desk.slots[messages._slot]
+                slot = &self._frames.shared.desk.slots[messages._slot]
                 set_state(slot, FREE)
             rewind(&self._frames, slot, REWIND_GRANULES)
             if messages._slot >= 0:
                 self._participant.give_back(messages._slot)
         if wanted(&self._frames.cursors.room):
             self._waiting.call(&self._frames.cursors.room)
+        if not found:
+            self._raise_damaged()
         return 0
 
     cdef _split(self, Messages messages, Py_ssize_t count):
         cdef Messages first, rest
-        if not messages._held:
+        cdef Parts parts
+        self._check_ours(messages)
+        if not load_acquire(&messages._held):
             raise ValueError("only what take() returned and was not released can be split")
         if not 0 < count < messages._count:
             raise ValueError(f"count must be from 1 to {messages._count - 1}, so that both parts have messages, not {count}")
-        self._check_epoch(messages)
-        first, rest = messages[:count], messages[count:]
-        if messages._parts is None:
-            messages._parts = Parts()
-            store_relaxed(&messages._parts.left, 2)
-        else:
-            fetch_add_relaxed(&messages._parts.left, 1)
+        first, rest, parts = messages[:count], messages[count:], messages._parts
         first._position = rest._position = messages._position
         first._place = rest._place = messages._place
-        walk(&self._frames, &rest._position, &rest._place, count)
+        if parts is None:
+            parts = Parts()
+            store_relaxed(&parts.left, 1)
+        # Of two that split or release the same one, one does.
+        if not exchange_total(&messages._held, False):
+            raise ValueError("another thread has released or split these messages")
+        if not walk(&self._frames, &rest._position, &rest._place, count):
+            self._raise_damaged()
+        fetch_add_relaxed(&parts.left, 1)
         first._slot = rest._slot = messages._slot
         first._epoch = rest._epoch = messages._epoch
-        first._parts = rest._parts = messages._parts
-        messages._held = False
-        first._held = rest._held = True
+        first._parts = rest._parts = parts
+        first._ring = rest._ring = messages._ring
+        store_release(&first._held, True)
+        store_release(&rest._held, True)
         return first, rest
 
-    cdef int _check_epoch(self, Messages messages) except -1:
+    cdef int _check_ours(self, Messages messages) except -1:
+        """Refuse what another ring took, and what was taken before a fork."""
+        if not load_acquire(&messages._held):
+            return 0
+        if messages._ring is not self._identity:
+            raise ValueError("these messages were taken from another ring: only that one can release or split them")
         if self._participant is not None and messages._epoch != self._participant.epoch:
             raise RuntimeError("these messages were taken before a fork, and belong to the parent process")
         return 0
@@ -304,15 +333,15 @@ cdef class Port:
 
     cdef int64_t _begin(self, Slot** slot) except -2:
         """A slot for one operation, and its number; of a ring of our own: none, and -1."""
-        if self._frames.desk == NULL:
+        if self._frames.shared == NULL:
             return -1
         cdef int64_t number = self._participant.slot()
-        slot[0] = &self._frames.desk.slots[number]
+        slot[0] = &self._frames.shared.desk.slots[number]
         return number
 
     cdef void _end(self, int64_t number) noexcept:
         if number >= 0:
-            set_state(&self._frames.desk.slots[number], FREE)
+            set_state(&self._frames.shared.desk.slots[number], FREE)
             self._participant.give_back(number)
 
 
@@ -344,6 +373,7 @@ cdef class MessageRing(Port):
         # Small and in memory until __init__ or attach() says otherwise: so that no method of a ring that was made without
         # either finds nothing there.
         self._spares = Spares()
+        self._identity = object()
         self._allocate(MIN_GRANULES, 0)
 
     def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
@@ -419,7 +449,7 @@ cdef class MessageRing(Port):
         cdef Participant participant = Participant(file)
         self._participant = participant
         self._frames.capacity = granules
-        self._frames.desk = participant.desk = <Desk*>address
+        participant.desk = <Desk*>address
         address += pages(sizeof(Desk))
         self._frames.cursors = <Cursors*>address
         address += pages(sizeof(Cursors))
@@ -429,18 +459,15 @@ cdef class MessageRing(Port):
         if self._key is not None:
             self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
             self._frames.way = best_way()
-        participant._join(&self._frames, tidy_messages, judge_messages)
+        share_frames(&self._frames, &participant.ring, participant.desk)
+        participant._join(judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
         """Let a ring that was never used count from there on. For tests of the widths."""
         cdef Cursors* cursors = self._frames.cursors
         assert position >= self._frames.capacity and len(self) == 0
-        store_relaxed(&cursors.tail, position << PLACE_BITS)
-        store_relaxed(&cursors.write, position << 32 | <uint64_t><uint32_t>first_seq)
-        store_relaxed(&cursors.read, make_read(position, 0, NOBODY, 0))
-        store_relaxed(&cursors.sequence, first_seq)
-        store_relaxed(&cursors.mirror, ~first_seq)
+        place_cursors(cursors, position, first_seq)
 
     # ---------------------------------------------------------------- properties
 
@@ -502,8 +529,8 @@ cdef class MessageRing(Port):
         """
         if self._participant is None:
             return
-        cdef uint64_t tail = tail_position(&self._frames)
-        cdef uint64_t write = nearest32(load_relaxed(&self._frames.cursors.write) >> 32, tail), start, end
+        cdef uint64_t tail = load_acquire(&self._frames.cursors.tail.position), start, end
+        cdef uint64_t write = load_acquire(&self._frames.cursors.write.position)
         cdef uint64_t capacity = self._frames.capacity, used = write - tail
         if <int64_t>used <= REWIND_GRANULES:
             return
@@ -542,6 +569,7 @@ cdef class MessageRing(Port):
         handle._owner = self  # the participant tidies up through it
         handle._participant = self._participant
         handle._waiting = self._waiting
+        handle._identity = self._identity
         handle._spares = Spares()
         return handle
 
@@ -659,33 +687,31 @@ cdef class MessageRing(Port):
         """Assert every invariant of a ring that nobody uses at the moment. For tests."""
         cdef Frames* f = &self._frames
         cdef FrameView view
-        cdef uint64_t tail = load_acquire(&f.cursors.tail), position = tail >> PLACE_BITS
-        cdef uint64_t read = load_acquire(&f.cursors.read), place = tail & ((1 << PLACE_BITS) - 1)
-        cdef uint64_t end = nearest32(load_acquire(&f.cursors.write) >> 32, position), at = nearest32(read >> 32, position)
-        cdef uint64_t sequence = 0, messages = 0, waiting = 0, mark
+        cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))
+        cdef uint64_t position = tail.position, place = tail.rest, at = read.position
+        cdef uint64_t end = load_acquire(&f.cursors.write.position), sequence = 0, messages = 0, waiting = 0, mark
         assert position <= at <= end <= position + f.capacity, (position, at, end)
         while position != end:
-            assert peek_frame(f, position, &view), "a claimed frame is not published"
-            if view.frame.count > 0:
-                assert view.frame.count <= MAX_FRAME_MESSAGES
-                assert view.granules == frame_granules(f, view.frame.count, view.frame.payload)
-                assert messages == 0 or self._participant is not None or view.frame.first_seq == sequence, "numbers have a gap"
-                assert end_of(f, &view, view.frame.count - 1) == view.frame.payload
-                assert place < view.frame.count
+            assert frame_at(f, position, &view), "a claimed frame is not published"
+            assert position == tail.position or view.first_seq == sequence, "numbers have a gap"
+            if view.count > 0:
+                assert view.granules == frame_granules(f, view.count, view.payload)
+                assert end_of(f, &view, view.count - 1) == view.payload
+                assert place < view.count
                 assert messages > 0 or read_mark(f, &view, place) == 0, "a part that nobody needs is not freed"
                 # Parts follow each other; what has not been taken has no mark.
-                while place < view.frame.count:
+                while place < view.count:
                     mark = read_mark(f, &view, place)
-                    assert place + mark <= view.frame.count
-                    assert mark == 0 or position < at or (position == at and place + mark <= place_of(read))
+                    assert place + mark <= view.count
+                    assert mark == 0 or position < at or (position == at and place + mark <= read.rest)
                     place += max(mark, <uint64_t>1)
                 if position >= at:
-                    waiting += view.frame.count - (place_of(read) if position == at else 0)
-            sequence = view.frame.first_seq + (view.frame.count if view.frame.count > 0 else view.frame.payload)
-            messages += view.frame.count
+                    waiting += view.count - (read.rest if position == at else 0)
+            sequence = next_seq_of_frame(&view)
+            messages += view.count
             position += view.granules
             place = 0
-        assert messages == 0 or sequence == self.next_seq
+        assert tail.position == end or sequence == self.next_seq
         assert self._participant is not None or waiting == <uint64_t>len(self), (waiting, len(self))
 
     def __repr__(self):
@@ -879,41 +905,43 @@ cdef inline uint64_t largest_message(Frames* f) noexcept nogil:
 
 
 cdef uint64_t next_number(Frames* f) noexcept nogil:
-    cdef uint64_t write = load_acquire(&f.cursors.write)
-    return nearest32(<uint64_t><uint32_t>write, load_relaxed(&f.cursors.sequence))
+    return load_pair(&f.cursors.write).rest
 
 
 cdef uint64_t count_waiting(Frames* f) noexcept nogil:
     """Messages from `read` on; of a hole that nobody has published yet, none."""
     cdef FrameView view
-    cdef uint64_t read, position, first
+    cdef Pair read
+    cdef uint64_t position, first, next
     while True:
-        read = load_acquire(&f.cursors.read)
-        position = nearest32(read >> 32, tail_position(f))
-        first = 0
-        while peek_frame(f, position, &view):
-            if view.frame.count > 0:
-                first = view.frame.first_seq + place_of(read) + 1
+        read = load_pair(&f.cursors.read)
+        position = read.position
+        first = next = 0
+        while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
+            if view.count > 0:
+                first = view.first_seq + amount_of(read.rest)
+                next = next_number(f)
                 break
             position += view.granules
         # As long as nobody has taken there, nobody has written over what was read.
-        if load_acquire(&f.cursors.read) == read:
-            return next_number(f) - (first - 1) if first > 0 else 0
+        if same(load_pair(&f.cursors.read), read):
+            return next - first
 
 
 cdef uint64_t count_published(Frames* f) noexcept nogil:
     """Messages in the frames from `read` on."""
     cdef FrameView view
-    cdef uint64_t read, position, count
+    cdef Pair read
+    cdef uint64_t position, count
     while True:
-        read = load_acquire(&f.cursors.read)
-        position = nearest32(read >> 32, tail_position(f))
+        read = load_pair(&f.cursors.read)
+        position = read.position
         count = 0
-        while peek_frame(f, position, &view):
-            count += view.frame.count
+        while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
+            count += view.count
             position += view.granules
-        if load_acquire(&f.cursors.read) == read:
-            return count - (place_of(read) if count > 0 else 0)
+        if same(load_pair(&f.cursors.read), read):
+            return count - (amount_of(read.rest) if count > 0 else 0)
 
 
 # ---------------------------------------------------------------- helpers
@@ -950,13 +978,21 @@ cdef object first_positions(uint64_t granules, uint64_t first_seq):
     cdef size_t i
     for i in range(sizeof(Cursors)):
         (<unsigned char*>&cursors)[i] = 0
-    store_relaxed(&cursors.tail, granules << PLACE_BITS)
-    store_relaxed(&cursors.write, granules << 32 | <uint64_t><uint32_t>first_seq)
+    place_cursors(&cursors, granules, first_seq)
+    store_relaxed(&cursors.stored_mirror, ~<uint64_t>0)
+    return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
+
+
+cdef void place_cursors(Cursors* cursors, uint64_t position, uint64_t first_seq) noexcept:
+    """Let an empty ring begin at this position, with this number."""
+    store_relaxed(&cursors.tail.position, position)
+    store_relaxed(&cursors.tail.rest, 0)
+    store_relaxed(&cursors.read.position, position)
+    store_relaxed(&cursors.read.rest, 0)
+    store_relaxed(&cursors.write.position, position)
+    store_relaxed(&cursors.write.rest, first_seq)
     store_relaxed(&cursors.sequence, first_seq)
     store_relaxed(&cursors.mirror, ~first_seq)
-    store_relaxed(&cursors.stored_mirror, ~<uint64_t>0)
-    store_relaxed(&cursors.read, make_read(granules, 0, NOBODY, 0))
-    return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
 
 
 def layout_of(path, meta, body_bytes):

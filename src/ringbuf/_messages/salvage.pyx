@@ -20,8 +20,10 @@ from ringbuf._core.atomics cimport load_relaxed, store32_relaxed
 from ringbuf._messages.frame_checksum cimport (
     KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
 )
-from ringbuf._messages.frames cimport END_MASK, frame_granules, get_bytes
-from ringbuf._messages.positions cimport GRANULE, MAX_FRAME_MESSAGES, PLACE_BITS, Cursors, Frame, Frames, nearest32
+from ringbuf._messages.frames cimport get_bytes
+from ringbuf._messages.positions cimport (
+    END_MASK, GRANULE, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, frame_granules,
+)
 
 import errno
 import os
@@ -35,6 +37,15 @@ from ringbuf._shared.shared_file import PAGE, read_header
 cdef enum:
     CHUNK_BYTES = 2048  # a block of the hash
     MOST_IN_GRANULE = 16  # messages: each takes 4 bytes
+
+# A Frame in memory of our own.
+cdef struct Header:
+    uint64_t first_seq
+    uint32_t count
+    uint32_t payload
+    uint32_t mark
+    uint32_t check
+
 
 cdef bytes KIND = b"msgs"
 # So many bytes at a time, of the file and of messages that are given back.
@@ -72,7 +83,7 @@ cdef class Salvage:
         """The whole messages with numbers from `start` on and below `end`, ascending, as Messages of about a megabyte."""
         cdef uint64_t stop = MAX_SEQ if end is None else end, first = 0, next = 0, count, skip, many, size
         cdef uint64_t[:, ::1] found = self._found
-        cdef Frame* frame
+        cdef Header* frame
         cdef Py_ssize_t i
         parts, size = [], 0
         for i in range(found.shape[0]):
@@ -93,8 +104,8 @@ cdef class Salvage:
         if parts:
             yield self._columns(parts, first)
 
-    cdef Frame* _frame_at(self, uint64_t position) noexcept:
-        return <Frame*>(self._frames.data + (position & (self._frames.capacity - 1)) * GRANULE)
+    cdef Header* _frame_at(self, uint64_t position) noexcept:
+        return <Header*>(self._frames.data + (position & (self._frames.capacity - 1)) * GRANULE)
 
     cdef object _columns(self, list parts, uint64_t first_seq):
         """Messages of these parts of frames: (index, number of the first message, number after the last)."""
@@ -102,7 +113,7 @@ cdef class Salvage:
         cdef uint64_t i, skip, many, at, position
         cdef int64_t written = 0, n = 1
         cdef uint32_t start, last
-        cdef Frame* frame
+        cdef Header* frame
         count, size = 0, 0
         for i, skip, many in parts:
             count += many - skip
@@ -131,7 +142,7 @@ cdef class Salvage:
 
     cdef uint32_t _end_of(self, uint64_t position, uint64_t i) noexcept:
         """Where message number i of a whole frame ends."""
-        cdef Frame* frame = self._frame_at(position)
+        cdef Header* frame = self._frame_at(position)
         cdef uint32_t end
         if frame.count == 1:
             return frame.payload
@@ -191,10 +202,10 @@ cdef object find_sealed(Salvage found):
 cdef uint64_t scan(Frames* f, uint64_t* from_slot, uint64_t* into, uint64_t most) noexcept nogil:
     """Go on at a granule until `most` frames are found, or to the end."""
     cdef uint64_t n = 0, slot = from_slot[0], position
-    cdef Frame* frame
+    cdef Header* frame
     while slot < f.capacity and n < most:
         if is_whole(f, slot, &position):
-            frame = <Frame*>(f.data + slot * GRANULE)
+            frame = <Header*>(f.data + slot * GRANULE)
             into[4 * n] = position
             into[4 * n + 1] = frame.first_seq
             into[4 * n + 2] = frame.count
@@ -207,7 +218,7 @@ cdef uint64_t scan(Frames* f, uint64_t* from_slot, uint64_t* into, uint64_t most
 
 cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     """Whether a sealed frame begins at this granule, and at which position on the line."""
-    cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
+    cdef Header* frame = <Header*>(f.data + slot * GRANULE)
     cdef uint64_t count = frame.count, granules, done = 0, size, word, words, i
     cdef uint32_t end = 0, before = 0
     cdef Trailer trailer
@@ -276,13 +287,12 @@ cdef int conclude(Salvage found, Cursors* c) except -1:
     """What the words about the positions say, and the frames."""
     cdef uint64_t sequence = load_relaxed(&c.sequence), mirror = ~load_relaxed(&c.mirror)
     cdef uint64_t stored = load_relaxed(&c.stored), stored_mirror = ~load_relaxed(&c.stored_mirror)
-    cdef uint64_t tail = load_relaxed(&c.tail) >> PLACE_BITS, write = load_relaxed(&c.write), used, next
+    cdef uint64_t used = load_relaxed(&c.write.position) - load_relaxed(&c.tail.position), next = load_relaxed(&c.write.rest)
     found.settled_seq = min(sequence, mirror)
     found.stored_seq = max(stored, stored_mirror)
     found.next_seq = found.settled_seq
-    used = nearest32(write >> 32, tail) - tail
-    next = nearest32(<uint64_t><uint32_t>write, found.settled_seq)
-    if used <= found._frames.capacity and next - found.settled_seq <= used * MOST_IN_GRANULE:
+    # The words may be from different moments, or anything.
+    if used <= found._frames.capacity and next >= found.settled_seq and next - found.settled_seq <= used * MOST_IN_GRANULE:
         found.next_seq = next
     found.ranges = []
     for first, count in np.asarray(found._found)[:, 1:3].tolist():

@@ -1,75 +1,109 @@
 """Whether what lies in the file of a ring of messages makes sense.
 
-Asked by who attaches while nobody else takes part, before he tidies up: then nothing moves, and all that was begun is said in
-slots. All that the others rely on is looked at: where positions lead, which frame begins where, and how long it is. So a
-damaged file is refused when it is opened, and can neither hang nor crash those who use it. Payloads are not looked at.
+Asked by who attaches while nobody else takes part, before it tidies up: then nothing moves, and all that was begun is said in
+slots. All that the others rely on is looked at: where positions lead, which frame begins where, how long it is and which numbers
+it has, what was taken by whom and what of it released. So a damaged file is refused when it is opened, and can neither hang nor
+crash those who use it. Payloads are not looked at, nor is what the index says from `write` on: nobody believes it.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport load_acquire
-from ringbuf._messages.frames cimport end_of, frame_granules
+from ringbuf._core.pairs cimport Pair, is_before, load_pair, pair
 from ringbuf._messages.positions cimport (
-    FRAME_BYTES, MAX_FRAME_MESSAGES, PLACE_BITS, Frames, FrameView, nearest32, peek_frame, place_of,
+    Frames, FrameView, end_of, frame_at, next_seq_of_frame, read_mark,
 )
-from ringbuf._shared.op_slots cimport HELD, ORPHAN, POSITION_MASK, SEATS, SLOTS, Slot, claimer, has_claimed, kind_of_state
+from ringbuf._shared.op_slots cimport MOST_POSITION, Slot, claimer, has_claimed, place_in
+from ringbuf._shared.ranges cimport Range, collect_ranges
 
 
-cdef inline const char* damage_of_frames(Frames* f) noexcept nogil:
-    """What is wrong with it, or NULL."""
+cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogil:
+    """What is wrong with it, or NULL. `ranges`: room for MOST_RANGES."""
     cdef FrameView view
-    cdef uint64_t tail = load_acquire(&f.cursors.tail), read = load_acquire(&f.cursors.read)
-    cdef uint64_t start = tail >> PLACE_BITS, at = nearest32(read >> 32, start), position = start, place, i
-    cdef uint64_t end = nearest32(load_acquire(&f.cursors.write) >> 32, start)
-    cdef bint found = at == end
+    cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))
+    cdef Pair write = load_pair(&f.cursors.write), at = pair(tail.position, 0), here
+    cdef uint64_t taken = 0, next = 0, sequence = 0, limit = tail.position + f.capacity, i
+    cdef bint known = False, found = read.position == write.position and read.rest == 0
+    cdef const char* damage
     cdef Slot* slot
-    if not f.capacity <= start <= at <= end <= start + f.capacity or end > POSITION_MASK >> 1:
+    if not f.capacity <= tail.position <= read.position <= write.position <= limit or write.position > MOST_POSITION:
         return b"its positions make no sense"
-    while position != end:
-        # The first message in it that somebody still needs.
-        place = tail & ((1 << PLACE_BITS) - 1) if position == start else 0
-        if position == at:
-            found = True
-            place = max(place, place_of(read))
-        slot = claimer(f.desk, load_acquire(&f.index[position & (f.capacity - 1)]), position)
+    if is_before(read, tail):
+        return b"more of it is released than was taken"
+    damage = collect_ranges(f.shared, tail, ranges, &taken)
+    if damage != NULL:
+        return damage
+    while at.position <= write.position:
+        slot = claimer(f.shared.desk, load_acquire(&f.index[at.position & (f.capacity - 1)]), at.position)
         if slot != NULL:
-            i = load_acquire(&slot.size) >> 32
-            if place != 0 or not has_claimed(slot, <uint32_t>((load_acquire(&slot.base) >> 32) - position), i, end - position):
+            # Only of the last claim `write` may not have moved yet.
+            here = pair(at.position, sequence if known else load_pair(&slot.before).rest)
+            i = (write.position if at.position < write.position else limit) - at.position
+            if not has_claimed(slot, here, i):
+                if at.position == write.position:
+                    break  # whoever claims there puts its own tag in its place
                 return b"its index names one who claimed nothing"
-            position += i
-        elif not peek_frame(f, position, &view):
-            return b"its index has gaps"
-        elif view.granules > end - position or not is_sound(f, &view) or place > 0 and place >= view.frame.count:
+            if at.position < read.position:
+                return b"its index names one who claimed nothing"
+            if at.position == read.position and read.rest != 0:
+                return b"its read position is not where a message begins"
+            found = found or at.position == read.position
+            view.granules = load_pair(&slot.after).position - at.position
+            sequence = load_pair(&slot.after).rest if at.position < write.position else here.rest
+        elif at.position == write.position:
+            break
+        elif not frame_at(f, at.position, &view):
             return b"it has a frame that makes no sense"
+        elif view.granules > write.position - at.position or known and view.first_seq != sequence:
+            return b"its frames do not follow each other"
         else:
-            position += view.granules
-    slot = claimer(f.desk, load_acquire(&f.index[end & (f.capacity - 1)]), end)
-    if slot != NULL and not has_claimed(
-        slot, <uint32_t>((load_acquire(&slot.base) >> 32) - end), load_acquire(&slot.size) >> 32, start + f.capacity - end
-    ):
-        return b"its index names one who claimed nothing"
+            at.rest = tail.rest if at.position == tail.position else 0
+            damage = damage_of_frame(f, &view, at, read, ranges, taken, &next)
+            if damage != NULL:
+                return damage
+            found = found or at.position == read.position
+            sequence = next_seq_of_frame(&view)
+        known = True
+        at.position += view.granules
     if not found:
         return b"its read position is not where a frame begins"
-    for i in range(<uint64_t>(SEATS * SLOTS)):
-        slot = &f.desk.slots[i]
-        if kind_of_state(load_acquire(&slot.state)) in (HELD, ORPHAN):
-            end = nearest32(load_acquire(&slot.after) >> 32, start)
-            if end > at or <int64_t>(end - nearest32(load_acquire(&slot.before) >> 32, start)) < 0:
-                return b"it speaks of messages taken that were not there"
+    if known and sequence != write.rest:
+        return b"its numbers do not follow each other"
     return NULL
 
 
-cdef inline bint is_sound(Frames* f, FrameView* view) noexcept nogil:
-    cdef uint64_t i, end = 0, last = 0
-    if view.frame.count == 0:
-        return True
-    if view.frame.count > MAX_FRAME_MESSAGES or view.frame.count > 1 and view.frame.payload > FRAME_BYTES:
-        return False
-    if frame_granules(f, view.frame.count, view.frame.payload) > view.granules:
-        return False
-    for i in range(view.frame.count):
+cdef inline const char* damage_of_frame(
+    Frames* f, FrameView* view, Pair at, Pair read, Range* ranges, uint64_t count, uint64_t* next
+) noexcept nogil:
+    """What is wrong with one frame, of which all before `at` is released. `next`: the first range that may reach so far."""
+    cdef uint64_t i, end = 0, last = 0, mark, taken = 0
+    if at.position <= read.position:
+        taken = view.count if at.position < read.position else read.rest
+    if view.count == 0:
+        if at.rest != 0 or taken != 0:
+            return b"it has a place in a frame of no messages"
+        return NULL
+    if at.rest >= view.count or taken > view.count or at.position == read.position and taken == view.count:
+        return b"it has a place behind the end of a frame"
+    for i in range(view.count):
+        last = end
         end = end_of(f, view, i)
         if end < last:
-            return False
-        last = end
-    return end == view.frame.payload
+            return b"it has a frame that makes no sense"
+    if end != view.payload:
+        return b"it has a frame that makes no sense"
+    while at.rest < taken:
+        mark = read_mark(f, view, at.rest)
+        if mark > taken - at.rest:
+            return b"more of a frame is released than was taken"
+        if mark == 0:
+            while next[0] < count and not is_before(at, ranges[next[0]].end):
+                next[0] += 1
+            if next[0] == count or is_before(at, ranges[next[0]].start):
+                return b"it has messages that were taken, and nobody holds them"
+        at.rest += max(mark, <uint64_t>1)
+    while at.rest < view.count:
+        if read_mark(f, view, at.rest) != 0:
+            return b"messages are released that were not taken"
+        at.rest += 1
+    return NULL

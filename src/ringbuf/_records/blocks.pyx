@@ -23,7 +23,7 @@ from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
 from ringbuf._records.positions cimport (
     HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take,
 )
-from ringbuf._records.shared_positions cimport offer, shared_publish, shared_release
+from ringbuf._records.shared_positions cimport leave_orphan, shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
 
 import numpy as np
@@ -129,14 +129,14 @@ cdef class Lease:
 
     cdef bint end_shared(self, bint commit, bint quiet) noexcept:
         """The same for a ring that processes share."""
-        cdef Slot* slot = &self._runs.desk.slots[self._slot]
+        cdef Slot* slot = &self._runs.shared.desk.slots[self._slot]
         if self._count == 0 or self._epoch != self._shared.participant.epoch:
             pass  # what was begun before a fork, the parent ends
         elif self._reading and commit and quiet:
             shared_release(&self._runs, slot, self._position, self._count)
             self._shared.end(self._slot)
         elif self._reading:
-            offer(&self._runs, slot, self._position)
+            leave_orphan(self._runs.shared.desk, slot, self._position)
             self._shared.given.append((self._epoch, self._slot))
         elif quiet:
             shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
@@ -158,7 +158,7 @@ cdef class Lease:
         if self._shared is None:
             leave(&self._runs, self._position, self._count)
         elif self._epoch == self._shared.participant.epoch:
-            shared_publish(&self._runs, &self._runs.desk.slots[self._slot], self._position, self._count, VOID)
+            shared_publish(&self._runs, &self._runs.shared.desk.slots[self._slot], self._position, self._count, VOID)
             self._shared.end(self._slot)
         self.tell()
 

@@ -7,18 +7,21 @@ shared_positions.pxd for how it is worked on.
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
-from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of, position_of
+from ringbuf._core.pairs cimport Pair, load_pair
+from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of
 from ringbuf._records.shared_positions cimport (
-    is_empty_orphan, known_of, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan, tidy_runs,
+    share_runs, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan,
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, Desk, Slot, help_taker, kind_of_state, set_state, used_slots,
+    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, Desk, Slot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
+    used_slots,
 )
 from ringbuf._shared.participant cimport Participant
+from ringbuf._shared.ranges cimport Range
 
 import ast
 import os
@@ -81,12 +84,8 @@ def body_size(slots, itemsize):
     return pages(sizeof(Desk)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
 
 
-cdef void tidy(void* ring, const bint* dead, bint alone) noexcept nogil:
-    tidy_runs(<Runs*>ring, dead)
-
-
-cdef const char* judge(void* ring) noexcept nogil:
-    return damage_of_runs(<Runs*>ring)
+cdef const char* judge(void* ring, Range* ranges) noexcept nogil:
+    return damage_of_runs(<Runs*>ring, ranges)
 
 
 @cython.final
@@ -98,7 +97,7 @@ cdef class SharedRuns:
         cdef size_t address = self.memory.ctypes.data
         self.given = deque()
         self.participant = Participant(file)
-        self.participant.desk = self.runs.desk = <Desk*>address
+        self.participant.desk = <Desk*>address
         address += pages(sizeof(Desk))
         self.runs.cursors = <RunCursors*>address
         address += pages(sizeof(RunCursors))
@@ -108,12 +107,13 @@ cdef class SharedRuns:
         self.runs.mask = slots - 1
         self.runs.itemsize = itemsize
         self.runs.alone = False
-        self.participant._join(&self.runs, tidy, judge)
+        share_runs(&self.runs, &self.participant.ring, self.participant.desk)
+        self.participant._join(judge)
 
     cdef int64_t begin(self, Slot** slot) except -1:
         """A slot for one operation, and its number; it goes back by `end`."""
         cdef int64_t number = self.participant.slot()
-        slot[0] = &self.runs.desk.slots[number]
+        slot[0] = &self.participant.desk.slots[number]
         return number
 
     cdef void end(self, int64_t number) noexcept:
@@ -130,9 +130,9 @@ cdef class SharedRuns:
                 return 0  # another thread does the same
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
-            slot = &self.runs.desk.slots[number]
+            slot = &self.participant.desk.slots[number]
             if is_empty_orphan(slot):
-                help_taker(self.runs.desk, number + 1, load_acquire(&slot.before))
+                help_taker(self.participant.desk, number + 1, load_pair(&slot.left))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
@@ -171,9 +171,9 @@ cdef class SharedRuns:
     cdef object check(self):
         """RingBuffer._check. Every process that took part is at rest, or gone and noticed."""
         cdef Runs* r = &self.runs
-        cdef uint64_t tail = load_acquire(&r.cursors.tail), read = load_acquire(&r.cursors.read)
-        cdef uint64_t write = load_acquire(&r.cursors.write)
-        cdef uint64_t at = position_of(r, read), end = at + known_of(read), position, tag, seat, i, kind
+        cdef Pair read = load_pair(&r.cursors.read)
+        cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)
+        cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag, seat, i, kind
         cdef uint64_t out = 0, taken = 0, left = 0, reserved = 0, pushing = 0
         cdef Slot* slot
         assert tail <= at <= end <= write <= tail + r.mask + 1, (tail, at, end, write)
@@ -199,16 +199,16 @@ cdef class SharedRuns:
                 reserved += 1
         assert position == write, "a run goes on behind `write`"
         for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.desk, seat)):
-                slot = &r.desk.slots[seat * SLOTS + i]
-                kind = kind_of_state(load_acquire(&slot.state))
-                position = load_acquire(&slot.before) >> 32
+            for i in range(used_slots(r.shared.desk, seat)):
+                slot = &r.shared.desk.slots[seat * SLOTS + i]
+                kind = kind_of_slot(slot)
+                position = load_acquire(&slot.after.position)
                 if kind == HELD:
-                    taken += <uint32_t>((load_acquire(&slot.after) >> 32) - position)
+                    taken += position - load_acquire(&slot.before.position)
                 elif kind == ORPHAN:
-                    left += <uint32_t>((load_acquire(&slot.after) >> 32) - position)
+                    left += position - load_acquire(&slot.left.position)
                 elif kind == PUSHING:
-                    pushing += load_acquire(&slot.size)
+                    pushing += position - load_acquire(&slot.before.position)
                 else:
                     assert kind == FREE, "a take is not finished"
         assert out == taken + left, (out, taken, left)

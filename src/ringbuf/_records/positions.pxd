@@ -34,9 +34,9 @@ and that takes as long as pushing a record does: so records pushed one at a time
 in batches, or into a ring each, they do (bench/micro/test_ring_buffer.py). Handing out slots ahead, a run for each handle, would
 spare the exchange, but a handle that then pauses would hide what all the others have pushed behind its run.
 
-Widths. `write` and `tail` are whole. `read` joins the low half of a position with the number of records known to be published
-from there on, since both must move in one exchange; the full position is less than 2**32 from `tail`. An exchange of `read` could
-be fooled only if a thread slept in mid-take while exactly a multiple of 2**32 records went by.
+Widths. Positions are whole, 64 bits, and given out once. `read` is a pair (_core/pairs.pxd) of a position and the number of
+records known to be published from there on, since both must move in one exchange; no value of it ever comes again. A ring that
+goes back to its start uses up a lap for it; it stops doing so at MOST_POSITION / 2, long before positions could end.
 
 Alone. While the GIL is held no other thread of this process is between two lines here. A ring that no other process shares
 then needs no exchange: to compare and to store does (measured: 3 ns less for each). On a build without a GIL a ring is never
@@ -56,13 +56,15 @@ ranges at the same moment, at least one sees the other's. With acquire alone eac
 be lost for ever.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport (
     cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
 )
 from ringbuf._core.eventcount cimport Bell
-from ringbuf._shared.op_slots cimport Desk
+from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
+from ringbuf._shared.op_slots cimport MOST_POSITION
+from ringbuf._shared.shared_ring cimport SharedRing
 
 
 cdef enum:
@@ -82,10 +84,10 @@ cdef enum:
 
 
 cdef struct RunCursors:
-    word write
-    word pad0[7]
-    word read             # low half of the position << 32 | records known to be published from there
-    word pad1[7]
+    PairWord write        # only the position; in a ring that processes share it is exchanged as a pair, whose rest is 0
+    word pad0[6]
+    PairWord read         # position | records known to be published from there; shared_positions.pxd packs more into it
+    word pad1[6]
     word tail
     word pad2[7]
     # Changed only by reservations and by what goes wrong, so that it stays in every cache.
@@ -104,7 +106,7 @@ cdef struct Runs:
     uint64_t mask         # capacity - 1; the capacity is a power of two
     uint64_t itemsize
     bint alone
-    Desk* desk            # of a ring that processes share (shared_positions.pxd); else NULL
+    SharedRing* shared    # of a ring that processes share (shared_positions.pxd); else NULL
 
 
 cdef inline bint exchange(Runs* r, word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
@@ -117,6 +119,20 @@ cdef inline bint exchange(Runs* r, word* w, uint64_t* expected, uint64_t desired
         expected[0] = found
         return False
     store_release(w, desired)
+    return True
+
+
+cdef inline bint exchange_read(Runs* r, Pair* expected, Pair desired) noexcept nogil:
+    """The same for `read`."""
+    cdef Pair found
+    if not r.alone:
+        return cas_pair(&r.cursors.read, expected, desired)
+    found = load_pair(&r.cursors.read)
+    if not same(found, expected[0]):
+        expected[0] = found
+        return False
+    store_release(&r.cursors.read.rest, desired.rest)
+    store_release(&r.cursors.read.position, desired.position)
     return True
 
 
@@ -156,8 +172,8 @@ cdef inline uint64_t waiting(Runs* r) noexcept nogil:
     """Records that can be taken; while others push or pop it is a moment's truth, and while blocks end it may be off by them."""
     # `read` first: what is claimed in between then makes the answer too large. `absent` is lowered before and raised after
     # what it stands for, to the same end.
-    cdef uint64_t read = load_acquire(&r.cursors.read) >> 32
-    cdef int64_t count = <uint32_t>(load_acquire(&r.cursors.write) - read)
+    cdef uint64_t read = load_acquire(&r.cursors.read.position)
+    cdef int64_t count = <int64_t>(load_acquire(&r.cursors.write.position) - read)
     count -= <int64_t>load_relaxed(&r.cursors.absent)
     return min(max(count, 0), <int64_t>r.mask + 1)
 
@@ -178,7 +194,7 @@ cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) n
         if free <= r.mask + 1:
             return free
         # Others have gone round since `write` was read; having seen their `tail` we see their `write`.
-        write[0] = load_relaxed(&r.cursors.write)
+        write[0] = load_relaxed(&r.cursors.write.position)
 
 
 cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
@@ -187,7 +203,7 @@ cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, 
     seen: where `tail` was when somebody looked last: all that is asked while that leaves room enough, since `tail` lies in a
         line that consumers write (measured without a GIL, one thread pushing and one taking: 24 million a second rather than 20).
     """
-    cdef uint64_t write = load_relaxed(&r.cursors.write), free, count
+    cdef uint64_t write = load_relaxed(&r.cursors.write.position), free, count
     while True:
         free = room(r, seen, most, &write)
         if free < most and pass_void(r):
@@ -199,17 +215,17 @@ cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, 
             return 0
         position[0] = write
         # Shows nothing to anybody: the run is published by its tag.
-        if exchange(r, &r.cursors.write, &write, write + count):
+        if exchange(r, &r.cursors.write.position, &write, write + count):
             return count
 
 
 cdef inline bint add_one(Runs* r, uint64_t* position) noexcept nogil:
     """Claim one record of a ring that is alone and has room, without looking for what can not be there; else nothing."""
-    cdef uint64_t write = load_relaxed(&r.cursors.write)
+    cdef uint64_t write = load_relaxed(&r.cursors.write.position)
     if write - load_relaxed(&r.cursors.tail) > r.mask:
         return False
     position[0] = write
-    store_relaxed(&r.cursors.write, write + 1)
+    store_relaxed(&r.cursors.write.position, write + 1)
     return True
 
 
@@ -222,7 +238,7 @@ cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept no
     """Undo a claim made by a reservation: as if it had never been, or, if others have claimed since, as a VOID run."""
     cdef uint64_t write = position + count
     fetch_add_relaxed(&r.cursors.absent, -count)
-    if not exchange(r, &r.cursors.write, &write, position):
+    if not exchange(r, &r.cursors.write.position, &write, position):
         fetch_add_relaxed(&r.cursors.absent, count)
         publish(r, position, count, VOID)
 
@@ -242,55 +258,50 @@ cdef inline uint64_t take(Runs* r, uint64_t most, bint contiguous, uint64_t* pos
 
     What was given back comes first. For the moment in which a part of it is taken, the rest is not to be seen.
     """
-    cdef uint64_t read, seen, at, end, known, limit, count
+    cdef uint64_t end, known, limit, count
+    cdef Pair read, seen
     cdef bint passed
     if load_relaxed(&r.cursors.returned) != 0:
         count = retake(r, most, position)
         if count != 0:
             return count
-    read = load_acquire(&r.cursors.read)  # M
+    read = load_pair(&r.cursors.read)  # M
     while True:
-        at = end = position_of(r, read)
-        known = <uint32_t>read
-        limit = min(most, r.mask + 1 - (at & r.mask)) if contiguous else most
-        while end - at < limit:
+        end = position[0] = read.position
+        known = read.rest
+        limit = min(most, r.mask + 1 - (end & r.mask)) if contiguous else most
+        while end - position[0] < limit:
             if known == 0:
                 known = published(r, end)
                 if known == 0:
                     break
-            count = min(known, limit - (end - at))
+            count = min(known, limit - (end - position[0]))
             end += count
             known -= count
-        if end != at:
-            position[0] = at
+        if end != position[0]:
             # Nothing read above is trusted unless this succeeds.
-            if exchange(r, &r.cursors.read, &read, end << 32 | known):  # M
-                return end - at
+            if exchange_read(r, &read, pair(end, known)):  # M
+                return end - position[0]
             continue
         passed = pass_void(r)
         seen = read
-        read = load_acquire(&r.cursors.read)  # M
-        if read == seen and not passed:
+        read = load_pair(&r.cursors.read)  # M
+        if same(read, seen) and not passed:
             return 0
-
-
-cdef inline uint64_t position_of(Runs* r, uint64_t read) noexcept nogil:
-    """The full position. Where `tail` has passed an outdated `read` it is wrong, and the exchange of `read` will fail."""
-    cdef uint64_t tail = load_relaxed(&r.cursors.tail)
-    return tail + <uint32_t>((read >> 32) - tail)
 
 
 cdef inline bint pass_void(Runs* r) noexcept nogil:
     """Whether a run that holds nothing was next to be read; it no longer is."""
-    cdef uint64_t read = load_acquire(&r.cursors.read), at = position_of(r, read), tag, count
-    if <uint32_t>read != 0:
+    cdef Pair read = load_pair(&r.cursors.read)
+    cdef uint64_t at = read.position, tag, count
+    if read.rest != 0:
         return False
     tag = load_acquire(&r.index[at & r.mask])  # P
     if not is_of(r, tag, at) or kind_of(tag) < VOID:
         return False
     count = count_of(r, tag)
     fetch_add_relaxed(&r.cursors.absent, -count)
-    if exchange(r, &r.cursors.read, &read, (at + count) << 32):
+    if exchange_read(r, &read, pair(at + count, 0)):
         leave(r, at, count)
     else:
         fetch_add_relaxed(&r.cursors.absent, count)
@@ -319,6 +330,9 @@ cdef inline void advance(Runs* r, uint64_t tail) noexcept nogil:
         tag = load_total(&r.index[tail & r.mask])  # R
         if not is_of(r, tag, tail) or kind_of(tag) != RELEASED:
             return
+        # A file may hold anything where nothing was pushed yet.
+        if r.shared != NULL and tail >= load_acquire(&r.cursors.read.position):
+            return
         if exchange(r, &r.cursors.tail, &tail, tail + count_of(r, tag)):  # T
             tail += count_of(r, tag)
 
@@ -328,15 +342,16 @@ cdef inline bint pass_one(Runs* r, uint64_t* position) noexcept nogil:
 
     What `take` and `release` would do, without looking for what can not be there (measured: 3 ns less).
     """
-    cdef uint64_t read = load_relaxed(&r.cursors.read), tail = load_relaxed(&r.cursors.tail), known = <uint32_t>read
-    if <uint32_t>(read >> 32) != <uint32_t>tail:
+    cdef uint64_t tail = load_relaxed(&r.cursors.tail), known = load_relaxed(&r.cursors.read.rest)
+    if load_relaxed(&r.cursors.read.position) != tail:
         return False
     if known == 0:
         known = published(r, tail)
         if known == 0:
             return False
     position[0] = tail
-    store_release(&r.cursors.read, (tail + 1) << 32 | (known - 1))
+    store_release(&r.cursors.read.rest, known - 1)
+    store_release(&r.cursors.read.position, tail + 1)
     store_release(&r.cursors.tail, tail + 1)
     return True
 
@@ -348,10 +363,10 @@ cdef inline void rewind(Runs* r) noexcept nogil:
     need not be touched. It is done by a VOID run up to the end: claimed, published and passed like any other.
     """
     cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail, count = r.mask + 1 - (tail & r.mask)
-    if (tail & r.mask) * r.itemsize <= REWIND_BYTES:
+    if (tail & r.mask) * r.itemsize <= REWIND_BYTES or tail > MOST_POSITION >> 1:
         return
     # Fails unless it is empty, and nobody is in the midst of anything.
-    if exchange(r, &r.cursors.write, &write, tail + count):
+    if exchange(r, &r.cursors.write.position, &write, tail + count):
         fetch_add_relaxed(&r.cursors.absent, count)
         publish(r, tail, count, VOID)
         pass_void(r)
@@ -369,7 +384,7 @@ cdef inline uint64_t retake(Runs* r, uint64_t most, uint64_t* position) noexcept
 
     Looks at every slot from `tail` to that range. It is seldom far: `tail` stands still until the range is released.
     """
-    cdef uint64_t at = load_acquire(&r.cursors.tail), end = position_of(r, load_acquire(&r.cursors.read)), tag, count
+    cdef uint64_t at = load_acquire(&r.cursors.tail), end = load_acquire(&r.cursors.read.position), tag, count
     while <int64_t>(end - at) > 0:
         tag = load_acquire(&r.index[at & r.mask])  # G
         if not is_of(r, tag, at) or kind_of(tag) == PUBLISHED:

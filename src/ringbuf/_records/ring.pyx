@@ -21,6 +21,7 @@ from libc.string cimport memcpy
 from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.eventcount cimport Bell, before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
+from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
 from ringbuf._records.blocks cimport new_span
@@ -228,11 +229,11 @@ cdef class RingBuffer(Face):
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""
-        assert load_relaxed(&self._runs.cursors.write) == 0
+        assert load_relaxed(&self._runs.cursors.write.position) == 0
         store_relaxed(&self._runs.cursors.tail, position)
         store_relaxed(&self._seen, position)
-        store_relaxed(&self._runs.cursors.write, position)
-        store_relaxed(&self._runs.cursors.read, position << 32)
+        store_relaxed(&self._runs.cursors.write.position, position)
+        store_relaxed(&self._runs.cursors.read.position, position)
 
     def _use_exchanges(self):
         """Do as without a GIL, before there are handles. For tests."""
@@ -247,9 +248,9 @@ cdef class RingBuffer(Face):
         if self._shared is not None:
             return self._shared.check()
         cdef Runs* r = &self._runs
-        cdef uint64_t tail = load_acquire(&r.cursors.tail), read = load_acquire(&r.cursors.read)
-        cdef uint64_t write = load_acquire(&r.cursors.write), capacity = r.mask + 1, tag
-        cdef uint64_t at = tail + <uint32_t>((read >> 32) - tail), end = at + <uint32_t>read, position = tail
+        cdef Pair read = load_pair(&r.cursors.read)
+        cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)
+        cdef uint64_t at = read.position, end = at + read.rest, position = tail, capacity = r.mask + 1, tag
         cdef uint64_t returned = 0, ranges = 0, done = 0, void = 0, reserved = 0
         assert at - tail <= capacity and end - tail <= capacity and write - tail <= capacity, (tail, read, write)
         assert write - end <= capacity, "more is known to be published than was claimed"

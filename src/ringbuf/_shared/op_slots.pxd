@@ -1,4 +1,4 @@
-"""Slots: what everybody who works on a shared ring says that he is about to do, so that others can finish it if he dies.
+"""Slots: what everybody who works on a shared ring says that it is about to do, so that others can finish it if it dies.
 
 A slot stands for one operation. It lies in the shared file and is written by its owner alone, but for what is said below. A seat
 (see shared_file.py) has SLOTS of them, so a slot is dead when its seat's holder is.
@@ -7,40 +7,47 @@ A slot stands for one operation. It lies in the shared file and is written by it
     FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
                             └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
 
-Push. The slot says which `write` it is to replace (`base`) and by how much (`size`); then one exchange in the index, where the
-tag will stand, claims: until it is published a claim tag there names the slot. `write` moves after that, by whoever is first. So
-who claimed at a position, and how much, is known at every moment, and nobody has to be asked: one who was about to claim there
-and was slower is no matter, whether he runs, is stopped or dead. What a dead one had claimed is filled at once; what a
-living one has claimed and not published is passed over, and he alone delays the sight of what lies behind it.
+Either kind replaces a source word, which is a pair, by another: the slot says what it replaces (`before`) and what it puts there
+(`after`), before it does so. Source words are the ring's `write` for a push; for a take its `read`, or `left` of an ORPHAN.
 
-Take. Before the exchange of a source word (`read` of the ring, or `before` of an ORPHAN), the slot says what it takes: `before`
-and `after`. The exchange puts into the word who took, so that the next one knows whom to ask: he says HELD in the slot for him,
-if that is not said yet, before he exchanges the word himself. So a PREPARED slot whose `after` the source word does not show
+Push. One exchange in the index, where the tag will stand, claims: until it is published a claim tag there names the slot. `write`
+moves after that, by whoever is first. So it is known at every moment who has claimed at a position, and how much, and nobody has
+to be asked: a participant that loses the race for a position leaves nothing to recover, whether it runs, is stopped or dead.
+What a dead one had claimed is filled at once; what a living one has claimed and not published is passed over, and it alone
+delays the sight of what follows.
+
+Take. The exchange of the source word puts into it which slot took, so that the next one knows whom to ask: it says HELD in that
+slot, if that is not said yet, before it exchanges the word itself. So a PREPARED slot whose `after` the source word does not show
 has not taken anything, and no moment is left at which a kill could leave it open who has what.
 
-`state` holds a version beside its kind. Each preparation has another one, so that who is late with a HELD changes nothing.
+Numbers. A position is whole and never comes again, so neither does a value of `write` or `read`. `left` could begin twice at one
+position; its turn tells an ORPHAN from every earlier one in the same slot. `state` holds a version beside its kind. Each
+preparation has another one, so that a HELD that comes late changes nothing.
 
 Pairs of release and acquire:
 
-    S  store of `state`, after what it speaks of   ->  load of it in `help_taker` and by those who tidy up
+    S  store of `state`, after what it describes   ->  load of it in `help_taker` and by those who tidy up
     B  exchange of a source word                   ->  load of it by the others: the slot that says so
     C  exchange of a word of the index: a claim    ->  load of it by the others: the slot that it names
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport cas_total, load_acquire, load_relaxed, store_release, word
+from ringbuf._core.pairs cimport Pair, PairWord, load_pair, pair, same
 
 
 cdef enum:
     SEATS = 32
     SLOTS = 64            # of a seat: a word has a bit for each
     NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most SEATS * SLOTS
+    AMOUNT_BITS = 12      # of the rest of a source word: how far into a frame, or how many records are known
     WHO_BITS = 12
-    TURN_BITS = 8         # below it: tells one ORPHAN in a slot from the next, which could begin at the same place
+    TURN_BITS = 40
 
 
-# Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is room for.
+# Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is room for. No claim tag outlasts its lap:
+# it is replaced when what was claimed is published, filled or taken back.
 cdef enum:
     POSITION_BITS = 50
 
@@ -49,9 +56,13 @@ cdef extern from *:
     """
     #define RINGBUF_CLAIMED (1ull << 63)
     #define RINGBUF_POSITION_MASK ((1ull << 50) - 1)
+    #define RINGBUF_MOST_POSITION (1ull << 59)
     """
     const uint64_t CLAIMED "RINGBUF_CLAIMED"
     const uint64_t POSITION_MASK "RINGBUF_POSITION_MASK"
+    # Tags hold positions beside some bits of their own, and below CLAIMED. Half of it is reached after 2**48 bytes by a ring of
+    # 64 GiB that goes back to its start after each MiB, and after 2**58 by one of 64 MiB; the other half takes 2**64 bytes.
+    const uint64_t MOST_POSITION "RINGBUF_MOST_POSITION"
 
 
 cdef enum:
@@ -65,12 +76,10 @@ cdef enum:
 
 cdef struct Slot:
     word state            # version << STATE_BITS | kind
-    word before           # of a take: the source word that it replaces; of an ORPHAN: what is left begins here
-    word after            # … and what it puts there: where the range ends
-    word source           # 0: the ring's `read`; n: `before` of slot n - 1
-    word base             # of a push: the `write` that is moved by its claim
-    word size             # granules or records << 32 | messages
-    word pad[2]
+    word source           # of a take: 0: the ring's `read`; n: `left` of slot n - 1
+    PairWord before       # what it replaces there
+    PairWord after        # … and what it puts there: where the range ends
+    PairWord left         # of an ORPHAN: where what is left of it begins
 
 
 # Of a seat; in shared memory.
@@ -88,8 +97,39 @@ cdef struct Desk:
     Slot slots[SEATS * SLOTS]
 
 
+# ---------------------------------------------------------------- the rest of a source word
+
+
+cdef inline uint64_t make_rest(uint64_t amount, uint64_t who, uint64_t turn) noexcept nogil:
+    return amount << (WHO_BITS + TURN_BITS) | who << TURN_BITS | turn
+
+
+cdef inline uint64_t amount_of(uint64_t rest) noexcept nogil:
+    return rest >> (WHO_BITS + TURN_BITS)
+
+
+cdef inline uint64_t who_of(uint64_t rest) noexcept nogil:
+    return rest >> TURN_BITS & ((1 << WHO_BITS) - 1)
+
+
+cdef inline uint64_t turn_of(uint64_t rest) noexcept nogil:
+    return rest & ((<uint64_t>1 << TURN_BITS) - 1)
+
+
+cdef inline Pair place_in(Pair source) noexcept nogil:
+    """Position and amount alone, so that two of them can be compared."""
+    return pair(source.position, amount_of(source.rest))
+
+
+# ---------------------------------------------------------------- slots
+
+
 cdef inline uint64_t kind_of_state(uint64_t state) noexcept nogil:
     return state & ((1 << STATE_BITS) - 1)
+
+
+cdef inline uint64_t kind_of_slot(Slot* slot) noexcept nogil:
+    return kind_of_state(load_acquire(&slot.state))  # S
 
 
 cdef inline void set_state(Slot* slot, uint64_t kind) noexcept nogil:
@@ -97,23 +137,14 @@ cdef inline void set_state(Slot* slot, uint64_t kind) noexcept nogil:
     store_release(&slot.state, load_relaxed(&slot.state) & ~<uint64_t>((1 << STATE_BITS) - 1) | kind)  # S
 
 
-cdef inline void begin_push(Slot* slot, uint64_t size, uint64_t base) noexcept nogil:
-    # Release: not before the FREE that ended the push before.
-    store_release(&slot.size, size)
-    store_release(&slot.base, base)
-    set_state(slot, PUSHING)
+cdef inline void store_pair(PairWord* w, Pair value) noexcept nogil:
+    """Of a pair that nobody exchanges meanwhile. The rest first: an ORPHAN's turn makes a pair of its own at once."""
+    store_release(&w.rest, value.rest)
+    store_release(&w.position, value.position)
 
 
-cdef inline uint64_t claim_tag(Desk* desk, Slot* slot, uint64_t position) noexcept nogil:
-    """What the index says at `position` while it is claimed and not published. Like no other tag, as no position has that bit."""
-    return CLAIMED | <uint64_t>(slot - desk.slots) << POSITION_BITS | position & POSITION_MASK
-
-
-cdef inline Slot* claimer(Desk* desk, uint64_t tag, uint64_t position) noexcept nogil:
-    """Who claimed at `position`, if this tag in its place in the index says so; else NULL."""
-    if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
-        return NULL
-    return &desk.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+cdef inline uint64_t number_of(Desk* desk, Slot* slot) noexcept nogil:
+    return <uint64_t>(slot - desk.slots)
 
 
 cdef inline uint64_t used_slots(Desk* desk, uint64_t seat) noexcept nogil:
@@ -124,39 +155,80 @@ cdef inline bint is_clean(Desk* desk, uint64_t seat) noexcept nogil:
     """Whether nothing in the slots of this seat waits for anybody."""
     cdef uint64_t i
     for i in range(used_slots(desk, seat)):
-        if kind_of_state(load_acquire(&desk.slots[seat * SLOTS + i].state)) != FREE:
+        if kind_of_slot(&desk.slots[seat * SLOTS + i]) != FREE:
             return False
     return True
 
 
-cdef inline bint has_claimed(Slot* slot, uint64_t base_bits, uint64_t size, uint64_t most) noexcept nogil:
-    """Whether a slot that the index names says so too."""
-    return kind_of_state(load_acquire(&slot.state)) == PUSHING and base_bits == 0 and 0 < size <= most
-
-
 cdef inline bint is_of_dead(Desk* desk, Slot* slot, const bint* dead) noexcept nogil:
-    return dead[<uint64_t>(slot - desk.slots) // SLOTS]
+    return dead[number_of(desk, slot) // SLOTS]
 
 
-cdef inline void prepare_take(Slot* slot, uint64_t source, uint64_t before, uint64_t after) noexcept nogil:
+cdef inline bint is_empty_orphan(Slot* slot) noexcept nogil:
+    return kind_of_slot(slot) == ORPHAN and same(place_in(load_pair(&slot.left)), place_in(load_pair(&slot.after)))
+
+
+# ---------------------------------------------------------------- pushes
+
+
+cdef inline void begin_push(Slot* slot, Pair before, Pair after) noexcept nogil:
+    # Release: not before the FREE that ended the push before.
+    store_pair(&slot.after, after)
+    store_pair(&slot.before, before)
+    set_state(slot, PUSHING)
+
+
+cdef inline bint has_claimed(Slot* slot, Pair write, uint64_t most) noexcept nogil:
+    """Whether a slot that the index names as having claimed at this `write` says so too, and no more than `most`."""
+    cdef uint64_t end = load_acquire(&slot.after.position)
+    return (
+        kind_of_slot(slot) == PUSHING and same(load_pair(&slot.before), write)
+        and write.position < end and end - write.position <= most
+    )
+
+
+cdef inline uint64_t claim_tag(Desk* desk, Slot* slot, uint64_t position) noexcept nogil:
+    """What the index says at `position` while it is claimed and not published. Like no other tag, as no position has that bit."""
+    return CLAIMED | number_of(desk, slot) << POSITION_BITS | position & POSITION_MASK
+
+
+cdef inline Slot* claimer(Desk* desk, uint64_t tag, uint64_t position) noexcept nogil:
+    """Who claimed at `position`, if this tag in its place in the index says so; else NULL."""
+    if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
+        return NULL
+    return &desk.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+
+
+# ---------------------------------------------------------------- takes
+
+
+cdef inline void prepare_take(Slot* slot, uint64_t source, Pair before, Pair after) noexcept nogil:
     cdef uint64_t version = load_relaxed(&slot.state) >> STATE_BITS
     # FREE under a new version first: a late helper of an earlier preparation must not find its own state beside new words.
     version += 1
     store_release(&slot.state, version << STATE_BITS | FREE)
     store_release(&slot.source, source)
-    store_release(&slot.before, before)
-    store_release(&slot.after, after)
+    store_pair(&slot.before, before)
+    store_pair(&slot.after, after)
     store_release(&slot.state, version << STATE_BITS | PREPARED)  # S
 
 
-cdef inline void help_taker(Desk* desk, uint64_t source, uint64_t seen) noexcept nogil:
-    """Say HELD for whoever put `seen` into this source word, if he has not done so himself."""
-    cdef uint64_t who = seen >> TURN_BITS & ((1 << WHO_BITS) - 1), state
+cdef inline void help_taker(Desk* desk, uint64_t source, Pair seen) noexcept nogil:
+    """Say HELD for whoever put `seen` into this source word, if it has not done so itself."""
+    cdef uint64_t who = who_of(seen.rest), state
     cdef Slot* slot
     if who == NOBODY or who > SEATS * SLOTS:
         return
     slot = &desk.slots[who - 1]
     state = load_acquire(&slot.state)  # S
-    if kind_of_state(state) == PREPARED and load_acquire(&slot.after) == seen and load_acquire(&slot.source) == source:
-        # Fails if he has said so, or has come further.
+    if kind_of_state(state) == PREPARED and same(load_pair(&slot.after), seen) and load_acquire(&slot.source) == source:
+        # Fails if it has said so, or has come further.
         cas_total(&slot.state, &state, state & ~<uint64_t>((1 << STATE_BITS) - 1) | HELD)
+
+
+cdef inline void offer(Slot* slot, Pair start) noexcept nogil:
+    """Make an ORPHAN of a take, of which all from `start`, a position and an amount, is left."""
+    # Another turn than any before it in this slot, so that nobody takes from this one what it saw in an earlier one.
+    cdef uint64_t turn = turn_of(load_relaxed(&slot.left.rest) + 1)
+    store_pair(&slot.left, pair(start.position, make_rest(start.rest, NOBODY, turn)))
+    set_state(slot, ORPHAN)

@@ -2,21 +2,18 @@ from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
 from ringbuf._shared.op_slots cimport SEATS, Desk, Slot
+from ringbuf._shared.ranges cimport Range
+from ringbuf._shared.shared_ring cimport SharedRing
 
-# Finishes what the holders of the seats marked as dead had begun: `tidy_up` of the ring's own kind.
-ctypedef void (*Tidy)(void* ring, const bint* dead, bint alone) noexcept nogil
-
-
-# What in the ring makes no sense, or NULL; asked while nobody else takes part.
-ctypedef const char* (*Judge)(void* ring) noexcept nogil
+# What in the ring (Frames or Runs) makes no sense, or NULL; asked while nobody else takes part. `ranges`: room for MOST_RANGES.
+ctypedef const char* (*Judge)(void* ring, Range* ranges) noexcept nogil
 
 
 cdef class Participant:
     cdef object __weakref__
     cdef Desk* desk
+    cdef SharedRing ring              # what the ring's Frames or Runs lead to
     cdef readonly object file         # the SharedFile
-    cdef void* _ring
-    cdef Tidy _tidy
     cdef Judge _judge
     cdef word _free[SEATS]            # of each seat that is ours: a bit for each slot that is not in use
     cdef word _seats                  # which are ours, as bits
@@ -24,7 +21,7 @@ cdef class Participant:
     cdef word _next_look_ns
     cdef readonly uint64_t epoch      # goes up when this process turns out to be a forked child
 
-    cdef _join(self, void* ring, Tidy tidy, Judge judge)
+    cdef _join(self, Judge judge)
     cdef int64_t slot(self) except -1
     cdef int64_t _free_slot(self) noexcept nogil
     cdef void give_back(self, int64_t number) noexcept nogil

@@ -6,14 +6,18 @@ op_slots.pxd for what a slot is and shared_file.py for what a seat is.
 """
 
 cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport cas_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release
 from ringbuf._core.eventcount cimport have_barrier
+from ringbuf._core.pairs cimport Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport (
-    ORPHAN, SEATS, SLOTS, TURN_BITS, WHO_BITS, Slot, is_clean, kind_of_state, used_slots,
+    ORPHAN, SEATS, SLOTS, Slot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
 )
+from ringbuf._shared.ranges cimport MOST_RANGES, Range
+from ringbuf._shared.shared_ring cimport tidy_up
 
 import time
 import weakref
@@ -42,10 +46,8 @@ cdef class Participant:
     def __init__(self, file):
         self.file = file
 
-    cdef _join(self, void* ring, Tidy tidy, Judge judge):
+    cdef _join(self, Judge judge):
         """Take part: tidy up after all who died, and take a seat. SharedFileError if what is there makes no sense."""
-        self._ring = ring
-        self._tidy = tidy
         self._judge = judge
         store_relaxed(&self._seen_deaths, UINT64_MAX)
         have_barrier()  # so that those who wait need not wait longer than what this process does
@@ -142,10 +144,15 @@ cdef class Participant:
     cdef _check_whole(self):
         """Unless others have found it whole and work on it."""
         cdef const char* damage
+        cdef Range* ranges
         if any(self.file.is_taken(seat) for seat in range(SEATS)):
             return
+        ranges = <Range*>PyMem_Malloc(MOST_RANGES * sizeof(Range))
+        if ranges == NULL:
+            raise MemoryError()
         with nogil:
-            damage = self._judge(self._ring)
+            damage = self._judge(self.ring.ring, ranges)
+        PyMem_Free(ranges)
         if damage != NULL:
             raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
@@ -165,12 +172,13 @@ cdef class Participant:
             return False
         cdef bint alone = not any(self.file.is_taken(seat) for seat in range(SEATS))
         with nogil:
-            self._tidy(self._ring, dead, alone)
+            tidy_up(&self.ring, dead, alone)
         return True
 
     cdef bint next_orphan(self, uint64_t* number) noexcept nogil:
         """The slot of the oldest take whose process died and of which something is left; False: none."""
-        cdef uint64_t deaths = load_acquire(&self.desk.deaths), seat, i, before, oldest = 0
+        cdef uint64_t deaths = load_acquire(&self.desk.deaths), seat, i
+        cdef Pair start, oldest
         cdef Slot* slot
         cdef bint found = False
         if deaths == load_relaxed(&self._seen_deaths):
@@ -178,14 +186,11 @@ cdef class Participant:
         for seat in range(SEATS):
             for i in range(used_slots(self.desk, seat)):
                 slot = &self.desk.slots[seat * SLOTS + i]
-                if kind_of_state(load_acquire(&slot.state)) != ORPHAN:
+                if kind_of_slot(slot) != ORPHAN or is_empty_orphan(slot):
                     continue
-                before = load_acquire(&slot.before) >> (TURN_BITS + WHO_BITS)
-                if before == load_acquire(&slot.after) >> (TURN_BITS + WHO_BITS):
-                    continue
-                # They lie within the ring, so the difference tells which is older, also where the low halves go round.
-                if not found or <int64_t>((before - oldest) << (TURN_BITS + WHO_BITS)) < 0:
-                    oldest = before
+                start = place_in(load_pair(&slot.left))
+                if not found or is_before(start, oldest):
+                    oldest = start
                     number[0] = seat * SLOTS + i
                     found = True
         if not found:

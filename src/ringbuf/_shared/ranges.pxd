@@ -1,0 +1,85 @@
+"""Which parts of a shared ring its slots say are taken: for whoever asks if a file makes sense (`validate.pxd` of each kind).
+
+Positions never come again, so no two takes have any part in common; a file in which two slots overlap, or one reaches behind
+`read`, was damaged or made up.
+"""
+
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport load_acquire
+from ringbuf._core.pairs cimport Pair, PairWord, is_before, load_pair, pair
+from ringbuf._shared.op_slots cimport (
+    FREE, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, Slot, kind_of_slot, place_in,
+)
+from ringbuf._shared.shared_ring cimport SharedRing, has_taken
+
+cdef extern from *:
+    """
+    #include <algorithm>
+    #include <cstdint>
+    struct ringbuf_range { ringbuf_pair start, end; };
+    static inline bool ringbuf_range_before(const ringbuf_range &a, const ringbuf_range &b) {
+        return a.start.position != b.start.position ? a.start.position < b.start.position : a.start.rest < b.start.rest;
+    }
+    static inline void ringbuf_sort_ranges(ringbuf_range *first, uint64_t count) {
+        std::sort(first, first + count, ringbuf_range_before);
+    }
+    """
+    # From position and amount to position and amount.
+    ctypedef struct Range "ringbuf_range":
+        Pair start
+        Pair end
+    void sort_ranges "ringbuf_sort_ranges"(Range* first, uint64_t count) noexcept nogil
+
+
+cdef enum:
+    MOST_RANGES = SEATS * SLOTS
+
+
+cdef inline Pair bound(SharedRing* s, PairWord* source) noexcept nogil:
+    """Where a range begins or ends, from a source word."""
+    cdef Pair place = place_in(load_pair(source))
+    return place if s.has_places else pair(place.position, 0)
+
+
+cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, uint64_t* count) noexcept nogil:
+    """All that is taken and not released, from `tail`, a position and an amount, on, ascending; else what makes no sense.
+
+    ranges: room for MOST_RANGES of them. Nobody else takes part.
+    """
+    cdef uint64_t seat, i, used, kind, n = 0
+    cdef Slot* slot
+    cdef Pair start, end, read = bound(s, s.read)
+    if load_acquire(&s.desk.deaths) >> 63:
+        return b"it counts more deaths than there can have been"
+    for seat in range(<uint64_t>SEATS):
+        used = load_acquire(&s.desk.seats[seat].used)
+        if used > SLOTS:
+            return b"a seat has more slots than there are"
+        for i in range(<uint64_t>SLOTS):
+            slot = &s.desk.slots[seat * SLOTS + i]
+            kind = kind_of_slot(slot)
+            if kind > ORPHAN or kind != FREE and i >= used:
+                return b"a slot is in no state that there is"
+            if kind in (FREE, PUSHING):
+                continue
+            if load_acquire(&slot.source) > SEATS * SLOTS:
+                return b"a slot names a source that is not there"
+            if kind == PREPARED and not has_taken(s, slot):
+                continue
+            start, end = bound(s, &slot.left if kind == ORPHAN else &slot.before), bound(s, &slot.after)
+            if is_before(start, tail):
+                start = tail  # that much of it is released
+            if not is_before(start, end):
+                continue  # all of it
+            if is_before(read, end):
+                return b"it tells of takes that were not there"
+            ranges[n].start = start
+            ranges[n].end = end
+            n += 1
+    sort_ranges(ranges, n)
+    for i in range(1, n):
+        if is_before(ranges[i].start, ranges[i - 1].end):
+            return b"it tells of two takes of the same"
+    count[0] = n
+    return NULL

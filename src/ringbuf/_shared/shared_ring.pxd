@@ -1,0 +1,188 @@
+"""What both kinds of ring do in a file that processes share: claim, take, and finish what the dead had begun.
+
+A ring of messages counts granules and one of records counts records; all else that can go wrong when a process is killed is the
+same. op_slots.pxd says what a slot holds, and why no step leaves it open who has what. What only one kind knows, it tells those
+who tidy up by its Hooks.
+
+One participant at a time tidies up (SharedFile.recovery), while all others go on. It may itself be killed at any point: every
+step either changes one word or can be done again.
+"""
+
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport cas_total, fetch_add_release, load_acquire, word
+from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, same
+from ringbuf._shared.op_slots cimport (
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, Desk, Slot, claim_tag, claimer, has_claimed, help_taker,
+    is_empty_orphan, is_of_dead, kind_of_slot, number_of, offer, place_in, prepare_take, set_state, used_slots,
+)
+
+
+# How those who tidy up ask a ring (Frames or Runs) about itself.
+cdef struct Hooks:
+    # Where what has not been taken begins: at a tag.
+    uint64_t (*first_waiting)(void* ring) noexcept nogil
+    # How long what is published at a position is; 0: nothing is.
+    uint64_t (*extent)(void* ring, uint64_t position) noexcept nogil
+    # Fill what a dead participant had claimed and not published; False: it was the last claim and was taken back.
+    bint (*fill)(void* ring, Slot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil
+    # Whether something of a take is not released, and from where on: position and amount.
+    bint (*unreleased)(void* ring, Slot* slot, Pair* start) noexcept nogil
+    # Free what nobody needs any more.
+    void (*advance)(void* ring) noexcept nogil
+
+
+# Of one ring in a file; in the memory of the process.
+cdef struct SharedRing:
+    Desk* desk
+    PairWord* write
+    PairWord* read
+    word* index
+    uint64_t mask         # of positions: where in the index they are
+    bint has_places       # whether a take can begin and end in the midst of what one tag stands for: then an amount is a place
+    void* ring
+    Hooks hooks
+
+
+cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil:
+    """What a take takes from: the ring's `read`, or what is left of an ORPHAN."""
+    return s.read if source == 0 or source > SEATS * SLOTS else &s.desk.slots[source - 1].left
+
+
+# ---------------------------------------------------------------- pushes
+
+
+cdef inline bint claim_at(SharedRing* s, Slot* slot, Pair write) noexcept nogil:
+    """Claim what the slot says at `write`; False: another has, or does at this moment."""
+    cdef word* index = &s.index[write.position & s.mask]
+    cdef uint64_t tag = load_acquire(index)  # C
+    cdef Slot* other = claimer(s.desk, tag, write.position)
+    if other != NULL and has_claimed(other, write, s.mask + 1):
+        move_write(s, other, write)
+        return False
+    # What was claimed or published there must not be written over; but `write` had moved before that was done with.
+    if not same(load_pair(s.write), write) or not cas_total(index, &tag, claim_tag(s.desk, slot, write.position)):  # C
+        return False
+    move_write(s, slot, write)
+    return True
+
+
+cdef inline void move_write(SharedRing* s, Slot* slot, Pair write) noexcept nogil:
+    """Move `write` on for whoever claimed there, unless it has moved."""
+    cdef Pair after = load_pair(&slot.after)
+    # If it has gone on to another push, `write` moved before that.
+    if same(load_pair(&slot.before), write):
+        cas_pair(s.write, &write, after)
+
+
+# ---------------------------------------------------------------- takes
+
+
+cdef inline bint win_take(SharedRing* s, Slot* slot, uint64_t source, Pair* seen, Pair next) noexcept nogil:
+    """Change a source word from `seen` to `next`, and say so in the slot; False: another was faster, and left `seen`."""
+    help_taker(s.desk, source, seen[0])
+    next.rest |= (number_of(s.desk, slot) + 1) << TURN_BITS
+    prepare_take(slot, source, seen[0], next)
+    if not cas_pair(source_word(s, source), seen, next):  # B
+        set_state(slot, FREE)
+        return False
+    set_state(slot, HELD)
+    return True
+
+
+# ---------------------------------------------------------------- the dead
+
+
+cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
+    """Finish what the holders of these seats had begun. No living one can be in the way.
+
+    alone: nobody else takes part, nor can begin to.
+    """
+    cdef uint64_t seat, i
+    for seat in range(<uint64_t>SEATS):
+        if dead[seat]:
+            for i in range(used_slots(s.desk, seat)):
+                settle_take(s, &s.desk.slots[seat * SLOTS + i])
+    s.hooks.advance(s.ring)
+    for seat in range(<uint64_t>SEATS):
+        if dead[seat]:
+            for i in range(used_slots(s.desk, seat)):
+                orphan_take(s, &s.desk.slots[seat * SLOTS + i])
+    fill_holes(s, dead, alone)
+    for seat in range(<uint64_t>SEATS):
+        if dead[seat]:
+            for i in range(used_slots(s.desk, seat)):
+                # Whatever it was to claim, it did not, or it was published or filled.
+                if kind_of_slot(&s.desk.slots[seat * SLOTS + i]) == PUSHING:
+                    set_state(&s.desk.slots[seat * SLOTS + i], FREE)
+    s.hooks.advance(s.ring)
+
+
+cdef inline bint has_taken(SharedRing* s, Slot* slot) noexcept nogil:
+    """Whether the exchange of a PREPARED slot went through. If another had taken after it, that one would have said HELD."""
+    return same(load_pair(source_word(s, load_acquire(&slot.source))), load_pair(&slot.after))
+
+
+cdef inline void settle_take(SharedRing* s, Slot* slot) noexcept nogil:
+    """Find out whether a dead taker's exchange went through."""
+    if kind_of_slot(slot) != PREPARED:
+        return
+    if has_taken(s, slot):
+        set_state(slot, HELD)
+    elif kind_of_slot(slot) == PREPARED:  # still: somebody may have taken after it since
+        set_state(slot, FREE)
+
+
+cdef inline void orphan_take(SharedRing* s, Slot* slot) noexcept nogil:
+    """Offer what a dead taker had not released; an ORPHAN of which nothing is left is done with."""
+    cdef Pair start
+    if kind_of_slot(slot) == HELD:
+        start = place_in(load_pair(&slot.before))
+        if not s.hooks.unreleased(s.ring, slot, &start):
+            set_state(slot, FREE)
+            return
+        offer(slot, start)
+    elif kind_of_slot(slot) != ORPHAN:
+        return
+    elif is_empty_orphan(slot):
+        help_taker(s.desk, number_of(s.desk, slot) + 1, load_pair(&slot.left))
+        set_state(slot, FREE)
+        return
+    # Also of one that was an ORPHAN already: who made it one may have been killed before it said so.
+    fetch_add_release(&s.desk.deaths, 1)
+
+
+cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
+    """Take back or fill what the dead had claimed and not published."""
+    cdef uint64_t start, position, tag, extent
+    cdef Pair write, before, after
+    cdef Slot* slot
+    while True:
+        position = start = s.hooks.first_waiting(s.ring)
+        while True:
+            # In this order: what is neither published nor claimed is the end, unless somebody has claimed there since. What the
+            # index says from `write` on is no more than what an earlier lap, or a forger, has left there.
+            write = load_pair(s.write)
+            tag = load_acquire(&s.index[position & s.mask])  # C
+            slot = claimer(s.desk, tag, position)
+            if slot == NULL or position == write.position and not has_claimed(slot, write, s.mask + 1):
+                extent = s.hooks.extent(s.ring, position) if position < write.position else 0
+                if extent == 0:
+                    break
+                position += extent
+                continue
+            after = load_pair(&slot.after)
+            before = load_pair(&slot.before)
+            if load_acquire(&s.index[position & s.mask]) != tag:
+                continue  # published since, and what the slot says may be something else by now
+            # So it claimed that much; `write` may not have moved yet.
+            move_write(s, slot, before)
+            if is_of_dead(s.desk, slot, dead) and not s.hooks.fill(s.ring, slot, tag, before, after, alone):
+                write = before
+                break
+            position = after.position
+        if position == write.position:
+            return
+        # `read` has passed what was looked at: once more from where it is now. If it has not, the file is damaged.
+        if s.hooks.first_waiting(s.ring) == start:
+            return

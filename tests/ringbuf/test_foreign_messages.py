@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ringbuf import Messages, MessageRing
+from ringbuf import MessageRing, Messages
 
 
 @pytest.mark.parametrize("size", [1 << 12, 1 << 16])

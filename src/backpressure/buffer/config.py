@@ -16,8 +16,8 @@ from backpressure.spill import SpillConfig
 
 __all__ = ["BufferConfig", "Durability", "WhenFull"]
 
-# The ring counts in granules of 64 bytes and in 32 bits.
-_MAX_LANE_BYTES = 1 << 37
+# What a ring of messages can be: 64 GiB.
+_MAX_LANE_BYTES = 1 << 36
 _MIN_LANE_BYTES = 4096
 
 

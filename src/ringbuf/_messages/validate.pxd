@@ -14,7 +14,7 @@ from ringbuf._messages.positions cimport (
     Frames, FrameView, end_of, frame_at, next_seq_of_frame, read_mark,
 )
 from ringbuf._shared.op_slots cimport MOST_POSITION, Slot, claimer, has_claimed, place_in
-from ringbuf._shared.ranges cimport Range, collect_ranges
+from ringbuf._shared.ranges cimport Range, Walk, collect_ranges, come_to
 
 
 cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogil:
@@ -22,7 +22,8 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     cdef FrameView view
     cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))
     cdef Pair write = load_pair(&f.cursors.write), at = pair(tail.position, 0), here
-    cdef uint64_t taken = 0, next = 0, sequence = 0, limit = tail.position + f.capacity, i
+    cdef uint64_t sequence = 0, limit = tail.position + f.capacity, i
+    cdef Walk walk
     cdef bint known = False, found = read.position == write.position and read.rest == 0
     cdef const char* damage
     cdef Slot* slot
@@ -30,7 +31,8 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
         return b"its positions make no sense"
     if is_before(read, tail):
         return b"more of it is released than was taken"
-    damage = collect_ranges(f.shared, tail, ranges, &taken)
+    walk.ranges, walk.next, walk.within = ranges, 0, False
+    damage = collect_ranges(f.shared, tail, ranges, &walk.count)
     if damage != NULL:
         return damage
     while at.position <= write.position:
@@ -58,7 +60,7 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
             return b"its frames do not follow each other"
         else:
             at.rest = tail.rest if at.position == tail.position else 0
-            damage = damage_of_frame(f, &view, at, read, ranges, taken, &next)
+            damage = damage_of_frame(f, &view, at, read, &walk)
             if damage != NULL:
                 return damage
             found = found or at.position == read.position
@@ -67,21 +69,25 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
         at.position += view.granules
     if not found:
         return b"its read position is not where a frame begins"
+    if not come_to(&walk, read) or walk.next < walk.count:
+        return b"it tells of takes that were not there"
     if known and sequence != write.rest:
         return b"its numbers do not follow each other"
     return NULL
 
 
 cdef inline const char* damage_of_frame(
-    Frames* f, FrameView* view, Pair at, Pair read, Range* ranges, uint64_t count, uint64_t* next
+    Frames* f, FrameView* view, Pair at, Pair read, Walk* walk
 ) noexcept nogil:
-    """What is wrong with one frame, of which all before `at` is released. `next`: the first range that may reach so far."""
+    """What is wrong with one frame, of which all before `at` is released."""
     cdef uint64_t i, end = 0, last = 0, mark, taken = 0
     if at.position <= read.position:
         taken = view.count if at.position < read.position else read.rest
     if view.count == 0:
         if at.rest != 0 or taken != 0:
             return b"it has a place in a frame of no messages"
+        if at.position < read.position and not come_to(walk, at):
+            return b"it tells of takes that were not there"
         return NULL
     if at.rest >= view.count or taken > view.count or at.position == read.position and taken == view.count:
         return b"it has a place behind the end of a frame"
@@ -96,11 +102,10 @@ cdef inline const char* damage_of_frame(
         mark = read_mark(f, view, at.rest)
         if mark > taken - at.rest:
             return b"more of a frame is released than was taken"
-        if mark == 0:
-            while next[0] < count and not is_before(at, ranges[next[0]].end):
-                next[0] += 1
-            if next[0] == count or is_before(at, ranges[next[0]].start):
-                return b"it has messages that were taken, and nobody holds them"
+        if not come_to(walk, at):
+            return b"it tells of takes that were not there"
+        if mark == 0 and not walk.within:
+            return b"it has messages that were taken, and nobody holds them"
         at.rest += max(mark, <uint64_t>1)
     while at.rest < view.count:
         if read_mark(f, view, at.rest) != 0:

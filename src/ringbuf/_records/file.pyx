@@ -7,7 +7,7 @@ shared_positions.pxd for how it is worked on.
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
 from ringbuf._core.pairs cimport Pair, load_pair
@@ -158,11 +158,15 @@ cdef class SharedRuns:
         return count
 
     cdef uint64_t take_now(self, Slot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept:
-        cdef uint64_t orphan = 0, count
+        cdef uint64_t orphan = 0, last = UINT64_MAX, count
         while self.participant.next_orphan(&orphan):
             count = take_orphan(&self.runs, slot, orphan, most, contiguous, position)
             if count > 0:
                 return count
+            # Others were faster. If it is there again, go on with what waits: nobody tries for ever.
+            if orphan == last:
+                break
+            last = orphan
         return shared_take(&self.runs, slot, most, contiguous, position)
 
     cdef uint64_t waiting(self) noexcept:

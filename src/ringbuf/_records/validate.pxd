@@ -56,21 +56,22 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
 
 
 cdef inline const char* damage_of_taken(Runs* r, uint64_t tail, uint64_t read, Range* ranges, uint64_t count) noexcept nogil:
-    """What is wrong with what lies between them: each record there is released, or held by the slot whose range it is in."""
-    cdef uint64_t position = tail, next = 0, tag
+    """What is wrong with what lies between them: each range there is released, or held by a slot."""
+    cdef uint64_t position = tail, next = 0, tag, end
+    cdef bint is_held
     while position < read:
         tag = load_acquire(&r.index[position & r.mask])
+        is_held = next < count and ranges[next].start.position == position
         if is_of(r, tag, position) and kind_of(tag) == RELEASED:
-            if count_of(r, tag) > read - position:
+            end = position + count_of(r, tag)
+            if end > read or is_held and end != ranges[next].end.position:
                 return b"more of it is released than was taken"
-            position += count_of(r, tag)
-            while next < count and ranges[next].end.position <= position:
-                next += 1
-            if next < count and ranges[next].start.position < position:
-                return b"a range is released in part"
-        elif next < count and ranges[next].start.position <= position < ranges[next].end.position:
-            position = ranges[next].end.position
-            next += 1
+        elif is_held:
+            end = ranges[next].end.position
         else:
             return b"it has records that were taken, and nobody holds them"
+        next += is_held
+        position = end
+    if next < count:
+        return b"it tells of takes that were not there"
     return NULL

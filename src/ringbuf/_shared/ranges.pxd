@@ -7,9 +7,9 @@ Positions never come again, so no two takes have any part in common; a file in w
 from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport load_acquire
-from ringbuf._core.pairs cimport Pair, PairWord, is_before, load_pair, pair
+from ringbuf._core.pairs cimport Pair, PairWord, is_before, load_pair, pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, Slot, kind_of_slot, place_in,
+    FREE, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, Slot, amount_of, kind_of_slot, place_in,
 )
 from ringbuf._shared.shared_ring cimport SharedRing, has_taken
 
@@ -25,7 +25,7 @@ cdef extern from *:
         std::sort(first, first + count, ringbuf_range_before);
     }
     """
-    # From position and amount to position and amount.
+    # From position and place to position and place.
     ctypedef struct Range "ringbuf_range":
         Pair start
         Pair end
@@ -34,6 +34,26 @@ cdef extern from *:
 
 cdef enum:
     MOST_RANGES = SEATS * SLOTS
+
+
+# Of a walk over all that is taken, from one part to the next: which ranges it has been through.
+cdef struct Walk:
+    const Range* ranges
+    uint64_t count
+    uint64_t next
+    bint within           # the next one
+
+
+cdef inline bint come_to(Walk* w, Pair at) noexcept nogil:
+    """Go on to where a part begins; False: a range begins or ends between parts."""
+    if w.within and same(at, w.ranges[w.next].end):
+        w.within = False
+        w.next += 1
+    if w.next == w.count:
+        return True
+    if not w.within and same(at, w.ranges[w.next].start):
+        w.within = True
+    return is_before(at, w.ranges[w.next].end if w.within else w.ranges[w.next].start)
 
 
 cdef inline Pair bound(SharedRing* s, PairWord* source) noexcept nogil:
@@ -68,10 +88,17 @@ cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, 
             if kind == PREPARED and not has_taken(s, slot):
                 continue
             start, end = bound(s, &slot.left if kind == ORPHAN else &slot.before), bound(s, &slot.after)
+            if kind == ORPHAN and not s.has_places and amount_of(load_acquire(&slot.left.rest) | load_acquire(&slot.after.rest)):
+                return b"what is left of a take has an amount"
+            if is_before(start, bound(s, &slot.before)) or is_before(end, start):
+                return b"a take ends before it begins"
+            if not is_before(tail, end) or same(start, end):
+                continue  # all of it is released
             if is_before(start, tail):
-                start = tail  # that much of it is released
-            if not is_before(start, end):
-                continue  # all of it
+                # That much of it is; but records are released all at once, and what is left of an ORPHAN is not released.
+                if kind == ORPHAN or not s.has_places:
+                    return b"it tells of takes that were not there"
+                start = tail
             if is_before(read, end):
                 return b"it tells of takes that were not there"
             ranges[n].start = start

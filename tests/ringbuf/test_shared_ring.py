@@ -20,7 +20,7 @@ import pytest
 from ringbuf import MessageRing, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
 from tests.torture.kill_ring import torture
-from tests.torture.step_kill import is_allowed, run_and_kill
+from tests.torture.step_kill import is_allowed, run_and_kill, steps_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -579,6 +579,28 @@ def test_two_producers_killed_in_one_hole(
             got = drain(ring)
             assert [m for m in got if m in A or m in Z] == A + Z
             assert all(m in A or m in Z or m in first or m in second for m in got)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a push that finds no room does not pass a pad that nothing follows"
+)
+def test_a_claim_of_all_the_room_that_died_is_passed(
+    tmp_path: Path, steps_are_allowed: None
+) -> None:
+    """No message can follow the pad that it becomes, so no take passes it."""
+    path = tmp_path / "ring"
+    ring = MessageRing(4096, path=path)
+
+    def setup() -> Callable[[], object]:
+        for _ in range(2):
+            MessageRing(4096).try_push(b"x" * 4000)
+        push = MessageRing.attach(path).try_push
+        return lambda: push(b"x" * 4000)
+
+    steps_until(setup, lambda: ring.used_bytes > 0)  # and killed there, before it publishes
+    assert ring.used_bytes == ring.capacity_bytes
+    assert ring.push(b"after", timeout=1.0)
+    assert drain(ring) == [b"after"]
 
 
 def test_kills_at_random_lose_nothing(in_full: bool) -> None:

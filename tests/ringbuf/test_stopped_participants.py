@@ -1,4 +1,4 @@
-"""One who is stopped in the midst of a push, alive, while another one is killed: what the others then wait for, and what not.
+"""A process that is stopped in mid-push or mid-take, alive: what the others wait for, and what not.
 
 A child stands still after its k-th instruction, for each k around its claim; another one claims at the same position, or behind
 it, and is killed before it publishes. Had the living one claimed, what lies behind waits for him: only he can publish it. Had he
@@ -7,6 +7,7 @@ not, he is no matter, though his slot says that he is about to.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -188,6 +189,62 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(
             stopped.finish()
         stopped.kill()
         assert drain(subject) == rest, steps
+        subject.check()
+    assert min(met.values()) > 0, met
+
+
+@pytest.mark.parametrize("kind", [Records, Messages])
+def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
+    tmp_path: Path, steps_are_allowed: None, kind: Any, in_full: bool
+) -> None:
+    """It stands still around the exchange of `read`, while others send the positions round."""
+    result = mmap.mmap(-1, mmap.PAGESIZE)  # 1 + what it took
+    item: Callable[[int], Any] = int if kind is Records else lambda number: b"%d" % number
+
+    def fresh() -> Any:
+        path = tmp_path / "ring"
+        path.unlink(missing_ok=True)
+        subject = kind(path)
+        subject.push(kind.BEFORE)
+        return subject
+
+    def setup(subject: Any) -> Callable[[], Callable[[], object]]:
+        def run() -> Callable[[], object]:
+            for number in range(2):
+                warm = kind(subject.path.with_name(f"warm-{number}-{os.getpid()}"))
+                warm.path.unlink()
+                warm.push(kind.BEFORE)
+                warm.pop()
+            pop = subject.attach().ring.consumer().pop_many
+
+            def operation() -> None:
+                got = pop(1).tolist()
+                result[0] = 1 + (int(got[0]) if got else 0)
+
+            return operation
+
+        return run
+
+    alone = fresh()
+    taken = steps_until(setup(alone), lambda: len(alone.ring) < len(kind.BEFORE))
+    met = {"before": 0, "behind": 0}
+    # In another run it may come to its exchange some steps earlier or later.
+    for steps in range(taken - BEFORE, taken + BEFORE, 1 if in_full else 6):
+        subject = fresh()
+        result[0] = 0
+        stopped = Stepped(setup(subject), steps)
+        got = [int(one) for one in subject.pop()]
+        met["before" if len(got) == len(kind.BEFORE) else "behind"] += 1
+        number = 10
+        for _ in range(100):
+            number += subject.ring.push_many([item(number)])
+            got += [int(one) for one in subject.pop()]
+        number += subject.ring.push_many([item(number)])  # so that there is something to take
+        stopped.finish()
+        stopped.kill()
+        theirs = [result[0] - 1] if result[0] > 1 else []
+        rest = [int(one) for one in drain(subject)]
+        assert sorted(got + theirs + rest) == [1, 2, *range(10, number)], steps
         subject.check()
     assert min(met.values()) > 0, met
 

@@ -1,22 +1,27 @@
 """The body of all stress tests of the rings: producers number what they push, and what consumers got is compared with it.
 
-A subject says how one kind of ring is made and used; a mode (threads, processes) says who runs `produce` and `consume`. Whatever
-the mode, the same is checked: the exact count, nothing twice, each producer's order, and the ring's own `_check()` when all
-have gone.
+A subject says how one kind of ring is made and used; a mode says who runs `produce` and `consume`: threads, processes, processes
+that are stopped and continued at random, or one thread whose collections push and pop too. Whatever the mode, the same is
+checked: the exact count, nothing twice, each producer's order, and the ring's own `_check()` when all have gone.
 
 Subjects and what they return can be used in any process that can reach the ring: `Subject.open` is called once in each.
 """
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
+import gc
 import mmap
 import os
 import pickle
+import random
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,17 +142,34 @@ def run_in_threads(subject: Subject, producers: int, consumers: int, per_produce
     )
 
 
-def run_in_processes(subject: Subject, producers: int, consumers: int, per_producer: int) -> None:
-    """Each in a forked process that opens the ring anew; the subject has to have a path."""
+def run_in_processes(
+    subject: Subject,
+    producers: int,
+    consumers: int,
+    per_producer: int,
+    dice: random.Random | None = None,
+) -> None:
+    """Each in a forked process that opens the ring anew; the subject has to have a path.
+
+    dice: with them one process after the other is stopped for a moment, wherever it stands.
+    """
     ring = subject.open()
     finished = mmap.mmap(-1, mmap.PAGESIZE)  # a byte for each producer, shared by all
+    started = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def starting() -> None:
+        while not started[0]:
+            time.sleep(0.001)
 
     def pushing(number: int) -> None:
-        produce(patient(subject.producer(subject.open(), number)), per_producer, lambda: False)
+        push = subject.producer(subject.open(), number)
+        starting()
+        produce(patient(push), per_producer, lambda: False)
         finished[number] = 1
 
     def popping(number: int) -> None:
         pop = subject.consumer(subject.open(), number)
+        starting()
         got = consume(
             patient(pop), lambda: finished[:producers] == b"\1" * producers, lambda: False
         )
@@ -157,6 +179,9 @@ def run_in_processes(subject: Subject, producers: int, consumers: int, per_produ
     with tempfile.TemporaryDirectory() as directory:
         children = [forked(pushing, number) for number in range(producers)]
         children += [forked(popping, number) for number in range(consumers)]
+        started[0] = 1
+        if dice is not None:
+            stop_at_random(children, dice)
         statuses = [os.waitpid(child, 0)[1] for child in children]
         assert statuses == [0] * len(children), "a process failed"
         received = []
@@ -170,6 +195,99 @@ def run_in_processes(subject: Subject, producers: int, consumers: int, per_produ
         per_producer,
         ordered=subject.ordered or consumers == 1,
     )
+
+
+def stop_at_random(children: list[int], dice: random.Random) -> None:
+    """Stop one process for a moment, and another one, until all have ended."""
+    stops = 0
+    while running := [child for child in children if not has_ended(child)]:
+        # Each in turn, so that each is stopped, and in another order each time.
+        for child in dice.sample(running, len(running)):
+            os.kill(child, signal.SIGSTOP)
+            time.sleep(dice.uniform(0, 0.002))
+            os.kill(child, signal.SIGCONT)
+            stops += 1
+            time.sleep(dice.uniform(0, 0.001))
+    assert stops >= 2 * len(children), f"only {stops} stops"
+
+
+def has_ended(child: int) -> bool:
+    """Whether a child process is gone; it can still be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def run_with_collections(subject: Subject, per_producer: int) -> None:
+    """In one thread that is interrupted by its collector, in the midst of pushes and pops.
+
+    There are three participants, each with handles of its own: the thread, a callback of the
+    collector, and the finalizer of what the collector frees.
+    """
+    ring = subject.open()
+    pushes = [subject.producer(ring, number) for number in range(3)]
+    pops = [subject.consumer(ring, number) for number in range(3)]
+    received: list[list[Item]] = [[] for _ in range(3)]
+    pushed = [0, 0, 0]
+    busy = [False, False, False]
+    interrupted = [0, 0, 0]
+    failures: list[BaseException] = []
+
+    def act(number: int) -> None:
+        if busy[number]:
+            return
+        interrupted[number] += any(busy)
+        busy[number] = True
+        try:
+            if pushed[number] < per_producer:
+                pushed[number] += pushes[number](pushed[number], per_producer)
+            received[number] += pops[number]()
+        except BaseException as error:  # the collector would only print it
+            failures.append(error)
+        finally:
+            busy[number] = False
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            apart(2)
+
+    def called(phase: str, info: dict[str, int]) -> None:
+        apart(1)
+
+    def apart(number: int) -> None:
+        # numpy sets a context variable, and CPython 3.11 crashes where a collection comes in the
+        # midst of that and sets one of the same context.
+        contextvars.Context().run(act, number)
+
+    with collecting_often(called):
+        turn = 0
+        while min(pushed) < per_producer and not failures:
+            # At another allocation each time.
+            gc.set_threshold(1 + turn % 8, 1, 1)
+            turn += 1
+            Garbage()
+            act(0)
+    while not failures and (got := pops[0]()):
+        received[0] += got
+    assert not failures, failures
+    assert min(interrupted[1:]) > 10, "collections hardly ever came in the midst of anything"
+    check(received, subject.finish(ring), 3, per_producer, ordered=subject.ordered)
+
+
+@contextmanager
+def collecting_often(called: Callable[[str, dict[str, int]], None]) -> Iterator[None]:
+    """Collections at every few allocations, before and after each of which `called` runs."""
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # what is there already would make each of them long
+    gc.callbacks.append(called)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(called)
+        gc.unfreeze()
 
 
 def forked(work: Callable[[int], None], number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def test_processes(
 ) -> None:
     shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
     run_in_processes(shared, producers, consumers, THOUSANDS * 1000 // producers)
+
+
+@pytest.mark.parametrize(
+    "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
+)
+def test_processes_that_are_stopped_and_continued(
+    subject: Records | Numbers | Lines, tmp_path: Path
+) -> None:
+    """One that stands still anywhere, alive, delays the others at most until it goes on."""
+    shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
+    run_in_processes(shared, 2, 2, THOUSANDS * 500, random.Random(repr(subject)))

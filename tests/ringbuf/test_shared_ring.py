@@ -581,9 +581,6 @@ def test_two_producers_killed_in_one_hole(
             assert all(m in A or m in Z or m in first or m in second for m in got)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a push that finds no room does not pass a pad that nothing follows"
-)
 def test_a_claim_of_all_the_room_that_died_is_passed(
     tmp_path: Path, steps_are_allowed: None
 ) -> None:

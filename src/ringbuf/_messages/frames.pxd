@@ -19,9 +19,9 @@ from ringbuf._messages.columns cimport Column
 from ringbuf._messages.frame_checksum cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash
 from ringbuf._messages.positions cimport (
     END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail, claim, end_of, frame_at,
-    frame_granules, frame_memory, free_granules, publish, read_mark, release_part,
+    frame_granules, frame_memory, free_granules, pass_pads, publish, read_mark, release_part,
 )
-from ringbuf._shared.op_slots cimport NOBODY, Slot, amount_of, make_rest, turn_of
+from ringbuf._shared.op_slots cimport NOBODY, Slot, amount_of, make_rest, place_in, turn_of
 from ringbuf._shared.shared_ring cimport win_take
 
 
@@ -40,7 +40,8 @@ cdef struct Take:
 cdef struct Source:
     PairWord* word
     uint64_t number       # as in Slot.source
-    Pair end              # of what a dead process had taken: position and place
+    PairWord* after       # of what a dead process had taken: where it ends …
+    Pair end              # … position and place, as it was when `word` was looked at
 
 
 cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_t size) noexcept nogil:
@@ -80,6 +81,8 @@ cdef inline int64_t push_column(Frames* f, Slot* slot, Column* column, uint64_t*
             granules = frame_granules(f, end - done, payload)
             if claim(f, slot, granules, end - done, &position, &sequence):
                 break
+            if pass_pads(f):
+                continue
             free = free_granules(f)
             while end > done and frame_granules(f, end - done, payload) > free:
                 end -= 1
@@ -188,6 +191,9 @@ cdef inline bint look_for_take(
     cdef bint is_last
     while True:
         take.seen = load_pair(source.word)
+        if source.number != 0:
+            # Each time: the slot may have become an ORPHAN anew, which ends elsewhere.
+            source.end = place_in(load_pair(source.after))
         if f.shared != NULL:
             # A file may hold anything in front of `write`. Loaded after `read`, which is never ahead of it.
             limit = load_acquire(&f.cursors.write.position)

@@ -289,15 +289,14 @@ cdef inline void rewind(Frames* f, Slot* slot, uint64_t beyond) noexcept nogil:
     A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time
     round, need not be touched. It is done by a pad up to the end: claimed, published and passed like any other.
     """
-    cdef Pair write = load_pair(&f.cursors.write), next, read
+    cdef Pair write = load_pair(&f.cursors.write), seen = write, next
     cdef uint64_t offset = write.position & (f.capacity - 1), granules = f.capacity - offset
     if offset <= beyond or write.position != load_acquire(&f.cursors.tail.position) or write.position > MOST_POSITION >> 1:
         return
     next = pair(write.position + granules, write.rest)
-    read = write
     # Either fails if anyone has pushed since: then it is not empty.
     if slot == NULL:
-        if not cas_pair(&f.cursors.write, &read, next):
+        if not cas_pair(&f.cursors.write, &seen, next):
             return
     else:
         begin_push(slot, write, next)
@@ -306,10 +305,25 @@ cdef inline void rewind(Frames* f, Slot* slot, uint64_t beyond) noexcept nogil:
             return
     write_pad(f, write.position, write.rest, 0)
     publish(f, slot, write.position, granules)
-    # Pass it at once. Should a consumer be faster, it has passed it itself.
-    read = load_pair(&f.cursors.read)
-    if read.position == write.position and amount_of(read.rest) == 0:
+    # At once. Should a consumer be faster, it has passed it itself.
+    pass_pads(f)
+
+
+cdef inline bint pass_pads(Frames* f) noexcept nogil:
+    """Whether room came free because frames of no messages were next to be read: pads of a rewind, or of what the dead had claimed.
+
+    A take passes them on its way to a message; where they fill all the ring none can ever come, unless a producer does it.
+    """
+    cdef FrameView view
+    cdef Pair read = load_pair(&f.cursors.read)
+    cdef uint64_t tail = load_acquire(&f.cursors.tail.position)
+    while (
+        amount_of(read.rest) == 0 and read.position < load_acquire(&f.cursors.write.position)
+        and frame_at(f, read.position, &view) and view.count == 0
+    ):
         if f.shared != NULL:
             help_taker(f.shared.desk, 0, read)
-        cas_pair(&f.cursors.read, &read, pair(next.position, make_rest(0, NOBODY, 0)))  # B
+        if cas_pair(&f.cursors.read, &read, pair(read.position + view.granules, make_rest(0, NOBODY, 0))):  # B
+            read = load_pair(&f.cursors.read)
     advance_tail(f)
+    return load_acquire(&f.cursors.tail.position) != tail

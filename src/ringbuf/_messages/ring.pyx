@@ -223,7 +223,7 @@ cdef class Port:
             dead = &self._frames.shared.desk.slots[orphan]
             source.word = &dead.left
             source.number = orphan + 1
-            source.end = place_in(load_pair(&dead.after))
+            source.after = &dead.after
             left = load_pair(source.word)
             messages = self._take_one(&source, slot, number, most, most_bytes)
             if messages is not None:

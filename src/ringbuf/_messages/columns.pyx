@@ -2,25 +2,26 @@
 """Messages as columns, outside of a ring: `Gathered` on the way in, `Messages` on the way out.
 
 Gathered checks what Python handed over and notes where each message lies, so that the ring copies from there; nothing is
-copied here. Messages owns two numpy arrays that a ring has filled. Neither changes after it was made, so threads may share them.
+copied here. It owns what it points to, whatever its callers do with their list or array meanwhile. Messages owns two numpy
+arrays that a ring has filled. Neither changes after it was made, so threads may share them.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
-from ringbuf._messages.arrow cimport Borrowed, borrow, lend
-
-import sys
+from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
 
 import numpy as np
+
+from ringbuf._core.pinning import pins
 
 cdef enum:
     # Python objects lie anywhere, so the cache has to be told what is needed next, this many of them ahead. For log lines that
@@ -30,7 +31,6 @@ cdef enum:
     MAX_SPARES = 3           # one being filled, one with the consumer, and one for the next
 
 cdef int64_t NOWHERE = 0  # the offsets of no messages
-cdef bint HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 cdef extern from *:
@@ -59,6 +59,7 @@ cdef extern from *:
 
 
 cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
     Py_ssize_t Py_REFCNT(object)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
@@ -77,7 +78,7 @@ class MessageTooLarge(ValueError):
 
 @cython.final
 cdef class Gathered:
-    """Messages from Python objects, checked, as a column of pointers; keeps the objects alive.
+    """Messages from Python objects, checked, as a column of pointers; keeps the objects, and their memory where it is.
 
     Raises TypeError or ValueError for anything that `MessageRing.push_many` does not take.
     """
@@ -112,7 +113,9 @@ cdef class Gathered:
 
     cdef _allocate(self, Py_ssize_t count):
         # One block: the pointers, then the lengths.
-        cdef void* block = PyMem_Malloc(max(count, 1) * (sizeof(char*) + sizeof(uint32_t)))
+        cdef void* block = NULL
+        if count < PY_SSIZE_T_MAX // <Py_ssize_t>(sizeof(char*) + sizeof(uint32_t)):
+            block = PyMem_Malloc(max(count, 1) * (sizeof(char*) + sizeof(uint32_t)))
         if block == NULL:
             raise MemoryError()
         self.column.starts = <const char**>block
@@ -120,29 +123,31 @@ cdef class Gathered:
         self.column.count = count
 
     cdef _gather_objects(self, messages, uint64_t limit):
-        cdef Py_ssize_t i, count, size
+        cdef Py_ssize_t i, size
         cdef const char* start
-        cdef bint is_list
-        # A list could change under us where there is no GIL; with it, nothing below lets another thread run.
-        items = messages if type(messages) is tuple or (type(messages) is list and HAS_GIL) else tuple(messages)
-        is_list = type(items) is list
-        count = len(items)
+        # Our own: a list is the caller's, who may change it while its messages wait for room. Also whatever a subclass says of
+        # its length and items, this is what it has. (An array of pointers, with a reference for each, takes as long.)
+        cdef tuple items = tuple(messages)
+        cdef Py_ssize_t count = PyTuple_GET_SIZE(items)
         self._allocate(count)
         self._keep = items
         for i in range(count):
             if i + AHEAD < count:
-                prefetch_event(PyList_GET_ITEM(items, i + AHEAD) if is_list else PyTuple_GET_ITEM(items, i + AHEAD))
-            item = <object>PyList_GET_ITEM(items, i) if is_list else <object>PyTuple_GET_ITEM(items, i)
-            start = text_of(item, &size)
+                prefetch_event(PyTuple_GET_ITEM(items, i + AHEAD))
+            start = text_of(<object>PyTuple_GET_ITEM(items, i), &size)
             prefetch_rest(start, size)
             if <uint64_t>size > limit:
                 raise MessageTooLarge(i, size, limit)
             self.column.starts[i] = start
             self.column.lengths[i] = <uint32_t>size
 
-    cdef _gather_array(self, array, uint64_t limit):
-        cdef Py_ssize_t i, size
+    cdef _gather_array(self, messages, uint64_t limit):
+        cdef Py_buffer view
+        cdef Py_ssize_t i, size, count
         cdef const char* start
+        if isinstance(messages, np.ma.MaskedArray) and np.ma.is_masked(messages):
+            raise ValueError("messages that are masked have no value: fill them (messages.filled(...)) or leave them out")
+        array = np.asarray(messages)  # what a subclass says of itself is not asked
         if array.ndim != 1:
             raise ValueError(f"a numpy array of messages must have one dimension, not {array.ndim}")
         if array.dtype.hasobject:
@@ -150,32 +155,39 @@ cdef class Gathered:
         if array.dtype.kind == "U":
             raise TypeError("a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, 'utf-8')")
         array = np.ascontiguousarray(array)
-        size = array.dtype.itemsize
+        count = array.size
+        self._keep = array, pins(array)
+        PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+        start = <const char*>view.buf
+        size = view.itemsize
+        if size > 0:
+            count = view.len // size
+        PyBuffer_Release(&view)  # `pins` hold the memory
         if <uint64_t>size > limit:
             raise MessageTooLarge(0, size, limit)
-        self._allocate(len(array))
-        self._keep = array
-        start = <const char*>address_of(array.view(np.uint8)) if array.size and size else NULL
-        for i in range(self.column.count):
+        self._allocate(count)
+        for i in range(count):
             self.column.starts[i] = start + i * size
             self.column.lengths[i] = <uint32_t>size
 
     cdef _gather_arrow(self, array, uint64_t limit):
         cdef Borrowed column
-        cdef int64_t i, first, size
+        cdef int64_t i, start = 0, end
         self._keep = borrow(array, &column)
         self._allocate(column.count)
+        if column.count > 0:
+            start = offset_at(&column, 0)
         for i in range(column.count):
-            if column.narrow != NULL:
-                first = column.narrow[i]
-                size = column.narrow[i + 1] - first
-            else:
-                first = column.wide[i]
-                size = column.wide[i + 1] - first
-            if not 0 <= size <= <int64_t>limit:
-                raise MessageTooLarge(i, size, limit)
-            self.column.starts[i] = column.data + first
-            self.column.lengths[i] = <uint32_t>size
+            end = offset_at(&column, i + 1)
+            if not 0 <= start <= end:
+                raise ValueError(f"the offsets of the Arrow array do not ascend: message {i} is from {start} to {end}")
+            if <uint64_t>(end - start) > limit:
+                raise MessageTooLarge(i, end - start, limit)
+            if start < end and column.data == NULL:
+                raise ValueError(f"the Arrow array has no data, and message {i} has {end - start} bytes")
+            self.column.starts[i] = column.data + start
+            self.column.lengths[i] = <uint32_t>(end - start)
+            start = end
 
 
 cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
@@ -328,6 +340,7 @@ cdef class Messages:
         cdef char* end
         if not 0 <= start <= self._count:
             raise ValueError(f"start must be from 0 to {self._count}, not {start}")
+        _held = pins(target)
         PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
         try:
             # The most messages that fit: their ends ascend.

@@ -47,6 +47,7 @@ import re
 
 import numpy as np
 
+from ringbuf._core.pinning import pins
 from ringbuf._messages.columns import MessageTooLarge
 from ringbuf._messages.look import look as look_at_ring
 from ringbuf._shared import shared_file
@@ -803,6 +804,7 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     cdef size_t consumed = 0
     cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
     cdef int64_t lines, most = INT64_MAX if max_lines is None else max_lines
+    _held = pins(chunk) if type(chunk) is not bytes else None
     PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
     try:
         if <uint64_t>view.len > largest:
@@ -1024,6 +1026,7 @@ def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
     cdef Py_buffer view
     cdef size_t lines
     cdef bint last = final
+    _held = pins(chunk) if type(chunk) is not bytes else None
     PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
     try:
         if <uint64_t>view.len > limit:

@@ -28,6 +28,8 @@ from ringbuf._core.timing cimport checked_count
 
 import numpy as np
 
+from ringbuf._core.pinning import pins
+
 cdef extern from * nogil:
     """
     #include <bit>
@@ -122,7 +124,10 @@ cdef class LatencyHistogram:
 
     def record_many(self, seconds):
         """Count each latency in an array-like of float seconds, as `record` does; none if it raises."""
+        if isinstance(seconds, np.ma.MaskedArray) and np.ma.is_masked(seconds):
+            raise ValueError("latencies that are masked have no value: leave them out (seconds.compressed())")
         values = np.ascontiguousarray(seconds, dtype=np.float64)
+        _held = pins(values)
         cdef size_t address = values.ctypes.data
         cdef const double* value = <const double*>address
         cdef int64_t size = values.size, i, wrong = -1

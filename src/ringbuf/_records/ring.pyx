@@ -20,6 +20,7 @@ from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.eventcount cimport Bell, before_sleep, wanted
+from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
@@ -38,22 +39,10 @@ from ringbuf._shared.waiting cimport deadline_of, new_waiting
 
 import numpy as np
 
+from ringbuf._core.pinning import pins
 from ringbuf._records.convert import as_records
 from ringbuf._records.file import attach, create_or_attach
 from ringbuf._shared.shared_file import SharedFile
-
-
-cdef extern from *:
-    """
-    /* Whether the GIL orders the threads of this process. Not asked at run time: an interpreter built without one turns it
-       on and off as it imports modules. */
-    #ifdef Py_GIL_DISABLED
-    #define RINGBUF_GIL 0
-    #else
-    #define RINGBUF_GIL 1
-    #endif
-    """
-    const bint RINGBUF_GIL
 
 
 # What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
@@ -134,8 +123,8 @@ cdef class RingBuffer(Face):
         self._runs.data = <unsigned char*>(address + before)
         self._runs.mask = slots - 1
         self._runs.itemsize = itemsize
-        self._runs.alone = RINGBUF_GIL
-        self._quick = quick_of(self._kind, itemsize) if RINGBUF_GIL else BY_STEPS
+        self._runs.alone = HAS_GIL
+        self._quick = quick_of(self._kind, itemsize) if HAS_GIL else BY_STEPS
 
     @staticmethod
     def attach(path):
@@ -421,6 +410,8 @@ cdef uint64_t push_array(Face face, object array, object timeout) except? 0xFFFF
     cdef int64_t deadline
     cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    if not HAS_GIL or timeout != 0 or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+        _held = pins(array)
     try:
         total = view.len // itemsize
         if total > 0:
@@ -584,6 +575,8 @@ cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
         # knows that there is nothing.
         array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    if not HAS_GIL or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+        _held = pins(array)
     try:
         most = min(most, <uint64_t>view.len // itemsize)
         if face._shared is not None:

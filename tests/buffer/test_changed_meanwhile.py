@@ -96,7 +96,7 @@ def test_a_chunk_stays_as_long_as_it_is_while_its_lines_wait() -> None:
     async def main(chunk: Any, shrink: Callable[[], object]) -> list[bytes]:
         offer = asyncio.create_task(buffer.aio.add_lines(chunk, timeout=30.0))
         await asyncio.sleep(0)
-        with pytest.raises((BufferError, ValueError), match="re-?size"):
+        with pytest.raises((BufferError, ValueError), match=r"re-?size"):
             shrink()
         got: list[bytes] = []
         while len(got) < len(EVENTS):

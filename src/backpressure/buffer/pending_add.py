@@ -176,14 +176,12 @@ class Offer:
                 return False
         return True
 
-    def deadline(self, timeout: float | None) -> float:
+    def deadline(self, seconds: float) -> float:
         """Until when to press on, in `time.monotonic` seconds."""
         wait_for_room = (
             self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
         )
-        if timeout is None or (timeout == 0 and wait_for_room):
-            return float("inf")
-        return time.monotonic() + timeout
+        return float("inf") if seconds == 0 and wait_for_room else time.monotonic() + seconds
 
     def may_advance(self) -> bool:
         """Whether `advance` could push something now: for a look before going to sleep."""

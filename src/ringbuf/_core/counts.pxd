@@ -20,7 +20,7 @@ cdef inline object positive(object number, str name):
     return number
 
 
-cdef inline int64_t limit(object most, str name) except -1:
+cdef inline int64_t at_most(object most, str name) except -1:
     """The most that there may be of something: at least 1, or None for no limit."""
     if most is None:
         return INT64_MAX

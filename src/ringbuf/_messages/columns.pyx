@@ -22,6 +22,7 @@ from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
 
 import numpy as np
 
+from ringbuf._core.masked import has_masked
 from ringbuf._core.pinning import pins
 
 cdef enum:
@@ -149,7 +150,7 @@ cdef class Gathered:
         cdef Py_buffer view
         cdef Py_ssize_t i, size, count
         cdef const char* start
-        if isinstance(messages, np.ma.MaskedArray) and np.ma.is_masked(messages):
+        if has_masked(messages):
             raise ValueError("messages that are masked have no value: fill them (messages.filled(...)) or leave them out")
         array = np.asarray(messages)  # what a subclass says of itself is not asked
         if array.ndim != 1:
@@ -575,7 +576,7 @@ cdef class Spares:
 
 cdef object column(name, array, dtype):
     """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass says of itself is not asked."""
-    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+    if has_masked(array):
         raise ValueError(f"{name} must not be masked")
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}")

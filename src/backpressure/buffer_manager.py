@@ -31,6 +31,7 @@ from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.errors import BufferClosed
 from backpressure.base.events import EventType, Tuned
 from backpressure.base.priority import PRIORITY_LEVELS, Priority, check_priority
+from backpressure.base.validation import timeout_seconds
 from backpressure.base.wakeup import Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
@@ -176,7 +177,8 @@ class BufferManager:
         Raises InvalidEvents (EventTooLarge for an event that its lane can never hold) and BufferClosed; in both
         cases nothing was accepted.
         """
-        return self._wait_for(self._offer_events(events, priority), timeout)
+        seconds = timeout_seconds(timeout)
+        return self._wait_for(self._offer_events(events, priority), seconds)
 
     def add_lines(
         self,
@@ -192,7 +194,8 @@ class BufferManager:
         final: whether a last piece without a newline is an event too; if not, it is not consumed.
         priority, timeout, errors: as for `add_events`. `consumed` of the Admission tells how many bytes of the chunk were taken.
         """
-        return self._wait_for(self._offer_lines(chunk, priority, final), timeout)
+        seconds = timeout_seconds(timeout)
+        return self._wait_for(self._offer_lines(chunk, priority, final), seconds)
 
     def _offer_events(self, events: Sequence[bytes | str] | Any, priority: int) -> Offer:
         lane = self._lane(priority)
@@ -213,11 +216,11 @@ class BufferManager:
             raise BufferClosed("the buffer is closed: it accepts no more events")
         return self._lanes[check_priority(priority) - 1]
 
-    def _wait_for(self, offer: Offer, timeout: float | None) -> Admission:
-        """Press on with an offer for as long as its timeout lasts."""
+    def _wait_for(self, offer: Offer, seconds: float) -> Admission:
+        """Press on with an offer for that long."""
         if offer.advance():
             return self._committed(offer)
-        deadline = offer.deadline(timeout)
+        deadline = offer.deadline(seconds)
         if self._disk is not None:
             self._disk.spiller.wake()  # it looks by itself, but not at once
         while (left := deadline - time.monotonic()) > 0:
@@ -267,14 +270,15 @@ class BufferManager:
         The most urgent priority goes first; one that has been passed over 31 times goes before it, once.
         Raises BufferClosed when the buffer has been closed and has nothing more to deliver.
         """
-        patient = timeout != 0
+        seconds = timeout_seconds(timeout)
+        patient = seconds > 0
         deadline: float | None = None
         while True:
             batch = self._next_batch(max_events, patient)
             if batch is not None or not patient:
                 return batch
             if deadline is None:
-                deadline = float("inf") if timeout is None else time.monotonic() + timeout
+                deadline = time.monotonic() + seconds
             left = deadline - time.monotonic()
             if left > 0:
                 wakeup, done, pause = self._rest(max_events)
@@ -572,6 +576,7 @@ class BufferManager:
         What has not been acked by then stays in the directory and is delivered at the next start; in memory only it is counted
         as dropped ("closed") and logged. Returns the last stats. A second call only returns them.
         """
+        seconds = timeout_seconds(timeout)
         self._closing = True
         self._room.notify()
         self._gathering.close()
@@ -580,15 +585,10 @@ class BufferManager:
                 return self.stats()
             resident = self._resident()
             self._notices.closing(resident)
-            if resident and timeout != 0:
-                deadline = None if timeout is None else time.monotonic() + timeout
-                while self._resident() and (deadline is None or time.monotonic() < deadline):
-                    left = (
-                        _LONGEST_WAIT
-                        if deadline is None
-                        else min(_LONGEST_WAIT, deadline - time.monotonic())
-                    )
-                    self._room.wait(lambda: not self._resident(), max(left, 0.0))
+            if resident and seconds > 0:
+                deadline = time.monotonic() + seconds
+                while self._resident() and (left := deadline - time.monotonic()) > 0:
+                    self._room.wait(lambda: not self._resident(), min(left, _LONGEST_WAIT))
             self._closed = True
             lost = 0
             if self._disk is None:

@@ -17,6 +17,7 @@ from backpressure.base.validation import (
     check_number,
     check_outcomes,
     check_positive,
+    timeout_seconds,
 )
 
 
@@ -88,3 +89,18 @@ def test_outcomes() -> None:
     for ok, failed in ((-1, 0), (0, -1)):
         with pytest.raises(ValueError, match=f"0 or more, not {ok} and {failed}"):
             check_outcomes(ok, failed)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [(None, math.inf), (0, 0.0), (2, 2.0), (0.5, 0.5), (math.inf, math.inf), (10**400, math.inf)],
+)
+def test_a_timeout_in_seconds(timeout: Any, seconds: float) -> None:
+    assert timeout_seconds(timeout) == seconds
+    assert isinstance(timeout_seconds(timeout), float)
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "1", True, [], -(10**400)])
+def test_what_is_no_timeout_is_named(timeout: Any) -> None:
+    with pytest.raises(ValueError, match=r"^patience must be a number of seconds from 0 on"):
+        timeout_seconds(timeout, "patience")

@@ -300,6 +300,46 @@ def test_a_merge_is_the_histogram_of_both(a: list[float], b: list[float]) -> Non
     assert same(other, filled(b + b))
 
 
+# As many as one call may record.
+MOST = (1 << 62) - 1
+
+
+def test_a_bucket_stops_counting_before_it_goes_over() -> None:
+    histogram = LatencyHistogram()
+    for _ in range(5):
+        histogram.record(0.5, MOST)
+    assert histogram.count == 1 << 63
+    histogram.record(0.5)
+    histogram.record(0.5, 1 << 32)
+    histogram.record_many([0.5] * 100)
+    assert histogram.count == 1 << 63
+    histogram.merge(histogram)
+    assert histogram.count == 1 << 63
+    for _ in range(3):
+        histogram.record(7.0, MOST)
+    assert histogram.count == (1 << 64) - 1, "of two full ones it is more than a word holds"
+    histogram.record(90.0)
+    assert histogram.count == (1 << 64) - 1
+    assert histogram.snapshot().counts.max() == 1 << 63
+    assert histogram.percentile(25) == pytest.approx(0.5, rel=0.01)
+    assert histogram.percentile(75) == pytest.approx(7.0, rel=0.01)
+    assert histogram.percentiles([0, 100]) == [0.5, 90.0]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.001, 0.5, 7.0]), st.integers(0, MOST)), max_size=12))
+def test_counts_are_exact_or_full(steps: list[tuple[float, int]]) -> None:
+    histogram, other = LatencyHistogram(), LatencyHistogram()
+    expected = {0.001: 0, 0.5: 0, 7.0: 0}
+    for i, (value, times) in enumerate(steps):
+        (histogram, other)[i % 2].record(value, times)
+        expected[value] += times
+    histogram.merge(other)
+    total = min(sum(min(times, 1 << 63) for times in expected.values()), (1 << 64) - 1)
+    assert histogram.count == total
+    if total:
+        assert histogram.percentile(50) > 0
+
+
 def test_only_the_same_range_can_be_merged() -> None:
     histogram = LatencyHistogram()
     for other in (LatencyHistogram(1e-5), LatencyHistogram(1e-6, 100.0)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from functools import partial
@@ -340,11 +339,6 @@ def test_join_into_fills_a_small_buffer_piece_by_piece() -> None:
         got.join_into(b"read only")
 
 
-@pytest.mark.skipif(
-    not getattr(sys, "_is_gil_enabled", lambda: True)(),
-    reason="memory is kept only where the GIL is on",
-)
-@pytest.mark.platform
 def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     ring = MessageRing(1 << 20)
 
@@ -361,6 +355,8 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
         "column": again.data,
         "slice": popped(b"c").data[10:20],
         "messages": popped(b"d")[0:1],
+        "their column": popped(b"g")[0:1].data,
+        "offsets": popped(b"h").offsets,
         "memoryview": memoryview(popped(b"e").data),
         "iterator": iter(popped(b"f")),
     }
@@ -372,6 +368,47 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     assert kept["messages"].tolist() == [b"d" * 100_000]
     assert kept["memoryview"].tobytes() == b"e" * 100_000
     assert next(kept["iterator"]) == b"f" * 100_000
+    assert kept["their column"].tobytes() == b"g" * 100_000
+    assert kept["offsets"].tolist() == [0, 100_000]
+
+
+def test_memory_that_serves_others_is_shown_to_nobody() -> None:
+    ring = MessageRing(1 << 20)
+    ring.push_many([b"a" * 100_000])
+    block = ring.pop_many().data.base.obj  # what the array has its memory from
+    with pytest.raises(BufferError, match="gone"):
+        memoryview(block)
+    ring.push_many([b"a" * 100_000])
+    messages = ring.pop_many()
+    block = messages.data.base.obj
+    with pytest.raises(BufferError, match="written"):
+        messages[0:1].join_into(block)
+    view = memoryview(block)
+    assert view.readonly
+    del messages
+    assert view[-100_000:] == b"a" * 100_000
+
+
+def test_threads_that_share_memory_get_their_own() -> None:
+    """Pieces of some size, so that their memory goes from hand to hand; each shows what its own messages were."""
+    ring = MessageRing(1 << 22)
+
+    def work(fill: bytes) -> None:
+        kept: list[np.ndarray] = []
+        for i in range(60):
+            ring.push_many([fill * 70_000])
+            got = ring.pop_many(1)
+            if not len(got):
+                continue
+            array = got[0:1].data if i % 2 else got.data
+            first = array[0]
+            del got
+            kept = [*kept[-2:], array]
+            assert (array == first).all()
+            for one in kept:
+                assert (one == one[0]).all()
+
+    run_threads([partial(work, bytes([65 + i])) for i in range(4)])
 
 
 def test_it_can_not_be_copied() -> None:

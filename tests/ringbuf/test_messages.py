@@ -1,21 +1,27 @@
-"""Messages over columns that were made elsewhere."""
+"""Messages over columns that were made elsewhere, and what can be done to the columns of any."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ringbuf import Messages
+from ringbuf import MessageRing, Messages
 
 
 def test_they_are_a_view_of_the_columns() -> None:
     data = np.frombuffer(b"xxonetwo", np.uint8)
     offsets = np.array([2, 5, 5, 8])
     messages = Messages.from_columns(data, offsets, 7)
-    assert messages.data is data
-    assert messages.offsets is offsets
+    assert np.shares_memory(messages.data, data)
+    assert messages.offsets.tolist() == offsets.tolist()
     assert (len(messages), messages.nbytes, messages.first_seq) == (3, 6, 7)
     assert messages.tolist() == [b"one", b"", b"two"]
     assert messages.join(b"|") == b"one||two"
@@ -63,6 +69,130 @@ def test_what_are_no_columns_is_refused(
 ) -> None:
     with pytest.raises(error):
         Messages.from_columns(data, offsets)
+
+
+@given(
+    st.lists(st.integers(-2, 9) | st.integers(-(1 << 63), (1 << 63) - 1), max_size=6),
+    st.binary(max_size=8),
+)
+def test_messages_are_what_the_columns_say_or_refused(places: list[int], data: bytes) -> None:
+    columns = np.frombuffer(data, np.uint8), np.array(places, np.int64)
+    if places and places[0] >= 0 and places[-1] <= len(data) and places == sorted(places):
+        messages = Messages.from_columns(*columns)
+        assert messages.tolist() == [data[start:end] for start, end in pairwise(places)]
+        assert messages.offsets.tolist() == places
+        assert messages.data.tobytes() == data
+    else:
+        with pytest.raises(ValueError, match="offsets"):
+            Messages.from_columns(*columns)
+
+
+def test_columns_may_change_afterwards() -> None:
+    data = np.frombuffer(b"onetwo", np.uint8).copy()
+    offsets = np.array([0, 3, 6])
+    messages = Messages.from_columns(data, offsets)
+    part = messages[1:]
+    offsets[:] = 1 << 40
+    assert messages.tolist() == [b"one", b"two"]
+    with pytest.raises(ValueError, match="resize"):
+        data.resize(1, refcheck=False)
+    data[3:] = 33  # the bytes are shared
+    assert part[0] == b"!!!"
+    del messages
+    with pytest.raises(ValueError, match="resize"):
+        data.resize(1, refcheck=False)
+    del part
+    data.resize(1, refcheck=False)
+
+
+class Liar(np.ndarray[Any, Any]):
+    shape = (1 << 40,)  # type: ignore[assignment]
+    dtype = np.dtype(np.uint8)  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+
+def test_columns_that_lie_are_what_numpy_has_of_them() -> None:
+    data, offsets = np.zeros(3, np.uint8).view(Liar), np.array([0, 2, 3]).view(Liar)
+    assert Messages.from_columns(data, offsets).tolist() == [b"\0\0", b"\0"]
+    with pytest.raises(ValueError, match="within the 3 bytes"):
+        Messages.from_columns(data, np.array([0, 4]))
+    with pytest.raises(TypeError, match="data"):
+        Messages.from_columns(np.zeros(3).view(Liar), np.array([0, 4]))
+
+
+def test_a_masked_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="masked"):
+        Messages.from_columns(
+            np.ma.array([1, 2], "u1", mask=[False, True]),
+            np.array([0, 2]),
+        )
+
+
+@pytest.mark.parametrize("first_seq", [1.5, "1", None, True])
+def test_a_number_that_is_none_is_refused(first_seq: Any) -> None:
+    with pytest.raises(TypeError, match="first_seq"):
+        Messages.from_columns(np.zeros(3, np.uint8), np.array([0, 3]), first_seq)
+
+
+def popped() -> Messages:
+    ring = MessageRing(1 << 16)
+    ring.push_many([b"one", b"two", b"three", b"four"])
+    return ring.pop_many()
+
+
+def made() -> Messages:
+    return Messages.from_columns(
+        np.frombuffer(b"onetwothreefour", np.uint8).copy(), np.array([0, 3, 6, 11, 15])
+    )
+
+
+@pytest.mark.parametrize("make", [popped, made, lambda: popped()[0:], lambda: made()[:4]])
+def test_columns_can_not_be_written(make: Callable[[], Messages]) -> None:
+    messages = make()
+    for array in (messages.data, messages.offsets, messages[2:].data, messages[2:].offsets):
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            array -= array[0]
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(1, refcheck=False)
+        with pytest.raises(TypeError, match="not writable"):
+            ctypes.c_char.from_buffer(array)
+    assert messages.tolist() == [b"one", b"two", b"three", b"four"]
+    assert messages[2:].tolist() == [b"three", b"four"]
+    assert messages[2:].offsets.tolist() == [6, 11, 15]
+    assert messages.data is messages.data, "it is made once"
+
+
+def test_columns_outlive_their_messages() -> None:
+    messages = popped()
+    data, offsets, exported = messages.data, messages[1:].offsets, messages.__arrow_c_array__()
+    del messages
+    gc.collect()
+    assert data.tobytes() == b"onetwothreefour"
+    assert offsets.tolist() == [3, 6, 11, 15]
+
+    class Exported:
+        def __arrow_c_array__(self) -> object:
+            return exported
+
+    ring = MessageRing(1 << 16)
+    assert ring.push_many(Exported()) == 4
+    assert ring.pop_many().tolist() == [b"one", b"two", b"three", b"four"]
+
+
+def test_the_columns_of_no_messages() -> None:
+    for empty in (MessageRing(4096).pop_many(), popped()[2:2], made()[4:]):
+        assert len(empty) == 0
+        assert len(empty.offsets) == 1
+        assert empty.offsets.dtype == np.int64
+        assert empty.data.dtype == np.uint8
+    assert MessageRing(4096).pop_many().data.tolist() == []
 
 
 def test_the_class_itself_makes_none() -> None:

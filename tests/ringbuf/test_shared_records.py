@@ -99,6 +99,53 @@ def test_the_file_knows_its_dtype(tmp_path: Path, dtype: Any) -> None:
     assert other.pop_many().tobytes() == records.tobytes()
 
 
+ALIGNED = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        ALIGNED,
+        np.dtype((np.record, ALIGNED)),
+        np.dtype([("inner", np.dtype((np.record, ALIGNED)), (2, 3)), ("y", ">u2")]),
+        np.dtype({"names": ["a", "b"], "formats": ["i4", "i2"], "offsets": [4, 0]}),
+        np.dtype({"names": ["a", "b"], "formats": ["i4", "i2"], "offsets": [0, 2]}),
+        np.dtype({"names": ["a"], "formats": ["i4"], "offsets": [3], "itemsize": 40}),
+        np.dtype({"names": [], "formats": [], "itemsize": 8}),
+        np.dtype([(("a title", "a"), "i4"), ("b", "S3")]),
+        np.dtype([('"\n\\é', "i4")]),
+        np.dtype(">M8[25us]"),
+        np.dtype("V5"),
+        np.dtype("<U3"),
+    ],
+)
+def test_the_file_knows_all_of_its_dtype(tmp_path: Path, dtype: np.dtype[Any]) -> None:
+    ring = RingBuffer(4, dtype, path=tmp_path / "ring")
+    records = np.frombuffer(bytes(range(dtype.itemsize)), np.uint8).repeat(2)[: dtype.itemsize]
+    records = np.concatenate([records, records]).view(dtype)
+    if dtype.kind != "U":  # not every byte is a character
+        assert ring.push_many(records) == 2
+    found = RingBuffer.attach(tmp_path / "ring")
+    assert repr(found.dtype) == repr(dtype)
+    assert found.dtype == dtype
+    assert found.dtype.type is dtype.type
+    assert found.dtype.isalignedstruct is dtype.isalignedstruct
+    assert RingBuffer(4, dtype, path=tmp_path / "ring").dtype == dtype
+    if dtype.kind != "U":
+        got = found.pop_many()
+        assert got.tobytes() == records.tobytes()
+        assert type(got[0]) is type(records[0])
+
+
+def test_a_dtype_that_a_file_can_not_say_is_refused_before_there_is_one(tmp_path: Path) -> None:
+    for title in ((1, 2), b"title"):
+        dtype = np.dtype({"names": ["a"], "formats": ["i4"], "titles": [title]})
+        with pytest.raises(TypeError, match="kept in a file"):
+            RingBuffer(4, dtype, path=tmp_path / "ring")
+        assert RingBuffer(4, dtype).try_push((1,))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_more_than_one_run_s_worth_goes_in_and_out(tmp_path: Path) -> None:
     ring = RingBuffer(1 << 15, "i8", path=tmp_path / "ring")
     numbers = np.arange(40_000)

@@ -590,9 +590,9 @@ def test_a_claim_of_all_the_room_that_died_is_passed(
 
     def setup() -> Callable[[], object]:
         for _ in range(2):
-            MessageRing(4096).try_push(b"x" * 4000)
+            MessageRing(4096).try_push(b"x" * 4072)
         push = MessageRing.attach(path).try_push
-        return lambda: push(b"x" * 4000)
+        return lambda: push(b"x" * 4072)
 
     steps_until(setup, lambda: ring.used_bytes > 0)  # and killed there, before it publishes
     assert ring.used_bytes == ring.capacity_bytes

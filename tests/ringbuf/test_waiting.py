@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
+from ringbuf._messages.columns import Gathered
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
 LONG = 30.0
@@ -273,16 +275,103 @@ def test_a_signal_interrupts_a_wait(ring: Subject) -> None:
     ring.check()
 
 
-def test_nonsense_is_refused(ring: Subject) -> None:
-    ring.fill()
-    for timeout in (-1, float("nan"), "1", True):
+NONSENSE = (-1, -1e-9, float("nan"), -float("inf"), "1", b"", True, False, [1], np.float32(1))
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_nonsense_is_refused_at_once(ring: Subject, filled: bool) -> None:
+    """Also where nothing would have to be waited for, and before anything is pushed or taken."""
+    if filled:
+        ring.fill()
+    before = len(ring)
+    for timeout in NONSENSE:
         with pytest.raises(ValueError, match="timeout"):
             ring.push(1, timeout=timeout)
         with pytest.raises(ValueError, match="timeout"):
             ring.push_many([1], timeout=timeout)
-    ring.pop_many()
-    with pytest.raises(ValueError, match="timeout"):
-        ring.pop_many(timeout=-1)
+        with pytest.raises(ValueError, match="timeout"):
+            ring.pop_many(timeout=timeout)
+        if isinstance(ring, RecordSubject):
+            with pytest.raises(ValueError, match="timeout"):
+                ring._out.pop(timeout)
+            with pytest.raises(ValueError, match="timeout"):
+                ring._in.push_many(np.zeros(1, np.int64), timeout)
+    assert len(ring) == before
+    ring.check()
+
+
+@pytest.mark.parametrize(
+    "timeout", [0, 0.0, -0.0, 1e-9, 10**400, float("inf"), np.float64(1), None]
+)
+def test_any_number_of_seconds_is_a_timeout(ring: Subject, timeout: Any) -> None:
+    assert ring.push(1, timeout=timeout)
+    assert ring.push_many([2, 3], timeout=timeout) == 2
+    assert ring.pop_many(timeout=timeout) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1.5, 2.0, "3", b"3", True, [1], float("nan"), np.float64(1)])
+def test_what_is_no_count_is_refused_by_name(ring: Subject, count: Any) -> None:
+    ring.push_many([1, 2, 3])
+    out = ring._out
+    if isinstance(ring, MessageSubject):
+        lines = MessageRing(4096)
+        taken = out.take()
+        calls = {
+            "max_messages": [
+                partial(out.pop_many, count),
+                partial(out.take, count),
+                partial(ring.ring.take_orphaned, count),
+                partial(ring.ring.push_gathered, Gathered([b"a"]), 0, count),
+            ],
+            "max_bytes": [
+                partial(out.pop_many, None, count),
+                partial(out.take, None, count),
+                partial(ring.ring.take_orphaned, None, count),
+            ],
+            "count": [partial(out.split, taken, count)],
+            "max_lines": [partial(lines.push_lines_seq, b"a\n", max_lines=count)],
+            "capacity_bytes": [partial(MessageRing, count)],
+            "first_seq": [partial(MessageRing, 4096, first_seq=count)],
+        }
+    else:
+        calls = {
+            "max_items": [partial(out.pop_many, count)],
+            "n": [partial(out.peek, count), partial(ring._in.reserve, count)],
+            "capacity": [partial(RingBuffer, count, "i8")],
+        }
+    for name, ways in calls.items():
+        for way in ways:
+            with pytest.raises(
+                TypeError, match=f"^{name} must be an int, not {type(count).__name__}"
+            ):
+                way()
+    if isinstance(ring, MessageSubject):
+        assert len(taken) == 3
+        out.release(taken)
+    else:
+        assert len(ring) == 3
+
+
+@pytest.mark.parametrize("count", [0, -1, -(10**30)])
+def test_a_count_below_one_is_refused_by_name(ring: Subject, count: int) -> None:
+    ring.push_many([1, 2, 3])
+    if isinstance(ring, MessageSubject):
+        with pytest.raises(ValueError, match="max_lines"):
+            ring.ring.push_lines_seq(b"a\n", max_lines=count)
+        with pytest.raises(ValueError, match="max_messages"):
+            ring.ring.push_gathered(Gathered([b"a"]), 0, count)
+        taken = ring._out.take()
+        with pytest.raises(ValueError, match="count"):
+            ring._out.split(taken, count)
+        with pytest.raises(ValueError, match="count"):
+            ring._out.split(taken, 10**30)
+        ring._out.release(taken)
+    else:
+        with pytest.raises(ValueError, match="max_items"):
+            ring._out.pop_many(count)
+    ring.push_many([4])
+    assert ring.pop_many(10**30)[-1] == 4  # type: ignore[arg-type]
+    assert ring.pop_many(np.int8(3)) == []  # type: ignore[arg-type]
 
 
 def test_an_event_loop_listens_without_a_thread(ring: Subject) -> None:

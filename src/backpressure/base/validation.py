@@ -15,6 +15,7 @@ __all__ = [
     "check_number",
     "check_outcomes",
     "check_positive",
+    "timeout_seconds",
 ]
 
 
@@ -64,6 +65,17 @@ def check_kind(config: object, kind: type, *names: str) -> None:
         if not isinstance(value, kind):
             article = "an" if kind.__name__[0] in "AEIOU" else "a"
             raise ConfigError(name, f"must be {article} {kind.__name__}, not {value!r}")
+
+
+def timeout_seconds(timeout: object, name: str = "timeout") -> float:
+    """A timeout as seconds, infinite for None. ValueError for what is none: nan, a negative one, a text, a bool."""
+    if timeout is None:
+        return math.inf
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ValueError(
+            f"{name} must be a number of seconds from 0 on, or None for no limit, not {timeout!r}"
+        )
+    return float(timeout) if timeout <= sys.float_info.max else math.inf
 
 
 def check_outcomes(ok: int, failed: int) -> None:

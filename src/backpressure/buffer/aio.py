@@ -11,6 +11,7 @@ taken nothing; what it had got accepted stays accepted.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import Priority
+from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 
@@ -44,7 +46,8 @@ class AsyncBuffer:
         timeout: float | None = 0.0,
     ) -> Admission:
         """As `BufferManager.add_events`."""
-        return await self._wait_for(self._buffer._offer_events(events, priority), timeout)
+        seconds = timeout_seconds(timeout)
+        return await self._wait_for(self._buffer._offer_events(events, priority), seconds)
 
     async def add_lines(
         self,
@@ -54,15 +57,17 @@ class AsyncBuffer:
         final: bool = True,
     ) -> Admission:
         """As `BufferManager.add_lines`."""
-        return await self._wait_for(self._buffer._offer_lines(chunk, priority, final), timeout)
+        seconds = timeout_seconds(timeout)
+        return await self._wait_for(self._buffer._offer_lines(chunk, priority, final), seconds)
 
     async def get_batch(
         self, max_events: int | None = None, timeout: float | None = 0.0
     ) -> Batch | None:
         """As `BufferManager.get_batch`."""
         buffer = self._buffer
-        patient = timeout != 0
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        seconds = timeout_seconds(timeout)
+        patient = seconds > 0
+        deadline = time.monotonic() + seconds
         while True:
             batch = buffer._next_batch(max_events, patient)
             if batch is not None or not patient:
@@ -97,16 +102,17 @@ class AsyncBuffer:
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """As `BufferManager.close`, without keeping the event loop waiting."""
+        timeout_seconds(timeout)  # before there is a thread
         await asyncio.to_thread(self._buffer.close, timeout)
 
     async def _wait_for(
-        self, offer: Offer, timeout: float | None, stop: Callable[[], bool] = lambda: False
+        self, offer: Offer, seconds: float, stop: Callable[[], bool] = lambda: False
     ) -> Admission:
         """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
         buffer = self._buffer
         try:
             if not offer.advance():
-                deadline = offer.deadline(timeout)
+                deadline = offer.deadline(seconds)
                 while (left := deadline - time.monotonic()) > 0:
                     await _sleep(
                         buffer._room,
@@ -153,8 +159,9 @@ class EventFeed:
 
     async def get(self, timeout: float | None = None) -> Event | None:
         """The next event, or None: `timeout` seconds (None: no end) have passed, or it has `ended` and nothing waits."""
+        seconds = timeout_seconds(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
                 return await self.__anext__()
         except (TimeoutError, StopAsyncIteration):
             return None

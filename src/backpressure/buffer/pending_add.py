@@ -14,6 +14,7 @@ from backpressure.base.errors import EventTooLarge, InvalidEvents
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.config import WhenFull
 from ringbuf import MessageRing
+from ringbuf._core.pinning import pins
 from ringbuf._messages.columns import Gathered, MessageTooLarge
 from ringbuf._messages.ring import count_lines
 
@@ -82,10 +83,11 @@ class EventSource:
 class LineSource:
     """The lines of a chunk."""
 
-    __slots__ = ("_chunk", "_final", "consumed", "remaining")
+    __slots__ = ("_chunk", "_final", "_pins", "consumed", "remaining")
 
     def __init__(self, chunk: Any, final: bool, largest: int) -> None:
         try:
+            self._pins = pins(chunk)
             self._chunk = memoryview(chunk).cast("B")
             self.remaining: int = count_lines(self._chunk, final, largest)
         except MessageTooLarge as error:
@@ -104,6 +106,9 @@ class LineSource:
         pushed, consumed, first_seq = ring.push_lines_seq(rest, self._final, limit)
         self.consumed += consumed
         self.remaining -= pushed
+        if pushed < limit and not self._chunk.readonly:
+            # Somebody may have changed it, who should not: nothing waits for lines that are gone.
+            self.remaining = count_lines(self._chunk[self.consumed :], self._final)
         return pushed, first_seq
 
 
@@ -161,6 +166,8 @@ class Offer:
                 buffer._arrived(lane, seq)
             if pushed < grant.granted:
                 buffer._flow.give_back(grant.granted - pushed, lane.priority)
+                if not source.remaining:
+                    break
                 self._reason, self._retry_after = "full", 0.0
                 drop = buffer.config.when_full is WhenFull.DROP_OLDEST
                 if not (drop and buffer._drop_oldest(lane, source.remaining, source.nbytes)):
@@ -169,14 +176,12 @@ class Offer:
                 return False
         return True
 
-    def deadline(self, timeout: float | None) -> float:
+    def deadline(self, seconds: float) -> float:
         """Until when to press on, in `time.monotonic` seconds."""
         wait_for_room = (
             self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
         )
-        if timeout is None or (timeout == 0 and wait_for_room):
-            return float("inf")
-        return time.monotonic() + timeout
+        return float("inf") if seconds == 0 and wait_for_room else time.monotonic() + seconds
 
     def may_advance(self) -> bool:
         """Whether `advance` could push something now: for a look before going to sleep."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import PRIORITY_LEVELS
+from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.config import Durability, WhenFull
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class SingleEvents:
     """Adds single events to `buffer`; `timeout` as for `add_events`, but 0 never waits, whatever `when_full` says."""
 
     def __init__(self, buffer: BufferManager, timeout: float | None = 0.0) -> None:
+        timeout_seconds(timeout)
         config = buffer.config
         self._buffer = buffer
         self._lanes = buffer._lanes

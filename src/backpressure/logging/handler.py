@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from backpressure.base.errors import BackpressureError
+from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.from_mapping import build
 from backpressure.buffer.single_events import SingleEvents
@@ -51,12 +53,10 @@ class BufferHandler(logging.Handler):
         timeout: float = 0.0,
         drain_timeout: float = 5.0,
     ) -> None:
-        if (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, (int, float))
-            or not 0 <= timeout < float("inf")
-        ):
-            raise ValueError(f"timeout must be a number of seconds from 0 on, not {timeout!r}")
+        for name, seconds in (("timeout", timeout), ("drain_timeout", drain_timeout)):
+            # None would have a log call, or the end of the process, wait for ever.
+            if timeout_seconds(seconds, name) == math.inf:
+                raise ValueError(f"{name} must be a number of seconds from 0 on, not {seconds!r}")
         by_level = Priorities(priority)
         own = not isinstance(buffer, BufferManager)
         if not isinstance(buffer, (BufferManager, BufferConfig)):

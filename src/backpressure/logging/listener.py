@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import Priority
+from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging.levels import LEVELS
@@ -66,11 +67,13 @@ class BufferListener:
         self._thread = threading.Thread(target=self._run, name="forebay-logging", daemon=True)
         self._thread.start()
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until all that is in the buffer now has been delivered; False: it was not, in that time."""
+    def flush(self, timeout: float | None = 5.0) -> bool:
+        """Wait until all that is in the buffer now has been delivered, for so many seconds at most (None: as long as it takes);
+        False: it was not, in that time."""
+        seconds = timeout_seconds(timeout)
         lanes = self._buffer.stats().lanes
         goals = {priority: _settled(lane) + lane.resident for priority, lane in lanes.items()}
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds
         while True:
             self._hurry.set()
             lanes = self._buffer.stats().lanes
@@ -80,14 +83,18 @@ class BufferListener:
                 return False
             time.sleep(0.001)
 
-    def stop(self, timeout: float = 5.0) -> bool:
-        """Deliver what is left, for so many seconds at most, and end; False: something is left, or is still being sent."""
-        self._deadline = time.monotonic() + timeout
+    def stop(self, timeout: float | None = 5.0) -> bool:
+        """Deliver what is left, for so many seconds at most (None: as long as it takes), and end.
+
+        False: something is left, or is still being sent.
+        """
+        seconds = timeout_seconds(timeout)
+        self._deadline = time.monotonic() + seconds
         self._stopping = True
         self._hurry.set()
         self._buffer._ready.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+            self._thread.join(min(seconds, threading.TIMEOUT_MAX))
             if self._thread.is_alive():
                 return False
         if not isinstance(self._target, Sequence):

@@ -12,11 +12,13 @@ from __future__ import annotations
 import gzip
 import http.client
 import ssl
+import threading
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import zstandard
 
+from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
 
 __all__ = ["HttpSink", "HttpSinkError"]
@@ -70,6 +72,7 @@ class HttpSink:
         }
         if compression != "none":
             self._headers["Content-Encoding"] = compression
+        check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
         self._timeout = timeout
         self._compression = compression
         self._connection: http.client.HTTPConnection | None = None

@@ -10,7 +10,9 @@ Not safe for several threads: a sink belongs to the one that delivers.
 from __future__ import annotations
 
 import socket
+import threading
 
+from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
 
 __all__ = ["TcpSink"]
@@ -25,6 +27,7 @@ class TcpSink:
     def __init__(self, host: str, port: int, *, timeout: float = 10.0) -> None:
         self.name = f"{host}:{port}"
         self._address = (host, port)
+        check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
         self._timeout = timeout
         self._socket: socket.socket | None = None
         self._piece = memoryview(bytearray(_PIECE_BYTES))

@@ -44,6 +44,10 @@ cdef inline bint cas_acquire(word* w, uint64_t* expected, uint64_t desired) noex
     return w.compare_exchange_weak(expected[0], desired, memory_order_acquire, memory_order_relaxed)
 
 
+cdef inline bint cas_release(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
+    return w.compare_exchange_weak(expected[0], desired, memory_order_release, memory_order_relaxed)
+
+
 cdef inline bint cas_acq_rel(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
     return w.compare_exchange_weak(expected[0], desired, memory_order_acq_rel, memory_order_acquire)
 

@@ -29,13 +29,14 @@ cdef struct ArrowArray:
     void* private_data
 
 
-# An Arrow column of bytes as another library lent it: either of the two offset columns is NULL.
+# An Arrow column of bytes as another library lent it.
 cdef struct Borrowed:
     int64_t count
-    const int* narrow
-    const int64_t* wide
-    const char* data
+    const char* offsets  # count + 1 of them, if there are any messages; aligned or not
+    bint wide            # each has 8 bytes, not 4
+    const char* data     # NULL: all are empty
 
 
 cdef object borrow(object array, Borrowed* column)
+cdef int64_t offset_at(const Borrowed* column, int64_t i) noexcept
 cdef tuple lend(object owner, const void* offsets, const void* data, int64_t count)

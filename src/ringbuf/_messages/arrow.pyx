@@ -2,43 +2,107 @@
 """Arrow columns of bytes, by the PyCapsule interface: `__arrow_c_array__` in and out.
 
 In: binary, string and their large forms, of any library; rows that are null are refused, because an event is bytes or is not.
+An array is moved out of its capsule, so nobody can release it as long as it is used, and each capsule serves once.
 Out: large binary, whose 64-bit offsets are what `Messages` has already. Nothing is copied in either direction.
 """
 
+cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+cdef int64_t MOST = <int64_t>1 << 48  # more than any memory holds
 
 cdef const char* SCHEMA = "arrow_schema"
 cdef const char* ARRAY = "arrow_array"
 
 
+@cython.no_gc
+@cython.final
+cdef class Lent:
+    """An array that was moved out of its capsule, as the interface has it: ours until we release it."""
+
+    cdef ArrowArray array
+
+    def __dealloc__(self):
+        if self.array.release != NULL:
+            self.array.release(&self.array)
+
+
 cdef object borrow(object array, Borrowed* column):
-    """Fill `column` from anything with `__arrow_c_array__`; returns what to keep while it is used."""
-    schema_capsule, array_capsule = array.__arrow_c_array__()
-    cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(schema_capsule, SCHEMA)
-    cdef ArrowArray* lent = <ArrowArray*>PyCapsule_GetPointer(array_capsule, ARRAY)
+    """Fill `column` from anything with `__arrow_c_array__`; returns what to keep while it is used.
+
+    Whatever the structures themselves say is checked. They do not say how long their buffers are: that each offset is there, and
+    lies within the data, is for the lender to see to.
+    """
+    capsules = array.__arrow_c_array__()
+    if (
+        type(capsules) is not tuple or len(capsules) != 2
+        or not PyCapsule_IsValid(capsules[0], SCHEMA) or not PyCapsule_IsValid(capsules[1], ARRAY)
+    ):
+        raise TypeError(f"__arrow_c_array__() of a {type(array).__name__} must return an arrow_schema and an arrow_array capsule")
+    cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(capsules[0], SCHEMA)
+    if schema.release == NULL or schema.format == NULL:
+        raise ValueError("the Arrow schema was consumed or released already: export the array anew")
     cdef bytes kind = schema.format
+    if kind not in (b"z", b"u", b"Z", b"U") or schema.dictionary != NULL:
+        raise TypeError(
+            f"an Arrow array of messages must be binary or string, not of format {kind.decode('utf-8', 'replace')!r}: cast it"
+        )
+    cdef Lent lent = move(capsules[1])
+    check(&lent.array)
+    column.count = lent.array.length
+    column.wide = kind in (b"Z", b"U")
+    column.offsets = NULL
+    if column.count > 0:
+        column.offsets = <const char*>lent.array.buffers[1] + lent.array.offset * (8 if column.wide else 4)
+    column.data = <const char*>lent.array.buffers[2]
+    return lent
+
+
+cdef Lent move(capsule):
+    """Take the array out of its capsule, so that nobody else can release it; ValueError: somebody has."""
+    cdef Lent lent = Lent.__new__(Lent)
+    cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(capsule, ARRAY)
+    # Of two threads without a GIL one moves it.
+    with cython.critical_section(capsule):
+        lent.array = array[0]
+        array.release = NULL
+    if lent.array.release == NULL:
+        raise ValueError("the Arrow array was consumed or released already: export it anew")
+    return lent
+
+
+cdef int check(const ArrowArray* array) except -1:
     cdef const unsigned char* valid
     cdef int64_t i
-    if kind not in (b"z", b"u", b"Z", b"U"):
-        raise TypeError(f"an Arrow array of messages must be binary or string, not of format {kind.decode()!r}: cast it")
-    valid = <const unsigned char*>lent.buffers[0]
-    if lent.null_count != 0 and valid != NULL:
-        for i in range(lent.offset, lent.offset + lent.length):
+    # So that no sum below, nor a place in the widest buffer, goes over.
+    if not 0 <= array.length < MOST or not 0 <= array.offset < MOST:
+        raise ValueError(f"an Arrow array of {array.length} messages from number {array.offset} on can not be")
+    if array.n_buffers != 3 or array.buffers == NULL:
+        raise ValueError(f"an Arrow array of messages has 3 buffers (validity, offsets, data), not {array.n_buffers}")
+    if array.length > 0 and array.buffers[1] == NULL:
+        raise ValueError("the Arrow array has messages and no offsets")
+    valid = <const unsigned char*>array.buffers[0]
+    if valid == NULL and array.null_count > 0:
+        raise ValueError(f"the Arrow array has {array.null_count} nulls and does not say which: drop the nulls, or fill them")
+    if valid != NULL and array.null_count != 0:
+        for i in range(array.offset, array.offset + array.length):
             if not valid[i >> 3] >> (i & 7) & 1:
-                raise ValueError(f"message {i - lent.offset} is null: drop the nulls, or fill them")
-    column.count = lent.length
-    column.narrow = NULL
-    column.wide = NULL
-    if lent.length > 0:
-        if kind in (b"z", b"u"):
-            column.narrow = <const int*>lent.buffers[1] + lent.offset
-        else:
-            column.wide = <const int64_t*>lent.buffers[1] + lent.offset
-    column.data = <const char*>lent.buffers[2]
-    return array_capsule
+                raise ValueError(f"message {i - array.offset} is null: drop the nulls, or fill them")
+    return 0
+
+
+cdef int64_t offset_at(const Borrowed* column, int64_t i) noexcept:
+    cdef int32_t narrow
+    cdef int64_t wide
+    if column.wide:
+        memcpy(&wide, column.offsets + i * 8, 8)
+        return wide
+    memcpy(&narrow, column.offsets + i * 4, 4)
+    return narrow
 
 
 cdef tuple lend(object owner, const void* offsets, const void* data, int64_t count):

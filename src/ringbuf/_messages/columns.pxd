@@ -20,11 +20,28 @@ cdef class Gathered:
     cdef _gather_arrow(self, array, uint64_t limit)
 
 
-cdef class Spares:
-    cdef list _blocks
+# A piece of the heap; what it is used for comes behind this.
+cdef struct Chunk:
+    size_t size     # of what comes behind
+    size_t padding  # so that it is aligned as the chunk is
 
-    cdef object get(self, uint64_t size)
-    cdef void put(self, memory)
+
+cdef class Spares:
+    cdef word _chunks[3]  # 0, or a Chunk that nobody uses
+    cdef word _turn       # which goes next when there are too many
+
+    cdef Chunk* get(self, uint64_t size) except NULL
+    cdef void put(self, Chunk* chunk) noexcept
+
+
+cdef class Block:
+    cdef Chunk* _chunk
+    cdef Py_ssize_t _nbytes  # of it that are used
+    cdef word _users         # Messages and buffers that show it; ENDED: the memory serves others
+    cdef Spares _spares      # whom the memory goes to then, or None
+
+    cdef unsigned char* start(self) noexcept
+    cdef void leave(self) noexcept
 
 
 # Of one take that was split: how many parts are not released yet.
@@ -33,12 +50,16 @@ cdef class Parts:
 
 
 cdef class Messages:
-    cdef readonly object data
-    cdef readonly object offsets
     cdef readonly uint64_t first_seq
     cdef unsigned char* _data
     cdef int64_t* _offsets
     cdef Py_ssize_t _count
+    cdef Py_ssize_t _size        # bytes at `_data`
+    cdef Block _block            # that the offsets lie in
+    cdef object _source          # what lends the data as a buffer: the block, or a memoryview; None: there are none
+    cdef list _pins              # what keeps the data of a numpy array in its place
+    cdef object _data_array      # made when they are asked for
+    cdef object _offsets_array
     # Where the ring that they came from still holds them, until they are released.
     cdef uint64_t _position
     cdef uint64_t _place
@@ -47,10 +68,9 @@ cdef class Messages:
     cdef int64_t _slot    # that speaks of them in a shared ring, or -1
     cdef uint64_t _epoch  # of the process that took them there
     cdef Parts _parts     # that they are one of; or None
-    # Where `data` lies, if it is to be used again.
-    cdef object _memory
-    cdef Spares _spares
 
+    cdef object _column_of(self, source, dtype, const void* start, Py_ssize_t count)
+    cdef Messages _share(self, Py_ssize_t start, Py_ssize_t count)
 
 cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares)
 cdef const char* text_of(object message, Py_ssize_t* size) except NULL

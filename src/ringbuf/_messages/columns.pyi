@@ -52,6 +52,9 @@ class Messages:
     def join_into(self, target: _Buffer, start: int = 0, sep: bytes = b"\n") -> tuple[int, int]: ...
 
 @final
+class Block: ...
+
+@final
 class Spares: ...
 
 @final

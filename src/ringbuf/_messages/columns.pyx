@@ -2,35 +2,41 @@
 """Messages as columns, outside of a ring: `Gathered` on the way in, `Messages` on the way out.
 
 Gathered checks what Python handed over and notes where each message lies, so that the ring copies from there; nothing is
-copied here. Messages owns two numpy arrays that a ring has filled. Neither changes after it was made, so threads may share them.
+copied here. It owns what it points to, whatever its callers do with their list or array meanwhile. Messages owns two columns
+that a ring has filled, and shows them as numpy arrays. Neither changes after it was made, so threads may share them.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
+from ringbuf._core.counts cimport whole
 from ringbuf._core.nogil cimport NOGIL_BYTES
-from ringbuf._messages.arrow cimport Borrowed, borrow, lend
-
-import sys
+from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
 
 import numpy as np
+
+from ringbuf._core.masked import has_masked
+from ringbuf._core.pinning import pins
 
 cdef enum:
     # Python objects lie anywhere, so the cache has to be told what is needed next, this many of them ahead. For log lines that
     # are not in the cache add_events takes 24 ns each instead of 31, for those that are it makes no difference.
     AHEAD = 16
     SPARE_BYTES = 64 * 1024  # smaller blocks come from the heap without page faults
-    MAX_SPARES = 3           # one being filled, one with the consumer, and one for the next
+    MAX_SPARES = 3           # (as in columns.pxd) one being filled, one with the consumer, and one for the next
 
+cdef object BYTES = np.dtype(np.uint8)
+cdef object PLACES = np.dtype(np.int64)
 cdef int64_t NOWHERE = 0  # the offsets of no messages
-cdef bint HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+# In Block._users, above any number of them.
+cdef uint64_t ENDED = <uint64_t>1 << 32
 
 
 cdef extern from *:
@@ -59,7 +65,7 @@ cdef extern from *:
 
 
 cdef extern from "Python.h":
-    Py_ssize_t Py_REFCNT(object)
+    const Py_ssize_t PY_SSIZE_T_MAX
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 
@@ -77,7 +83,7 @@ class MessageTooLarge(ValueError):
 
 @cython.final
 cdef class Gathered:
-    """Messages from Python objects, checked, as a column of pointers; keeps the objects alive.
+    """Messages from Python objects, checked, as a column of pointers; keeps the objects, and their memory where it is.
 
     Raises TypeError or ValueError for anything that `MessageRing.push_many` does not take.
     """
@@ -112,7 +118,9 @@ cdef class Gathered:
 
     cdef _allocate(self, Py_ssize_t count):
         # One block: the pointers, then the lengths.
-        cdef void* block = PyMem_Malloc(max(count, 1) * (sizeof(char*) + sizeof(uint32_t)))
+        cdef void* block = NULL
+        if count < PY_SSIZE_T_MAX // <Py_ssize_t>(sizeof(char*) + sizeof(uint32_t)):
+            block = PyMem_Malloc(max(count, 1) * (sizeof(char*) + sizeof(uint32_t)))
         if block == NULL:
             raise MemoryError()
         self.column.starts = <const char**>block
@@ -120,29 +128,31 @@ cdef class Gathered:
         self.column.count = count
 
     cdef _gather_objects(self, messages, uint64_t limit):
-        cdef Py_ssize_t i, count, size
+        cdef Py_ssize_t i, size
         cdef const char* start
-        cdef bint is_list
-        # A list could change under us where there is no GIL; with it, nothing below lets another thread run.
-        items = messages if type(messages) is tuple or (type(messages) is list and HAS_GIL) else tuple(messages)
-        is_list = type(items) is list
-        count = len(items)
+        # Our own: a list is the caller's, who may change it while its messages wait for room. Also whatever a subclass says of
+        # its length and items, this is what it has. (An array of pointers, with a reference for each, takes as long.)
+        cdef tuple items = tuple(messages)
+        cdef Py_ssize_t count = PyTuple_GET_SIZE(items)
         self._allocate(count)
         self._keep = items
         for i in range(count):
             if i + AHEAD < count:
-                prefetch_event(PyList_GET_ITEM(items, i + AHEAD) if is_list else PyTuple_GET_ITEM(items, i + AHEAD))
-            item = <object>PyList_GET_ITEM(items, i) if is_list else <object>PyTuple_GET_ITEM(items, i)
-            start = text_of(item, &size)
+                prefetch_event(PyTuple_GET_ITEM(items, i + AHEAD))
+            start = text_of(<object>PyTuple_GET_ITEM(items, i), &size)
             prefetch_rest(start, size)
             if <uint64_t>size > limit:
                 raise MessageTooLarge(i, size, limit)
             self.column.starts[i] = start
             self.column.lengths[i] = <uint32_t>size
 
-    cdef _gather_array(self, array, uint64_t limit):
-        cdef Py_ssize_t i, size
+    cdef _gather_array(self, messages, uint64_t limit):
+        cdef Py_buffer view
+        cdef Py_ssize_t i, size, count
         cdef const char* start
+        if has_masked(messages):
+            raise ValueError("messages that are masked have no value: fill them (messages.filled(...)) or leave them out")
+        array = np.asarray(messages)  # what a subclass says of itself is not asked
         if array.ndim != 1:
             raise ValueError(f"a numpy array of messages must have one dimension, not {array.ndim}")
         if array.dtype.hasobject:
@@ -150,32 +160,39 @@ cdef class Gathered:
         if array.dtype.kind == "U":
             raise TypeError("a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, 'utf-8')")
         array = np.ascontiguousarray(array)
-        size = array.dtype.itemsize
+        count = array.size
+        self._keep = array, pins(array)
+        PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+        start = <const char*>view.buf
+        size = view.itemsize
+        if size > 0:
+            count = view.len // size
+        PyBuffer_Release(&view)  # `pins` hold the memory
         if <uint64_t>size > limit:
             raise MessageTooLarge(0, size, limit)
-        self._allocate(len(array))
-        self._keep = array
-        start = <const char*>address_of(array.view(np.uint8)) if array.size and size else NULL
-        for i in range(self.column.count):
+        self._allocate(count)
+        for i in range(count):
             self.column.starts[i] = start + i * size
             self.column.lengths[i] = <uint32_t>size
 
     cdef _gather_arrow(self, array, uint64_t limit):
         cdef Borrowed column
-        cdef int64_t i, first, size
+        cdef int64_t i, start = 0, end
         self._keep = borrow(array, &column)
         self._allocate(column.count)
+        if column.count > 0:
+            start = offset_at(&column, 0)
         for i in range(column.count):
-            if column.narrow != NULL:
-                first = column.narrow[i]
-                size = column.narrow[i + 1] - first
-            else:
-                first = column.wide[i]
-                size = column.wide[i + 1] - first
-            if not 0 <= size <= <int64_t>limit:
-                raise MessageTooLarge(i, size, limit)
-            self.column.starts[i] = column.data + first
-            self.column.lengths[i] = <uint32_t>size
+            end = offset_at(&column, i + 1)
+            if not 0 <= start <= end:
+                raise ValueError(f"the offsets of the Arrow array do not ascend: message {i} is from {start} to {end}")
+            if <uint64_t>(end - start) > limit:
+                raise MessageTooLarge(i, end - start, limit)
+            if start < end and column.data == NULL:
+                raise ValueError(f"the Arrow array has no data, and message {i} has {end - start} bytes")
+            self.column.starts[i] = column.data + start
+            self.column.lengths[i] = <uint32_t>(end - start)
+            start = end
 
 
 cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
@@ -197,12 +214,11 @@ cdef class Parts:
 cdef class Messages:
     """Messages as two columns: message i is data[offsets[i]:offsets[i + 1]].
 
-    data: uint8, all payloads. offsets: int64, one more than there are messages. first_seq: the first one's sequence number.
-    Indexing and iterating give bytes, slicing gives Messages that share the memory.
+    first_seq: the first one's sequence number. Indexing and iterating give bytes, slicing gives Messages that share the memory.
     """
 
     def __cinit__(self):
-        self._offsets = &NOWHERE  # until new_messages or share_messages have more to say
+        self._offsets = &NOWHERE  # until new_messages, from_columns or share have more to say
 
     def __init__(self):
         raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
@@ -211,39 +227,82 @@ cdef class Messages:
     def from_columns(data, offsets, first_seq=0):
         """Messages over columns that exist already, without a copy: message i is data[offsets[i]:offsets[i + 1]].
 
-        data: C-contiguous numpy array of uint8, offsets: of int64, at least one, ascending, within data. Neither may be changed
-        or resized afterwards. Raises TypeError or ValueError.
+        data: C-contiguous numpy array of uint8, offsets: of int64, at least one, ascending, within data. Offsets are copied; data
+        is not, and can not be resized as long as the messages are used. Raises TypeError or ValueError.
 
         >>> import numpy as np
         >>> Messages.from_columns(np.frombuffer(b"onetwo", np.uint8), np.array([0, 3, 6]), first_seq=7).tolist()
         [b'one', b'two']
         """
+        cdef Messages messages
+        cdef Py_buffer view
         cdef Py_ssize_t i, count
-        cdef const int64_t* places
-        cdef int64_t size
+        cdef uint64_t first
         cdef bint ascending
-        check_column("data", data, np.uint8)
-        check_column("offsets", offsets, np.int64)
-        if not len(offsets):
-            raise ValueError("offsets must not be empty: there is one more than there are messages")
-        count = len(offsets) - 1
-        size = len(data)
-        if not 0 <= first_seq <= <uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>count:
-            raise ValueError(f"first_seq must be from 0 to 2**64 - 1 - {count}, not {first_seq}")
-        places = <const int64_t*>address_of(offsets)
-        ascending = places[0] >= 0 and places[count] <= size
+        data = column("data", data, np.uint8)
+        offsets = column("offsets", offsets, np.int64)
+        number = whole(first_seq, "first_seq")
+        held = pins(data)
+        PyObject_GetBuffer(offsets, &view, PyBUF_SIMPLE)
+        try:
+            count = view.len // 8 - 1
+            if count < 0:
+                raise ValueError("offsets must not be empty: there is one more than there are messages")
+            if not 0 <= number <= <uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>count:
+                raise ValueError(f"first_seq must be from 0 to 2**64 - 1 - {count}, not {number}")
+            first = number
+            messages = messages_in(new_block((count + 1) * 8, None), count, first)
+            memcpy(messages._offsets, view.buf, (count + 1) * 8)
+        finally:
+            PyBuffer_Release(&view)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        messages._data = <unsigned char*>view.buf
+        messages._size = view.len
+        PyBuffer_Release(&view)
+        # Of the copy, which nobody else can change.
+        ascending = messages._offsets[0] >= 0 and messages._offsets[count] <= messages._size
         for i in range(count):
-            ascending &= places[i] <= places[i + 1]
+            ascending &= messages._offsets[i] <= messages._offsets[i + 1]
         if not ascending:
-            raise ValueError(f"offsets must ascend within the {size:,} bytes of data")
-        return share_messages(data, offsets, count, first_seq)
+            messages._offsets = &NOWHERE
+            raise ValueError(f"offsets must ascend within the {messages._size:,} bytes of data")
+        if messages._size > 0:
+            messages._source = memoryview(data).toreadonly()
+        messages._pins = held
+        return messages
 
     def __dealloc__(self):
-        # Nobody but the view in `data` and this object refers to the memory, and nobody but this object to the view: then no
-        # array, slice or export of it is left anywhere. Without the GIL a count of references proves nothing.
-        if self._spares is not None and HAS_GIL and Py_REFCNT(self.data) == 1 and Py_REFCNT(self._memory) == 2:
-            self.data = None
-            self._spares.put(self._memory)
+        # The arrays first: if nobody else has them, the block is free when we leave it.
+        self._data_array = self._offsets_array = self._source = None
+        if self._block is not None:
+            self._block.leave()
+
+    @property
+    def data(self):
+        """All payloads: a numpy array of uint8 that can not be written."""
+        with cython.critical_section(self):
+            if self._data_array is None:
+                self._data_array = self._column_of(self._source, BYTES, self._data, self._size)
+            array = self._data_array
+        return array
+
+    @property
+    def offsets(self):
+        """Where each message starts in `data`, and at the end where the last one ends: a numpy array of int64 that can not be
+        written."""
+        with cython.critical_section(self):
+            if self._offsets_array is None:
+                self._offsets_array = self._column_of(self._block, PLACES, self._offsets, self._count + 1)
+            array = self._offsets_array
+        return array
+
+    cdef object _column_of(self, source, dtype, const void* start, Py_ssize_t count):
+        """An array of what lies at `start`. It holds a buffer of `source`, which gives none to be written, so numpy will not make
+        the array writable either."""
+        if source is None:
+            return np.frombuffer(b"", dtype)
+        cdef const unsigned char* first = self._block.start() if source is self._block else self._data
+        return np.frombuffer(source, dtype, count, <const unsigned char*>start - first)
 
     def __len__(self):
         return self._count
@@ -260,7 +319,7 @@ cdef class Messages:
             if step != 1:
                 raise ValueError("Messages can be sliced in steps of 1 only")
             stop = max(start, stop)
-            return share_messages(self.data, self.offsets[start:stop + 1], stop - start, self.first_seq + start)
+            return self._share(start, stop - start)
         i = index
         if i < 0:
             i += self._count
@@ -293,7 +352,7 @@ cdef class Messages:
 
     def __arrow_c_array__(self, requested_schema=None):
         """The messages as an Arrow large-binary array that shares the memory (`pyarrow.array(messages)`)."""
-        return lend((self.data, self.offsets), self._offsets, self._data, self._count)
+        return lend(self, self._offsets, self._data, self._count)
 
     def join(self, sep=b"\n", end=b""):
         """All messages as one bytes object, with `sep` between them and `end` after the last."""
@@ -328,6 +387,7 @@ cdef class Messages:
         cdef char* end
         if not 0 <= start <= self._count:
             raise ValueError(f"start must be from 0 to {self._count}, not {start}")
+        _held = pins(target)
         PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
         try:
             # The most messages that fit: their ends ascend.
@@ -349,6 +409,16 @@ cdef class Messages:
         finally:
             PyBuffer_Release(&view)
         return low - start, self._offsets[low] - self._offsets[start] + (low - start) * width
+
+    cdef Messages _share(self, Py_ssize_t start, Py_ssize_t count):
+        """Some of them, in the same memory."""
+        cdef Messages messages = messages_in(self._block, count, self.first_seq + start)
+        messages._offsets = self._offsets + start
+        messages._data = self._data
+        messages._size = self._size
+        messages._source = self._source
+        messages._pins = self._pins
+        return messages
 
     def __repr__(self):
         return f"Messages({self._count} messages, {self.nbytes} bytes, first_seq={self.first_seq})"
@@ -374,67 +444,145 @@ cdef char* join_into(
 
 cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
     """Messages with columns of that size, to be filled."""
-    cdef Messages messages
-    if count == 0:
-        return share_messages(np.empty(0, np.uint8), np.zeros(1, np.int64), 0, 0)
-    memory = spares.get(size)
-    messages = share_messages(memory[:size], np.empty(count + 1, np.int64), count, 0)
-    messages._memory = memory
-    messages._spares = spares
+    cdef size_t table = (count + 1) * sizeof(int64_t)
+    cdef Messages messages = messages_in(new_block(table + size, spares), count, 0)
+    messages._offsets[0] = 0
+    messages._data = messages._block.start() + table
+    messages._size = size
+    messages._source = messages._block
     return messages
 
 
-@cython.final
-cdef class Spares:
-    """Memory of messages that are gone, for those to come.
-
-    A fresh block of some MB costs a page fault for every 4 KiB, which is more than copying into it; so the block of Messages
-    that nobody refers to any more is kept, and the next ones get it.
-    """
-
-    def __cinit__(self):
-        self._blocks = []
-
-    cdef object get(self, uint64_t size):
-        cdef Py_ssize_t i
-        blocks = self._blocks
-        if size < SPARE_BYTES or not HAS_GIL:
-            return np.empty(size, np.uint8)
-        for i in range(len(blocks)):
-            # One that is much too large is for others.
-            if size <= <uint64_t>len(blocks[i]) <= 4 * size:
-                return blocks.pop(i)
-        # Rounded up, so that the next ones, of nearly the same size, can have it as well.
-        return np.empty((size + size // 8 + 4095) & ~<uint64_t>4095, np.uint8)
-
-    cdef void put(self, memory):
-        if len(self._blocks) >= MAX_SPARES:
-            self._blocks.pop(0)
-        self._blocks.append(memory)
-
-
-cdef Messages share_messages(data, offsets, Py_ssize_t count, uint64_t first_seq):
+cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
+    """Messages whose offsets lie at the start of the block; what the data are is the caller's to say."""
     cdef Messages messages = Messages.__new__(Messages)
-    messages.data = data
-    messages.offsets = offsets
-    messages._data = <unsigned char*>address_of(data)
-    messages._offsets = <int64_t*>address_of(offsets)
+    fetch_add_relaxed(&block._users, 1)
+    messages._block = block
+    messages._offsets = <int64_t*>block.start()
     messages._count = count
     messages.first_seq = first_seq
     return messages
 
 
-cdef check_column(name, array, dtype):
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {getattr(array, 'dtype', type(array).__name__)}")
+cdef Block new_block(uint64_t size, Spares spares):
+    cdef Block block = Block.__new__(Block)
+    block._chunk = spares.get(size) if spares is not None else new_chunk(size)
+    block._nbytes = size
+    block._spares = spares
+    return block
+
+
+@cython.no_gc  # so that `_spares` is still there when the last buffer comes back; it refers to nothing
+@cython.final
+cdef class Block:
+    """Memory that Messages and arrays show, counting whoever does, with the GIL or without it.
+
+    Nobody gets a buffer to write, nor one at all once the memory has gone on to `_spares`. Only a ring writes here, before
+    anybody else has seen the Messages.
+    """
+
+    def __dealloc__(self):
+        PyMem_Free(self._chunk)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef uint64_t users = load_relaxed(&self._users)
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("messages can not be written")
+        while True:
+            if users & ENDED:
+                raise BufferError("the messages are gone")
+            if cas_total(&self._users, &users, users + 1):
+                break
+        buffer.obj = self
+        buffer.buf = self.start()
+        buffer.len = self._nbytes
+        buffer.readonly = True
+        buffer.itemsize = 1
+        buffer.format = NULL  # bytes
+        buffer.ndim = 1
+        buffer.shape = &self._nbytes
+        buffer.strides = &buffer.itemsize
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.leave()
+
+    cdef unsigned char* start(self) noexcept:
+        return <unsigned char*>(self._chunk + 1)
+
+    cdef void leave(self) noexcept:
+        """One user less; after the last the memory may serve others."""
+        cdef uint64_t none = 0
+        if fetch_sub_total(&self._users, 1) == 1 and self._spares is not None and cas_total(&self._users, &none, ENDED):
+            self._spares.put(self._chunk)
+            self._chunk = NULL
+
+
+cdef Chunk* new_chunk(uint64_t size) except NULL:
+    cdef Chunk* chunk = NULL
+    if size <= <uint64_t>PY_SSIZE_T_MAX - sizeof(Chunk):
+        chunk = <Chunk*>PyMem_Malloc(sizeof(Chunk) + size)
+    if chunk == NULL:
+        raise MemoryError()
+    chunk.size = size
+    return chunk
+
+
+@cython.final
+cdef class Spares:
+    """Memory of messages that are gone, for those to come; for any number of threads.
+
+    A fresh block of some MB costs a page fault for every 4 KiB, which is more than copying into it; so the memory of Messages
+    that nobody shows any more is kept, and the next ones get it.
+    """
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(MAX_SPARES):
+            PyMem_Free(<Chunk*>load_relaxed(&self._chunks[i]))
+
+    cdef Chunk* get(self, uint64_t size) except NULL:
+        cdef Chunk* chunk
+        cdef uint64_t none
+        cdef int i
+        if size < SPARE_BYTES:
+            return new_chunk(size)
+        for i in range(MAX_SPARES):
+            # Ours alone from here on.
+            chunk = <Chunk*>exchange_total(&self._chunks[i], 0)
+            if chunk == NULL:
+                continue
+            # One that is much too large is for others.
+            if size <= chunk.size <= 4 * size:
+                return chunk
+            none = 0
+            if not cas_total(&self._chunks[i], &none, <uint64_t>chunk):
+                PyMem_Free(chunk)
+        # Rounded up, so that the next ones, of nearly the same size, can have it as well.
+        return new_chunk((size + size // 8 + 4095) & ~<uint64_t>4095)
+
+    cdef void put(self, Chunk* chunk) noexcept:
+        cdef uint64_t none
+        cdef int i
+        if chunk.size >= SPARE_BYTES:
+            for i in range(MAX_SPARES):
+                none = 0
+                if cas_total(&self._chunks[i], &none, <uint64_t>chunk):
+                    return
+            chunk = <Chunk*>exchange_total(&self._chunks[fetch_add_relaxed(&self._turn, 1) % MAX_SPARES], <uint64_t>chunk)
+        PyMem_Free(chunk)
+
+
+cdef object column(name, array, dtype):
+    """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass says of itself is not asked."""
+    if has_masked(array):
+        raise ValueError(f"{name} must not be masked")
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}")
+    array = np.asarray(array)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {array.dtype}")
     if array.ndim != 1 or not array.flags.c_contiguous:
         raise ValueError(f"{name} must be contiguous and have one dimension, not {array.ndim}")
-
-
-cdef size_t address_of(array) except? 1:
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    cdef size_t address = <size_t>view.buf
-    # The array itself is kept, so its memory stays; ours is never resized.
-    PyBuffer_Release(&view)
-    return address
+    return array

@@ -310,7 +310,7 @@ cdef inline void rewind(Frames* f, Slot* slot, uint64_t beyond) noexcept nogil:
 
 
 cdef inline bint pass_pads(Frames* f) noexcept nogil:
-    """Whether room came free because frames of no messages were next to be read: pads of a rewind, or of what the dead had claimed.
+    """Whether room came free as frames of no messages were next to be read: pads of a rewind, or of what the dead had claimed.
 
     A take passes them on its way to a message; where they fill all the ring none can ever come, unless a producer does it.
     """

@@ -31,7 +31,7 @@ cdef class Port:
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef int _release(self, Messages messages) except -1
-    cdef _split(self, Messages messages, Py_ssize_t count)
+    cdef _split(self, Messages messages, count)
     cdef int _check_ours(self, Messages messages) except -1
     cdef int _raise_damaged(self) except -1
     cdef object _where(self)

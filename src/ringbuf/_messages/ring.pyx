@@ -16,12 +16,13 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from ringbuf._core.atomics cimport (
     exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
 )
+from ringbuf._core.counts cimport at_most, whole
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pages cimport make_ready
@@ -41,7 +42,7 @@ from ringbuf._messages.validate cimport damage_of_frames
 from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
-from ringbuf._shared.waiting cimport deadline_of, new_waiting
+from ringbuf._shared.waiting cimport deadline_of, new_waiting, seconds_of
 
 import hashlib
 import os
@@ -49,6 +50,7 @@ import re
 
 import numpy as np
 
+from ringbuf._core.pinning import pins
 from ringbuf._messages.columns import MessageTooLarge
 from ringbuf._messages.look import look as look_at_ring
 from ringbuf._shared import shared_file
@@ -291,9 +293,10 @@ cdef class Port:
             self._raise_damaged()
         return 0
 
-    cdef _split(self, Messages messages, Py_ssize_t count):
+    cdef _split(self, Messages messages, count):
         cdef Messages first, rest
         cdef Parts parts
+        count = whole(count, "count")
         self._check_ours(messages)
         if not load_acquire(&messages._held):
             raise ValueError("only what take() returned and was not released can be split")
@@ -377,14 +380,13 @@ cdef class MessageRing(Port):
         self._allocate(MIN_GRANULES, 0)
 
     def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
-        if isinstance(capacity_bytes, float) or not hasattr(capacity_bytes, "__index__"):
-            raise TypeError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
-        size = capacity_bytes.__index__()
+        size = whole(capacity_bytes, "capacity_bytes")
         if not 0 < size <= MAX_GRANULES * GRANULE:
             raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
         if self._made:
             raise TypeError("a MessageRing is made once")
+        first_seq = whole(first_seq, "first_seq")
         if not 0 <= first_seq < 1 << 64:
             raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
         if path is not None:
@@ -610,8 +612,7 @@ cdef class MessageRing(Port):
         column.starts = gathered.column.starts + start
         column.lengths = gathered.column.lengths + start
         column.count = gathered.column.count - start
-        if max_messages is not None:
-            column.count = min(column.count, <int64_t>max_messages)
+        column.count = min(column.count, at_most(max_messages, "max_messages"))
         return self._push(&column, &first_seq), first_seq
 
     def push_lines(self, chunk, final=False):
@@ -657,20 +658,20 @@ cdef class MessageRing(Port):
 
         For consumers that must be able to fail: what has been taken and not released is still in the ring.
         """
-        return self._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+        return self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
 
     def take_orphaned(self, max_messages=None, max_bytes=None):
         """`take`, but only what a process had taken that died before it released it; empty where there is nothing of that kind.
 
         `take` itself gives these first. It finds them out after a moment, this looks at once.
         """
-        return self._take_orphaned(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+        return self._take_orphaned(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
 
     def release(self, Messages messages not None):
         """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
         self._release(messages)
 
-    def split(self, Messages messages not None, Py_ssize_t count):
+    def split(self, Messages messages not None, count):
         """Two parts of what `take` returned: the first `count` messages, and the others, each to be released by itself.
 
         The parts share the memory of `messages`, which is released through them only. ValueError where it was released, or
@@ -769,13 +770,13 @@ cdef class MessageConsumer(Port):
 
     def take(self, max_messages=None, max_bytes=None):
         """As MessageRing.take."""
-        return self._take(limit(max_messages, "max_messages"), limit(max_bytes, "max_bytes"))
+        return self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
 
     def release(self, Messages messages not None):
         """As MessageRing.release."""
         self._release(messages)
 
-    def split(self, Messages messages not None, Py_ssize_t count):
+    def split(self, Messages messages not None, count):
         """As MessageRing.split."""
         return self._split(messages, count)
 
@@ -804,14 +805,15 @@ cdef bint push_one(Port port, message) except -1:
 
 cdef object push_waiting(Port port, messages, timeout):
     """Push messages, waiting for room until the timeout; returns how many went in."""
+    cdef double seconds = seconds_of(timeout)
     cdef Gathered gathered = Gathered(messages, largest_message(&port._frames))
     cdef Column column = gathered.column
     cdef uint64_t first_seq
     cdef uint32_t seen
     cdef int64_t total = column.count, deadline = 0, pushed = port._push(&column, &first_seq), done = pushed
-    if done == total or timeout == 0:
+    if done == total or seconds == 0:
         return done
-    deadline = deadline_of(timeout)
+    deadline = deadline_of(seconds)
     while True:
         # `_push` moves its column along only where it looks for the dead; this one is counted anew each time.
         column.starts = gathered.column.starts + done
@@ -828,7 +830,8 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     cdef Py_buffer view
     cdef size_t consumed = 0
     cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
-    cdef int64_t lines, most = INT64_MAX if max_lines is None else max_lines
+    cdef int64_t lines, most = at_most(max_lines, "max_lines")
+    _held = pins(chunk) if type(chunk) is not bytes else None
     PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
     try:
         if <uint64_t>view.len > largest:
@@ -840,11 +843,12 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
 
 
 cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
-    cdef int64_t most = limit(max_messages, "max_messages"), most_bytes = limit(max_bytes, "max_bytes"), deadline
+    cdef double seconds = seconds_of(timeout)
+    cdef int64_t most = at_most(max_messages, "max_messages"), most_bytes = at_most(max_bytes, "max_bytes"), deadline
     cdef Messages messages = port._take(most, most_bytes)
     cdef uint32_t seen
-    if messages._count == 0 and timeout != 0:
-        deadline = deadline_of(timeout)
+    if messages._count == 0 and seconds > 0:
+        deadline = deadline_of(seconds)
         while True:
             seen = before_sleep(&port._frames.cursors.messages)
             messages = port._take(most, most_bytes)
@@ -1027,15 +1031,6 @@ def data_offset(uint64_t granules):
     return pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8)
 
 
-cdef int64_t limit(object most, str name) except -1:
-    if most is None:
-        return INT64_MAX
-    value = most.__index__()
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, or None for no limit, not {value}")
-    return min(value, INT64_MAX)
-
-
 cdef int check_lines(const char* chunk, size_t size, bint final, uint64_t limit) except -1:
     """Raise if a line of the chunk is larger than `limit`. Only a chunk that is larger itself can have one."""
     cdef const char* line = chunk
@@ -1060,6 +1055,7 @@ def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
     cdef Py_buffer view
     cdef size_t lines
     cdef bint last = final
+    _held = pins(chunk) if type(chunk) is not bytes else None
     PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
     try:
         if <uint64_t>view.len > limit:

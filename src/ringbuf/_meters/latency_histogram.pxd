@@ -23,6 +23,8 @@ cdef class LatencyHistogram:
 
     cdef uint64_t _index(self, double value) noexcept nogil
     cdef void _widen(self, double low, double high, double total) noexcept nogil
+    cdef void _add(self, uint64_t bucket, uint64_t times) noexcept nogil
+    cdef void _stop_at_full(self, word* count) noexcept nogil
     cdef double _within(self, uint64_t bucket, double value) noexcept nogil
 
 

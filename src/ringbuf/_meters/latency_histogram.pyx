@@ -22,11 +22,14 @@ cimport cython
 from libc.math cimport INFINITY, NAN, ceil, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
-from ringbuf._core.atomics cimport cas_relaxed, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._core.atomics cimport cas_relaxed, cas_release, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.cache_lines cimport aligned
 from ringbuf._core.timing cimport checked_count
 
 import numpy as np
+
+from ringbuf._core.masked import has_masked
+from ringbuf._core.pinning import pins
 
 cdef extern from * nogil:
     """
@@ -42,9 +45,18 @@ cdef extern from * nogil:
 # Bits of a double below those that number its bucket: 52 of mantissa less 6, for 64 buckets in each power of
 # two.
 cdef int BUCKET_SHIFT = 46
+# Where a bucket stops counting. Far below where a word goes over, so that many may add before anybody looks.
+cdef uint64_t FULL = <uint64_t>1 << 63
+# As many may be added without a look at what is there before.
+cdef uint64_t STEP = <uint64_t>1 << 32
 # A picosecond and 31 years: together 4,500 buckets at most.
 cdef double LEAST = 1e-12
 cdef double MOST = 1e9
+
+
+cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
+    """Their sum, or the most that a word holds."""
+    return a + b if b <= ~a else ~<uint64_t>0
 
 
 @cython.final
@@ -55,7 +67,7 @@ cdef class LatencyHistogram:
         Values beside it are counted too: a percentile below the range is off by less than `lowest`, one above
         it is reported as the maximum.
 
-    `min`, `max`, `sum` and `mean` are exact but for a double's rounding.
+    `min`, `max`, `sum` and `mean` are exact but for a double's rounding. A bucket stops counting at 2**63.
 
     >>> histogram = LatencyHistogram()
     >>> histogram.record_many([0.010, 0.020, 0.030, 2.0])
@@ -104,6 +116,24 @@ cdef class LatencyHistogram:
         while not cas_relaxed(&self._extremes.total, &found, to_bits(from_bits(found) + total)):
             pass
 
+    cdef void _add(self, uint64_t bucket, uint64_t times) noexcept nogil:
+        """Count that many in a bucket, which stops at FULL. With release: see `snapshot`."""
+        cdef word* count = self._counts + bucket
+        cdef uint64_t found
+        if times <= STEP:
+            # An exchange less than below. Before FULL + STEP could go over, two thousand million threads would have to be here.
+            if fetch_add_release(count, times) >= FULL - STEP:
+                self._stop_at_full(count)
+            return
+        found = load_relaxed(count)
+        while found < FULL and not cas_release(count, &found, FULL if times >= FULL - found else found + times):
+            pass
+
+    cdef void _stop_at_full(self, word* count) noexcept nogil:
+        cdef uint64_t found = load_relaxed(count)
+        while found > FULL and not cas_release(count, &found, FULL):
+            pass
+
     def record(self, double seconds, n=1):
         """Count a latency, `n` times. A negative one is taken as 0: the clock that measured it had gone back.
 
@@ -118,11 +148,14 @@ cdef class LatencyHistogram:
             return
         self._widen(value, value, value * <double>times)
         # Pairs with the acquire in `snapshot`: whoever sees the count sees the extremes widened.
-        fetch_add_release(self._counts + self._index(value), times)
+        self._add(self._index(value), times)
 
     def record_many(self, seconds):
         """Count each latency in an array-like of float seconds, as `record` does; none if it raises."""
+        if has_masked(seconds):
+            raise ValueError("latencies that are masked have no value: leave them out (seconds.compressed())")
         values = np.ascontiguousarray(seconds, dtype=np.float64)
+        _held = pins(values)
         cdef size_t address = values.ctypes.data
         cdef const double* value = <const double*>address
         cdef int64_t size = values.size, i, wrong = -1
@@ -144,7 +177,7 @@ cdef class LatencyHistogram:
                 self._widen(low + 0.0, high + 0.0, total)
                 for i in range(size):
                     # Pairs with the acquire in `snapshot`.
-                    fetch_add_release(self._counts + self._index(value[i]), 1)
+                    self._add(self._index(value[i]), 1)
         if wrong >= 0:
             raise ValueError(f"seconds must be finite, and item {wrong} is {values.flat[wrong]}")
 
@@ -165,7 +198,7 @@ cdef class LatencyHistogram:
         for i in range(self._size):
             if counts[i] != 0:
                 # Pairs with the acquire in `snapshot`.
-                fetch_add_release(self._counts + i, counts[i])
+                self._add(i, counts[i])
 
     def reset(self):
         """Forget everything. What is being recorded at this moment may be forgotten in part."""
@@ -187,7 +220,7 @@ cdef class LatencyHistogram:
             # Pairs with the releases in `record`, `record_many` and `merge`.
             copy[i] = load_acquire(self._counts + i)
             if copy[i] != 0:
-                taken.count += copy[i]
+                taken.count = added(taken.count, copy[i])
                 first = min(first, i)
                 last = i
         counts.flags.writeable = False
@@ -280,7 +313,7 @@ cdef class HistogramSnapshot:
         cdef double rank = ceil(share * <double>self.count / 100.0 * (1.0 - 2.0 ** -50))
         if rank <= 1.0:
             return self.min
-        if rank >= <double>self.count:
+        if rank >= <double>self.count or share == 100.0:
             return self.max
         return self._at_rank(<uint64_t>rank)
 
@@ -301,7 +334,7 @@ cdef class HistogramSnapshot:
         cdef uint64_t passed = counts[0]
         while passed < rank:
             i += 1
-            passed += counts[i]
+            passed = added(passed, counts[i])
         cdef double middle = (<double>self.edges[i] + <double>self.edges[i + 1]) / 2
         return max(self.min, min(middle, self.max))
 

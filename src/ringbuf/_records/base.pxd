@@ -27,6 +27,3 @@ cdef class Face:
     cdef word _pad1[7]
 
     cdef object _share(self, Face ring)
-
-
-cdef object positive(object number, str name)

@@ -51,12 +51,3 @@ cdef class Face:
         self.dtype = ring.dtype
         store_relaxed(&self._seen, load_acquire(&ring._seen))
         return self
-
-
-cdef object positive(number, str name):
-    if isinstance(number, float) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
-    number = number.__index__()
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {number}")
-    return number

@@ -18,8 +18,9 @@ from cpython.buffer cimport PyBUF_WRITABLE
 from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport cas_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
+from ringbuf._core.counts cimport positive
 from ringbuf._core.eventcount cimport wanted
-from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
+from ringbuf._records.base cimport Face, MAX_CAPACITY
 from ringbuf._records.positions cimport (
     HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take,
 )

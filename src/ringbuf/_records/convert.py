@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ringbuf._core.masked import has_masked
+
 __all__ = ["as_records"]
+
+MASKED = "records that are masked have no value: fill them (records.filled(...)) or leave them out"
 
 
 def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
@@ -21,10 +25,8 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     TypeError for what can never be of that dtype, ValueError for a wrong shape and for values that do not fit (numbers:
     OverflowError).
     """
-    if isinstance(records, np.ma.MaskedArray) and np.ma.is_masked(records):
-        raise ValueError(
-            "records that are masked have no value: fill them (records.filled(...)) or leave them out"
-        )
+    if has_masked(records):
+        raise ValueError(MASKED)
     if is_array(records):
         return cast(np.asarray(records), dtype)
     if (
@@ -35,7 +37,7 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
         raise TypeError(
             f"records must be an array or a sequence, not {type(records).__name__}: one alone goes in by try_push()"
         )
-    rows = list(records)
+    rows = [unwrapped(record) for record in records]
     if dtype.names is None:
         return cast(array_of(rows, dtype), dtype, by_value=True)
     if rows and all(isinstance(row, np.void) for row in rows):
@@ -50,6 +52,15 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     for place, name in enumerate(dtype.names):
         array[name] = as_field(dtype[name], [row[place] for row in rows])
     return array
+
+
+def unwrapped(record: Any) -> Any:
+    """A record that came as an array of no dimensions, as the scalar that it holds."""
+    if not isinstance(record, np.ndarray) or record.ndim:
+        return record
+    if has_masked(record):
+        raise ValueError(MASKED)
+    return np.asarray(record)[()]
 
 
 def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:

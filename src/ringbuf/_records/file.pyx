@@ -2,7 +2,7 @@
 """The file of a RingBuffer that several processes share, and this process's part in it.
 
 Body: desk (seats and slots), positions, index, records, each from a page on. The header remembers the capacity in records and the
-dtype, in numpy's own notation for the head of a .npy file. See _shared/shared_file.py for the file, _shared/op_slots.pxd and
+dtype, as `describe` says it. See _shared/shared_file.py for the file, _shared/op_slots.pxd and
 shared_positions.pxd for how it is worked on.
 """
 
@@ -23,7 +23,7 @@ from ringbuf._shared.op_slots cimport (
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
 
-import ast
+import json
 import os
 from collections import deque
 
@@ -48,7 +48,14 @@ cdef inline size_t pages(size_t size) noexcept:
 def create_or_attach(path, slots, dtype):
     """The SharedFile of a ring of that many records of that dtype, made if it is not there."""
     if not os.path.exists(path):
-        meta = {"records": slots, "dtype": repr(np.lib.format.dtype_to_descr(dtype))}
+        meta = {"records": slots, "dtype": describe(dtype)}
+        try:
+            kept = json.loads(json.dumps(meta["dtype"]))
+            whole = kept == meta["dtype"] and described(kept) == dtype
+        except (TypeError, ValueError):  # a title that is no text
+            whole = False
+        if not whole:
+            raise TypeError(f"dtype {dtype!r} can not be kept in a file: {path} would not say all of it")
         try:
             size = body_size(slots, dtype.itemsize)
             return SharedFile.create(path, KIND, meta, size, SEATS, (0, b""), warm=[(0, min(size, WARM_BYTES))])
@@ -71,12 +78,45 @@ def attach(path):
     if type(slots) is not int or not 2 <= slots <= 1 << 31 or slots & (slots - 1):
         raise SharedFileError(f"{file.path} is damaged: it speaks of {slots!r} records")
     try:
-        dtype = np.lib.format.descr_to_dtype(ast.literal_eval(meta.get("dtype")))
+        dtype = described(meta.get("dtype"))
     except Exception:
         raise SharedFileError(f"{file.path} is damaged: it speaks of the dtype {meta.get('dtype')!r}") from None
     if dtype.itemsize == 0 or dtype.hasobject or body_size(slots, dtype.itemsize) > len(file.memory):
         raise SharedFileError(f"{file.path} is damaged: it is too small for {slots:,} records of dtype {dtype}")
     return file, slots, dtype
+
+
+def describe(dtype):
+    """A dtype in JSON's terms, with all that makes a difference: places, titles, padding, the align flag, np.record."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"of": describe(base), "shape": list(shape)}
+    if dtype.names is None:
+        return dtype.str
+    fields = [[name, describe(dtype.fields[name][0]), *dtype.fields[name][1:]] for name in dtype.names]
+    return {
+        "fields": fields, "itemsize": dtype.itemsize, "aligned": dtype.isalignedstruct, "record": dtype.type is np.record,
+    }
+
+
+def described(description):
+    """The dtype that `describe` was given; raises anything where it was not."""
+    if isinstance(description, str):
+        return np.dtype(description)
+    if "of" in description:
+        return np.dtype((described(description["of"]), tuple(description["shape"])))
+    fields = description["fields"]
+    dtype = np.dtype(
+        {
+            "names": [field[0] for field in fields],
+            "formats": [described(field[1]) for field in fields],
+            "offsets": [field[2] for field in fields],
+            "titles": [field[3] if len(field) > 3 else None for field in fields],
+            "itemsize": description["itemsize"],
+        },
+        align=description["aligned"],
+    )
+    return np.dtype((np.record, dtype)) if description["record"] else dtype
 
 
 def body_size(slots, itemsize):

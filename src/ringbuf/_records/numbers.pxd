@@ -138,6 +138,8 @@ cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uin
     cdef double wide
     cdef float narrow
     if not PyLong_Check(record) and not PyFloat_Check(record) and getattr(record, "shape", None) == ():
+        if getattr(record, "mask", False):
+            raise ValueError("a record that is masked has no value: fill it, or leave it out")
         record = record.item()
     if kind == BOOL and isinstance(record, bool):
         bits[0] = record is True

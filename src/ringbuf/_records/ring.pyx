@@ -19,11 +19,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._core.counts cimport at_most, positive
 from ringbuf._core.eventcount cimport Bell, before_sleep, wanted
+from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._core.timing cimport steady_ns
-from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
+from ringbuf._records.base cimport Face, MAX_CAPACITY
 from ringbuf._records.blocks cimport new_span
 from ringbuf._records.file cimport SharedRuns
 from ringbuf._records.numbers cimport (
@@ -35,26 +37,14 @@ from ringbuf._records.positions cimport (
 )
 from ringbuf._records.shared_positions cimport shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
-from ringbuf._shared.waiting cimport deadline_of, new_waiting
+from ringbuf._shared.waiting cimport deadline_of, new_waiting, seconds_of
 
 import numpy as np
 
+from ringbuf._core.pinning import pins
 from ringbuf._records.convert import as_records
 from ringbuf._records.file import attach, create_or_attach
 from ringbuf._shared.shared_file import SharedFile
-
-
-cdef extern from *:
-    """
-    /* Whether the GIL orders the threads of this process. Not asked at run time: an interpreter built without one turns it
-       on and off as it imports modules. */
-    #ifdef Py_GIL_DISABLED
-    #define RINGBUF_GIL 0
-    #else
-    #define RINGBUF_GIL 1
-    #endif
-    """
-    const bint RINGBUF_GIL
 
 
 # What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
@@ -106,6 +96,10 @@ cdef class RingBuffer(Face):
             raise TypeError(f"dtype {dtype} holds Python objects, which have no bytes of their own to copy")
         if dtype.subdtype is not None:
             raise TypeError(f"dtype {dtype} is one of arrays: make it a field, as in np.dtype([('values', {dtype})])")
+        if dtype.names is not None and dtype.kind != "V":
+            raise TypeError(
+                f"dtype {dtype} is a number and its fields at once: give np.dtype({dtype.str!r}), or the fields alone"
+            )
         if dtype.itemsize == 0:
             raise ValueError(f"dtype {dtype!r} has records of no bytes: give it a size")
         self._kind = kind_of_dtype(dtype)
@@ -135,8 +129,8 @@ cdef class RingBuffer(Face):
         self._runs.data = <unsigned char*>(address + before)
         self._runs.mask = slots - 1
         self._runs.itemsize = itemsize
-        self._runs.alone = RINGBUF_GIL
-        self._quick = quick_of(self._kind, itemsize) if RINGBUF_GIL else BY_STEPS
+        self._runs.alone = HAS_GIL
+        self._quick = quick_of(self._kind, itemsize) if HAS_GIL else BY_STEPS
 
     @staticmethod
     def attach(path):
@@ -395,11 +389,12 @@ cdef bint push_word(Face face, uint64_t bits) except -1:
 cdef bint push_patiently(Face face, object record, object timeout) except -1:
     cdef int64_t deadline
     cdef uint32_t seen
+    cdef double seconds = seconds_of(timeout)
     if push_one(face, record):
         return True
-    if timeout == 0:
+    if seconds == 0:
         return False
-    deadline = deadline_of(timeout)
+    deadline = deadline_of(seconds)
     while True:
         seen = before_sleep(&face._runs.cursors.room)
         if push_one(face, record):
@@ -410,24 +405,27 @@ cdef bint push_patiently(Face face, object record, object timeout) except -1:
 
 
 cdef object push_some(Face face, object records, object timeout):
+    cdef double seconds = seconds_of(timeout)
     if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
-        return push_array(face, records, timeout)
-    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), timeout)
+        return push_array(face, records, seconds)
+    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), seconds)
 
 
-cdef uint64_t push_array(Face face, object array, object timeout) except? 0xFFFFFFFF:
+cdef uint64_t push_array(Face face, object array, double seconds) except? 0xFFFFFFFF:
     """Push what fits of a contiguous array of the ring's dtype, at last after a wait; returns how many records did."""
     cdef Py_buffer view
     cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
     cdef int64_t deadline
     cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+        _held = pins(array)
     try:
         total = view.len // itemsize
         if total > 0:
             done = push_bytes(face, <unsigned char*>view.buf, total)
-        if done < total and timeout != 0:
-            deadline = deadline_of(timeout)
+        if done < total and seconds > 0:
+            deadline = deadline_of(seconds)
             while True:
                 seen = before_sleep(&face._runs.cursors.room)
                 done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
@@ -530,10 +528,11 @@ cdef bint pop_word(Face face, uint64_t* bits) except -1:
 cdef object pop_patiently(Face face, object timeout):
     cdef int64_t deadline
     cdef uint32_t seen
+    cdef double seconds = seconds_of(timeout)
     record = pop_one(face)
-    if record is not None or timeout == 0:
+    if record is not None or seconds == 0:
         return record
-    deadline = deadline_of(timeout)
+    deadline = deadline_of(seconds)
     while True:
         seen = before_sleep(&face._runs.cursors.records)
         record = pop_one(face)
@@ -543,7 +542,8 @@ cdef object pop_patiently(Face face, object timeout):
 
 
 cdef object pop_some(Face face, object max_items, object out, object timeout):
-    cdef uint64_t most = MAX_CAPACITY if max_items is None else min(positive(max_items, "max_items"), MAX_CAPACITY), done
+    cdef double seconds = seconds_of(timeout)
+    cdef uint64_t most = min(<uint64_t>at_most(max_items, "max_items"), MAX_CAPACITY), done
     cdef int64_t deadline
     cdef uint32_t seen
     if out is None:
@@ -563,9 +563,9 @@ cdef object pop_some(Face face, object max_items, object out, object timeout):
         if done > 0:
             face._waiting.hear()
             return array
-    if timeout == 0:
+    if seconds == 0:
         return array
-    deadline = deadline_of(timeout)
+    deadline = deadline_of(seconds)
     while True:
         seen = before_sleep(&face._runs.cursors.records)
         array = pop_array(face, most, out, &done)
@@ -585,6 +585,8 @@ cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
         # knows that there is nothing.
         array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    if not HAS_GIL or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+        _held = pins(array)
     try:
         most = min(most, <uint64_t>view.len // itemsize)
         if face._shared is not None:

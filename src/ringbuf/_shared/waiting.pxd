@@ -22,4 +22,5 @@ cdef class Waiting:
 
 
 cdef Waiting new_waiting(Bell* filled, object memory, Participant participant)
-cdef int64_t deadline_of(object timeout) except -1
+cdef double seconds_of(object timeout) except -1
+cdef int64_t deadline_of(double seconds) noexcept

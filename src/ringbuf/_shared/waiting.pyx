@@ -12,6 +12,7 @@ had called. Each look is a try, which finds also what the dead have left.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
 from ringbuf._core.atomics cimport exchange_total, fetch_or_total, store_relaxed, store_total
@@ -63,6 +64,8 @@ cdef enum:
 
 # None: for ever; but no clock goes that far.
 cdef int64_t FOREVER_NS = INT64_MAX // 2
+# Seconds (31 years) that are no different from for ever.
+cdef double LONGEST = 1e9
 
 
 cdef class Waiting:
@@ -157,10 +160,19 @@ cdef Waiting new_waiting(Bell* filled, object memory, Participant participant):
     return waiting
 
 
-cdef int64_t deadline_of(object timeout) except -1:
-    """When a timeout in seconds from now ends, on the steady clock in ns."""
+cdef double seconds_of(object timeout) except -1:
+    """A timeout as seconds, infinite for None; ValueError for what is none. For the first thing that a method with one does."""
+    if type(timeout) is float and <double>timeout >= 0:
+        return timeout
     if timeout is None:
-        return FOREVER_NS
+        return INFINITY
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ValueError(f"timeout must be a number of seconds from 0 on, or None for no limit, not {timeout!r}")
-    return min(steady_ns() + int(min(timeout, 1e9) * 1e9), FOREVER_NS)
+    return min(timeout, LONGEST)  # an int may be larger than any double
+
+
+cdef int64_t deadline_of(double seconds) noexcept:
+    """When that many seconds from now are over, on the steady clock in ns."""
+    if seconds >= LONGEST:
+        return FOREVER_NS
+    return steady_ns() + <int64_t>(seconds * 1e9)

@@ -223,3 +223,66 @@ def test_masked_records_are_refused() -> None:
     with pytest.raises(ValueError, match="masked"):
         ring.push_many(records)
     assert ring.push_many(records[:1]) == 1
+
+
+ALIGNED = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+
+
+@pytest.mark.parametrize(
+    "dtype", [ALIGNED, np.dtype((np.record, ALIGNED)), np.dtype([("a", "i4", 2)])]
+)
+def test_a_record_may_come_as_an_array_of_no_dimensions(dtype: np.dtype[Any]) -> None:
+    ring = RingBuffer(8, dtype)
+    rows = np.zeros(3, dtype)
+    rows["a"] = np.arange(1, 4).reshape(3, *[1] * (rows["a"].ndim - 1))
+    assert ring.try_push(rows[0])
+    assert ring.try_push(np.array(rows[1], dtype))
+    assert ring.push_many([np.array(rows[2], dtype), rows[0]]) == 2
+    assert ring.pop_many()["a"].tolist() == rows[[0, 1, 2, 0]]["a"].tolist()
+    with pytest.raises(TypeError, match="other fields"):
+        ring.try_push(np.zeros((), [("other", "i4")]))
+    with pytest.raises((TypeError, ValueError)):
+        ring.try_push(np.zeros(1, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "f2", "c16", ">i4"])
+def test_one_masked_number_is_refused(dtype: str) -> None:
+    ring = RingBuffer(8, dtype)
+    for masked in (np.ma.masked, np.ma.array(1, dtype, mask=True)):
+        with pytest.raises(ValueError, match="masked"):
+            ring.try_push(masked)
+        with pytest.raises(ValueError, match="masked"):
+            ring.push_many([1, masked])
+    assert ring.try_push(np.ma.array(1, dtype, mask=False))
+    assert ring.pop_many().tolist() == [1]
+
+
+def test_masked_fields_are_refused() -> None:
+    ring = RingBuffer(8, ALIGNED)
+    records = np.ma.zeros(2, ALIGNED)
+    assert ring.push_many(records) == 2
+    assert ring.try_push(records[1])
+    records.mask["b"][1] = True
+    for push in (
+        lambda: ring.push_many(records),
+        lambda: ring.push_many([records[1]]),
+        lambda: ring.try_push(records[1]),
+        lambda: ring.try_push(np.ma.masked),
+        lambda: ring.try_push((1, np.ma.masked)),
+    ):
+        with pytest.raises(ValueError, match="masked"):
+            push()
+    assert len(ring) == 3
+
+
+@pytest.mark.parametrize("base", ["<i4", ">i4"])
+@pytest.mark.parametrize("fields", ["<i2", ">i2"])
+def test_a_number_with_fields_is_refused(base: str, fields: str) -> None:
+    """numpy calls it native by its fields alone."""
+    dtype = np.dtype((np.dtype(base), {"low": (fields, 0), "high": (fields, 2)}))
+    for made in (dtype, dtype.newbyteorder()):
+        with pytest.raises(TypeError, match="a number and its fields"):
+            RingBuffer(8, made)
+    assert RingBuffer(8, np.dtype({"names": ["low"], "formats": [fields], "itemsize": 4})).try_push(
+        (7,)
+    )

@@ -1,0 +1,30 @@
+"""Counts and sizes as callers give them: ints of any kind. A float, a bool or a text is a mistake, and the error names it."""
+
+from libc.stdint cimport INT64_MAX, int64_t
+
+
+cdef inline object whole(object number, str name):
+    """`number` as an int."""
+    if type(number) is int:
+        return number
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    return number.__index__()
+
+
+cdef inline object positive(object number, str name):
+    """`number` as an int that is at least 1."""
+    number = whole(number, name)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
+    return number
+
+
+cdef inline int64_t at_most(object most, str name) except -1:
+    """The most that there may be of something: at least 1, or None for no limit."""
+    if most is None:
+        return INT64_MAX
+    number = whole(most, name)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, or None for no limit, not {number}")
+    return INT64_MAX if number > INT64_MAX else number

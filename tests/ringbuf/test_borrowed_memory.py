@@ -1,0 +1,385 @@
+"""What a ring is given stays the caller's, who may change it at any moment: nothing of what is pushed changes with it."""
+
+from __future__ import annotations
+
+import array
+import gc
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringbuf import LatencyHistogram, MessageRing, RingBuffer
+from ringbuf._core.pinning import pins
+from ringbuf._messages.columns import Gathered
+from tests.support.arrow import RELEASE, HandMade
+from tests.support.threads import background, until
+
+# The lengths below are such that a few of these messages fit into a small ring, and most do not.
+EVENTS = [bytes([65 + i % 26]) * 900 + b"%d" % i for i in range(40)]
+
+
+class Counted(bytes):
+    """A message that tells when it is gone."""
+
+    alive = 0
+
+    def __init__(self, *_: object) -> None:
+        type(self).alive += 1
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+
+def fresh() -> list[bytes]:
+    """The events, each an object that the list alone refers to."""
+    return [bytes(bytearray(event)) for event in EVENTS]
+
+
+def change_while_waiting(
+    push: Callable[[Any, float], int],
+    ring: MessageRing,
+    events: list[bytes],
+    change: Callable[[], object],
+) -> list[bytes]:
+    """Push in a thread into a ring that has room for some of it, change the list when the rest waits; what comes out."""
+    got: list[bytes] = []
+    with background(lambda: push(events, 30.0)):
+        until(lambda: len(ring) > 0)
+        change()
+        junk = [b"\xee" * len(EVENTS[0]) for _ in range(200)]  # where the items may have been
+        while len(got) < len(EVENTS):
+            got += ring.pop_many(timeout=1.0).tolist()
+    assert len(junk) == 200
+    return got
+
+
+CHANGES: list[Callable[[list[bytes]], object]] = [
+    list.clear,
+    list.reverse,
+    lambda events: events.__setitem__(slice(None), [b"another"] * len(events)),
+    lambda events: events.__delitem__(slice(5, None)),
+    lambda events: events.extend([b"more"] * 1000),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("by_handle", [False, True])
+def test_a_list_may_change_while_its_push_waits(
+    change: Callable[[list[bytes]], object], by_handle: bool
+) -> None:
+    ring = MessageRing(1 << 14)
+    push = ring.producer().push_many if by_handle else ring.push_many
+    events = fresh()
+    assert change_while_waiting(push, ring, events, lambda: change(events)) == EVENTS
+    ring._check()
+
+
+def test_the_items_are_owned_not_only_the_list() -> None:
+    events = [Counted(b"%d" % i) for i in range(100)]
+    gathered = Gathered(events)
+    events.clear()
+    assert Counted.alive == 100
+    ring = MessageRing(1 << 14)
+    assert ring.push_gathered(gathered) == (100, 0)
+    del gathered
+    assert Counted.alive == 0
+    assert ring.pop_many().tolist() == [b"%d" % i for i in range(100)]
+
+
+def test_a_collection_may_change_the_list() -> None:
+    ring = MessageRing(1 << 14)
+    expected = fresh()[:10]
+    threshold = gc.get_threshold()
+    events: list[bytes] = []
+
+    def clear(*_: object) -> None:
+        events.clear()
+
+    gc.callbacks.append(clear)
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            events.extend(expected)
+            ring.push_many(events)
+            got = ring.pop_many().tolist()
+            assert got in (expected, [])
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(clear)
+
+
+def lying(base: type) -> type:
+    class Liar(base):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return 1000
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("not asked")
+
+    return Liar
+
+
+@pytest.mark.parametrize("base", [list, tuple])
+def test_a_subclass_that_lies_is_what_it_iterates_over(base: type) -> None:
+    ring = MessageRing(4096)
+    assert ring.push_many(lying(base)([b"a"] * 7)) == 2
+    assert ring.pop_many().tolist() == [b"one", b"two"]
+
+
+class LyingArray(np.ndarray[Any, Any]):
+    """Says of itself what is not so."""
+
+    shape = (1 << 40,)  # type: ignore[assignment]
+    size = 1 << 40  # type: ignore[assignment]
+    nbytes = 1 << 40  # type: ignore[assignment]
+    itemsize = 1 << 20  # type: ignore[assignment]
+    ndim = 1  # type: ignore[assignment]
+    base = None
+    flags = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+
+def test_an_array_that_lies_is_what_numpy_has_of_it() -> None:
+    plain = np.array([1, 2, 3])
+    liar = plain.view(LyingArray)
+    ring = MessageRing(4096)
+    assert ring.push_many(liar) == 3
+    assert ring.pop_many().join(b"") == plain.tobytes()
+    records = RingBuffer(8, "i8")
+    assert records.push_many(liar) == 3
+    assert records.pop_many().tolist() == [1, 2, 3]
+    assert ring.push_lines(np.frombuffer(b"a\nb\n", np.uint8).view(LyingArray)) == (2, 4)
+    histogram = LatencyHistogram()
+    histogram.record_many(plain.astype(float).view(LyingArray))
+    assert histogram.count == 3
+
+
+def test_masked_messages_are_refused() -> None:
+    ring = MessageRing(4096)
+    masked = np.ma.array([1, 2], "u1", mask=[False, True])
+    with pytest.raises(ValueError, match="masked"):
+        ring.push_many(masked)
+    with pytest.raises(ValueError, match="masked"):
+        LatencyHistogram().record_many(masked)
+    assert len(ring) == 0
+    assert ring.push_many(np.ma.array([1, 2], "u1", mask=[False, False])) == 2
+    assert ring.push_many(masked.compressed()) == 1
+
+
+# ---------------------------------------------------------------- memory that stays where it is
+
+
+@pytest.mark.parametrize("kind", ["messages", "records"])
+def test_an_array_can_not_be_resized_while_its_push_waits(kind: str) -> None:
+    array = np.arange(2000)
+    ring: MessageRing | RingBuffer
+    ring = MessageRing(1 << 12) if kind == "messages" else RingBuffer(64, "i8")
+    got = bytearray()
+    with background(partial(ring.push_many, array, 30.0)):
+        until(lambda: len(ring) > 0)
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(1, refcheck=False)
+        while len(got) < 16000:
+            taken = ring.pop_many(timeout=1.0)
+            got += taken.tobytes() if isinstance(taken, np.ndarray) else taken.join(b"")
+    assert got == np.arange(2000).tobytes()
+    array.resize(1, refcheck=False)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda owner: owner,
+        lambda owner: owner[10:],
+        lambda owner: owner.view("u1")[8:],
+        lambda owner: owner.view(LyingArray),
+        lambda owner: owner.reshape(10, 10)[2:],
+        memoryview,
+        lambda owner: memoryview(owner)[10:20],
+        lambda owner: np.frombuffer(memoryview(owner), np.uint8),
+    ],
+)
+def test_whatever_is_seen_of_an_array_pins_its_owner(wrap: Callable[[Any], Any]) -> None:
+    owner = np.arange(100)
+    seen = wrap(owner)
+    held = pins(seen)
+    with pytest.raises(ValueError, match="resize"):
+        owner.resize(1, refcheck=False)
+    del held
+    del seen
+    owner.resize(1, refcheck=False)
+
+
+@pytest.mark.parametrize(
+    "other", [b"ab", bytearray(b"ab"), memoryview(b"ab"), array.array("b"), 1, None]
+)
+def test_what_is_no_array_needs_no_pin(other: object) -> None:
+    assert pins(other) == []
+
+
+# ---------------------------------------------------------------- Arrow
+
+
+def offsets(*places: int, form: str = "i") -> bytes:
+    return struct.pack(f"={len(places)}{form}", *places)
+
+
+@pytest.mark.parametrize("form", [b"z", b"u", b"Z", b"U"])
+def test_an_arrow_array_is_moved_and_released_once(form: bytes) -> None:
+    lent = HandMade(
+        offsets(1, 3, 3, 6, form="i" if form.islower() else "q"), b"xabcde", 3, form=form
+    )
+    gathered = Gathered(lent)
+    assert lent.released == 0
+    assert not lent.array.release, "whoever moved it releases it"
+    with pytest.raises(ValueError, match="consumed"):
+        Gathered(lent)
+    ring = MessageRing(4096)
+    ring.push_gathered(gathered)
+    assert ring.pop_many().tolist() == [b"ab", b"", b"cde"]
+    del gathered
+    assert lent.released == 1
+    with pytest.raises(ValueError, match="consumed"):
+        ring.push_many(lent)
+
+
+def test_a_released_schema_is_refused() -> None:
+    lent = HandMade(offsets(0, 1), b"a", 1)
+    lent.schema.release = RELEASE()
+    with pytest.raises(ValueError, match="consumed"):
+        Gathered(lent)
+    assert lent.array.release, "what was not taken is still the lender's"
+
+
+def test_offsets_need_not_be_aligned() -> None:
+    lent = HandMade(b"\0" + offsets(0, 2, 3, form="q"), b"abc", 2, form=b"Z")
+    lent._pointers[1] += 1
+    assert MessageRing(4096).push_many(lent) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"length": -1}, "can not be"),
+        ({"offset": -1}, "can not be"),
+        ({"length": (1 << 63) - 1, "offset": (1 << 63) - 1}, "can not be"),
+        ({"offset": (1 << 60) - 1}, "can not be"),
+        ({"n_buffers": 0}, "3 buffers"),
+        ({"n_buffers": 2}, "3 buffers"),
+        ({"buffers": None}, "3 buffers"),
+        ({"null_count": 1}, "null"),
+    ],
+)
+def test_fields_that_can_not_be_are_refused(wrong: dict[str, Any], match: str) -> None:
+    lent = HandMade(offsets(0, 1, 2), b"ab", 2)
+    for name, value in wrong.items():
+        setattr(lent.array, name, value)
+    ring = MessageRing(4096)
+    with pytest.raises(ValueError, match=match):
+        ring.push_many(lent)
+    assert len(ring) == 0
+    assert lent.released == 1
+
+
+@pytest.mark.parametrize(
+    ("lent", "match"),
+    [
+        (HandMade(None, b"ab", 2), "no offsets"),
+        (HandMade(offsets(0, 1, 2), None, 2), "no data"),
+        (HandMade(offsets(0, 2, 1), b"ab", 2), "ascend"),
+        (HandMade(offsets(-1, 0, 1), b"ab", 2), "ascend"),
+        (HandMade(offsets(0, 1, -(1 << 31)), b"ab", 2), "ascend"),
+        (HandMade(offsets(-(1 << 63), (1 << 63) - 1, form="q"), b"ab", 1, form=b"Z"), "ascend"),
+        (HandMade(offsets(1, -(1 << 63), form="q"), b"ab", 1, form=b"Z"), "ascend"),
+        (HandMade(offsets(0, 1 << 40, form="q"), b"ab", 1, form=b"Z"), "larger"),
+    ],
+)
+def test_columns_that_can_not_be_are_refused(lent: HandMade, match: str) -> None:
+    ring = MessageRing(4096)
+    with pytest.raises(ValueError, match=match):
+        ring.push_many(lent)
+    assert len(ring) == 0
+
+
+def test_no_messages_need_no_buffers() -> None:
+    assert MessageRing(4096).push_many(HandMade(None, None, 0)) == 0
+    assert MessageRing(4096).push_many(HandMade(offsets(0, 0), None, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [None, (), (1, 2), "ab", (HandMade(None, None, 0).capsules[0],) * 2]
+)
+def test_what_are_no_capsules_is_refused(answer: object) -> None:
+    class Strange:
+        def __arrow_c_array__(self) -> object:
+            return answer
+
+    with pytest.raises(TypeError, match="capsule"):
+        Gathered(Strange())
+
+
+@given(
+    st.lists(st.integers(-3, 12), min_size=1, max_size=6),
+    st.binary(min_size=12, max_size=12),
+    st.none() | st.binary(min_size=1, max_size=1),
+    st.integers(-1, 7),
+    st.integers(-1, 7),
+)
+def test_columns_are_read_as_they_are_or_refused(
+    places: list[int], data: bytes, validity: bytes | None, offset: int, length: int
+) -> None:
+    length = min(
+        length, len(places) - 1 - offset
+    )  # how long its buffers are, only the lender knows
+    lent = HandMade(offsets(*places), data, length, validity=validity)
+    lent.array.offset = offset
+    lent.array.null_count = -1
+    possible = min(offset, length) >= 0
+    ends = places[offset : offset + length + 1] if possible else []
+    marks = range(offset, offset + length) if possible and validity is not None else ()
+    whole = all((validity or b"")[0] >> i & 1 for i in marks)
+    ring = MessageRing(4096)
+    if possible and (length == 0 or (min(ends) >= 0 and ends == sorted(ends) and whole)):
+        assert ring.push_many(lent) == length
+        assert ring.pop_many().tolist() == [data[start:end] for start, end in pairwise(ends)]
+    else:
+        with pytest.raises(ValueError, match=r"ascend|null|can not be"):
+            ring.push_many(lent)
+        assert len(ring) == 0
+
+
+def test_two_threads_can_not_consume_one_array() -> None:
+    for _ in range(50):
+        lent = HandMade(offsets(0, 1), b"a", 1)
+        outcomes: list[str] = []
+        meet = threading.Barrier(2)
+
+        def consume(
+            lent: HandMade = lent, meet: threading.Barrier = meet, outcomes: list[str] = outcomes
+        ) -> None:
+            meet.wait(30)
+            try:
+                Gathered(lent)
+            except ValueError:
+                outcomes.append("refused")
+            else:
+                outcomes.append("taken")
+
+        with background(consume, consume):
+            pass
+        assert sorted(outcomes) == ["refused", "taken"]
+        assert lent.released == 1

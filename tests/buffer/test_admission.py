@@ -128,6 +128,6 @@ def test_an_add_that_is_under_way_when_the_buffer_closes() -> None:
     assert isinstance(raised(buffer.add_lines(chunk)), BufferFull)
     offer = buffer._offer_lines(chunk, Priority.NORMAL, True)
     buffer.close(timeout=0)
-    error = raised(buffer._wait_for(offer, None))
+    error = raised(buffer._wait_for(offer, float("inf")))
     assert isinstance(error, BufferClosed)
     assert "the buffer is closed" in str(error)

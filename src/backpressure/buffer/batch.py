@@ -85,12 +85,12 @@ class Batch:
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
-        """All payloads, end to end."""
+        """All payloads, end to end; read-only."""
         return self._delivery.messages.data
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Where each event starts in `data`, and at the end where the last one ends."""
+        """Where each event starts in `data`, and at the end where the last one ends; read-only."""
         return self._delivery.messages.offsets
 
     @property

@@ -107,7 +107,7 @@ def test_a_collection_may_change_the_list() -> None:
     gc.set_threshold(1)
     try:
         for _ in range(50):
-            events.extend(expected)
+            events[:] = expected
             ring.push_many(events)
             got = ring.pop_many().tolist()
             assert got in (expected, [])

@@ -16,6 +16,8 @@ cdef class Gathered:
 
     cdef _allocate(self, Py_ssize_t count)
     cdef _gather_objects(self, messages, uint64_t limit)
+    cdef bint _gather_list(self, list messages, uint64_t limit) except -1
+    cdef int _note(self, Py_ssize_t i, object item, uint64_t limit) except -1
     cdef _gather_array(self, array, uint64_t limit)
     cdef _gather_arrow(self, array, uint64_t limit)
 

@@ -9,14 +9,17 @@ that a ring has filled, and shows them as numpy arrays. Neither changes after it
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
 from ringbuf._core.counts cimport whole
+from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
 
@@ -65,6 +68,7 @@ cdef extern from *:
 
 
 cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(void* item)
     const Py_ssize_t PY_SSIZE_T_MAX
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
@@ -128,23 +132,50 @@ cdef class Gathered:
         self.column.count = count
 
     cdef _gather_objects(self, messages, uint64_t limit):
-        cdef Py_ssize_t i, size
-        cdef const char* start
+        cdef Py_ssize_t i, count
+        cdef tuple items
         # Our own: a list is the caller's, who may change it while its messages wait for room. Also whatever a subclass says of
-        # its length and items, this is what it has. (An array of pointers, with a reference for each, takes as long.)
-        cdef tuple items = tuple(messages)
-        cdef Py_ssize_t count = PyTuple_GET_SIZE(items)
+        # its length and items, this is what it has.
+        if HAS_GIL and type(messages) is list and messages and self._gather_list(<list>messages, limit):
+            return
+        items = tuple(messages)
+        count = PyTuple_GET_SIZE(items)
         self._allocate(count)
         self._keep = items
         for i in range(count):
             if i + AHEAD < count:
                 prefetch_event(PyTuple_GET_ITEM(items, i + AHEAD))
-            start = text_of(<object>PyTuple_GET_ITEM(items, i), &size)
-            prefetch_rest(start, size)
-            if <uint64_t>size > limit:
-                raise MessageTooLarge(i, size, limit)
-            self.column.starts[i] = start
-            self.column.lengths[i] = <uint32_t>size
+            self._note(i, <object>PyTuple_GET_ITEM(items, i), limit)
+
+    cdef bint _gather_list(self, list messages, uint64_t limit) except -1:
+        """Do both in one pass, so that each object is fetched from memory once; False: a collection has changed the list."""
+        cdef Py_ssize_t i, count = PyList_GET_SIZE(messages)
+        cdef tuple items = PyTuple_New(count)
+        # Nobody may find it before it is full, and what it holds refers to nothing.
+        PyObject_GC_UnTrack(<void*>items)
+        if PyList_GET_SIZE(messages) != count:
+            return False
+        self._allocate(count)
+        self._keep = items
+        # Nothing in here runs Python code, so the list stays what it is.
+        for i in range(count):
+            if i + AHEAD < count:
+                prefetch_event(PyList_GET_ITEM(messages, i + AHEAD))
+            item = <object>PyList_GET_ITEM(messages, i)
+            Py_INCREF(item)
+            PyTuple_SET_ITEM(items, i, item)
+            self._note(i, item, limit)
+        return True
+
+    cdef inline int _note(self, Py_ssize_t i, object item, uint64_t limit) except -1:
+        cdef Py_ssize_t size
+        cdef const char* start = text_of(item, &size)
+        prefetch_rest(start, size)
+        if <uint64_t>size > limit:
+            raise MessageTooLarge(i, size, limit)
+        self.column.starts[i] = start
+        self.column.lengths[i] = <uint32_t>size
+        return 0
 
     cdef _gather_array(self, messages, uint64_t limit):
         cdef Py_buffer view

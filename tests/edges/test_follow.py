@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from backpressure.sources.follow import FollowSource
 from backpressure.sources.positions import FileId, Positions, head_of
 from tests.support.threads import until
+from tests.torture.fuzz_files import check
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "pread"), reason="this system has no pread"),
@@ -401,3 +403,8 @@ def test_a_state_file_that_is_no_text_of_ours_is_refused_by_its_name(
     state.write_bytes(content)
     with pytest.raises(ValueError, match=r"state: this is no state file of forebay"):
         Positions(state)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer bounds memory as Linux does")
+def test_state_files_are_refused_or_do_no_harm(in_full: bool) -> None:
+    check("state", in_full)

@@ -61,8 +61,8 @@ __all__ = ["KINDS", "Finding", "Report", "check", "fuzz"]
 
 #: Files that come of one base: seed // this is the base's own seed, so a seed alone repeats its file.
 FILES_PER_BASE: Final = 50
-#: Of CPU time, in one file: they take milliseconds. The sanitizers make everything some ten times slower.
-MOST_CPU_SECONDS: Final = 10.0
+#: Of CPU time, in one file: they take milliseconds, and with sanitizers ten times as long.
+MOST_CPU_SECONDS: Final = 3.0
 #: Of waiting: nothing here waits for anything but the CPU.
 MOST_SECONDS: Final = 120.0
 #: Beyond what the process has, for one file. What a file claims is not to be believed and allocated.

@@ -39,7 +39,7 @@ FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/ringbuf tests/policies tests/lanes tests/buffer tests/stress -m "not single_thread"
 
-ASAN_TESTS ?= tests/ringbuf tests/stress -m "not reuses_memory"
+ASAN_TESTS ?= tests/ringbuf tests/stress -m "not uninstrumented"
 # Files of each kind for the fuzzer.
 ASAN_FILES ?= 1000
 
@@ -83,17 +83,18 @@ test-freethreaded: .venv-ft/.installed
 
 # libstdc++ beside libasan: it is loaded after the interpreter else, and libasan finds no way to pass an exception on.
 # PYTHONMALLOC: each object is a piece of malloc's own, so that one that was freed is known to be. numpy keeps what it freed below a
-# KiB for itself. Leaks are not looked for: an interpreter leaves much when it ends.
+# KiB for itself. Leaks are not looked for: an interpreter leaves much when it ends. --capture=sys: a report goes to the descriptor
+# itself, where pytest would lose it with the process that it ends.
 ASAN := env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:handle_segv=2:handle_sigbus=2:allocator_may_return_null=1
 
 asan: .venv-asan/.installed
-	$(ASAN) .venv-asan/bin/python -m pytest $(PARALLEL) $(ASAN_TESTS)
+	$(ASAN) .venv-asan/bin/python -m pytest --capture=sys $(PARALLEL) $(ASAN_TESTS)
 	$(ASAN) .venv-asan/bin/python -m tests.torture.fuzz_files --files $(ASAN_FILES)
 
 asan-smoke:
-	$(MAKE) asan ASAN_TESTS='tests/ringbuf tests/stress -m "not reuses_memory and not proof"' ASAN_FILES=50
+	$(MAKE) asan ASAN_TESTS='tests/ringbuf tests/stress -m "not uninstrumented and not proof"' ASAN_FILES=50
 
 .venv-asan/.installed: .venv-asan/bin/python $(SOURCES)
 	$(call sanitized,asan,address;undefined) .venv-asan/bin/python -m pip install --quiet --no-compile \

@@ -6,9 +6,12 @@
 #   make proofs  the tests that are long and have only a share of them in `make test`: kills at every instruction and the like
 #   make test-freethreaded   the tests and proofs of everything that threads share, on a CPython without the GIL: FREETHREADED=path to
 #                it, or python3.13t on the PATH, or the archive in ../shared/toolchains
-#   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it
-#   make torture the long proofs: processes killed, power cut, every call to the disk failed. TORTURE_SCALE=0.01: that
-#                share of their documented counts
+#   make asan    the core's tests and the fuzzer of files under AddressSanitizer and UndefinedBehaviorSanitizer (needs gcc and its
+#                libasan): memory that is read after it was freed, or beside what it is, ends it. make asan-smoke: a share of it
+#   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it.
+#                make tsan-smoke: a share of it
+#   make torture the long proofs: processes killed, power cut, every call to the disk failed, files of every kind damaged.
+#                TORTURE_SCALE=0.01: that share of their documented counts
 #   make lint    ruff (rules and format), mypy --strict, stubtest, cython-lint
 #   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
@@ -36,6 +39,10 @@ FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
 FT_TESTS ?= tests/ringbuf tests/policies tests/lanes tests/buffer tests/stress -m "not single_thread"
 
+ASAN_TESTS ?= tests/ringbuf tests/stress -m "not uninstrumented"
+# Files of each kind for the fuzzer.
+ASAN_FILES ?= 1000
+
 TSAN_TESTS ?= tests/ringbuf tests/stress -m threads
 # A tenth of the usual count: everything is some ten times slower.
 TSAN_THOUSANDS ?= 1
@@ -47,7 +54,7 @@ LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 TORTURE_SCALE ?= 1
 scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
 
-.PHONY: demo test proofs test-freethreaded tsan torture lint check-image bench bench-smoke clean
+.PHONY: demo test proofs test-freethreaded asan asan-smoke tsan tsan-smoke torture lint check-image bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
 .NOTPARALLEL:
@@ -74,18 +81,44 @@ proofs: .venv-test/.installed
 test-freethreaded: .venv-ft/.installed
 	env -u PYTHONPATH .venv-ft/bin/python -m pytest $(PARALLEL) $(FT_TESTS)
 
+# libstdc++ beside libasan: it is loaded after the interpreter else, and libasan finds no way to pass an exception on.
+# PYTHONMALLOC: each object is a piece of malloc's own, so that one that was freed is known to be. numpy keeps what it freed below a
+# KiB for itself. Leaks are not looked for: an interpreter leaves much when it ends. --capture=sys: a report goes to the descriptor
+# itself, where pytest would lose it with the process that it ends.
+ASAN := env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:handle_segv=2:handle_sigbus=2:allocator_may_return_null=1
+
+asan: .venv-asan/.installed
+	$(ASAN) .venv-asan/bin/python -m pytest --capture=sys $(PARALLEL) $(ASAN_TESTS)
+	$(ASAN) .venv-asan/bin/python -m tests.torture.fuzz_files --files $(ASAN_FILES)
+
+asan-smoke:
+	$(MAKE) asan ASAN_TESTS='tests/ringbuf tests/stress -m "not uninstrumented and not proof"' ASAN_FILES=50
+
+.venv-asan/.installed: .venv-asan/bin/python $(SOURCES)
+	$(call sanitized,asan,address;undefined) .venv-asan/bin/python -m pip install --quiet --no-compile \
+		--disable-pip-version-check ".[test-core]"
+	@touch $@
+
+# With names for the frames in a report. A directory for each, as cmake remembers there what it was told.
+sanitized = CXX=g++ FOREBAY_BUILD_BASE=build/$(1) CMAKE_ARGS="-DRINGBUF_SANITIZE=$(2)" SKBUILD_INSTALL_STRIP=false
+
 # Addresses as they come without randomization: gcc's libtsan before 14 knows no others.
 tsan: .venv-tsan/.installed
 	setarch -R env -u PYTHONPATH LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
 		TSAN_OPTIONS="suppressions=tests/stress/tsan.supp exitcode=66" FOREBAY_STRESS_THOUSANDS=$(TSAN_THOUSANDS) \
 		.venv-tsan/bin/python -m pytest $(TSAN_TESTS)
 
+tsan-smoke:
+	$(MAKE) tsan TSAN_TESTS='tests/ringbuf tests/stress -m "threads and not proof"'
+
 .venv-tsan/.installed: $(SOURCES) .venv-ft/.installed
 	test -x .venv-tsan/bin/python || .venv-ft/bin/python -m venv .venv-tsan
 	.venv-tsan/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary --find-links ../shared/toolchains \
 		$$(.venv-ft/bin/python -m pip freeze --exclude forebay)
-	CXX=g++ CMAKE_ARGS=-DRINGBUF_TSAN=ON SKBUILD_BUILD_DIR=build/tsan .venv-tsan/bin/python -m pip install --quiet \
-		--disable-pip-version-check --no-deps --force-reinstall .
+	$(call sanitized,tsan,thread) .venv-tsan/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--force-reinstall .
 	@touch $@
 
 .venv-ft/.installed: $(SOURCES)
@@ -104,6 +137,7 @@ torture: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.power_loss --images $(call scaled,20000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.ring_images --images $(call scaled,20000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.io_errors --seeds $(call scaled,20)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.fuzz_files --files $(call scaled,50000)
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
@@ -122,7 +156,7 @@ bench-smoke: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m pytest $(BENCHES) --benchmark-disable -q
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-tsan .freethreaded $(DEMO_DIR) build dist src/forebay.egg-info \
+	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-asan .venv-tsan .freethreaded $(DEMO_DIR) build dist src/forebay.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)

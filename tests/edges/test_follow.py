@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backpressure.sources.follow import FollowSource
 from backpressure.sources.positions import FileId, Positions, head_of
 from tests.support.threads import until
+from tests.torture.fuzz_files import check
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "pread"), reason="this system has no pread"),
@@ -360,3 +363,48 @@ def test_identity(tmp_path: Path) -> None:
         assert not FileId(found.st_dev, found.st_ino, 0, 5).fits(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": -1},
+        {"offset": 1 << 70},
+        {"offset": 1.5},
+        {"offset": "7"},
+        {"head": None},
+        {"head_bytes": 1 << 40},
+        {"ino": [1]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_state_file_that_says_what_can_not_be_is_refused_by_its_name(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    state = tmp_path / "state"
+    positions = Positions(state)
+    positions.note("a.log", FileId(1, (1 << 64) - 1, 3, 4), 50, (0,))
+    positions.commit((1,))
+    positions.save()
+    assert Positions(state).get("a.log") == (FileId(1, (1 << 64) - 1, 3, 4), 50)
+    content = json.loads(state.read_bytes())
+    content["files"]["a.log"] |= change
+    state.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"state: this is no state file of forebay"):
+        Positions(state)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000, b"\xff"])
+def test_a_state_file_that_is_no_text_of_ours_is_refused_by_its_name(
+    tmp_path: Path, content: bytes
+) -> None:
+    state = tmp_path / "state"
+    state.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state: this is no state file of forebay"):
+        Positions(state)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer bounds memory as Linux does")
+def test_state_files_are_refused_or_do_no_harm(in_full: bool) -> None:
+    check("state", in_full)

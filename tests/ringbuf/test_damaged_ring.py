@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,19 @@ def test_what_all_left_who_were_killed_at_once_is_never_called_damaged(
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]
         assert all(os.WIFSIGNALED(status) for status in statuses), "one failed before it was killed"
         kind.attach(path)._check()
+
+
+@pytest.mark.parametrize("text", [b"[" * 3000, b'{"a":' * 700, b"\xff", b"null", b""])
+def test_a_header_that_remembers_nonsense_is_refused(tmp_path: Path, text: bytes) -> None:
+    messages(tmp_path / "ring").close()
+    data = bytearray((tmp_path / "ring").read_bytes())
+    # Of format, kind, size, UUID and boot id nothing is changed; the length of the text and the text are, and the checksum fits.
+    data[56:60] = len(text).to_bytes(4, "little")
+    data[60 : 60 + len(text)] = text
+    end = 60 + len(text)
+    data[end : end + 4] = zlib.crc32(data[:end]).to_bytes(4, "little")
+    (tmp_path / "ring").write_bytes(data)
+    with pytest.raises(SharedFileError, match="no JSON object"):
+        MessageRing.attach(tmp_path / "ring")
+    with pytest.raises(SharedFileError, match="no JSON object"):
+        MessageRing.look(tmp_path / "ring")

@@ -339,6 +339,7 @@ def test_join_into_fills_a_small_buffer_piece_by_piece() -> None:
         got.join_into(b"read only")
 
 
+@pytest.mark.uninstrumented
 def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     ring = MessageRing(1 << 20)
 

@@ -278,6 +278,7 @@ def faults() -> int:
 @pytest.mark.skipif(
     tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="needs MADV_POPULATE_WRITE"
 )
+@pytest.mark.uninstrumented
 def test_a_ring_that_fills_is_made_ready_ahead(tmp_path: Path) -> None:
     ring = MessageRing(32 << 20, path=tmp_path / "ring")
     message = [b"y" * 1000] * 1000
@@ -301,6 +302,7 @@ def test_a_ring_that_fills_is_made_ready_ahead(tmp_path: Path) -> None:
     ring._check()
 
 
+@pytest.mark.uninstrumented
 def test_an_empty_ring_and_one_in_memory_are_not_made_ready(tmp_path: Path) -> None:
     MessageRing(1 << 22).warm_ahead(1 << 20)
     ring = MessageRing(32 << 20, path=tmp_path / "ring")

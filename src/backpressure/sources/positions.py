@@ -31,6 +31,8 @@ __all__ = ["HEAD_BYTES", "FileId", "Positions", "head_of"]
 HEAD_BYTES = 1024
 # So many positions may wait for their delivery; beyond that the newest ones are merged, which only makes them coarser.
 _MOST_PENDING = 4096
+# What can be read from: nothing that a system call would refuse later.
+_MOST = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,16 @@ class Positions:
             if state["version"] != 1:
                 raise ValueError(f"its version is {state['version']}")
             for name, one in state["files"].items():
-                offset = int(one.pop("offset"))
+                for what, value in one.items():
+                    if type(value) is not int or not 0 <= value <= _MOST.get(what, (1 << 64) - 1):
+                        raise ValueError(f"{what} of {name!r} is {value!r:.40}")
+                offset = one.pop("offset")
                 self._kept[name] = (FileId(**one), offset)
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise ValueError(f"{path.parent}: there is no such directory") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # A text that is nested without end is a RecursionError.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path}: this is no state file of forebay ({error}); move it away to begin anew"
             ) from error

@@ -52,6 +52,7 @@ import zstandard
 __all__ = [
     "BLOCK_HEADER_BYTES",
     "BLOCK_MAGIC",
+    "MAX_BLOCK_BYTES",
     "Body",
     "BlockHeader",
     "Decoder",
@@ -80,6 +81,14 @@ _WIDTHS: Final[dict[int, np.dtype[Any]]] = {
 }
 #: The largest event: its length has four bytes.
 MAX_EVENT_BYTES: Final = (1 << 32) - 1
+#: Payload of a block of several events: the most that `block_bytes` may be.
+MAX_BLOCK_BYTES: Final = 64 << 20
+# A block holds no more events than a quarter of its bytes, see Writer.append.
+_MOST_EVENTS: Final = MAX_BLOCK_BYTES // 4
+# A frame of zstd gives at most 128 KiB for each of its blocks, and none takes less than these four bytes (RFC 8878, 3.1.1.2).
+_MOST_EXPANSION: Final = (128 << 10) // 4
+#: The last number: `first_seq + events` has eight bytes as well.
+_LAST_SEQ: Final = (1 << 64) - 1
 
 
 class Link(NamedTuple):
@@ -88,6 +97,11 @@ class Link(NamedTuple):
     first: int  #: first_seq of the last block before
     end: int  #: the number after its last event
     rank: int  #: events stored up to there
+
+    @property
+    def is_plausible(self) -> bool:
+        """The last block ends no earlier than it began, and no more events lie before a number than there are numbers."""
+        return self.first <= self.end and self.end - self.first <= self.rank <= self.end
 
 
 class BlockHeader(NamedTuple):
@@ -194,17 +208,8 @@ def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> B
         return None
     if _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(raw[: _HEADER.size]):
         return None
-    # What a sound checksum says was written by us; what follows guards against a writer with an error.
-    if (
-        zero
-        or codec not in (RAW, ZSTD)
-        or width not in _WIDTHS
-        or count == 0
-        or length < count * width
-        or link_end > first
-    ):
-        return None
-    return BlockHeader(
+    # A sound checksum proves no sense: a writer may have an error, and anybody can compute one.
+    header = BlockHeader(
         position,
         first,
         Link(link_first, link_end, rank),
@@ -216,6 +221,23 @@ def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> B
         stored,
         crc,
     )
+    return None if zero or not _is_plausible(header) else header
+
+
+def _is_plausible(header: BlockHeader) -> bool:
+    """Whether a writer could have made it: so that nobody allocates what is not there, or counts beyond the last number."""
+    events, payload = header.events, header.payload_length
+    if header.width not in _WIDTHS or payload < 0 or not 0 < events <= _MOST_EVENTS:
+        return False
+    if payload > (MAX_EVENT_BYTES if events == 1 else MAX_BLOCK_BYTES):
+        return False
+    if header.codec == RAW:
+        if header.stored_length != header.raw_length:
+            return False
+    elif header.codec != ZSTD or header.raw_length > header.stored_length * _MOST_EXPANSION:
+        return False
+    link = header.link
+    return link.is_plausible and link.end <= header.first_seq <= _LAST_SEQ - events
 
 
 def stored_is_sound(raw: bytes | memoryview, header: BlockHeader) -> bool:

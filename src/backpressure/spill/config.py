@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.validation import check_fields, check_number
+from backpressure.spill.blocks import MAX_BLOCK_BYTES
 
 __all__ = ["SpillConfig"]
 
@@ -42,7 +43,7 @@ class SpillConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, int, 4 * _KIB, 1 << 40, "segment_bytes")
-        check_fields(self, int, 256, 64 * _MIB, "block_bytes")
+        check_fields(self, int, 256, MAX_BLOCK_BYTES, "block_bytes")
         if self.max_disk_bytes is not None:
             check_number("max_disk_bytes", self.max_disk_bytes, int, 64 * _KIB, 1 << 60)
         check_fields(self, int, -100, 19, "slowest_level")

@@ -27,6 +27,7 @@ from uuid import UUID
 
 import numpy as np
 
+from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
 from backpressure.spill.reader import Lost
@@ -141,8 +142,17 @@ def _pack(letter: DeadLetter) -> bytes:
 
 
 def _unpack(raw: bytes, number: int) -> DeadLetter:
-    _, priority, _, attempts, seq, time_ns, size = _HEAD.unpack_from(raw)
+    """A letter. Of what is none, all bytes are its event: somebody may know what they are, and they can be purged."""
+    if len(raw) < _HEAD.size:
+        return _senseless(raw, number, f"it has {len(raw)} bytes")
+    version, priority, _, attempts, seq, time_ns, size = _HEAD.unpack_from(raw)
     start = _HEAD.size + size
+    if version != _VERSION:
+        return _senseless(
+            raw, number, f"it has version {version}, and this release reads {_VERSION}"
+        )
+    if start > len(raw) or not 1 <= priority <= PRIORITY_LEVELS:
+        return _senseless(raw, number, "its head has no sense")
     # Cut to a number of bytes, the text may end within a character.
     error = raw[_HEAD.size : start].decode("utf-8", "replace")
     return DeadLetter(
@@ -154,3 +164,9 @@ def _unpack(raw: bytes, number: int) -> DeadLetter:
         time_ns=time_ns,
         id=number,
     )
+
+
+def _senseless(raw: bytes, number: int, why: str) -> DeadLetter:
+    return DeadLetter(
+        event=raw, error=f"this is no dead letter: {why}", attempts=0, priority=PRIORITY_LEVELS, seq=0, time_ns=0, id=number,
+    )  # fmt: skip

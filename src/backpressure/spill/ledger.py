@@ -53,6 +53,8 @@ _CRC: Final = struct.Struct("<I")
 _HEADER_BYTES: Final = _HEAD.size + 2 * _CRC.size
 assert _HEADER_BYTES == 96
 _RANGE: Final = struct.Struct("<QQQ")
+# Each write has one more, and there must be room for it.
+_LAST_GENERATION: Final = 1 << 63
 
 
 class Record(NamedTuple):
@@ -209,4 +211,20 @@ def _parse(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
     if _CRC.unpack_from(raw, 88)[0] != zlib.crc32(body, zlib.crc32(raw[:88])):
         return None
     ranges = tuple((a, b, n) for a, b, n in _RANGE.iter_unpack(body))
-    return Record(generation, prefix, rank, Link(first, end, durable_rank), ranges)
+    record = Record(generation, prefix, rank, Link(first, end, durable_rank), ranges)
+    return record if _is_plausible(record) else None
+
+
+def _is_plausible(record: Record) -> bool:
+    """Whether a store could have written it: a sound checksum proves no sense, and a record is only a hint."""
+    end = record.prefix
+    for start, stop, events in record.ranges:
+        # What touches the range before is part of it.
+        if not end < start < stop or events > stop - start:
+            return False
+        end = stop
+    return (
+        record.generation < _LAST_GENERATION
+        and record.rank <= record.prefix
+        and record.durable.is_plausible
+    )

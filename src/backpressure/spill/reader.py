@@ -304,9 +304,12 @@ class Reader:
             if header is None:
                 header = opened.file.next_header(point.position + 8, size)
             if header is not None and (
-                header.link.rank < point.rank or header.first_seq < point.seq
+                header.link.rank < point.rank
+                or header.first_seq < point.seq
+                or header.end_seq > bound.end
             ):
-                header = None  # an older block again: nothing of what follows can be trusted
+                # An older block again, or one of numbers that the lane never came to: nothing of what follows can be trusted.
+                header = None
             if header is None or header.link.rank >= bound.rank:
                 return self._skip(segment, seq, point, bound, f"no sound block at {point.position}")
             if header.link.rank > point.rank:

@@ -42,6 +42,8 @@ QUARANTINE_SUFFIX = ".damaged"
 _HEADER_WINDOW_BYTES = 4096
 # A record larger than this was not written by us.
 _MOST_RECORD_BYTES = 256 << 20
+# The next file would have no name.
+_LAST_SERIAL = (1 << 64) - 1
 
 
 class Recovered(NamedTuple):
@@ -68,9 +70,7 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
     for name in files.listdir(directory):
         path = os.path.join(directory, name)
         if parse_segment_name(name) is not None:
-            segment = _read_segment(files, path, lane, buffer_id)
-            damaged_headers += not segment.sound
-            segments.append(segment)
+            segments.append(_read_segment(files, path, lane, buffer_id))
         elif name == LEDGER_NAME:
             record = _read_ledger(files, path, lane, buffer_id)
         elif name.endswith(".tmp"):
@@ -81,12 +81,20 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
     link = Link(0, 0, 0)
     torn_bytes = 0
     if segments:
+        if segments[-1].serial == _LAST_SERIAL:
+            raise FormatError(
+                os.path.join(directory, segments[-1].name),
+                "has the last number that a file can have, which no lane comes to: move it aside",
+            )
+        segments = _distrusted(segments)
+        damaged_headers = sum(not segment.sound for segment in segments)
         segments = _mend_links(files, directory, segments)
         tail = segments[-1]
         last, end = find_tail(files, os.path.join(directory, tail.name), tail)
         torn_bytes = tail.size - end
         segments[-1] = tail._replace(size=end)
         link = tail.link if last is None else last.end_link
+        segments = _in_order(segments, link)
     return Recovered(
         tuple(segments),
         link,
@@ -136,12 +144,15 @@ def settled_of(found: Recovered) -> Settled:
         return Settled(start, rank)
     if record.prefix >= found.link.end:
         return Settled(record.prefix, found.link.rank)
+    after, events = start, rank
     if record.prefix > start:
-        start, rank = record.prefix, record.rank
+        after, events = record.prefix, record.rank
     # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
-    return Settled(
-        start, rank, (one for one in record.ranges if start < one[0] and one[1] <= found.link.end)
+    settled = Settled(
+        after, events, (one for one in record.ranges if after < one[0] and one[1] <= found.link.end)
     )
+    # A record that knows of more events than were ever stored is another lane's, or has no sense: it is only a hint.
+    return settled if settled.events <= found.link.rank else Settled(start, rank)
 
 
 def speaks_of_what_is_gone(found: Recovered) -> bool:
@@ -211,6 +222,36 @@ def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segmen
             f"was {segment_name(found.serial, found.base, found.salt)} when it was written: rename it back",
         )
     return found._replace(size=size)
+
+
+def _distrusted(segments: list[Segment]) -> list[Segment]:
+    """Those whose link contradicts that of a later file count as damaged: numbers and ranks never go back."""
+    kept: list[Segment] = []
+    bound: Link | None = None
+    for segment in reversed(segments):
+        link = segment.link
+        if segment.sound:
+            if bound is None or (link.end <= bound.end and link.rank <= bound.rank):
+                bound = link
+            else:
+                segment = segment._replace(link=Link(segment.base, segment.base, 0), sound=False)
+        kept.append(segment)
+    return kept[::-1]
+
+
+def _in_order(segments: list[Segment], end: Link) -> list[Segment]:
+    """With links that never go back, up to the end of the lane: what was mended is a guess, and may contradict it."""
+    kept: list[Segment] = []
+    bound = end
+    for segment in reversed(segments):
+        link = segment.link
+        if link.end > bound.end or link.rank > bound.rank:
+            at = min(link.end, bound.end)
+            link = Link(at, at, min(link.rank, bound.rank, at))
+            segment = segment._replace(link=link)
+        bound = link
+        kept.append(segment)
+    return kept[::-1]
 
 
 def _mend_links(files: Files, directory: str, segments: list[Segment]) -> list[Segment]:

@@ -140,7 +140,8 @@ def parse_segment_header(
             path,
             f"belongs to lane {its_lane} of buffer {UUID(bytes=its_buffer)}, not to lane {lane} of {buffer_id}: move it back",
         )
-    return Segment(serial, base, salt, Link(*link), 0)
+    segment = Segment(serial, base, salt, Link(*link), 0)
+    return segment if segment.link.is_plausible and segment.link.end <= base else None
 
 
 def segment_owner(raw: bytes) -> UUID | None:

@@ -81,6 +81,12 @@ class Settled:
             if start <= first and last <= end
         )
 
+    def events_in(self, start: int, end: int) -> int:
+        """Events of the ranges that lie from `start` to `end`; of the prefix none is known."""
+        return sum(
+            events for first, last, events in self.ranges() if start <= first and last <= end
+        )
+
     def settle(self, start: int, end: int, events: int) -> int:
         """Settle what of `start` to `end` is open, which holds at most `events` events; returns how many it took for that."""
         taken = 0

@@ -301,7 +301,8 @@ class SpillStore:
             # What lies before `seq` was delivered, may be acked yet, and is not lost: at most so many of the events are there.
             start = max(lost.first_seq, seq)
             before = start - lost.first_seq - self._settled.empty_in(lost.first_seq, start)
-            events = self._settled.settle(start, lost.end_seq, max(lost.events - before, 0))
+            most = lost.events - before - self._settled.events_in(start, lost.end_seq)
+            events = self._settled.settle(start, lost.end_seq, self._at_most(most))
             if events:
                 self._damaged.add(missing.serial)
                 self._lost_events += events
@@ -330,7 +331,7 @@ class SpillStore:
                 return
             if self._settled.overlaps(first_seq, end):
                 raise ValueError(f"of {first_seq} to {end} some are acked already")
-            self._settled.settle(first_seq, end, count)
+            self._settled.settle(first_seq, end, self._at_most(count))
             self._acked_events += count
             self._close_gaps()
             self._record()
@@ -496,6 +497,10 @@ class SpillStore:
 
     def _events_on_disk(self) -> int:
         return self._writer.view.end.rank - self._settled.events
+
+    def _at_most(self, events: int) -> int:
+        """So many, and no more than are there: links and records that contradict each other may tell of others."""
+        return max(min(events, self._events_on_disk()), 0)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -648,7 +648,10 @@ cdef class TokenBucket:
                 store_relaxed(&reservation._n, <uint64_t>count)
                 reservation._end = line - <uint64_t>available + <uint64_t>count
                 # Beyond 127 years the sum may leave int64: such a reservation never comes due.
-                reservation._due_ns = INT64_MAX if delay * 1e9 + now > 9e18 else now + <int64_t>(delay * 1e9)
+                # Before them the wait alone may: it is added without a sign.
+                reservation._due_ns = (
+                    INT64_MAX if delay * 1e9 + now > 9e18 else <int64_t>(<uint64_t>now + <uint64_t>(delay * 1e9))
+                )
                 return reservation
 
     def give_back(self, n):

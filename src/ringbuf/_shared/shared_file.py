@@ -299,7 +299,7 @@ def read_header(path: str, fd: int, kind: bytes) -> Header:
         )
     try:
         meta = json.loads(head[_HEADER.size : end])
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter where it is nested without end
         meta = None
     if not isinstance(meta, dict):
         raise SharedFileError(f"{path} is damaged: what it remembers is no JSON object")

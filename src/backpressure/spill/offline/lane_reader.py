@@ -90,7 +90,8 @@ def _read_all(
         elif isinstance(item, Missing):
             lost = item.lost
             settled.settle(min(seq, item.gap_start), lost.first_seq, 0)
-            events = settled.settle(lost.first_seq, lost.end_seq, lost.events)
+            inside = settled.events_in(lost.first_seq, lost.end_seq)
+            events = settled.settle(lost.first_seq, lost.end_seq, max(lost.events - inside, 0))
             if events:
                 lost = Lost(
                     first_seq=lost.first_seq,

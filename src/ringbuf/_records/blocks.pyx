@@ -23,8 +23,9 @@ from ringbuf._records.base cimport Face, MAX_CAPACITY, positive
 from ringbuf._records.positions cimport (
     HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take,
 )
-from ringbuf._records.shared_positions cimport offer, shared_publish, shared_release
+from ringbuf._records.shared_positions cimport shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.waiting cimport check_open
 
 import numpy as np
 
@@ -79,6 +80,7 @@ cdef class Lease:
     cdef uint64_t hold(self, Face face, uint64_t most) except? 0xFFFFFFFF:
         """Take or claim what is there, up to `most`; returns how many."""
         cdef Slot* slot
+        check_open(self._waiting)
         if self._shared is not None:
             self._slot = self._shared.begin(&slot)
             try:
@@ -136,8 +138,7 @@ cdef class Lease:
             shared_release(&self._runs, slot, self._position, self._count)
             self._shared.end(self._slot)
         elif self._reading:
-            offer(&self._runs, slot, self._position)
-            self._shared.given.append((self._epoch, self._slot))
+            self._shared.return_taken(slot, self._slot, self._position)
         elif quiet:
             shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
             self._shared.end(self._slot)

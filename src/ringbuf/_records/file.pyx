@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
 from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of, position_of
 from ringbuf._records.shared_positions cimport (
-    is_empty_orphan, known_of, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan, tidy_runs,
+    is_empty_orphan, known_of, offer, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan, tidy_runs,
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
@@ -119,6 +119,13 @@ cdef class SharedRuns:
     cdef void end(self, int64_t number) noexcept:
         self.participant.give_back(number)
 
+    cdef int return_taken(self, Slot* slot, int64_t number, uint64_t position) except -1:
+        """Give back what was taken, for anybody to take."""
+        offer(&self.runs, slot, position)
+        self.participant.rest(number)
+        self.given.append((self.participant.epoch, number))
+        return 0
+
     cdef int sweep(self) except -1:
         """Free the slots of blocks that gave back, as far as all of it has been taken again."""
         cdef Slot* slot
@@ -131,11 +138,14 @@ cdef class SharedRuns:
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
             slot = &self.runs.desk.slots[number]
+            if not self.participant.resume(number):
+                continue  # the ring is closed, and the block with others
             if is_empty_orphan(slot):
                 help_taker(self.runs.desk, number + 1, load_acquire(&slot.before))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
+                self.participant.rest(number)
                 self.given.append((epoch, number))
         return 0
 

@@ -35,6 +35,7 @@ PAGE = 4096
 def test_it_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: int) -> None:
     path = tmp_path / "ring"
     ring = MessageRing(capacity, path=path, first_seq=first_seq)
+    assert not ring.pop_many()  # from here on it has a seat
     rng = random.Random(capacity + first_seq)
     out: list = []
     numbers = (
@@ -125,8 +126,10 @@ def test_nobody_notices(tmp_path: Path) -> None:
 def test_participants_are_those_who_live(tmp_path: Path) -> None:
     path = tmp_path / "ring"
     ring = MessageRing(4096, path=path)
+    assert MessageRing.look(path).participants == 0, "it has done nothing yet"
+    ring.try_push(b"x")
     assert MessageRing.look(path).participants == 1
-    source = f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); print(flush=True); input()"
+    source = f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); r.take(); print(flush=True); input()"
     with subprocess.Popen(
         python(source), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     ) as other:

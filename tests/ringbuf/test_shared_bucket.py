@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ringbuf import RingBuffer, SharedFileError, TokenBucket
+from ringbuf._meters import token_bucket
 from tests.torture.step_kill import is_allowed, run_and_kill
 
 pytestmark = [
@@ -146,6 +149,7 @@ def test_one_killed_at_any_instruction(tmp_path: Path, change: bool, in_full: bo
     def setup() -> Callable[[], object]:
         warm = TokenBucket(10, 40, now_ns=0)
         mine = TokenBucket.attach(path)
+        mine.acquire_up_to_at(0, 0)  # takes the seat
         if change:
             warm.set_rate_at(SECOND, 20)
             return lambda: mine.set_rate_at(SECOND, 20)
@@ -199,3 +203,111 @@ def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
         bucket.set_rate(0)
     noted = 7 * sum((tmp_path / f"{pid}.notes").stat().st_size for pid in children)
     assert noted <= 10**9 - bucket.tokens <= noted + 7 * len(children)
+
+
+# ---------------------------------------------------------------- stopped and damaged
+
+
+def test_a_change_does_not_wait_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bucket"
+    bucket, other = TokenBucket(10, 5, now_ns=0, path=path), TokenBucket.attach(path)
+    assert other.try_acquire_at(0)
+    assert bucket.try_acquire_at(0)
+    # As the other one, which has the first seat, would have it that was stopped in the midst of a change.
+    with path.open("r+b") as file:
+        file.seek(SETTER)
+        file.write(struct.pack("<Q", 77 << 16 | 1))
+    monkeypatch.setattr(token_bucket, "CHANGE_SECONDS", 0.05)
+    turns = 0
+    stop = threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        while not stop.is_set():
+            turns += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        with pytest.raises(TimeoutError, match="Nothing has been changed"):
+            bucket.set_rate_at(0, 30)
+    finally:
+        stop.set()
+        thread.join()
+    assert turns > 10, "it holds the GIL while it waits"
+    assert (bucket.rate, bucket.try_acquire_at(0, 2)) == (10.0, True)
+    with pytest.raises(TimeoutError, match="Nothing has been changed"):
+        bucket.set_burst_at(0, 3)
+    # With its process gone, its lock is nobody's.
+    del other
+    bucket.set_rate_at(0, 30)
+    assert bucket.rate == 30.0
+
+
+def test_a_damaged_bucket_is_refused_or_has_numbers(tmp_path: Path, in_full: bool) -> None:
+    """Any bytes behind a sound header: no hang, no crash; and what it grants it says as an int within what was asked."""
+    path = tmp_path / "bucket"
+    sound = []
+    for rate, burst in ((10, 5), (1e6, 5_000_000), (0, 7), (float("inf"), 3), (1e12, 2**62 - 1)):
+        path.unlink(missing_ok=True)
+        TokenBucket(rate, burst, path=path).try_acquire(3)
+        sound.append(path.read_bytes())
+    rng = random.Random(11)
+    odd = [
+        0,
+        1,
+        8,
+        9,
+        105,
+        106,
+        2**31,
+        2**53 - 1,
+        2**53,
+        2**62,
+        2**62 + 1,
+        2**63 - 1,
+        2**63,
+        2**64 - 1,
+    ]
+    refused = accepted = 0
+    for number in range(30_000 if in_full else 1_500):
+        content = bytearray(rng.choice(sound))
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            at = PAGE + rng.randrange(32) * 8
+            value = rng.choice(
+                (
+                    rng.choice(odd),
+                    rng.getrandbits(64),
+                    struct.unpack_from("<Q", content, at)[0] ^ 1 << rng.randrange(64),
+                )
+            )
+            struct.pack_into("<Q", content, at, value)
+        path.write_bytes(content)
+        try:
+            bucket = TokenBucket.attach(path)
+        except SharedFileError:
+            refused += 1
+            continue
+        accepted += 1
+        for now in (-(2**63), 0, 2**40, 2**63 - 1):
+            assert bucket.try_acquire_at(now, 3) in (True, False), number
+            assert 0 <= bucket.acquire_up_to_at(now, 10) <= 10, number
+            assert bucket.retry_after_at(now, 5) >= 0, number
+            assert bucket.tokens_at(now) <= (
+                bucket.rate if bucket.rate == float("inf") else float(bucket.burst)
+            ), number
+            reservation = bucket.reserve_at(now, 2)
+            assert reservation.delay >= 0, number
+            assert 0 <= reservation.cancel_at(now) <= 2, number
+            assert 0 <= bucket.give_back_at(now, 2) <= 2, number
+        assert 0 <= bucket.rate <= 1e12 or bucket.rate == float("inf")
+        assert 0 <= bucket.burst < 2**62
+        assert bucket.try_acquire() in (True, False)
+        bucket.set_rate(5)
+        bucket.set_burst(3)
+        assert (bucket.rate, bucket.burst) == (5.0, 3)
+        assert bucket.tokens <= 3
+    assert refused > 100
+    assert accepted > 100

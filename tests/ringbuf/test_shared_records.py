@@ -297,7 +297,9 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
             os.unlink(warm.path or "")
             warm.push_many(A)
             operation(warm)()
-        return operation(RingBuffer.attach(path))
+        ring = RingBuffer.attach(path)
+        ring._take_seat()
+        return operation(ring)
 
     return setup
 

@@ -194,11 +194,12 @@ def test_no_room_on_the_disk_is_an_error_at_the_start() -> None:
 
 
 def test_seats_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
-    rings = [MessageRing(1 << 12, path=tmp_path / "ring") for _ in range(32)]
+    rings = [MessageRing(1 << 12, path=tmp_path / "ring") for _ in range(33)]
+    for ring in rings[:32]:
+        assert not ring.pop_many()
     with pytest.raises(RuntimeError, match="all 32 seats are taken"):
-        MessageRing.attach(tmp_path / "ring")
-    rings.pop()
-    rings.append(MessageRing.attach(tmp_path / "ring"))
+        rings[32].pop_many()
+    del ring, rings[0]
     rings[0].try_push(b"x")
     assert rings[-1].pop_many().tolist() == [b"x"]
 
@@ -386,7 +387,9 @@ def attached(
         for count in (2, 1, 3, 2, None):
             warm.release(warm.take(count))
             warm.pop_many(count)
-        return operation(MessageRing.attach(path))
+        ring = MessageRing.attach(path)
+        ring._take_seat()
+        return operation(ring)
 
     return setup
 

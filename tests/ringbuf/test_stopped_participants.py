@@ -47,6 +47,7 @@ class Records:
     def attach(self) -> Records:
         again = Records.__new__(Records)
         again.path, again.ring = self.path, RingBuffer.attach(self.path)
+        again.ring._take_seat()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -94,6 +95,7 @@ class Messages:
     def attach(self) -> Messages:
         again = Messages.__new__(Messages)
         again.path, again.ring = self.path, MessageRing.attach(self.path)
+        again.ring._take_seat()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -107,7 +109,9 @@ class Messages:
         def setup() -> Callable[[], object]:
             for _ in range(2):
                 MessageRing(4096).try_push(b"x" * 300)
-            push = MessageRing.attach(self.path).try_push
+            ring = MessageRing.attach(self.path)
+            ring._take_seat()
+            push = ring.try_push
             return lambda: push(b"x" * 300)
 
         return setup

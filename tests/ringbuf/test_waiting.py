@@ -526,3 +526,67 @@ class TestSeveralProcesses:
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+    def test_a_push_that_can_not_call_has_pushed(self, shared: Subject) -> None:
+        """At the limit of descriptors, with an event loop of another process that listens: it is in once, without an error."""
+        listening, said, go_on, to_go_on = *os.pipe(), *os.pipe()
+
+        def listen() -> None:
+            other = shared.another()
+            other.fileno()
+            assert other.pop_many() == []
+            os.write(said, b"x")
+            pushed = os.read(go_on, 1) == b"y"
+            os.write(
+                said,
+                b"y" if pushed and readable(other, LONG) and other.pop_many() == [17] else b"n",
+            )
+
+        pid = self.in_child(listen)
+        os.read(listening, 1)
+
+        def push() -> None:
+            import resource
+
+            answer = b"n"
+            # In a child, whose first use opened the file anew, and which has no socket to call from yet.
+            shared.pop_many()
+            most = max(map(int, os.listdir("/proc/self/fd"))) + 3
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            with contextlib.suppress(OSError):
+                while True:
+                    os.dup(0)
+            try:
+                answer = b"y" if shared.try_push(17) else b"n"
+            finally:
+                os.write(to_go_on, answer)
+
+        os.waitpid(self.in_child(push), 0)
+        assert os.read(listening, 1) == b"y"
+        os.waitpid(pid, 0)
+        for fd in (listening, said, go_on, to_go_on):
+            os.close(fd)
+
+    def test_no_python_code_runs_in_a_push_that_wakes_others(self, shared: Subject) -> None:
+        """So no signal's handler does, which could raise although the message is in."""
+        shared.fileno()
+        assert shared.pop_many() == []
+        ring, item = shared.ring, MessageSubject.of(1) if isinstance(shared, MessageSubject) else 1
+        seen: list[str] = []
+
+        def profile(frame: Any, event: str, argument: Any) -> None:
+            if event == "call":
+                seen.append(frame.f_code.co_name)
+
+        ring.try_push(item)
+        ring.pop_many()
+        ring.pop_many()  # listens
+        sys.setprofile(profile)
+        try:
+            ring.try_push(item)
+            ring.pop_many()
+            ring.pop_many()
+        finally:
+            sys.setprofile(None)
+        assert seen == []
+        assert len(ring) == 0

@@ -7,51 +7,43 @@ a datagram socket with an abstract name, made of the file's UUID and a number in
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 
-__all__ = ["ReadyFd", "call"]
+__all__ = ["ReadyFd", "prefix_of"]
 
 
 class ReadyFd:
     """One event loop's ear. `fd` is what it listens to.
 
-    epoch: between which forks it is ours, in whatever way its user counts them. Writing eight bytes to `writer`, or letting the
-    `timer` (a timerfd, which it closes) run out, makes it readable.
+    Writing eight bytes to `writer`, or letting the `timer` (a timerfd, which it closes) run out, makes it readable. When `source`
+    has been read until it is empty, it is so no more; its timer is its user's to set.
     """
 
-    def __init__(
-        self, epoch: int, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1
-    ) -> None:
-        self.epoch = epoch
+    def __init__(self, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1) -> None:
         self.seat = seat
         self.timer = timer
         #: What the socket's name ends with: an older one of the same seat, inherited by a forked child, is not in its way.
         self.nonce = int.from_bytes(os.urandom(8), "little") | 1
-        self.fd = self.writer = -1
+        self.fd = self.writer = self.source = -1
         self._socket: socket.socket | None = None
         if file_uuid is not None:
             self._socket = _new_socket()
-            self._socket.bind(_name(file_uuid, self.nonce))
+            self._socket.bind(b"\0" + prefix_of(file_uuid) + b"%x" % self.nonce)
             self._both = select.epoll()
             self._both.register(self._socket, select.EPOLLIN)
             self._both.register(timer, select.EPOLLIN)
             self.fd = self._both.fileno()
+            self.source = self._socket.fileno()
         elif hasattr(os, "eventfd"):
             self.fd = self.writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.source = self.fd
         else:
             self.fd, self.writer = os.pipe()
+            self.source = self.fd
             os.set_blocking(self.fd, False)
             os.set_blocking(self.writer, False)
-
-    def clear(self) -> None:
-        """Make it not readable; its timer is its user's to set."""
-        source = self.fd if self._socket is None else self._socket.fileno()
-        with contextlib.suppress(BlockingIOError):
-            while os.read(source, 8) and self.writer != self.fd:
-                pass
 
     def __del__(self) -> None:
         if self.timer >= 0:
@@ -63,17 +55,12 @@ class ReadyFd:
                 os.close(fd)
 
 
-def call(file_uuid: bytes, nonce: int) -> None:
-    """Make the ReadyFd of another process readable; if it has gone, nothing happens."""
-    with _new_socket() as caller, contextlib.suppress(OSError):
-        caller.sendto(b"\1", _name(file_uuid, nonce))
-
-
 def _new_socket() -> socket.socket:
     return socket.socket(
         socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )
 
 
-def _name(file_uuid: bytes, nonce: int) -> bytes:
-    return b"\0forebay-" + file_uuid.hex().encode() + b"-%x" % nonce
+def prefix_of(file_uuid: bytes) -> bytes:
+    """What the abstract names of all sockets that listen for a ring in this file begin with; the nonce in hex follows."""
+    return b"forebay-" + file_uuid.hex().encode() + b"-"

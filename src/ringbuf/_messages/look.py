@@ -19,6 +19,7 @@ from ringbuf._shared.shared_file import (
     SharedFileError,
     _need_linux,
     is_seat_taken,
+    open_to_read,
     read_header,
 )
 
@@ -40,7 +41,8 @@ class RingLook:
     acked_seq: int  #: all messages with a lower number have been released
     read_seq: int  #: all with a lower number have been taken: what waits begins here
     next_seq: int  #: the number that the next message gets
-    participants: int  #: seats that living processes hold: one for each ring object, more for one with much under way
+    #: Seats that living processes hold: one for each ring object that has pushed or taken, more for one with much under way.
+    participants: int
     survived_reboot: (
         bool  #: made by another run of the kernel: then some of it may never have reached the disk
     )
@@ -56,7 +58,7 @@ class _Positions(NamedTuple):
 
 def look(path: str | os.PathLike[str]) -> RingLook:
     """See MessageRing.look."""
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     with _open(name) as fd:
         granules, boot = _read_sound_header(name, fd)
         found = _positions(name, fd, granules)
@@ -99,7 +101,7 @@ def next_seq_of(path: str) -> int | None:
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[int]:
     _need_linux()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_to_read(path)
     try:
         yield fd
     finally:

@@ -30,7 +30,10 @@ cdef class Port:
     cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
-    cdef int _release(self, Messages messages) except -1
+    cdef Messages _rest(self, Messages messages)
+    cdef int _release(self, Messages messages, bint rests) except -1
+    cdef int _finish(self, Messages messages) noexcept
+    cdef int _refuse_abandoned(self) except -1
     cdef _split(self, Messages messages, count)
     cdef int _check_ours(self, Messages messages) except -1
     cdef int _raise_damaged(self) except -1

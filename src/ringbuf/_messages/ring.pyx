@@ -42,7 +42,7 @@ from ringbuf._messages.validate cimport damage_of_frames
 from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
-from ringbuf._shared.waiting cimport deadline_of, new_waiting, seconds_of
+from ringbuf._shared.waiting cimport CLOSED, UNMADE, check_made, check_open, deadline_of, new_waiting, seconds_of
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ from ringbuf._core.pinning import pins
 from ringbuf._messages.columns import MessageTooLarge
 from ringbuf._messages.look import look as look_at_ring
 from ringbuf._shared import shared_file
-from ringbuf._shared.shared_file import SharedFile, SharedFileError, read_header
+from ringbuf._shared.shared_file import SharedFile, SharedFileError, open_to_read, read_header
 
 
 cdef extern from *:
@@ -121,6 +121,7 @@ cdef class Port:
         cdef int64_t pushed, number = -1
         cdef Slot* slot = NULL
         if self._frames.shared == NULL:
+            check_open(self._waiting)
             pushed = push_column(&self._frames, NULL, column, first_seq)
             if wanted(&self._frames.cursors.messages):
                 self._waiting.call(&self._frames.cursors.messages)
@@ -176,6 +177,7 @@ cdef class Port:
         cdef Slot* slot = NULL
         cdef int64_t number
         if self._frames.shared == NULL:
+            check_open(self._waiting)
             messages = self._take_from(NULL, -1, most, most_bytes)
         else:
             number = self._begin(&slot)
@@ -195,10 +197,11 @@ cdef class Port:
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number
+        check_open(self._waiting)
         if self._frames.shared != NULL:
-            self._participant.notice(True)
             number = self._begin(&slot)
             try:
+                self._participant.notice(True)
                 messages = self._take_orphan(slot, number, most, most_bytes)
             finally:
                 if messages is None:
@@ -271,31 +274,60 @@ cdef class Port:
     cdef object _where(self):
         return "the ring in memory" if self._participant is None else self._participant.file.path
 
-    cdef int _release(self, Messages messages) except -1:
+    cdef Messages _rest(self, Messages messages):
+        """Hand out what was taken: from here on a `close` leaves it to others."""
+        if load_acquire(&messages._held) and messages._slot >= 0:
+            self._participant.rest(messages._slot)
+        return messages
+
+    cdef int _release(self, Messages messages, bint rests) except -1:
+        """rests: it was handed out by `_rest`."""
         cdef bint found
-        cdef Slot* slot = NULL
+        if rests:
+            check_open(self._waiting)
         self._check_ours(messages)
         # Of two that release the same one, one does.
         if not exchange_total(&messages._held, False):
             return 0
+        if rests and messages._slot >= 0 and not self._participant.resume(messages._slot):
+            self._refuse_abandoned()
         found = release_messages(&self._frames, messages._position, messages._place, messages._count)
-        # The slot speaks of the whole take: until its last part is released it can not serve for anything else.
-        if messages._parts is None or fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
+        if messages._parts is None:
+            self._finish(messages)
+        else:
+            # The slot speaks of the whole take: until its last part is released it can not serve for anything else. Who releases
+            # the last one is the last to work on it.
             if messages._slot >= 0:
-                slot = &self._frames.shared.desk.slots[messages._slot]
-                set_state(slot, FREE)
-            rewind(&self._frames, slot, REWIND_GRANULES)
-            if messages._slot >= 0:
-                self._participant.give_back(messages._slot)
+                self._participant.rest(messages._slot)
+            if fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
+                # Left to others meanwhile, it is free all the same: they find nothing in it.
+                if messages._slot < 0 or self._participant.resume(messages._slot):
+                    self._finish(messages)
         if wanted(&self._frames.cursors.room):
             self._waiting.call(&self._frames.cursors.room)
         if not found:
             self._raise_damaged()
         return 0
 
+    cdef int _finish(self, Messages messages) noexcept:
+        """All of a take is released."""
+        cdef Slot* slot = NULL
+        if messages._slot >= 0:
+            slot = &self._frames.shared.desk.slots[messages._slot]
+            set_state(slot, FREE)
+        rewind(&self._frames, slot, REWIND_GRANULES)
+        if messages._slot >= 0:
+            self._participant.give_back(messages._slot)
+        return 0
+
+    cdef int _refuse_abandoned(self) except -1:
+        raise ValueError("the ring is closed: what was taken and not released before that is for others")
+
     cdef _split(self, Messages messages, count):
         cdef Messages first, rest
         cdef Parts parts
+        cdef bint found
+        check_open(self._waiting)
         count = whole(count, "count")
         self._check_ours(messages)
         if not load_acquire(&messages._held):
@@ -311,7 +343,12 @@ cdef class Port:
         # Of two that split or release the same one, one does.
         if not exchange_total(&messages._held, False):
             raise ValueError("another thread has released or split these messages")
-        if not walk(&self._frames, &rest._position, &rest._place, count):
+        if messages._slot >= 0 and not self._participant.resume(messages._slot):
+            self._refuse_abandoned()
+        found = walk(&self._frames, &rest._position, &rest._place, count)
+        if messages._slot >= 0:
+            self._participant.rest(messages._slot)
+        if not found:
             self._raise_damaged()
         fetch_add_relaxed(&parts.left, 1)
         first._slot = rest._slot = messages._slot
@@ -337,6 +374,7 @@ cdef class Port:
     cdef int64_t _begin(self, Slot** slot) except -2:
         """A slot for one operation, and its number; of a ring of our own: none, and -1."""
         if self._frames.shared == NULL:
+            check_open(self._waiting)
             return -1
         cdef int64_t number = self._participant.slot()
         slot[0] = &self._frames.shared.desk.slots[number]
@@ -356,7 +394,9 @@ cdef class MessageRing(Port):
         true size. A message takes its own length, 4 bytes, and its part of a header for each push.
     path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where
         it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
-        what one has taken and not released when it dies, is delivered again.
+        what one has taken and not released when it dies, is delivered again. A process takes one of the 32 seats with its first
+        push or take, and raises RuntimeError there if all are taken; a forked child opens the file anew with its first, and
+        raises OSError if it can not. What failed so can be tried again. Making the file shorter kills all who use it (SIGBUS).
     first_seq: the number that the first message of a new ring gets.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
         tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
@@ -370,14 +410,18 @@ cdef class MessageRing(Port):
     [b'one', b'two', b'three', b'four']
     >>> len(ring)
     1
+
+    After `close`, which the end of `with ring:` does too, every method of the ring and of its handles raises ValueError; the
+    properties tell on.
     """
 
     def __cinit__(self, *args, **kwargs):
-        # Small and in memory until __init__ or attach() says otherwise: so that no method of a ring that was made without
-        # either finds nothing there.
+        # Small, in memory, and of no use until __init__ or attach() says otherwise: so that nothing is missing in a ring that was
+        # made without either.
         self._spares = Spares()
         self._identity = object()
         self._allocate(MIN_GRANULES, 0)
+        store_relaxed(&self._waiting.closed, UNMADE)
 
     def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
         size = whole(capacity_bytes, "capacity_bytes")
@@ -436,9 +480,9 @@ cdef class MessageRing(Port):
 
         Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is proved whole. Raises as attach() does.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_to_read(path)
         try:
-            return read_header(os.fspath(path), fd, KIND).boot_id != shared_file.boot_id()
+            return read_header(os.fsdecode(path), fd, KIND).boot_id != shared_file.boot_id()
         finally:
             os.close(fd)
 
@@ -465,9 +509,15 @@ cdef class MessageRing(Port):
         participant._join(judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
+    def _take_seat(self):
+        """Do before the first operation what it would have to do. For tests that count the steps of one."""
+        self._participant.first_seat()
+
     def _start_at(self, uint64_t position, uint64_t first_seq):
         """Let a ring that was never used count from there on. For tests of the widths."""
         cdef Cursors* cursors = self._frames.cursors
+        if self._participant is not None:
+            self._participant.first_seat()
         assert position >= self._frames.capacity and len(self) == 0
         place_cursors(cursors, position, first_seq)
 
@@ -476,31 +526,37 @@ cdef class MessageRing(Port):
     @property
     def capacity_bytes(self):
         """Bytes of memory for messages and their headers: a power of two."""
+        check_made(self._waiting)
         return self._frames.capacity * GRANULE
 
     @property
     def max_message_bytes(self):
         """The largest message that an empty ring can take."""
+        check_made(self._waiting)
         return largest_message(&self._frames)
 
     @property
     def used_bytes(self):
         """Bytes that are not free: claimed, waiting, or taken and not yet released."""
+        check_made(self._waiting)
         return (self._frames.capacity - free_granules(&self._frames)) * GRANULE
 
     @property
     def next_seq(self):
         """The sequence number that the next message will get: how many have been pushed so far."""
+        check_made(self._waiting)
         return next_number(&self._frames)
 
     @property
     def path(self):
         """The file that it shares with others, or None."""
+        check_made(self._waiting)
         return None if self._participant is None else self._participant.file.path
 
     @property
     def checksums(self):
         """Whether each push gets a checksum."""
+        check_made(self._waiting)
         return self._frames.key != NULL
 
     def note_stored(self, seq):
@@ -509,6 +565,7 @@ cdef class MessageRing(Port):
         For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
         one thread at a time.
         """
+        check_open(self._waiting)
         store_release(&self._frames.cursors.stored, <uint64_t>seq)
         store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
 
@@ -517,10 +574,12 @@ cdef class MessageRing(Port):
 
         The numbers of messages that a killed process never published count as well: `count` leaves them out.
         """
+        check_open(self._waiting)
         return count_waiting(&self._frames)
 
     def count(self):
         """Messages that can be taken, counted frame by frame, without those that dead processes had taken."""
+        check_open(self._waiting)
         return count_published(&self._frames)
 
     def warm_ahead(self, most_bytes):
@@ -529,6 +588,7 @@ cdef class MessageRing(Port):
         Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
         a thread that has time, one at a time.
         """
+        check_open(self._waiting)
         if self._participant is None:
             return
         cdef uint64_t tail = load_acquire(&self._frames.cursors.tail.position), start, end
@@ -547,12 +607,28 @@ cdef class MessageRing(Port):
             make_ready(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
 
     def close(self):
-        """Give up this process's part in a shared ring at once, not when the last reference goes; what it holds is for others.
+        """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
 
-        No thread may be using the ring, and nobody may use it afterwards. Of a ring in memory nothing is done.
+        Whoever waits in a push or a pop wakes up and raises it, and the descriptor of `fileno` becomes readable. Of a shared ring
+        this is this process's part: others go on, and get what was taken here and not released, which can not be released any
+        more. What another thread is doing at the moment it finishes.
         """
+        check_made(self._waiting)
+        self._waiting.close(&self._frames.cursors.room)
         if self._participant is not None:
-            self._participant.file.close()
+            self._participant.close()
+
+    @property
+    def closed(self):
+        """Whether `close` was called."""
+        return load_relaxed(&self._waiting.closed) == CLOSED
+
+    def __enter__(self):
+        check_open(self._waiting)
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def producer(self):
         """A handle to push with, for one thread.
@@ -566,6 +642,7 @@ cdef class MessageRing(Port):
         return self._handle(MessageConsumer.__new__(MessageConsumer, OURS))
 
     cdef _handle(self, Port handle):
+        check_open(self._waiting)
         handle._frames = self._frames
         handle._memory = self._memory
         handle._owner = self  # the participant tidies up through it
@@ -658,18 +735,18 @@ cdef class MessageRing(Port):
 
         For consumers that must be able to fail: what has been taken and not released is still in the ring.
         """
-        return self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
+        return self._rest(self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes")))
 
     def take_orphaned(self, max_messages=None, max_bytes=None):
         """`take`, but only what a process had taken that died before it released it; empty where there is nothing of that kind.
 
         `take` itself gives these first. It finds them out after a moment, this looks at once.
         """
-        return self._take_orphaned(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
+        return self._rest(self._take_orphaned(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes")))
 
     def release(self, Messages messages not None):
         """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
-        self._release(messages)
+        self._release(messages, True)
 
     def split(self, Messages messages not None, count):
         """Two parts of what `take` returned: the first `count` messages, and the others, each to be released by itself.
@@ -686,6 +763,7 @@ cdef class MessageRing(Port):
 
     def _check(self):
         """Assert every invariant of a ring that nobody uses at the moment. For tests."""
+        check_open(self._waiting)
         cdef Frames* f = &self._frames
         cdef FrameView view
         cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))
@@ -716,7 +794,11 @@ cdef class MessageRing(Port):
         assert self._participant is not None or waiting == <uint64_t>len(self), (waiting, len(self))
 
     def __repr__(self):
+        if load_relaxed(&self._waiting.closed) == UNMADE:
+            return "MessageRing(never made)"
         where = "" if self.path is None else f", path={self.path!r}"
+        if self.closed:
+            return f"MessageRing(capacity_bytes={self.capacity_bytes}, closed{where})"
         return f"MessageRing(capacity_bytes={self.capacity_bytes}, messages={len(self)}{where})"
 
     def __reduce__(self):
@@ -770,11 +852,11 @@ cdef class MessageConsumer(Port):
 
     def take(self, max_messages=None, max_bytes=None):
         """As MessageRing.take."""
-        return self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes"))
+        return self._rest(self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes")))
 
     def release(self, Messages messages not None):
         """As MessageRing.release."""
-        self._release(messages)
+        self._release(messages, True)
 
     def split(self, Messages messages not None, count):
         """As MessageRing.split."""
@@ -855,7 +937,7 @@ cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
             if messages._count > 0 or steady_ns() >= deadline:
                 break
             port._waiting.sleep(&port._frames.cursors.messages, seen, deadline)
-    port._release(messages)
+    port._release(messages, False)
     return messages
 
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from ringbuf._messages.columns import Messages
 from ringbuf._messages.ring import aligned, data_offset, layout_of, positions_offset
-from ringbuf._shared.shared_file import PAGE, read_header
+from ringbuf._shared.shared_file import PAGE, open_to_read, read_header
 
 cdef enum:
     CHUNK_BYTES = 2048  # a block of the hash
@@ -161,7 +161,7 @@ def salvage(path):
     """
     cdef Salvage found = Salvage.__new__(Salvage)
     found.path = os.fspath(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_to_read(path)
     try:
         header = read_header(found.path, fd, KIND)
         granules, found._key = layout_of(found.path, header.meta, header.size - PAGE)

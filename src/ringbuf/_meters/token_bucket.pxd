@@ -51,9 +51,11 @@ cdef class TokenBucket:
     cdef object _memory   # the numpy array that owns the state
     cdef object _file     # the SharedFile that holds it, or None
     cdef object __weakref__
-    cdef uint64_t _me     # in `setter`: the seat of this process in that file + 1
+    cdef word _me         # in `setter`: the seat of this process in that file + 1; 0: it has none yet
 
     cdef _open(self, file)
+    cdef int _prepare(self) except -1
+    cdef _take_seat(self)
     cdef int _free_lock(self) except -1
     cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil

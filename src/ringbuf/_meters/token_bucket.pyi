@@ -1,6 +1,8 @@
 import os
 from typing import NoReturn, SupportsFloat, SupportsIndex, final
 
+CHANGE_SECONDS: float
+
 @final
 class TokenBucket:
     def __new__(

@@ -44,8 +44,10 @@ Processes. A bucket in a file (path=) is the same state in memory that several p
 acquire changes one word by one exchange, so who is killed in it has taken his tokens or has not; tokens that he
 took or reserved are gone, and flow in again as any others. A change of rate or burst takes the lock `setter`,
 and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
-that the next one opens who finds it, because the seat of its holder is free (see _shared/shared_file.py). The word
-tells one holder from the next, so that nobody opens a lock that is not the one he asked about. What a killed
+that the next one opens who finds it, because the seat of its holder is free (see _shared/seat_locks.pyx). The word
+tells one holder from the next, so that nobody opens a lock that is not the one he asked about. A process takes its
+seat with its first acquire, reserve or change. A change waits for one that is under way elsewhere, if need be until
+that process was stopped for too long (TimeoutError); nothing else waits. What a killed
 change has done by then, to settle what had flowed over, holds under the old law as well. All processes read
 the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law
 with the tokens that are certain: those left of what the old one began with.
@@ -67,11 +69,12 @@ from ringbuf._core.atomics cimport (
 from ringbuf._core.timing cimport checked_count, checked_ns, steady_ns
 
 import os
-import weakref
+import time
 
 import numpy as np
 
 from ringbuf._shared import shared_file
+from ringbuf._shared.seat_locks cimport SeatLocks
 from ringbuf._shared.shared_file import SharedFile, SharedFileError
 
 
@@ -140,6 +143,10 @@ cdef int64_t MAX_TOKENS = INT64_MAX // 2
 cdef uint64_t CREDIT = 32
 # Only a burst of 2**10 credits has one, so that what a credit may hide for a moment stays below a thousandth.
 cdef uint64_t CREDIT_SHARE = 10
+# How long (seconds) a change waits for another one, which takes a us, but may be of a process that is stopped.
+CHANGE_SECONDS = 10.0
+# So often it looks before it lets others run.
+cdef int SPINS = 1000
 # Processes that use one file, and the bits that hold the number of one of them + 1.
 cdef int SEATS = 1024
 cdef int SEAT_BITS = 16
@@ -304,15 +311,17 @@ cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns, uint64
         read_law(state, law)
 
 
-cdef bint is_sound(Law* law) noexcept nogil:
+cdef bint is_sound(LawCopy* law) noexcept nogil:
     """Whether this can be a law at all, and be computed with."""
-    return (
-        9 <= load_relaxed(&law.shift) <= <uint64_t>MAX_SHIFT
-        and load_relaxed(&law.mult) >> 53 == 0
-        and load_relaxed(&law.burst) <= <uint64_t>MAX_TOKENS
-        and load_relaxed(&law.unlimited) <= 1
-        and load_relaxed(&law.carry_high) >> 62 == 0
-    )
+    if not 9 <= law.shift <= <uint64_t>MAX_SHIFT or law.mult >> 53 != 0 or law.burst > <uint64_t>MAX_TOKENS:
+        return False
+    if not law.unlimited and law_rate(law) > MAX_RATE:
+        return False
+    # The rest of a division by 5**9 * 2**shift.
+    cdef uint64_t high = law.carry_high, low = law.carry_low, shift = law.shift
+    if shift >= 64:
+        return high >> (shift - 64) < 1953125
+    return high >> shift == 0 and (high << (64 - shift) | low >> shift) < 1953125
 
 
 cdef int put_boot(BucketState* state) except -1:
@@ -379,6 +388,7 @@ cdef int64_t checked_initial(object initial_tokens, object burst) except -1:
     return value
 
 
+@cython.no_gc  # so that `_file` is still there when it is deallocated; nothing that it refers to can refer back
 @cython.final
 cdef class TokenBucket:
     """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, an acquire takes some out.
@@ -388,7 +398,10 @@ cdef class TokenBucket:
     burst: the most tokens that can be taken at one moment. With 0 nothing is ever granted.
     initial_tokens: how many are there at the start; None means `burst`.
     path: a file for the bucket, which other processes can use at the same time (Linux). It is made or, where it is there
-        already, attached to, if its rate and burst are these: else SharedFileError.
+        already, attached to, if its rate and burst are these: else SharedFileError. A process takes one of the 1,024
+        seats with its first acquire, reserve or change, and raises RuntimeError there if all are taken; a forked child
+        opens the file anew with its first, and raises OSError if it can not. What failed so can be tried again. Making
+        the file shorter kills all who use it (SIGBUS).
 
     Over any span of time no more is granted than rate * time + burst (and one token, where the burst is over
     32,767 and the clock is the bucket's own). Every method that asks for the time has a twin ending in `_at`
@@ -408,7 +421,7 @@ cdef class TokenBucket:
 
     def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None, path=None):
         cdef LawCopy law
-        self._me = 1
+        store_relaxed(&self._me, 1)
         # `attach` puts an open file in the place of the rate.
         if isinstance(rate, SharedFile):
             self._open(rate)
@@ -451,40 +464,53 @@ cdef class TokenBucket:
         """
         return TokenBucket(SharedFile.attach(path, KIND, SEATS), 0)
 
+    def __dealloc__(self):
+        if self._file is not None:
+            (<SeatLocks>self._file.locks).watch(NULL, NULL)
+
     cdef _open(self, file):
-        """Use the state in this file, and take a seat in it."""
+        """Use the state in this file."""
         memory = np.frombuffer(file.memory, np.uint8)
         cdef size_t address = memory.ctypes.data
         cdef BucketState* state = <BucketState*>address
-        if len(memory) < <Py_ssize_t>sizeof(BucketState) or not is_sound(&state.law[load_relaxed(&state.version) & 1]):
+        cdef LawCopy law
+        if len(memory) < <Py_ssize_t>sizeof(BucketState):
+            raise SharedFileError(f"{file.path} is damaged: it is too small for a bucket")
+        read_law(state, &law)
+        if not is_sound(&law):
             raise SharedFileError(f"{file.path} is damaged: no bucket has such a law")
+        with file.recovery():
+            begin_anew(state)
         self._memory = memory
         self._state = state
+        store_relaxed(&self._me, 0)
         self._file = file
-        me = weakref.ref(self)
+        (<SeatLocks>file.locks).watch(&self._me, NULL)
 
-        def forked():
-            bucket = me()
-            if bucket is not None:
-                bucket._take_seat()
+    cdef int _prepare(self) except -1:
+        """See `prepare`."""
+        if load_relaxed(&self._me) == 0:
+            self._take_seat()
+        if load_relaxed(&self._state.setter) != 0:
+            self._free_lock()
+        return 0
 
-        file.on_fork = forked
-        self._take_seat()
-        while True:
-            with file.recovery() as alone:
-                if alone:
-                    begin_anew(state)
-                    return
-
-    def _take_seat(self):
-        seat = self._file.take_seat()
-        if seat is None:
-            raise RuntimeError(f"{self._file.path}: {SEATS} processes use this bucket already, and there is no room for more")
-        # A lock that speaks of this seat is of one who had it before, and has died.
-        cdef uint64_t setter = load_acquire(&self._state.setter)
-        if setter & ((1 << SEAT_BITS) - 1) == <uint64_t>(seat + 1):
-            cas_acquire(&self._state.setter, &setter, 0)
-        self._me = seat + 1
+    cdef _take_seat(self):
+        cdef uint64_t setter
+        self._file.reopen()
+        with self._file.recovery():
+            if load_acquire(&self._me) != 0:
+                return  # another thread was faster
+            seat = self._file.take_seat()
+            if seat is None:
+                raise RuntimeError(
+                    f"{self._file.path}: {SEATS} processes use this bucket already, and there is no room for more"
+                )
+            # A lock that speaks of this seat is of one who had it before, and has died.
+            setter = load_acquire(&self._state.setter)
+            if setter & ((1 << SEAT_BITS) - 1) == <uint64_t>(seat + 1):
+                cas_acquire(&self._state.setter, &setter, 0)
+            store_release(&self._me, seat + 1)
 
     cdef int _free_lock(self) except -1:
         """Open the lock of a change if its holder has died."""
@@ -492,7 +518,7 @@ cdef class TokenBucket:
         if self._file is None or setter == 0:
             return 0
         cdef uint64_t holder = setter & ((1 << SEAT_BITS) - 1)
-        if holder == self._me or self._file.is_taken(holder - 1):
+        if holder == load_relaxed(&self._me) or self._file.is_taken(<int64_t>holder - 1):
             return 0
         # Fails if he was alive after all, and has gone on.
         cas_acquire(&self._state.setter, &setter, 0)
@@ -510,7 +536,7 @@ cdef class TokenBucket:
         if law.unlimited:
             return n
         if n > 0 and (partial or n <= <int64_t>law.burst):
-            drop_overflow(self._state, &law, now_ns, self._me)
+            drop_overflow(self._state, &law, now_ns, load_relaxed(&self._me))
         return self._look(&law, now_ns, n, partial, False)
 
     cdef int64_t _take_now(self, int64_t n, bint partial) noexcept nogil:
@@ -535,7 +561,7 @@ cdef class TokenBucket:
             # A law that ended before this reading of the clock does not say what has been issued by then.
             if load_acquire(&self._state.version) == law.version:
                 if not has_credit(&law):
-                    drop_overflow(self._state, &law, now_ns, self._me)
+                    drop_overflow(self._state, &law, now_ns, load_relaxed(&self._me))
                 return self._look(&law, now_ns, n, partial, True)
 
     cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
@@ -573,33 +599,30 @@ cdef class TokenBucket:
         if n > <int64_t>law.burst:
             return INFINITY
         line = issued(&law, now_ns, &rest)
-        n -= stock(self._state, &law, line, load_relaxed(&self._state.spent))
+        # No reservation goes further ahead; what does, is damaged.
+        n -= max(stock(self._state, &law, line, load_relaxed(&self._state.spent)), -MAX_TOKENS)
         return seconds_until(&law, now_ns, n)
 
     def try_acquire(self, n=1):
         """Take `n` tokens now and return True, or change nothing and return False."""
         cdef int64_t count = checked_count(n)
-        if load_relaxed(&self._state.setter) != 0:
-            self._free_lock()
+        prepare(self)
         return self._take_now(count, False) == count
 
     def try_acquire_at(self, now_ns, n=1):
         """`try_acquire` at the time `now_ns`."""
         cdef int64_t count = checked_count(n)
-        if load_relaxed(&self._state.setter) != 0:
-            self._free_lock()
+        prepare(self)
         return self._take(checked_ns(now_ns), count, False) == count
 
     def acquire_up_to(self, n):
         """Take as many of `n` tokens as there are now; returns how many (0 to n)."""
-        if load_relaxed(&self._state.setter) != 0:
-            self._free_lock()
+        prepare(self)
         return self._take_now(checked_count(n), True)
 
     def acquire_up_to_at(self, now_ns, n):
         """`acquire_up_to` at the time `now_ns`."""
-        if load_relaxed(&self._state.setter) != 0:
-            self._free_lock()
+        prepare(self)
         return self._take(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
@@ -627,20 +650,23 @@ cdef class TokenBucket:
         cdef int64_t available
         cdef double delay
         cdef Reservation reservation = Reservation.__new__(Reservation)
-        if load_relaxed(&self._state.setter) != 0:
-            self._free_lock()
+        prepare(self)
         reservation._bucket = self
         read_law(self._state, &law)
         if law.unlimited or count == 0:
             return reservation
         if count <= <int64_t>law.burst:
-            drop_overflow(self._state, &law, now, self._me)
+            drop_overflow(self._state, &law, now, load_relaxed(&self._me))
         line = issued(&law, now, &rest)
         spent = load_relaxed(&self._state.spent)
         while True:
             available = stock(self._state, &law, line, spent)
-            delay = INFINITY if count > <int64_t>law.burst else seconds_until(&law, now, count - available)
-            if delay == INFINITY or count - available > MAX_TOKENS:
+            # (A sum that can not overflow, wherever a damaged `spent` is.)
+            if count > <int64_t>law.burst or available < count - MAX_TOKENS:
+                reservation.delay = INFINITY
+                return reservation
+            delay = seconds_until(&law, now, count - available)
+            if delay == INFINITY:
                 reservation.delay = INFINITY
                 return reservation
             if cas_relaxed(&self._state.spent, &spent, line - <uint64_t>available + <uint64_t>count):
@@ -704,10 +730,23 @@ cdef class TokenBucket:
         cdef LawCopy slope
         if rate >= 0:
             set_slope(&slope, rate)
-        # Nobody lets go of the GIL between try_lock and unlock, so who waits here never waits for its own
-        # GIL.
-        while not try_lock(self._state, self._me):
+        prepare(self)
+        cdef int64_t deadline = 0
+        cdef int tries = 0
+        # Nobody lets go of the GIL between try_lock and unlock: with it, who waits here waits for another process.
+        while not try_lock(self._state, load_relaxed(&self._me)):
             self._free_lock()
+            tries += 1
+            if tries % SPINS != 0:
+                continue
+            if deadline == 0:
+                deadline = steady_ns() + <int64_t>(CHANGE_SECONDS * 1e9)
+            elif steady_ns() > deadline:
+                raise TimeoutError(
+                    f"another change of this bucket has been under way for {CHANGE_SECONDS:.0f} s: "
+                    "is its process stopped? Nothing has been changed"
+                )
+            time.sleep(0.001)
         settle_law(self._state, now_ns, &slope if rate >= 0 else NULL, burst)
         unlock(self._state)
 
@@ -754,6 +793,13 @@ cdef class TokenBucket:
         raise TypeError("a TokenBucket is live shared state and can not be copied or pickled")
 
 
+cdef inline int prepare(TokenBucket bucket) except -1:
+    """Before what may have to change the law: have a seat to do that from, and open a dead process's lock."""
+    if load_relaxed(&bucket._me) == 0 or load_relaxed(&bucket._state.setter) != 0:
+        bucket._prepare()
+    return 0
+
+
 @cython.final
 cdef class Reservation:
     """Tokens taken ahead of time by `TokenBucket.reserve`.
@@ -785,7 +831,7 @@ cdef class Reservation:
         spent = load_relaxed(&self._bucket._state.spent)
         while True:
             # Others may have given back since, and `spent` lie before our end: never more than was reserved.
-            refund = min(<int64_t>n - <int64_t>(spent - self._end), <int64_t>n)
+            refund = <int64_t>n - max(<int64_t>(spent - self._end), <int64_t>0)
             if refund <= 0:
                 store_relaxed(&self._n, n)
                 return 0

@@ -21,6 +21,8 @@ cdef class Face:
     cdef object _memory   # the numpy array that owns what `_runs` leads to
     cdef SharedRuns _shared  # of a ring that processes share; else None
     cdef Waiting _waiting
+    cdef object _faces    # of a ring: its handles, as far as they live, by their id
+    cdef object __weakref__
 
     cdef word _pad0[8]
     cdef word _seen       # the ring's `tail` as `claim` saw it last

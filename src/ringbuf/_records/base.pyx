@@ -4,8 +4,9 @@
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint64_t
 
-from ringbuf._core.atomics cimport load_acquire, store_relaxed
+from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed
 from ringbuf._records.positions cimport waiting
+from ringbuf._shared.waiting cimport CLOSED, check_open
 
 # Widths of what counts records; the index alone would have 16 GiB.
 MAX_CAPACITY = <uint64_t>1 << 31
@@ -23,6 +24,7 @@ cdef class Face:
         """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
         if self._runs.cursors == NULL:
             return 0  # a Face that is neither a ring nor a handle
+        check_open(self._waiting)
         return waiting(&self._runs) if self._shared is None else self._shared.waiting()
 
     @property
@@ -32,7 +34,9 @@ cdef class Face:
 
     def __repr__(self):
         where = "" if self._shared is None else f", path={self.path!r}"
-        return f"{type(self).__name__}(capacity={self.capacity}, dtype={self.dtype!r}, records={len(self)}{where})"
+        is_closed = self._waiting is not None and load_relaxed(&self._waiting.closed) == CLOSED
+        state = "closed" if is_closed else f"records={len(self)}"
+        return f"{type(self).__name__}(capacity={self.capacity}, dtype={self.dtype!r}, {state}{where})"
 
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} is live shared state and can not be copied or pickled")
@@ -50,4 +54,6 @@ cdef class Face:
         self._waiting = ring._waiting
         self.dtype = ring.dtype
         store_relaxed(&self._seen, load_acquire(&ring._seen))
+        ring._faces[id(self)] = self
+        check_open(ring._waiting)  # else `close` may not have seen this one
         return self

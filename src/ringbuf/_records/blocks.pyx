@@ -24,8 +24,9 @@ from ringbuf._records.base cimport Face, MAX_CAPACITY
 from ringbuf._records.positions cimport (
     HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take,
 )
-from ringbuf._records.shared_positions cimport leave_orphan, shared_publish, shared_release
+from ringbuf._records.shared_positions cimport shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.waiting cimport check_open
 
 import numpy as np
 
@@ -80,6 +81,7 @@ cdef class Lease:
     cdef uint64_t hold(self, Face face, uint64_t most) except? 0xFFFFFFFF:
         """Take or claim what is there, up to `most`; returns how many."""
         cdef Slot* slot
+        check_open(self._waiting)
         if self._shared is not None:
             self._slot = self._shared.begin(&slot)
             try:
@@ -137,8 +139,7 @@ cdef class Lease:
             shared_release(&self._runs, slot, self._position, self._count)
             self._shared.end(self._slot)
         elif self._reading:
-            leave_orphan(self._runs.shared.desk, slot, self._position)
-            self._shared.given.append((self._epoch, self._slot))
+            self._shared.return_taken(slot, self._slot, self._position)
         elif quiet:
             shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
             self._shared.end(self._slot)

@@ -15,6 +15,7 @@ cdef class SharedRuns:
 
     cdef int64_t begin(self, Slot** slot) except -1
     cdef void end(self, int64_t number) noexcept
+    cdef int return_taken(self, Slot* slot, int64_t number, uint64_t position) except -1
     cdef int sweep(self) except -1
     cdef uint64_t claim(self, Slot* slot, word* seen, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF
     cdef uint64_t take(self, Slot* slot, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF

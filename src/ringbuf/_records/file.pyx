@@ -13,7 +13,7 @@ from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
 from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of
 from ringbuf._records.shared_positions cimport (
-    share_runs, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan,
+    leave_orphan, share_runs, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan,
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
@@ -159,6 +159,13 @@ cdef class SharedRuns:
     cdef void end(self, int64_t number) noexcept:
         self.participant.give_back(number)
 
+    cdef int return_taken(self, Slot* slot, int64_t number, uint64_t position) except -1:
+        """Give back what was taken, for anybody to take."""
+        leave_orphan(self.participant.desk, slot, position)
+        self.participant.rest(number)
+        self.given.append((self.participant.epoch, number))
+        return 0
+
     cdef int sweep(self) except -1:
         """Free the slots of blocks that gave back, as far as all of it has been taken again."""
         cdef Slot* slot
@@ -171,11 +178,14 @@ cdef class SharedRuns:
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
             slot = &self.participant.desk.slots[number]
+            if not self.participant.resume(number):
+                continue  # the ring is closed, and the block with others
             if is_empty_orphan(slot):
                 help_taker(self.participant.desk, number + 1, load_pair(&slot.left))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
+                self.participant.rest(number)
                 self.given.append((epoch, number))
         return 0
 

@@ -32,12 +32,14 @@ from ringbuf._records.numbers cimport (
     BY_NUMPY, BY_STEPS, from_bits, from_quick, get_bits, kind_of_dtype, put_bits, quick_bits, quick_of, to_bits,
 )
 from ringbuf._records.positions cimport (
-    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, is_of, kind_of, pass_one, publish,
-    release, rewind, take, waiting,
+    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, give_back, is_of, kind_of, pass_one,
+    publish, release, rewind, take, waiting,
 )
 from ringbuf._records.shared_positions cimport shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
-from ringbuf._shared.waiting cimport deadline_of, new_waiting, seconds_of
+from ringbuf._shared.waiting cimport CLOSED, check_open, deadline_of, new_waiting, seconds_of
+
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -64,7 +66,11 @@ cdef class RingBuffer(Face):
     path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or,
         where it is there already, attached to, if it has that capacity and dtype: else SharedFileError. What is in it outlives
         every process; what one has taken and not freed when it dies, is delivered again. A push of more than 4,096 records is
-        several.
+        several. A process takes one of the 32 seats with its first push or pop, and raises RuntimeError there if all are taken; a
+        forked child opens the file anew with its first, and raises OSError if it can not. What failed so can be tried again.
+        Making the file shorter kills all who use it (SIGBUS).
+
+    After `close`, which the end of `with ring:` does too, every method of the ring and of its handles raises ValueError.
 
     >>> ring = RingBuffer(1000, "i8")
     >>> ring.capacity
@@ -116,6 +122,7 @@ cdef class RingBuffer(Face):
         self._waiting = new_waiting(
             &self._runs.cursors.records, self._memory, None if self._shared is None else self._shared.participant
         )
+        self._faces = WeakValueDictionary()
 
     cdef object _allocate(self, uint64_t slots):
         cdef uint64_t itemsize = self.dtype.itemsize
@@ -213,6 +220,36 @@ cdef class RingBuffer(Face):
         """
         return new_span(self, n, True)
 
+    def close(self):
+        """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
+
+        Whoever waits in a push or a pop wakes up and raises it, and the descriptor of `fileno` becomes readable. Of a shared ring
+        this is this process's part: others go on. A block that is open ends as ever, and what another thread is doing at the
+        moment it finishes.
+        """
+        cdef Face face
+        self._waiting.close(&self._runs.cursors.room)
+        # The short ways do not look whether the ring is closed. They are gone into and come out of without letting the GIL go.
+        self._quick = BY_STEPS
+        for handle in self._faces.valuerefs():
+            face = handle()
+            if face is not None:
+                face._quick = BY_STEPS
+        if self._shared is not None:
+            self._shared.participant.close()
+
+    @property
+    def closed(self):
+        """Whether `close` was called."""
+        return load_relaxed(&self._waiting.closed) == CLOSED
+
+    def __enter__(self):
+        check_open(self._waiting)
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
     def producer(self):
         """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
         return (<Face>Producer.__new__(Producer, OURS))._share(self)
@@ -221,8 +258,14 @@ cdef class RingBuffer(Face):
         """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
         return (<Face>Consumer.__new__(Consumer, OURS))._share(self)
 
+    def _take_seat(self):
+        """Do before the first operation what it would have to do. For tests that count the steps of one."""
+        self._shared.participant.first_seat()
+
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""
+        if self._shared is not None:
+            self._shared.participant.first_seat()
         assert load_relaxed(&self._runs.cursors.write.position) == 0
         store_relaxed(&self._runs.cursors.tail, position)
         store_relaxed(&self._seen, position)
@@ -239,6 +282,7 @@ cdef class RingBuffer(Face):
 
         Returns how many records are reserved, and how many are taken and neither freed nor given back.
         """
+        check_open(self._waiting)
         if self._shared is not None:
             return self._shared.check()
         cdef Runs* r = &self._runs
@@ -368,6 +412,7 @@ cdef bint push_word(Face face, uint64_t bits) except -1:
     cdef int64_t number
     cdef Slot* slot
     if face._shared is None:
+        check_open(face._waiting)
         if claim(&face._runs, &face._seen, 1, False, &position) == 0:
             return False
         put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
@@ -406,6 +451,7 @@ cdef bint push_patiently(Face face, object record, object timeout) except -1:
 
 cdef object push_some(Face face, object records, object timeout):
     cdef double seconds = seconds_of(timeout)
+    check_open(face._waiting)
     if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
         return push_array(face, records, seconds)
     return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), seconds)
@@ -449,6 +495,7 @@ cdef uint64_t push_bytes(Face face, unsigned char* source, uint64_t total) excep
         finally:
             face._shared.end(number)
     else:
+        check_open(face._waiting)
         count = claim(&face._runs, &face._seen, total, False, &position)
         if count > 0:
             copy_in(&face._runs, position, count, source)
@@ -485,44 +532,61 @@ cdef inline object pop_one(Face face):
 
 
 cdef object pop_any(Face face):
-    cdef uint64_t bits
     if face._kind == BY_NUMPY:
         array = pop_some(face, 1, None, 0)
         if len(array) == 0:
             return None
         return array.item() if face.dtype.kind in "biufc" else array[0]
-    if not pop_word(face, &bits):
+    record = pop_word(face)
+    if record is None:
         if not load_relaxed(&face._waiting.listening):
             return None
         face._waiting.listen()
-        if not pop_word(face, &bits):
+        record = pop_word(face)
+        if record is None:
             return None
         face._waiting.hear()
     if wanted(&face._runs.cursors.room):
         face._waiting.call(&face._runs.cursors.room)
-    return from_bits(face._kind, face._runs.itemsize, bits)
+    return record
 
 
-cdef bint pop_word(Face face, uint64_t* bits) except -1:
-    """Take a record that is a plain number; False: nothing there."""
-    cdef uint64_t position, itemsize = face._runs.itemsize
+cdef object pop_word(Face face):
+    """Take a record that is a plain number; None: nothing there. If memory for it runs out, it is given back."""
+    cdef uint64_t position
     cdef int64_t number
     cdef Slot* slot
     if face._shared is None:
+        check_open(face._waiting)
         if take(&face._runs, 1, False, &position) == 0:
-            return False
-        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+            return None
+        try:
+            record = number_at(face, position)
+        except BaseException:
+            give_back(&face._runs, position, 1)
+            raise
         release(&face._runs, position, 1)
-        return True
+        return record
     number = face._shared.begin(&slot)
     try:
         if face._shared.take(slot, 1, False, &position) == 0:
-            return False
-        bits[0] = get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize)
+            return None
+        try:
+            record = number_at(face, position)
+        except BaseException:
+            face._shared.return_taken(slot, number, position)
+            number = -1
+            raise
         shared_release(&face._runs, slot, position, 1)
-        return True
+        return record
     finally:
-        face._shared.end(number)
+        if number >= 0:
+            face._shared.end(number)
+
+
+cdef inline object number_at(Face face, uint64_t position):
+    cdef uint64_t itemsize = face._runs.itemsize
+    return from_bits(face._kind, itemsize, get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize))
 
 
 cdef object pop_patiently(Face face, object timeout):
@@ -546,6 +610,7 @@ cdef object pop_some(Face face, object max_items, object out, object timeout):
     cdef uint64_t most = min(<uint64_t>at_most(max_items, "max_items"), MAX_CAPACITY), done
     cdef int64_t deadline
     cdef uint32_t seen
+    check_open(face._waiting)
     if out is None:
         pass
     elif not isinstance(out, np.ndarray):
@@ -596,6 +661,7 @@ cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
             finally:
                 face._shared.end(number)
         else:
+            check_open(face._waiting)
             done[0] = pop_bytes(&face._runs, <unsigned char*>view.buf, most)
         if done[0] > 0 and wanted(&face._runs.cursors.room):
             face._waiting.call(&face._runs.cursors.room)

@@ -2,14 +2,28 @@
 """Participant: one process's part in a shared ring: its seats and slots, and its watch over the others.
 
 All threads of the process that use one ring object share one Participant; slots go from hand to hand without a lock. See
-op_slots.pxd for what a slot is and shared_file.py for what a seat is.
+op_slots.pxd for what a slot is and seat_locks.pyx for what a seat is.
+
+Seats are taken at need. To attach, a process tidies up and looks whether the ring is whole, with the lock for that; from then on
+it attends, and until it first needs a slot it has no seat and changes nothing in the ring. So while no seat is taken nobody
+works on it, whoever attends, and it can be looked through.
+
+A fork leaves the child without a seat (see SeatLocks.watch), so that its first operation takes one, and tidies up then, as the
+first of any process does. `epoch` says that what was begun before belongs to the parent.
+
+Closing. `close` takes all slots out of use: those that are free, and those of takes that rest, which are for others from then
+on. An operation under way in another thread, and a block that is open, keep the seat until they give their slot back; then it is
+left. So nobody ever has the seat of somebody who still works.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
-from ringbuf._core.atomics cimport cas_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release
+from ringbuf._core.atomics cimport (
+    cas_acq_rel, cas_total, exchange_total, fetch_add_total, fetch_or_total, fetch_sub_total, load_acquire, load_relaxed,
+    load_total, store_relaxed, store_release, store_total, word,
+)
 from ringbuf._core.eventcount cimport have_barrier
 from ringbuf._core.pairs cimport Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
@@ -19,8 +33,8 @@ from ringbuf._shared.op_slots cimport (
 from ringbuf._shared.ranges cimport MOST_RANGES, Range
 from ringbuf._shared.shared_ring cimport tidy_up
 
+import os
 import time
-import weakref
 
 from ringbuf._shared.shared_file import SharedFileError
 
@@ -38,7 +52,11 @@ cdef enum:
     # How long (ns) to wait for a seat while somebody else tidies up.
     JOIN_NS = 10000000000
 
+# In _at_work: close() has left this take to others.
+cdef uint64_t ABANDONED = <uint64_t>1 << 63
 
+
+@cython.no_gc  # so that `locks` is still there when it is deallocated; nothing that it refers to can refer back
 @cython.final
 cdef class Participant:
     """Made by a ring for its file; not for others."""
@@ -46,60 +64,60 @@ cdef class Participant:
     def __init__(self, file):
         self.file = file
 
+    def __dealloc__(self):
+        if self.locks is not None:
+            self.locks.watch(NULL, NULL)
+        for seat in range(SEATS):
+            PyMem_Free(self._at_work[seat])
+
     cdef _join(self, Judge judge):
-        """Take part: tidy up after all who died, and take a seat. SharedFileError if what is there makes no sense."""
+        """Take part: tidy up after all who died. SharedFileError if what is there makes no sense."""
         self._judge = judge
         store_relaxed(&self._seen_deaths, UINT64_MAX)
         have_barrier()  # so that those who wait need not wait longer than what this process does
-        me = weakref.ref(self)
+        self._attend()
 
-        def forked():
-            participant = me()
-            if participant is not None:
-                participant._start_over()
+    cdef _attend(self):
+        cdef bint alone
+        self.locks = self.file.locks
+        self.locks.watch(&self._seats, &self.epoch)
+        self._begin_tidying()
+        try:
+            # Nobody has taken a number from the ring yet who could still be there, nor can anybody come until we are done.
+            alone = not self._is_any_taken() and not self.locks.others_attend()
+            self._check_whole()
+            with nogil:
+                self._look(alone)
+            self.locks.attend()
+        finally:
+            self.locks.end_tidying()
 
-        self.file.on_fork = forked
-        self._take_seat()
-
-    def _start_over(self):
-        """In a forked child: what this process seemed to hold is its parent's."""
-        self.epoch += 1
-        store_relaxed(&self._seats, 0)
-        store_relaxed(&self._seen_deaths, UINT64_MAX)
-        self._take_seat()
-
-    def _take_seat(self):
+    cdef int _begin_tidying(self) except -1:
         cdef int64_t deadline = steady_ns() + JOIN_NS
+        cdef int begun
         while True:
-            with self.file.recovery() as alone:
-                if alone:
-                    self._check_whole()
-                    self._look()
-                    seat = self.file.take_seat(i for i in range(SEATS) if is_clean(self.desk, i))
-                    if seat is None:
-                        raise RuntimeError(
-                            f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
-                            "release what was taken, or let fewer processes attach"
-                        )
-                    store_release(&self._free[seat], UINT64_MAX)
-                    store_release(&self._seats, load_relaxed(&self._seats) | <uint64_t>1 << <int>seat)
-                    return
+            begun = self.locks.begin_tidying()
+            if begun > 0:
+                return 0
+            if load_total(&self._closing):
+                raise ValueError("the ring is closed")
+            if begun < 0:
+                raise OSError(-begun, os.strerror(-begun), self.file.path)
             if steady_ns() > deadline:
                 raise TimeoutError(f"{self.file.path}: another process has been tidying up for {JOIN_NS // 10**9} s")
             time.sleep(0.001)
 
-    def first_seat(self):
-        """One of the seats that are ours."""
-        return lowest_bit(load_acquire(&self._seats))
-
     # ---------------------------------------------------------------- slots
 
     cdef int64_t slot(self) except -1:
-        """The number of a slot for one operation; give it back. Takes another seat where all of ours are full."""
+        """The number of a slot for one operation; give it back. Takes another seat where all of ours are full.
+
+        Raises ValueError where the ring is closed, RuntimeError where all seats are taken, and OSError where a forked child can
+        not open the file; a later call tries again.
+        """
         cdef int64_t number = self._free_slot()
         while number < 0:
-            self._take_seat()
-            number = self._free_slot()
+            number = self._slot_of_another_seat()
         return number
 
     cdef int64_t _free_slot(self) noexcept nogil:
@@ -119,33 +137,144 @@ cdef class Participant:
             seats &= seats - 1
         return -1
 
+    cdef int64_t _slot_of_another_seat(self) except -2:
+        """A slot, of a new seat if no other thread has taken one meanwhile; -1: others were faster."""
+        cdef int64_t number
+        if load_total(&self._closing):
+            raise ValueError("the ring is closed")
+        self.file.reopen()
+        self._begin_tidying()
+        try:
+            number = self._free_slot()
+            if number < 0:
+                number = self._sit_down()
+        finally:
+            self.locks.end_tidying()
+        if load_total(&self._closing):
+            # Whoever closed may not have seen this seat.
+            if number >= 0:
+                self.give_back(number)
+            with nogil:
+                self._leave()
+            raise ValueError("the ring is closed")
+        return number
+
+    cdef int64_t _sit_down(self) except -2:
+        """Tidy up and take a seat, as the only one who does; a slot of it."""
+        cdef int seat, taken
+        cdef uint64_t i
+        cdef word* at_work
+        with nogil:
+            self._look(False)
+            self.locks.attend()
+        for seat in range(SEATS):
+            if not is_clean(self.desk, seat):
+                continue
+            if self._at_work[seat] == NULL:
+                self._at_work[seat] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
+                if self._at_work[seat] == NULL:
+                    raise MemoryError()
+            taken = self.locks.take(seat)
+            if taken < 0 and not load_total(&self._closing):
+                raise OSError(-taken, os.strerror(-taken), self.file.path)
+            if taken <= 0:
+                continue
+            at_work = self._at_work[seat]
+            for i in range(<uint64_t>SLOTS):
+                store_relaxed(&at_work[i], 1)
+            store_relaxed(&self._seen_deaths, UINT64_MAX)
+            store_release(&self._free[seat], UINT64_MAX)
+            fetch_or_total(&self._seats, <uint64_t>1 << seat)
+            return self._free_slot()
+        if load_total(&self._closing):
+            return -1
+        raise RuntimeError(
+            f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
+            "release what was taken, or let fewer processes attach"
+        )
+
+    cdef int first_seat(self) except -1:
+        """One of the seats that are ours; taken if there is none yet."""
+        cdef int64_t number
+        while load_acquire(&self._seats) == 0:
+            number = self.slot()
+            self.give_back(number)
+        return lowest_bit(load_acquire(&self._seats))
+
     cdef void give_back(self, int64_t number) noexcept nogil:
         """The operation is over; its slot says FREE."""
         cdef uint64_t bits = load_relaxed(&self._free[number // SLOTS])
-        while not cas_acq_rel(&self._free[number // SLOTS], &bits, bits | <uint64_t>1 << (number % SLOTS)):
+        while not cas_total(&self._free[number // SLOTS], &bits, bits | <uint64_t>1 << (number % SLOTS)):
             pass
+        if load_total(&self._closing):
+            self._leave()
+
+    # A take whose slot stays in use when its operation is over rests: then `close` may leave it to others. What is done with it
+    # later, its release for one, is work again. Of a slot that does not rest, and of a free one, the count stands at 1.
+
+    cdef void rest(self, int64_t number) noexcept nogil:
+        """The thread that works on this slot is done for now."""
+        fetch_sub_total(&self._at_work[number // SLOTS][number % SLOTS], 1)
+        if load_total(&self._closing):
+            self._leave()
+
+    cdef bint resume(self, int64_t number) noexcept nogil:
+        """Work on a slot that rests; False: `close` has left it to others."""
+        return fetch_add_total(&self._at_work[number // SLOTS][number % SLOTS], 1) & ABANDONED == 0
+
+    # ---------------------------------------------------------------- the end
+
+    cdef void close(self) noexcept nogil:
+        """Leave all seats, those that are still needed for what is under way as soon as that is over."""
+        store_total(&self._closing, 1)
+        self._leave()
+
+    cdef void _leave(self) noexcept nogil:
+        """Take out of use what nobody uses, and, when that is all, leave. Several threads may be here at once."""
+        cdef uint64_t ours = exchange_total(&self._seats, 0), seat, i, bits, none
+        cdef bint all_out = True
+        ours |= fetch_or_total(&self._leaving, ours)
+        for seat in range(<uint64_t>SEATS):
+            if not ours >> seat & 1:
+                continue
+            # The free ones: nobody finds one here any more.
+            bits = exchange_total(&self._free[seat], 0)
+            bits |= fetch_or_total(&self._out_of_use[seat], bits)
+            for i in range(<uint64_t>SLOTS):
+                none = 0
+                if not bits >> i & 1 and cas_total(&self._at_work[seat][i], &none, ABANDONED):
+                    bits |= fetch_or_total(&self._out_of_use[seat], <uint64_t>1 << i) | <uint64_t>1 << i
+            # Of several threads, the last one to add to these sees all of them.
+            if load_total(&self._out_of_use[seat]) != UINT64_MAX:
+                all_out = False
+        if all_out:
+            self.locks.close()
 
     # ---------------------------------------------------------------- the others
 
-    cdef bint notice(self, bint now) except -1:
-        """Look whether somebody died and left something, unless that was done just now; whether things have changed."""
+    cdef bint notice(self, bint now) noexcept:
+        """Look whether somebody died and left something, unless that was done just now; whether things have changed.
+
+        No Python code runs here, so no signal's handler does: some operations are done in part when they come here.
+        """
         cdef int64_t time_ns = steady_ns()
+        cdef bint[SEATS] dead
+        cdef bint changed
         if time_ns < <int64_t>load_relaxed(&self._next_look_ns) and not now:
             return False
         store_relaxed(&self._next_look_ns, time_ns + LOOK_NS)
-        cdef bint[SEATS] dead
-        if not self._find_dead(dead):
+        if not self._find_dead(dead) or self.locks.begin_tidying() <= 0:
             return False
-        with self.file.recovery() as alone:
-            if not alone:
-                return False
-            return self._look()
+        with nogil:
+            changed = self._look(False)
+            self.locks.end_tidying()
+        return changed
 
     cdef _check_whole(self):
         """Unless others have found it whole and work on it."""
         cdef const char* damage
         cdef Range* ranges
-        if any(self.file.is_taken(seat) for seat in range(SEATS)):
+        if self._is_any_taken():
             return
         ranges = <Range*>PyMem_Malloc(MOST_RANGES * sizeof(Range))
         if ranges == NULL:
@@ -156,23 +285,28 @@ cdef class Participant:
         if damage != NULL:
             raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
-    cdef bint _find_dead(self, bint* dead) except -1:
+    cdef bint _is_any_taken(self) noexcept nogil:
+        cdef int seat
+        for seat in range(SEATS):
+            if self.locks.is_taken(seat):
+                return True
+        return False
+
+    cdef bint _find_dead(self, bint* dead) noexcept nogil:
         """Which seats nobody has, and whether one of them was left in disorder."""
         cdef bint disorder = False
-        cdef uint64_t seat
+        cdef int seat
         for seat in range(SEATS):
-            dead[seat] = not is_clean(self.desk, seat) and not self.file.is_taken(seat)
+            dead[seat] = not is_clean(self.desk, seat) and not self.locks.is_taken(seat)
             disorder = disorder or dead[seat]
         return disorder
 
-    cdef bint _look(self) except -1:
-        """Tidy up, as the only one who does."""
+    cdef bint _look(self, bint alone) noexcept nogil:
+        """Tidy up, as the only one who does. alone: nobody else attends, nor can begin to; and we have only just come."""
         cdef bint[SEATS] dead
         if not self._find_dead(dead):
             return False
-        cdef bint alone = not any(self.file.is_taken(seat) for seat in range(SEATS))
-        with nogil:
-            tidy_up(&self.ring, dead, alone)
+        tidy_up(&self.ring, dead, alone)
         return True
 
     cdef bint next_orphan(self, uint64_t* number) noexcept nogil:

@@ -5,14 +5,16 @@ Layout. All numbers are little-endian; every part starts on a page.
     header    magic, format, kind, sizes, UUID, boot id, what its kind wants to remember (JSON); CRC-32 of all that
     body      what the kind puts there: positions, slots, records ...
 
-A file is built under another name and linked into place when it is whole, so nobody ever attaches to half of one. It is
-allocated in full: a write into it can not fail later for lack of room on the disk (which would be a SIGBUS).
+A file is built without a name (O_TMPFILE; where there is no such thing, under another name) and linked into place when it is
+whole, so nobody ever attaches to half of one. It is allocated in full: a write into it can not fail later for lack of room on the
+disk (which would be a SIGBUS). Nothing keeps others from making it shorter while it is mapped, and a touch of what is gone then
+is a SIGBUS too: its size is checked whenever it is opened, and docs/operations.md says what to keep away from it.
 
-Who is alive. A process that takes part holds a lock on one byte far behind the end of the file, its seat. The locks belong to the
-open file (`F_OFD_SETLK`), so the kernel lets go of them when the process ends, however it ends, and nobody needs to be asked
-about process numbers. After a fork the child opens the file anew and takes a seat of its own.
+Who is alive. A process that works on the file holds a lock on one byte far behind its end, a seat; see seat_locks.pyx. It takes
+the seat when it first needs one. A forked child has none, and opens the file anew at its first use.
 
-Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises NotImplementedError.
+Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises NotImplementedError. What is opened again
+is opened through /proc, so that its name may be gone; where there is no /proc, by its name, if that is still the same file.
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ import errno
 import json
 import mmap
 import os
+import re
+import stat
 import struct
 import sys
-import threading
+import time
 import uuid
-import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
+
+from ringbuf._shared.seat_locks import SeatLocks
 
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["Header", "SharedFile", "SharedFileError", "boot_id", "read_header"]
+__all__ = ["Header", "SharedFile", "SharedFileError", "boot_id", "open_to_read", "read_header"]
 
 PAGE: Final = 4096
 #: 3: positions are whole, in pairs of words; files of 1 and 2, from before the first release, are left to what made them.
@@ -52,9 +57,12 @@ _ZEROS: Final = bytes(_HUGE)
 _HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, process.
 _FLOCK: Final = struct.Struct("hhqqi4x")
-#: Where the locked bytes lie: far behind any file's end, so that no lock of somebody else's meets them.
+#: Where the seats lie (see seat_locks.pyx): far behind any file's end, so that no lock of somebody else's meets them.
 _SEATS_AT: Final = 1 << 60
-_MUTEX_AT: Final = _SEATS_AT - 1
+#: Held by a process that builds a file under another name, for as long as it does.
+_BUILDER_AT: Final = _SEATS_AT - 3
+#: How long (seconds) to wait for a process that tidies up: it takes some ms, but may be stopped.
+_TIDYING: Final = 10.0
 
 
 class SharedFileError(ValueError):
@@ -65,26 +73,23 @@ class SharedFile:
     """A mapped file with seats. Made by `create` or `attach`; closed with its last user.
 
     path: where it was found. size: bytes of the body. meta: what its maker wanted remembered. memory: the body, as a memoryview.
-    on_fork: called in a forked child when the file has been opened anew and no seat is held.
+    locks: the SeatLocks of this process. Any number of threads may use it.
     """
 
     def __init__(self, path: str, fd: int, kind: bytes, seats: int) -> None:
+        """Of an open file, whose descriptor is ours from here on, unless this raises."""
         self.path = path
         self.seats = seats
-        self.on_fork: Callable[[], None] | None = None
-        self._held: set[int] = set()
-        self._recovering = threading.Lock()
         self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
-        # mmap keeps a duplicate of its descriptor. Through an opening of its own, so that neither a closed ring nor a child that
-        # inherits the mapping keeps the seats.
-        mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        # An opening of its own, so that neither a closed ring nor a child that inherits the mapping keeps the seats.
+        base = _open_again(path, fd)
         try:
-            self._map = mmap.mmap(mapped, size)
-        finally:
-            os.close(mapped)
-        self.memory = memoryview(self._map)[PAGE:]
-        self.fd = fd  # ours from here on
-        _open_files.add(self)
+            self._map = _map(base, size)
+            self.memory = memoryview(self._map)[PAGE:]
+            self.locks = SeatLocks(fd, base)
+        except BaseException:
+            os.close(base)
+            raise
 
     @classmethod
     def create(
@@ -99,7 +104,7 @@ class SharedFile:
         there is a file.
         """
         _need_linux()
-        name = os.fspath(path)
+        name = os.fsdecode(path)
         text = json.dumps(meta, sort_keys=True).encode()
         if _HEADER.size + len(text) + 4 > PAGE:
             raise ValueError(
@@ -111,8 +116,8 @@ class SharedFile:
             + text
         )
         head += struct.pack("<I", zlib.crc32(head))
-        building = f"{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
-        fd = os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _remove_abandoned(name)
+        fd, building = _new_file(name)
         try:
             try:
                 os.posix_fallocate(fd, 0, whole)
@@ -133,110 +138,69 @@ class SharedFile:
                 _write_zeros(fd, max(first, started), min(end, whole), _HUGE)
             for first, end in warm:
                 _write_zeros(fd, max(PAGE + first, started), min(PAGE + end, whole), _SMALL)
-            os.link(building, name)
+            if building is None:
+                # The directory is of no use to an absolute path, but makes `link` follow what it finds there.
+                os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
+            else:
+                os.link(building, name)
+                _lock(fd, fcntl.F_UNLCK, _BUILDER_AT)
             return cls(name, fd, kind, seats)
         except BaseException:
             os.close(fd)
             raise
         finally:
-            os.unlink(building)
+            if building is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(building)
 
     @classmethod
     def attach(cls, path: str | os.PathLike[str], kind: bytes, seats: int) -> SharedFile:
         """Open a file that `create` made; FileNotFoundError, or SharedFileError that says what is wrong with it."""
         _need_linux()
-        name = os.fspath(path)
-        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+        name = os.fsdecode(path)
+        fd = _open_regular(name, os.O_RDWR)
         try:
             return cls(name, fd, kind, seats)
         except BaseException:
             os.close(fd)
             raise
 
+    def reopen(self) -> None:
+        """Have a descriptor to lock by, after a fork; OSError that says what is missing. Nothing to do in any other case."""
+        if self.locks.opened or self.locks.closed:
+            return
+        fd = _open_again(self.path, self.locks.base)
+        if not self.locks.adopt(fd):
+            os.close(fd)  # another thread was faster
+
     # ------------------------------------------------------------ seats
 
-    def take_seat(self, among: Iterator[int] | None = None) -> int | None:
-        """Take a free seat, of these or of any; None: all are taken by living processes."""
-        for seat in among if among is not None else range(self.seats):
-            if seat not in self._held and self._lock(_SEATS_AT + seat):
-                self._held.add(seat)
-                return seat
-        return None
+    def take_seat(self) -> int | None:
+        """Take a free seat; None: all are taken by living processes."""
+        return next((seat for seat in range(self.seats) if self.locks.take_seat(seat)), None)
 
     def is_taken(self, seat: int) -> bool:
         """Whether a living process has this seat."""
-        if seat in self._held:
-            return True
-        return self.fd < 0 or is_seat_taken(
-            self.fd, seat
-        )  # closed: nobody is to be tidied up after
+        return self.locks.seat_is_taken(seat)
 
     @contextlib.contextmanager
-    def recovery(self) -> Iterator[bool]:
-        """Whether the caller is, for the length of the block, the only one who tidies up after the dead; does not wait."""
-        if not self._recovering.acquire(blocking=False):
-            yield False
-            return
+    def recovery(self) -> Iterator[None]:
+        """For the length of the block nobody else tidies up after the dead. Waits for another process; TimeoutError."""
+        deadline = time.monotonic() + _TIDYING
+        while not self.locks.try_tidying():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{self.path}: another process has been tidying up for {_TIDYING:.0f} s"
+                )
+            time.sleep(0.001)
         try:
-            if not self._lock(_MUTEX_AT):
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                self._unlock(_MUTEX_AT)
+            yield
         finally:
-            self._recovering.release()
-
-    def _lock(self, at: int) -> bool:
-        try:
-            fcntl.fcntl(
-                self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
-            )
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise
-        return True
-
-    def _unlock(self, at: int) -> None:
-        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
-
-    # ------------------------------------------------------------ the end, and forks
+            self.locks.stop_tidying()
 
     def close(self) -> None:
         """Leave all seats. The mapping stays until the last array of it has gone."""
-        fd, self.fd = getattr(self, "fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
-            self._held.clear()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def _after_fork(self) -> None:
-        # The inherited descriptor shares the parent's locks. Opened through /proc, so that the name may be gone by now.
-        inherited = self.fd
-        if inherited < 0:
-            return
-        self.fd = os.open(f"/proc/self/fd/{inherited}", os.O_RDWR | os.O_CLOEXEC)
-        os.close(inherited)
-        self._held = set()
-        self._recovering = threading.Lock()
-        if self.on_fork is not None:
-            self.on_fork()
-
-
-_open_files: weakref.WeakSet[SharedFile] = weakref.WeakSet()
-
-
-def _reopen_all() -> None:
-    for file in list(_open_files):
-        file._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reopen_all)
+        self.locks.give_up()
 
 
 def is_seat_taken(fd: int, seat: int) -> bool:
@@ -253,10 +217,139 @@ def _write_zeros(fd: int, first: int, end: int, unit: int) -> None:
         os.pwrite(fd, memoryview(_ZEROS)[: min(at + unit, end) - start], start)
 
 
+# ---------------------------------------------------------------- files
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; SharedFileError for what can be none of ours. Nothing else is opened, so nothing waits or happens."""
+    _need_regular(path, os.stat(path).st_mode)
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _need_regular(path, os.fstat(fd).st_mode)  # it may be another one by now
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _need_regular(path: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        raise SharedFileError(f"{path} is not a file of ringbuf, but {_nature(mode)}")
+
+
+def _nature(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def open_to_read(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a file for a look at it; SharedFileError for what can be none of ours."""
+    return _open_regular(os.fsdecode(path), os.O_RDONLY)
+
+
+def _open_again(path: str, fd: int) -> int:
+    """Another opening of the file behind `fd`, which was found at `path`; OSError that says what is missing."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OSError(
+                error.errno,
+                f"{os.strerror(error.errno)}: each process opens what it shares for itself; raise the limit (ulimit -n) "
+                "or close something, and try again",
+                path,
+            ) from None
+        if error.errno != errno.ENOENT:
+            raise OSError(
+                error.errno,
+                f"{os.strerror(error.errno or 0)}: each process opens what it shares for itself, and may have to "
+                "before it gives up its rights",
+                path,
+            ) from None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        again = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        if os.path.samestat(os.fstat(again), os.fstat(fd)):
+            return again
+        os.close(again)
+    raise OSError(
+        errno.ENOSYS,
+        "the name is gone, and without it only /proc leads to the file: mount it (mount -t proc proc /proc)",
+        path,
+    )
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, trackfd=False)
+    return mmap.mmap(fd, size)
+
+
+def _new_file(path: str) -> tuple[int, str | None]:
+    """An empty file to be linked to `path`, open, and its name for the time being, if it has to have one."""
+    # What is wrong with more than a file without a name comes out below.
+    with contextlib.suppress(OSError):
+        os.stat("/proc/self/fd")  # only through this can it be linked
+        directory = os.path.dirname(path) or "."
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
+    while True:
+        building = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
+        fd = os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # One who removes what the dead left may have found it before the lock.
+        if _lock(fd, fcntl.F_WRLCK, _BUILDER_AT) and os.fstat(fd).st_nlink > 0:
+            return fd, building
+        os.close(fd)
+
+
+def _remove_abandoned(path: str) -> None:
+    """Remove what processes left that were killed while they built the file of this name: of a living one, its lock is taken."""
+    directory, name = os.path.split(path)
+    ours = re.compile(re.escape(name) + r"\.\d+-[0-9a-f]{8}\.new")
+    with contextlib.suppress(OSError), os.scandir(directory or ".") as entries:
+        for found in [entry.path for entry in entries if ours.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                _remove_if_abandoned(found)
+
+
+def _remove_if_abandoned(building: str) -> None:
+    fd = os.open(building, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(fd)
+        if (
+            stat.S_ISREG(status.st_mode)
+            and status.st_uid == os.geteuid()
+            and _lock(fd, fcntl.F_WRLCK, _BUILDER_AT)
+            and os.path.samestat(status, os.lstat(building))
+        ):
+            os.unlink(building)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, how: int, at: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, at, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
 def boot_id() -> bytes:
     """What tells this run of the kernel from every other: 16 bytes."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return uuid.UUID(file.read().strip()).bytes
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return uuid.UUID(file.read().strip()).bytes
+    except FileNotFoundError as error:
+        # No FileNotFoundError: that would say that there is no ring.
+        raise OSError(
+            errno.ENOSYS,
+            "only /proc tells one run of the kernel from the next: mount it (mount -t proc proc /proc)",
+            error.filename,
+        ) from None
 
 
 def _need_linux() -> None:

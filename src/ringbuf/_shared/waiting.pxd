@@ -1,8 +1,15 @@
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ringbuf._core.atomics cimport word
+from ringbuf._core.atomics cimport load_relaxed, word
 from ringbuf._core.eventcount cimport Bell
 from ringbuf._shared.participant cimport Participant
+
+
+# In Waiting.closed.
+cdef enum:
+    OPEN = 0
+    CLOSED = 1
+    UNMADE = 2                    # by `__new__` alone: there is a ring of no use, so that nothing is found missing
 
 
 # One for a ring and all its handles.
@@ -11,14 +18,39 @@ cdef class Waiting:
     cdef object memory            # … which lies in this
     cdef Participant participant  # of a ring that processes share; else None
     cdef list ears                # the ReadyFd that event loops of this process listen to, if any does
-    cdef word listening           # 1: there is one
+    cdef word listening           # 1: there is one, and what follows says how to reach it
+    cdef word closed              # OPEN, CLOSED or UNMADE
+    cdef int _source              # what to read until it is empty
+    cdef int _writer
+    cdef int _timer
+    cdef uint64_t _seat
+    cdef uint64_t _nonce
+    cdef uint64_t _epoch          # of the process that listens
+    cdef char _name[48]           # what the names of all ears of a shared ring begin with
 
     cdef int sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1
-    cdef int call(self, Bell* bell) except -1
+    cdef void call(self, Bell* bell) noexcept
     cdef int fileno(self) except -1
-    cdef int listen(self) except -1
-    cdef int hear(self) except -1
-    cdef object _ear(self)
+    cdef void listen(self) noexcept
+    cdef void hear(self) noexcept
+    cdef bint _is_ours(self) noexcept
+    cdef uint64_t _epoch_now(self) noexcept
+    cdef void close(self, Bell* room) noexcept
+    cdef int refuse(self) except -1
+
+
+cdef inline int check_open(Waiting waiting) except -1:
+    """Raise where the ring is closed, or was never made."""
+    if load_relaxed(&waiting.closed) != OPEN:
+        waiting.refuse()
+    return 0
+
+
+cdef inline int check_made(Waiting waiting) except -1:
+    """Raise where the ring was never made."""
+    if load_relaxed(&waiting.closed) == UNMADE:
+        waiting.refuse()
+    return 0
 
 
 cdef Waiting new_waiting(Bell* filled, object memory, Participant participant)

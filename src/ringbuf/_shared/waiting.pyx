@@ -9,22 +9,25 @@ For those who do not wait it costs one look at a bell (`wanted`) after what they
 Where processes share a ring, one of them may be killed between doing something and saying so. So nobody there waits for long
 without looking himself: a sleeper SHORT_SLEEP_NS, an event loop LISTEN_NS, after which its descriptor is readable as if somebody
 had called. Each look is a try, which finds also what the dead have left.
+
+What wakes others comes after a push or a pop has been done, so it can not fail: no Python code runs in `call`, `listen` and
+`hear`, nothing is allocated, and where a system call fails, the looks above find it out. A call of other processes' event loops
+goes through one socket of this process.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport strcpy
 
-from ringbuf._core.atomics cimport exchange_total, fetch_or_total, store_relaxed, store_total
+from ringbuf._core.atomics cimport exchange_total, fetch_or_total, load_acquire, store_relaxed, store_release, store_total
 from ringbuf._core.eventcount cimport LISTENERS, SLEEPERS, Bell, barrier, futex_wait, futex_wake, have_barrier, let_settle
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport SEATS
 from ringbuf._shared.participant cimport Participant
+from ringbuf._shared.seat_locks cimport fork_count
 
-import os
-
-from ringbuf._core.ready_fd import ReadyFd
-from ringbuf._core.ready_fd import call as call_ear
+from ringbuf._core.ready_fd import ReadyFd, prefix_of
 
 cdef extern from * nogil:
     """
@@ -32,13 +35,70 @@ cdef extern from * nogil:
     #if defined(_WIN32)
     #include <io.h>
     static inline void ringbuf_poke(int fd) { uint64_t one = 1; (void)_write(fd, &one, sizeof one); }
+    static inline void ringbuf_drain(int fd) {
+        char bytes[64];
+        while (_read(fd, bytes, sizeof bytes) > 0) {}
+    }
     #else
     #include <unistd.h>
     /* Full, it is readable already. */
     static inline void ringbuf_poke(int fd) { uint64_t one = 1; if (write(fd, &one, sizeof one) < 0) return; }
+
+    static inline void ringbuf_drain(int fd) {
+        char bytes[64];
+        while (read(fd, bytes, sizeof bytes) > 0) {}
+    }
     #endif
     #if defined(__linux__)
+    #include <atomic>
+    #include <cstdio>
+    #include <cstdlib>
+    #include <cstring>
+    #include <sys/socket.h>
+    #include <sys/stat.h>
     #include <sys/timerfd.h>
+    #include <sys/un.h>
+
+    /* The socket of this process to call from. Which file it is, is noted, as whoever closes all descriptors of a process closes
+       this one too, and its number is another file's then. */
+    struct ringbuf_caller { int fd; dev_t device; ino_t inode; uint64_t forks; };
+    static std::atomic<ringbuf_caller *> ringbuf_one_caller{nullptr};
+
+    static bool ringbuf_is_caller(const ringbuf_caller *caller) {
+        struct stat found;
+        return fstat(caller->fd, &found) == 0 && found.st_ino == caller->inode && found.st_dev == caller->device;
+    }
+
+    /* -1: there can be none at the moment. */
+    static int ringbuf_calling_socket(uint64_t forks) {
+        ringbuf_caller *caller = ringbuf_one_caller.load(), *made;
+        struct stat found;
+        if (caller && caller->forks == forks && ringbuf_is_caller(caller)) return caller->fd;
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        if (fd < 0) return -1;
+        made = fstat(fd, &found) == 0 ? (ringbuf_caller *)malloc(sizeof *made) : nullptr;
+        if (made) *made = {fd, found.st_dev, found.st_ino, forks};
+        if (!made || !ringbuf_one_caller.compare_exchange_strong(caller, made)) {
+            /* No memory, or another thread was faster: then this time goes without. */
+            close(fd);
+            free(made);
+            return -1;
+        }
+        /* What an earlier one noted is left: another thread may be looking at it. A parent's socket is closed here. */
+        if (caller && caller->forks != forks && ringbuf_is_caller(caller)) close(caller->fd);
+        return fd;
+    }
+
+    static inline void ringbuf_call_ear(const char *prefix, uint64_t nonce, uint64_t forks) {
+        struct sockaddr_un name = {};
+        int fd = ringbuf_calling_socket(forks);
+        if (fd < 0) return;
+        name.sun_family = AF_UNIX; /* the name begins with a zero: one that is not in the file system */
+        int size = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "%s%llx", prefix, (unsigned long long)nonce);
+        const char one = 1;
+        socklen_t length = offsetof(struct sockaddr_un, sun_path) + 1 + size;
+        sendto(fd, &one, 1, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&name, length);
+    }
 
     static inline int ringbuf_make_timer(void) { return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC); }
 
@@ -50,9 +110,14 @@ cdef extern from * nogil:
     #else
     static inline int ringbuf_make_timer(void) { return -1; }
     static inline void ringbuf_set_timer(int, int64_t) {}
+    static inline int ringbuf_calling_socket(uint64_t) { return -1; }
+    static inline void ringbuf_call_ear(const char *, uint64_t, uint64_t) {}
     #endif
     """
     void poke "ringbuf_poke"(int fd)
+    void drain "ringbuf_drain"(int fd)
+    int calling_socket "ringbuf_calling_socket"(uint64_t forks)
+    void call_ear "ringbuf_call_ear"(const char* prefix, uint64_t nonce, uint64_t forks)
     int make_timer "ringbuf_make_timer"()
     void set_timer "ringbuf_set_timer"(int timer, int64_t ns)
 
@@ -82,81 +147,108 @@ cdef class Waiting:
         PyErr_CheckSignals()
         return 0
 
-    cdef int call(self, Bell* bell) except -1:
+    cdef void call(self, Bell* bell) noexcept:
         """Wake those who sleep, and tell the event loops that listen."""
         cdef uint64_t seat, nonce, waiters = exchange_total(&bell.waiters, 0)
         if waiters & SLEEPERS:
             futex_wake(&bell.count)
         if not waiters & LISTENERS:
-            return 0
+            return
         if self.participant is None:
-            return self.hear()
+            self.hear()
+            return
         for seat in range(<uint64_t>SEATS):
             nonce = exchange_total(&self.participant.desk.seats[seat].listens, 0)
             if nonce != 0:
-                call_ear(self.participant.file.uuid, nonce)
-        return 0
+                call_ear(self._name, nonce, fork_count())
 
     cdef int fileno(self) except -1:
         """What event loops listen to. It is readable at first: the pop that finds nothing makes it wait."""
-        ear = self._ear()
-        if ear is None:
+        cdef uint64_t epoch = self._epoch_now()
+        check_open(self)
+        if load_acquire(&self.listening) and not self._is_ours():
+            # Inherited by a fork: our parent's.
+            store_relaxed(&self.listening, 0)
+            self.ears.clear()
+        if not self.ears:
             if self.participant is None:
-                ear = ReadyFd(os.getpid())
+                ear = ReadyFd()
             else:
-                ear = ReadyFd(
-                    self.participant.epoch, self.participant.file.uuid, self.participant.first_seat(), make_timer()
-                )
+                ear = ReadyFd(self.participant.file.uuid, self.participant.first_seat(), make_timer())
             self.ears.append(ear)
             ear = self.ears[0]  # another thread may have been faster
-            store_relaxed(&self.listening, 1)
+            self._source = ear.source
+            self._writer = ear.writer
+            self._timer = ear.timer
+            self._seat = ear.seat
+            self._nonce = ear.nonce
+            self._epoch = epoch
+            store_release(&self.listening, 1)
             self.hear()
-        return ear.fd
+        return self.ears[0].fd
 
-    cdef int listen(self) except -1:
+    cdef void listen(self) noexcept:
         """Nothing was there: ask to be called when there is. The caller has to look once more."""
-        ear = self._ear()
-        if ear is None:
-            return 0
-        ear.clear()
+        if not self._is_ours():
+            return
+        drain(self._source)
         if self.participant is not None:
-            set_timer(ear.timer, LISTEN_NS)
-            store_total(&self.participant.desk.seats[<uint64_t>ear.seat].listens, <uint64_t>ear.nonce)
+            set_timer(self._timer, LISTEN_NS)
+            store_total(&self.participant.desk.seats[self._seat].listens, self._nonce)
         fetch_or_total(&self.filled.waiters, LISTENERS)
         if not barrier():
             let_settle()
-        return 0
+        if load_acquire(&self.closed):
+            self.hear()
 
-    cdef int hear(self) except -1:
-        """Make the descriptor readable. It runs no Python code: no signal's handler comes between a pop and its result."""
-        ear = self._ear()
-        if ear is None:
-            return 0
+    cdef void hear(self) noexcept:
+        """Make the descriptor readable."""
+        if not self._is_ours():
+            return
         if self.participant is None:
-            poke(ear.writer)
+            poke(self._writer)
         else:
-            set_timer(ear.timer, 1)
-        return 0
+            set_timer(self._timer, 1)
 
-    cdef object _ear(self):
-        """The ReadyFd of this process, if there is one; in a forked child what it inherited is its parent's."""
-        ears = self.ears
-        if not ears:
-            return None
-        ear = ears[0]
-        if ear.epoch != (os.getpid() if self.participant is None else self.participant.epoch):
-            ears.clear()
-            store_relaxed(&self.listening, 0)
-            return None
-        return ear
+    cdef bint _is_ours(self) noexcept:
+        """Whether there is a ReadyFd, of this process; in a forked child what it inherited is its parent's."""
+        return load_acquire(&self.listening) and self._epoch == self._epoch_now()
+
+    cdef uint64_t _epoch_now(self) noexcept:
+        return fork_count() if self.participant is None else self.participant.epoch
+
+    # ---------------------------------------------------------------- the end
+
+    cdef void close(self, Bell* room) noexcept:
+        """No more: those who wait for something or for room, and the event loops of this process, find that out at once.
+
+        Pairs with `check_open` in the try after `before_sleep`: who has seen the count from before this rings sleeps no more.
+        In a ring that processes share a sleeper of this process looks by itself, soon, and others have nothing to look for.
+        """
+        store_total(&self.closed, CLOSED)
+        if self.participant is None:
+            futex_wake(&self.filled.count)
+            futex_wake(&room.count)
+        self.hear()
+
+    cdef int refuse(self) except -1:
+        if load_acquire(&self.closed) == UNMADE:
+            raise TypeError("this ring was never made: MessageRing(...) or MessageRing.attach(...) makes one")
+        raise ValueError("the ring is closed")
 
 
 cdef Waiting new_waiting(Bell* filled, object memory, Participant participant):
     cdef Waiting waiting = Waiting.__new__(Waiting)
+    cdef bytes prefix
     waiting.filled = filled
     waiting.memory = memory
     waiting.participant = participant
     waiting.ears = []
+    if participant is not None:
+        prefix = prefix_of(participant.file.uuid)
+        assert len(prefix) < sizeof(waiting._name)
+        strcpy(waiting._name, prefix)
+        calling_socket(fork_count())  # while there are descriptors; without it, `call` tries again
     return waiting
 
 

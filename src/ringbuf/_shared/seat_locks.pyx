@@ -1,0 +1,331 @@
+# cython: freethreading_compatible=True
+"""SeatLocks: the locks by which the processes that share a file know of each other, and what a fork does to them.
+
+All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process, however it ends. Each is one byte, far
+behind the end of any file:
+
+    a seat        exclusive   held by a process that works on the file; see op_slots.pxd and token_bucket.pyx
+    attendance    shared      held by every process that is attached, with a seat or without one
+    tidying       exclusive   held for the moment in which somebody finishes what the dead have begun
+
+Forks. A forked child inherits the descriptor, and with it the locks: as long as it keeps that, its parent's seats stay taken. So
+the child closes it at once, in a handler in C that allocates nothing and can not fail, and everything that its owner asked to be
+cleared is cleared: from then on the child has no seat, in any file. It opens the file anew when it first needs a lock
+(SharedFile.reopen), where an error has somebody to go to, from `base`: a second opening, which never holds a lock.
+
+Threads. Each call takes the descriptor for one system call that does not wait, under a spin lock, so that `close` in another
+thread never makes it meet a number that is somebody else's by then. Nothing here runs Python code.
+"""
+
+from libc.stdint cimport uint64_t
+
+from ringbuf._core.atomics cimport word
+
+cdef extern from * nogil:
+    """
+    #include <atomic>
+    #include <cerrno>
+    #include <cstdint>
+    #include <new>
+    #if !defined(_WIN32)
+    #include <pthread.h>
+    #include <sched.h>
+    #include <unistd.h>
+    #endif
+    #if defined(__linux__)
+    #include <fcntl.h>
+    #endif
+
+    enum { RINGBUF_MOST_SEATS = 1024 };
+
+    struct ringbuf_seats {
+        std::atomic<int> fd{-1};          /* whose locks are ours; -1: none, at the moment or (closed) for ever */
+        int base = -1;
+        bool closed = false;
+        std::atomic<uint32_t> busy{0};    /* the spin lock */
+        std::atomic<uint32_t> tidying{0}; /* 1: a thread of ours has the lock of that name */
+        std::atomic<uint64_t> held[RINGBUF_MOST_SEATS / 64]{};
+        std::atomic<uint64_t> *owned = nullptr; /* made 0 in a forked child ... */
+        uint64_t *epoch = nullptr;              /* ... and this counted up */
+        ringbuf_seats *next = nullptr, *previous = nullptr;
+    };
+
+    static std::atomic<uint64_t> ringbuf_forks{0};
+    static ringbuf_seats *ringbuf_all = nullptr;
+
+    #if !defined(_WIN32)
+    static pthread_mutex_t ringbuf_all_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+    static void ringbuf_before_fork(void) { pthread_mutex_lock(&ringbuf_all_mutex); }
+    static void ringbuf_fork_in_parent(void) { pthread_mutex_unlock(&ringbuf_all_mutex); }
+
+    /* The only thread. Whoever was in a call, in the parent, is not here. */
+    static void ringbuf_fork_in_child(void) {
+        ringbuf_forks.fetch_add(1);
+        for (ringbuf_seats *s = ringbuf_all; s; s = s->next) {
+            int fd = s->fd.exchange(-1);
+            if (fd >= 0) close(fd);
+            s->busy.store(0);
+            s->tidying.store(0);
+            for (auto &word : s->held) word.store(0);
+            if (s->owned) s->owned->store(0);
+            if (s->epoch) ++*s->epoch;
+        }
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+    }
+
+    static int ringbuf_watch_forks(void) {
+        return pthread_atfork(ringbuf_before_fork, ringbuf_fork_in_parent, ringbuf_fork_in_child);
+    }
+
+    static ringbuf_seats *ringbuf_new_seats(int fd, int base) {
+        ringbuf_seats *s = new (std::nothrow) ringbuf_seats;
+        if (!s) return s;
+        s->fd = fd;
+        s->base = base;
+        pthread_mutex_lock(&ringbuf_all_mutex);
+        s->next = ringbuf_all;
+        if (s->next) s->next->previous = s;
+        ringbuf_all = s;
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+        return s;
+    }
+
+    static void ringbuf_seats_watch(ringbuf_seats *s, std::atomic<uint64_t> *owned, uint64_t *epoch) {
+        pthread_mutex_lock(&ringbuf_all_mutex);
+        s->owned = owned;
+        s->epoch = epoch;
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+    }
+
+    struct ringbuf_turn {
+        ringbuf_seats *s;
+        explicit ringbuf_turn(ringbuf_seats *seats) : s(seats) {
+            uint32_t none = 0;
+            while (!s->busy.compare_exchange_weak(none, 1, std::memory_order_acquire)) { none = 0; sched_yield(); }
+        }
+        ~ringbuf_turn() { s->busy.store(0, std::memory_order_release); }
+    };
+
+    static void ringbuf_seats_close(ringbuf_seats *s) {
+        int fd, base;
+        {
+            ringbuf_turn turn(s);
+            fd = s->fd.exchange(-1);
+            base = s->base;
+            s->base = -1;
+            s->closed = true;
+        }
+        if (fd >= 0) close(fd);
+        if (base >= 0) close(base);
+    }
+
+    static void ringbuf_delete_seats(ringbuf_seats *s) {
+        if (!s) return;
+        pthread_mutex_lock(&ringbuf_all_mutex);
+        if (s->previous) s->previous->next = s->next; else ringbuf_all = s->next;
+        if (s->next) s->next->previous = s->previous;
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+        ringbuf_seats_close(s);
+        delete s;
+    }
+
+    /* Whether the descriptor is theirs from now on. */
+    static bool ringbuf_seats_adopt(ringbuf_seats *s, int fd) {
+        ringbuf_turn turn(s);
+        if (s->closed || s->fd.load() >= 0) return false;
+        s->fd = fd;
+        return true;
+    }
+    #else
+    static int ringbuf_watch_forks(void) { return 0; }
+    static ringbuf_seats *ringbuf_new_seats(int, int) { return new (std::nothrow) ringbuf_seats; }
+    static void ringbuf_seats_watch(ringbuf_seats *, std::atomic<uint64_t> *, uint64_t *) {}
+    static void ringbuf_seats_close(ringbuf_seats *s) { s->closed = true; }
+    static void ringbuf_delete_seats(ringbuf_seats *s) { delete s; }
+    static bool ringbuf_seats_adopt(ringbuf_seats *, int) { return false; }
+    #endif
+
+    #if defined(__linux__)
+    static const int64_t ringbuf_seats_at = (int64_t)1 << 60;
+    static const int64_t ringbuf_tidying_at = ringbuf_seats_at - 1, ringbuf_attendance_at = ringbuf_seats_at - 2;
+
+    /* 1: done; 0: somebody else has it; an errno as a negative number. F_OFD_GETLK: 1: somebody else has it. */
+    static int ringbuf_lock(ringbuf_seats *s, int command, short type, int64_t at) {
+        struct flock lock = {};
+        lock.l_type = type;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = at;
+        lock.l_len = 1;
+        ringbuf_turn turn(s);
+        int fd = s->fd.load();
+        if (fd < 0) return -EBADF;
+        if (fcntl(fd, command, &lock) < 0) return errno == EAGAIN || errno == EACCES ? 0 : -errno;
+        return command == F_OFD_SETLK || lock.l_type != F_UNLCK;
+    }
+
+    static int ringbuf_take_seat(ringbuf_seats *s, int seat) {
+        std::atomic<uint64_t> &word = s->held[seat / 64];
+        const uint64_t bit = (uint64_t)1 << seat % 64;
+        if (word.load() & bit) return 0;
+        int done = ringbuf_lock(s, F_OFD_SETLK, F_WRLCK, ringbuf_seats_at + seat);
+        /* The locks of one opening are not in each other's way: of two threads, one has it. */
+        return done == 1 && word.fetch_or(bit) & bit ? 0 : done;
+    }
+
+    static bool ringbuf_seat_is_taken(ringbuf_seats *s, int seat) {
+        if (seat < 0 || seat >= RINGBUF_MOST_SEATS) return false;
+        if (s->held[seat / 64].load() >> seat % 64 & 1) return true;
+        /* Without an answer nobody is to be tidied up after. */
+        return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_seats_at + seat) != 0;
+    }
+
+    static int ringbuf_attend(ringbuf_seats *s) { return ringbuf_lock(s, F_OFD_SETLK, F_RDLCK, ringbuf_attendance_at); }
+
+    static bool ringbuf_others_attend(ringbuf_seats *s) {
+        return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_attendance_at) != 0;
+    }
+
+    static int ringbuf_begin_tidying(ringbuf_seats *s) {
+        uint32_t none = 0;
+        if (!s->tidying.compare_exchange_strong(none, 1)) return 0;
+        int done = ringbuf_lock(s, F_OFD_SETLK, F_WRLCK, ringbuf_tidying_at);
+        if (done != 1) s->tidying.store(0);
+        return done;
+    }
+
+    static void ringbuf_end_tidying(ringbuf_seats *s) {
+        ringbuf_lock(s, F_OFD_SETLK, F_UNLCK, ringbuf_tidying_at);
+        s->tidying.store(0);
+    }
+    #else
+    static int ringbuf_take_seat(ringbuf_seats *, int) { return -ENOSYS; }
+    static bool ringbuf_seat_is_taken(ringbuf_seats *, int) { return true; }
+    static int ringbuf_attend(ringbuf_seats *) { return -ENOSYS; }
+    static bool ringbuf_others_attend(ringbuf_seats *) { return true; }
+    static int ringbuf_begin_tidying(ringbuf_seats *) { return -ENOSYS; }
+    static void ringbuf_end_tidying(ringbuf_seats *) {}
+    #endif
+    static bool ringbuf_is_open(ringbuf_seats *s) { return s->fd.load() >= 0; }
+    static bool ringbuf_is_closed(ringbuf_seats *s) { return s->closed; }
+    static int ringbuf_base(ringbuf_seats *s) { return s->base; }
+    static uint64_t ringbuf_fork_count(void) { return ringbuf_forks.load(std::memory_order_relaxed); }
+    """
+    int MOST_SEATS "RINGBUF_MOST_SEATS"
+    int watch_forks "ringbuf_watch_forks"()
+    Part* new_seats "ringbuf_new_seats"(int fd, int base)
+    void delete_seats "ringbuf_delete_seats"(Part* part)
+    void seats_watch "ringbuf_seats_watch"(Part* part, word* owned, uint64_t* epoch)
+    bint seats_adopt "ringbuf_seats_adopt"(Part* part, int fd)
+    void seats_close "ringbuf_seats_close"(Part* part)
+    bint is_open "ringbuf_is_open"(Part* part)
+    bint is_closed "ringbuf_is_closed"(Part* part)
+    int base_of "ringbuf_base"(Part* part)
+    int take_seat "ringbuf_take_seat"(Part* part, int seat)
+    bint seat_is_taken "ringbuf_seat_is_taken"(Part* part, int seat)
+    int lock_attendance "ringbuf_attend"(Part* part)
+    bint others_attend "ringbuf_others_attend"(Part* part)
+    int begin_tidying "ringbuf_begin_tidying"(Part* part)
+    void end_tidying "ringbuf_end_tidying"(Part* part)
+    uint64_t forks "ringbuf_fork_count"()
+
+
+if watch_forks() != 0:
+    raise MemoryError("no memory for a fork handler")
+
+
+cdef uint64_t fork_count() noexcept nogil:
+    """How many forks lie between the start of Python and this process."""
+    return forks()
+
+
+cdef class SeatLocks:
+    """The locks of one opening of a file. Made by SharedFile; not for others.
+
+    fd: the opening whose locks are ours. base: another one, to open the file again from. Both are closed with this.
+    """
+
+    def __cinit__(self, int fd, int base):
+        self.part = new_seats(fd, base)
+        if self.part == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        delete_seats(self.part)
+
+    cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil:
+        """What to make 0 in a forked child, and what to count up there; NULL: nothing any more."""
+        seats_watch(self.part, owned, epoch)
+
+    cdef bint is_open(self) noexcept nogil:
+        return is_open(self.part)
+
+    cdef int take(self, int seat) noexcept nogil:
+        """1: the seat is ours now; 0: it was taken already, by us or others; else a negative errno."""
+        return take_seat(self.part, seat)
+
+    cdef bint is_taken(self, int seat) noexcept nogil:
+        """Whether a living process has this seat. True where there is no telling; of a seat that can not be, False."""
+        return seat_is_taken(self.part, seat)
+
+    cdef int attend(self) noexcept nogil:
+        """Let others know that we are attached: 1, or a negative errno."""
+        return lock_attendance(self.part)
+
+    cdef bint others_attend(self) noexcept nogil:
+        return others_attend(self.part)
+
+    cdef int begin_tidying(self) noexcept nogil:
+        """1: until `end_tidying` nobody else tidies up or takes a seat; 0: somebody does now; else a negative errno."""
+        return begin_tidying(self.part)
+
+    cdef void end_tidying(self) noexcept nogil:
+        end_tidying(self.part)
+
+    cdef void close(self) noexcept nogil:
+        """Let go of all locks, for ever. A second call does nothing."""
+        seats_close(self.part)
+
+    # ---------------------------------------------------------------- for Python
+
+    @property
+    def opened(self):
+        """Whether there is a descriptor to lock by: not after a fork, until `adopt`, nor after `close`."""
+        return is_open(self.part)
+
+    @property
+    def closed(self):
+        return is_closed(self.part)
+
+    @property
+    def base(self):
+        return base_of(self.part)
+
+    def adopt(self, int fd):
+        """Lock by this descriptor from now on; False: there is one already, or it is too late."""
+        return seats_adopt(self.part, fd)
+
+    def take_seat(self, int seat):
+        return checked(take_seat(self.part, seat))
+
+    def seat_is_taken(self, seat):
+        return 0 <= seat < MOST_SEATS and seat_is_taken(self.part, seat)
+
+    def try_tidying(self):
+        return checked(begin_tidying(self.part))
+
+    def stop_tidying(self):
+        end_tidying(self.part)
+
+    def give_up(self):
+        seats_close(self.part)
+
+    def __reduce__(self):
+        raise TypeError("SeatLocks belong to one process and can not be copied or pickled")
+
+
+cdef bint checked(int done) except -1:
+    if done < 0:
+        import os
+        raise OSError(-done, os.strerror(-done))
+    return done == 1

@@ -1,0 +1,402 @@
+"""What is shared and a fork, and the seats that are taken at need: whatever a child can not do, it does no harm, and says what is
+missing where it uses it."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringbuf import MessageRing, RingBuffer, TokenBucket
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
+    pytest.mark.platform,
+    pytest.mark.single_thread,
+]
+
+#: Longer than the pause between two looks for the dead.
+_A_LOOK = 0.002
+SEATS = 32
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """What it returns, or raises, in a forked child that is killed right after, without any tidying up."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reader)
+            try:
+                result = repr(work())
+            except BaseException as error:
+                result = f"{type(error).__name__}: {error}"
+            os.write(writer, result.encode())
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as said:
+        result = said.read().decode()
+    os.waitpid(pid, 0)
+    time.sleep(_A_LOOK)
+    return result
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> MessageRing:
+    ring = MessageRing(1 << 16, path=tmp_path / "ring")
+    ring.push_many([b"order %d" % i for i in range(10)])
+    return ring
+
+
+ORDERS = [b"order %d" % i for i in range(10)]
+
+
+def fill_descriptors() -> list[int]:
+    """Open until no more can be; returns some of them."""
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 3
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    opened: list[int] = []
+    try:
+        while True:
+            opened.append(os.dup(0))
+    except OSError:
+        return opened
+
+
+class NoProc:
+    """For as long as the block lasts, nothing that begins with /proc can be found."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> None:
+        def without(there: Callable[..., Any]) -> Callable[..., Any]:
+            def find(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if str(path).startswith("/proc"):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+                return there(path, *args, **kwargs)
+
+            return find
+
+        for module, name in ((os, "open"), (os, "stat"), (builtins, "open")):
+            self._monkeypatch.setattr(module, name, without(getattr(module, name)))
+
+    def __exit__(self, *_: object) -> None:
+        self._monkeypatch.undo()
+
+
+@pytest.fixture
+def no_proc(monkeypatch: pytest.MonkeyPatch) -> NoProc:
+    return NoProc(monkeypatch)
+
+
+def participants(ring: MessageRing) -> int:
+    assert ring.path is not None
+    return MessageRing.look(ring.path).participants
+
+
+# ---------------------------------------------------------------- seats at need
+
+
+def test_who_only_attaches_uses_no_seat(tmp_path: Path, ring: MessageRing) -> None:
+    others = [MessageRing.attach(tmp_path / "ring") for _ in range(SEATS + 8)]
+    assert participants(ring) == 1
+    assert [len(other) for other in others] == [10] * (SEATS + 8)
+    assert others[-1].next_seq == others[0].count() == 10
+    others[3].take(1)
+    assert participants(ring) == 2
+
+
+def test_a_child_that_touches_nothing_uses_no_seat_and_keeps_none(ring: MessageRing) -> None:
+    assert in_child(lambda: (participants(ring), len(ring))) == "(1, 10)"
+
+
+def test_many_threads_that_begin_at_once_take_one_seat(ring: MessageRing) -> None:
+    assert ring.path is not None
+    other = MessageRing.attach(ring.path)
+    start = threading.Barrier(8)
+
+    def push() -> None:
+        start.wait()
+        other.push_many([b"x"] * 3)
+
+    threads = [threading.Thread(target=push) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert participants(ring) == 2
+    assert len(ring) == 10 + 24
+
+
+def test_the_first_use_says_that_all_seats_are_taken_and_the_next_tries_again(
+    tmp_path: Path,
+) -> None:
+    for make, use in (
+        (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.try_push(b"x")),
+        (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.try_push(1)),
+        (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.pop_many()),
+        (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.take()),
+        (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
+    ):
+        path = tmp_path / "shared"
+        rings: list[Any] = [make(path) for _ in range(SEATS)]
+        for ring in rings:
+            use(ring)
+        late = make(path)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"all 32 seats are taken.*fewer processes"):
+                use(late)
+        assert in_child(lambda: use(rings[0])).startswith("RuntimeError: ")  # noqa: B023
+        rings.pop().close()
+        use(late)
+        path.unlink()
+
+
+# ---------------------------------------------------------------- what a killed child had taken
+
+
+def test_what_a_killed_child_took_comes_again(ring: MessageRing) -> None:
+    for handle in (ring, ring.consumer()):
+        taken = in_child(lambda: (handle.take(3).tolist(), participants(ring)))  # noqa: B023
+        assert taken == repr((ORDERS[:3], 2))
+        again = ring.take_orphaned()
+        assert again.tolist() == ORDERS[:3]
+        ring.release(again)
+        ring.push_many(ORDERS[:3])
+        ring.release(ring.take(7))  # back to the order of before
+        ring.push_many(ORDERS[3:])
+
+
+def test_at_the_limit_of_descriptors_a_child_takes_nothing(ring: MessageRing) -> None:
+    def work() -> object:
+        spare = fill_descriptors()
+        errors = []
+        for _ in range(2):
+            try:
+                ring.take()
+            except OSError as error:
+                errors.append((error.errno == errno.EMFILE, "ulimit -n" in str(error)))
+        os.close(spare.pop())
+        return errors, len(ring.take(4))
+
+    assert in_child(work) == repr(([(True, True)] * 2, 4))
+    assert ring.take_orphaned().tolist() == ORDERS[:4]
+    assert ring.pop_many().tolist() == ORDERS[4:]
+
+
+def test_a_child_of_a_parent_at_the_limit(ring: MessageRing) -> None:
+    """The fork itself needs no descriptor. That of the locks, which the child may not keep, serves to open the file anew."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    full = fill_descriptors()
+    try:
+        for fd in full[:2]:
+            os.close(fd)  # for the pipe that the child answers through
+        assert in_child(lambda: len(ring.take(4))) == "4"
+    finally:
+        for fd in full[2:]:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert ring.take_orphaned().tolist() == ORDERS[:4]
+
+
+def test_without_proc_the_name_will_do(ring: MessageRing, no_proc: NoProc) -> None:
+    with no_proc:
+        assert in_child(lambda: len(ring.take(2))) == "2"
+    assert ring.take_orphaned().tolist() == ORDERS[:2]
+
+
+def test_a_file_without_a_name_is_opened_through_proc(
+    tmp_path: Path, ring: MessageRing, no_proc: NoProc
+) -> None:
+    (tmp_path / "ring").unlink()
+
+    def try_twice() -> object:
+        with no_proc:
+            try:
+                ring.try_push(b"x")
+                return None
+            except OSError as error:
+                said = str(error)
+        return "mount -t proc" in said, len(ring.take(2))
+
+    assert in_child(try_twice) == "(True, 2)"
+    assert ring.take_orphaned().tolist() == ORDERS[:2]
+    # Another file under that name is not taken for it.
+    (tmp_path / "ring").write_bytes(b"something else")
+    with no_proc:
+        assert "mount -t proc" in in_child(lambda: ring.try_push(b"x"))
+    assert (tmp_path / "ring").read_bytes() == b"something else"
+
+
+def test_of_many_rings_one_fails(tmp_path: Path, no_proc: NoProc) -> None:
+    rings = [MessageRing(1 << 12, path=tmp_path / f"{i}") for i in range(5)]
+    for ring in rings:
+        ring.push_many([b"a", b"b"])
+    bucket = TokenBucket(0, 5, path=tmp_path / "bucket")
+    records = RingBuffer(8, "i8", path=tmp_path / "records")
+    records.push_many([1, 2])
+    for gone in (0, 3):
+        (tmp_path / f"{gone}").unlink()
+
+    def work() -> object:
+        done: list[object] = []
+        with no_proc:
+            for ring in rings:
+                try:
+                    done.append(ring.take(1).tolist())
+                except OSError:
+                    done.append(None)
+            span = records.peek(1)
+            done += [span.__enter__()[0], bucket.try_acquire(2)]
+        globals()["kept"] = span
+        return done
+
+    assert in_child(work) == repr([None, [b"a"], [b"a"], None, [b"a"], 1, True])
+    for ring in rings:
+        assert sorted(ring.take_orphaned().tolist() + ring.pop_many().tolist()) == [b"a", b"b"]
+    assert sorted(records.pop_many().tolist() + records.pop_many().tolist()) == [1, 2]
+    assert bucket.tokens == 3
+
+
+def test_parent_and_child_share_no_slot(ring: MessageRing) -> None:
+    """Both at work at once: the child's kill leaves the parent's takes alone."""
+    mine = ring.take(2)
+    assert in_child(lambda: len(ring.take(3))) == "3"
+    assert ring.take_orphaned().tolist() == ORDERS[2:5]
+    ring.release(mine)
+    assert ring.pop_many().tolist() == ORDERS[5:]
+
+
+def test_a_grandchild_is_no_other_case(ring: MessageRing) -> None:
+    def child() -> object:
+        first = len(ring.take(1))
+        return first, in_child(lambda: len(ring.take(2)))
+
+    assert in_child(child) == "(1, '2')"
+    assert sorted(ring.take_orphaned().tolist() + ring.take_orphaned().tolist()) == ORDERS[:3]
+
+
+def test_fork_beside_threads_that_work(ring: MessageRing) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            ring.push_many([b"x"] * 5)
+            ring.pop_many(5)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(30):
+            # What a child took and was killed with may be all that keeps the ring full.
+            said = in_child(lambda: (ring.try_push(b"y"), len(ring.take(2)) <= 2))
+            assert said in ("(True, True)", "(False, True)")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    time.sleep(_A_LOOK)
+    while len(ring.pop_many()):
+        pass
+    ring._check()
+    assert ring.used_bytes == 0
+
+
+def test_a_bucket_s_child_takes_its_seat_at_need(tmp_path: Path, no_proc: NoProc) -> None:
+    bucket = TokenBucket(10, 5, now_ns=0, path=tmp_path / "bucket")
+    assert bucket.try_acquire_at(0)
+
+    def fail_then_take() -> object:
+        spare = fill_descriptors()
+        try:
+            bucket.try_acquire_at(0)
+        except OSError as error:
+            first = error.errno
+        os.close(spare.pop())
+        return first == errno.EMFILE, bucket.tokens_at(0), bucket.try_acquire_at(0, 2)
+
+    assert in_child(fail_then_take) == "(True, 4.0, True)"
+    assert bucket.tokens_at(0) == 2.0
+
+
+# ---------------------------------------------------------------- other ways to start a process
+
+
+def take_and_die(path: str, count: int) -> None:
+    MessageRing.attach(path).take(count)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+inherited: Any = None
+
+
+def take_inherited(count: int) -> None:
+    inherited.take(count)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_multiprocessing(ring: MessageRing, method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
+    global inherited
+    inherited = ring
+    works = [(take_and_die, (ring.path, 2))]
+    if method == "fork":
+        works.append((take_inherited, (2,)))
+    for target, args in works:
+        process = context.Process(target=target, args=args)
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        time.sleep(_A_LOOK)
+        again = ring.take_orphaned()
+        assert again.tolist() == ORDERS[:2]
+        ring.release(again)
+        ring.pop_many()
+        ring.push_many(ORDERS)
+    inherited = None
+
+
+# ---------------------------------------------------------------- no /proc
+
+
+def test_no_proc_is_not_no_ring(tmp_path: Path, no_proc: NoProc) -> None:
+    MessageRing(1 << 12, path=tmp_path / "ring").try_push(b"x")
+    TokenBucket(1, 1, path=tmp_path / "bucket")
+    with no_proc:
+        for use in (
+            lambda: MessageRing(1 << 12, path=tmp_path / "new"),
+            lambda: RingBuffer(8, "i8", path=tmp_path / "new"),
+            lambda: TokenBucket(1, 1, path=tmp_path / "new"),
+            lambda: TokenBucket.attach(tmp_path / "bucket"),
+            lambda: MessageRing.look(tmp_path / "ring"),
+            lambda: MessageRing.needs_salvage(tmp_path / "ring"),
+        ):
+            with pytest.raises(OSError, match="mount -t proc") as caught:
+                use()
+            assert not isinstance(caught.value, FileNotFoundError)
+        # The name leads to the file too.
+        assert MessageRing.attach(tmp_path / "ring").pop_many().tolist() == [b"x"]
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

@@ -3,7 +3,6 @@ missing where it uses it."""
 
 from __future__ import annotations
 
-import builtins
 import errno
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from ringbuf import MessageRing, RingBuffer, TokenBucket
+from ringbuf._shared import shared_file
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -78,22 +78,13 @@ def fill_descriptors() -> list[int]:
 
 
 class NoProc:
-    """For as long as the block lasts, nothing that begins with /proc can be found."""
+    """As long as the block lasts, there is no /proc."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
     def __enter__(self) -> None:
-        def without(there: Callable[..., Any]) -> Callable[..., Any]:
-            def find(path: Any, *args: Any, **kwargs: Any) -> Any:
-                if str(path).startswith("/proc"):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-                return there(path, *args, **kwargs)
-
-            return find
-
-        for module, name in ((os, "open"), (os, "stat"), (builtins, "open")):
-            self._monkeypatch.setattr(module, name, without(getattr(module, name)))
+        self._monkeypatch.setattr(shared_file, "_PROC", "/nowhere")
 
     def __exit__(self, *_: object) -> None:
         self._monkeypatch.undo()
@@ -107,6 +98,13 @@ def no_proc(monkeypatch: pytest.MonkeyPatch) -> NoProc:
 def participants(ring: MessageRing) -> int:
     assert ring.path is not None
     return MessageRing.look(ring.path).participants
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
 # ---------------------------------------------------------------- seats at need
@@ -387,6 +385,7 @@ def test_no_proc_is_not_no_ring(tmp_path: Path, no_proc: NoProc) -> None:
             lambda: TokenBucket.attach(tmp_path / "bucket"),
             lambda: MessageRing.look(tmp_path / "ring"),
             lambda: MessageRing.needs_salvage(tmp_path / "ring"),
+            lambda: MessageRing.attach("/proc/self/fd/999"),
         ):
             with pytest.raises(OSError, match="mount -t proc") as caught:
                 use()
@@ -395,8 +394,34 @@ def test_no_proc_is_not_no_ring(tmp_path: Path, no_proc: NoProc) -> None:
         assert MessageRing.attach(tmp_path / "ring").pop_many().tolist() == [b"x"]
 
 
-@pytest.fixture(autouse=True)
-def limits() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+def test_a_fork_while_another_thread_attaches_keeps_no_seat(tmp_path: Path) -> None:
+    """Whatever the moment of the fork, the child, which lives on, has nothing by which a seat of its parent's stays taken."""
+    path = tmp_path / "ring"
+    MessageRing(1 << 12, path=path)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            ring = MessageRing.attach(path)
+            ring.pop_many()
+            ring.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    children = []
+    try:
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+                os._exit(0)
+            children.append(pid)
+    finally:
+        stop.set()
+        thread.join()
+    try:
+        assert MessageRing.look(path).participants == 0
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

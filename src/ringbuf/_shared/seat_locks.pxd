@@ -14,7 +14,6 @@ cdef class SeatLocks:
     cdef Part* part
 
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil
-    cdef bint is_open(self) noexcept nogil
     cdef int take(self, int seat) noexcept nogil
     cdef bint is_taken(self, int seat) noexcept nogil
     cdef int attend(self) noexcept nogil

@@ -11,7 +11,9 @@ behind the end of any file:
 Forks. A forked child inherits the descriptor, and with it the locks: as long as it keeps that, its parent's seats stay taken. So
 the child closes it at once, in a handler in C that allocates nothing and can not fail, and everything that its owner asked to be
 cleared is cleared: from then on the child has no seat, in any file. It opens the file anew when it first needs a lock
-(SharedFile.reopen), where an error has somebody to go to, from `base`: a second opening, which never holds a lock.
+(SharedFile.reopen), where an error has somebody to go to, from `base`: a second opening, which never holds a lock. No fork
+comes between the opening of a descriptor to lock by and its entry in the list that the handler goes through, nor between its
+end in that list and its closing: else a child would keep it unseen, and with it whatever is locked by it later.
 
 Threads. Each call takes the descriptor for one system call that does not wait, under a spin lock, so that `close` in another
 thread never makes it meet a number that is somebody else's by then. Nothing here runs Python code.
@@ -33,7 +35,9 @@ cdef extern from * nogil:
     #include <unistd.h>
     #endif
     #if defined(__linux__)
+    #include <cstdio>
     #include <fcntl.h>
+    #include <sys/stat.h>
     #endif
 
     enum { RINGBUF_MOST_SEATS = 1024 };
@@ -78,10 +82,9 @@ cdef extern from * nogil:
         return pthread_atfork(ringbuf_before_fork, ringbuf_fork_in_parent, ringbuf_fork_in_child);
     }
 
-    static ringbuf_seats *ringbuf_new_seats(int fd, int base) {
+    static ringbuf_seats *ringbuf_new_seats(int base) {
         ringbuf_seats *s = new (std::nothrow) ringbuf_seats;
         if (!s) return s;
-        s->fd = fd;
         s->base = base;
         pthread_mutex_lock(&ringbuf_all_mutex);
         s->next = ringbuf_all;
@@ -108,47 +111,70 @@ cdef extern from * nogil:
     };
 
     static void ringbuf_seats_close(ringbuf_seats *s) {
-        int fd, base;
+        pthread_mutex_lock(&ringbuf_all_mutex);
         {
             ringbuf_turn turn(s);
-            fd = s->fd.exchange(-1);
-            base = s->base;
+            int fd = s->fd.exchange(-1), base = s->base;
             s->base = -1;
             s->closed = true;
+            if (fd >= 0) close(fd);
+            if (base >= 0) close(base);
         }
-        if (fd >= 0) close(fd);
-        if (base >= 0) close(base);
+        pthread_mutex_unlock(&ringbuf_all_mutex);
     }
 
     static void ringbuf_delete_seats(ringbuf_seats *s) {
         if (!s) return;
+        ringbuf_seats_close(s);
         pthread_mutex_lock(&ringbuf_all_mutex);
         if (s->previous) s->previous->next = s->next; else ringbuf_all = s->next;
         if (s->next) s->next->previous = s->previous;
         pthread_mutex_unlock(&ringbuf_all_mutex);
-        ringbuf_seats_close(s);
         delete s;
-    }
-
-    /* Whether the descriptor is theirs from now on. */
-    static bool ringbuf_seats_adopt(ringbuf_seats *s, int fd) {
-        ringbuf_turn turn(s);
-        if (s->closed || s->fd.load() >= 0) return false;
-        s->fd = fd;
-        return true;
     }
     #else
     static int ringbuf_watch_forks(void) { return 0; }
-    static ringbuf_seats *ringbuf_new_seats(int, int) { return new (std::nothrow) ringbuf_seats; }
+    static ringbuf_seats *ringbuf_new_seats(int) { return new (std::nothrow) ringbuf_seats; }
     static void ringbuf_seats_watch(ringbuf_seats *, std::atomic<uint64_t> *, uint64_t *) {}
     static void ringbuf_seats_close(ringbuf_seats *s) { s->closed = true; }
     static void ringbuf_delete_seats(ringbuf_seats *s) { delete s; }
-    static bool ringbuf_seats_adopt(ringbuf_seats *, int) { return false; }
     #endif
 
     #if defined(__linux__)
     static const int64_t ringbuf_seats_at = (int64_t)1 << 60;
     static const int64_t ringbuf_tidying_at = ringbuf_seats_at - 1, ringbuf_attendance_at = ringbuf_seats_at - 2;
+
+    /* Another opening of the file behind `base`, which was found at `path`: by `proc`, or, where that is none, by its name, if
+       that is still the same file. Or a negative errno: ENOSYS, where neither leads to it. */
+    static int ringbuf_open_again(int base, const char *path, const char *proc) {
+        char name[200];
+        struct stat old, found;
+        snprintf(name, sizeof name, "%s/self/fd/%d", proc, base);
+        int fd = open(name, O_RDWR | O_CLOEXEC);
+        if (fd >= 0) return fd;
+        if (errno != ENOENT) return -errno;
+        fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? -ENOSYS : -errno;
+        bool known = fstat(base, &old) == 0 && fstat(fd, &found) == 0;
+        if (known && old.st_ino == found.st_ino && old.st_dev == found.st_dev) return fd;
+        close(fd);
+        return -ENOSYS;
+    }
+
+    /* Have a descriptor to lock by, if `closed` does not forbid it: 0, or an errno. */
+    static int ringbuf_seats_open(ringbuf_seats *s, const char *path, const char *proc) {
+        int error = 0;
+        pthread_mutex_lock(&ringbuf_all_mutex);
+        {
+            ringbuf_turn turn(s);
+            if (!s->closed && s->fd.load() < 0) {
+                int fd = ringbuf_open_again(s->base, path, proc);
+                if (fd >= 0) s->fd = fd; else error = -fd;
+            }
+        }
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+        return error;
+    }
 
     /* 1: done; 0: somebody else has it; an errno as a negative number. F_OFD_GETLK: 1: somebody else has it. */
     static int ringbuf_lock(ringbuf_seats *s, int command, short type, int64_t at) {
@@ -199,6 +225,7 @@ cdef extern from * nogil:
         s->tidying.store(0);
     }
     #else
+    static int ringbuf_seats_open(ringbuf_seats *, const char *, const char *) { return ENOSYS; }
     static int ringbuf_take_seat(ringbuf_seats *, int) { return -ENOSYS; }
     static bool ringbuf_seat_is_taken(ringbuf_seats *, int) { return true; }
     static int ringbuf_attend(ringbuf_seats *) { return -ENOSYS; }
@@ -206,21 +233,15 @@ cdef extern from * nogil:
     static int ringbuf_begin_tidying(ringbuf_seats *) { return -ENOSYS; }
     static void ringbuf_end_tidying(ringbuf_seats *) {}
     #endif
-    static bool ringbuf_is_open(ringbuf_seats *s) { return s->fd.load() >= 0; }
-    static bool ringbuf_is_closed(ringbuf_seats *s) { return s->closed; }
-    static int ringbuf_base(ringbuf_seats *s) { return s->base; }
     static uint64_t ringbuf_fork_count(void) { return ringbuf_forks.load(std::memory_order_relaxed); }
     """
     int MOST_SEATS "RINGBUF_MOST_SEATS"
     int watch_forks "ringbuf_watch_forks"()
-    Part* new_seats "ringbuf_new_seats"(int fd, int base)
+    Part* new_seats "ringbuf_new_seats"(int base)
     void delete_seats "ringbuf_delete_seats"(Part* part)
     void seats_watch "ringbuf_seats_watch"(Part* part, word* owned, uint64_t* epoch)
-    bint seats_adopt "ringbuf_seats_adopt"(Part* part, int fd)
+    int seats_open "ringbuf_seats_open"(Part* part, const char* path, const char* proc)
     void seats_close "ringbuf_seats_close"(Part* part)
-    bint is_open "ringbuf_is_open"(Part* part)
-    bint is_closed "ringbuf_is_closed"(Part* part)
-    int base_of "ringbuf_base"(Part* part)
     int take_seat "ringbuf_take_seat"(Part* part, int seat)
     bint seat_is_taken "ringbuf_seat_is_taken"(Part* part, int seat)
     int lock_attendance "ringbuf_attend"(Part* part)
@@ -242,11 +263,11 @@ cdef uint64_t fork_count() noexcept nogil:
 cdef class SeatLocks:
     """The locks of one opening of a file. Made by SharedFile; not for others.
 
-    fd: the opening whose locks are ours. base: another one, to open the file again from. Both are closed with this.
+    base: a descriptor to open the file from; closed with this, if it could be made.
     """
 
-    def __cinit__(self, int fd, int base):
-        self.part = new_seats(fd, base)
+    def __cinit__(self, int base):
+        self.part = new_seats(base)
         if self.part == NULL:
             raise MemoryError()
 
@@ -256,9 +277,6 @@ cdef class SeatLocks:
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil:
         """What to make 0 in a forked child, and what to count up there; NULL: nothing any more."""
         seats_watch(self.part, owned, epoch)
-
-    cdef bint is_open(self) noexcept nogil:
-        return is_open(self.part)
 
     cdef int take(self, int seat) noexcept nogil:
         """1: the seat is ours now; 0: it was taken already, by us or others; else a negative errno."""
@@ -288,22 +306,17 @@ cdef class SeatLocks:
 
     # ---------------------------------------------------------------- for Python
 
-    @property
-    def opened(self):
-        """Whether there is a descriptor to lock by: not after a fork, until `adopt`, nor after `close`."""
-        return is_open(self.part)
+    def open(self, bytes path not None, bytes proc not None):
+        """Have a descriptor to lock by, after `__init__` and after a fork: 0, also where there is one or `close` was called.
 
-    @property
-    def closed(self):
-        return is_closed(self.part)
-
-    @property
-    def base(self):
-        return base_of(self.part)
-
-    def adopt(self, int fd):
-        """Lock by this descriptor from now on; False: there is one already, or it is too late."""
-        return seats_adopt(self.part, fd)
+        Else an errno; ENOSYS where neither `proc`, a file system of that kind, nor this path leads to the file.
+        """
+        cdef const char* name = path
+        cdef const char* mounted = proc
+        cdef int error
+        with nogil:
+            error = seats_open(self.part, name, mounted)
+        return error
 
     def take_seat(self, int seat):
         return checked(take_seat(self.part, seat))

@@ -61,6 +61,8 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 _SEATS_AT: Final = 1 << 60
 #: Held by a process that builds a file under another name, for as long as it does.
 _BUILDER_AT: Final = _SEATS_AT - 3
+#: Where the kernel shows a process its own descriptors; tests go without.
+_PROC = "/proc"
 #: How long (seconds) to wait for a process that tidies up: it takes some ms, but may be stopped.
 _TIDYING: Final = 10.0
 
@@ -77,19 +79,20 @@ class SharedFile:
     """
 
     def __init__(self, path: str, fd: int, kind: bytes, seats: int) -> None:
-        """Of an open file, whose descriptor is ours from here on, unless this raises."""
+        """Of an open file; its descriptor is left to the caller."""
         self.path = path
         self.seats = seats
         self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
-        # An opening of its own, so that neither a closed ring nor a child that inherits the mapping keeps the seats.
-        base = _open_again(path, fd)
+        # What is mapped and what the file is opened from again holds no lock, and keeps none.
+        self._map = _map(fd, size)
+        self.memory = memoryview(self._map)[PAGE:]
+        base = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         try:
-            self._map = _map(base, size)
-            self.memory = memoryview(self._map)[PAGE:]
-            self.locks = SeatLocks(fd, base)
+            self.locks = SeatLocks(base)
         except BaseException:
             os.close(base)
             raise
+        self.reopen()
 
     @classmethod
     def create(
@@ -140,15 +143,13 @@ class SharedFile:
                 _write_zeros(fd, max(PAGE + first, started), min(PAGE + end, whole), _SMALL)
             if building is None:
                 # The directory is of no use to an absolute path, but makes `link` follow what it finds there.
-                os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
+                os.link(f"{_PROC}/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
             else:
                 os.link(building, name)
                 _lock(fd, fcntl.F_UNLCK, _BUILDER_AT)
             return cls(name, fd, kind, seats)
-        except BaseException:
-            os.close(fd)
-            raise
         finally:
+            os.close(fd)
             if building is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(building)
@@ -161,17 +162,28 @@ class SharedFile:
         fd = _open_regular(name, os.O_RDWR)
         try:
             return cls(name, fd, kind, seats)
-        except BaseException:
+        finally:
             os.close(fd)
-            raise
 
     def reopen(self) -> None:
         """Have a descriptor to lock by, after a fork; OSError that says what is missing. Nothing to do in any other case."""
-        if self.locks.opened or self.locks.closed:
+        error = self.locks.open(os.fsencode(self.path), os.fsencode(_PROC))
+        if not error:
             return
-        fd = _open_again(self.path, self.locks.base)
-        if not self.locks.adopt(fd):
-            os.close(fd)  # another thread was faster
+        if error == errno.ENOSYS:
+            raise _no_proc(
+                "the name is gone, and without it only /proc leads to the file", self.path
+            )
+        advice = (
+            "raise the limit (ulimit -n) or close something, and try again"
+            if error in (errno.EMFILE, errno.ENFILE)
+            else "it may have to before it gives up its rights"
+        )
+        raise OSError(
+            error,
+            f"{os.strerror(error)}: each process opens what it shares for itself; {advice}",
+            self.path,
+        )
 
     # ------------------------------------------------------------ seats
 
@@ -222,7 +234,13 @@ def _write_zeros(fd: int, first: int, end: int, unit: int) -> None:
 
 def _open_regular(path: str, flags: int) -> int:
     """Open a regular file; SharedFileError for what can be none of ours. Nothing else is opened, so nothing waits or happens."""
-    _need_regular(path, os.stat(path).st_mode)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if path.startswith("/proc/") and not os.path.exists(f"{_PROC}/self"):
+            raise _no_proc("the file is to be found through /proc", path) from None
+        raise
+    _need_regular(path, mode)
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _need_regular(path, os.fstat(fd).st_mode)  # it may be another one by now
@@ -250,35 +268,9 @@ def open_to_read(path: str | os.PathLike[str]) -> int:
     return _open_regular(os.fsdecode(path), os.O_RDONLY)
 
 
-def _open_again(path: str, fd: int) -> int:
-    """Another opening of the file behind `fd`, which was found at `path`; OSError that says what is missing."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise OSError(
-                error.errno,
-                f"{os.strerror(error.errno)}: each process opens what it shares for itself; raise the limit (ulimit -n) "
-                "or close something, and try again",
-                path,
-            ) from None
-        if error.errno != errno.ENOENT:
-            raise OSError(
-                error.errno,
-                f"{os.strerror(error.errno or 0)}: each process opens what it shares for itself, and may have to "
-                "before it gives up its rights",
-                path,
-            ) from None
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        again = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        if os.path.samestat(os.fstat(again), os.fstat(fd)):
-            return again
-        os.close(again)
-    raise OSError(
-        errno.ENOSYS,
-        "the name is gone, and without it only /proc leads to the file: mount it (mount -t proc proc /proc)",
-        path,
-    )
+def _no_proc(why: str, path: str) -> OSError:
+    """No FileNotFoundError: that would say that there is no ring."""
+    return OSError(errno.ENOSYS, f"{why}: mount it (mount -t proc proc /proc)", path)
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
@@ -291,7 +283,7 @@ def _new_file(path: str) -> tuple[int, str | None]:
     """An empty file to be linked to `path`, open, and its name for the time being, if it has to have one."""
     # What is wrong with more than a file without a name comes out below.
     with contextlib.suppress(OSError):
-        os.stat("/proc/self/fd")  # only through this can it be linked
+        os.stat(f"{_PROC}/self/fd")  # only through this can it be linked
         directory = os.path.dirname(path) or "."
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
     while True:
@@ -341,14 +333,11 @@ def _lock(fd: int, how: int, at: int) -> bool:
 def boot_id() -> bytes:
     """What tells this run of the kernel from every other: 16 bytes."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open(f"{_PROC}/sys/kernel/random/boot_id", encoding="ascii") as file:
             return uuid.UUID(file.read().strip()).bytes
     except FileNotFoundError as error:
-        # No FileNotFoundError: that would say that there is no ring.
-        raise OSError(
-            errno.ENOSYS,
-            "only /proc tells one run of the kernel from the next: mount it (mount -t proc proc /proc)",
-            error.filename,
+        raise _no_proc(
+            "only /proc tells one run of the kernel from the next", error.filename
         ) from None
 
 

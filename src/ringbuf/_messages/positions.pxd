@@ -48,7 +48,7 @@ same moment, at least one sees the other's. With acquire alone each could miss t
 from libc.stdint cimport uint32_t, uint64_t
 
 from ringbuf._core.atomics cimport (
-    load32_relaxed, load32_total, load_acquire, load_relaxed, store32_relaxed, store32_total, store_relaxed,
+    ignore_races, load32_relaxed, load32_total, load_acquire, load_relaxed, store32_relaxed, store32_total, store_relaxed,
     store_release, word, word32,
 )
 from ringbuf._core.eventcount cimport Bell
@@ -262,7 +262,16 @@ cdef inline bint step_tail(Frames* f, FrameView* view, uint64_t place, uint64_t 
 
 
 cdef inline void advance_tail(Frames* f) noexcept nogil:
-    """Free what at `tail` nobody needs any more. Called by everyone who released something."""
+    """Free what at `tail` nobody needs any more. Called by everyone who released something.
+
+    Whoever moves `tail` lets producers write over what is looked at here: it is void unless the exchange succeeds.
+    """
+    ignore_races(True)
+    free_released(f)
+    ignore_races(False)
+
+
+cdef inline void free_released(Frames* f) noexcept nogil:
     cdef FrameView view
     cdef Pair tail
     cdef uint64_t count
@@ -317,6 +326,7 @@ cdef inline bint pass_pads(Frames* f) noexcept nogil:
     cdef FrameView view
     cdef Pair read = load_pair(&f.cursors.read)
     cdef uint64_t tail = load_acquire(&f.cursors.tail.position)
+    ignore_races(True)  # void, as in `advance_tail`, unless the exchange succeeds
     while (
         amount_of(read.rest) == 0 and read.position < load_acquire(&f.cursors.write.position)
         and frame_at(f, read.position, &view) and view.count == 0
@@ -325,5 +335,6 @@ cdef inline bint pass_pads(Frames* f) noexcept nogil:
             help_taker(f.shared.desk, 0, read)
         if cas_pair(&f.cursors.read, &read, pair(read.position + view.granules, make_rest(0, NOBODY, 0))):  # B
             read = load_pair(&f.cursors.read)
+    ignore_races(False)
     advance_tail(f)
     return load_acquire(&f.cursors.tail.position) != tail

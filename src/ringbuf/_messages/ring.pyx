@@ -20,7 +20,8 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from ringbuf._core.atomics cimport (
-    exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, load_acquire, load_relaxed, store_relaxed, store_release, word,
+    exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, ignore_races, load_acquire, load_relaxed, store_relaxed, store_release,
+    word,
 )
 from ringbuf._core.counts cimport at_most, whole
 from ringbuf._core.eventcount cimport before_sleep, wanted
@@ -1002,6 +1003,7 @@ cdef uint64_t count_waiting(Frames* f) noexcept nogil:
     while True:
         read = load_pair(&f.cursors.read)
         position = read.position
+        ignore_races(True)
         first = next = 0
         while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
             if view.count > 0:
@@ -1009,6 +1011,7 @@ cdef uint64_t count_waiting(Frames* f) noexcept nogil:
                 next = next_number(f)
                 break
             position += view.granules
+        ignore_races(False)
         # As long as nobody has taken there, nobody has written over what was read.
         if same(load_pair(&f.cursors.read), read):
             return next - first
@@ -1022,10 +1025,12 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
     while True:
         read = load_pair(&f.cursors.read)
         position = read.position
+        ignore_races(True)
         count = 0
         while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
             count += view.count
             position += view.granules
+        ignore_races(False)
         if same(load_pair(&f.cursors.read), read):
             return count - (amount_of(read.rest) if count > 0 else 0)
 

@@ -1,0 +1,19 @@
+"""Damaged and crafted files of rings and buckets, by the hundred: see tests/torture/fuzz_files.py, which does more by command."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.torture.fuzz_files import check
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
+    pytest.mark.platform,
+]
+
+
+@pytest.mark.parametrize("kind", ["ring", "sealed-ring", "records", "bucket"])
+def test_files_are_refused_or_do_no_harm(kind: str, in_full: bool) -> None:
+    check(kind, in_full)

@@ -138,7 +138,7 @@ def test_the_end_of_a_block_closes(path: Path | None, tmp_path: Path) -> None:
 
 
 def test_a_handle_made_while_the_ring_closes_is_closed() -> None:
-    for _ in range(200):
+    for _ in range(25):
         ring = RingBuffer(8, "i8")
         handles: list[Any] = []
 

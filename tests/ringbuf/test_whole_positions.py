@@ -73,6 +73,7 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
     assert met > 5
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="from 3.12 on nothing is collected in the midst of a take"
 )

@@ -645,12 +645,13 @@ cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
     cdef int64_t number
     cdef Slot* slot
     cdef Py_buffer view
-    if array is None:
+    cdef bint is_ours = array is None
+    if is_ours:
         # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
         # knows that there is nothing.
         array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
-    if not HAS_GIL or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+    if not is_ours and (not HAS_GIL or view.len >= NOGIL_BYTES):  # other threads, which have it too, run meanwhile
         _held = pins(array)
     try:
         most = min(most, <uint64_t>view.len // itemsize)

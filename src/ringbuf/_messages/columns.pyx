@@ -38,6 +38,7 @@ cdef enum:
 cdef object BYTES = np.dtype(np.uint8)
 cdef object PLACES = np.dtype(np.int64)
 cdef int64_t NOWHERE = 0  # the offsets of no messages
+cdef const char* NOTHING = b""  # where messages of no bytes lie: memcpy takes no NULL
 # In Block._users, above any number of them.
 cdef uint64_t ENDED = <uint64_t>1 << 32
 
@@ -194,7 +195,7 @@ cdef class Gathered:
         count = array.size
         self._keep = array, pins(array)
         PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-        start = <const char*>view.buf
+        start = <const char*>view.buf if view.buf != NULL else NOTHING
         size = view.itemsize
         if size > 0:
             count = view.len // size
@@ -221,7 +222,7 @@ cdef class Gathered:
                 raise MessageTooLarge(i, end - start, limit)
             if start < end and column.data == NULL:
                 raise ValueError(f"the Arrow array has no data, and message {i} has {end - start} bytes")
-            self.column.starts[i] = column.data + start
+            self.column.starts[i] = column.data + start if column.data != NULL else NOTHING
             self.column.lengths[i] = <uint32_t>(end - start)
             start = end
 

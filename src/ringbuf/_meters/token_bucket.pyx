@@ -303,7 +303,8 @@ cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns, uint64
     """If the bucket is full and more, let the law start anew from a full one, and `law` be that law."""
     cdef Rest rest
     cdef uint64_t line = issued(law, now_ns, &rest)
-    cdef int64_t over = <int64_t>(line - load_relaxed(&state.spent)) - <int64_t>law.burst
+    # In a file the difference may be anything: a debt is no more than that.
+    cdef int64_t over = max(<int64_t>(line - load_relaxed(&state.spent)), <int64_t>-1) - <int64_t>law.burst
     # Without the lock somebody else does this or changes the law; then this call comes before the change.
     if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state, me):
         settle_law(state, now_ns, NULL, -1)

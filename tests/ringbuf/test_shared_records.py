@@ -19,6 +19,7 @@ import pytest
 
 from ringbuf import MessageRing, RingBuffer, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
+from tests.support.processes import in_child
 from tests.torture.kill_records import torture
 from tests.torture.step_kill import is_allowed, run_and_kill, steps_until
 
@@ -31,17 +32,6 @@ pytestmark = [
 #: Longer than the pause between two looks for the dead.
 A_LOOK = 0.002
 CAPACITY = 16
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run it in a forked child that dies right after, without any tidying up."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
 
 
 def drain(ring: RingBuffer) -> list[int]:

@@ -19,6 +19,7 @@ import pytest
 
 from ringbuf import MessageRing, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
+from tests.support.processes import in_child
 from tests.torture.kill_ring import torture
 from tests.torture.step_kill import is_allowed, run_and_kill, steps_until
 
@@ -42,17 +43,6 @@ def drain(ring: MessageRing) -> list[bytes]:
     ring._check()
     assert ring.used_bytes == 0
     return got
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run it in a forked child that dies right after, without any tidying up."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
 
 
 # ---------------------------------------------------------------- the file

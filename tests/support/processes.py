@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support.paths import ROOT
 
-__all__ = ["environment", "forebay_command", "python", "run_python"]
+__all__ = ["environment", "forebay_command", "in_child", "python", "run_python"]
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Run it in a forked child that dies right after, without any tidying up."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def python(code: str, *arguments: str | Path) -> list[str]:

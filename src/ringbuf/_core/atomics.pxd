@@ -130,6 +130,13 @@ cdef inline void store32_total(word32* w, uint32_t value) noexcept nogil:
 cdef extern from * nogil:
     """
     #if defined(__SANITIZE_THREAD__)
+    #define RINGBUF_TSAN 1
+    #elif defined(__has_feature)
+    #if __has_feature(thread_sanitizer)
+    #define RINGBUF_TSAN 1
+    #endif
+    #endif
+    #ifdef RINGBUF_TSAN
     extern "C" void AnnotateIgnoreReadsBegin(const char *file, int line);
     extern "C" void AnnotateIgnoreReadsEnd(const char *file, int line);
     static inline void ringbuf_ignore_races(bool on) {

@@ -1,7 +1,7 @@
 """Bells: how a thread sleeps until another one, of this process or of one that shares the memory, has done something for it.
 
-A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. Who has
-published or released something looks at `waiters`, and rings if it is set. Between his store and that look there is no
+A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. A thread that
+has published or released something looks at `waiters`, and rings if it is set. Between its store and that look there is no
 fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its
 last look. So either they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
 

@@ -30,14 +30,7 @@ cdef extern from *:
     static_assert(std::atomic<uint64_t>::is_always_lock_free, "each half is loaded by itself");
 
     /* ThreadSanitizer does not see what an instruction of ours orders. */
-    #if defined(__SANITIZE_THREAD__)
-    #define RINGBUF_TSAN 1
-    #elif defined(__has_feature)
-    #if __has_feature(thread_sanitizer)
-    #define RINGBUF_TSAN 1
-    #endif
-    #endif
-    #ifdef RINGBUF_TSAN
+    #ifdef RINGBUF_TSAN /* atomics.pxd */
     extern "C" void __tsan_acquire(void *);
     extern "C" void __tsan_release(void *);
     #define RINGBUF_SAW(w) __tsan_acquire(w)

@@ -1,7 +1,8 @@
 """What the timed classes share: the clock, and the checks of a time and of a count."""
 
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t
+
+from ringbuf._core.counts cimport whole
 
 
 cdef extern from * nogil:
@@ -28,7 +29,7 @@ cdef inline int64_t checked_count(object n) except -1:
     """`n` as a count that another can be added to within int64, or an error that says what one is."""
     cdef int overflow = 0
     cdef long long value
-    value = PyLong_AsLongLongAndOverflow(n if type(n) is int else PyNumber_Index(n), &overflow)
+    value = PyLong_AsLongLongAndOverflow(whole(n, "n"), &overflow)
     if overflow != 0 or not 0 <= value <= INT64_MAX // 2:
         raise ValueError(f"n must be from 0 to {INT64_MAX // 2}, not {n}")
     return value

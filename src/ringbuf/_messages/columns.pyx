@@ -18,6 +18,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
+from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.counts cimport whole
 from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
@@ -526,16 +527,7 @@ cdef class Block:
             if cas_total(&self._users, &users, users + 1):
                 break
         buffer.obj = self
-        buffer.buf = self.start()
-        buffer.len = self._nbytes
-        buffer.readonly = True
-        buffer.itemsize = 1
-        buffer.format = NULL  # bytes
-        buffer.ndim = 1
-        buffer.shape = &self._nbytes
-        buffer.strides = &buffer.itemsize
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        fill_bytes(buffer, self.start(), &self._nbytes, True)
 
     def __releasebuffer__(self, Py_buffer* buffer):
         self.leave()

@@ -6,23 +6,18 @@ from ringbuf._core.atomics cimport load_acquire, store_release
 from ringbuf._core.pairs cimport Pair, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.positions cimport Frames, FrameView, advance_tail, frame_at, publish, read_mark, write_pad
 from ringbuf._shared.op_slots cimport FREE, Desk, Slot, place_in, set_state
-from ringbuf._shared.shared_ring cimport SharedRing
+from ringbuf._shared.shared_ring cimport Hooks, SharedRing, lay_out
 
 
 cdef inline void share_frames(Frames* f, SharedRing* s, Desk* desk) noexcept:
     """Make these frames a ring that processes share."""
-    s.desk = desk
-    s.write = &f.cursors.write
-    s.read = &f.cursors.read
-    s.index = f.index
-    s.mask = f.capacity - 1
-    s.has_places = True
-    s.ring = f
-    s.hooks.first_waiting = first_waiting_frame
-    s.hooks.extent = extent_of_frame
-    s.hooks.fill = fill_frame_hole
-    s.hooks.unreleased = unreleased_messages
-    s.hooks.advance = advance_frames
+    cdef Hooks hooks
+    hooks.first_waiting = first_waiting_frame
+    hooks.extent = extent_of_frame
+    hooks.fill = fill_frame_hole
+    hooks.unreleased = unreleased_messages
+    hooks.advance = advance_frames
+    lay_out(s, desk, &f.cursors.write, &f.cursors.read, f.index, f.capacity - 1, True, f, hooks)
     f.shared = s
 
 

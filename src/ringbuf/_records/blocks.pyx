@@ -19,6 +19,7 @@ from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport cas_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
 from ringbuf._core.counts cimport positive
+from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.eventcount cimport wanted
 from ringbuf._records.base cimport Face, MAX_CAPACITY
 from ringbuf._records.positions cimport (
@@ -51,16 +52,9 @@ cdef class Lease:
             if cas_total(&self._lent, &lent, lent + 1):
                 break
         buffer.obj = self
-        buffer.buf = self._runs.data + (self._position & self._runs.mask) * self._runs.itemsize
-        buffer.len = self._nbytes
-        buffer.readonly = self._reading
-        buffer.itemsize = 1
-        buffer.format = NULL  # bytes
-        buffer.ndim = 1
-        buffer.shape = &self._nbytes
-        buffer.strides = &buffer.itemsize
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
+        fill_bytes(
+            buffer, self._runs.data + (self._position & self._runs.mask) * self._runs.itemsize, &self._nbytes, self._reading
+        )
 
     def __releasebuffer__(self, Py_buffer* buffer):
         if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:

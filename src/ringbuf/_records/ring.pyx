@@ -32,8 +32,8 @@ from ringbuf._records.numbers cimport (
     BY_NUMPY, BY_STEPS, from_bits, from_quick, get_bits, kind_of_dtype, put_bits, quick_bits, quick_of, to_bits,
 )
 from ringbuf._records.positions cimport (
-    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, give_back, is_of, kind_of, pass_one,
-    publish, release, rewind, take, waiting,
+    HELD, PUBLISHED, RELEASED, RETURNED, VOID, RunCursors, Runs, add_one, claim, count_of, find_one, give_back, is_of, kind_of,
+    pass_one, publish, release, rewind, take, waiting,
 )
 from ringbuf._records.shared_positions cimport shared_publish, shared_release
 from ringbuf._shared.op_slots cimport Slot
@@ -521,10 +521,12 @@ cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t
 
 
 cdef inline object pop_one(Face face):
-    cdef uint64_t position
+    cdef uint64_t position, known
     cdef Bell* bell = &face._runs.cursors.room
-    if face._quick != BY_STEPS and pass_one(&face._runs, &position):
+    if face._quick != BY_STEPS and find_one(&face._runs, &position, &known):
+        # Made first: if memory runs out, the record is still there.
         record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
+        pass_one(&face._runs, position, known)
         if wanted(bell):
             face._waiting.call(bell)
         return record

@@ -25,7 +25,7 @@ from ringbuf._shared.op_slots cimport (
     AMOUNT_BITS, FREE, ORPHAN, SEATS, SLOTS, Desk, Slot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
     set_state, store_pair, turn_of, used_slots,
 )
-from ringbuf._shared.shared_ring cimport SharedRing, claim_at, win_take
+from ringbuf._shared.shared_ring cimport Hooks, SharedRing, claim_at, lay_out, win_take
 
 
 cdef enum:
@@ -169,18 +169,14 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
 
 cdef inline void share_runs(Runs* r, SharedRing* s, Desk* desk) noexcept:
     """Make these runs a ring that processes share."""
-    s.desk = desk
-    s.write = &r.cursors.write
-    s.read = &r.cursors.read
-    s.index = r.index
-    s.mask = r.mask
-    s.has_places = False  # an amount is a number of records known to be published
-    s.ring = r
-    s.hooks.first_waiting = first_waiting_run
-    s.hooks.extent = extent_of_run
-    s.hooks.fill = fill_run_hole
-    s.hooks.unreleased = unreleased_records
-    s.hooks.advance = advance_runs
+    cdef Hooks hooks
+    hooks.first_waiting = first_waiting_run
+    hooks.extent = extent_of_run
+    hooks.fill = fill_run_hole
+    hooks.unreleased = unreleased_records
+    hooks.advance = advance_runs
+    # No places: an amount is a number of records that are known to be published.
+    lay_out(s, desk, &r.cursors.write, &r.cursors.read, r.index, r.mask, False, r, hooks)
     r.shared = s
 
 

@@ -25,7 +25,7 @@ from ringbuf._core.atomics cimport (
     load_total, store_relaxed, store_release, store_total, word,
 )
 from ringbuf._core.eventcount cimport have_barrier
-from ringbuf._core.pairs cimport Pair, is_before, load_pair
+from ringbuf._core.pairs cimport PAIRS_ARE_LOCK_FREE, Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport (
     ORPHAN, SEATS, SLOTS, Slot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
@@ -72,6 +72,10 @@ cdef class Participant:
 
     cdef _join(self, Judge judge):
         """Take part: tidy up after all who died. SharedFileError if what is there makes no sense."""
+        if not PAIRS_ARE_LOCK_FREE:
+            raise NotImplementedError(
+                f"{self.file.path}: a ring in a file needs a processor that exchanges 16 bytes at once: use a ring without a path"
+            )
         self._judge = judge
         store_relaxed(&self._seen_deaths, UINT64_MAX)
         have_barrier()  # so that those who wait need not wait longer than what this process does

@@ -44,6 +44,20 @@ cdef struct SharedRing:
     Hooks hooks
 
 
+cdef inline void lay_out(
+    SharedRing* s, Desk* desk, PairWord* write, PairWord* read, word* index, uint64_t mask, bint has_places, void* ring,
+    Hooks hooks
+) noexcept:
+    s.desk = desk
+    s.write = write
+    s.read = read
+    s.index = index
+    s.mask = mask
+    s.has_places = has_places
+    s.ring = ring
+    s.hooks = hooks
+
+
 cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil:
     """What a take takes from: the ring's `read`, or what is left of an ORPHAN."""
     return s.read if source == 0 or source > SEATS * SLOTS else &s.desk.slots[source - 1].left

@@ -1,0 +1,4 @@
+import weakref
+from typing import Any
+
+def pins(owner: object) -> weakref.ref[Any] | None: ...

@@ -59,7 +59,7 @@ cdef class Messages:
     cdef Py_ssize_t _size        # bytes at `_data`
     cdef Block _block            # that the offsets lie in
     cdef object _source          # what lends the data as a buffer: the block, or a memoryview; None: there are none
-    cdef list _pins              # what keeps the data of a numpy array in its place
+    cdef object _pins            # what keeps the data of a numpy array in its place
     cdef object _data_array      # made when they are asked for
     cdef object _offsets_array
     # Where the ring that they came from still holds them, until they are released.

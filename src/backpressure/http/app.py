@@ -27,7 +27,7 @@ from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
-from backpressure.http.event_stream import EventStream, Streams, parse_id
+from backpressure.http.event_stream import EVENT_SCHEMA, EventStream, Streams, parse_id
 from backpressure.http.guard import INGEST_PATH, Guard, client_of
 from backpressure.http.ingest import Uploads, ingest
 from backpressure.http.models import (
@@ -199,7 +199,7 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
         responses={
             200: {
                 "description": "Server-sent events.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"itemSchema": EVENT_SCHEMA}},
             },
             **_problems(422, 503),
             **_ALWAYS,

@@ -22,18 +22,33 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from backpressure.base.events import Event
+from backpressure.base.events import Event, EventType
 from backpressure.buffer.aio import EventFeed
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.config import HttpConfig
 from backpressure.http.models import plain
 
-__all__ = ["EventStream", "Streams", "parse_id"]
+__all__ = ["EVENT_SCHEMA", "EventStream", "Streams", "parse_id"]
 
 # What a client waits before it connects again (milliseconds).
 _RETRY_MS: Final = 2000
 # Events that wait for one client.
 _QUEUE: Final = 256
+
+# One of the stream's events, for the OpenAPI document: the stream itself is no value that a schema could describe.
+EVENT_SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": [*(kind.value for kind in EventType), "missed"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"type": "object"},
+        },
+        "retry": {"type": "integer"},
+    },
+}
 
 
 class Streams:

@@ -857,7 +857,7 @@ cdef double seconds_until(LawCopy* law, int64_t now_ns, int64_t missing) noexcep
     wait_ns = (<double>missing - part_of_token(law, &rest)) / law_rate(law) * 1e9
     if now_ns < law.anchor_ns:
         wait_ns += <double>(<uint64_t>law.anchor_ns - <uint64_t>now_ns)
-    if wait_ns > 4e18 or wait_ns + <double>now_ns > 9e18:  # beyond 127 years, where int64 ns end
+    if wait_ns > 9e18 or wait_ns + <double>now_ns > 9e18:  # beyond 285 years, where int64 ns end
         return wait_ns * 1e-9
     then = now_ns + <int64_t>wait_ns
     # Rounding may have come out short by an ulp or so of the wait.

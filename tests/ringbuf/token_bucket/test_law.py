@@ -139,6 +139,7 @@ def test_a_clock_that_went_back_neither_crashes_nor_grants(
     n=st.integers(1, 10**7),
     now=st.integers(0, 10**12),
 )
+@example(rate=1e-5, burst=40001, taken=40001, n=40001, now=0)  # 127 years
 def test_retry_after_is_enough_and_no_more(
     rate: float, burst: int, taken: int, n: int, now: int
 ) -> None:

@@ -11,7 +11,6 @@ from tests.torture.fuzz_files import check
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
     pytest.mark.platform,
-    pytest.mark.uninstrumented,  # under the sanitizers the command itself does this: see `make asan`
 ]
 
 

@@ -938,7 +938,7 @@ def fuzz(
                     _run(name, seed, end, Path(scratch), place, write_end)
                     status = 0
                 except BaseException:
-                    traceback.print_exc()
+                    os.write(2, traceback.format_exc().encode())
                 finally:
                     os._exit(status)
             os.close(write_end)
@@ -986,7 +986,8 @@ def _fate(status: int) -> str:
 def _run(name: str, start: int, end: int, scratch: Path, place: mmap.mmap, pipe: int) -> None:
     """In the child: the files from one seed to another."""
     kind = KINDS[name]
-    # What pytest has put there would be run by the interpreter, which a hang does not come back to.
+    # What pytest has put there would be run by the interpreter, which a hang does not come back to. For the same reason the child
+    # speaks to descriptor 2: what pytest has put into the place of `sys.stderr` may end with the child.
     for one in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(one, signal.SIG_DFL)
     base = _base_of(kind, start // FILES_PER_BASE, scratch)
@@ -1011,7 +1012,7 @@ def _run(name: str, start: int, end: int, scratch: Path, place: mmap.mmap, pipe:
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
         if alone:
-            faulthandler.dump_traceback_later(MOST_CPU_SECONDS * 0.8)
+            faulthandler.dump_traceback_later(MOST_CPU_SECONDS * 0.8, file=2)
         answer, broken = "served", None
         try:
             kind.use(directory, rng, sealed)
@@ -1043,7 +1044,7 @@ def _base_of(kind: Kind, seed: int, scratch: Path) -> dict[str, bytes]:
         try:
             kind.make(directory, random.Random(seed))
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(1)
     _, status = os.waitpid(pid, 0)

@@ -26,7 +26,7 @@ from typing import Final
 
 from backpressure.base.errors import FormatError, NotNow
 from backpressure.lanes.lane import Claim, Delivery, Lane
-from backpressure.lanes.ring_debt import NUMBERS_JUMP, debt_of
+from backpressure.lanes.ring_debt import NUMBERS_JUMP, check_numbers, debt_of
 from backpressure.lanes.stats import DiskStats
 from backpressure.spill import (
     BufferDirectory,
@@ -104,12 +104,14 @@ class DurableLane(Lane):
         It is a new one where another size or kind is wanted, and where another boot left it.
         """
         first_seq = self.store.end_seq
+        check_numbers(os.path.dirname(path), first_seq)
         if os.path.exists(path):
             try:
                 if MessageRing.needs_salvage(path):
                     first_seq = self._salvage(path)
                 else:
                     ring = MessageRing.attach(path)
+                    check_numbers(path, ring.next_seq)
                     fits = (
                         ring.capacity_bytes == MessageRing(lane_bytes).capacity_bytes
                         and ring.checksums == checksums
@@ -135,6 +137,7 @@ class DurableLane(Lane):
     def _salvage(self, path: str) -> int:
         """Put on disk what of a ring from before a reboot is whole, and say what is missing; returns where numbers go on."""
         found = salvage(path)
+        check_numbers(path, found.next_seq)
         debt = debt_of(found, self.store.end_seq)
         for first, end in debt.whole:
             for messages in found.messages(first, end):

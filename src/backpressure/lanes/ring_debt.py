@@ -24,13 +24,29 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from backpressure.base.errors import FormatError
 from ringbuf import Salvage
 
-__all__ = ["NUMBERS_JUMP", "RingDebt", "debt_of"]
+__all__ = ["MOST_SEQ", "NUMBERS_JUMP", "RingDebt", "check_numbers", "debt_of", "implausible"]
 
 # More numbers than a lane can give out between two moments of which the disk has anything, the kernel's write-back being one for
 # every half minute: at ten million events a second it is a day and a half. There is room for sixteen million such jumps.
 NUMBERS_JUMP: Final = 1 << 40
+# No lane has come this far, jumps included: the file that says so says nonsense, and behind it numbers would end.
+MOST_SEQ: Final = 1 << 62
+
+
+def implausible(seq: int) -> str | None:
+    """What is wrong with a file by which `seq` is the next event's number; None: nothing."""
+    if seq <= MOST_SEQ:
+        return None
+    return f"it says that {seq:,} events were numbered, more than a lane can have counted"
+
+
+def check_numbers(path: str, seq: int) -> None:
+    """FormatError where what lies at `path` says that `seq` is the next event's number, and that can not be."""
+    if wrong := implausible(seq):
+        raise FormatError(path, f"{wrong}: see `forebay verify` and `forebay repair`")
 
 
 class RingDebt(NamedTuple):

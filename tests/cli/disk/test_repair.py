@@ -18,6 +18,7 @@ from backpressure import (
     FormatError,
 )
 from backpressure.cli.disk.ring_view import look_at_ring
+from ringbuf import MessageRing
 from tests.support.buffers import crash, drain, drain_lanes
 from tests.support.disk import fingerprint, flip, in_order, open_buffer, segments_of
 
@@ -164,6 +165,42 @@ def test_positions_without_sense_are_damage(forebay: Any, killed: Any) -> None:
     open_buffer(path).close(timeout=0)
 
 
+def from_before_reboot(ring: Path) -> bytearray:
+    data = bytearray(ring.read_bytes())
+    data[40:56] = bytes(16)  # the boot id
+    length = struct.unpack_from("<I", data, 56)[0]
+    struct.pack_into("<I", data, 60 + length, zlib.crc32(data[: 60 + length]))
+    ring.write_bytes(data)
+    return data
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_numbers_that_no_lane_comes_to_are_damage(
+    forebay: Any, tmp_path: Path, rebooted: bool
+) -> None:
+    path = tmp_path / "buffer"
+    with open_buffer(path) as buffer:
+        assert buffer.add_events([b"stays"], priority=3).accepted == 1
+        buffer.get_batch().ack()  # type: ignore[union-attr]
+    ring = path / "lane-3" / "ring"
+    size = MessageRing.look(ring).capacity_bytes
+    ring.unlink()
+    MessageRing(size, path=ring, first_seq=(1 << 64) - 1000, checksums=rebooted).close()
+    if rebooted:
+        from_before_reboot(ring)
+    with pytest.raises(FormatError, match="events were numbered, more than a lane can have"):
+        open_buffer(path)
+    code, out, _ = forebay("verify", path)
+    assert (code, f"DAMAGED {ring}: is damaged: it says that 18,446,744" in out) == (1, True)
+    assert forebay("repair", path, "--yes")[0] == 0
+    assert forebay("verify", path)[0] == 0
+    with open_buffer(path) as buffer:
+        first = buffer.add_events([b"new"], priority=3).first_seq
+        assert first is not None
+        assert 1 << 40 <= first < 1 << 62
+        assert drain(buffer)
+
+
 def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with BufferManager(
@@ -174,11 +211,7 @@ def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Pa
             assert buffer.add_events([event], priority=2).accepted == 1
         crash(buffer)
     ring = path / "lane-2" / "ring"
-    data = bytearray(ring.read_bytes())
-    data[40:56] = bytes(16)  # the boot id
-    length = struct.unpack_from("<I", data, 56)[0]
-    struct.pack_into("<I", data, 60 + length, zlib.crc32(data[: 60 + length]))
-    ring.write_bytes(data)
+    data = from_before_reboot(ring)
     before = fingerprint(path)
     whole = json.loads(forebay("inspect", path, "--json")[1])["lanes"][1]["ring"]
     assert (whole["state"], whole["events"], whole["lost"]) == ("from before a reboot", 200, [])

@@ -18,7 +18,7 @@ from backpressure.cli.common import FAILED, OK, say
 from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.ring_view import RingLook, look_at_ring, next_seq_in
 from backpressure.cli.disk.verify import check_lane
-from backpressure.lanes.ring_debt import NUMBERS_JUMP
+from backpressure.lanes.ring_debt import MOST_SEQ, NUMBERS_JUMP, check_numbers
 from backpressure.spill import BufferDirectory
 from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.offline.directory_view import (
@@ -34,8 +34,6 @@ from ringbuf import MessageRing
 
 __all__ = ["main"]
 
-# No lane has come this far, also where it has jumped over numbers at a reboot: then the file says nonsense.
-_MOST_SEQ: Final = 1 << 62
 # The buffer makes one of its own size when it opens.
 _SMALL_RING_BYTES: Final = 4096
 
@@ -127,15 +125,15 @@ def _mend(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None
 def _replace_ring(view: BufferView, lane: LaneView, look: RingLook) -> None:
     """Move the ring aside, and put an empty one there which goes on with the numbers. Power loss leaves one or the other."""
     end_seq = end_seq_of(look_at_lane(view, lane))
+    check_numbers(lane.path, end_seq)
     next_seq = next_seq_in(look)
     building = look.path + ".new"
     if os.path.exists(building):
         os.unlink(building)
-    first_seq = (
-        next_seq
-        if next_seq is not None and end_seq <= next_seq <= _MOST_SEQ
-        else end_seq + NUMBERS_JUMP
-    )
+    first_seq = end_seq + NUMBERS_JUMP
+    # Of what was given out before a reboot a file may know less than there was.
+    if next_seq is not None and not look.from_before_reboot and end_seq <= next_seq <= MOST_SEQ:
+        first_seq = next_seq
     MessageRing(_SMALL_RING_BYTES, path=building, first_seq=first_seq).close()
     os.link(look.path, _name_aside(look.path))
     os.replace(building, look.path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from backpressure.lanes.ring_debt import RingDebt, debt_of
+from backpressure.lanes.ring_debt import RingDebt, debt_of, implausible
 from backpressure.spill.reader import Lost
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._messages.look import next_seq_of, used_parts
@@ -59,6 +59,8 @@ def look_at_ring(path: str) -> RingLook | None:
         return RingLook(
             path=path, size=size, damage=str(error), other_format="has format" in str(error)
         )
+    if wrong := implausible(look.next_seq):
+        return RingLook(path=path, size=size, damage=f"{path} is damaged: {wrong}")
     return RingLook(
         path=path,
         size=size,

@@ -15,6 +15,7 @@ from typing import Any
 from backpressure.cli.common import FAILED, OK
 from backpressure.cli.disk import Ticker, loss_report, make_parser, owner_report, run_command
 from backpressure.cli.disk.ring_view import look_at_ring, lost_in_ring, salvage_ring
+from backpressure.lanes.ring_debt import implausible
 from backpressure.spill.ledger import LEDGER_NAME
 from backpressure.spill.offline.directory_view import (
     BufferView,
@@ -91,15 +92,22 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
     lost = []
     if damage or missing_tail:
         lost = [item for item in stored_events(view, lane) if isinstance(item, Lost)]
+    ring_damage = check_ring(lane)
     look = look_at_ring(lane.ring_path)
     if look is not None and look.damage is None and look.from_before_reboot and view.owner is None:
-        lost += lost_in_ring(salvage_ring(look, end_seq_of(found))[1])
+        salvaged, debt = salvage_ring(look, end_seq_of(found))
+        if wrong := implausible(salvaged.next_seq):
+            ring_damage.append(
+                {"path": look.path, "what": f"is damaged: {wrong}", "later_release": False}
+            )
+        else:
+            lost += lost_in_ring(debt)
     return {
         "lane": lane.number,
         "blocks": blocks,
         "bytes": nbytes,
         "torn_bytes": torn,
-        "damage": check_ring(lane) + damage,
+        "damage": ring_damage + damage,
         "lost": [loss_report(one) for one in lost],
     }
 

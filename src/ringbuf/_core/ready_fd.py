@@ -14,8 +14,15 @@ import socket
 __all__ = ["ReadyFd", "prefix_of"]
 
 
+# Of ears whose numbers are other files' by now: an epoll object closes its number when it goes, so these stay.
+_kept: list[select.epoll] = []
+
+
 class ReadyFd:
     """One event loop's ear. `fd` is what it listens to.
+
+    Code that makes a daemon closes every descriptor that it finds. What such a number leads to then is neither closed here,
+    nor, as far as `source_id` and `writer_id` (device, inode) tell, read or written by those who use this.
 
     Writing eight bytes to `writer`, or letting the `timer` (a timerfd, which it closes) run out, makes it readable. When `source`
     has been read until it is empty, it is so no more; its timer is its user's to set.
@@ -44,15 +51,29 @@ class ReadyFd:
             self.source = self.fd
             os.set_blocking(self.fd, False)
             os.set_blocking(self.writer, False)
+        self.source_id, self.writer_id = _id_of(self.source), _id_of(self.writer)
+        self._ids = {fd: _id_of(fd) for fd in {self.fd, self.writer, self.source, timer} - {-1}}
 
     def __del__(self) -> None:
-        if self.timer >= 0:
-            os.close(self.timer)
+        ours = {fd for fd, known in getattr(self, "_ids", {}).items() if _id_of(fd) == known}
         if self._socket is not None:
+            if self.source not in ours:
+                self._socket.detach()
             self._socket.close()
-        else:
-            for fd in {self.fd, self.writer} - {-1}:
-                os.close(fd)
+            if self.fd not in ours:
+                _kept.append(self._both)
+            ours -= {self.source, self.fd}
+        for fd in ours:
+            os.close(fd)
+
+
+def _id_of(fd: int) -> tuple[int, int]:
+    """Device and inode; zeros where it leads nowhere."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _new_socket() -> socket.socket:

@@ -15,7 +15,12 @@ cleared is cleared: from then on the child has no seat, in any file. It opens th
 comes between the opening of a descriptor to lock by and its entry in the list that the handler goes through, nor between its
 end in that list and its closing: else a child would keep it unseen, and with it whatever is locked by it later.
 
-Threads. Each call takes the descriptor for one system call that does not wait, under a spin lock, so that `close` in another
+Closed by others. Code that makes a daemon closes every descriptor it finds, and the next file that is opened gets the number. So
+each call looks whether its descriptor is still one of this file, and opens the file anew where it is not; nothing is locked
+in another file, asked of it, or closed. The locks themselves outlive the number: they last as long as the opening, and a page
+that is mapped from it, and that no child inherits, keeps it until `close`.
+
+Threads. Each call takes the descriptor for system calls that do not wait, under a spin lock, so that `close` in another
 thread never makes it meet a number that is somebody else's by then. Nothing here runs Python code.
 """
 
@@ -32,19 +37,25 @@ cdef extern from * nogil:
     #if !defined(_WIN32)
     #include <pthread.h>
     #include <sched.h>
+    #include <sys/stat.h>
     #include <unistd.h>
     #endif
     #if defined(__linux__)
     #include <cstdio>
+    #include <cstdlib>
+    #include <cstring>
     #include <fcntl.h>
-    #include <sys/stat.h>
+    #include <sys/mman.h>
     #endif
 
-    enum { RINGBUF_MOST_SEATS = 1024 };
+    enum { RINGBUF_MOST_SEATS = 1024, RINGBUF_MOST_OPENINGS = 16 };
 
     struct ringbuf_seats {
         std::atomic<int> fd{-1};          /* whose locks are ours; -1: none, at the moment or (closed) for ever */
         int base = -1;
+        uint64_t device = 0, inode = 0;   /* of the file */
+        void *kept[RINGBUF_MOST_OPENINGS] = {}; /* a page of each opening that `fd` was a number of, the latest last */
+        char *path = nullptr, *proc = nullptr;  /* of the last call of `open` */
         bool closed = false;
         std::atomic<uint32_t> busy{0};    /* the spin lock */
         std::atomic<uint32_t> tidying{0}; /* 1: a thread of ours has the lock of that name */
@@ -58,6 +69,11 @@ cdef extern from * nogil:
     static ringbuf_seats *ringbuf_all = nullptr;
 
     #if !defined(_WIN32)
+    static bool ringbuf_is_of_file(const ringbuf_seats *s, int fd) {
+        struct stat found;
+        return fd >= 0 && fstat(fd, &found) == 0 && (uint64_t)found.st_dev == s->device && (uint64_t)found.st_ino == s->inode;
+    }
+
     static pthread_mutex_t ringbuf_all_mutex = PTHREAD_MUTEX_INITIALIZER;
 
     static void ringbuf_before_fork(void) { pthread_mutex_lock(&ringbuf_all_mutex); }
@@ -68,7 +84,8 @@ cdef extern from * nogil:
         ringbuf_forks.fetch_add(1);
         for (ringbuf_seats *s = ringbuf_all; s; s = s->next) {
             int fd = s->fd.exchange(-1);
-            if (fd >= 0) close(fd);
+            if (ringbuf_is_of_file(s, fd)) close(fd);
+            for (void *&page : s->kept) page = nullptr; /* which are not mapped here */
             s->busy.store(0);
             s->tidying.store(0);
             for (auto &word : s->held) word.store(0);
@@ -85,6 +102,11 @@ cdef extern from * nogil:
     static ringbuf_seats *ringbuf_new_seats(int base) {
         ringbuf_seats *s = new (std::nothrow) ringbuf_seats;
         if (!s) return s;
+        struct stat found;
+        if (fstat(base, &found) == 0) {
+            s->device = found.st_dev;
+            s->inode = found.st_ino;
+        }
         s->base = base;
         pthread_mutex_lock(&ringbuf_all_mutex);
         s->next = ringbuf_all;
@@ -117,8 +139,14 @@ cdef extern from * nogil:
             int fd = s->fd.exchange(-1), base = s->base;
             s->base = -1;
             s->closed = true;
-            if (fd >= 0) close(fd);
-            if (base >= 0) close(base);
+            if (ringbuf_is_of_file(s, fd)) close(fd);
+            if (ringbuf_is_of_file(s, base)) close(base);
+    #if defined(__linux__)
+            for (void *&page : s->kept) {
+                if (page) munmap(page, 4096);
+                page = nullptr;
+            }
+    #endif
         }
         pthread_mutex_unlock(&ringbuf_all_mutex);
     }
@@ -130,6 +158,8 @@ cdef extern from * nogil:
         if (s->previous) s->previous->next = s->next; else ringbuf_all = s->next;
         if (s->next) s->next->previous = s->previous;
         pthread_mutex_unlock(&ringbuf_all_mutex);
+        free(s->path);
+        free(s->proc);
         delete s;
     }
     #else
@@ -144,50 +174,88 @@ cdef extern from * nogil:
     static const int64_t ringbuf_seats_at = (int64_t)1 << 60;
     static const int64_t ringbuf_tidying_at = ringbuf_seats_at - 1, ringbuf_attendance_at = ringbuf_seats_at - 2;
 
-    /* Another opening of the file behind `base`, which was found at `path`: by `proc`, or, where that is none, by its name, if
-       that is still the same file. Or a negative errno: ENOSYS, where neither leads to it. */
-    static int ringbuf_open_again(int base, const char *path, const char *proc) {
+    /* Another opening of the file: by `proc` from `base`, or, where that does not lead to it, by its name, if that does. Else a
+       negative errno: ENOSYS, where `proc` is not there and would lead to it; ESTALE, where others have closed `base`. */
+    static int ringbuf_open_again(ringbuf_seats *s) {
         char name[200];
-        struct stat old, found;
-        snprintf(name, sizeof name, "%s/self/fd/%d", proc, base);
-        int fd = open(name, O_RDWR | O_CLOEXEC);
-        if (fd >= 0) return fd;
-        if (errno != ENOENT) return -errno;
-        fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-        if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? -ENOSYS : -errno;
-        bool known = fstat(base, &old) == 0 && fstat(fd, &found) == 0;
-        if (known && old.st_ino == found.st_ino && old.st_dev == found.st_dev) return fd;
+        const bool known = ringbuf_is_of_file(s, s->base);
+        if (known) {
+            snprintf(name, sizeof name, "%s/self/fd/%d", s->proc, s->base);
+            int fd = open(name, O_RDWR | O_CLOEXEC);
+            if (fd >= 0 || errno != ENOENT) return fd >= 0 ? fd : -errno;
+        }
+        int fd = open(s->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        if (fd < 0 && errno != ENOENT && errno != ENOTDIR) return -errno;
+        if (fd < 0) return known ? -ENOSYS : -ESTALE;
+        if (ringbuf_is_of_file(s, fd)) return fd;
         close(fd);
-        return -ENOSYS;
+        return known ? -ENOSYS : -ESTALE;
     }
 
     /* Have a descriptor to lock by, if `closed` does not forbid it: 0, or an errno. */
-    static int ringbuf_seats_open(ringbuf_seats *s, const char *path, const char *proc) {
+    static int ringbuf_seats_open_again(ringbuf_seats *s) {
         int error = 0;
         pthread_mutex_lock(&ringbuf_all_mutex);
         {
             ringbuf_turn turn(s);
-            if (!s->closed && s->fd.load() < 0) {
-                int fd = ringbuf_open_again(s->base, path, proc);
-                if (fd >= 0) s->fd = fd; else error = -fd;
+            int fd = s->fd.load();
+            if (!s->closed && !ringbuf_is_of_file(s, fd)) {
+                int free = 0;
+                while (free < RINGBUF_MOST_OPENINGS && s->kept[free]) ++free;
+                fd = free < RINGBUF_MOST_OPENINGS ? ringbuf_open_again(s) : -EMFILE;
+                void *page = fd < 0 ? MAP_FAILED : mmap(nullptr, 4096, PROT_NONE, MAP_SHARED, fd, 0);
+                if (page != MAP_FAILED && madvise(page, 4096, MADV_DONTFORK) == 0) {
+                    s->kept[free] = page;
+                    s->fd = fd;
+                } else {
+                    error = fd < 0 ? -fd : errno;
+                    s->fd = -1;
+                    if (page != MAP_FAILED) munmap(page, 4096);
+                    if (fd >= 0) close(fd);
+                }
             }
         }
         pthread_mutex_unlock(&ringbuf_all_mutex);
         return error;
     }
 
+    static int ringbuf_seats_open(ringbuf_seats *s, const char *path, const char *proc) {
+        char *mine = strdup(path), *mounted = strdup(proc);
+        if (!mine || !mounted) {
+            free(mine);
+            free(mounted);
+            return ENOMEM;
+        }
+        pthread_mutex_lock(&ringbuf_all_mutex);
+        free(s->path);
+        free(s->proc);
+        s->path = mine;
+        s->proc = mounted;
+        pthread_mutex_unlock(&ringbuf_all_mutex);
+        return ringbuf_seats_open_again(s);
+    }
+
     /* 1: done; 0: somebody else has it; an errno as a negative number. F_OFD_GETLK: 1: somebody else has it. */
     static int ringbuf_lock(ringbuf_seats *s, int command, short type, int64_t at) {
-        struct flock lock = {};
-        lock.l_type = type;
-        lock.l_whence = SEEK_SET;
-        lock.l_start = at;
-        lock.l_len = 1;
-        ringbuf_turn turn(s);
-        int fd = s->fd.load();
-        if (fd < 0) return -EBADF;
-        if (fcntl(fd, command, &lock) < 0) return errno == EAGAIN || errno == EACCES ? 0 : -errno;
-        return command == F_OFD_SETLK || lock.l_type != F_UNLCK;
+        for (int round = 0;; ++round) {
+            {
+                ringbuf_turn turn(s);
+                int fd = s->fd.load();
+                if (fd < 0) return -EBADF;
+                if (ringbuf_is_of_file(s, fd)) {
+                    struct flock lock = {};
+                    lock.l_type = type;
+                    lock.l_whence = SEEK_SET;
+                    lock.l_start = at;
+                    lock.l_len = 1;
+                    if (fcntl(fd, command, &lock) < 0) return errno == EAGAIN || errno == EACCES ? 0 : -errno;
+                    return command == F_OFD_SETLK || lock.l_type != F_UNLCK;
+                }
+            }
+            if (round == 3) return -EBADF;
+            int error = ringbuf_seats_open_again(s);
+            if (error) return -error;
+        }
     }
 
     static int ringbuf_take_seat(ringbuf_seats *s, int seat) {
@@ -309,7 +377,8 @@ cdef class SeatLocks:
     def open(self, bytes path not None, bytes proc not None):
         """Have a descriptor to lock by, after `__init__` and after a fork: 0, also where there is one or `close` was called.
 
-        Else an errno; ENOSYS where neither `proc`, a file system of that kind, nor this path leads to the file.
+        Else an errno. ENOSYS: neither `proc`, a file system of that kind, nor this path leads to the file. ESTALE: the path does
+        not, and others have closed the descriptor that would.
         """
         cdef const char* name = path
         cdef const char* mounted = proc

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import mmap
 import os
 import re
 import stat
@@ -34,6 +33,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from ringbuf._shared.mapping import Mapping
 from ringbuf._shared.seat_locks import SeatLocks
 
 if sys.platform == "linux":
@@ -81,11 +81,11 @@ class SharedFile:
     def __init__(self, path: str, fd: int, kind: bytes, seats: int) -> None:
         """Of an open file; its descriptor is left to the caller."""
         self.path = path
+        self._absolute = os.path.abspath(path)  # where another working directory may be by then
         self.seats = seats
         self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
         # What is mapped and what the file is opened from again holds no lock, and keeps none.
-        self._map = _map(fd, size)
-        self.memory = memoryview(self._map)[PAGE:]
+        self.memory = memoryview(Mapping(fd, size))[PAGE:]
         base = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         try:
             self.locks = SeatLocks(base)
@@ -167,12 +167,19 @@ class SharedFile:
 
     def reopen(self) -> None:
         """Have a descriptor to lock by, after a fork; OSError that says what is missing. Nothing to do in any other case."""
-        error = self.locks.open(os.fsencode(self.path), os.fsencode(_PROC))
+        error = self.locks.open(os.fsencode(self._absolute), os.fsencode(_PROC))
         if not error:
             return
         if error == errno.ENOSYS:
             raise _no_proc(
                 "the name is gone, and without it only /proc leads to the file", self.path
+            )
+        if error == errno.ESTALE:
+            raise OSError(
+                error,
+                "other code has closed the descriptors of this file, and its name does not lead to it any more: attach "
+                "where it is now",
+                self.path,
             )
         advice = (
             "raise the limit (ulimit -n) or close something, and try again"
@@ -271,12 +278,6 @@ def open_to_read(path: str | os.PathLike[str]) -> int:
 def _no_proc(why: str, path: str) -> OSError:
     """No FileNotFoundError: that would say that there is no ring."""
     return OSError(errno.ENOSYS, f"{why}: mount it (mount -t proc proc /proc)", path)
-
-
-def _map(fd: int, size: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size, trackfd=False)
-    return mmap.mmap(fd, size)
 
 
 def _new_file(path: str) -> tuple[int, str | None]:

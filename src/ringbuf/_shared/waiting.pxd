@@ -21,10 +21,11 @@ cdef class Waiting:
     cdef word listening           # 1: there is one, and what follows says how to reach it
     cdef word closed              # OPEN, CLOSED or UNMADE
     cdef int _source              # what to read until it is empty
-    cdef int _writer
+    cdef int _writer              # -1: there is none, but a timer
     cdef int _timer
     cdef uint64_t _seat
     cdef uint64_t _nonce
+    cdef uint64_t _source_device, _source_inode, _writer_device, _writer_inode
     cdef uint64_t _epoch          # of the process that listens
     cdef char _name[48]           # what the names of all ears of a shared ring begin with
 

@@ -39,7 +39,9 @@ cdef extern from * nogil:
         char bytes[64];
         while (_read(fd, bytes, sizeof bytes) > 0) {}
     }
+    static inline bool ringbuf_leads_to(int, uint64_t, uint64_t) { return true; }
     #else
+    #include <sys/stat.h>
     #include <unistd.h>
     /* Full, it is readable already. */
     static inline void ringbuf_poke(int fd) { uint64_t one = 1; if (write(fd, &one, sizeof one) < 0) return; }
@@ -48,6 +50,11 @@ cdef extern from * nogil:
         char bytes[64];
         while (read(fd, bytes, sizeof bytes) > 0) {}
     }
+
+    static inline bool ringbuf_leads_to(int fd, uint64_t device, uint64_t inode) {
+        struct stat found;
+        return fstat(fd, &found) == 0 && (uint64_t)found.st_dev == device && (uint64_t)found.st_ino == inode;
+    }
     #endif
     #if defined(__linux__)
     #include <atomic>
@@ -55,7 +62,6 @@ cdef extern from * nogil:
     #include <cstdlib>
     #include <cstring>
     #include <sys/socket.h>
-    #include <sys/stat.h>
     #include <sys/timerfd.h>
     #include <sys/un.h>
 
@@ -116,6 +122,7 @@ cdef extern from * nogil:
     """
     void poke "ringbuf_poke"(int fd)
     void drain "ringbuf_drain"(int fd)
+    bint leads_to "ringbuf_leads_to"(int fd, uint64_t device, uint64_t inode)
     int calling_socket "ringbuf_calling_socket"(uint64_t forks)
     void call_ear "ringbuf_call_ear"(const char* prefix, uint64_t nonce, uint64_t forks)
     int make_timer "ringbuf_make_timer"()
@@ -182,6 +189,8 @@ cdef class Waiting:
             self._timer = ear.timer
             self._seat = ear.seat
             self._nonce = ear.nonce
+            self._source_device, self._source_inode = ear.source_id
+            self._writer_device, self._writer_inode = ear.writer_id
             self._epoch = epoch
             store_release(&self.listening, 1)
             self.hear()
@@ -211,8 +220,15 @@ cdef class Waiting:
             set_timer(self._timer, 1)
 
     cdef bint _is_ours(self) noexcept:
-        """Whether there is a ReadyFd, of this process; in a forked child what it inherited is its parent's."""
-        return load_acquire(&self.listening) and self._epoch == self._epoch_now()
+        """Whether there is a ReadyFd, of this process; in a forked child what it inherited is its parent's.
+
+        Whoever closes all descriptors of a process closes these too, and the numbers are other files' then.
+        """
+        return (
+            load_acquire(&self.listening) and self._epoch == self._epoch_now()
+            and leads_to(self._source, self._source_device, self._source_inode)
+            and (self._writer < 0 or leads_to(self._writer, self._writer_device, self._writer_inode))
+        )
 
     cdef uint64_t _epoch_now(self) noexcept:
         return fork_count() if self.participant is None else self.participant.epoch

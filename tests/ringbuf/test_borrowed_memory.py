@@ -5,10 +5,13 @@ from __future__ import annotations
 import array
 import gc
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -383,3 +386,31 @@ def test_two_threads_can_not_consume_one_array() -> None:
             pass
         assert sorted(outcomes) == ["refused", "taken"]
         assert lent.released == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
+@pytest.mark.platform
+@pytest.mark.single_thread
+@pytest.mark.parametrize("way", ["push", "pop"])
+def test_an_array_can_not_be_resized_while_its_ring_takes_a_seat(tmp_path: Path, way: str) -> None:
+    """The first use of a shared ring runs Python code, and so may a signal's handler there."""
+    ring = RingBuffer(1 << 12, "i8", path=tmp_path / "ring")
+    array = np.full(100, 7, "i8")
+    if way == "pop":
+        RingBuffer.attach(tmp_path / "ring").push_many(np.arange(100))
+    refused: list[str] = []
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "reopen":
+            try:
+                array.resize(1, refcheck=False)
+            except ValueError as error:
+                refused.append(str(error))
+
+    sys.setprofile(watch)
+    try:
+        done = ring.push_many(array) if way == "push" else len(ring.pop_many(out=array))
+    finally:
+        sys.setprofile(None)
+    assert (done, len(refused)) == (100, 1)
+    assert array.tolist() == ([7] * 100 if way == "push" else list(range(100)))

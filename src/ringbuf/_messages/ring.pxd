@@ -27,6 +27,7 @@ cdef class Port:
     cdef Messages _take(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_now(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes)
+    cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes)
     cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)

@@ -58,6 +58,10 @@ from ringbuf._shared import shared_file
 from ringbuf._shared.shared_file import SharedFile, SharedFileError, open_to_read, read_header
 
 
+class Forked(Exception):
+    """This is a forked child, and its parent began the operation."""
+
+
 cdef extern from *:
     """
     #include <cstddef>
@@ -174,40 +178,47 @@ cdef class Port:
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_now(self, int64_t most, int64_t most_bytes):
-        cdef Messages messages = None
-        cdef Slot* slot = NULL
-        cdef int64_t number
         if self._frames.shared == NULL:
             check_open(self._waiting)
-            messages = self._take_from(NULL, -1, most, most_bytes)
-        else:
-            number = self._begin(&slot)
+            return self._take_from(NULL, -1, most, most_bytes)
+        while True:
             try:
+                return self._take_by_slot(False, most, most_bytes)
+            except Forked:
+                pass
+
+    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
+        cdef Messages messages = None
+        check_open(self._waiting)
+        while self._frames.shared != NULL:
+            try:
+                messages = self._take_by_slot(True, most, most_bytes)
+                break
+            except Forked:
+                pass
+        return messages if messages is not None else new_messages(0, 0, self._spares)
+
+    cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes):
+        """What is there, or only what the dead left; None: nothing. Forked: what began this was the parent, by a slot of its own."""
+        cdef Messages messages = None
+        cdef Slot* slot = NULL
+        cdef int64_t number = self._begin(&slot)
+        cdef uint64_t epoch = self._participant.epoch
+        try:
+            if orphaned:
+                self._participant.notice(True)
+                messages = self._take_orphan(slot, number, most, most_bytes)
+            else:
                 store_relaxed(&self._takes, load_relaxed(&self._takes) + 1)
                 if load_relaxed(&self._takes) % LOOK_TAKES == 0:
                     self._participant.notice(False)
                 messages = self._take_from(slot, number, most, most_bytes)
                 if messages is None and self._participant.notice(False):
                     messages = self._take_from(slot, number, most, most_bytes)
-            finally:
-                if messages is None:
-                    self._end(number)
+        finally:
+            if messages is None and epoch == self._participant.epoch:
+                self._end(number)
         return messages
-
-    cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
-        cdef Messages messages = None
-        cdef Slot* slot = NULL
-        cdef int64_t number
-        check_open(self._waiting)
-        if self._frames.shared != NULL:
-            number = self._begin(&slot)
-            try:
-                self._participant.notice(True)
-                messages = self._take_orphan(slot, number, most, most_bytes)
-            finally:
-                if messages is None:
-                    self._end(number)
-        return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
         """What a process left that died; else what waits in the ring; else None."""
@@ -244,12 +255,16 @@ cdef class Port:
         cdef Take take
         cdef Messages messages
         cdef bint copied
+        cdef uint64_t epoch = self._participant.epoch if slot != NULL else 0
         while find_take(&self._frames, source, most, most_bytes, &take):
             # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is that one's.
             if source.number != 0 and kind_of_slot(&self._frames.shared.desk.slots[source.number - 1]) != ORPHAN:
                 return None
             # Allocated before the exchange: if memory runs out, nothing has been taken.
             messages = new_messages(take.count, take.bytes, self._spares)
+            # Which may have begun a collection, and that may fork.
+            if slot != NULL and self._participant.epoch != epoch:
+                raise Forked()
             if not win(&self._frames, slot, source, &take):
                 continue
             if take.bytes >= NOGIL_BYTES:
@@ -263,7 +278,7 @@ cdef class Port:
             messages._position = take.position
             messages._place = take.place
             messages._slot = number
-            messages._epoch = self._participant.epoch if self._participant is not None else 0
+            messages._epoch = epoch
             messages._ring = self._identity
             store_release(&messages._held, True)
             return messages
@@ -512,7 +527,8 @@ cdef class MessageRing(Port):
 
     def _take_seat(self):
         """Do before the first operation what it would have to do. For tests that count the steps of one."""
-        self._participant.first_seat()
+        if self._participant is not None:
+            self._participant.first_seat()
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
         """Let a ring that was never used count from there on. For tests of the widths."""

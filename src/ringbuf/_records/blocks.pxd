@@ -16,6 +16,7 @@ cdef class Lease:
     cdef Py_ssize_t _nbytes
     cdef bint _reading
     cdef word _lent       # buffers that are out, and ENDED
+    cdef word _over       # 1: the block has ended, or is about to
     cdef SharedRuns _shared
     cdef Waiting _waiting
     cdef int64_t _slot    # of a shared ring: the slot that speaks of it,
@@ -36,6 +37,7 @@ cdef class Span:
     cdef Lease _lease     # from the start of the block on
     cdef tuple _keys      # how to come from the whole block to this part of it
 
+    cdef int _check_begun(self) except -1
     cdef object _array(self)
 
 

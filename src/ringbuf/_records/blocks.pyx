@@ -17,7 +17,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE
 from libc.stdint cimport uint64_t
 
-from ringbuf._core.atomics cimport cas_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
+from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
 from ringbuf._core.counts cimport positive
 from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.eventcount cimport wanted
@@ -95,8 +95,10 @@ cdef class Lease:
         return self._count
 
     cdef bint end(self, bint commit) noexcept:
-        """End the block; returns False if buffers are still out, in which case nothing is committed."""
+        """End the block; returns False if buffers are still out, in which case nothing is committed. Only the first call does so."""
         cdef uint64_t none = 0
+        if exchange_total(&self._over, 1):
+            return True
         cdef Runs* r = &self._runs
         cdef bint quiet = cas_total(&self._lent, &none, ENDED)
         if self._shared is not None:
@@ -189,7 +191,8 @@ cdef class Span:
         return self
 
     def __exit__(self, kind, error, traceback):
-        self._array()
+        # No more than that: what the parts are made of may be the user's code, and memory for them may run out.
+        self._check_begun()
         cdef bint quiet = self._lease.end(kind is None)
         self._lease.tell()
         if not quiet and kind is None:
@@ -230,12 +233,17 @@ cdef class Span:
     def __reduce__(self):
         raise TypeError("a Span is live shared state and can not be copied or pickled")
 
-    cdef object _array(self):
-        """What is shown, as an array that nobody else has yet."""
+    cdef int _check_begun(self) except -1:
+        """Raise unless the block has begun and has not ended."""
         if self._lease is None:
             raise ValueError("the view begins with its block: with ring.reserve(n) as span")
         if load_relaxed(&self._lease._lent) & ENDED:
             raise ValueError("the view ended with its block")
+        return 0
+
+    cdef object _array(self):
+        """What is shown, as an array that nobody else has yet."""
+        self._check_begun()
         array = np.asarray(memoryview(self._lease)).view(self._face.dtype)
         for key in self._keys:
             array = array[key]

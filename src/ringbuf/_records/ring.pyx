@@ -260,7 +260,8 @@ cdef class RingBuffer(Face):
 
     def _take_seat(self):
         """Do before the first operation what it would have to do. For tests that count the steps of one."""
-        self._shared.participant.first_seat()
+        if self._shared is not None:
+            self._shared.participant.first_seat()
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""
@@ -464,7 +465,8 @@ cdef uint64_t push_array(Face face, object array, double seconds) except? 0xFFFF
     cdef int64_t deadline
     cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES:  # other threads run meanwhile
+    # Other threads run meanwhile, or a signal's handler, which a seat of a shared ring may have to wait for.
+    if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES or face._shared is not None:
         _held = pins(array)
     try:
         total = view.len // itemsize
@@ -653,7 +655,8 @@ cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
         # knows that there is nothing.
         array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
-    if not is_ours and (not HAS_GIL or view.len >= NOGIL_BYTES):  # other threads, which have it too, run meanwhile
+    # As in push_array.
+    if not is_ours and (not HAS_GIL or view.len >= NOGIL_BYTES or face._shared is not None):
         _held = pins(array)
     try:
         most = min(most, <uint64_t>view.len // itemsize)

@@ -253,3 +253,66 @@ def test_handles_and_views_come_from_a_ring_only() -> None:
                 make()
     empty = Messages.__new__(Messages)
     assert (len(empty), empty.tolist()) == (0, [])
+
+
+class EndsTheBlock:
+    """An index that ends the block which it is used in."""
+
+    def __init__(self, block: Any) -> None:
+        self.block, self.armed = block, False
+
+    def __index__(self) -> int:
+        if self.armed:
+            self.armed = False
+            with pytest.raises(BufferError):
+                self.block.__exit__(None, None, None)
+        return 0
+
+
+@pytest.mark.parametrize("use", ["len", "get", "set", "exit"])
+def test_a_block_that_ends_in_the_midst_of_a_use_ends_once(ring: RingBuffer, use: str) -> None:
+    block = ring.reserve(4)
+    block.__enter__()
+    block[:] = [1, 2, 3, 4]
+    index = EndsTheBlock(block)
+    part = block[index:]
+    index.armed = use != "exit"
+    match use:
+        case "len":
+            assert len(part) == 4
+        case "get":
+            assert part[0] == 1
+        case "set":
+            part[1] = 2
+        case _:
+            part.__exit__(None, None, None)
+    with pytest.raises(ValueError, match="the view ended"):
+        block.__exit__(None, None, None)
+    del part
+    capacity = ring.capacity
+    for _ in range(3):
+        ring.pop_many()
+        assert ring.push_many(np.arange(capacity, dtype=ring.dtype)) == capacity
+        assert len(ring.pop_many()) == capacity
+        assert len(ring) == 0
+    ring._check()
+
+
+def test_a_block_ends_without_a_look_at_what_it_shows(ring: RingBuffer) -> None:
+    """Which would need memory, and the user's code where a slice is made of it."""
+
+    asked: list[bool] = []
+    block = ring.reserve(4)
+    block.__enter__()
+    block[:] = [1, 2, 3, 4]
+
+    class Counted:
+        def __index__(self) -> int:
+            asked.append(True)
+            return 0
+
+    part = block[Counted() :]
+    before = len(asked)
+    part.__exit__(None, None, None)
+    assert len(asked) == before
+    assert ring.pop_many().tolist() == [1, 2, 3, 4]

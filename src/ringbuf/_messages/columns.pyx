@@ -86,6 +86,9 @@ class MessageTooLarge(ValueError):
         self.nbytes = nbytes
         self.limit = limit
 
+    def __reduce__(self):
+        return type(self), (self.index, self.nbytes, self.limit), self.__dict__
+
 
 @cython.final
 cdef class Gathered:

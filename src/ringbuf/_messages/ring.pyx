@@ -610,9 +610,9 @@ cdef class MessageRing(Port):
     def close(self):
         """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it, and the descriptor of `fileno` becomes readable. Of a shared ring
-        this is this process's part: others go on, and get what was taken here and not released, which can not be released any
-        more. What another thread is doing at the moment it finishes.
+        Whoever waits in a push or a pop wakes up and raises it (a push of many of which some are in returns how many), and the
+        descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on, and get what was
+        taken here and not released, which can not be released any more. What another thread is doing at the moment it finishes.
         """
         check_made(self._waiting)
         self._waiting.close(&self._frames.cursors.room)
@@ -674,7 +674,8 @@ cdef class MessageRing(Port):
             `__arrow_c_array__`). Everything is checked before anything is pushed: TypeError for an item of another
             type, ValueError for one larger than `max_message_bytes`.
         timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
-            what it raises comes out of here, with nothing but the first part of the messages pushed.
+            what it raises comes out of here, with nothing but the first part of the messages pushed. If the ring is closed
+            meanwhile, this returns how many went in before; only where that is none, and from the next call on, it raises.
         """
         return push_waiting(self, messages, timeout)
 
@@ -903,7 +904,13 @@ cdef object push_waiting(Port port, messages, timeout):
         column.lengths = gathered.column.lengths + done
         column.count = total - done
         seen = before_sleep(&port._frames.cursors.room)
-        done += port._push(&column, &first_seq)
+        try:
+            done += port._push(&column, &first_seq)
+        except ValueError:
+            # Closed meanwhile. Those that are in stay in, and nobody else can say how many they are.
+            if done == 0 or load_relaxed(&port._waiting.closed) != CLOSED:
+                raise
+            return done
         if done == total or steady_ns() >= deadline:
             return done
         port._waiting.sleep(&port._frames.cursors.room, seen, deadline)

@@ -15,9 +15,9 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport Py_buffer, PyBuffer_Release
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memset
 
 from ringbuf._core.atomics cimport (
     exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, ignore_races, load_acquire, load_relaxed, store_relaxed, store_release,
@@ -35,8 +35,8 @@ from ringbuf._messages.frames cimport (
     Source, Take, copy_out, find_take, push_column, release_messages, walk, win,
 )
 from ringbuf._messages.positions cimport (
-    FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules, free_granules,
-    next_seq_of_frame, read_mark, rewind,
+    FRAME_BYTES, GRANULE, MAX_FIRST_SEQ, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules,
+    free_granules, next_seq_of_frame, read_mark, rewind,
 )
 from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.validate cimport damage_of_frames
@@ -398,7 +398,7 @@ cdef class MessageRing(Port):
         what one has taken and not released when it dies, is delivered again. A process takes one of the 32 seats with its first
         push or take, and raises RuntimeError there if all are taken; a forked child opens the file anew with its first, and
         raises OSError if it can not. What failed so can be tried again. Making the file shorter kills all who use it (SIGBUS).
-    first_seq: the number that the first message of a new ring gets.
+    first_seq: the number that the first message of a new ring gets: at most 2**63, from where no ring comes to the last number.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
         tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
 
@@ -429,18 +429,29 @@ cdef class MessageRing(Port):
         if not 0 < size <= MAX_GRANULES * GRANULE:
             raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
-        if self._made:
-            raise TypeError("a MessageRing is made once")
-        first_seq = whole(first_seq, "first_seq")
-        if not 0 <= first_seq < 1 << 64:
-            raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
+        number = whole(first_seq, "first_seq")
+        if not 0 <= number <= MAX_FIRST_SEQ:
+            raise ValueError(f"first_seq must be from 0 to 2**63, which leaves 2**63 messages, not {number:,}")
+        cdef uint64_t first = number
+        cdef bint sealed = checksums
         if path is not None:
-            self._open(create_or_attach(path, granules, first_seq, checksums))
-        elif checksums:
+            path = os.fsdecode(path)
+        elif sealed:
             raise ValueError("checksums are for a ring in a file: give it a path")
-        else:
-            self._allocate(granules, first_seq)
-        self._made = True
+        # Nothing of the caller's runs from here on, but another thread may be as far.
+        if exchange_total(&self._made, 1):
+            raise TypeError("a MessageRing is made once")
+        try:
+            if path is not None:
+                self._open(create_or_attach(path, granules, first, sealed))
+            else:
+                self._allocate(granules, first)
+        except BaseException:
+            # As it was: a file that was refused is not worked on.
+            self._participant = self._key = None
+            memset(&self._frames, 0, sizeof(Frames))
+            store_release(&self._made, 0)
+            raise
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq):
         # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
@@ -462,9 +473,8 @@ cdef class MessageRing(Port):
         Raises FileNotFoundError, and SharedFileError for a file that is not a MessageRing's, damaged, or of another version.
         """
         cdef MessageRing ring = cls.__new__(cls)
-        file = SharedFile.attach(path, KIND, SEATS)
-        ring._open(file)
-        ring._made = True
+        store_release(&ring._made, 1)
+        ring._open(SharedFile.attach(path, KIND, SEATS))
         return ring
 
     @staticmethod
@@ -1045,7 +1055,7 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 # ---------------------------------------------------------------- helpers
 
 
-cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq, bint checksums):
+cdef object create_or_attach(str path, uint64_t granules, uint64_t first_seq, bint checksums):
     """The SharedFile of a ring of that capacity, made if it is not there."""
     cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = data_offset(granules)
     cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE

@@ -23,13 +23,13 @@ from ringbuf._core.atomics cimport (
     exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, ignore_races, load_acquire, load_relaxed, store_relaxed, store_release,
     word,
 )
-from ringbuf._core.counts cimport at_most, whole
+from ringbuf._core.counts cimport at_most, up_to, whole
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pages cimport make_ready
 from ringbuf._core.pairs cimport Pair, load_pair, same
 from ringbuf._core.timing cimport steady_ns
-from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, new_messages, text_of
+from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, borrow_bytes, new_messages, text_of
 from ringbuf._messages.frame_checksum cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._messages.frames cimport (
     Source, Take, copy_out, find_take, push_column, release_messages, walk, win,
@@ -114,6 +114,10 @@ cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
 
 cdef class Port:
     """What a ring and its handles have in common: the way to the memory, and what goes in and out."""
+
+    def __cinit__(self, *args, **kwargs):
+        if not isinstance(self, (MessageRing, MessageProducer, MessageConsumer)):
+            raise TypeError("a Port is a MessageRing or one of its handles")
 
     # ---------------------------------------------------------------- push
 
@@ -522,7 +526,8 @@ cdef class MessageRing(Port):
 
     def _take_seat(self):
         """Do before the first operation what it would have to do. For tests that count the steps of one."""
-        self._participant.first_seat()
+        if self._participant is not None:
+            self._participant.first_seat()
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
         """Let a ring that was never used count from there on. For tests of the widths."""
@@ -576,9 +581,10 @@ cdef class MessageRing(Port):
         For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
         one thread at a time.
         """
+        cdef uint64_t stored = up_to(seq, "seq", UINT64_MAX)
         check_open(self._waiting)
-        store_release(&self._frames.cursors.stored, <uint64_t>seq)
-        store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
+        store_release(&self._frames.cursors.stored, stored)
+        store_release(&self._frames.cursors.stored_mirror, ~stored)
 
     def __len__(self):
         """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
@@ -599,6 +605,7 @@ cdef class MessageRing(Port):
         Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
         a thread that has time, one at a time.
         """
+        cdef uint64_t most = up_to(most_bytes, "most_bytes", UINT64_MAX)
         check_open(self._waiting)
         if self._participant is None:
             return
@@ -608,7 +615,7 @@ cdef class MessageRing(Port):
         if <int64_t>used <= REWIND_GRANULES:
             return
         # What has filled up so far tells how much is about to come.
-        end = write + min(min(<uint64_t>most_bytes // GRANULE, used * 4), capacity - min(used, capacity))
+        end = write + min(min(most // GRANULE, used * 4), capacity - min(used, capacity))
         start = max(write, self._warm_until)
         if end <= start:
             return
@@ -689,18 +696,16 @@ cdef class MessageRing(Port):
         """
         return push_waiting(self, messages, timeout)
 
-    def push_gathered(self, Gathered gathered not None, int64_t start=0, max_messages=None):
+    def push_gathered(self, Gathered gathered not None, start=0, max_messages=None):
         """Push from message number `start` of `gathered` on; returns (messages pushed, first sequence number).
 
         For the lanes of `backpressure`, which may need several tries for one call and check its messages only once.
         """
         cdef Column column
-        cdef uint64_t first_seq = 0
-        if not 0 <= start <= gathered.column.count:
-            raise ValueError(f"start must be from 0 to {gathered.column.count}, not {start}")
-        column.starts = gathered.column.starts + start
-        column.lengths = gathered.column.lengths + start
-        column.count = gathered.column.count - start
+        cdef uint64_t first_seq = 0, first = up_to(start, "start", gathered.column.count)
+        column.starts = gathered.column.starts + first
+        column.lengths = gathered.column.lengths + first
+        column.count = gathered.column.count - <int64_t>first
         column.count = min(column.count, at_most(max_messages, "max_messages"))
         return self._push(&column, &first_seq), first_seq
 
@@ -932,7 +937,7 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
     cdef int64_t lines, most = at_most(max_lines, "max_lines")
     _held = pins(chunk) if type(chunk) is not bytes else None
-    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    borrow_bytes(chunk, &view, False, "chunk")
     try:
         if <uint64_t>view.len > largest:
             check_lines(<const char*>view.buf, view.len, final, largest)
@@ -1160,7 +1165,7 @@ def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
     cdef size_t lines
     cdef bint last = final
     _held = pins(chunk) if type(chunk) is not bytes else None
-    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    borrow_bytes(chunk, &view, False, "chunk")
     try:
         if <uint64_t>view.len > limit:
             check_lines(<const char*>view.buf, view.len, last, limit)

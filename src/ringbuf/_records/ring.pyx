@@ -51,6 +51,7 @@ from ringbuf._shared.shared_file import SharedFile
 
 # What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
 cdef object OURS = object()
+cdef object MISSING = object()
 
 
 cdef enum:
@@ -90,8 +91,10 @@ cdef class RingBuffer(Face):
     33
     """
 
-    def __cinit__(self, capacity, dtype, *, path=None):
+    def __cinit__(self, capacity=MISSING, dtype=MISSING, *, path=None):
         cdef uint64_t slots
+        if dtype is MISSING:
+            raise TypeError("a RingBuffer needs a capacity and a dtype: RingBuffer(1024, 'i8')")
         # `attach` puts an open file in the place of the capacity.
         file = capacity if isinstance(capacity, SharedFile) else None
         records = file.meta["records"] if file is not None else positive(capacity, "capacity")
@@ -261,7 +264,8 @@ cdef class RingBuffer(Face):
 
     def _take_seat(self):
         """Do before the first operation what it would have to do. For tests that count the steps of one."""
-        self._shared.participant.first_seat()
+        if self._shared is not None:
+            self._shared.participant.first_seat()
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths."""

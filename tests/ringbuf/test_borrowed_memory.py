@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import struct
 import sys
@@ -19,9 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringbuf import LatencyHistogram, MessageRing, RingBuffer
+from ringbuf import LatencyHistogram, MessageRing, Messages, RingBuffer
 from ringbuf._core.pinning import pins
 from ringbuf._messages.columns import Gathered
+from ringbuf._messages.ring import count_lines
 from tests.support.arrow import RELEASE, HandMade
 from tests.support.threads import background, until
 
@@ -414,3 +416,79 @@ def test_an_array_can_not_be_resized_while_its_ring_takes_a_seat(tmp_path: Path,
         sys.setprofile(None)
     assert (done, len(refused)) == (100, 1)
     assert array.tolist() == ([7] * 100 if way == "push" else list(range(100)))
+
+
+# ---------------------------------------------------------------- buffers of objects
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.array([object(), "text", b"bytes"], object),
+    "two-dimensional": lambda: np.array([[object()], [object()]], object),
+    "structured": lambda: np.array([(1, object())], [("number", "i8"), ("it", "O")]),
+    "nested": lambda: np.array(
+        [((object(), 1), 2)], [("in", [("it", "O"), ("n", "i8")]), ("m", "i8")]
+    ),
+    "subarray": lambda: np.zeros(2, [("many", "O", (3,))]),
+    "beside-times": lambda: np.zeros(2, [("when", "M8[s]"), ("it", "O")]),
+    "record": lambda: np.rec.array([(1, object())], [("number", "i8"), ("it", "O")]),
+    "masked": lambda: np.ma.array([object()], object),
+    "subclass": lambda: np.array([object()], object).view(Liar),
+    "view": lambda: memoryview(np.array([object()], object)),
+    "view-structured": lambda: memoryview(
+        np.array([(1, object())], [("number", "i8"), ("it", "O")])
+    ),
+    "ctypes": lambda: (ctypes.py_object * 3)(object(), object(), object()),
+}
+
+
+class Liar(np.ndarray[Any, Any]):
+    dtype = np.dtype(np.uint8)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_objects_are_neither_read_nor_written_over(kind: str) -> None:
+    """numpy lends their pointers as bytes, to be written too: a push would tell addresses, a write would be a crash."""
+    ring = MessageRing(4096)
+    ring.push_many([b"A" * 16, b"B"])
+    messages = ring.pop_many()
+    owner = OBJECTS[kind]()
+    before = repr(owner)
+    uses: list[Callable[[], object]] = [
+        lambda: messages.join_into(owner),
+        lambda: messages.join_into(bytearray(64), 0, owner),
+        lambda: messages.join(owner),
+        lambda: messages.join(b"", owner),
+        lambda: ring.push_lines(owner),
+        lambda: ring.push_lines_seq(owner, True),
+        lambda: ring.producer().push_lines(owner, True),
+        lambda: count_lines(owner),
+        lambda: Messages.from_columns(owner, np.zeros(1, np.int64)),
+        lambda: Messages.from_columns(np.zeros(1, np.uint8), owner),
+    ]
+    if kind not in ("ctypes", "view", "view-structured", "two-dimensional", "masked"):
+        uses.append(lambda: ring.push_many(owner))
+    for number, use in enumerate(uses):
+        with pytest.raises((TypeError, ValueError) if kind == "beside-times" else TypeError):
+            pytest.fail(f"use {number} returned {use()!r}")
+    assert len(ring) == 0
+    assert repr(owner) == before
+
+
+def test_whatever_else_lies_in_a_buffer_is_bytes() -> None:
+    ring = MessageRing(4096)
+    named = np.array([(7, 8)], [("O", "u1"), ("OverO", "u1")])
+    chunks: list[Any] = [
+        named,
+        memoryview(named),
+        np.array(["1970-01-01"], "M8[D]"),
+        np.array(["ab"]),
+        array.array("d", [1.5]),
+        (ctypes.c_int * 2)(1, 2),
+    ]
+    for chunk in chunks:
+        content = chunk.tobytes() if hasattr(chunk, "tobytes") else bytes(chunk)
+        assert ring.push_lines(chunk, True) == (1, len(content)), chunk
+        assert ring.pop_many().tolist() == [content]
+    target = np.zeros(2, [("Other", "u4"), ("when", "M8[s]")])
+    ring.push_many([b"abc"])
+    assert ring.pop_many().join_into(target) == (1, 4)
+    assert target.tobytes().startswith(b"abc\n")

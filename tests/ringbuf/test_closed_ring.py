@@ -17,6 +17,7 @@ import pytest
 
 from ringbuf import MessageRing, RingBuffer
 from ringbuf._messages.columns import Gathered
+from tests.support.threads import until
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
 LONG = 30.0
@@ -201,6 +202,27 @@ def test_who_waits_finds_out(path: Path | None, kind: str) -> None:
     assert [call.said for call in pushes] == [[], []]
     full.close()
     assert [call.end() for call in pushes] == [["the ring is closed"]] * 2
+
+
+@pytest.mark.parametrize("kind", ["messages", "records"])
+@pytest.mark.parametrize("handles", [False, True])
+def test_a_push_that_met_the_end_half_way_tells_how_much_is_in(
+    path: Path | None, kind: str, handles: bool
+) -> None:
+    is_bytes = kind == "messages"
+    ring: Any = MessageRing(4096, path=path) if is_bytes else RingBuffer(8, "i8", path=path)
+    other = type(ring).attach(path) if path is not None else None
+    port = ring.producer() if handles else ring
+    items: Any = [b"%02d" % i + b"x" * 500 for i in range(12)] if is_bytes else range(12)
+    call = Call(lambda: port.push_many(items, timeout=None))
+    until(lambda: len(ring) > 0)
+    ring.close()
+    (count,) = call.end()
+    assert count == (ring.next_seq if is_bytes else 8)
+    assert 0 < count < len(items)
+    if other is not None:
+        assert list(other.pop_many()) == list(items[:count])
+    assert_all_raise([lambda: port.push_many(items, timeout=LONG)])
 
 
 # ---------------------------------------------------------------- what was under way

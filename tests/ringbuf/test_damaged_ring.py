@@ -230,3 +230,50 @@ def test_a_header_that_remembers_nonsense_is_refused(tmp_path: Path, text: bytes
         MessageRing.attach(tmp_path / "ring")
     with pytest.raises(SharedFileError, match="no JSON object"):
         MessageRing.look(tmp_path / "ring")
+
+
+def test_numbers_near_their_end_are_damage(tmp_path: Path) -> None:
+    """They are compared as if they had no end, and no ring comes there."""
+    path = tmp_path / "ring"
+    with MessageRing(4096, path=path, first_seq=2**63) as ring:
+        assert ring.push_many([b"a", b"b", b"c", b"d"]) == 4
+    whole = path.read_bytes()
+    at = PAGE + DESK + 8  # beside the write position
+    assert whole[at : at + 8] == (2**63 + 4).to_bytes(8, "little")
+    first = whole.index((2**63).to_bytes(8, "little"), PAGE + DESK + 2 * PAGE)
+    for next_seq, first_seq, match in (
+        (2**64 - 2, 2**64 - 6, "its numbers make no sense|its positions make no sense"),
+        (2, 2**64 - 2, "its frames do not follow each other|its positions make no sense"),
+    ):
+        data = bytearray(whole)
+        data[at : at + 8] = next_seq.to_bytes(8, "little")
+        data[first : first + 8] = first_seq.to_bytes(8, "little")
+        path.write_bytes(data)
+        with pytest.raises(SharedFileError, match=match):
+            MessageRing.attach(path)
+        with pytest.raises(SharedFileError, match=match):
+            MessageRing.look(path)
+
+
+def test_a_ring_whose_file_was_refused_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    MessageRing(4096, path=path).close()
+    whole = bytearray(path.read_bytes())
+    whole[PAGE + DESK : PAGE + DESK + 8] = (1 << 60).to_bytes(8, "little")
+    path.write_bytes(whole)
+    ring = MessageRing.__new__(MessageRing)
+    with pytest.raises(SharedFileError, match="its positions make no sense"):
+        ring.__init__(4096, path=path)  # type: ignore[misc]
+    for use in (
+        lambda: ring.try_push(b"x"),
+        ring.pop_many,
+        lambda: ring.push_lines(b"x\n"),
+        ring.count,
+    ):
+        with pytest.raises(TypeError, match="never made"):
+            use()
+    assert path.read_bytes() == whole
+    ring.__init__(4096)  # type: ignore[misc]
+    assert ring.push_many([b"a", b"b"]) == 2
+    assert ring.pop_many().tolist() == [b"a", b"b"]
+    ring._check()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +196,14 @@ def test_the_largest_message_fits_an_empty_ring_and_one_byte_more_never_does() -
         (np.zeros((2, 2), "S3"), ValueError),
         (np.array(["text"]), TypeError),
         (np.array([b"o"], dtype=object), TypeError),
+        ({b"a": b"b"}, TypeError),
+        ({b"a": b"b"}.keys(), TypeError),
+        ({b"a": b"b"}.values(), TypeError),
+        ({b"a": b"b"}.items(), TypeError),
+        ({b"a"}, TypeError),
+        (frozenset([b"a"]), TypeError),
+        (Counter([b"a"]), TypeError),
+        (MappingProxyType({b"a": b"b"}), TypeError),
     ],
 )
 def test_bad_messages_are_refused_before_anything_is_pushed(
@@ -221,6 +232,7 @@ def test_numpy_items_are_messages_of_their_size() -> None:
     assert ring.push_many(np.array([1, 2, 3], "<u2")[::2]) == 2
     assert ring.push_many(np.array([b"abc", b"d"])) == 2
     assert ring.push_many(np.array([], "S5")) == 0
+    assert ring.push_many(np.array([], "S99999")) == 0, "none of them is too large"
     assert ring.pop_many().tolist() == [b"\1\0", b"\3\0", b"abc", b"d\0\0"]
 
 
@@ -519,3 +531,60 @@ def test_what_can_not_be_split_is_refused_and_left_as_it_is() -> None:
     assert ring.used_bytes == 0
     with pytest.raises(ValueError, match="only what take"):
         ring.split(ring.pop_many(), 1)
+
+
+@pytest.mark.parametrize("bad", [-1, 2**63 + 1, 2**64 - 2, 2**64, 10**30])
+def test_a_first_number_from_where_numbers_could_end_is_refused(bad: int) -> None:
+    with pytest.raises(ValueError, match="first_seq must be from 0 to 2\\*\\*63"):
+        MessageRing(4096, first_seq=bad)
+    ring = MessageRing(4096, first_seq=2**63)
+    assert ring.push_many([b"a", b"b"]) == 2
+    assert (ring.pop_many().first_seq, ring.next_seq) == (2**63, 2**63 + 2)
+
+
+class Reentering:
+    """An argument that makes the ring itself, while another call converts it."""
+
+    def __init__(self, ring: MessageRing) -> None:
+        self.ring = ring
+        self.taken: Messages | None = None
+
+    def make(self) -> None:
+        self.ring.__init__(8192)  # type: ignore[misc]
+        self.ring.push_many([b"first"] * 4)
+        self.taken = self.ring.take(4)
+
+    def __index__(self) -> int:
+        self.make()
+        return 0
+
+    def __bool__(self) -> bool:
+        self.make()
+        return False
+
+    def __fspath__(self) -> str:
+        self.make()
+        return "never-made"
+
+
+@pytest.mark.parametrize("name", ["capacity_bytes", "first_seq", "checksums", "path"])
+def test_a_ring_is_made_once_whatever_its_arguments_do(name: str) -> None:
+    ring = MessageRing.__new__(MessageRing)
+    evil = Reentering(ring)
+    arguments: dict[str, Any] = {"capacity_bytes": 8192, name: evil}
+    with pytest.raises((TypeError, ValueError), match=r"made once|capacity_bytes"):
+        ring.__init__(**arguments)  # type: ignore[misc]
+    assert evil.taken is not None
+    ring.release(evil.taken)
+    assert ring.used_bytes == 0
+    ring._check()
+
+
+def test_what_could_not_be_made_can_be_made_later(tmp_path: Path) -> None:
+    ring = MessageRing.__new__(MessageRing)
+    with pytest.raises((FileNotFoundError, NotImplementedError)):
+        ring.__init__(4096, path=tmp_path / "nowhere" / "ring")  # type: ignore[misc]
+    with pytest.raises(TypeError, match="never made"):
+        ring.try_push(b"x")
+    ring.__init__(4096)  # type: ignore[misc]
+    assert ring.try_push(b"x")

@@ -196,5 +196,31 @@ def test_the_columns_of_no_messages() -> None:
 
 
 def test_the_class_itself_makes_none() -> None:
-    with pytest.raises(TypeError, match="from_columns"):
-        Messages()
+    for make in (Messages, lambda: Messages.__new__(Messages)):
+        with pytest.raises(TypeError, match="from_columns"):
+            make()
+
+
+@pytest.mark.parametrize("index", [4, -5, 10**30, -(10**30)])
+def test_a_place_that_is_not_there(index: int) -> None:
+    with pytest.raises(IndexError):
+        popped()[index]
+
+
+@pytest.mark.parametrize("text", [5, True, "x", None, [1, 2], 1.5])
+def test_what_is_no_separator_is_refused_by_name(text: Any) -> None:
+    messages = popped()
+    with pytest.raises(TypeError, match=r"^sep must be bytes"):
+        messages.join(text)
+    with pytest.raises(TypeError, match=r"^end must be bytes"):
+        messages.join(b"", text)
+    with pytest.raises(TypeError, match=r"^sep must be bytes"):
+        messages.join_into(bytearray(64), 0, text)
+
+
+@pytest.mark.parametrize("text", [b"ab", bytearray(b"ab"), memoryview(b"ab"), np.bytes_(b"ab")])
+def test_any_buffer_of_bytes_is_a_separator(text: Any) -> None:
+    assert popped().join(text, text) == b"oneabtwoabthreeabfourab"
+    target = bytearray(9)
+    assert popped().join_into(target, sep=text) == (1, 5)
+    assert target.startswith(b"oneab")

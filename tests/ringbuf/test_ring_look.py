@@ -31,7 +31,7 @@ PAGE = 4096
 
 
 @pytest.mark.parametrize("capacity", [4096, 1 << 14, 1 << 21])
-@pytest.mark.parametrize("first_seq", [0, (1 << 32) - 40, (1 << 63) + 7])
+@pytest.mark.parametrize("first_seq", [0, (1 << 32) - 40, 1 << 63])
 def test_it_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: int) -> None:
     path = tmp_path / "ring"
     ring = MessageRing(capacity, path=path, first_seq=first_seq)

@@ -455,3 +455,20 @@ def test_what_can_not_be_read_is_taken_for_zeros(
     found = salvage(path)
     assert found.ranges == [(0, 64)]
     assert debt_of(found, 0) == ([(0, 64)], [(64, 100)])
+
+
+@pytest.mark.parametrize("number", [1.5, "1", True, [1]])
+def test_what_is_no_number_is_refused_by_name(path: Path, number: Any) -> None:
+    MessageRing(4096, path=path, checksums=True).push_many([b"a", b"b"])
+    found = salvage(os.fsencode(path))
+    assert found.path == str(path)
+    with pytest.raises(TypeError, match=r"^start must be an int"):
+        found.messages(number)
+    with pytest.raises(TypeError, match=r"^end must be an int"):
+        found.messages(0, number)
+    for bad in (-1, 1 << 64):
+        with pytest.raises(ValueError, match=r"^start must be from 0 to"):
+            found.messages(bad)
+        with pytest.raises(ValueError, match=r"^end must be from 0 to"):
+            found.messages(0, bad)
+    assert [m.tolist() for m in found.messages(1, (1 << 64) - 1)] == [[b"b"]]

@@ -189,3 +189,59 @@ def test_a_process_that_tidies_up_and_is_stopped_is_not_waited_for_without_end(
         assert time.monotonic() - start < 5
     assert bucket.try_acquire()
     assert not TokenBucket.attach(tmp_path / "bucket").try_acquire()
+
+
+MAKERS: list[Callable[[Any], object]] = [
+    lambda path: MessageRing(4096, path=path),
+    lambda path: RingBuffer(8, "i8", path=path),
+    lambda path: TokenBucket(1, 1, path=path),
+]
+READERS: list[Callable[[Any], object]] = [
+    MessageRing.attach,
+    MessageRing.look,
+    MessageRing.needs_salvage,
+    salvage,
+    RingBuffer.attach,
+    TokenBucket.attach,
+]
+
+
+@pytest.mark.parametrize("use", MAKERS + READERS)
+@pytest.mark.parametrize("empty", ["", b""])
+def test_an_empty_path_is_refused(use: Callable[[Any], object], empty: Any) -> None:
+    with pytest.raises(ValueError, match="path must not be empty"):
+        use(empty)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_errors_name_the_path_that_was_given(
+    tmp_path: Path, building: str, make: Callable[[Any], object]
+) -> None:
+    for path in (tmp_path / "nowhere" / "ring", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match=r"No such file|too long") as caught:
+            make(path)
+        assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_link_to_nothing_gets_what_it_leads_to(
+    tmp_path: Path, building: str, make: Callable[[Any], object]
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("second")
+    (tmp_path / "second").symlink_to(tmp_path / "there" / "ring")
+    made = [make(tmp_path / "link") for _ in range(2)]
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "there") == ["ring"]
+    assert sorted(os.listdir(tmp_path)) == ["link", "second", "there"]
+    assert {getattr(one, "path", str(tmp_path / "link")) for one in made} == {
+        str(tmp_path / "link")
+    }
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_link_to_itself_is_refused(tmp_path: Path, make: Callable[[Any], object]) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        make(tmp_path / "link")
+    assert caught.value.filename == str(tmp_path / "link")

@@ -323,6 +323,12 @@ def test_what_is_no_count_is_refused_by_name(ring: Subject, count: Any) -> None:
                 partial(ring.ring.take_orphaned, count),
                 partial(ring.ring.push_gathered, Gathered([b"a"]), 0, count),
             ],
+            "start": [
+                partial(ring.ring.push_gathered, Gathered([b"a"]), count),
+                partial(taken.join_into, bytearray(9), count),
+            ],
+            "seq": [partial(ring.ring.note_stored, count)],
+            "most_bytes": [partial(ring.ring.warm_ahead, count)],
             "max_bytes": [
                 partial(out.pop_many, None, count),
                 partial(out.take, None, count),
@@ -361,6 +367,15 @@ def test_a_count_below_one_is_refused_by_name(ring: Subject, count: int) -> None
         with pytest.raises(ValueError, match="max_messages"):
             ring.ring.push_gathered(Gathered([b"a"]), 0, count)
         taken = ring._out.take()
+        if count < 0:
+            with pytest.raises(ValueError, match=r"^start must be from 0 to 1, not -"):
+                ring.ring.push_gathered(Gathered([b"a"]), count)
+            with pytest.raises(ValueError, match=r"^start must be from 0 to 3, not -"):
+                taken.join_into(bytearray(9), count)
+            with pytest.raises(ValueError, match=r"^seq must be from 0 to"):
+                ring.ring.note_stored(count)
+            with pytest.raises(ValueError, match=r"^most_bytes must be from 0 to"):
+                ring.ring.warm_ahead(count)
         with pytest.raises(ValueError, match="count"):
             ring._out.split(taken, count)
         with pytest.raises(ValueError, match="count"):
@@ -590,3 +605,13 @@ class TestSeveralProcesses:
             sys.setprofile(None)
         assert seen == []
         assert len(ring) == 0
+
+
+class NotAnIndex:
+    def __index__(self) -> Any:
+        return "one"
+
+
+def test_an_index_that_is_none_is_python_s_own_error(ring: Subject) -> None:
+    with pytest.raises(TypeError, match="__index__ returned non-int"):
+        ring._out.pop_many(NotAnIndex())

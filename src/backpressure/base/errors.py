@@ -24,7 +24,9 @@ Two questions sort every refusal: is it worth trying again (`NotNow`, with the s
 
 from __future__ import annotations
 
+import copyreg
 import queue
+from typing import Any
 
 __all__ = [
     "BackpressureError",
@@ -48,6 +50,10 @@ __all__ = [
 
 class BackpressureError(Exception):
     """The root: catches whatever this library raises by itself."""
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # By `__new__`, which keeps `args`: the arguments that `__init__` has made a message of are others.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(BackpressureError, ValueError):
@@ -136,3 +142,5 @@ class FormatError(BackpressureError):
 
 class SinkGone(BackpressureError, OSError):
     """The sink will never take anything again, for instance a pipe whose reader has ended."""
+
+    __reduce__ = OSError.__reduce__  # which knows of the file's name

@@ -66,6 +66,9 @@ class Mistakes(Exception):
         super().__init__("\n".join(lines))
         self.lines = lines
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.lines,), self.__dict__
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lines:

@@ -14,6 +14,7 @@ import http.client
 import ssl
 import threading
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import zstandard
@@ -35,6 +36,9 @@ class HttpSinkError(OSError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, *self.args), self.__dict__
 
 
 class HttpSink:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
+from typing import Any
 
 __all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]
 
@@ -42,6 +43,9 @@ class LineTooLong(ValueError):
         self.source = source
         self.offset = offset
         self.limit = limit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.offset, self.limit), self.__dict__
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Counts and sizes as callers give them: ints of any kind. A float, a bool or a text is a mistake, and the error names it."""
 
-from libc.stdint cimport INT64_MAX, int64_t
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 
 cdef inline object whole(object number, str name):
@@ -9,7 +10,7 @@ cdef inline object whole(object number, str name):
         return number
     if isinstance(number, bool) or not hasattr(number, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(number).__name__}")
-    return number.__index__()
+    return PyNumber_Index(number)
 
 
 cdef inline object positive(object number, str name):
@@ -17,6 +18,14 @@ cdef inline object positive(object number, str name):
     number = whole(number, name)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, not {number}")
+    return number
+
+
+cdef inline uint64_t up_to(object number, str name, uint64_t most) except? 0xFFFFFFFF:
+    """`number` as an int from 0 to `most`."""
+    number = whole(number, name)
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} must be from 0 to {most:,}, not {number:,}")
     return number
 
 

@@ -15,6 +15,8 @@ from libc.string cimport memcpy
 
 cdef int64_t MOST = <int64_t>1 << 48  # more than any memory holds
 
+cdef object OURS = object()  # what makes a Lent
+
 cdef const char* SCHEMA = "arrow_schema"
 cdef const char* ARRAY = "arrow_array"
 
@@ -25,6 +27,10 @@ cdef class Lent:
     """An array that was moved out of its capsule, as the interface has it: ours until we release it."""
 
     cdef ArrowArray array
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Lent is made of an Arrow capsule")
 
     def __dealloc__(self):
         if self.array.release != NULL:
@@ -64,7 +70,7 @@ cdef object borrow(object array, Borrowed* column):
 
 cdef Lent move(capsule):
     """Take the array out of its capsule, so that nobody else can release it; ValueError: somebody has."""
-    cdef Lent lent = Lent.__new__(Lent)
+    cdef Lent lent = Lent.__new__(Lent, OURS)
     cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(capsule, ARRAY)
     # Of two threads without a GIL one moves it.
     with cython.critical_section(capsule):

@@ -1,3 +1,4 @@
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._core.atomics cimport word
@@ -76,3 +77,4 @@ cdef class Messages:
 
 cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares)
 cdef const char* text_of(object message, Py_ssize_t* size) except NULL
+cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1

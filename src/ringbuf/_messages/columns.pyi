@@ -24,7 +24,7 @@ class Gathered:
 @final
 class Messages:
     # Raises TypeError; but with NoReturn mypy would take the class for a function, without from_columns.
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __new__(cls, *args: object, **kwargs: object) -> Messages: ...
     @staticmethod
     def from_columns(
         data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], first_seq: int = 0

@@ -7,10 +7,13 @@ that a ring has filled, and shows them as numpy arrays. Neither changes after it
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.number cimport PyNumber_AsSsize_t
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_Check
@@ -18,11 +21,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
-from ringbuf._core.buffers cimport fill_bytes
-from ringbuf._core.counts cimport whole
+from ringbuf._core.buffers cimport fill_bytes, names_objects
+from ringbuf._core.counts cimport up_to, whole
 from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
+
+from collections.abc import Mapping, MappingView, Set
 
 import numpy as np
 
@@ -42,6 +47,9 @@ cdef int64_t NOWHERE = 0  # the offsets of no messages
 cdef const char* NOTHING = b""  # where messages of no bytes lie: memcpy takes no NULL
 # In Block._users, above any number of them.
 cdef uint64_t ENDED = <uint64_t>1 << 32
+# What makes Messages and their blocks: `__new__` alone, called by somebody else, would make some of no memory.
+cdef object OURS = object()
+cdef tuple KEY = (OURS,)  # one for all, as an argument for each would cost as much as all else that is made for Messages
 
 
 cdef extern from *:
@@ -75,6 +83,15 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 
+cdef extern from *:
+    """
+    static inline PyObject *ringbuf_new_of(PyObject *type, PyObject *arguments) {
+        return ((PyTypeObject *)type)->tp_new((PyTypeObject *)type, arguments, NULL);
+    }
+    """
+    object new_of "ringbuf_new_of"(object kind, tuple arguments)
+
+
 class MessageTooLarge(ValueError):
     """A message that never fits: its `index` in what was given, its size `nbytes`, and the ring's `limit` in bytes."""
 
@@ -85,6 +102,9 @@ class MessageTooLarge(ValueError):
         self.index = index
         self.nbytes = nbytes
         self.limit = limit
+
+    def __reduce__(self):
+        return type(self), (self.index, self.nbytes, self.limit), self.__dict__
 
 
 @cython.final
@@ -97,9 +117,14 @@ cdef class Gathered:
     def __cinit__(self, messages, uint64_t limit=4294967295):
         if isinstance(messages, (bytes, bytearray, memoryview, str)):
             raise TypeError(f"messages must be a sequence of bytes or str, not one {type(messages).__name__}: give [message]")
+        if type(messages) is list or type(messages) is tuple:
+            self._gather_objects(messages, limit)
+            return
         if isinstance(messages, np.ndarray):
             self._gather_array(messages, limit)
             return
+        if isinstance(messages, (Mapping, MappingView, Set)):
+            raise TypeError(f"messages must be a sequence of bytes or str, not a {type(messages).__name__}: give list(...)")
         if hasattr(messages, "__arrow_c_array__"):
             self._gather_arrow(messages, limit)
             return
@@ -201,7 +226,7 @@ cdef class Gathered:
         if size > 0:
             count = view.len // size
         PyBuffer_Release(&view)  # `pins` hold the memory
-        if <uint64_t>size > limit:
+        if count > 0 and <uint64_t>size > limit:
             raise MessageTooLarge(0, size, limit)
         self._allocate(count)
         for i in range(count):
@@ -238,6 +263,26 @@ cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
     raise TypeError(f"a message must be bytes or str, not {type(message).__name__}")
 
 
+cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1:
+    """The bytes of a caller's object, to be given back by PyBuffer_Release. TypeError where they are pointers to Python objects.
+
+    numpy lends an array of objects as if it were bytes, and lets them be written, unless it is asked for the format.
+    """
+    cdef int flags = PyBUF_WRITABLE if to_write else PyBUF_SIMPLE
+    try:
+        PyObject_GetBuffer(owner, buffer, flags | PyBUF_ND | PyBUF_FORMAT)
+    except (BufferError, ValueError):
+        # No format has a letter for times; an array of them has bytes all the same. A subclass is not asked for its dtype.
+        if not isinstance(owner, np.ndarray) or np.ndarray.dtype.__get__(owner).hasobject:
+            raise
+        PyObject_GetBuffer(owner, buffer, flags)
+        return 0
+    if names_objects(buffer.format):
+        PyBuffer_Release(buffer)
+        raise TypeError(f"{name} holds Python objects, which have no bytes of their own")
+    return 0
+
+
 @cython.final
 cdef class Parts:
     pass
@@ -250,11 +295,10 @@ cdef class Messages:
     first_seq: the first one's sequence number. Indexing and iterating give bytes, slicing gives Messages that share the memory.
     """
 
-    def __cinit__(self):
+    def __cinit__(self, key=None):
         self._offsets = &NOWHERE  # until new_messages, from_columns or share have more to say
-
-    def __init__(self):
-        raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
+        if key is not OURS:
+            raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
 
     @staticmethod
     def from_columns(data, offsets, first_seq=0):
@@ -353,7 +397,7 @@ cdef class Messages:
                 raise ValueError("Messages can be sliced in steps of 1 only")
             stop = max(start, stop)
             return self._share(start, stop - start)
-        i = index
+        i = PyNumber_AsSsize_t(index, IndexError)
         if i < 0:
             i += self._count
         if not 0 <= i < self._count:
@@ -389,7 +433,7 @@ cdef class Messages:
 
     def join(self, sep=b"\n", end=b""):
         """All messages as one bytes object, with `sep` between them and `end` after the last."""
-        cdef bytes separator = bytes(sep), ending = bytes(end)
+        cdef bytes separator = bytes_of(sep, "sep"), ending = bytes_of(end, "end")
         if self._count == 0:
             return b""
         cdef size_t width = len(separator)
@@ -406,42 +450,40 @@ cdef class Messages:
         memcpy(target, PyBytes_AS_STRING(ending), len(ending))
         return joined
 
-    def join_into(self, target, Py_ssize_t start=0, sep=b"\n"):
+    def join_into(self, target, start=0, sep=b"\n"):
         """Write messages from number `start` on into a writable buffer, each followed by `sep`, as many as fit.
 
         Returns (messages, bytes written); (0, 0) where not even one fits. For sinks that write out of one small buffer, which
         stays in the cache, rather than out of a second copy of it all.
         """
         cdef Py_buffer view
-        cdef bytes separator = bytes(sep)
-        cdef Py_ssize_t low, high, middle
+        cdef bytes separator = bytes_of(sep, "sep")
+        cdef Py_ssize_t first = up_to(start, "start", self._count), low, high, middle
         cdef int64_t width = len(separator)
         cdef const char* between
         cdef char* end
-        if not 0 <= start <= self._count:
-            raise ValueError(f"start must be from 0 to {self._count}, not {start}")
         _held = pins(target)
-        PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
+        borrow_bytes(target, &view, True, "target")
         try:
             # The most messages that fit: their ends ascend.
-            low, high = start, self._count
+            low, high = first, self._count
             while low < high:
                 middle = (low + high + 1) // 2
-                if self._offsets[middle] - self._offsets[start] + (middle - start) * width <= view.len:
+                if self._offsets[middle] - self._offsets[first] + (middle - first) * width <= view.len:
                     low = middle
                 else:
                     high = middle - 1
-            if low > start:
+            if low > first:
                 between = PyBytes_AS_STRING(separator)
                 if view.len >= NOGIL_BYTES:
                     with nogil:
-                        end = join_into(<char*>view.buf, self._data, self._offsets + start, low - start, between, width)
+                        end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
                 else:
-                    end = join_into(<char*>view.buf, self._data, self._offsets + start, low - start, between, width)
+                    end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
                 memcpy(end, between, width)
         finally:
             PyBuffer_Release(&view)
-        return low - start, self._offsets[low] - self._offsets[start] + (low - start) * width
+        return low - first, self._offsets[low] - self._offsets[first] + (low - first) * width
 
     cdef Messages _share(self, Py_ssize_t start, Py_ssize_t count):
         """Some of them, in the same memory."""
@@ -455,6 +497,20 @@ cdef class Messages:
 
     def __repr__(self):
         return f"Messages({self._count} messages, {self.nbytes} bytes, first_seq={self.first_seq})"
+
+
+cdef bytes bytes_of(object text, str name):
+    """What stands between messages, or after the last."""
+    cdef Py_buffer view
+    if type(text) is bytes:
+        return text
+    if not PyObject_CheckBuffer(text):
+        raise TypeError(f"{name} must be bytes, or another buffer of bytes, not {type(text).__name__}")
+    borrow_bytes(text, &view, False, name)
+    try:
+        return PyBytes_FromStringAndSize(<char*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef char* join_into(
@@ -488,7 +544,7 @@ cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
 
 cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
     """Messages whose offsets lie at the start of the block; what the data are is the caller's to say."""
-    cdef Messages messages = Messages.__new__(Messages)
+    cdef Messages messages = new_of(Messages, KEY)
     fetch_add_relaxed(&block._users, 1)
     messages._block = block
     messages._offsets = <int64_t*>block.start()
@@ -498,7 +554,7 @@ cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
 
 
 cdef Block new_block(uint64_t size, Spares spares):
-    cdef Block block = Block.__new__(Block)
+    cdef Block block = new_of(Block, KEY)
     block._chunk = spares.get(size) if spares is not None else new_chunk(size)
     block._nbytes = size
     block._spares = spares
@@ -513,6 +569,10 @@ cdef class Block:
     Nobody gets a buffer to write, nor one at all once the memory has gone on to `_spares`. Only a ring writes here, before
     anybody else has seen the Messages.
     """
+
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Block is made for Messages")
 
     def __dealloc__(self):
         PyMem_Free(self._chunk)

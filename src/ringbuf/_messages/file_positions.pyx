@@ -11,7 +11,7 @@ from libc.string cimport memset
 from ringbuf._core.atomics cimport word
 from ringbuf._core.pairs cimport Pair, is_before, load_pair, same
 from ringbuf._messages.positions cimport (
-    GRANULE, Cursors, Frames, FrameView, frame_at,
+    GRANULE, MAX_SEQ, Cursors, Frames, FrameView, frame_at,
 )
 from ringbuf._shared.op_slots cimport SEATS as _SEATS
 from ringbuf._shared.op_slots cimport Desk, place_in
@@ -63,7 +63,7 @@ def read_positions(memory, uint64_t granules):
         taken = number_at(&frames, read, write)
         if tail.position < granules or is_before(read, tail) or read.position > write.position or used > granules:
             continue
-        if not acked <= taken <= write.rest:
+        if not acked <= taken <= write.rest <= MAX_SEQ:
             continue
         # What lies between tail and write was not used anew while nobody has moved them.
         if same(load_pair(&frames.cursors.tail), tail) and same(place_in(load_pair(&frames.cursors.read)), read):

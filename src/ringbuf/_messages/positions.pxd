@@ -70,6 +70,17 @@ cdef enum:
     END_MASK = (1 << END_BITS) - 1
 
 
+cdef extern from *:
+    """
+    #define RINGBUF_MAX_FIRST_SEQ (1ull << 63)
+    #define RINGBUF_MAX_SEQ (3ull << 62)
+    """
+    # Numbers are added and compared as if they had no end. A ring that begins with the largest one would have to push a billion
+    # messages a second for 146 years to come to MAX_SEQ: what lies beyond it in a file is damage, and no sum wraps before it.
+    const uint64_t MAX_FIRST_SEQ "RINGBUF_MAX_FIRST_SEQ"
+    const uint64_t MAX_SEQ "RINGBUF_MAX_SEQ"
+
+
 cdef struct Cursors:
     PairWord write
     word pad0[6]

@@ -44,7 +44,7 @@ cdef class Port:
 
 
 cdef class MessageRing(Port):
-    cdef bint _made
+    cdef word _made                  # 1: once and for all, as far as it went well
     cdef uint64_t _warm_until        # the position up to which `warm_ahead` has made memory ready
     cdef object _key                 # of sealed frames: the array that owns it
 

@@ -15,28 +15,28 @@ Numbers. Messages carry sequence numbers from 0 on, in the order in which they w
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport Py_buffer, PyBuffer_Release
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memset
 
 from ringbuf._core.atomics cimport (
     exchange_total, fetch_add_relaxed, fetch_sub_acq_rel, ignore_races, load_acquire, load_relaxed, store_relaxed, store_release,
     word,
 )
-from ringbuf._core.counts cimport at_most, whole
+from ringbuf._core.counts cimport at_most, up_to, whole
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pages cimport make_ready
 from ringbuf._core.pairs cimport Pair, load_pair, same
 from ringbuf._core.timing cimport steady_ns
-from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, new_messages, text_of
+from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, borrow_bytes, new_messages, text_of
 from ringbuf._messages.frame_checksum cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._messages.frames cimport (
     Source, Take, copy_out, find_take, push_column, release_messages, walk, win,
 )
 from ringbuf._messages.positions cimport (
-    FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules, free_granules,
-    next_seq_of_frame, read_mark, rewind,
+    FRAME_BYTES, GRANULE, MAX_FIRST_SEQ, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules,
+    free_granules, next_seq_of_frame, read_mark, rewind,
 )
 from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.validate cimport damage_of_frames
@@ -118,6 +118,10 @@ cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
 
 cdef class Port:
     """What a ring and its handles have in common: the way to the memory, and what goes in and out."""
+
+    def __cinit__(self, *args, **kwargs):
+        if not isinstance(self, (MessageRing, MessageProducer, MessageConsumer)):
+            raise TypeError("a Port is a MessageRing or one of its handles")
 
     # ---------------------------------------------------------------- push
 
@@ -413,7 +417,7 @@ cdef class MessageRing(Port):
         what one has taken and not released when it dies, is delivered again. A process takes one of the 32 seats with its first
         push or take, and raises RuntimeError there if all are taken; a forked child opens the file anew with its first, and
         raises OSError if it can not. What failed so can be tried again. Making the file shorter kills all who use it (SIGBUS).
-    first_seq: the number that the first message of a new ring gets.
+    first_seq: the number that the first message of a new ring gets: at most 2**63, from where no ring comes to the last number.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
         tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
 
@@ -444,18 +448,29 @@ cdef class MessageRing(Port):
         if not 0 < size <= MAX_GRANULES * GRANULE:
             raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
-        if self._made:
-            raise TypeError("a MessageRing is made once")
-        first_seq = whole(first_seq, "first_seq")
-        if not 0 <= first_seq < 1 << 64:
-            raise ValueError(f"first_seq must be from 0 to 2**64 - 1, not {first_seq}")
+        number = whole(first_seq, "first_seq")
+        if not 0 <= number <= MAX_FIRST_SEQ:
+            raise ValueError(f"first_seq must be from 0 to 2**63, which leaves 2**63 messages, not {number:,}")
+        cdef uint64_t first = number
+        cdef bint sealed = checksums
         if path is not None:
-            self._open(create_or_attach(path, granules, first_seq, checksums))
-        elif checksums:
+            path = os.fsdecode(path)
+        elif sealed:
             raise ValueError("checksums are for a ring in a file: give it a path")
-        else:
-            self._allocate(granules, first_seq)
-        self._made = True
+        # Nothing of the caller's runs from here on, but another thread may be as far.
+        if exchange_total(&self._made, 1):
+            raise TypeError("a MessageRing is made once")
+        try:
+            if path is not None:
+                self._open(create_or_attach(path, granules, first, sealed))
+            else:
+                self._allocate(granules, first)
+        except BaseException:
+            # As it was: a file that was refused is not worked on.
+            self._participant = self._key = None
+            memset(&self._frames, 0, sizeof(Frames))
+            store_release(&self._made, 0)
+            raise
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq):
         # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
@@ -477,9 +492,8 @@ cdef class MessageRing(Port):
         Raises FileNotFoundError, and SharedFileError for a file that is not a MessageRing's, damaged, or of another version.
         """
         cdef MessageRing ring = cls.__new__(cls)
-        file = SharedFile.attach(path, KIND, SEATS)
-        ring._open(file)
-        ring._made = True
+        store_release(&ring._made, 1)
+        ring._open(SharedFile.attach(path, KIND, SEATS))
         return ring
 
     @staticmethod
@@ -582,9 +596,10 @@ cdef class MessageRing(Port):
         For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
         one thread at a time.
         """
+        cdef uint64_t stored = up_to(seq, "seq", UINT64_MAX)
         check_open(self._waiting)
-        store_release(&self._frames.cursors.stored, <uint64_t>seq)
-        store_release(&self._frames.cursors.stored_mirror, ~<uint64_t>seq)
+        store_release(&self._frames.cursors.stored, stored)
+        store_release(&self._frames.cursors.stored_mirror, ~stored)
 
     def __len__(self):
         """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
@@ -605,6 +620,7 @@ cdef class MessageRing(Port):
         Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
         a thread that has time, one at a time.
         """
+        cdef uint64_t most = up_to(most_bytes, "most_bytes", UINT64_MAX)
         check_open(self._waiting)
         if self._participant is None:
             return
@@ -614,7 +630,7 @@ cdef class MessageRing(Port):
         if <int64_t>used <= REWIND_GRANULES:
             return
         # What has filled up so far tells how much is about to come.
-        end = write + min(min(<uint64_t>most_bytes // GRANULE, used * 4), capacity - min(used, capacity))
+        end = write + min(min(most // GRANULE, used * 4), capacity - min(used, capacity))
         start = max(write, self._warm_until)
         if end <= start:
             return
@@ -626,9 +642,9 @@ cdef class MessageRing(Port):
     def close(self):
         """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it, and the descriptor of `fileno` becomes readable. Of a shared ring
-        this is this process's part: others go on, and get what was taken here and not released, which can not be released any
-        more. What another thread is doing at the moment it finishes.
+        Whoever waits in a push or a pop wakes up and raises it (a push of many of which some are in returns how many), and the
+        descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on, and get what was
+        taken here and not released, which can not be released any more. What another thread is doing at the moment it finishes.
         """
         check_made(self._waiting)
         self._waiting.close(&self._frames.cursors.room)
@@ -690,22 +706,21 @@ cdef class MessageRing(Port):
             `__arrow_c_array__`). Everything is checked before anything is pushed: TypeError for an item of another
             type, ValueError for one larger than `max_message_bytes`.
         timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
-            what it raises comes out of here, with nothing but the first part of the messages pushed.
+            what it raises comes out of here, with nothing but the first part of the messages pushed. If the ring is closed
+            meanwhile, this returns how many went in before; only where that is none, and from the next call on, it raises.
         """
         return push_waiting(self, messages, timeout)
 
-    def push_gathered(self, Gathered gathered not None, int64_t start=0, max_messages=None):
+    def push_gathered(self, Gathered gathered not None, start=0, max_messages=None):
         """Push from message number `start` of `gathered` on; returns (messages pushed, first sequence number).
 
         For the lanes of `backpressure`, which may need several tries for one call and check its messages only once.
         """
         cdef Column column
-        cdef uint64_t first_seq = 0
-        if not 0 <= start <= gathered.column.count:
-            raise ValueError(f"start must be from 0 to {gathered.column.count}, not {start}")
-        column.starts = gathered.column.starts + start
-        column.lengths = gathered.column.lengths + start
-        column.count = gathered.column.count - start
+        cdef uint64_t first_seq = 0, first = up_to(start, "start", gathered.column.count)
+        column.starts = gathered.column.starts + first
+        column.lengths = gathered.column.lengths + first
+        column.count = gathered.column.count - <int64_t>first
         column.count = min(column.count, at_most(max_messages, "max_messages"))
         return self._push(&column, &first_seq), first_seq
 
@@ -919,7 +934,13 @@ cdef object push_waiting(Port port, messages, timeout):
         column.lengths = gathered.column.lengths + done
         column.count = total - done
         seen = before_sleep(&port._frames.cursors.room)
-        done += port._push(&column, &first_seq)
+        try:
+            done += port._push(&column, &first_seq)
+        except ValueError:
+            # Closed meanwhile. Those that are in stay in, and nobody else can say how many they are.
+            if done == 0 or load_relaxed(&port._waiting.closed) != CLOSED:
+                raise
+            return done
         if done == total or steady_ns() >= deadline:
             return done
         port._waiting.sleep(&port._frames.cursors.room, seen, deadline)
@@ -931,7 +952,7 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
     cdef int64_t lines, most = at_most(max_lines, "max_lines")
     _held = pins(chunk) if type(chunk) is not bytes else None
-    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    borrow_bytes(chunk, &view, False, "chunk")
     try:
         if <uint64_t>view.len > largest:
             check_lines(<const char*>view.buf, view.len, final, largest)
@@ -1054,7 +1075,7 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 # ---------------------------------------------------------------- helpers
 
 
-cdef object create_or_attach(path, uint64_t granules, uint64_t first_seq, bint checksums):
+cdef object create_or_attach(str path, uint64_t granules, uint64_t first_seq, bint checksums):
     """The SharedFile of a ring of that capacity, made if it is not there."""
     cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = data_offset(granules)
     cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
@@ -1159,7 +1180,7 @@ def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
     cdef size_t lines
     cdef bint last = final
     _held = pins(chunk) if type(chunk) is not bytes else None
-    PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+    borrow_bytes(chunk, &view, False, "chunk")
     try:
         if <uint64_t>view.len > limit:
             check_lines(<const char*>view.buf, view.len, last, limit)

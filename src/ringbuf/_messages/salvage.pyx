@@ -13,16 +13,17 @@ The file is only read. Of each of its pages and sectors it may hold any state th
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport load_relaxed, store32_relaxed
+from ringbuf._core.counts cimport up_to
 from ringbuf._messages.frame_checksum cimport (
     KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
 )
 from ringbuf._messages.frames cimport get_bytes
 from ringbuf._messages.positions cimport (
-    END_MASK, GRANULE, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, frame_granules,
+    END_MASK, GRANULE, MAX_FRAME_MESSAGES, MAX_SEQ, Cursors, Frame, Frames, frame_granules,
 )
 
 import errno
@@ -50,7 +51,8 @@ cdef struct Header:
 cdef bytes KIND = b"msgs"
 # So many bytes at a time, of the file and of messages that are given back.
 PIECE_BYTES = 1 << 20
-MAX_SEQ = (1 << 64) - 1
+# What makes a Salvage: its `__new__` alone, called by somebody else, would make one of nothing.
+cdef object OURS = object()
 
 
 @cython.final
@@ -76,12 +78,17 @@ cdef class Salvage:
     cdef Frames _frames
     cdef object _key
 
-    def __init__(self):
-        raise TypeError("a Salvage is made by ringbuf.salvage()")
+    def __cinit__(self, key=None):
+        if key is not OURS:
+            raise TypeError("a Salvage is made by ringbuf.salvage()")
 
-    def messages(self, uint64_t start=0, end=None):
+    def messages(self, start=0, end=None):
         """The whole messages with numbers from `start` on and below `end`, ascending, as Messages of about a megabyte."""
-        cdef uint64_t stop = MAX_SEQ if end is None else end, first = 0, next = 0, count, skip, many, size
+        cdef uint64_t stop = UINT64_MAX if end is None else up_to(end, "end", UINT64_MAX)
+        return self._pieces(up_to(start, "start", UINT64_MAX), stop)
+
+    def _pieces(self, uint64_t start, uint64_t stop):
+        cdef uint64_t first = 0, next = 0, count, skip, many, size
         cdef uint64_t[:, ::1] found = self._found
         cdef Header* frame
         cdef Py_ssize_t i
@@ -159,8 +166,8 @@ def salvage(path):
     For a file from before a reboot, or from another host. It is left as it is: a new ring, with a `first_seq` far above
     `next_seq`, is what goes on. Takes as much memory as the ring has capacity. Raises OSError, and SharedFileError as attach().
     """
-    cdef Salvage found = Salvage.__new__(Salvage)
-    found.path = os.fspath(path)
+    cdef Salvage found = Salvage.__new__(Salvage, OURS)
+    found.path = os.fsdecode(path)
     fd = open_to_read(path)
     try:
         header = read_header(found.path, fd, KIND)
@@ -230,7 +237,7 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     if frame.check != header_check(f.key, frame.first_seq, frame.count, frame.payload, slot):
         return False
     granules = frame_granules(f, count, frame.payload)
-    if granules > f.capacity or frame.first_seq > <uint64_t>-1 - count:
+    if granules > f.capacity or frame.first_seq > MAX_SEQ - count:
         return False
     memcpy(
         &trailer, f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES, sizeof(trailer)

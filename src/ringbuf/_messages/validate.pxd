@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire
 from ringbuf._core.pairs cimport Pair, is_before, load_pair, pair
 from ringbuf._messages.positions cimport (
-    Frames, FrameView, end_of, frame_at, next_seq_of_frame, read_mark,
+    MAX_SEQ, Frames, FrameView, end_of, frame_at, next_seq_of_frame, read_mark,
 )
 from ringbuf._shared.op_slots cimport MOST_POSITION, Slot, claimer, has_claimed, place_in
 from ringbuf._shared.ranges cimport Range, Walk, collect_ranges, come_to
@@ -29,6 +29,8 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     cdef Slot* slot
     if not f.capacity <= tail.position <= read.position <= write.position <= limit or write.position > MOST_POSITION:
         return b"its positions make no sense"
+    if write.rest > MAX_SEQ:
+        return b"its numbers make no sense"
     if is_before(read, tail):
         return b"more of it is released than was taken"
     walk.ranges, walk.next, walk.within = ranges, 0, False
@@ -56,7 +58,7 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
             break
         elif not frame_at(f, at.position, &view):
             return b"it has a frame that makes no sense"
-        elif view.granules > write.position - at.position or known and view.first_seq != sequence:
+        elif view.granules > write.position - at.position or view.first_seq > write.rest or known and view.first_seq != sequence:
             return b"its frames do not follow each other"
         else:
             at.rest = tail.rest if at.position == tail.position else 0

@@ -51,6 +51,7 @@ from ringbuf._shared.shared_file import SharedFile
 
 # What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
 cdef object OURS = object()
+cdef object MISSING = object()
 
 
 cdef enum:
@@ -90,8 +91,10 @@ cdef class RingBuffer(Face):
     33
     """
 
-    def __cinit__(self, capacity, dtype, *, path=None):
+    def __cinit__(self, capacity=MISSING, dtype=MISSING, *, path=None):
         cdef uint64_t slots
+        if dtype is MISSING:
+            raise TypeError("a RingBuffer needs a capacity and a dtype: RingBuffer(1024, 'i8')")
         # `attach` puts an open file in the place of the capacity.
         file = capacity if isinstance(capacity, SharedFile) else None
         records = file.meta["records"] if file is not None else positive(capacity, "capacity")
@@ -169,7 +172,8 @@ cdef class RingBuffer(Face):
             An array of another dtype is converted where numpy's "same_kind" rule allows it and every value can be held.
             TypeError or ValueError (OverflowError for numbers) otherwise, before anything is pushed.
         timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
-            what it raises comes out of here, with nothing but the first part of the records pushed.
+            what it raises comes out of here, with nothing but the first part of the records pushed. If the ring is closed
+            meanwhile, this returns how many went in before; only where that is none, and from the next call on, it raises.
         """
         return push_some(self, records, timeout)
 
@@ -223,9 +227,9 @@ cdef class RingBuffer(Face):
     def close(self):
         """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it, and the descriptor of `fileno` becomes readable. Of a shared ring
-        this is this process's part: others go on. A block that is open ends as ever, and what another thread is doing at the
-        moment it finishes.
+        Whoever waits in a push or a pop wakes up and raises it (a push of many of which some are in returns how many), and the
+        descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on. A block that is open
+        ends as ever, and what another thread is doing at the moment it finishes.
         """
         cdef Face face
         self._waiting.close(&self._runs.cursors.room)
@@ -476,7 +480,13 @@ cdef uint64_t push_array(Face face, object array, double seconds) except? 0xFFFF
             deadline = deadline_of(seconds)
             while True:
                 seen = before_sleep(&face._runs.cursors.room)
-                done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
+                try:
+                    done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
+                except ValueError:
+                    # Closed meanwhile. Those that are in stay in, and nobody else can say how many they are.
+                    if done == 0 or load_relaxed(&face._waiting.closed) != CLOSED:
+                        raise
+                    break
                 if done == total or steady_ns() >= deadline:
                     break
                 face._waiting.sleep(&face._runs.cursors.room, seen, deadline)

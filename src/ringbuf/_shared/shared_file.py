@@ -107,7 +107,9 @@ class SharedFile:
         there is a file.
         """
         _need_linux()
-        name = os.fsdecode(path)
+        name = _name_of(path)
+        # Of a symbolic link to nothing, what it leads to is made, as `open` does it.
+        place = os.path.realpath(name) if os.path.islink(name) else name
         text = json.dumps(meta, sort_keys=True).encode()
         if _HEADER.size + len(text) + 4 > PAGE:
             raise ValueError(
@@ -119,8 +121,9 @@ class SharedFile:
             + text
         )
         head += struct.pack("<I", zlib.crc32(head))
-        _remove_abandoned(name)
-        fd, building = _new_file(name)
+        _remove_abandoned(place)
+        with _errors_about(name):
+            fd, building = _new_file(place)
         try:
             try:
                 os.posix_fallocate(fd, 0, whole)
@@ -141,12 +144,13 @@ class SharedFile:
                 _write_zeros(fd, max(first, started), min(end, whole), _HUGE)
             for first, end in warm:
                 _write_zeros(fd, max(PAGE + first, started), min(PAGE + end, whole), _SMALL)
-            if building is None:
-                # The directory is of no use to an absolute path, but makes `link` follow what it finds there.
-                os.link(f"{_PROC}/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
-            else:
-                os.link(building, name)
-                _lock(fd, fcntl.F_UNLCK, _BUILDER_AT)
+            with _errors_about(name):
+                if building is None:
+                    # The directory is of no use to an absolute path, but makes `link` follow what it finds there.
+                    os.link(f"{_PROC}/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
+                else:
+                    os.link(building, place)
+                    _lock(fd, fcntl.F_UNLCK, _BUILDER_AT)
             return cls(name, fd, kind, seats)
         finally:
             os.close(fd)
@@ -158,7 +162,7 @@ class SharedFile:
     def attach(cls, path: str | os.PathLike[str], kind: bytes, seats: int) -> SharedFile:
         """Open a file that `create` made; FileNotFoundError, or SharedFileError that says what is wrong with it."""
         _need_linux()
-        name = os.fsdecode(path)
+        name = _name_of(path)
         fd = _open_regular(name, os.O_RDWR)
         try:
             return cls(name, fd, kind, seats)
@@ -239,6 +243,23 @@ def _write_zeros(fd: int, first: int, end: int, unit: int) -> None:
 # ---------------------------------------------------------------- files
 
 
+def _name_of(path: str | os.PathLike[str]) -> str:
+    """The path as text; ValueError where there is nothing in it."""
+    name = os.fsdecode(path)
+    if not name:
+        raise ValueError("path must not be empty: give the name of a file")
+    return name
+
+
+@contextlib.contextmanager
+def _errors_about(name: str) -> Iterator[None]:
+    """What fails within the block under other names is an error about this one, the only one that the caller knows."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+
+
 def _open_regular(path: str, flags: int) -> int:
     """Open a regular file; SharedFileError for what can be none of ours. Nothing else is opened, so nothing waits or happens."""
     try:
@@ -272,7 +293,7 @@ def _nature(mode: int) -> str:
 
 def open_to_read(path: str | os.PathLike[str]) -> int:
     """A descriptor of a file for a look at it; SharedFileError for what can be none of ours."""
-    return _open_regular(os.fsdecode(path), os.O_RDONLY)
+    return _open_regular(_name_of(path), os.O_RDONLY)
 
 
 def _no_proc(why: str, path: str) -> OSError:

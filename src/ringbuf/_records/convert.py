@@ -151,13 +151,12 @@ def as_time(row: Any, dtype: np.dtype[Any]) -> Any:
         )  # pandas's count nanoseconds, of which numpy sees only the microseconds
     if isinstance(row, datetime.date):
         return np.datetime64(row)
-    count, unit = row // MICROSECOND, "us"
-    if abs(count) >= 2**63:
-        count, rest = divmod(count, 10**6)
-        unit = "s"
-        if rest:
-            raise ValueError(f"{row!r} is too long to be told in microseconds")
-    return np.timedelta64(count, unit)
+    count = row // MICROSECOND
+    if abs(count) < 2**63:
+        return np.timedelta64(count, "us")
+    if row.microseconds:
+        raise ValueError(f"{row!r} is too long to be told in microseconds")
+    return np.timedelta64(count // 10**6, "s")
 
 
 def cast(

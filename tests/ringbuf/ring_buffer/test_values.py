@@ -291,6 +291,38 @@ def test_a_bad_out_is_refused_and_takes_nothing(out: Any, error: type[Exception]
     assert ring.pop_many().tolist() == [1, 2]
 
 
+def test_what_a_subclass_says_of_itself_is_not_asked_of_an_out() -> None:
+    class Claims(np.ndarray):  # type: ignore[type-arg]
+        dtype = property(lambda self: np.dtype("i8"))  # type: ignore[assignment]
+
+    ring = RingBuffer(4, "i8")
+    ring.push_many([1, 2, 3])
+    objects = np.array([object(), object()], object)
+    kept = objects.tolist()
+    with pytest.raises(ValueError, match="out must be"):
+        ring.pop_many(out=objects.view(Claims))
+    assert objects.tolist() == kept
+    memory = np.zeros(2, "i8")
+    assert ring.pop_many(out=memory.view(Claims)).tolist() == [1, 2]
+    assert ring.pop_many(out=memory[:1].view(np.matrix).A1.view(Claims)).tolist() == [3]
+    assert memory.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2"])
+def test_a_long_double_goes_in_alone_as_in_an_array(dtype: str) -> None:
+    ring = RingBuffer(8, dtype)
+    for value in ("0.5", "inf", "nan", "3"):
+        number = np.longdouble(value)
+        assert ring.try_push(number)
+        assert ring.push_many([number]) == ring.push_many(np.array([number])) == 1
+        assert [str(each) for each in ring.pop_many().tolist()] == [str(float(value))] * 3
+    huge = np.longdouble("1e4000")
+    if np.isfinite(huge):  # else it is no longer than a double here
+        for push in (ring.try_push, lambda number: ring.push_many(np.array([number]))):
+            with pytest.raises(OverflowError, match="out of range"):
+                push(huge)
+
+
 @pytest.mark.parametrize("dtype", [object, np.dtype([("a", object)]), "S0", np.dtype(("i4", (2,)))])
 def test_dtypes_without_a_fixed_size_are_refused(dtype: object) -> None:
     with pytest.raises((TypeError, ValueError), match="dtype"):

@@ -14,7 +14,7 @@ cdef inline object whole(object number, str name):
 
 cdef inline double real(object number, str name) except? -1:
     """`number`, a number of any kind that is one of reals, as a double."""
-    if type(number) is float:
+    if isinstance(number, float) or type(number) is int:
         return number
     is_number = hasattr(number, "__float__") or hasattr(number, "__index__")
     # numpy would make floats of its bools, texts, times and complex numbers as well.

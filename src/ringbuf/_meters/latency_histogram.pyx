@@ -169,7 +169,7 @@ cdef class LatencyHistogram:
 
         seconds: a number, or a timedelta64. ValueError if it is NaN, NaT or infinite.
         """
-        cdef double value = seconds if type(seconds) is float else one_latency(seconds)
+        cdef double value = seconds if isinstance(seconds, float) else one_latency(seconds)
         cdef uint64_t times = <uint64_t>checked_count(n)
         if not isfinite(value):
             raise ValueError(f"seconds must be finite, not {value}")

@@ -208,6 +208,30 @@ def test_record_many_takes_what_numpy_takes() -> None:
     assert same(histogram, expected)
 
 
+@pytest.mark.parametrize(
+    ("unit", "count", "seconds"),
+    [
+        ("ms", 7, 0.007), ("us", 10**15, 1e9), ("ns", 2**62, 2**62 / 1e9), ("as", 10**18, 1.0), ("s", 3, 3.0),
+        ("25s", 2, 50.0), ("m", 2, 120.0), ("h", 1, 3600.0), ("D", 10**17, 8.64e21), ("W", 1, 604_800.0),
+    ],
+)  # fmt: skip
+def test_a_timedelta_counts_as_its_seconds(unit: str, count: int, seconds: float) -> None:
+    histogram = LatencyHistogram()
+    spans = np.array([count, -count], f"m8[{unit}]")
+    histogram.record_many(spans)
+    histogram.record(spans[0])
+    histogram.record_many([spans[0]])
+    histogram.record_many(spans.astype(spans.dtype.newbyteorder())[::2])
+    assert (histogram.count, histogram.min, histogram.max) == (5, 0.0, seconds)
+    assert histogram.sum == pytest.approx(4 * seconds)
+
+
+def test_a_sum_that_no_double_holds_is_inf() -> None:
+    histogram = LatencyHistogram()
+    histogram.record(1e308, 2**60)
+    assert (histogram.sum, histogram.mean, histogram.max) == (math.inf, math.inf, 1e308)
+
+
 def test_a_clock_that_went_back_counts_as_no_time() -> None:
     histogram = LatencyHistogram()
     histogram.record(-0.5)
@@ -237,14 +261,23 @@ def test_what_is_refused_changes_nothing() -> None:
     for n in (-1, 2**62, 10**30):
         with pytest.raises(ValueError, match=f"n must be from 0 to {2**62 - 1}, not {n}"):
             histogram.record(0.1, n)
-    for wrong in ("0.1", None, [0.1]):
-        with pytest.raises(TypeError):
+    for wrong in ("0.1", None, [0.1], True, np.True_, 1j, np.complex128(1j)):
+        with pytest.raises(TypeError, match="seconds must be a number"):
             histogram.record(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="n must be an int"):
         histogram.record(0.1, 1.0)  # type: ignore[arg-type]
-    for many in (["fast"], [object()], [[0.1], [0.2, 0.3]], [1j]):
-        with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        histogram.record_many([[0.1], [0.2, 0.3]])  # type: ignore[list-item]
+    for many in (
+        ["fast"], "7", b"7", [b"7"], [object()], [0.1, None], [1j], [True], {0.1: 1}, np.array([0.1], object),
+        np.zeros(2, [("a", "f8")]), np.array(["2026-01-02"], "M8[s]"), np.array([1], "m8[Y]"), np.array([1], "m8"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="latencies"):
             histogram.record_many(many)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NaT"):
+        histogram.record_many(np.array([5, "NaT"], "m8[ms]"))
+    with pytest.raises(ValueError, match="NaT"):
+        histogram.record(np.timedelta64("NaT", "ms"))
     histogram.record(0.7, 0)
     assert same(histogram, before)
 
@@ -264,8 +297,14 @@ def test_bad_ranges_and_percents_are_named() -> None:
                 histogram.percentile(q)
             with pytest.raises(ValueError, match="a percentile must be from 0 to 100, not"):
                 histogram.snapshot().percentiles([50, q])
-        with pytest.raises(TypeError):
-            histogram.percentile("50")  # type: ignore[arg-type]
+        for wrong in ("50", True, None):
+            with pytest.raises(TypeError, match="q must be a number"):
+                histogram.percentile(wrong)  # type: ignore[arg-type]
+    for wrong in ("1", True, None):
+        with pytest.raises(TypeError, match="lowest must be a number"):
+            LatencyHistogram(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="highest must be a number"):
+            LatencyHistogram(1e-6, wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"LatencyHistogram\.snapshot"):
         HistogramSnapshot()
 
@@ -380,6 +419,14 @@ def test_a_snapshot_is_frozen() -> None:
     for array in (snapshot.counts, snapshot.edges):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(1, refcheck=False)
+        array.shape = (1, len(array))  # its own array's, and of no consequence to the next
+    assert (snapshot.counts.ndim, snapshot.edges.ndim) == (1, 1)
+    assert histogram.snapshot().edges.tobytes() == snapshot.edges.tobytes()
+    assert snapshot.percentile(50) == pytest.approx(0.1, rel=0.01)
     for name in ("counts", "edges", "count", "sum", "min", "max", "mean"):
         with pytest.raises(AttributeError):
             setattr(snapshot, name, 1)

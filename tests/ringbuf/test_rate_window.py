@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,6 +227,20 @@ def test_a_bucket_that_is_full_stays_full_and_harms_no_other() -> None:
             assert window.count_at(later * width) == (limit + 5 if later == 1 else 5)
 
 
+def test_full_buckets_add_up_beyond_a_word() -> None:
+    window = RateWindow(1e8, 1000)
+    width = 10**14
+    for slot in range(1001):
+        assert window.add_at(slot * width, 2**62 - 1)
+    limit = RateWindow(1e8, 1000)
+    limit.add_at(0, 2**62 - 1)
+    full = limit.count_at(0)
+    assert 500 * full > 2**64
+    assert window.count_at(999 * width) == 1000 * full
+    assert window.count_at(1000 * width + width // 2) == 1000 * full + full // 2
+    assert window.rate_at(999 * width + width - 1) == pytest.approx(1000 * full / 1e8)
+
+
 # Rates
 
 
@@ -303,11 +318,11 @@ def test_bad_arguments_are_named() -> None:
         ValueError, match=r"a bucket must span at least 1 ms, and 0\.009 s are too few for 10"
     ):
         RateWindow(0.009, 10)
-    for wrong in ("10", None):
-        with pytest.raises(TypeError):
+    for wrong in ("10", None, True, np.timedelta64(10, "ms")):
+        with pytest.raises(TypeError, match="seconds must be a number"):
             RateWindow(wrong, 10)  # type: ignore[arg-type]
-    for wrong in (10.0, "10", None):
-        with pytest.raises(TypeError, match="integer"):
+    for wrong in (10.0, "10", None, True):
+        with pytest.raises(TypeError, match="buckets must be an int"):
             RateWindow(10, wrong)  # type: ignore[arg-type]
     window = RateWindow(10, 10)
     adds: list[Callable[[int], bool]] = [window.add, lambda n: window.add_at(0, n)]

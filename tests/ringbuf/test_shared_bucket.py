@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -203,6 +205,93 @@ def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
         bucket.set_rate(0)
     noted = 7 * sum((tmp_path / f"{pid}.notes").stat().st_size for pid in children)
     assert noted <= 10**9 - bucket.tokens <= noted + 7 * len(children)
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in the first acquire it comes; and what it raises leaves no lock behind."""
+    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    path = tmp_path / "bucket"
+    keep = TokenBucket(0, 10**6, path=path)
+    taken: list[bool] = []
+
+    class Stopped(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        taken.append(bucket.try_acquire())
+        if raises:
+            raise Stopped
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        """Let the signal come at event number `at`, of lines, calls and returns of Python code."""
+        nonlocal seen
+        seen += 1
+        if seen == at:
+            signal.raise_signal(signal.SIGUSR1)
+        return trace
+
+    bucket: Any = None
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for answer in (False, True):
+            raises, at = answer, 0
+            while True:
+                bucket = TokenBucket.attach(path)
+                at += 1
+                seen = 0
+                tracing = sys.gettrace()
+                sys.settrace(trace)
+                try:
+                    taken.append(bucket.try_acquire())
+                except Stopped:
+                    pass
+                finally:
+                    sys.settrace(tracing)
+                if seen < at:
+                    break
+                taken.append(TokenBucket.attach(path).try_acquire())
+            assert at > 5, "the signal came nowhere: this test tests nothing"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert keep.tokens == 10**6 - sum(taken)
+
+
+def test_an_interrupted_first_acquire_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_full: bool
+) -> None:
+    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    path = tmp_path / "bucket"
+    keep = TokenBucket(0, 10**6, path=path)
+
+    class Stopped(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Stopped
+
+    rng = random.Random(3)
+    stopped = 0
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(20_000 if in_full else 2_000):
+            bucket = TokenBucket.attach(path)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 60e-6))
+                bucket.try_acquire()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stopped:
+                stopped += 1
+            TokenBucket.attach(path).try_acquire()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 0
+    assert keep.tokens <= 10**6
 
 
 # ---------------------------------------------------------------- stopped and damaged

@@ -1,4 +1,4 @@
-"""Counts and sizes as callers give them: ints of any kind. A float, a bool or a text is a mistake, and the error names it."""
+"""Counts and quantities as callers give them. A bool or a text is a mistake, of a count a float too; the error names it."""
 
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
@@ -11,6 +11,18 @@ cdef inline object whole(object number, str name):
     if isinstance(number, bool) or not hasattr(number, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(number).__name__}")
     return PyNumber_Index(number)
+
+
+cdef inline double real(object number, str name) except? -1:
+    """`number`, a number of any kind that is one of reals, as a double."""
+    if isinstance(number, float) or type(number) is int:
+        return number
+    is_number = hasattr(number, "__float__") or hasattr(number, "__index__")
+    # numpy would make floats of its bools, texts, times and complex numbers as well.
+    kind = getattr(getattr(number, "dtype", None), "kind", "f")
+    if not is_number or isinstance(number, (bool, str, bytes, bytearray)) or kind not in "iuf":
+        raise TypeError(f"{name} must be a number, not {type(number).__name__}")
+    return float(number)
 
 
 cdef inline object positive(object number, str name):

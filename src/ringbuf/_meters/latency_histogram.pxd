@@ -15,7 +15,7 @@ cdef class LatencyHistogram:
     cdef Extremes* _extremes
     cdef word* _counts
     cdef object _memory       # the numpy array that owns both
-    cdef object _edges
+    cdef bytes _edges         # float64, one more than there are buckets
     cdef uint64_t _first      # the leading bits of bucket 1: see "Buckets" in latency_histogram.pyx
     cdef uint64_t _size       # buckets, with the two for what lies outside
     cdef readonly double lowest
@@ -29,11 +29,13 @@ cdef class LatencyHistogram:
 
 
 cdef class HistogramSnapshot:
-    cdef readonly object counts
-    cdef readonly object edges
+    cdef bytes _counts        # uint64
+    cdef bytes _edges         # float64, one more
+    cdef uint64_t _size       # buckets
     cdef readonly uint64_t count
     cdef readonly double sum
     cdef readonly double min
     cdef readonly double max
 
+    cdef const uint64_t* _count_of(self) noexcept
     cdef double _at_rank(self, uint64_t rank)

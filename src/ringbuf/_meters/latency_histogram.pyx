@@ -3,7 +3,7 @@
 
 Contract. Any number of threads, with the GIL or without it, may call every method. Nothing blocks. To record
 is lock-free, allocates nothing and costs one or two exchanges of one word (`record_many` makes a float64
-array of what is not one). To read goes through all buckets, at most allocates its result, and never holds up
+array of seconds of what is not one). To read goes through all buckets, at most allocates its result, and never holds up
 who records.
 
 Buckets. The leading bits of a double, its exponent and the first 6 of its mantissa, are the number of its
@@ -19,11 +19,13 @@ Source: buckets by leading bits are the idea of HdrHistogram (G. Tene).
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, NAN, ceil, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport cas_relaxed, cas_release, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.cache_lines cimport aligned
+from ringbuf._core.counts cimport real
 from ringbuf._core.timing cimport checked_count
 
 import numpy as np
@@ -59,6 +61,34 @@ cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
     return a + b if b <= ~a else ~<uint64_t>0
 
 
+# The lengths of the units of timedelta64 in seconds, as a factor and a divisor, so that each is a whole number.
+cdef dict UNITS = {
+    "W": (604_800, 1), "D": (86_400, 1), "h": (3_600, 1), "m": (60, 1), "s": (1, 1),
+    "ms": (1, 1e3), "us": (1, 1e6), "ns": (1, 1e9), "ps": (1, 1e12), "fs": (1, 1e15), "as": (1, 1e18),
+}
+
+
+cdef object as_seconds(array):
+    """Latencies as a contiguous float64 array of seconds, or an error that says why not."""
+    if array.dtype.kind == "m":
+        unit, count = np.datetime_data(array.dtype)
+        if unit not in UNITS:
+            raise TypeError(f"latencies of dtype {array.dtype} have no length in seconds")
+        if np.isnat(array).any():
+            raise ValueError("seconds must be finite, and there is a NaT")
+        factor, divisor = UNITS[unit]
+        return np.ascontiguousarray(array.astype(np.int64).astype(np.float64) * (factor * count) / divisor)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"latencies must be numbers of seconds or timedelta64, not of dtype {array.dtype}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        return np.ascontiguousarray(array, dtype=np.float64)
+
+
+cdef double one_latency(object seconds) except? -1:
+    """A latency that is no float."""
+    return as_seconds(np.asarray(seconds))[0] if isinstance(seconds, np.timedelta64) else real(seconds, "seconds")
+
+
 @cython.final
 cdef class LatencyHistogram:
     """How often latencies of each size occurred, to within 1 % of the size, in fixed memory.
@@ -67,7 +97,8 @@ cdef class LatencyHistogram:
         Values beside it are counted too: a percentile below the range is off by less than `lowest`, one above
         it is reported as the maximum.
 
-    `min`, `max`, `sum` and `mean` are exact but for a double's rounding. A bucket stops counting at 2**63.
+    `min`, `max`, `sum` and `mean` are exact but for a double's rounding: a sum beyond 1.8e308 is inf, and so is the mean
+    then. A bucket stops counting at 2**63.
 
     >>> histogram = LatencyHistogram()
     >>> histogram.record_many([0.010, 0.020, 0.030, 2.0])
@@ -78,8 +109,8 @@ cdef class LatencyHistogram:
     """
 
     def __cinit__(self, lowest=1e-6, highest=1000.0):
-        self.lowest = lowest
-        self.highest = highest
+        self.lowest = real(lowest, "lowest")
+        self.highest = real(highest, "highest")
         if not LEAST <= self.lowest <= MOST:
             raise ValueError(f"lowest must be from {LEAST} to {MOST:.0e} seconds, not {lowest!r}")
         if not self.lowest < self.highest <= MOST:
@@ -90,8 +121,7 @@ cdef class LatencyHistogram:
         self._size = (to_bits(self.highest) >> BUCKET_SHIFT) - self._first + 3
         bits = np.arange(self._first, self._first + self._size - 1, dtype=np.uint64)
         bits <<= np.uint64(BUCKET_SHIFT)
-        self._edges = np.concatenate([[0.0], bits.view(np.float64), [INFINITY]])
-        self._edges.flags.writeable = False
+        self._edges = np.concatenate([[0.0], bits.view(np.float64), [INFINITY]]).tobytes()
         self._memory = np.zeros(sizeof(Extremes) + 8 * self._size + 64, dtype=np.uint8)
         self._extremes = <Extremes*>aligned(self._memory)
         self._counts = <word*>(self._extremes + 1)
@@ -134,16 +164,17 @@ cdef class LatencyHistogram:
         while found > FULL and not cas_release(count, &found, FULL):
             pass
 
-    def record(self, double seconds, n=1):
+    def record(self, seconds, n=1):
         """Count a latency, `n` times. A negative one is taken as 0: the clock that measured it had gone back.
 
-        ValueError if it is NaN or infinite.
+        seconds: a number, or a timedelta64. ValueError if it is NaN, NaT or infinite.
         """
+        cdef double value = seconds if isinstance(seconds, float) else one_latency(seconds)
         cdef uint64_t times = <uint64_t>checked_count(n)
-        if not isfinite(seconds):
-            raise ValueError(f"seconds must be finite, not {seconds}")
+        if not isfinite(value):
+            raise ValueError(f"seconds must be finite, not {value}")
         # Also turns -0.0 into 0.0, whose bits are the smallest.
-        cdef double value = seconds if seconds > 0.0 else 0.0
+        value = value if value > 0.0 else 0.0
         if times == 0:
             return
         self._widen(value, value, value * <double>times)
@@ -151,10 +182,14 @@ cdef class LatencyHistogram:
         self._add(self._index(value), times)
 
     def record_many(self, seconds):
-        """Count each latency in an array-like of float seconds, as `record` does; none if it raises."""
+        """Count each latency in an array-like, as `record` does; none if it raises.
+
+        seconds: numbers, or timedelta64 of any unit that has a length. TypeError for anything else, ValueError for what is
+            NaN, NaT, infinite or masked.
+        """
         if has_masked(seconds):
             raise ValueError("latencies that are masked have no value: leave them out (seconds.compressed())")
-        values = np.ascontiguousarray(seconds, dtype=np.float64)
+        values = as_seconds(np.asarray(seconds))
         _held = pins(values)
         cdef size_t address = values.ctypes.data
         cdef const double* value = <const double*>address
@@ -189,8 +224,7 @@ cdef class LatencyHistogram:
                 f"is not {self.lowest} to {self.highest}"
             )
         cdef HistogramSnapshot added = other.snapshot()
-        cdef size_t address = added.counts.ctypes.data
-        cdef const uint64_t* counts = <const uint64_t*>address
+        cdef const uint64_t* counts = added._count_of()
         cdef uint64_t i
         if added.count == 0:
             return
@@ -212,9 +246,11 @@ cdef class LatencyHistogram:
     def snapshot(self):
         """A copy of the present state, which does not change any more."""
         cdef HistogramSnapshot taken = HistogramSnapshot.__new__(HistogramSnapshot)
-        counts = np.empty(self._size, dtype=np.uint64)
-        cdef size_t address = counts.ctypes.data
-        cdef uint64_t* copy = <uint64_t*>address
+        # Filled before anybody else has it.
+        taken._counts = PyBytes_FromStringAndSize(NULL, self._size * sizeof(uint64_t))
+        taken._edges = self._edges
+        taken._size = self._size
+        cdef uint64_t* copy = <uint64_t*>PyBytes_AS_STRING(taken._counts)
         cdef uint64_t i, first = self._size, last = 0
         for i in range(self._size):
             # Pairs with the releases in `record`, `record_many` and `merge`.
@@ -223,9 +259,6 @@ cdef class LatencyHistogram:
                 taken.count = added(taken.count, copy[i])
                 first = min(first, i)
                 last = i
-        counts.flags.writeable = False
-        taken.counts = counts
-        taken.edges = self._edges
         taken.sum = 0.0
         taken.min = taken.max = NAN
         if taken.count != 0:
@@ -293,9 +326,6 @@ cdef class LatencyHistogram:
 cdef class HistogramSnapshot:
     """What a LatencyHistogram held at one moment. Made by `LatencyHistogram.snapshot`.
 
-    counts: how many latencies each bucket holds (uint64, read-only).
-    edges: the bounds of the buckets in seconds (float64, read-only, one more than counts): bucket i holds
-        edges[i] <= latency < edges[i + 1]. The first edge is 0 and the last is inf.
     count, sum, min, max: as in the histogram.
     """
 
@@ -304,7 +334,7 @@ cdef class HistogramSnapshot:
 
     def percentile(self, q):
         """As `LatencyHistogram.percentile`."""
-        cdef double share = q
+        cdef double share = real(q, "q")
         if not 0.0 <= share <= 100.0:
             raise ValueError(f"a percentile must be from 0 to 100, not {q!r}")
         if self.count == 0:
@@ -321,21 +351,39 @@ cdef class HistogramSnapshot:
         """As `LatencyHistogram.percentiles`."""
         return [self.percentile(q) for q in qs]
 
+    # Over bytes, which nobody can write, resize or free: numpy will not make these arrays writable.
+
+    @property
+    def counts(self):
+        """How many latencies each bucket holds: a numpy array of uint64 that can not be written."""
+        return np.frombuffer(self._counts, np.uint64)
+
+    @property
+    def edges(self):
+        """The bounds of the buckets in seconds: a numpy array of float64 that can not be written, one longer than `counts`.
+
+        Bucket i holds edges[i] <= latency < edges[i + 1]. The first edge is 0 and the last is inf.
+        """
+        return np.frombuffer(self._edges, np.float64)
+
     @property
     def mean(self):
         """The mean in seconds; NaN while there are none."""
         return self.sum / <double>self.count if self.count != 0 else NAN
 
+    cdef const uint64_t* _count_of(self) noexcept:
+        """How many there are in each of `_size` buckets."""
+        return <const uint64_t*>PyBytes_AS_STRING(self._counts)
+
     cdef double _at_rank(self, uint64_t rank):
         """The middle of the bucket of the `rank`-th smallest value, within min and max."""
-        cdef size_t address = self.counts.ctypes.data
-        cdef const uint64_t* counts = <const uint64_t*>address
-        cdef Py_ssize_t i = 0
-        cdef uint64_t passed = counts[0]
-        while passed < rank:
+        cdef const uint64_t* counts = self._count_of()
+        cdef const double* edges = <const double*>PyBytes_AS_STRING(self._edges)
+        cdef uint64_t i = 0, passed = counts[0]
+        while passed < rank and i < self._size - 1:
             i += 1
             passed = added(passed, counts[i])
-        cdef double middle = (<double>self.edges[i] + <double>self.edges[i + 1]) / 2
+        cdef double middle = (edges[i] + edges[i + 1]) / 2
         return max(self.min, min(middle, self.max))
 
     def __repr__(self):

@@ -10,6 +10,12 @@ cdef struct Oldest:
     uint64_t span
 
 
+# high * 2**64 + low: of many buckets that are full, the counts come to more than a word holds.
+cdef struct Sum:
+    uint64_t low
+    uint64_t high
+
+
 cdef class RateWindow:
     cdef word* _earliest      # the first moment that any call has named; a cache line of its own
     cdef word* _slots         # lap and count in one word: see "Slots" in rate_window.pyx
@@ -26,6 +32,6 @@ cdef class RateWindow:
     cdef bint _add(self, uint64_t moment, uint64_t n) noexcept nogil
     cdef void _see(self, uint64_t moment) noexcept nogil
     cdef uint64_t _slot_count(self, uint64_t slot) noexcept nogil
-    cdef uint64_t _tally(self, uint64_t moment, Oldest* oldest) noexcept nogil
+    cdef Sum _tally(self, uint64_t moment, Oldest* oldest) noexcept nogil
     cdef double _rate(self, uint64_t moment) noexcept nogil
     cdef _count(self, uint64_t moment)

@@ -43,11 +43,11 @@ Source: a count that carries its epoch is our own.
 """
 
 cimport cython
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport cas_relaxed, load_relaxed, store_relaxed, word
 from ringbuf._core.cache_lines cimport aligned
+from ringbuf._core.counts cimport real, whole
 from ringbuf._core.timing cimport checked_count, checked_ns, steady_ns
 
 import numpy as np
@@ -88,12 +88,12 @@ cdef class RateWindow:
     """
 
     def __cinit__(self, seconds, buckets):
-        cdef double length = seconds
-        count = PyNumber_Index(buckets)
+        cdef double length = real(seconds, "seconds")
+        count = whole(buckets, "buckets")
         if not 0.0 < length <= MAX_SECONDS:
             raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS:.0e}, not {seconds!r}")
         if not 1 <= count <= MAX_BUCKETS:
-            raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets!r}")
+            raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {count}")
         if length * 1e9 < MIN_WIDTH * count:
             raise ValueError(f"a bucket must span at least 1 ms, and {seconds!r} s are too few for {count}")
         self._buckets = count
@@ -147,12 +147,16 @@ cdef class RateWindow:
             return 0
         return found & ((<uint64_t>1 << self._count_bits) - 1)
 
-    cdef uint64_t _tally(self, uint64_t moment, Oldest* oldest) noexcept nogil:
+    cdef Sum _tally(self, uint64_t moment, Oldest* oldest) noexcept nogil:
         """The count of the buckets that are in the window in full, and what is known of the oldest."""
-        cdef uint64_t slot = moment // self._width, count = 0, end, start, edge, earliest, i
+        cdef uint64_t slot = moment // self._width, count, end, start, edge, earliest, i
+        cdef Sum sum
+        sum.low = sum.high = 0
         self._see(moment)
         for i in range(min(self._buckets, slot + 1)):
-            count += self._slot_count(slot - i)
+            count = self._slot_count(slot - i)
+            sum.low += count
+            sum.high += sum.low < count
         oldest.count = 0
         if slot >= self._buckets:
             oldest.count = self._slot_count(slot - self._buckets)
@@ -167,19 +171,21 @@ cdef class RateWindow:
                 start = earliest
             oldest.inside = end - max(edge, start)
             oldest.span = end - start
-        return count
+        return sum
 
     cdef _count(self, uint64_t moment):
         cdef Oldest oldest
-        cdef uint64_t count = self._tally(moment, &oldest)
+        cdef Sum sum = self._tally(moment, &oldest)
+        # In Python's integers, because the sum and the product may need more than 64 bits.
+        count = <object>sum.high << 64 | <object>sum.low if sum.high != 0 else sum.low
         if oldest.count == 0:
             return count
-        # In Python's integers, because the product needs 128 bits.
         return count + <object>oldest.count * oldest.inside // oldest.span
 
     cdef double _rate(self, uint64_t moment) noexcept nogil:
         cdef Oldest oldest
-        cdef double count = <double>self._tally(moment, &oldest)
+        cdef Sum sum = self._tally(moment, &oldest)
+        cdef double count = <double>sum.high * 2.0 ** 64 + <double>sum.low
         cdef uint64_t used = moment - load_relaxed(self._earliest)
         if oldest.count != 0:
             count += <double>oldest.count * (<double>oldest.inside / <double>oldest.span)

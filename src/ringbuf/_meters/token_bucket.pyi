@@ -2,6 +2,7 @@ import os
 from typing import NoReturn, SupportsFloat, SupportsIndex, final
 
 CHANGE_SECONDS: float
+TIDYING_SECONDS: float
 
 @final
 class TokenBucket:

@@ -46,8 +46,10 @@ took or reserved are gone, and flow in again as any others. A change of rate or 
 and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
 that the next one opens who finds it, because the seat of its holder is free (see _shared/seat_locks.pyx). The word
 tells one holder from the next, so that nobody opens a lock that is not the one he asked about. A process takes its
-seat with its first acquire, reserve or change. A change waits for one that is under way elsewhere, if need be until
-that process was stopped for too long (TimeoutError); nothing else waits. What a killed
+seat with its first acquire, reserve or change, under the file's lock for tidying up. While it holds that lock no
+Python code runs, so no signal's handler can find its own thread to hold it, or raise before it is let go. A change
+waits for one that is under way elsewhere, if need be until that process was stopped for too long (TimeoutError);
+nothing else waits, but for a process that tidies up at that moment. What a killed
 change has done by then, to settle what had flowed over, holds under the old law as well. All processes read
 the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law
 with the tokens that are certain: those left of what the old one began with.
@@ -58,7 +60,6 @@ ns is wrong by 1 % at 30 M/s.
 """
 
 cimport cython
-from cpython.number cimport PyNumber_Index
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
@@ -66,6 +67,7 @@ from ringbuf._core.atomics cimport (
     cas_acquire, cas_relaxed, exchange_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed,
     store_relaxed, store_release,
 )
+from ringbuf._core.counts cimport real, whole
 from ringbuf._core.timing cimport checked_count, checked_ns, steady_ns
 
 import os
@@ -145,6 +147,8 @@ cdef uint64_t CREDIT = 32
 cdef uint64_t CREDIT_SHARE = 10
 # How long (seconds) a change waits for another one, which takes a us, but may be of a process that is stopped.
 CHANGE_SECONDS = 10.0
+# How long (seconds) to wait for another process that tidies up, which takes some us, but may be stopped.
+TIDYING_SECONDS = 10.0
 # So often it looks before it lets others run.
 cdef int SPINS = 1000
 # Processes that use one file, and the bits that hold the number of one of them + 1.
@@ -325,36 +329,95 @@ cdef bint is_sound(LawCopy* law) noexcept nogil:
     return high >> shift == 0 and (high << (64 - shift) | low >> shift) < 1953125
 
 
-cdef int put_boot(BucketState* state) except -1:
-    boot = shared_file.boot_id()
-    store_relaxed(&state.boot[0], int.from_bytes(boot[:8], "little"))
-    store_release(&state.boot[1], int.from_bytes(boot[8:], "little"))
+cdef int read_boot(uint64_t* boot) except -1:
+    """What tells this run of the kernel from every other, as two words."""
+    number = shared_file.boot_id()
+    boot[0] = int.from_bytes(number[:8], "little")
+    boot[1] = int.from_bytes(number[8:], "little")
     return 0
 
 
-cdef int begin_anew(BucketState* state) except -1:
+cdef void put_boot(BucketState* state, const uint64_t* boot) noexcept nogil:
+    store_relaxed(&state.boot[0], boot[0])
+    store_release(&state.boot[1], boot[1])
+
+
+cdef void begin_anew(BucketState* state, const uint64_t* boot) noexcept nogil:
     """If the clock has begun anew with the kernel, let the law do so too. The caller is the only one who does this."""
     cdef LawCopy law
     cdef int64_t left
-    boot = shared_file.boot_id()
-    if (load_acquire(&state.boot[1]), load_relaxed(&state.boot[0])) == (
-        int.from_bytes(boot[8:], "little"), int.from_bytes(boot[:8], "little")
-    ):
-        return 0
+    if load_acquire(&state.boot[1]) == boot[1] and load_relaxed(&state.boot[0]) == boot[0]:
+        return
     read_law(state, &law)
     left = <int64_t>(law.anchor_tokens - load_relaxed(&state.spent))
     # Whoever held it is of another run.
     store_relaxed(&state.setter, 0)
     store_relaxed(&state.credit, 0)
-    store_relaxed(&state.spent, law.anchor_tokens - <uint64_t>max(0, min(left, <int64_t>law.burst)))
+    store_relaxed(&state.spent, law.anchor_tokens - <uint64_t>max(<int64_t>0, min(left, <int64_t>law.burst)))
     law.anchor_ns = steady_ns()
     law.carry_low = law.carry_high = 0
     publish_law(state, &law)
-    return put_boot(state)
+    put_boot(state, boot)
+
+
+# What a try under the lock for tidying up comes to; a negative one is an errno.
+cdef enum:
+    LOCKED = 0    # another process has the lock: nothing was done
+    DONE = 1
+    NO_SEAT = 2
+
+
+cdef int try_begin_anew(SeatLocks locks, BucketState* state, const uint64_t* boot) noexcept nogil:
+    """`begin_anew` under the lock."""
+    cdef int begun = locks.begin_tidying()
+    if begun > 0:
+        begin_anew(state, boot)
+        locks.end_tidying()
+    return begun
+
+
+cdef int try_take_seat(SeatLocks locks, BucketState* state, word* me) noexcept nogil:
+    """Take a seat under the lock, if there is none yet, and let `me` say which."""
+    cdef int begun = locks.begin_tidying()
+    if begun > 0:
+        if load_acquire(me) == 0:  # else another thread, or a signal's handler, was faster
+            begun = take_seat(locks, state, me)
+        locks.end_tidying()
+    return begun
+
+
+cdef int take_seat(SeatLocks locks, BucketState* state, word* me) noexcept nogil:
+    cdef uint64_t setter
+    cdef int seat, taken
+    for seat in range(SEATS):
+        taken = locks.take(seat)
+        if taken < 0:
+            return taken
+        if taken == 0:
+            continue
+        # A lock that speaks of this seat is of one who had it before, and has died.
+        setter = load_acquire(&state.setter)
+        if setter & ((<uint64_t>1 << SEAT_BITS) - 1) == <uint64_t>(seat + 1):
+            cas_acquire(&state.setter, &setter, 0)
+        store_release(me, <uint64_t>(seat + 1))
+        return DONE
+    return NO_SEAT
+
+
+cdef int64_t wait_to_tidy(object file, int outcome, int64_t deadline) except 0:
+    """After a try that came to LOCKED, or to an errno, which is raised; `deadline` is 0 at the first. Returns the deadline."""
+    if outcome < 0:
+        raise OSError(-outcome, os.strerror(-outcome), file.path)
+    if deadline == 0:
+        deadline = steady_ns() + <int64_t>(TIDYING_SECONDS * 1e9)
+    elif steady_ns() > deadline:
+        raise TimeoutError(f"{file.path}: another process has been tidying up for {TIDYING_SECONDS:.0f} s: is it stopped?")
+    time.sleep(0.001)
+    return deadline
 
 
 cdef double checked_rate(object rate) except -1.0:
-    cdef double value = float(rate)
+    cdef double value = real(rate, "rate")
     if not (0.0 <= value <= MAX_RATE or value == INFINITY):
         raise ValueError(f"rate must be from 0 to {MAX_RATE:.0e} tokens per second, or inf, not {rate!r}")
     return value
@@ -376,16 +439,16 @@ cdef inline int64_t stock(BucketState* state, LawCopy* law, uint64_t line, uint6
 
 
 cdef int64_t checked_burst(object burst) except -1:
-    value = PyNumber_Index(burst)
+    value = whole(burst, "burst")
     if not 0 <= value <= MAX_TOKENS:
-        raise ValueError(f"burst must be from 0 to {MAX_TOKENS} tokens, not {burst}")
+        raise ValueError(f"burst must be from 0 to {MAX_TOKENS} tokens, not {value}")
     return value
 
 
-cdef int64_t checked_initial(object initial_tokens, object burst) except -1:
-    value = PyNumber_Index(initial_tokens)
+cdef int64_t checked_initial(object initial_tokens, int64_t burst) except -1:
+    value = whole(initial_tokens, "initial_tokens")
     if not 0 <= value <= burst:
-        raise ValueError(f"initial_tokens must be from 0 to burst ({burst}), not {initial_tokens}")
+        raise ValueError(f"initial_tokens must be from 0 to burst ({burst}), not {value}")
     return value
 
 
@@ -422,6 +485,7 @@ cdef class TokenBucket:
 
     def __cinit__(self, rate, burst, *, initial_tokens=None, now_ns=None, path=None):
         cdef LawCopy law
+        cdef uint64_t[2] boot
         store_relaxed(&self._me, 1)
         # `attach` puts an open file in the place of the rate.
         if isinstance(rate, SharedFile):
@@ -429,7 +493,7 @@ cdef class TokenBucket:
             return
         set_slope(&law, checked_rate(rate))
         law.burst = checked_burst(burst)
-        law.anchor_tokens = law.burst if initial_tokens is None else checked_initial(initial_tokens, burst)
+        law.anchor_tokens = law.burst if initial_tokens is None else checked_initial(initial_tokens, <int64_t>law.burst)
         law.anchor_ns = steady_ns() if now_ns is None else checked_ns(now_ns)
         law.carry_low = law.carry_high = 0
         # One cache line more than needed, so that the state can start on one.
@@ -439,7 +503,8 @@ cdef class TokenBucket:
         publish_law(self._state, &law)
         if path is None:
             return
-        put_boot(self._state)
+        read_boot(boot)
+        put_boot(self._state, boot)
         file = None
         if not os.path.exists(path):
             state = (<unsigned char*>self._state)[:sizeof(BucketState)]
@@ -475,13 +540,17 @@ cdef class TokenBucket:
         cdef size_t address = memory.ctypes.data
         cdef BucketState* state = <BucketState*>address
         cdef LawCopy law
+        cdef uint64_t[2] boot
+        cdef int outcome
+        cdef int64_t deadline = 0
         if len(memory) < <Py_ssize_t>sizeof(BucketState):
             raise SharedFileError(f"{file.path} is damaged: it is too small for a bucket")
         read_law(state, &law)
         if not is_sound(&law):
             raise SharedFileError(f"{file.path} is damaged: no bucket has such a law")
-        with file.recovery():
-            begin_anew(state)
+        read_boot(boot)
+        while (outcome := try_begin_anew(file.locks, state, boot)) != DONE:
+            deadline = wait_to_tidy(file, outcome, deadline)
         self._memory = memory
         self._state = state
         store_relaxed(&self._me, 0)
@@ -497,21 +566,15 @@ cdef class TokenBucket:
         return 0
 
     cdef _take_seat(self):
-        cdef uint64_t setter
+        cdef int outcome
+        cdef int64_t deadline = 0
         self._file.reopen()
-        with self._file.recovery():
-            if load_acquire(&self._me) != 0:
-                return  # another thread was faster
-            seat = self._file.take_seat()
-            if seat is None:
+        while (outcome := try_take_seat(self._file.locks, self._state, &self._me)) != DONE:
+            if outcome == NO_SEAT:
                 raise RuntimeError(
                     f"{self._file.path}: {SEATS} processes use this bucket already, and there is no room for more"
                 )
-            # A lock that speaks of this seat is of one who had it before, and has died.
-            setter = load_acquire(&self._state.setter)
-            if setter & ((1 << SEAT_BITS) - 1) == <uint64_t>(seat + 1):
-                cas_acquire(&self._state.setter, &setter, 0)
-            store_release(&self._me, seat + 1)
+            deadline = wait_to_tidy(self._file, outcome, deadline)
 
     cdef int _free_lock(self) except -1:
         """Open the lock of a change if its holder has died."""
@@ -780,8 +843,8 @@ cdef class TokenBucket:
         if law.unlimited:
             return INFINITY
         line = issued(&law, now, &rest)
-        cdef int64_t whole = stock(self._state, &law, line, load_relaxed(&self._state.spent))
-        return min(<double>whole + part_of_token(&law, &rest), <double>law.burst)
+        cdef int64_t available = stock(self._state, &law, line, load_relaxed(&self._state.spent))
+        return min(<double>available + part_of_token(&law, &rest), <double>law.burst)
 
     def _nothing(self, n=1):
         """Do nothing: what calling a compiled method costs, as the yardstick for `try_acquire`."""

@@ -1,11 +1,17 @@
 """Whatever a caller hands to a RingBuffer as an array of its dtype, or an error that says why not.
 
 A dtype says which conversions make sense (numpy's "same_kind" rule), and the values say whether they do it without loss: an
-integer that does not fit, a number that would become infinite and a string that would be cut are refused. Floats round.
+integer that does not fit, a number that would become infinite, a string that would be cut, and a time that is out of range or
+finer than the unit are refused. Floats round.
+
+What numpy itself does not tell apart stays so: a string or raw bytes that are too short are filled up with NULs, and an array of
+strings does not know whether there were NULs at the end of one. A str or bytes that ends in NULs is refused, as it would come out
+without them: "V" keeps them. None is NaT where the dtype is one of times; a datetime with a time zone counts in UTC.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -16,6 +22,7 @@ from ringbuf._core.masked import has_masked
 
 __all__ = ["as_records"]
 
+MICROSECOND = datetime.timedelta(microseconds=1)
 MASKED = "records that are masked have no value: fill them (records.filled(...)) or leave them out"
 
 
@@ -27,6 +34,10 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     """
     if has_masked(records):
         raise ValueError(MASKED)
+    if isinstance(records, memoryview):
+        records = memoryview(
+            records
+        )  # ValueError if it was released; numpy would take it for one object
     if is_array(records):
         return cast(np.asarray(records), dtype)
     if (
@@ -69,10 +80,18 @@ def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:
         return as_records(dtype, values)
     base, shape = dtype.subdtype
     for value in values:
+        if has_masked(value):
+            raise ValueError(MASKED)
         if np.shape(value) != shape:
             raise ValueError(f"a field of shape {shape} can not be made from {value!r}")
-    cells = [cell for value in values for cell in np.array(value, object).ravel()]
+    cells = [cell for value in values for cell in cells_of(value)]
     return as_records(base, cells).reshape(len(values), *shape)
+
+
+def cells_of(value: Any) -> list[Any]:
+    """The items of an array, or of nested sequences, as they are: in an array of objects a time would lose its unit."""
+    array = np.asarray(value) if is_array(value) else np.array(value, object)
+    return list(array.ravel())
 
 
 def is_array(records: object) -> bool:
@@ -84,13 +103,24 @@ def is_array(records: object) -> bool:
 
 def array_of(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Python objects as an array of whatever dtype they have."""
-    if dtype.kind in "mM" and not any(isinstance(row, (int, float, str, bytes)) for row in rows):
-        return np.array(
-            rows, dtype
-        )  # datetime and timedelta objects would become an array of objects
-    if dtype.kind in "iu" and all(isinstance(row, (int, np.integer)) for row in rows):
+    if not rows:
+        return np.empty(0, dtype)
+    if dtype.kind in "ium" and all(is_int(row) for row in rows):
         return int_array(rows)
-    return np.array(rows) if rows else np.empty(0, dtype)
+    if dtype.kind in "mM":
+        return time_array(rows, dtype)
+    if dtype.kind in "SU":
+        for row in rows:
+            if isinstance(row, (str, bytes)) and row[-1:] in ("\0", b"\0"):
+                raise ValueError(
+                    f"{row!r} ends in NULs, which dtype {dtype} does not keep: make it one of raw bytes, as 'V16'"
+                )
+    return np.array(rows)
+
+
+def is_int(row: Any) -> bool:
+    """Whether it is an int of any kind; to numpy a timedelta64 is one as well."""
+    return isinstance(row, (int, np.integer)) and not isinstance(row, np.timedelta64)
 
 
 def int_array(rows: list[Any]) -> npt.NDArray[Any]:
@@ -99,6 +129,34 @@ def int_array(rows: list[Any]) -> npt.NDArray[Any]:
         return np.array([int(row) for row in rows], np.int64)
     except OverflowError:
         return np.array([int(row) for row in rows], np.uint64)
+
+
+def time_array(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Times in the unit that they have, or in `dtype` where they have several: all at once numpy would cut them, or wrap."""
+    times = [as_time(row, dtype) for row in rows]
+    if len({getattr(time, "dtype", None) for time in times}) == 1:
+        return np.array(times)
+    return np.concatenate([cast(np.array([time]), dtype, by_value=True) for time in times])
+
+
+def as_time(row: Any, dtype: np.dtype[Any]) -> Any:
+    """A time of Python's or pandas's as one of numpy's, in a unit that holds it as it is; anything else as it came."""
+    if row is None:
+        return np.array("NaT", dtype)[()]
+    if not isinstance(row, (datetime.date, datetime.timedelta)):
+        return row
+    if hasattr(row, "to_numpy"):
+        return (
+            row.to_numpy()
+        )  # pandas's count nanoseconds, of which numpy sees only the microseconds
+    if isinstance(row, datetime.date):
+        return np.datetime64(row)
+    count = row // MICROSECOND
+    if abs(count) < 2**63:
+        return np.timedelta64(count, "us")
+    if row.microseconds:
+        raise ValueError(f"{row!r} is too long to be told in microseconds")
+    return np.timedelta64(count // 10**6, "s")
 
 
 def cast(
@@ -132,6 +190,8 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
     )
     if not allowed and not (ints and by_value):
         raise TypeError(f"records of dtype {array.dtype} can not go into a ring of dtype {dtype}")
+    if dtype.kind in "mM":
+        return converted_times(array, dtype)
     with np.errstate(over="ignore"):
         made = array.astype(dtype)
     if ints:
@@ -144,6 +204,26 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
             raise ValueError(f"a record of {length(array)} is too long for dtype {dtype}")
     if lost.any():
         raise OverflowError(f"{array[lost][0]!r} is out of range for {dtype}")
+    return made
+
+
+def converted_times(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Times of another unit, or numbers of units, in `dtype`: numpy wraps what is out of range, and cuts what is finer."""
+    if array.dtype.kind in "biu":
+        made = array.astype(dtype)
+        lost = (made.astype(np.int64) != array) | np.isnat(made)
+        if lost.any():
+            raise OverflowError(f"{array[lost][0]!r} is out of range for {dtype}")
+        return made
+    try:
+        made = array.astype(dtype)
+        back = made.astype(array.dtype)
+    except OverflowError:  # from the units alone
+        raise ValueError(f"times of dtype {array.dtype} can not be told in {dtype}") from None
+    # What wrapped comes back as another time, because whatever fits comes back as it was.
+    lost = (back != array) & ~(np.isnat(back) & np.isnat(array))
+    if lost.any():
+        raise ValueError(f"{array[lost][0]!r} is out of range for {dtype}, or finer than its unit")
     return made
 
 

@@ -140,7 +140,7 @@ cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uin
     if not PyLong_Check(record) and not PyFloat_Check(record) and getattr(record, "shape", None) == ():
         if getattr(record, "mask", False):
             raise ValueError("a record that is masked has no value: fill it, or leave it out")
-        record = record.item()
+        record = wide_float(record) if kind == FLOAT else record.item()
     if kind == BOOL and isinstance(record, bool):
         bits[0] = record is True
         return 0
@@ -169,6 +169,17 @@ cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uin
         raise OverflowError(f"{record!r} is out of range for {name_of(kind, itemsize)}")
     bits[0] = <uint64_t>number
     return 0
+
+
+cdef inline object wide_float(object record):
+    """What a numpy scalar stands for; a longdouble, for which Python has no type, as a float."""
+    number = record.item()
+    if getattr(getattr(number, "dtype", None), "kind", "") != "f":
+        return number
+    wide = float(number)
+    if isinf(wide) and number != wide:
+        raise OverflowError(f"{number!r} is out of range for float64")
+    return wide
 
 
 cdef inline str name_of(Kind kind, uint64_t itemsize):

@@ -203,7 +203,7 @@ cdef class RingBuffer(Face):
         """Take up to `max_items` of the oldest records (None: all that are there) as an array; empty: nothing there.
 
         out: a writable, contiguous, one-dimensional array of the ring's dtype to put them in; the part that was filled is
-            returned, and no more records are taken than it holds.
+            returned (of a subclass, as a plain array), and no more records are taken than it holds.
         timeout: seconds to wait for the first record; None: as long as it takes.
         """
         return pop_some(self, max_items, out, timeout)
@@ -629,6 +629,10 @@ cdef object pop_some(Face face, object max_items, object out, object timeout):
         pass
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+    else:
+        out = np.asarray(out)  # what a subclass says of itself is not asked
+    if out is None:
+        pass
     elif out.dtype != face.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out must be a writable, contiguous array of one dimension and dtype {face.dtype}")
     elif out.size == 0:

@@ -27,10 +27,9 @@ import re
 import stat
 import struct
 import sys
-import time
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from ringbuf._shared.mapping import Mapping
@@ -63,8 +62,6 @@ _SEATS_AT: Final = 1 << 60
 _BUILDER_AT: Final = _SEATS_AT - 3
 #: Where the kernel shows a process its own descriptors; tests go without.
 _PROC = "/proc"
-#: How long (seconds) to wait for a process that tidies up: it takes some ms, but may be stopped.
-_TIDYING: Final = 10.0
 
 
 class SharedFileError(ValueError):
@@ -198,28 +195,9 @@ class SharedFile:
 
     # ------------------------------------------------------------ seats
 
-    def take_seat(self) -> int | None:
-        """Take a free seat; None: all are taken by living processes."""
-        return next((seat for seat in range(self.seats) if self.locks.take_seat(seat)), None)
-
     def is_taken(self, seat: int) -> bool:
         """Whether a living process has this seat."""
         return self.locks.seat_is_taken(seat)
-
-    @contextlib.contextmanager
-    def recovery(self) -> Iterator[None]:
-        """For the length of the block nobody else tidies up after the dead. Waits for another process; TimeoutError."""
-        deadline = time.monotonic() + _TIDYING
-        while not self.locks.try_tidying():
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{self.path}: another process has been tidying up for {_TIDYING:.0f} s"
-                )
-            time.sleep(0.001)
-        try:
-            yield
-        finally:
-            self.locks.stop_tidying()
 
     def close(self) -> None:
         """Leave all seats. The mapping stays until the last array of it has gone."""

@@ -4,7 +4,7 @@ A ring of messages counts granules and one of records counts records; all else t
 same. op_slots.pxd says what a slot holds, and why no step leaves it open who has what. What only one kind knows, it tells those
 who tidy up by its Hooks.
 
-One participant at a time tidies up (SharedFile.recovery), while all others go on. It may itself be killed at any point: every
+One participant at a time tidies up (SeatLocks.begin_tidying), while all others go on. It may itself be killed at any point: every
 step either changes one word or can be done again.
 """
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from ringbuf import RingBuffer
 
+NEW_YEAR = datetime.datetime(2026, 1, 2)
+
 
 @pytest.mark.parametrize(
     ("dtype", "value"),
@@ -63,6 +65,28 @@ def test_every_dtype_of_a_fixed_size(dtype: object, value: object) -> None:
         ("f8", 10**400, OverflowError),
         ("c16", "x", TypeError),
         ("M8[s]", 5, TypeError),
+        ("M8[ns]", np.datetime64("2500-01-01"), ValueError),
+        ("M8[ns]", datetime.datetime(2500, 1, 1), ValueError),
+        ("M8[ns]", np.datetime64(2**62, "Y"), ValueError),
+        ("M8[as]", np.datetime64(2**62, "s"), ValueError),
+        ("M8[D]", datetime.datetime(2024, 5, 5, 23, 59), ValueError),
+        ("M8[D]", np.datetime64("2024-05-05T23:59"), ValueError),
+        ("m8[ns]", np.timedelta64(10**12, "s"), ValueError),
+        ("m8[s]", datetime.timedelta(seconds=1.5), ValueError),
+        ("m8[10s]", np.timedelta64(15, "s"), ValueError),
+        ("m8[us]", datetime.timedelta.max, ValueError),
+        ("m8[us]", datetime.timedelta(days=999_999_999), ValueError),
+        ("m8[s]", 2**63, OverflowError),
+        ("m8[s]", -(2**63), OverflowError),
+        ("m8[s]", 1.5, TypeError),
+        ("m8[s]", np.datetime64(5, "s"), TypeError),
+        (">i8", np.timedelta64(5, "s"), TypeError),
+        ([("a", "M8[ns]")], (np.datetime64("2500-01-01"),), ValueError),
+        ([("a", "m8[us]", (2,))], (np.array([1000, 1500], "m8[ns]"),), ValueError),
+        ([("a", "i4", (2,))], (np.ma.array([1, 2], mask=[True, False]),), ValueError),
+        ("S4", b"ab\0", ValueError),
+        ("U4", "ab\0", ValueError),
+        ([("a", "S4")], (b"ab\0",), ValueError),
         ([("a", "i4"), ("b", "f8")], (1, 2, 3), TypeError),
         ([("a", "i4"), ("b", "f8")], (1.5, 2), TypeError),
         ([("a", "u1"), ("b", "f8")], (256, 2), OverflowError),
@@ -93,6 +117,11 @@ def test_what_a_record_can_not_hold_is_refused(
         ("i8", np.array([1, 2**63], "u8"), OverflowError),
         ("f4", np.array([1, 1e300]), OverflowError),
         ("S2", np.array([b"a", b"abc"]), ValueError),
+        ("M8[ns]", np.array(["2000-01-01", "2500-01-01"], "M8[s]"), ValueError),
+        (">M8[D]", np.array(["2024-05-05T23:59"], ">M8[m]"), ValueError),
+        ("m8[s]", np.array([1000, 1500], "m8[ms]"), ValueError),
+        ("m8[s]", np.array([1, 2**63], "u8"), OverflowError),
+        ([("a", "m8[s]")], np.array([(1500,)], [("a", "m8[ms]")]), ValueError),
         ([("a", "i4")], np.zeros(2, [("b", "i4")]), TypeError),
         ([("a", "i4")], np.array([(2**31,)], [("a", "i8")]), OverflowError),
         ([("a", "i4", (2,))], np.zeros(2, [("a", "i4", (3,))]), TypeError),
@@ -132,7 +161,17 @@ def test_arrays_that_do_not_fit_are_refused(dtype: Any, bad: Any, error: type[Ex
         ("c8", [1, 2j], [1, 2j]),
         ("U5", ["äöü", "abcde"], ["äöü", "abcde"]),
         ("S5", np.array([b"abc"], "S9"), [b"abc"]),
-        ("M8[s]", [datetime.datetime(2026, 1, 2)], [datetime.datetime(2026, 1, 2)]),
+        ("M8[s]", [NEW_YEAR], [NEW_YEAR]),
+        ("M8[D]", [NEW_YEAR, NEW_YEAR.date(), None], [NEW_YEAR.date(), NEW_YEAR.date(), None]),
+        ("M8[D]", np.array(["2026-01-02", "NaT"], "M8[ns]"), [NEW_YEAR.date(), None]),
+        (
+            "m8[s]",
+            [datetime.timedelta(1), np.timedelta64(2000, "ms"), 3],
+            [datetime.timedelta(seconds=seconds) for seconds in (86_400, 2, 3)],
+        ),
+        ("m8[D]", [datetime.timedelta(999_999_999)], [datetime.timedelta(999_999_999)]),
+        ([("a", "m8[us]", (1,))], [(np.array([5000], "m8[ns]"),)], [([5],)]),
+        ("V3", [b"a\0"], [b"a\0\0"]),
         ([("a", "i4"), ("b", "S2")], [(1, b"x"), (2, b"yy")], [(1, b"x"), (2, b"yy")]),
         (
             [("a", "i4"), ("b", "S2")],
@@ -150,6 +189,53 @@ def test_what_can_be_converted_is(dtype: Any, given: Any, expected: list[Any]) -
     got = ring.pop_many()
     assert got.dtype == np.dtype(dtype)
     assert got.tolist() == expected
+
+
+units = st.sampled_from(["W", "D", "h", "m", "s", "ms", "us", "ns"])
+
+
+@given(st.integers(-(2**63) + 1, 2**63 - 1), units, units, st.integers(0, 60))
+def test_a_span_comes_out_as_long_as_it_went_in_or_is_refused(
+    count: int, given_in: str, held_in: str, smaller: int
+) -> None:
+    lengths = {
+        "W": 7 * 24 * 3600 * 10**9,
+        "D": 24 * 3600 * 10**9,
+        "h": 3600 * 10**9,
+        "m": 60 * 10**9,
+    }
+    lengths |= {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+    count >>= smaller
+    length = count * lengths[given_in]
+    fits = length % lengths[held_in] == 0 and abs(length // lengths[held_in]) < 2**63
+    ring = RingBuffer(4, f"m8[{held_in}]")
+    span = np.timedelta64(count, given_in)
+    for push in (lambda: ring.try_push(span), lambda: ring.push_many(np.array([span]))):
+        if fits:
+            assert push() == 1
+            assert int(ring.pop_many().astype(np.int64)[0]) * lengths[held_in] == length
+        else:
+            with pytest.raises(ValueError, match="out of range"):
+                push()
+
+
+def test_the_nanoseconds_of_a_time_of_pandas_count() -> None:
+    class Timestamp(datetime.datetime):
+        def to_numpy(self) -> np.datetime64:
+            return np.datetime64(self, "ns") + np.timedelta64(5, "ns")
+
+    ring = RingBuffer(4, "M8[ns]")
+    assert ring.try_push(Timestamp(2026, 1, 2))
+    assert ring.try_pop() == np.datetime64("2026-01-02T00:00:00.000000005")
+    with pytest.raises(ValueError, match="finer than its unit"):
+        RingBuffer(4, "M8[us]").try_push(Timestamp(2026, 1, 2))
+
+
+def test_a_released_memoryview_is_refused_as_what_it_is() -> None:
+    view = memoryview(b"ab")
+    view.release()
+    with pytest.raises(ValueError, match="released memoryview"):
+        RingBuffer(4, "u1").push_many(view)
 
 
 @pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, -1, 0, 2**30 - 1, 2**30, -(2**31), 10**18])
@@ -203,6 +289,38 @@ def test_a_bad_out_is_refused_and_takes_nothing(out: Any, error: type[Exception]
         ring.pop_many(0)
     assert ring.pop_many(1, out=np.zeros(0, "i8")).tolist() == []
     assert ring.pop_many().tolist() == [1, 2]
+
+
+def test_what_a_subclass_says_of_itself_is_not_asked_of_an_out() -> None:
+    class Claims(np.ndarray):  # type: ignore[type-arg]
+        dtype = property(lambda self: np.dtype("i8"))  # type: ignore[assignment]
+
+    ring = RingBuffer(4, "i8")
+    ring.push_many([1, 2, 3])
+    objects = np.array([object(), object()], object)
+    kept = objects.tolist()
+    with pytest.raises(ValueError, match="out must be"):
+        ring.pop_many(out=objects.view(Claims))
+    assert objects.tolist() == kept
+    memory = np.zeros(2, "i8")
+    assert ring.pop_many(out=memory.view(Claims)).tolist() == [1, 2]
+    assert ring.pop_many(out=memory[:1].view(np.matrix).A1.view(Claims)).tolist() == [3]
+    assert memory.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2"])
+def test_a_long_double_goes_in_alone_as_in_an_array(dtype: str) -> None:
+    ring = RingBuffer(8, dtype)
+    for value in ("0.5", "inf", "nan", "3"):
+        number = np.longdouble(value)
+        assert ring.try_push(number)
+        assert ring.push_many([number]) == ring.push_many(np.array([number])) == 1
+        assert [str(each) for each in ring.pop_many().tolist()] == [str(float(value))] * 3
+    huge = np.longdouble("1e4000")
+    if np.isfinite(huge):  # else it is no longer than a double here
+        for push in (ring.try_push, lambda number: ring.push_many(np.array([number]))):
+            with pytest.raises(OverflowError, match="out of range"):
+                push(huge)
 
 
 @pytest.mark.parametrize("dtype", [object, np.dtype([("a", object)]), "S0", np.dtype(("i4", (2,)))])

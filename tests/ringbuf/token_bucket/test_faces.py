@@ -7,7 +7,9 @@ import math
 import pickle
 import time
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from ringbuf import Reservation, TokenBucket
@@ -101,12 +103,19 @@ def test_bad_arguments_are_named() -> None:
         for wrong in (1.0, "1", None, True):
             with pytest.raises(TypeError, match="n must be an int"):
                 call(wrong)  # type: ignore[arg-type]
-    for wrong in ("fast", None, 1j):
-        with pytest.raises((TypeError, ValueError)):
+    for wrong in ("fast", "5", b"5", None, 1j, True, np.True_, np.timedelta64(5, "s")):
+        with pytest.raises(TypeError, match="rate must be a number"):
             TokenBucket(wrong, 5)  # type: ignore[arg-type]
-    for wrong in (5.0, "5", None):
-        with pytest.raises(TypeError, match="integer"):
+        with pytest.raises(TypeError, match="rate must be a number"):
+            bucket.set_rate_at(0, wrong)  # type: ignore[arg-type]
+    for wrong in (5.0, "5", None, True):
+        with pytest.raises(TypeError, match="burst must be an int"):
             TokenBucket(1, wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="burst must be an int"):
+            bucket.set_burst_at(0, wrong)  # type: ignore[arg-type]
+    for wrong in (3.0, "3", True):
+        with pytest.raises(TypeError, match="initial_tokens must be an int"):
+            TokenBucket(1, 5, initial_tokens=wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         bucket.try_acquire_at(0.5)  # type: ignore[arg-type]
     with pytest.raises(OverflowError):
@@ -114,6 +123,20 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match=r"TokenBucket\.reserve"):
         Reservation()
     assert bucket.acquire_up_to_at(0, 10) == 5
+
+
+def test_numbers_may_be_of_any_kind() -> None:
+    class Number:
+        def __index__(self) -> int:
+            return 5
+
+    bucket = TokenBucket(np.float32(2), Number(), initial_tokens=3, now_ns=0)
+    assert (bucket.rate, bucket.burst, bucket.tokens_at(0)) == (2.0, 5, 3.0)
+    bucket.set_rate_at(0, Number())
+    bucket.set_burst_at(0, np.int8(4))
+    assert (bucket.rate, bucket.burst) == (5.0, 4)
+    with pytest.raises(ValueError, match=r"burst \(5\), not 6"):
+        TokenBucket(Fraction(1, 2), Number(), initial_tokens=6)
 
 
 def test_it_can_not_be_pickled_and_shows_itself() -> None:

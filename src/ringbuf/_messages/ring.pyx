@@ -203,7 +203,7 @@ cdef class Port:
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes):
-        """What is there, or only what the dead left; None: nothing. Forked: what began this was the parent, by a slot of its own."""
+        """What is there, or only what the dead left; None: nothing. Forked: the parent began this, by a slot of its own."""
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number = self._begin(&slot)

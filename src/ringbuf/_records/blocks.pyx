@@ -95,7 +95,7 @@ cdef class Lease:
         return self._count
 
     cdef bint end(self, bint commit) noexcept:
-        """End the block; returns False if buffers are still out, in which case nothing is committed. Only the first call does so."""
+        """End the block; False: buffers are still out, and nothing was committed. Only the first call does anything."""
         cdef uint64_t none = 0
         if exchange_total(&self._over, 1):
             return True

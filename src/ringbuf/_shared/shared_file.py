@@ -29,7 +29,7 @@ import struct
 import sys
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ringbuf._shared.mapping import Mapping

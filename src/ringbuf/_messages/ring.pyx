@@ -58,7 +58,7 @@ from ringbuf._shared import shared_file
 from ringbuf._shared.shared_file import SharedFile, SharedFileError, open_to_read, read_header
 
 
-class Forked(Exception):
+class _Forked(Exception):
     """This is a forked child, and its parent began the operation."""
 
 
@@ -188,7 +188,7 @@ cdef class Port:
         while True:
             try:
                 return self._take_by_slot(False, most, most_bytes)
-            except Forked:
+            except _Forked:
                 pass
 
     cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes):
@@ -198,12 +198,12 @@ cdef class Port:
             try:
                 messages = self._take_by_slot(True, most, most_bytes)
                 break
-            except Forked:
+            except _Forked:
                 pass
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes):
-        """What is there, or only what the dead left; None: nothing. Forked: the parent began this, by a slot of its own."""
+        """What is there, or only what the dead left; None: nothing. _Forked: the parent began this, by a slot of its own."""
         cdef Messages messages = None
         cdef Slot* slot = NULL
         cdef int64_t number = self._begin(&slot)
@@ -268,7 +268,7 @@ cdef class Port:
             messages = new_messages(take.count, take.bytes, self._spares)
             # Which may have begun a collection, and that may fork.
             if slot != NULL and self._participant.epoch != epoch:
-                raise Forked()
+                raise _Forked()
             if not win(&self._frames, slot, source, &take):
                 continue
             if take.bytes >= NOGIL_BYTES:

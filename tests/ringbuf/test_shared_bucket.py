@@ -271,8 +271,11 @@ def test_an_interrupted_first_acquire_leaves_no_lock(
     class Stopped(Exception):
         pass
 
+    armed: list[bool] = []
+
     def handler(*_: object) -> None:
-        raise Stopped
+        if armed:
+            raise Stopped
 
     rng = random.Random(3)
     stopped = 0
@@ -281,11 +284,15 @@ def test_an_interrupted_first_acquire_leaves_no_lock(
         for _ in range(20_000 if in_full else 2_000):
             bucket = TokenBucket.attach(path)
             try:
+                armed.append(True)
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 60e-6))
-                bucket.try_acquire()
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                try:
+                    bucket.try_acquire()
+                finally:
+                    armed.clear()  # a signal may still come
             except Stopped:
                 stopped += 1
+            armed.clear()
             TokenBucket.attach(path).try_acquire()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

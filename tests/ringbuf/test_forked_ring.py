@@ -446,17 +446,14 @@ def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
                 held = ring.take(10)
                 os.kill(os.getpid(), 9)
             os.wait()
-        ring.count()
-        parent, child_done = os.getpid(), os.pipe()
+        parent, taken, ended = os.getpid(), os.pipe(), os.pipe()
 
         def fork(phase, info):
-            if not gc.callbacks or os.getpid() != parent:
-                return
             gc.callbacks.clear()
             gc.set_threshold(700)
-            if os.fork():
-                os.close(child_done[1])
-                os.read(child_done[0], 1)  # until the child has ended
+            if os.fork() == 0:
+                os.close(ended[0])
+                os.read(taken[0], 1)  # until its parent has taken, by the slot that this began with
 
         take = ring.take_orphaned if orphaned else ring.take
         gc.collect()
@@ -466,18 +463,19 @@ def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
         gc.set_threshold(700)
         assert not gc.callbacks, "nothing was collected"
         if os.getpid() != parent:
-            assert messages.tolist() == [b"m0", b"m1", b"m2"], messages.tolist()
+            assert messages.tolist() == [b"m3", b"m4", b"m5"], messages.tolist()
             ring.release(messages)
             os._exit(0)
+        os.close(ended[1])
+        os.write(taken[1], b".")
+        os.read(ended[0], 1)
         _, status = os.wait()
         assert status == 0, "the child failed"
-        assert messages.tolist() == [b"m3", b"m4", b"m5"], messages.tolist()
-        with_others = MessageRing.attach(path)
-        assert with_others.take_orphaned().tolist() == ([b"m6", b"m7", b"m8", b"m9"] if orphaned else [])
+        assert messages.tolist() == [b"m0", b"m1", b"m2"], messages.tolist()
         os.kill(parent, 9)
     """
     done = run_python(code, tmp_path / "ring", str(orphaned))
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
     ring = MessageRing.attach(tmp_path / "ring")
     left = ring.take_orphaned().tolist() + ring.pop_many().tolist()
-    assert sorted(left) == [b"m%d" % i for i in range(3, 10)]
+    assert sorted(left) == [b"m%d" % i for i in (0, 1, 2, 6, 7, 8, 9)]

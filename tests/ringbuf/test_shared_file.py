@@ -44,24 +44,28 @@ def null(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
+MAKERS: list[Callable[[Any], object]] = [
+    lambda path: MessageRing(4096, path=path),
+    lambda path: RingBuffer(8, "i8", path=path),
+    lambda path: TokenBucket(1, 1, path=path),
+]
+READERS: list[Callable[[Any], object]] = [
+    MessageRing.attach,
+    MessageRing.look,
+    MessageRing.needs_salvage,
+    salvage,
+    RingBuffer.attach,
+    TokenBucket.attach,
+]
+
+
 @pytest.mark.parametrize("make", [fifo, bound_socket, terminal, null, Path.mkdir])
 def test_what_can_be_no_ring_is_refused_at_once(
     tmp_path: Path, make: Callable[[Path], object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "odd"
     make(path)
-    uses: list[Callable[[Any], object]] = [
-        MessageRing.attach,
-        MessageRing.look,
-        MessageRing.needs_salvage,
-        salvage,
-        RingBuffer.attach,
-        TokenBucket.attach,
-        lambda path: MessageRing(4096, path=path),
-        lambda path: RingBuffer(8, "i8", path=path),
-        lambda path: TokenBucket(1, 1, path=path),
-    ]
-    for use in uses:
+    for use in READERS + MAKERS:
         for name in (path, os.fsencode(path)):
             if make is Path.mkdir:
                 with pytest.raises(IsADirectoryError):
@@ -95,7 +99,7 @@ def test_a_file_is_made_as_well_without_nameless_files(tmp_path: Path, building:
     with pytest.raises(FileNotFoundError):
         MessageRing(4096, path=tmp_path / "no" / "ring")
     with pytest.raises(FileExistsError):
-        shared_file.SharedFile.create(tmp_path / "ring", b"msgs", {}, 4096, 32, (0, b""))
+        shared_file.SharedFile.create(tmp_path / "ring", b"msgs", {}, 4096, (0, b""))
     assert os.listdir(tmp_path) == ["ring"]
 
 
@@ -180,7 +184,7 @@ def test_a_process_that_tidies_up_and_is_stopped_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
     bucket = TokenBucket(1, 1, path=tmp_path / "bucket")
-    other = shared_file.SharedFile.attach(tmp_path / "bucket", b"tokn", 1024)
+    other = shared_file.SharedFile.attach(tmp_path / "bucket", b"tokn")
     assert other.locks.try_tidying()
     try:
         start = time.monotonic()
@@ -193,21 +197,6 @@ def test_a_process_that_tidies_up_and_is_stopped_is_not_waited_for_without_end(
         other.locks.stop_tidying()
     assert bucket.try_acquire()
     assert not TokenBucket.attach(tmp_path / "bucket").try_acquire()
-
-
-MAKERS: list[Callable[[Any], object]] = [
-    lambda path: MessageRing(4096, path=path),
-    lambda path: RingBuffer(8, "i8", path=path),
-    lambda path: TokenBucket(1, 1, path=path),
-]
-READERS: list[Callable[[Any], object]] = [
-    MessageRing.attach,
-    MessageRing.look,
-    MessageRing.needs_salvage,
-    salvage,
-    RingBuffer.attach,
-    TokenBucket.attach,
-]
 
 
 @pytest.mark.parametrize("use", MAKERS + READERS)

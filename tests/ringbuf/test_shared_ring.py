@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -661,3 +662,37 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
             assert (producer, number) not in total
             total.add((producer, number))
     assert len(total) == producers * each
+
+
+@pytest.mark.single_thread
+def test_a_collection_while_no_seat_is_found_does_not_wait_for_itself(tmp_path: Path) -> None:
+    """On CPython 3.11 any object that is made can begin one: also the error, and what the error says."""
+    path = tmp_path / "ring"
+    others = [MessageRing(1 << 16, path=path) for _ in range(32)]
+    for ring in others:
+        ring.push(b"here")
+    late = MessageRing.attach(path)
+    met: list[type] = []
+    busy: list[bool] = []
+
+    def push_too(phase: str, _: object) -> None:
+        if not busy:
+            busy.append(True)
+            try:
+                late.push(b"one")
+            except Exception as error:
+                met.append(type(error))
+            busy.clear()
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(push_too)
+    gc.set_threshold(1)
+    try:
+        with pytest.raises(RuntimeError, match="seats are taken"):
+            late.push(b"one")
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(push_too)
+    assert set(met) == {RuntimeError}
+    others[0].close()
+    assert late.push(b"one")

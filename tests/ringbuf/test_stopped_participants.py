@@ -1,8 +1,8 @@
 """A process that is stopped in mid-push or mid-take, alive: what the others wait for, and what not.
 
 A child stands still after its k-th instruction, for each k around its claim; another one claims at the same position, or behind
-it, and is killed before it publishes. Had the living one claimed, what lies behind waits for him: only he can publish it. Had he
-not, he is no matter, though his slot says that he is about to.
+it, and is killed before it publishes. Had the living one claimed, what lies behind waits for it: only that one can publish. Had it
+not, it is no matter, though its slot says that it is about to.
 """
 
 from __future__ import annotations
@@ -138,17 +138,19 @@ def steps_are_allowed() -> None:
         pytest.skip("ptrace is not allowed here")
 
 
+def anew(kind: Any, directory: Path) -> Any:
+    """A ring that nobody has had, with what is pushed first."""
+    path = directory / "ring"
+    path.unlink(missing_ok=True)
+    subject = kind(path)
+    subject.push(kind.BEFORE)
+    return subject
+
+
 @pytest.mark.parametrize("kind", [Records, Messages])
-def test_one_who_is_stopped_before_his_claim_delays_nobody(
+def test_one_that_is_stopped_before_its_claim_delays_nobody(
     tmp_path: Path, steps_are_allowed: None, kind: Any, in_full: bool
 ) -> None:
-    def fresh() -> Any:
-        path = tmp_path / "ring"
-        path.unlink(missing_ok=True)
-        subject = kind(path)
-        subject.push(kind.BEFORE)
-        return subject
-
     def setup(subject: Any) -> Callable[[], Callable[[], object]]:
         def run() -> Callable[[], object]:
             for number in range(
@@ -162,12 +164,12 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(
 
         return run
 
-    # After how many instructions he has claimed.
-    alone = fresh()
+    # After how many instructions it has claimed.
+    alone = anew(kind, tmp_path)
     claimed = steps_until(setup(alone), alone.claimed)
     met = {"slower": 0, "owner": 0}
     for steps in range(claimed - BEFORE, claimed + BEHIND, 1 if in_full else 9):
-        subject = fresh()
+        subject = anew(kind, tmp_path)
         stopped = Stepped(setup(subject), steps)
         subject.claim_and_die()
         both = subject.claimed() == kind.MINE + kind.THEIRS
@@ -178,12 +180,12 @@ def test_one_who_is_stopped_before_his_claim_delays_nobody(
         got = drain(subject)
         if got == kind.BEFORE:
             assert both, (
-                f"after {steps} instructions he has not claimed, and yet the others wait for him"
+                f"after {steps} instructions it has not claimed, and yet the others wait for it"
             )
             met["owner"] += 1
             rest = kind.BETWEEN + kind.AFTER if steps % 2 else kind.AFTER
         elif got == kind.BEFORE + kind.BETWEEN + kind.AFTER:
-            rest = []  # he had published
+            rest = []  # it had published
         else:
             assert not both
             assert got == kind.BEFORE + kind.AFTER
@@ -205,13 +207,6 @@ def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
     result = mmap.mmap(-1, mmap.PAGESIZE)  # 1 + what it took
     item: Callable[[int], Any] = int if kind is Records else lambda number: b"%d" % number
 
-    def fresh() -> Any:
-        path = tmp_path / "ring"
-        path.unlink(missing_ok=True)
-        subject = kind(path)
-        subject.push(kind.BEFORE)
-        return subject
-
     def setup(subject: Any) -> Callable[[], Callable[[], object]]:
         def run() -> Callable[[], object]:
             for number in range(2):
@@ -229,12 +224,12 @@ def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
 
         return run
 
-    alone = fresh()
+    alone = anew(kind, tmp_path)
     taken = steps_until(setup(alone), lambda: len(alone.ring) < len(kind.BEFORE))
     met = {"before": 0, "behind": 0}
     # In another run it may come to its exchange some steps earlier or later.
     for steps in range(taken - BEFORE, taken + BEFORE, 1 if in_full else 6):
-        subject = fresh()
+        subject = anew(kind, tmp_path)
         result[0] = 0
         stopped = Stepped(setup(subject), steps)
         got = [int(one) for one in subject.pop()]

@@ -40,7 +40,7 @@ from ringbuf._messages.positions cimport (
 )
 from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.validate cimport damage_of_frames
-from ringbuf._shared.op_slots cimport FREE, ORPHAN, SEATS, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
+from ringbuf._shared.op_slots cimport FREE, ORPHAN, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.waiting cimport CLOSED, UNMADE, check_made, check_open, deadline_of, new_waiting, seconds_of
@@ -493,7 +493,7 @@ cdef class MessageRing(Port):
         """
         cdef MessageRing ring = cls.__new__(cls)
         store_release(&ring._made, 1)
-        ring._open(SharedFile.attach(path, KIND, SEATS))
+        ring._open(SharedFile.attach(path, KIND))
         return ring
 
     @staticmethod
@@ -1087,10 +1087,10 @@ cdef object create_or_attach(str path, uint64_t granules, uint64_t first_seq, bi
             meta["secret"] = os.urandom(SECRET_BYTES).hex()
         try:
             start = first_positions(granules, first_seq)
-            return SharedFile.create(path, KIND, meta, size, SEATS, start, hot, warm, durable=checksums)
+            return SharedFile.create(path, KIND, meta, size, start, hot, warm, durable=checksums)
         except FileExistsError:
             pass  # another process was faster
-    file = SharedFile.attach(path, KIND, SEATS)
+    file = SharedFile.attach(path, KIND)
     found, _ = layout_of(file.path, file.meta, len(file.memory))
     if found != granules:
         raise SharedFileError(

@@ -12,8 +12,8 @@ of buckets, and that word holds
     lap << count_bits | count            lap = s // size
 
 so a word says itself which slot it counts. Nothing has to be cleared when time goes on, stands still, or
-jumps: a reader takes a word for slot s only if its lap is that of s, and whoever adds first in a later lap
-starts it again from his own n, in the same exchange. The lap is there in full (count_bits is the least that
+jumps: a reader takes a word for slot s only if its lap is that of s, and the first add of a later lap
+starts it again from its own n, in the same exchange. The lap is there in full (count_bits is the least that
 leaves room for every lap of 2**63 ns), so no pause, however long, makes an old word look like a new one.
 
 What is left for the count is enough for `size` events per ns of a bucket's width, and size is at least 16: 16

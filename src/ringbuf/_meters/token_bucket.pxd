@@ -21,7 +21,7 @@ cdef struct BucketState:
     word credit           # what may be taken without a look at the clock: see "Credit" in token_bucket.pyx
     word pad[6]
     word version          # law[version & 1] is the one in force
-    word setter           # not 0 while a thread prepares the other slot: who, and when he began
+    word setter           # not 0 while a thread prepares the other slot: which one, and when it began
     word boot[2]          # of a bucket in a file: the run of the kernel whose clock the law is about
     word pad2[4]
     Law law[2]

@@ -41,11 +41,11 @@ and its exchange while the law changes counts as having come before the change. 
 word only if it is still the one that it found, so a look that was held up can not undo what a later one left.
 
 Processes. A bucket in a file (path=) is the same state in memory that several processes have mapped. An
-acquire changes one word by one exchange, so who is killed in it has taken his tokens or has not; tokens that he
+acquire changes one word by one exchange, so a process that is killed in it has taken its tokens or has not; tokens that it
 took or reserved are gone, and flow in again as any others. A change of rate or burst takes the lock `setter`,
 and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
 that the next one opens who finds it, because the seat of its holder is free (see _shared/seat_locks.pyx). The word
-tells one holder from the next, so that nobody opens a lock that is not the one he asked about. A process takes its
+tells one holder from the next, so that nobody opens another lock than the one that was asked about. A process takes its
 seat with its first acquire, reserve or change, under the file's lock for tidying up. While it holds that lock no
 Python code runs, so no signal's handler can find its own thread to hold it, or raise before it is let go. A change
 waits for one that is under way elsewhere, if need be until that process was stopped for too long (TimeoutError);
@@ -404,6 +404,11 @@ cdef int take_seat(SeatLocks locks, BucketState* state, word* me) noexcept nogil
     return NO_SEAT
 
 
+cdef bint is_taken(SeatLocks locks, int seat) noexcept nogil:
+    """See SeatLocks; the type of an attribute of `file` is known to a parameter only."""
+    return locks.is_taken(seat)
+
+
 cdef int64_t wait_to_tidy(object file, int outcome, int64_t deadline) except 0:
     """After a try that came to LOCKED, or to an errno, which is raised; `deadline` is 0 at the first. Returns the deadline."""
     if outcome < 0:
@@ -509,13 +514,13 @@ cdef class TokenBucket:
         if not os.path.exists(path):
             state = (<unsigned char*>self._state)[:sizeof(BucketState)]
             try:
-                file = SharedFile.create(path, KIND, {}, sizeof(BucketState), SEATS, (0, state))
+                file = SharedFile.create(path, KIND, {}, sizeof(BucketState), (0, state))
             except FileExistsError:
                 pass  # another process was faster
         if file is not None:
             self._open(file)
             return
-        self._open(SharedFile.attach(path, KIND, SEATS))
+        self._open(SharedFile.attach(path, KIND))
         if self.rate != law_rate(&law) or self.burst != <int64_t>law.burst:
             raise SharedFileError(
                 f"{self.path} is a bucket of rate {self.rate} and burst {self.burst}, not {law_rate(&law)} and {law.burst}: "
@@ -528,7 +533,7 @@ cdef class TokenBucket:
 
         Raises FileNotFoundError, and SharedFileError for a file that is not a TokenBucket's, damaged, or of another version.
         """
-        return TokenBucket(SharedFile.attach(path, KIND, SEATS), 0)
+        return TokenBucket(SharedFile.attach(path, KIND), 0)
 
     def __dealloc__(self):
         if self._file is not None:
@@ -582,9 +587,9 @@ cdef class TokenBucket:
         if self._file is None or setter == 0:
             return 0
         cdef uint64_t holder = setter & ((1 << SEAT_BITS) - 1)
-        if holder == load_relaxed(&self._me) or self._file.is_taken(<int64_t>holder - 1):
+        if holder == load_relaxed(&self._me) or is_taken(self._file.locks, <int>holder - 1):
             return 0
-        # Fails if he was alive after all, and has gone on.
+        # Fails if the holder was alive after all, and has gone on.
         cas_acquire(&self._state.setter, &setter, 0)
         return 0
 

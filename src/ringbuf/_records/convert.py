@@ -12,7 +12,7 @@ without them: "V" keeps them. None is NaT where the dtype is one of times; a dat
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, MappingView, Set, Sized
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     """
     if has_masked(records):
         raise ValueError(MASKED)
+    if isinstance(records, (Mapping, MappingView, Set)):
+        raise TypeError(
+            f"records must be a sequence or an array, not a {type(records).__name__}: give list(...)"
+        )
     if isinstance(records, memoryview):
         records = memoryview(
             records

@@ -58,7 +58,7 @@ def create_or_attach(path, slots, dtype):
             raise TypeError(f"dtype {dtype!r} can not be kept in a file: {path} would not say all of it")
         try:
             size = body_size(slots, dtype.itemsize)
-            return SharedFile.create(path, KIND, meta, size, SEATS, (0, b""), warm=[(0, min(size, WARM_BYTES))])
+            return SharedFile.create(path, KIND, meta, size, (0, b""), warm=[(0, min(size, WARM_BYTES))])
         except FileExistsError:
             pass  # another process was faster
     file, found_slots, found_dtype = attach(path)
@@ -72,7 +72,7 @@ def create_or_attach(path, slots, dtype):
 
 def attach(path):
     """The SharedFile of a ring that is there, its capacity in records and its dtype."""
-    file = SharedFile.attach(path, KIND, SEATS)
+    file = SharedFile.attach(path, KIND)
     meta = file.meta if isinstance(file.meta, dict) else {}
     slots = meta.get("records")
     if type(slots) is not int or not 2 <= slots <= 1 << 31 or slots & (slots - 1):

@@ -31,7 +31,7 @@ cdef class Participant:
     cdef int64_t slot(self) except -1
     cdef int64_t _free_slot(self) noexcept nogil
     cdef int64_t _slot_of_another_seat(self) except -2
-    cdef int64_t _sit_down(self) except -2
+    cdef int64_t _sit_down(self, int* error) noexcept
     cdef int _begin_tidying(self) except -1
     cdef int first_seat(self) except -1
     cdef void give_back(self, int64_t number) noexcept nogil
@@ -40,7 +40,6 @@ cdef class Participant:
     cdef void close(self) noexcept nogil
     cdef void _leave(self) noexcept nogil
     cdef bint notice(self, bint now) noexcept
-    cdef _check_whole(self)
     cdef bint _find_dead(self, bint* dead) noexcept nogil
     cdef bint _look(self, bint alone) noexcept nogil
     cdef bint _is_any_taken(self) noexcept nogil

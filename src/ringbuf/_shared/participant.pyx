@@ -18,6 +18,7 @@ left. So nobody ever has the seat of somebody who still works.
 
 cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport (
@@ -51,6 +52,8 @@ cdef enum:
     LOOK_NS = 1000000
     # How long (ns) to wait for a seat while somebody else tidies up.
     JOIN_NS = 10000000000
+    # In `error` of _sit_down, beside errnos.
+    ALL_TAKEN = -1
 
 # In _at_work: close() has left this take to others.
 cdef uint64_t ABANDONED = <uint64_t>1 << 63
@@ -82,21 +85,35 @@ cdef class Participant:
         self._attend()
 
     cdef _attend(self):
-        cdef bint alone
+        cdef bint taken
+        cdef const char* damage = NULL
+        cdef Range* ranges = <Range*>PyMem_Malloc(MOST_RANGES * sizeof(Range))
+        if ranges == NULL:
+            raise MemoryError()
         self.locks = self.file.locks
         self.locks.watch(&self._seats, &self.epoch)
-        self._begin_tidying()
         try:
-            # Nobody has taken a number from the ring yet who could still be there, nor can anybody come until we are done.
-            alone = not self._is_any_taken() and not self.locks.others_attend()
-            self._check_whole()
+            self._begin_tidying()
             with nogil:
-                self._look(alone)
-            self.locks.attend()
+                # Where a seat is taken, others have found the ring whole and work on it. Where none is, nobody has taken a number
+                # from it yet who could still be there, nor can anybody come until we are done.
+                taken = self._is_any_taken()
+                if not taken:
+                    damage = self._judge(self.ring.ring, ranges)
+                if damage == NULL:
+                    self._look(not taken and not self.locks.others_attend())
+                    self.locks.attend()
+                self.locks.end_tidying()
         finally:
-            self.locks.end_tidying()
+            PyMem_Free(ranges)
+        if damage != NULL:
+            raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
     cdef int _begin_tidying(self) except -1:
+        """Until `end_tidying` nobody else tidies up or takes a seat.
+
+        No Python code may run until then: a collection, or a signal's handler, that uses the ring would wait for its own thread.
+        """
         cdef int64_t deadline = steady_ns() + JOIN_NS
         cdef int begun
         while True:
@@ -144,16 +161,15 @@ cdef class Participant:
     cdef int64_t _slot_of_another_seat(self) except -2:
         """A slot, of a new seat if no other thread has taken one meanwhile; -1: others were faster."""
         cdef int64_t number
+        cdef int error = 0
         if load_total(&self._closing):
             raise ValueError("the ring is closed")
         self.file.reopen()
         self._begin_tidying()
-        try:
-            number = self._free_slot()
-            if number < 0:
-                number = self._sit_down()
-        finally:
-            self.locks.end_tidying()
+        number = self._free_slot()
+        if number < 0:
+            number = self._sit_down(&error)
+        self.locks.end_tidying()
         if load_total(&self._closing):
             # Whoever closed may not have seen this seat.
             if number >= 0:
@@ -161,10 +177,22 @@ cdef class Participant:
             with nogil:
                 self._leave()
             raise ValueError("the ring is closed")
+        if error == ENOMEM:
+            raise MemoryError()
+        if error > 0:
+            raise OSError(error, os.strerror(error), self.file.path)
+        if error == ALL_TAKEN:
+            raise RuntimeError(
+                f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
+                "release what was taken, or let fewer processes attach"
+            )
         return number
 
-    cdef int64_t _sit_down(self) except -2:
-        """Tidy up and take a seat, as the only one who does; a slot of it."""
+    cdef int64_t _sit_down(self, int* error) noexcept:
+        """Tidy up and take a seat, as the only one who does; a slot of it.
+
+        -1: there is none, where `error` says why, by an errno or ALL_TAKEN; or others were faster.
+        """
         cdef int seat, taken
         cdef uint64_t i
         cdef word* at_work
@@ -177,11 +205,13 @@ cdef class Participant:
             if self._at_work[seat] == NULL:
                 self._at_work[seat] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
                 if self._at_work[seat] == NULL:
-                    raise MemoryError()
+                    error[0] = ENOMEM
+                    return -1
             taken = self.locks.take(seat)
-            if taken < 0 and not load_total(&self._closing):
-                raise OSError(-taken, os.strerror(-taken), self.file.path)
-            if taken <= 0:
+            if taken < 0:
+                error[0] = -taken
+                return -1
+            if taken == 0:
                 continue
             at_work = self._at_work[seat]
             for i in range(<uint64_t>SLOTS):
@@ -190,12 +220,8 @@ cdef class Participant:
             store_release(&self._free[seat], UINT64_MAX)
             fetch_or_total(&self._seats, <uint64_t>1 << seat)
             return self._free_slot()
-        if load_total(&self._closing):
-            return -1
-        raise RuntimeError(
-            f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
-            "release what was taken, or let fewer processes attach"
-        )
+        error[0] = ALL_TAKEN
+        return -1
 
     cdef int first_seat(self) except -1:
         """One of the seats that are ours; taken if there is none yet."""
@@ -273,21 +299,6 @@ cdef class Participant:
             changed = self._look(False)
             self.locks.end_tidying()
         return changed
-
-    cdef _check_whole(self):
-        """Unless others have found it whole and work on it."""
-        cdef const char* damage
-        cdef Range* ranges
-        if self._is_any_taken():
-            return
-        ranges = <Range*>PyMem_Malloc(MOST_RANGES * sizeof(Range))
-        if ranges == NULL:
-            raise MemoryError()
-        with nogil:
-            damage = self._judge(self.ring.ring, ranges)
-        PyMem_Free(ranges)
-        if damage != NULL:
-            raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
     cdef bint _is_any_taken(self) noexcept nogil:
         cdef int seat

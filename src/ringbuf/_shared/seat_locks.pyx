@@ -35,6 +35,7 @@ cdef extern from * nogil:
     #include <cstdint>
     #include <new>
     #if !defined(_WIN32)
+    #include <cstdlib>
     #include <pthread.h>
     #include <sched.h>
     #include <sys/stat.h>
@@ -42,7 +43,6 @@ cdef extern from * nogil:
     #endif
     #if defined(__linux__)
     #include <cstdio>
-    #include <cstdlib>
     #include <cstring>
     #include <fcntl.h>
     #include <sys/mman.h>
@@ -303,7 +303,6 @@ cdef extern from * nogil:
     #endif
     static uint64_t ringbuf_fork_count(void) { return ringbuf_forks.load(std::memory_order_relaxed); }
     """
-    int MOST_SEATS "RINGBUF_MOST_SEATS"
     int watch_forks "ringbuf_watch_forks"()
     Part* new_seats "ringbuf_new_seats"(int base)
     void delete_seats "ringbuf_delete_seats"(Part* part)
@@ -386,12 +385,6 @@ cdef class SeatLocks:
         with nogil:
             error = seats_open(self.part, name, mounted)
         return error
-
-    def take_seat(self, int seat):
-        return checked(take_seat(self.part, seat))
-
-    def seat_is_taken(self, seat):
-        return 0 <= seat < MOST_SEATS and seat_is_taken(self.part, seat)
 
     def try_tidying(self):
         return checked(begin_tidying(self.part))

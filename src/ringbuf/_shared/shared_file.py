@@ -75,11 +75,10 @@ class SharedFile:
     locks: the SeatLocks of this process. Any number of threads may use it.
     """
 
-    def __init__(self, path: str, fd: int, kind: bytes, seats: int) -> None:
+    def __init__(self, path: str, fd: int, kind: bytes) -> None:
         """Of an open file; its descriptor is left to the caller."""
         self.path = path
         self._absolute = os.path.abspath(path)  # where another working directory may be by then
-        self.seats = seats
         self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
         # What is mapped and what the file is opened from again holds no lock, and keeps none.
         self.memory = memoryview(Mapping(fd, size))[PAGE:]
@@ -93,7 +92,7 @@ class SharedFile:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, seats: int, start: tuple[int, bytes],
+        cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, start: tuple[int, bytes],
         hot: tuple[int, int] = (0, 0), warm: Sequence[tuple[int, int]] = (), *, durable: bool = False,
     ) -> SharedFile:  # fmt: skip
         """Make the file, with a body of `size` bytes: zero but for `start`, an offset and what is there.
@@ -148,7 +147,7 @@ class SharedFile:
                 else:
                     os.link(building, place)
                     _lock(fd, fcntl.F_UNLCK, _BUILDER_AT)
-            return cls(name, fd, kind, seats)
+            return cls(name, fd, kind)
         finally:
             os.close(fd)
             if building is not None:
@@ -156,13 +155,13 @@ class SharedFile:
                     os.unlink(building)
 
     @classmethod
-    def attach(cls, path: str | os.PathLike[str], kind: bytes, seats: int) -> SharedFile:
+    def attach(cls, path: str | os.PathLike[str], kind: bytes) -> SharedFile:
         """Open a file that `create` made; FileNotFoundError, or SharedFileError that says what is wrong with it."""
         _need_linux()
         name = _name_of(path)
         fd = _open_regular(name, os.O_RDWR)
         try:
-            return cls(name, fd, kind, seats)
+            return cls(name, fd, kind)
         finally:
             os.close(fd)
 
@@ -192,12 +191,6 @@ class SharedFile:
             f"{os.strerror(error)}: each process opens what it shares for itself; {advice}",
             self.path,
         )
-
-    # ------------------------------------------------------------ seats
-
-    def is_taken(self, seat: int) -> bool:
-        """Whether a living process has this seat."""
-        return self.locks.seat_is_taken(seat)
 
     def close(self) -> None:
         """Leave all seats. The mapping stays until the last array of it has gone."""

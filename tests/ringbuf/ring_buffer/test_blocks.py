@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ringbuf import MessageRing, Messages, RingBuffer
+from tests.support.threads import background
 
 
 def fail(_: object) -> None:
@@ -276,7 +279,7 @@ def test_a_block_that_ends_in_the_midst_of_a_use_ends_once(ring: RingBuffer, use
     block[:] = [1, 2, 3, 4]
     index = EndsTheBlock(block)
     part = block[index:]
-    index.armed = use != "exit"
+    index.armed = True
     match use:
         case "len":
             assert len(part) == 4
@@ -316,3 +319,27 @@ def test_a_block_ends_without_a_look_at_what_it_shows(ring: RingBuffer) -> None:
     part.__exit__(None, None, None)
     assert len(asked) == before
     assert ring.pop_many().tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("way", ["reserve", "peek"])
+def test_two_threads_that_end_a_block_end_it_once(ring: RingBuffer, way: str) -> None:
+    capacity = ring.capacity
+    for _ in range(50):
+        assert ring.push_many(np.zeros(4, ring.dtype)) == 4
+        block = getattr(ring, way)(2)
+        block.__enter__()
+        barrier = threading.Barrier(2)
+
+        def end(block: Any = block, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait(30)
+            with contextlib.suppress(ValueError):  # it has ended
+                block.__exit__(None, None, None)
+
+        with background(end, end):
+            pass
+        assert len(ring) == (6 if way == "reserve" else 2)
+        assert len(ring.pop_many()) == (6 if way == "reserve" else 2)
+        assert ring.push_many(np.zeros(capacity, ring.dtype)) == capacity
+        assert len(ring.pop_many()) == capacity
+    ring._check()

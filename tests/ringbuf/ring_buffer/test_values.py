@@ -404,3 +404,13 @@ def test_a_number_with_fields_is_refused(base: str, fields: str) -> None:
     assert RingBuffer(8, np.dtype({"names": ["low"], "formats": [fields], "itemsize": 4})).try_push(
         (7,)
     )
+
+
+@pytest.mark.parametrize(
+    "records", [{1: 2}, {1: 2}.keys(), {1: 2}.values(), {1, 2}, frozenset([1])]
+)
+def test_what_has_no_order_is_no_sequence_of_records(records: Any) -> None:
+    ring = RingBuffer(8, "i8")
+    with pytest.raises(TypeError, match="must be a sequence or an array, not a "):
+        ring.push_many(records)
+    assert len(ring) == 0

@@ -1,8 +1,8 @@
 """A process that is stopped in mid-push or mid-take, alive: what the others wait for, and what not.
 
 A child stands still after its k-th instruction, for each k around its claim; another one claims at the same position, or behind
-it, and is killed before it publishes. Had the living one claimed, what lies behind waits for it: only that one can publish. Had it
-not, it is no matter, though its slot says that it is about to.
+it, and is killed before it publishes. Had the living one claimed, what lies behind waits for it: only that one can publish. Had
+it not, it is no matter, though its slot says that it is about to.
 """
 
 from __future__ import annotations

@@ -308,6 +308,7 @@ class TestUnderWay:
         self, tmp_path: Path, kind: str, in_full: bool
     ) -> None:
         """What each call said holds, and nobody ever has a seat that another one works in."""
+        open_before = len(os.listdir("/proc/self/fd"))  # other tests of this process left some
         for round_number in range(25 if in_full else 8):
             path = tmp_path / f"ring-{round_number}"
             is_bytes = kind == "messages"
@@ -352,7 +353,8 @@ class TestUnderWay:
                 count += len(found)
             other._check()
             assert sum(pushed) == sum(popped) + count
-            assert len(os.listdir("/proc/self/fd")) < 200
+            # Descriptors of a round or two may wait for a collection; those of all rounds may not.
+            assert len(os.listdir("/proc/self/fd")) < open_before + 20
 
 
 # ---------------------------------------------------------------- never made

@@ -157,7 +157,7 @@ class Ours:
         permit = call.permit
         assert isinstance(permit, Permit)
         if not self.laws.generation:
-            permit._turnstile = self.breaker._turnstile
+            permit._fast_path = self.breaker._fast_path
         everything = self.laws.all_signals
         if call.outcome is Outcome.OK:
             permit.success(latency)

@@ -35,12 +35,12 @@ from backpressure.base.validation import timeout_seconds
 from backpressure.base.wakeup import Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
-from backpressure.buffer.batch_hold import Gathering
+from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer.disk_tier import DiskTier
-from backpressure.buffer.pending_add import EventSource, LineSource, Offer
-from backpressure.buffer.reporter import Notices
-from backpressure.buffer.scheduler import Turns
+from backpressure.buffer.pending_add import EventPayload, LinePayload, PendingAdd
+from backpressure.buffer.reporter import EventReporter
+from backpressure.buffer.scheduler import LaneScheduler
 from backpressure.buffer.stats import BufferStats, sum_lanes
 from backpressure.lanes.durable_lane import DurableLane
 from backpressure.lanes.lane import Lane
@@ -102,8 +102,8 @@ class BufferManager:
         rng = rng if rng is not None else random.Random()
         self._now: Final = clock.now
         self._rng = rng
-        self._notices = Notices(clock.now)
-        self._events = self._notices.events
+        self._reporter = EventReporter(clock.now)
+        self._events = self._reporter.events
         self._breaker = CircuitBreaker(
             self.config.circuit_breaker, clock=clock, rng=rng, on_change=self._circuit_changed
         )
@@ -111,10 +111,10 @@ class BufferManager:
             self.config.monitor, clock=clock, on_change=self._pressure_changed
         )
         self._batching = AdaptiveBatchManager(
-            self.config.batching, clock=clock, on_change=self._notices.batch_size_changed
+            self.config.batching, clock=clock, on_change=self._reporter.batch_size_changed
         )
         self._flow = FlowControlManager(
-            self.config.flow_control, clock=clock, rng=rng, on_change=self._notices.flow_changed
+            self.config.flow_control, clock=clock, rng=rng, on_change=self._reporter.flow_changed
         )
         self._ready = Wakeup()
         self._room = Wakeup()
@@ -131,14 +131,14 @@ class BufferManager:
                 self.config,
                 make_room=self._drop_less_urgent,
                 moved=self._spilled,
-                failed=self._notices.disk_changed,
+                failed=self._reporter.disk_changed,
             )
             buffer_id = self._disk.directory.buffer_id.hex
             self._lanes = tuple(self._disk.lanes)
         #: Whose batches these are: part of each batch's id. Of a buffer with a directory it outlives the process.
         self.id: Final = buffer_id
-        self._turns: Final = Turns(self._lanes)
-        self._gathering: Final = Gathering(
+        self._scheduler: Final = LaneScheduler(self._lanes)
+        self._hold: Final = BatchHold(
             self._lanes,
             limit=self._batching.linger,
             max_bytes=self.config.max_batch_bytes,
@@ -153,10 +153,10 @@ class BufferManager:
         if self._disk is not None:
             for lane in self._disk.lanes:
                 if lane.salvaged:
-                    self._notices.salvaged(lane.priority, lane.salvaged)
+                    self._reporter.salvaged(lane.priority, lane.salvaged)
                 for first_seq, end_seq in lane.missing:
-                    self._notices.missing(lane.priority, first_seq, end_seq)
-            self._notices.recovered(self._resident(), self._disk.recovery_seconds)
+                    self._reporter.missing(lane.priority, first_seq, end_seq)
+            self._reporter.recovered(self._resident(), self._disk.recovery_seconds)
             self._disk.spiller.start()
 
     # ------------------------------------------------------------ producers
@@ -197,18 +197,18 @@ class BufferManager:
         seconds = timeout_seconds(timeout)
         return self._wait_for(self._offer_lines(chunk, priority, final), seconds)
 
-    def _offer_events(self, events: Sequence[bytes | str] | Any, priority: int) -> Offer:
+    def _offer_events(self, events: Sequence[bytes | str] | Any, priority: int) -> PendingAdd:
         lane = self._lane(priority)
-        return Offer(self, lane, EventSource(events, lane.ring.max_message_bytes))
+        return PendingAdd(self, lane, EventPayload(events, lane.ring.max_message_bytes))
 
     def _offer_lines(
         self, chunk: Any, priority: int, final: bool, largest: int | None = None
-    ) -> Offer:
+    ) -> PendingAdd:
         """`largest`: bytes in one line, where the caller allows less than the lane does."""
         lane = self._lane(priority)
         limit = lane.ring.max_message_bytes
-        return Offer(
-            self, lane, LineSource(chunk, final, limit if largest is None else min(largest, limit))
+        return PendingAdd(
+            self, lane, LinePayload(chunk, final, limit if largest is None else min(largest, limit))
         )
 
     def _lane(self, priority: int) -> Lane:
@@ -216,7 +216,7 @@ class BufferManager:
             raise BufferClosed("the buffer is closed: it accepts no more events")
         return self._lanes[check_priority(priority) - 1]
 
-    def _wait_for(self, offer: Offer, seconds: float) -> Admission:
+    def _wait_for(self, offer: PendingAdd, seconds: float) -> Admission:
         """Press on with an offer for that long."""
         if offer.advance():
             return self._committed(offer)
@@ -229,7 +229,7 @@ class BufferManager:
                 break
         return self._committed(offer)
 
-    def _committed(self, offer: Offer) -> Admission:
+    def _committed(self, offer: PendingAdd) -> Admission:
         """End an offer, and wait until what it brought is durable if that was promised."""
         admission = offer.admission()
         if self._disk is not None and self._disk.commits and offer.end_seq:
@@ -241,8 +241,8 @@ class BufferManager:
         now = self._now()
         lane.arrived(first_seq, now)
         self._ready.notify()
-        if self._gathering.waiting is not None:
-            self._gathering.arrived(lane)
+        if self._hold.waiting is not None:
+            self._hold.arrived(lane)
         if now >= self._next_tick:
             self._tick(now)
 
@@ -254,7 +254,7 @@ class BufferManager:
         """Make room by dropping; whether that made any."""
         dropped = lane.drop_oldest(events, nbytes)
         if dropped:
-            self._notices.dropped(lane.priority, dropped, "oldest")
+            self._reporter.dropped(lane.priority, dropped, "oldest")
         return dropped > 0
 
     # ------------------------------------------------------------ consumers
@@ -295,17 +295,17 @@ class BufferManager:
         now = self._now()
         if now >= self._next_tick:
             self._tick(now)
-        lane = self._turns.choose(now)
+        lane = self._scheduler.choose(now)
         if lane is None:
             if self._closed:
                 raise BufferClosed("the buffer is closed and has nothing more to deliver")
             return None
         size = self._batching.batch_size
         asked = max_events if max_events is not None else size
-        linger = self._gathering.lingers[lane.priority - 1]
+        linger = self._hold.lingers[lane.priority - 1]
         reason: FlushReason = "linger" if linger.holding else "ready"
         if patient and now - linger.left_at < linger.limit and now >= linger.quiet_until:
-            why = self._gathering.decide(lane, asked, now)
+            why = self._hold.decide(lane, asked, now)
             if why is None:
                 return None
             reason = why
@@ -314,16 +314,16 @@ class BufferManager:
             return None
         waiting = len(lane.ring)
         try:
-            delivery = lane.next_delivery(asked, self.config.max_batch_bytes, now)
+            handout = lane.next_handout(asked, self.config.max_batch_bytes, now)
         except BaseException:
             permit.ignore()
             raise
-        if delivery is None:  # another consumer was faster
+        if handout is None:  # another consumer was faster
             permit.ignore()
             return None
-        count = len(delivery.messages)
+        count = len(handout.messages)
         filled: bool | None = count >= size
-        if delivery.attempt > 1:
+        if handout.attempt > 1:
             reason, filled = "retry", None
         elif count >= asked:
             reason, filled = "size", filled or None
@@ -332,11 +332,11 @@ class BufferManager:
         elif self._closing:
             reason = "close"
         if linger.holding:
-            reason = self._gathering.ends(lane, now, waiting, reason)
+            reason = self._hold.ends(lane, now, waiting, reason)
         linger.left_at = now
         self._batching.flushed(reason)
         batch = Batch(
-            delivery,
+            handout,
             self._settle,
             permit,
             buffer_id=self.id,
@@ -344,49 +344,49 @@ class BufferManager:
             filled=filled,
             taken_at=now,
         )
-        if delivery.attempt > 1:
-            self._notices.redelivered(delivery)
+        if handout.attempt > 1:
+            self._reporter.redelivered(handout)
         return batch
 
     def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
         """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
-        left = self._gathering.left()
+        left = self._hold.left()
         if left > 0.0:
             asked = max_events if max_events is not None else self._batching.batch_size
-            return self._gathering.wakeup, lambda: self._gathering.over(asked), left
+            return self._hold.wakeup, lambda: self._hold.over(asked), left
         return self._ready, self._deliverable, self._pause()
 
     def _deliverable(self) -> bool:
         """Whether a consumer has reason to look again: for a look before going to sleep."""
         now = self._now()
-        return self._closed or (self._turns.any_ready(now) and self._breaker.retry_after() == 0)
+        return self._closed or (self._scheduler.any_ready(now) and self._breaker.retry_after() == 0)
 
     def _pause(self) -> float:
         """How long a consumer can sleep before time alone could give it something to do."""
         now = self._now()
-        pause = min(_LONGEST_WAIT, self._turns.next_retry(now))
-        if self._turns.any_ready(now):
+        pause = min(_LONGEST_WAIT, self._scheduler.next_retry(now))
+        if self._scheduler.any_ready(now):
             pause = min(pause, self._breaker.retry_after())
         return max(pause, _SHORTEST_WAIT)
 
     def _settle(self, batch: Batch, ok: bool, error: BaseException | str | None) -> None:
         """What `Batch.ack` and `Batch.nack` call."""
         now = self._now()
-        delivery = batch._delivery
-        lane, events = delivery.lane, len(delivery.messages)
+        handout = batch._handout
+        lane, events = handout.lane, len(handout.messages)
         latency = max(0.0, now - batch.taken_at)
         if ok:
-            lane.ack(delivery, latency)
+            lane.ack(handout, latency)
             self._room.notify()
             batch.permit.success(latency)
             self._batching.record(events, latency, batch.filled)
             self._monitor.observe(latency=latency, ok=events)
             self._flow.record_outcome(events, 0)
         else:
-            delivery.error = None if error is None else str(error) or type(error).__name__
-            given_up = lane.nack(delivery, now + self._backoff(delivery.attempt))
+            handout.error = None if error is None else str(error) or type(error).__name__
+            given_up = lane.nack(handout, now + self._backoff(handout.attempt))
             if given_up:
-                self._notices.dead_lettered(delivery, given_up)
+                self._reporter.dead_lettered(handout, given_up)
                 self._room.notify()
             batch.permit.failure(error if isinstance(error, BaseException) else None)
             self._monitor.observe(failed=events)
@@ -428,7 +428,7 @@ class BufferManager:
         for other in reversed(self._lanes[lane.priority :]):
             dropped = other.drop_oldest(_DROP_EVENTS, _DROP_BYTES, "priority")
             if dropped:
-                self._notices.dropped(other.priority, dropped, "priority")
+                self._reporter.dropped(other.priority, dropped, "priority")
                 return True
         return False
 
@@ -476,11 +476,11 @@ class BufferManager:
         return pressure
 
     def _pressure_changed(self, pressure: Pressure) -> None:
-        self._gathering.wakeup.notify()
-        self._notices.pressure_changed(pressure)
+        self._hold.wakeup.notify()
+        self._reporter.pressure_changed(pressure)
 
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:
-        self._notices.circuit_changed(old, new, reason)
+        self._reporter.circuit_changed(old, new, reason)
         self._ready.notify()
 
     # ------------------------------------------------------------ seen and tuned
@@ -497,19 +497,19 @@ class BufferManager:
         """Set the admitted rate (events per second) at once. `by`: who, for the log and the event, which is returned."""
         old = self._flow.metrics().rate_limit
         self._flow.set_rate(rate)
-        return self._notices.tuned("flow_control_rate", old, float(rate), by)
+        return self._reporter.tuned("flow_control_rate", old, float(rate), by)
 
     def adjust_batch_size(self, size: int, *, by: str = "code") -> Tuned:
         """Set the batch size (events) at once; the adaptive law goes on from there. `by`: as above."""
         old = self._batching.batch_size
         self._batching.adjust(size)
-        return self._notices.tuned("batch_size", old, size, by)
+        return self._reporter.tuned("batch_size", old, size, by)
 
     def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
         """Close the circuit and forget its failures. `by`: as above."""
         old = self._breaker.state
         self._breaker.reset()
-        return self._notices.tuned("circuit_breaker", old.name, State.CLOSED.name, by)
+        return self._reporter.tuned("circuit_breaker", old.name, State.CLOSED.name, by)
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
         """Call `handler(event)` at each event of that type; returns a function that ends this.
@@ -539,8 +539,8 @@ class BufferManager:
             at=now,
             **sum_lanes([lane.stats(now) for lane in self._lanes]),
             backpressure_active=self._monitor.active,
-            backpressure_seconds=self._notices.pressed_seconds(now),
-            circuit_trips=self._notices.trips,
+            backpressure_seconds=self._reporter.pressed_seconds(now),
+            circuit_trips=self._reporter.trips,
             handler_errors=self._events.handler_errors,
             handler_overflows=self._events.overflows,
             closed=self._closed,
@@ -560,7 +560,7 @@ class BufferManager:
         In memory only nothing is written. A batch that waits to fill goes out at once. Raises DiskFull or DiskFailed; the same
         call may be tried again.
         """
-        self._gathering.flush()
+        self._hold.flush()
         if self._disk is not None and not self._closed:
             self._disk.flush()
             self._ready.notify()
@@ -579,12 +579,12 @@ class BufferManager:
         seconds = timeout_seconds(timeout)
         self._closing = True
         self._room.notify()
-        self._gathering.close()
+        self._hold.close()
         with self._close_lock:
             if self._closed:
                 return self.stats()
             resident = self._resident()
-            self._notices.closing(resident)
+            self._reporter.closing(resident)
             if resident and seconds > 0:
                 deadline = time.monotonic() + seconds
                 while self._resident() and (left := deadline - time.monotonic()) > 0:
@@ -595,15 +595,15 @@ class BufferManager:
                 lost = sum(self._discard(lane) for lane in self._lanes)
             else:
                 for error in self._disk.close():
-                    self._notices.left_in_ring(error)
+                    self._reporter.left_in_ring(error)
         self._ready.notify()
-        self._notices.closed(lost)
+        self._reporter.closed(lost)
         return self.stats()
 
     def _discard(self, lane: Lane) -> int:
         lost = lane.discard("closed")
         if lost:
-            self._notices.dropped(lane.priority, lost, "closed")
+            self._reporter.dropped(lane.priority, lost, "closed")
         return lost
 
     def _resident(self) -> int:

@@ -65,12 +65,12 @@ class Flow:
         self.rate, self.priority = rate, priority
         self.gathered, self.idle = Sleeper(), Sleeper()
         self.out: list[Batch | None] = []  # a batch that is lost comes again
-        self.buffer._gathering.wakeup = self.gathered  # type: ignore[assignment, misc]
+        self.buffer._hold.wakeup = self.gathered  # type: ignore[assignment, misc]
         self.buffer._ready = self.idle  # type: ignore[assignment]
         end = self.clock.now() + warm
         while self.clock.now() < end:
             self.come()
-            linger = self.buffer._gathering.lingers[priority - 1]
+            linger = self.buffer._hold.lingers[priority - 1]
             # The flow is seen by consumers that may wait; so that none does yet, each finds its lane idle for that look.
             batch = self.buffer.get_batch(timeout=0)
             assert batch is not None
@@ -309,7 +309,7 @@ def test_a_redelivered_batch_does_not_wait(flow: Flow) -> None:
     assert first is not None
     first.nack("no")
     flow.clock.advance(0.01)
-    flow.buffer._gathering.lingers[Priority.NORMAL - 1].left_at = flow.clock.now()
+    flow.buffer._hold.lingers[Priority.NORMAL - 1].left_at = flow.clock.now()
     again = flow.get()
     assert again is not None
     assert again.attempt == 2
@@ -394,10 +394,10 @@ def test_the_asynchronous_face_waits_as_well() -> None:
         buffer = flow.buffer
         from backpressure.base.wakeup import Wakeup
 
-        buffer._gathering.wakeup, buffer._ready = Wakeup(), Wakeup()  # type: ignore[misc]
+        buffer._hold.wakeup, buffer._ready = Wakeup(), Wakeup()  # type: ignore[misc]
         flow.come()
         getting = asyncio.create_task(buffer.aio.get_batch(20, timeout=60.0))
-        while buffer._gathering.waiting is None:
+        while buffer._hold.waiting is None:
             await asyncio.sleep(0)
         flow.come(18)
         await asyncio.sleep(0)

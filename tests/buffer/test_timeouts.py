@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backpressure import BufferManager
-from backpressure.buffer.single_events import SingleEvents
+from backpressure.buffer.single_events import SingleEventWriter
 from backpressure.logging import BufferHandler, BufferListener
 from backpressure.sinks.http import HttpSink
 from backpressure.sinks.tcp import TcpSink
@@ -23,7 +23,7 @@ CALLS: list[Callable[[BufferManager, Any], object]] = [
     lambda buffer, timeout: buffer.add_lines(b"a", timeout=timeout),
     lambda buffer, timeout: buffer.get_batch(timeout=timeout),
     lambda buffer, timeout: buffer.close(timeout),
-    lambda buffer, timeout: SingleEvents(buffer, timeout),
+    lambda buffer, timeout: SingleEventWriter(buffer, timeout),
     lambda buffer, timeout: BufferListener(buffer, []).flush(timeout),
     lambda buffer, timeout: BufferListener(buffer, []).stop(timeout),
     lambda buffer, timeout: BufferHandler(buffer, timeout=timeout),

@@ -319,9 +319,9 @@ def test_counters_never_go_back_while_threads_work_and_the_books_hold_in_each_sc
 def test_time_under_pressure_does_not_go_back_in_the_moment_in_which_it_ends() -> None:
     clock = FakeClock(100.0)
     buffer = make(clock)
-    buffer._notices._pressed_since = 90.0
+    buffer._reporter._pressed_since = 90.0
     assert buffer.stats().backpressure_seconds == 10.0
-    buffer._notices._pressed_since = (
+    buffer._reporter._pressed_since = (
         None  # as another thread leaves it, before it adds the ten seconds to the sum
     )
     assert buffer.stats().backpressure_seconds == 10.0

@@ -416,7 +416,7 @@ def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
             pass
     finally:
         sys.settrace(None)
-    assert {"spill", "_store_claims", "_store_front"} <= lines
+    assert {"spill", "_store_out", "_store_front"} <= lines
     assert batch is not None
     batch.ack()
     assert drain(buffer) == numbered(50)[10:]

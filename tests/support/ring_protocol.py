@@ -88,7 +88,7 @@ class Take(NamedTuple):
     next: Pair
 
 
-class Source(NamedTuple):
+class TakeSource(NamedTuple):
     word: int
     number: int
     end: Pair | None
@@ -395,7 +395,7 @@ class Ring:
         granules, of = yield load(self.index[position & self.mask])
         return FrameView(position, granules) if granules > 0 and of == position else None
 
-    def find_take(self, source: Source, most: int) -> Generator[Any, Any, Take | None]:
+    def find_take(self, source: TakeSource, most: int) -> Generator[Any, Any, Take | None]:
         while True:
             seen = yield from self.load_pair(source.word)
             position, place = seen[0], _place_in(seen)[1]
@@ -461,7 +461,7 @@ class Ring:
         return most
 
     def pass_released(
-        self, source: Source, position: int, place: int
+        self, source: TakeSource, position: int, place: int
     ) -> Generator[Any, Any, tuple[int, int]]:
         end = source.end
         assert end is not None
@@ -482,7 +482,7 @@ class Ring:
         return position, place
 
     def win_take(
-        self, slot: int | None, source: Source, take: Take
+        self, slot: int | None, source: TakeSource, take: Take
     ) -> Generator[Any, Any, Take | None]:
         """The take as it was made, or None: another consumer was faster."""
         if slot is not None:
@@ -502,7 +502,7 @@ class Ring:
         return take
 
     def take_one(
-        self, slot: int | None, source: Source, most: int
+        self, slot: int | None, source: TakeSource, most: int
     ) -> Generator[Any, Any, Take | None]:
         while True:
             take = yield from self.find_take(source, most)
@@ -520,7 +520,7 @@ class Ring:
 
     def take(self, slot: int | None, most: int) -> Generator[Any, Any, Take | None]:
         """Take from the ring; None: nothing there."""
-        take = yield from self.take_one(slot, Source(self.read, 0, None), most)
+        take = yield from self.take_one(slot, TakeSource(self.read, 0, None), most)
         if take is None and slot is not None:
             yield from self.set_state(slot, FREE)
         return take
@@ -537,7 +537,7 @@ class Ring:
             end = None
             if not self.protocol.fresh_end:
                 end = yield from self.load_pair(self.after[orphan])
-            source = Source(self.left[orphan], orphan + 1, end)
+            source = TakeSource(self.left[orphan], orphan + 1, end)
             take = yield from self.take_one(slot, source, most)
             if take is not None:
                 return take

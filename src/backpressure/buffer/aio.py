@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backpressure.base.events import Event, EventType
     from backpressure.base.wakeup import Wakeup
     from backpressure.buffer.event_dispatcher import Subscription
-    from backpressure.buffer.pending_add import Offer
+    from backpressure.buffer.pending_add import PendingAdd
     from backpressure.buffer_manager import BufferManager
 
 __all__ = ["AsyncBuffer", "EventFeed"]
@@ -106,7 +106,7 @@ class AsyncBuffer:
         await asyncio.to_thread(self._buffer.close, timeout)
 
     async def _wait_for(
-        self, offer: Offer, seconds: float, stop: Callable[[], bool] = lambda: False
+        self, offer: PendingAdd, seconds: float, stop: Callable[[], bool] = lambda: False
     ) -> Admission:
         """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
         buffer = self._buffer

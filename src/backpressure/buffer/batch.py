@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ringbuf import Messages
 
 if TYPE_CHECKING:
-    from backpressure.lanes.lane import Delivery
+    from backpressure.lanes.lane import Handout
     from backpressure.policies.circuit_breaker import Permit
 
 __all__ = ["Batch"]
@@ -36,7 +36,7 @@ class Batch:
 
     __slots__ = (
         "__weakref__",
-        "_delivery",
+        "_handout",
         "_settle",
         "asked",
         "buffer_id",
@@ -47,7 +47,7 @@ class Batch:
 
     def __init__(
         self,
-        delivery: Delivery,
+        handout: Handout,
         settle: Callable[[Batch, bool, BaseException | str | None], None],
         permit: Permit,
         *,
@@ -56,7 +56,7 @@ class Batch:
         filled: bool | None,
         taken_at: float,
     ) -> None:
-        self._delivery = delivery
+        self._handout = handout
         self._settle = settle
         #: The circuit breaker's leave to call the sink; settled together with the batch.
         self.permit = permit
@@ -71,68 +71,68 @@ class Batch:
     # ------------------------------------------------------------ content
 
     def __len__(self) -> int:
-        return len(self._delivery.messages)
+        return len(self._handout.messages)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._delivery.messages)
+        return iter(self._handout.messages)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
     @overload
     def __getitem__(self, index: slice) -> Messages: ...
     def __getitem__(self, index: int | slice) -> bytes | Messages:
-        return self._delivery.messages[index]
+        return self._handout.messages[index]
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
         """All payloads, end to end; read-only."""
-        return self._delivery.messages.data
+        return self._handout.messages.data
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each event starts in `data`, and at the end where the last one ends; read-only."""
-        return self._delivery.messages.offsets
+        return self._handout.messages.offsets
 
     @property
     def nbytes(self) -> int:
         """Bytes of payload."""
-        return self._delivery.messages.nbytes
+        return self._handout.messages.nbytes
 
     def join(self, sep: bytes = b"\n", end: bytes = b"") -> bytes:
         """All events as one bytes object, with `sep` between them and `end` after the last."""
-        return self._delivery.messages.join(sep, end)
+        return self._handout.messages.join(sep, end)
 
     def join_into(self, target: Any, start: int = 0, sep: bytes = b"\n") -> tuple[int, int]:
         """Write events from number `start` on into a writable buffer, each followed by `sep`, as many as fit.
 
         Returns (events, bytes written); (0, 0) where not even one fits.
         """
-        return self._delivery.messages.join_into(target, start, sep)
+        return self._handout.messages.join_into(target, start, sep)
 
     def tolist(self) -> list[bytes]:
         """The events as a list."""
-        return self._delivery.messages.tolist()
+        return self._handout.messages.tolist()
 
     def __arrow_c_array__(self, requested_schema: object = None) -> tuple[Any, Any]:
         """The Arrow PyCapsule interface: pyarrow.array(batch), polars.Series(batch)."""
-        return self._delivery.messages.__arrow_c_array__(requested_schema)
+        return self._handout.messages.__arrow_c_array__(requested_schema)
 
     # ------------------------------------------------------------ identity
 
     @property
     def priority(self) -> int:
         """1, the most urgent, to 5."""
-        return self._delivery.lane.priority
+        return self._handout.lane.priority
 
     @property
     def first_seq(self) -> int:
         """The lane's number of the first event; event i has number first_seq + i."""
-        return self._delivery.messages.first_seq
+        return self._handout.messages.first_seq
 
     @property
     def attempt(self) -> int:
         """1 at the first delivery, one more at each redelivery."""
-        return self._delivery.attempt
+        return self._handout.attempt
 
     @property
     def id(self) -> str:
@@ -161,7 +161,7 @@ class Batch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[False]:
-        if self._delivery.out:
+        if self._handout.out:
             if error is None:
                 self.ack()
             else:
@@ -171,9 +171,9 @@ class Batch:
     def __del__(self) -> None:
         # No lock may be taken here: a collection can run in the middle of a method that holds it. So the lane is left a
         # note, and the breaker's permit runs out by its lease.
-        delivery = getattr(self, "_delivery", None)
-        if delivery is not None and delivery.out:
-            delivery.lane.abandoned.append(delivery)
+        handout = getattr(self, "_handout", None)
+        if handout is not None and handout.out:
+            handout.lane.abandoned.append(handout)
 
     def __repr__(self) -> str:
         return (

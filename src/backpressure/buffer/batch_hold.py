@@ -1,4 +1,4 @@
-"""Gathering: what becomes of a batch that is not full, across the lanes of a buffer.
+"""BatchHold: what becomes of a batch that is not full, across the lanes of a buffer.
 
 `Linger` says whether a lane's batch is worth a wait; here is everything else that has a say. A batch does not wait
 
@@ -25,13 +25,13 @@ from backpressure.policies.linger import FlushReason, Linger
 if TYPE_CHECKING:
     from backpressure.lanes.lane import Lane
 
-__all__ = ["Gathering"]
+__all__ = ["BatchHold"]
 
 # The part of a lane that a batch which waits may leave occupied.
 _MOST_FILL: Final = 0.5
 
 
-class Gathering:
+class BatchHold:
     """Decides whether a lane's next batch goes, and knows which one waits.
 
     limit: the longest wait in seconds; max_bytes: of a batch; now: the buffer's clock; pressed: whether it is under pressure.

@@ -1,6 +1,6 @@
 """The producers' side of a buffer: what is offered, and how one offer is carried through.
 
-An Offer is one call of add_events or add_lines. `advance` pushes what is admitted now and never waits; how to wait in between is
+A PendingAdd is one call of add_events or add_lines. `advance` pushes what is admitted now and never waits; how to wait between is
 its caller's business, which is a thread in `BufferManager` and a coroutine in `AsyncBuffer`.
 """
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager
     from backpressure.lanes.lane import Lane
 
-__all__ = ["EventSource", "LineSource", "Offer"]
+__all__ = ["EventPayload", "LinePayload", "PendingAdd"]
 
 # A refusal is tried again within these bounds (seconds): the time that it named may move, or it may have named none.
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 1.0
 
 
-class Source(Protocol):
+class Payload(Protocol):
     """Events that are to be pushed, in some form; the first part of them may already be in."""
 
     @property
@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
 
-class EventSource:
+class EventPayload:
     """Events from Python objects, a numpy array or an Arrow array; checked as a whole before any is pushed."""
 
     __slots__ = ("_done", "_gathered", "remaining")
@@ -80,7 +80,7 @@ class EventSource:
         return pushed, first_seq
 
 
-class LineSource:
+class LinePayload:
     """The lines of a chunk."""
 
     __slots__ = ("_chunk", "_final", "_pins", "consumed", "remaining")
@@ -112,7 +112,7 @@ class LineSource:
         return pushed, first_seq
 
 
-class Offer:
+class PendingAdd:
     """One call's events on their way into a lane."""
 
     __slots__ = (
@@ -126,7 +126,7 @@ class Offer:
         "end_seq",
     )
 
-    def __init__(self, buffer: BufferManager, lane: Lane, source: Source) -> None:
+    def __init__(self, buffer: BufferManager, lane: Lane, source: Payload) -> None:
         self._buffer = buffer
         self._lane = lane
         self._source = source

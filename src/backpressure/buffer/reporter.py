@@ -1,4 +1,4 @@
-"""Notices: what happens in a buffer, said as events to handlers and as lines in the log.
+"""EventReporter: what happens in a buffer, said as events to handlers and as lines in the log.
 
 It decides nothing: whoever changes something tells it, and it knows how to say that, how often a line is worth writing, and what
 has to be added up over time (trips, time under pressure).
@@ -30,18 +30,18 @@ from backpressure.base.events import (
 )
 from backpressure.base.log_limiter import LogLimiter
 from backpressure.buffer.event_dispatcher import EventDispatcher
-from backpressure.lanes.lane import Delivery
+from backpressure.lanes.lane import Handout
 from backpressure.policies.backpressure_monitor import Pressure
 from backpressure.policies.circuit_breaker import State
 
-__all__ = ["Notices"]
+__all__ = ["EventReporter"]
 
 _log = logging.getLogger("backpressure")
 # Who changed what by hand: one line each, never limited.
 _audit = logging.getLogger("backpressure.audit")
 
 
-class Notices:
+class EventReporter:
     """One buffer's. now: its clock, for the time that events carry."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -115,7 +115,7 @@ class Notices:
 
     # ------------------------------------------------------------ batches and events
 
-    def redelivered(self, delivery: Delivery) -> None:
+    def redelivered(self, delivery: Handout) -> None:
         if self.events.wants(EventType.BATCH_REDELIVERED):
             self.events.emit(
                 BatchRedelivered(
@@ -128,7 +128,7 @@ class Notices:
                 )
             )
 
-    def dead_lettered(self, delivery: Delivery, events: int) -> None:
+    def dead_lettered(self, delivery: Handout, events: int) -> None:
         self.events.emit(
             BatchDeadLettered(
                 at=self._now(),

@@ -1,4 +1,4 @@
-"""Turns: which lane a consumer is served from, and how long it may sleep when there is none.
+"""LaneScheduler: which lane a consumer is served from, and how long it may sleep when there is none.
 
 The most urgent lane that has something goes first; one that has been passed over often enough goes before it, once: delivery
 starves nobody for ever.
@@ -11,14 +11,14 @@ from typing import Final
 
 from backpressure.lanes.lane import Lane
 
-__all__ = ["Turns"]
+__all__ = ["LaneScheduler"]
 
 # A lane that was passed over this often in favour of more urgent ones is served next: one batch in 32 is a price that the
 # urgent do not feel.
 _PATIENCE: Final = 31
 
 
-class Turns:
+class LaneScheduler:
     """Of all lanes of a buffer, the most urgent first. Counts may be off by one where consumers choose at the same moment."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:

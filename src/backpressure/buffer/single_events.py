@@ -25,7 +25,7 @@ from backpressure.buffer.config import Durability, WhenFull
 if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager
 
-__all__ = ["SingleEvents"]
+__all__ = ["SingleEventWriter"]
 
 # Asking flow control for one event costs 1.8 µs, for 64 the same.
 _STOCK: Final = 64
@@ -35,7 +35,7 @@ _LEAST_BURST: Final = 256
 _NOW: Final = 1e-9
 
 
-class SingleEvents:
+class SingleEventWriter:
     """Adds single events to `buffer`; `timeout` as for `add_events`, but 0 never waits, whatever `when_full` says."""
 
     def __init__(self, buffer: BufferManager, timeout: float | None = 0.0) -> None:

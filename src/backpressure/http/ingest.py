@@ -133,15 +133,15 @@ class Uploads:
 
     def __init__(self, buffer: BufferManager) -> None:
         self._buffer = buffer
-        self._open: set[_Silence] = set()
+        self._open: set[ReadWatchdog] = set()
         self.closing = False
 
-    def begin(self, longest: float) -> _Silence:
-        silence = _Silence(longest, self)
+    def begin(self, longest: float) -> ReadWatchdog:
+        silence = ReadWatchdog(longest, self)
         self._open.add(silence)
         return silence
 
-    def finish(self, silence: _Silence) -> None:
+    def finish(self, silence: ReadWatchdog) -> None:
         silence.end()
         self._open.discard(silence)
 
@@ -153,7 +153,7 @@ class Uploads:
         self._buffer._room.notify()  # and those that wait for room
 
 
-class _Silence:
+class ReadWatchdog:
     """Ends an upload that says nothing for too long, or that has to end.
 
     One timer looks now and then at the time since which the upload has been waited for. A time-out around each read would
@@ -242,7 +242,9 @@ async def ingest(
     return JSONResponse(reply.model_dump(), status, headers)
 
 
-async def _carry(request: Request, lines: _Lines, silence: _Silence, config: HttpConfig) -> None:
+async def _carry(
+    request: Request, lines: _Lines, silence: ReadWatchdog, config: HttpConfig
+) -> None:
     """Read the body, unpack it and put it into the buffer, until its end or a refusal; _Bad where it breaks a limit."""
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in UNPACKERS:

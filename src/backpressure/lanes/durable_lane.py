@@ -25,7 +25,7 @@ from collections import deque
 from typing import Final
 
 from backpressure.base.errors import FormatError, NotNow
-from backpressure.lanes.lane import Claim, Delivery, Lane
+from backpressure.lanes.lane import Handout, Lane, TakenMessages
 from backpressure.lanes.ring_debt import NUMBERS_JUMP, check_numbers, debt_of
 from backpressure.lanes.stats import DiskStats
 from backpressure.spill import (
@@ -75,7 +75,7 @@ class DurableLane(Lane):
         #: Times that max_disk_bytes left no room, counted by the spiller.
         self.over_budget = 0
         # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
-        self._front: deque[Claim] = deque()
+        self._front: deque[TakenMessages] = deque()
         self._front_events = 0
         self._collect_orphans()
         self._disk_next = self.store.first_seq
@@ -169,7 +169,7 @@ class DurableLane(Lane):
             if skip:
                 stored, messages = self.ring.split(messages, skip)
                 self.ring.release(stored)
-            self._front.append(Claim(messages, messages))
+            self._front.append(TakenMessages(messages, messages))
             self._front_events += len(messages)
 
     # ------------------------------------------------------------ to disk
@@ -185,7 +185,7 @@ class DurableLane(Lane):
         the same call may be tried again.
         """
         with self._taking:
-            return self._store_claims(pressure) or self._store_next(pressure)
+            return self._store_out(pressure) or self._store_next(pressure)
 
     def _store_next(self, pressure: float) -> int:
         """Write the oldest piece of what waits."""
@@ -194,49 +194,49 @@ class DurableLane(Lane):
             if not len(messages):
                 return 0
             with self._lock:
-                self._front.append(Claim(messages, messages))
+                self._front.append(TakenMessages(messages, messages))
                 # In this order, and so for what goes on to disk: `_has_waiting` looks without the lock.
                 self._front_events += len(messages)
                 self._count_from_ring(messages)
         return self._store_front(pressure)
 
-    def _store_claims(self, pressure: float) -> int:
+    def _store_out(self, pressure: float) -> int:
         """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
         with self._lock:
             self._collect_abandoned()
-            claims = [
-                delivery.claim
-                for delivery in (*self._out, *self._retries)
-                if delivery.claim.held is not None
+            all_taken = [
+                handout.taken
+                for handout in (*self._out, *self._retries)
+                if handout.taken.held is not None
             ]
-            for claim in claims:
-                claim.moving = True
-        claims.sort(key=lambda claim: claim.messages.first_seq)
+            for taken in all_taken:
+                taken.moving = True
+        all_taken.sort(key=lambda taken: taken.messages.first_seq)
         moved = 0
         try:
-            for claim in claims:
-                moved += self._store_claim(claim, pressure)
+            for taken in all_taken:
+                moved += self._store_taken(taken, pressure)
         finally:
             with self._lock:
-                for claim in claims:
-                    claim.moving = False
+                for taken in all_taken:
+                    taken.moving = False
         return moved
 
-    def _store_claim(self, claim: Claim, pressure: float) -> int:
-        rest = claim.messages[claim.stored :]
+    def _store_taken(self, taken: TakenMessages, pressure: float) -> int:
+        rest = taken.messages[taken.stored :]
         try:
             self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
         finally:
             with self._lock:
                 self.ring.note_stored(self.store.end_seq)
-                before, claim.stored = claim.stored, self._stored_of(claim)
-                claim.held = self._release_first(claim.held, claim.stored - before)
-                claim.moving = False
+                before, taken.stored = taken.stored, self._stored_of(taken)
+                taken.held = self._release_first(taken.held, taken.stored - before)
+                taken.moving = False
         return max(rest.nbytes, 1)
 
-    def _stored_of(self, claim: Claim) -> int:
+    def _stored_of(self, taken: TakenMessages) -> int:
         return min(
-            max(self.store.end_seq - claim.messages.first_seq, claim.stored), len(claim.messages)
+            max(self.store.end_seq - taken.messages.first_seq, taken.stored), len(taken.messages)
         )
 
     def _release_first(self, held: Messages | None, count: int) -> Messages | None:
@@ -251,8 +251,8 @@ class DurableLane(Lane):
         return rest
 
     def _store_front(self, pressure: float) -> int:
-        claim = self._front[0]
-        messages = claim.messages
+        taken = self._front[0]
+        messages = taken.messages
         try:
             self.store.append(
                 messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns()
@@ -260,16 +260,16 @@ class DurableLane(Lane):
         finally:
             with self._lock:
                 self.ring.note_stored(self.store.end_seq)
-                stored = self._stored_of(claim)
+                stored = self._stored_of(taken)
                 if stored:
                     if self._disk_waiting == 0:
                         self._disk_next = messages.first_seq
                     self._disk_waiting += stored
                     self._front_events -= stored
                     self._front.popleft()
-                    rest = self._release_first(claim.held, stored)
+                    rest = self._release_first(taken.held, stored)
                     if rest is not None:
-                        self._front.appendleft(Claim(rest, rest))
+                        self._front.appendleft(TakenMessages(rest, rest))
         return max(messages.nbytes, 1)
 
     @property
@@ -283,18 +283,18 @@ class DurableLane(Lane):
         in_ring = [next_seq := self.ring.next_seq]
         if self._in_ring(next_seq):
             in_ring.append(self._ring_next)
-        in_ring += [claim.messages.first_seq for claim in self._front]
+        in_ring += [taken.messages.first_seq for taken in self._front]
         in_ring += [
-            delivery.claim.messages.first_seq + delivery.claim.stored
-            for delivery in (*self._out, *self._retries)
-            if delivery.claim.held is not None
+            handout.taken.messages.first_seq + handout.taken.stored
+            for handout in (*self._out, *self._retries)
+            if handout.taken.held is not None
         ]
         durable = self.store.durable_seq
         return min(in_ring) if durable >= self.store.end_seq else min(durable, *in_ring)
 
     # ------------------------------------------------------------ what a lane in memory does otherwise
 
-    def _fetch(self, max_events: int, max_bytes: int) -> Claim | None:
+    def _fetch(self, max_events: int, max_bytes: int) -> TakenMessages | None:
         while self._disk_waiting:
             found = self.store.read(self._disk_next, max_events, max_bytes)
             if found is None:
@@ -306,14 +306,14 @@ class DurableLane(Lane):
                     self._dropped["damaged"] += found.events
                     self._lost_ranges += 1
                 continue
-            return Claim(found.messages(), None, len(found))
+            return TakenMessages(found.messages(), None, len(found))
         if self._front:
-            claim = self._front[0]
-            count = _fitting(claim, max_events, max_bytes)
-            if count < len(claim.messages):
+            taken = self._front[0]
+            count = _fitting(taken, max_events, max_bytes)
+            if count < len(taken.messages):
                 with self._lock:
                     self._front.popleft()
-                    self._front.extendleft(reversed(claim.split(self.ring, count)))
+                    self._front.extendleft(reversed(taken.split(self.ring, count)))
             return self._front[0]
         return super()._fetch(max_events, max_bytes)
 
@@ -327,27 +327,27 @@ class DurableLane(Lane):
             or self._disk_waiting > 0
         )
 
-    def _count_taken(self, claim: Claim) -> None:
-        count = len(claim.messages)
-        self._next_seq = claim.messages.first_seq + count
-        if claim.stored:
+    def _count_taken(self, taken: TakenMessages) -> None:
+        count = len(taken.messages)
+        self._next_seq = taken.messages.first_seq + count
+        if taken.stored:
             self._disk_waiting -= count
             self._disk_next = self._next_seq
         elif self._front:
             self._front_events -= count
             self._front.popleft()
         else:
-            self._count_from_ring(claim.messages)
+            self._count_from_ring(taken.messages)
 
     def _count_from_ring(self, messages: Messages) -> None:
         self._taken += len(messages)
         self._ring_next = messages.first_seq + len(messages)
 
-    def _settle(self, claim: Claim) -> None:
-        if claim.stored:
-            self.store.ack(claim.messages.first_seq, claim.stored)
-        if claim.held is not None:
-            self.ring.release(claim.held)
+    def _settle(self, taken: TakenMessages) -> None:
+        if taken.stored:
+            self.store.ack(taken.messages.first_seq, taken.stored)
+        if taken.held is not None:
+            self.ring.release(taken.held)
 
     def _waiting(self, next_seq: int) -> int:
         return self._disk_waiting + self._front_events + self._in_ring(next_seq)
@@ -378,29 +378,29 @@ class DurableLane(Lane):
 
     # ------------------------------------------------------------ events that fail again and again
 
-    def nack(self, delivery: Delivery, not_before: float) -> int:
+    def nack(self, handout: Handout, not_before: float) -> int:
         """As of any lane; but after `max_attempts` the batch is halved until the single event is found, which is given up."""
-        if self._max_attempts is None or delivery.attempt < self._max_attempts:
-            return super().nack(delivery, not_before)
-        if len(delivery.messages) == 1:
-            return self._give_up(delivery, not_before)
+        if self._max_attempts is None or handout.attempt < self._max_attempts:
+            return super().nack(handout, not_before)
+        if len(handout.messages) == 1:
+            return self._give_up(handout, not_before)
         with self._taking, self._lock:  # not while it is being written
-            self._take_back(delivery)
+            self._take_back(handout)
             self._batches_nacked += 1
-            for claim in delivery.claim.split(self.ring, len(delivery.messages) // 2):
+            for taken in handout.taken.split(self.ring, len(handout.messages) // 2):
                 # Each half has one attempt more.
-                half = Delivery(self, claim, delivery.attempt - 1, delivery.error)
+                half = Handout(self, taken, handout.attempt - 1, handout.error)
                 half.out = False
                 self._owe(half, not_before)
         return 0
 
-    def _give_up(self, delivery: Delivery, not_before: float) -> int:
+    def _give_up(self, handout: Handout, not_before: float) -> int:
         letter = DeadLetter(
-            event=delivery.messages[0],
-            error=delivery.error or "",
-            attempts=delivery.attempt,
+            event=handout.messages[0],
+            error=handout.error or "",
+            attempts=handout.attempt,
             priority=self.priority,
-            seq=delivery.messages.first_seq,
+            seq=handout.messages.first_seq,
             time_ns=time.time_ns(),
         )
         try:
@@ -409,14 +409,14 @@ class DurableLane(Lane):
         except NotNow:
             kept = False
         with self._taking, self._lock:
-            self._take_back(delivery)
+            self._take_back(handout)
             self._batches_nacked += 1
             if kept:
                 self._dead_lettered += 1
-                self._settle(delivery.claim)
+                self._settle(handout.taken)
             else:
                 # No room for it on the disk: then it is tried once more.
-                self._owe(delivery, not_before)
+                self._owe(handout, not_before)
         return int(kept)
 
     # ------------------------------------------------------------ the end
@@ -425,15 +425,15 @@ class DurableLane(Lane):
         """Deliver nothing any more, and let go of the files. What is owed is in them."""
         with self._taking, self._lock:
             self._closed = True
-            for delivery in (*self._out, *self._retries):
-                delivery.out = False
+            for handout in (*self._out, *self._retries):
+                handout.out = False
             self.store.close()
             self.ring.close()
 
 
-def _fitting(claim: Claim, max_events: int, max_bytes: int) -> int:
+def _fitting(taken: TakenMessages, max_events: int, max_bytes: int) -> int:
     """How many of its first events are within these limits; one at least."""
-    messages = claim.messages
+    messages = taken.messages
     count = min(len(messages), max_events)
     if messages.nbytes > max_bytes:
         offsets = messages.offsets

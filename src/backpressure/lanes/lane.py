@@ -21,7 +21,7 @@ from backpressure.base.histogram import EVENTS, SECONDS, Histogram
 from backpressure.lanes.stats import DiskStats, LaneStats
 from ringbuf import MessageRing, Messages
 
-__all__ = ["Claim", "Delivery", "Lane"]
+__all__ = ["TakenMessages", "Handout", "Lane"]
 
 # The time of arrival is noted this often (seconds): a finer reading of an event's age helps nobody …
 _MARK_INTERVAL: Final = 0.01
@@ -29,7 +29,7 @@ _MARK_INTERVAL: Final = 0.01
 _MAX_MARKS: Final = 1024
 
 
-class Claim:
+class TakenMessages:
     """Messages that have been taken and are still owed, and where they are kept until they are settled.
 
     One for all deliveries of the same events. Changed under the lane's lock.
@@ -46,37 +46,39 @@ class Claim:
         #: Being written to disk at this moment: nobody may settle it meanwhile.
         self.moving = False
 
-    def split(self, ring: MessageRing, count: int) -> tuple[Claim, Claim]:
-        """Two claims in place of this one, the first for so many messages; what either settles the other does not wait for."""
+    def split(self, ring: MessageRing, count: int) -> tuple[TakenMessages, TakenMessages]:
+        """Two in place of this one, the first for so many messages; what either settles the other does not wait for."""
         first, rest = self.messages[:count], self.messages[count:]
         if count <= self.stored:
-            return Claim(first, None, count), Claim(rest, self.held, self.stored - count)
+            return TakenMessages(first, None, count), TakenMessages(
+                rest, self.held, self.stored - count
+            )
         assert self.held is not None
         mine, others = ring.split(self.held, count - self.stored)
-        return Claim(first, mine, self.stored), Claim(rest, others)
+        return TakenMessages(first, mine, self.stored), TakenMessages(rest, others)
 
 
-class Delivery:
+class Handout:
     """One handing-out of messages, from the moment they are taken until it is settled, and until the next one if it is nacked.
 
-    A redelivery is a new Delivery: the old one's Batch may still be around, and must not speak for the new one.
+    A redelivery is a new Handout: the old one's Batch may still be around, and must not speak for the new one.
     """
 
-    __slots__ = ("attempt", "claim", "error", "lane", "messages", "not_before", "out")
+    __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")
 
     def __init__(
-        self, lane: Lane, claim: Claim, attempt: int = 1, error: str | None = None
+        self, lane: Lane, taken: TakenMessages, attempt: int = 1, error: str | None = None
     ) -> None:
         self.lane = lane
-        self.claim = claim
-        self.messages = claim.messages
+        self.taken = taken
+        self.messages = taken.messages
         self.attempt = attempt
         self.error = error  #: what the last nack said
         self.not_before = 0.0
         #: With a consumer, neither acked nor nacked.
         self.out = True
 
-    def __lt__(self, other: Delivery) -> bool:
+    def __lt__(self, other: Handout) -> bool:
         return self.messages.first_seq < other.messages.first_seq
 
 
@@ -87,12 +89,12 @@ class Lane:
         self.priority = priority
         self.ring = ring
         #: Deliveries whose Batch was lost: appended without the lock, by a finaliser.
-        self.abandoned: deque[Delivery] = deque()
+        self.abandoned: deque[Handout] = deque()
         self._lock = threading.Lock()
         # One consumer at a time takes, so that batches leave in order.
         self._taking = threading.Lock()
-        self._out: set[Delivery] = set()
-        self._retries: list[Delivery] = []  # a heap by first_seq
+        self._out: set[Handout] = set()
+        self._retries: list[Handout] = []  # a heap by first_seq
         self._marks: deque[tuple[int, float]] = (
             deque()
         )  # (sequence number, time at which it had arrived)
@@ -142,25 +144,25 @@ class Lane:
             with self._lock:
                 self._collect_abandoned()
                 if self._retries and self._retries[0].messages.first_seq < self._oldest_out():
-                    delivery = heapq.heappop(self._retries)
-                    self._retrying -= len(delivery.messages)
-                    self._drop(delivery.claim, reason)
-                    return len(delivery.messages)
+                    handout = heapq.heappop(self._retries)
+                    self._retrying -= len(handout.messages)
+                    self._drop(handout.taken, reason)
+                    return len(handout.messages)
                 if self._out:
                     # What a consumer holds is older than all that waits, and room is made from the oldest on.
                     return 0
-            claim = self._fetch(max(events, 1), max(nbytes, 1))
-            if claim is None:
+            taken = self._fetch(max(events, 1), max(nbytes, 1))
+            if taken is None:
                 return 0
             with self._lock:
-                self._count_taken(claim)
-                self._drop(claim, reason)
-            return len(claim.messages)
+                self._count_taken(taken)
+                self._drop(taken, reason)
+            return len(taken.messages)
 
     # ------------------------------------------------------------ consumers
 
     def ready(self, now: float) -> bool:
-        """Whether `next_delivery` would have something."""
+        """Whether `next_handout` would have something."""
         if self.abandoned:
             return True
         retry_at = self.retry_at() if self._retries else None
@@ -172,7 +174,7 @@ class Lane:
         front = next(iter(self._retries), None)
         return None if front is None else front.not_before
 
-    def next_delivery(self, max_events: int, max_bytes: int, now: float) -> Delivery | None:
+    def next_handout(self, max_events: int, max_bytes: int, now: float) -> Handout | None:
         """The oldest events that are owed to a consumer: a nacked batch as it was, else what waits."""
         with self._taking:
             with self._lock:
@@ -182,39 +184,39 @@ class Lane:
                 if self._retries:
                     return self._redeliver(now)
                 waited = self._oldest_age(now)
-            claim = self._fetch(max_events, max_bytes)
-            if claim is None:
+            taken = self._fetch(max_events, max_bytes)
+            if taken is None:
                 return None
-            delivery = Delivery(self, claim)
+            handout = Handout(self, taken)
             with self._lock:
-                self._count_taken(claim)
+                self._count_taken(taken)
                 self._queue_delay.record(waited)
-                self._in_flight += len(claim.messages)
-                self._out.add(delivery)
-            return delivery
+                self._in_flight += len(taken.messages)
+                self._out.add(handout)
+            return handout
 
-    def ack(self, delivery: Delivery, latency: float) -> None:
-        events = len(delivery.messages)
+    def ack(self, handout: Handout, latency: float) -> None:
+        events = len(handout.messages)
         while True:
             with self._lock:
-                if not delivery.claim.moving:
-                    self._take_back(delivery)
+                if not handout.taken.moving:
+                    self._take_back(handout)
                     self._acked += events
                     self._batches_acked += 1
                     self._batch_latency.record(latency)
                     self._batch_events.record(events)
-                    self._settle(delivery.claim)
+                    self._settle(handout.taken)
                     return
             # An ack that returned while its events were on their way to disk could be forgotten by a crash.
             with self._taking:
                 pass
 
-    def nack(self, delivery: Delivery, not_before: float) -> int:
+    def nack(self, handout: Handout, not_before: float) -> int:
         """Owe the batch again, not before that time. Returns how many of its events were given up."""
         with self._lock:
-            self._take_back(delivery)
+            self._take_back(handout)
             self._batches_nacked += 1
-            self._owe(delivery, not_before)
+            self._owe(handout, not_before)
         return 0
 
     def discard(self, reason: str) -> int:
@@ -223,17 +225,17 @@ class Lane:
             with self._lock:
                 self._closed = True
                 lost = self._in_flight + self._retrying
-                for delivery in (*self._out, *self._retries):
-                    delivery.out = False
-                    self._drop(delivery.claim, reason)
+                for handout in (*self._out, *self._retries):
+                    handout.out = False
+                    self._drop(handout.taken, reason)
                 self._out.clear()
                 self._retries.clear()
                 self._in_flight = self._retrying = 0
-            while (claim := self._fetch(1 << 30, 1 << 20)) is not None:
+            while (taken := self._fetch(1 << 30, 1 << 20)) is not None:
                 with self._lock:
-                    self._count_taken(claim)
-                    self._drop(claim, reason)
-                lost += len(claim.messages)
+                    self._count_taken(taken)
+                    self._drop(taken, reason)
+                lost += len(taken.messages)
         return lost
 
     # ------------------------------------------------------------ what there is
@@ -285,24 +287,24 @@ class Lane:
 
     # ------------------------------------------------------------ what another kind of lane does otherwise
 
-    def _fetch(self, max_events: int, max_bytes: int) -> Claim | None:
+    def _fetch(self, max_events: int, max_bytes: int) -> TakenMessages | None:
         """The oldest events that nobody has had yet; under `_taking`, and to be counted by `_count_taken`."""
         messages = self.ring.take(max_events, max_bytes)
-        return Claim(messages, messages) if len(messages) else None
+        return TakenMessages(messages, messages) if len(messages) else None
 
     def _has_waiting(self) -> bool:
         # Without a lock.
         return len(self.ring) > 0
 
-    def _count_taken(self, claim: Claim) -> None:
+    def _count_taken(self, taken: TakenMessages) -> None:
         """Under the lock, as all that follows."""
-        self._taken += len(claim.messages)
-        self._next_seq = claim.messages.first_seq + len(claim.messages)
+        self._taken += len(taken.messages)
+        self._next_seq = taken.messages.first_seq + len(taken.messages)
 
-    def _settle(self, claim: Claim) -> None:
+    def _settle(self, taken: TakenMessages) -> None:
         """Nothing of it is owed any more."""
-        if claim.held is not None:
-            self.ring.release(claim.held)
+        if taken.held is not None:
+            self.ring.release(taken.held)
 
     def _waiting(self, next_seq: int) -> int:
         """Events that nobody has had, of those below `next_seq`."""
@@ -316,22 +318,22 @@ class Lane:
 
     # ------------------------------------------------------------ under the lock
 
-    def _redeliver(self, now: float) -> Delivery | None:
+    def _redeliver(self, now: float) -> Handout | None:
         """The nacked batch at the front, or None while it pauses: nothing newer may overtake it."""
         if self._retries[0].not_before > now:
             return None
         before = heapq.heappop(self._retries)
-        delivery = Delivery(self, before.claim, before.attempt + 1, before.error)
-        count = len(delivery.messages)
+        handout = Handout(self, before.taken, before.attempt + 1, before.error)
+        count = len(handout.messages)
         self._retrying -= count
         self._redelivered += count
         self._in_flight += count
-        self._out.add(delivery)
-        return delivery
+        self._out.add(handout)
+        return handout
 
-    def _drop(self, claim: Claim, reason: str) -> None:
-        self._dropped[reason] += len(claim.messages)
-        self._settle(claim)
+    def _drop(self, taken: TakenMessages, reason: str) -> None:
+        self._dropped[reason] += len(taken.messages)
+        self._settle(taken)
 
     def _oldest_age(self, now: float) -> float:
         marks = self._marks
@@ -343,26 +345,26 @@ class Lane:
         return max(0.0, now - marks[0][1])
 
     def _oldest_out(self) -> float:
-        return min((delivery.messages.first_seq for delivery in self._out), default=float("inf"))
+        return min((handout.messages.first_seq for handout in self._out), default=float("inf"))
 
-    def _take_back(self, delivery: Delivery) -> None:
-        if not delivery.out:
+    def _take_back(self, handout: Handout) -> None:
+        if not handout.out:
             if self._closed:
                 raise BufferClosed("the buffer was closed and has counted this batch as lost")
             raise BatchStateError("this batch was acked or nacked before")
-        delivery.out = False
-        self._out.discard(delivery)
-        self._in_flight -= len(delivery.messages)
+        handout.out = False
+        self._out.discard(handout)
+        self._in_flight -= len(handout.messages)
 
-    def _owe(self, delivery: Delivery, not_before: float) -> None:
-        delivery.not_before = not_before
-        self._retrying += len(delivery.messages)
-        heapq.heappush(self._retries, delivery)
+    def _owe(self, handout: Handout, not_before: float) -> None:
+        handout.not_before = not_before
+        self._retrying += len(handout.messages)
+        heapq.heappush(self._retries, handout)
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:
-            delivery = self.abandoned.popleft()
-            if delivery.out:
-                self._take_back(delivery)
+            handout = self.abandoned.popleft()
+            if handout.out:
+                self._take_back(handout)
                 self._batches_nacked += 1
-                self._owe(delivery, 0.0)
+                self._owe(handout, 0.0)

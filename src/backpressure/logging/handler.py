@@ -18,7 +18,7 @@ from backpressure.base.errors import BackpressureError
 from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.from_mapping import build
-from backpressure.buffer.single_events import SingleEvents
+from backpressure.buffer.single_events import SingleEventWriter
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging.formatting import QuickFormat, quick_format
 from backpressure.logging.levels import Priorities
@@ -76,7 +76,7 @@ class BufferHandler(logging.Handler):
 
     def _start(self, buffer: BufferManager) -> None:
         self.buffer = buffer
-        self._events: SingleEvents | _AfterFork = SingleEvents(buffer, self._timeout)
+        self._events: SingleEventWriter | _AfterFork = SingleEventWriter(buffer, self._timeout)
         self._pid = os.getpid()
         #: The handler's own listener, or None.
         self.listener: BufferListener | None = None
@@ -196,7 +196,7 @@ class BufferHandler(logging.Handler):
 
 
 class _AfterFork:
-    """Stands in for SingleEvents from a fork to the child's first record."""
+    """Stands in for SingleEventWriter from a fork to the child's first record."""
 
     def __init__(self, handler: BufferHandler) -> None:
         self._handler = handler

@@ -80,26 +80,26 @@ cdef extern from * nogil:
     void no_reordering "ringbuf_no_reordering"()
 
 
-# In Bell.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.
+# In EventCount.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.
 cdef enum:
     SLEEPERS = 1
     LISTENERS = 2            # event loops
 
 
-cdef struct Bell:
+cdef struct EventCount:
     word waiters
     word32 count
     word32 pad0
     word pad[6]
 
 
-cdef inline bint wanted(Bell* bell) noexcept nogil:
+cdef inline bint wanted(EventCount* bell) noexcept nogil:
     """Whether anybody waits for what was just done."""
     no_reordering()
     return load_relaxed(&bell.waiters) != 0
 
 
-cdef inline uint32_t before_sleep(Bell* bell) noexcept nogil:
+cdef inline uint32_t before_sleep(EventCount* bell) noexcept nogil:
     """Say that a thread is about to sleep; it has to look once more, and then to sleep until the count is another one."""
     cdef uint32_t seen = load32_total(&bell.count)
     fetch_or_total(&bell.waiters, SLEEPERS)

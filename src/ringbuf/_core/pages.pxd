@@ -26,7 +26,7 @@ cdef enum:
     PAGE_BYTES = 4096
 
 
-cdef inline void make_ready(unsigned char* memory, uint64_t size, uint64_t start, uint64_t end) noexcept nogil:
+cdef inline void prefault(unsigned char* memory, uint64_t size, uint64_t start, uint64_t end) noexcept nogil:
     """Make ready from offset `start` to `end` of a memory of `size` bytes, going on at its beginning where it ends."""
     cdef uint64_t first = start % size, rest
     if end - start > size - first:

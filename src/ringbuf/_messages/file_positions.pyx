@@ -14,7 +14,7 @@ from ringbuf._messages.positions cimport (
     GRANULE, MAX_SEQ, Cursors, Frames, FrameView, frame_at,
 )
 from ringbuf._shared.op_slots cimport SEATS as _SEATS
-from ringbuf._shared.op_slots cimport Desk, place_in
+from ringbuf._shared.op_slots cimport ControlBlock, place_in
 
 import numpy as np
 
@@ -33,7 +33,7 @@ cdef inline size_t pages(size_t size) noexcept:
 
 def layout(uint64_t granules):
     """Where in the body the positions, the index and the data of so many granules begin, and the body ends: bytes."""
-    cdef size_t cursors = pages(sizeof(Desk)), index = cursors + pages(sizeof(Cursors)), data = index + pages(granules * 8)
+    cdef size_t cursors = pages(sizeof(ControlBlock)), index = cursors + pages(sizeof(Cursors)), data = index + pages(granules * 8)
     return cursors, index, data, data + granules * GRANULE
 
 

@@ -21,7 +21,7 @@ from ringbuf._messages.positions cimport (
     END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail, claim, end_of, frame_at,
     frame_granules, frame_memory, free_granules, pass_pads, publish, read_mark, release_part,
 )
-from ringbuf._shared.op_slots cimport NOBODY, Slot, amount_of, make_rest, place_in, turn_of
+from ringbuf._shared.op_slots cimport NOBODY, OpSlot, amount_of, make_rest, place_in, turn_of
 from ringbuf._shared.shared_ring cimport win_take
 
 
@@ -37,9 +37,9 @@ cdef struct Take:
 
 
 # Where takes are taken from: the ring itself, or what a dead process had taken.
-cdef struct Source:
+cdef struct TakeSource:
     PairWord* word
-    uint64_t number       # as in Slot.source
+    uint64_t number       # as in OpSlot.source
     PairWord* after       # of what a dead process had taken: where it ends …
     Pair end              # … position and place, as it was when `word` was looked at
 
@@ -65,7 +65,7 @@ cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size
 # ---------------------------------------------------------------- in
 
 
-cdef inline int64_t push_column(Frames* f, Slot* slot, Column* column, uint64_t* first_seq) noexcept nogil:
+cdef inline int64_t push_column(Frames* f, OpSlot* slot, Column* column, uint64_t* first_seq) noexcept nogil:
     """Push as many messages of the column as fit; returns how many."""
     cdef int64_t done = 0, end
     cdef uint64_t payload, free, position, sequence, granules
@@ -169,7 +169,7 @@ cdef inline void seal_frame(
 # ---------------------------------------------------------------- out
 
 
-cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int64_t max_bytes, Take* take) noexcept nogil:
+cdef inline bint find_take(Frames* f, TakeSource* source, int64_t max_messages, int64_t max_bytes, Take* take) noexcept nogil:
     """Find what a consumer with these limits may take next, without taking it; False: nothing.
 
     Another consumer may take it at the same time, and producers may then write over what is read here. So nothing read is
@@ -183,7 +183,7 @@ cdef inline bint find_take(Frames* f, Source* source, int64_t max_messages, int6
 
 
 cdef inline bint look_for_take(
-    Frames* f, Source* source, int64_t max_messages, int64_t max_bytes, Take* take
+    Frames* f, TakeSource* source, int64_t max_messages, int64_t max_bytes, Take* take
 ) noexcept nogil:
     cdef FrameView view
     cdef uint64_t position, place, count, many, bytes, before, limit = UINT64_MAX
@@ -269,7 +269,7 @@ cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place
     return most
 
 
-cdef inline void pass_released(Frames* f, Source* source, uint64_t* position, uint64_t* place) noexcept nogil:
+cdef inline void pass_released(Frames* f, TakeSource* source, uint64_t* position, uint64_t* place) noexcept nogil:
     """Go on over parts that a dead process had released, so that what is left of its range begins with one that it had not."""
     cdef FrameView view
     cdef uint64_t mark
@@ -285,7 +285,7 @@ cdef inline void pass_released(Frames* f, Source* source, uint64_t* position, ui
             place[0] = 0
 
 
-cdef inline bint win(Frames* f, Slot* slot, Source* source, Take* take) noexcept nogil:
+cdef inline bint win(Frames* f, OpSlot* slot, TakeSource* source, Take* take) noexcept nogil:
     """Take what was found; False: another consumer was faster. In a shared ring `slot` says so."""
     if slot == NULL:
         return cas_pair(source.word, &take.seen, take.next)

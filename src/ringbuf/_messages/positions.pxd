@@ -51,11 +51,11 @@ from ringbuf._core.atomics cimport (
     ignore_races, load32_relaxed, load32_total, load_acquire, load_relaxed, store32_relaxed, store32_total, store_relaxed,
     store_release, word, word32,
 )
-from ringbuf._core.eventcount cimport Bell
+from ringbuf._core.eventcount cimport EventCount
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.frame_checksum cimport TRAILER_BYTES
 from ringbuf._shared.op_slots cimport (
-    AMOUNT_BITS, FREE, MOST_POSITION, NOBODY, Slot, amount_of, begin_push, help_taker, make_rest, place_in, set_state,
+    AMOUNT_BITS, FREE, MOST_POSITION, NOBODY, OpSlot, amount_of, begin_push, help_taker, make_rest, place_in, set_state,
 )
 from ringbuf._shared.shared_ring cimport SharedRing, claim_at
 
@@ -93,8 +93,8 @@ cdef struct Cursors:
     word stored              # every lower number was put on disk before it was released here: see MessageRing.note_stored
     word stored_mirror       # ~stored
     word pad2[2]
-    Bell messages            # rung when something has been published
-    Bell room                # rung when something has been released
+    EventCount messages            # rung when something has been published
+    EventCount room                # rung when something has been released
 
 
 # At the head of each frame, on a granule: written by its producer before it publishes. Behind it lie the ends of the messages,
@@ -174,7 +174,7 @@ cdef inline uint64_t next_seq_of_frame(FrameView* view) noexcept nogil:
 
 
 cdef inline bint claim(
-    Frames* f, Slot* slot, uint64_t granules, uint64_t count, uint64_t* position, uint64_t* sequence
+    Frames* f, OpSlot* slot, uint64_t granules, uint64_t count, uint64_t* position, uint64_t* sequence
 ) noexcept nogil:
     """Claim a frame of `granules` for `count` messages, or return False: no room. In a shared ring `slot` says so."""
     cdef Pair write = load_pair(&f.cursors.write), next
@@ -208,7 +208,7 @@ cdef inline uint64_t free_granules(Frames* f) noexcept nogil:
     return f.capacity - used if used <= f.capacity else f.capacity
 
 
-cdef inline void publish(Frames* f, Slot* slot, uint64_t position, uint64_t granules) noexcept nogil:
+cdef inline void publish(Frames* f, OpSlot* slot, uint64_t position, uint64_t granules) noexcept nogil:
     store_release(&f.index[position & (f.capacity - 1)], make_tag(f, position, granules))  # P
     if slot != NULL:
         set_state(slot, FREE)
@@ -303,7 +303,7 @@ cdef inline void free_released(Frames* f) noexcept nogil:
             return
 
 
-cdef inline void rewind(Frames* f, Slot* slot, uint64_t beyond) noexcept nogil:
+cdef inline void rewind(Frames* f, OpSlot* slot, uint64_t beyond) noexcept nogil:
     """Send an empty ring back to the start of its memory, if it has come further than `beyond` granules.
 
     A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time
@@ -343,7 +343,7 @@ cdef inline bint pass_pads(Frames* f) noexcept nogil:
         and frame_at(f, read.position, &view) and view.count == 0
     ):
         if f.shared != NULL:
-            help_taker(f.shared.desk, 0, read)
+            help_taker(f.shared.control, 0, read)
         if cas_pair(&f.cursors.read, &read, pair(read.position + view.granules, make_rest(0, NOBODY, 0))):  # B
             read = load_pair(&f.cursors.read)
     ignore_races(False)

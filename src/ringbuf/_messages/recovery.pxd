@@ -5,11 +5,11 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire, store_release
 from ringbuf._core.pairs cimport Pair, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.positions cimport Frames, FrameView, advance_tail, frame_at, publish, read_mark, write_pad
-from ringbuf._shared.op_slots cimport FREE, Desk, Slot, place_in, set_state
+from ringbuf._shared.op_slots cimport FREE, ControlBlock, OpSlot, place_in, set_state
 from ringbuf._shared.shared_ring cimport Hooks, SharedRing, lay_out
 
 
-cdef inline void share_frames(Frames* f, SharedRing* s, Desk* desk) noexcept:
+cdef inline void share_frames(Frames* f, SharedRing* s, ControlBlock* control) noexcept:
     """Make these frames a ring that processes share."""
     cdef Hooks hooks
     hooks.first_waiting = first_waiting_frame
@@ -17,7 +17,7 @@ cdef inline void share_frames(Frames* f, SharedRing* s, Desk* desk) noexcept:
     hooks.fill = fill_frame_hole
     hooks.unreleased = unreleased_messages
     hooks.advance = advance_frames
-    lay_out(s, desk, &f.cursors.write, &f.cursors.read, f.index, f.capacity - 1, True, f, hooks)
+    lay_out(s, control, &f.cursors.write, &f.cursors.read, f.index, f.capacity - 1, True, f, hooks)
     f.shared = s
 
 
@@ -34,7 +34,7 @@ cdef inline void advance_frames(void* ring) noexcept nogil:
     advance_tail(<Frames*>ring)
 
 
-cdef inline bint fill_frame_hole(void* ring, Slot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
+cdef inline bint fill_frame_hole(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
     """Make a pad of it, which stands for the numbers that were claimed."""
     cdef Frames* f = <Frames*>ring
     cdef Pair write = after
@@ -50,7 +50,7 @@ cdef inline bint fill_frame_hole(void* ring, Slot* slot, uint64_t tag, Pair befo
     return True
 
 
-cdef inline bint unreleased_messages(void* ring, Slot* slot, Pair* start) noexcept nogil:
+cdef inline bint unreleased_messages(void* ring, OpSlot* slot, Pair* start) noexcept nogil:
     cdef Frames* f = <Frames*>ring
     cdef FrameView view
     cdef Pair end = place_in(load_pair(&slot.after)), tail = load_pair(&f.cursors.tail)

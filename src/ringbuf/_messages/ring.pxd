@@ -2,14 +2,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
 from ringbuf._messages.columns cimport Column, Messages, Spares
-from ringbuf._messages.frames cimport Source
+from ringbuf._messages.frames cimport TakeSource
 from ringbuf._messages.positions cimport Frames
-from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.op_slots cimport OpSlot
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.waiting cimport Waiting
 
 
-cdef class Port:
+cdef class MessageRingBase:
     cdef Frames _frames
     cdef object _memory              # the numpy array that owns what the frames point to
     cdef Participant _participant    # of a ring that processes share; else None
@@ -28,9 +28,9 @@ cdef class Port:
     cdef Messages _take_now(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_orphaned(self, int64_t most, int64_t most_bytes)
     cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes)
-    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
-    cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
-    cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef Messages _take_orphan(self, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef Messages _take_from(self, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes)
+    cdef Messages _take_one(self, TakeSource* source, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes)
     cdef Messages _rest(self, Messages messages)
     cdef int _release(self, Messages messages, bint rests) except -1
     cdef int _finish(self, Messages messages) noexcept
@@ -39,23 +39,23 @@ cdef class Port:
     cdef int _check_ours(self, Messages messages) except -1
     cdef int _raise_damaged(self) except -1
     cdef object _where(self)
-    cdef int64_t _begin(self, Slot** slot) except -2
+    cdef int64_t _begin(self, OpSlot** slot) except -2
     cdef void _end(self, int64_t number) noexcept
 
 
-cdef class MessageRing(Port):
+cdef class MessageRing(MessageRingBase):
     cdef word _made                  # 1: once and for all, as far as it went well
     cdef uint64_t _warm_until        # the position up to which `warm_ahead` has made memory ready
     cdef object _key                 # of sealed frames: the array that owns it
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq)
     cdef _open(self, file)
-    cdef _handle(self, Port handle)
+    cdef _handle(self, MessageRingBase handle)
 
 
-cdef class MessageProducer(Port):
+cdef class MessageProducer(MessageRingBase):
     pass
 
 
-cdef class MessageConsumer(Port):
+cdef class MessageConsumer(MessageRingBase):
     pass

@@ -11,10 +11,10 @@ from ringbuf._messages.columns import Gathered, Messages
 from ringbuf._messages.look import RingLook
 
 @disjoint_base
-class Port: ...
+class MessageRingBase: ...
 
 @final
-class MessageRing(Port):
+class MessageRing(MessageRingBase):
     def __init__(
         self,
         capacity_bytes: int,
@@ -83,7 +83,7 @@ class MessageRing(Port):
     def _check(self) -> None: ...
 
 @final
-class MessageProducer(Port):
+class MessageProducer(MessageRingBase):
     def __new__(cls, *args: object, **kwargs: object) -> NoReturn: ...
     def try_push(self, message: bytes | str) -> bool: ...
     def push(self, message: bytes | str, timeout: float | None = None) -> bool: ...
@@ -93,7 +93,7 @@ class MessageProducer(Port):
     def push_lines(self, chunk: _Buffer, final: bool = False) -> tuple[int, int]: ...
 
 @final
-class MessageConsumer(Port):
+class MessageConsumer(MessageRingBase):
     def __new__(cls, *args: object, **kwargs: object) -> NoReturn: ...
     def pop_many(
         self,

@@ -26,13 +26,13 @@ from ringbuf._core.atomics cimport (
 from ringbuf._core.counts cimport at_most, up_to, whole
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
-from ringbuf._core.pages cimport make_ready
+from ringbuf._core.pages cimport prefault
 from ringbuf._core.pairs cimport Pair, load_pair, same
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._messages.columns cimport Column, Gathered, Messages, Parts, Spares, borrow_bytes, new_messages, text_of
 from ringbuf._messages.frame_checksum cimport KEY_WORDS, SECRET_BYTES, TRAILER_BYTES, best_way
 from ringbuf._messages.frames cimport (
-    Source, Take, copy_out, find_take, push_column, release_messages, walk, win,
+    Take, TakeSource, copy_out, find_take, push_column, release_messages, walk, win,
 )
 from ringbuf._messages.positions cimport (
     FRAME_BYTES, GRANULE, MAX_FIRST_SEQ, MAX_FRAME_MESSAGES, Cursors, Frame, Frames, FrameView, end_of, frame_at, frame_granules,
@@ -40,7 +40,7 @@ from ringbuf._messages.positions cimport (
 )
 from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.validate cimport damage_of_frames
-from ringbuf._shared.op_slots cimport FREE, ORPHAN, Desk, Slot, amount_of, kind_of_slot, place_in, set_state
+from ringbuf._shared.op_slots cimport FREE, ORPHAN, ControlBlock, OpSlot, amount_of, kind_of_slot, place_in, set_state
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.waiting cimport CLOSED, UNMADE, check_made, check_open, deadline_of, new_waiting, seconds_of
@@ -116,19 +116,19 @@ cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
     return damage_of_frames(<Frames*>ring, ranges)
 
 
-cdef class Port:
+cdef class MessageRingBase:
     """What a ring and its handles have in common: the way to the memory, and what goes in and out."""
 
     def __cinit__(self, *args, **kwargs):
         if not isinstance(self, (MessageRing, MessageProducer, MessageConsumer)):
-            raise TypeError("a Port is a MessageRing or one of its handles")
+            raise TypeError("a MessageRingBase is a MessageRing or one of its handles")
 
     # ---------------------------------------------------------------- push
 
     cdef int64_t _push(self, Column* column, uint64_t* first_seq) except -1:
         """Push as many messages of the column as fit; returns how many."""
         cdef int64_t pushed, number = -1
-        cdef Slot* slot = NULL
+        cdef OpSlot* slot = NULL
         if self._frames.shared == NULL:
             check_open(self._waiting)
             pushed = push_column(&self._frames, NULL, column, first_seq)
@@ -153,7 +153,7 @@ cdef class Port:
         self, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
     ) except -1:
         cdef int64_t lines = 0, number = -1
-        cdef Slot* slot = NULL
+        cdef OpSlot* slot = NULL
         number = self._begin(&slot)
         try:
             if size >= NOGIL_BYTES:
@@ -205,7 +205,7 @@ cdef class Port:
     cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes):
         """What is there, or only what the dead left; None: nothing. _Forked: the parent began this, by a slot of its own."""
         cdef Messages messages = None
-        cdef Slot* slot = NULL
+        cdef OpSlot* slot = NULL
         cdef int64_t number = self._begin(&slot)
         cdef uint64_t epoch = self._participant.epoch
         try:
@@ -224,9 +224,9 @@ cdef class Port:
                 self._end(number)
         return messages
 
-    cdef Messages _take_from(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
+    cdef Messages _take_from(self, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes):
         """What a process left that died; else what waits in the ring; else None."""
-        cdef Source source
+        cdef TakeSource source
         cdef Messages messages = self._take_orphan(slot, number, most, most_bytes)
         if messages is not None:
             return messages
@@ -234,14 +234,14 @@ cdef class Port:
         source.number = 0
         return self._take_one(&source, slot, number, most, most_bytes)
 
-    cdef Messages _take_orphan(self, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
-        cdef Source source
+    cdef Messages _take_orphan(self, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes):
+        cdef TakeSource source
         cdef uint64_t orphan = 0, last = UINT64_MAX
         cdef Pair left
         cdef Messages messages
-        cdef Slot* dead
+        cdef OpSlot* dead
         while self._frames.shared != NULL and self._participant.next_orphan(&orphan):
-            dead = &self._frames.shared.desk.slots[orphan]
+            dead = &self._frames.shared.control.slots[orphan]
             source.word = &dead.left
             source.number = orphan + 1
             source.after = &dead.after
@@ -255,14 +255,14 @@ cdef class Port:
             last = orphan
         return None
 
-    cdef Messages _take_one(self, Source* source, Slot* slot, int64_t number, int64_t most, int64_t most_bytes):
+    cdef Messages _take_one(self, TakeSource* source, OpSlot* slot, int64_t number, int64_t most, int64_t most_bytes):
         cdef Take take
         cdef Messages messages
         cdef bint copied
         cdef uint64_t epoch = self._participant.epoch if slot != NULL else 0
         while find_take(&self._frames, source, most, most_bytes, &take):
             # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is that one's.
-            if source.number != 0 and kind_of_slot(&self._frames.shared.desk.slots[source.number - 1]) != ORPHAN:
+            if source.number != 0 and kind_of_slot(&self._frames.shared.control.slots[source.number - 1]) != ORPHAN:
                 return None
             # Allocated before the exchange: if memory runs out, nothing has been taken.
             messages = new_messages(take.count, take.bytes, self._spares)
@@ -331,9 +331,9 @@ cdef class Port:
 
     cdef int _finish(self, Messages messages) noexcept:
         """All of a take is released."""
-        cdef Slot* slot = NULL
+        cdef OpSlot* slot = NULL
         if messages._slot >= 0:
-            slot = &self._frames.shared.desk.slots[messages._slot]
+            slot = &self._frames.shared.control.slots[messages._slot]
             set_state(slot, FREE)
         rewind(&self._frames, slot, REWIND_GRANULES)
         if messages._slot >= 0:
@@ -391,23 +391,23 @@ cdef class Port:
 
     # ---------------------------------------------------------------- the slots of a shared ring
 
-    cdef int64_t _begin(self, Slot** slot) except -2:
+    cdef int64_t _begin(self, OpSlot** slot) except -2:
         """A slot for one operation, and its number; of a ring of our own: none, and -1."""
         if self._frames.shared == NULL:
             check_open(self._waiting)
             return -1
         cdef int64_t number = self._participant.slot()
-        slot[0] = &self._frames.shared.desk.slots[number]
+        slot[0] = &self._frames.shared.control.slots[number]
         return number
 
     cdef void _end(self, int64_t number) noexcept:
         if number >= 0:
-            set_state(&self._frames.shared.desk.slots[number], FREE)
+            set_state(&self._frames.shared.control.slots[number], FREE)
             self._participant.give_back(number)
 
 
 @cython.final
-cdef class MessageRing(Port):
+cdef class MessageRing(MessageRingBase):
     """A bounded, lock-free queue of variable-length messages; for any number of producer and consumer threads, and processes.
 
     capacity_bytes: the memory for messages. It is rounded up to a power of two, at least 4 KiB; `capacity_bytes` tells the
@@ -517,7 +517,7 @@ cdef class MessageRing(Port):
             os.close(fd)
 
     cdef _open(self, file):
-        """Lay the ring over the body of its file: desk, positions, index, data, each from a page on."""
+        """Lay the ring over the body of its file: control, positions, index, data, each from a page on."""
         cdef uint64_t granules
         granules, self._key = layout_of(file.path, file.meta, len(file.memory))
         self._memory = np.frombuffer(file.memory, np.uint8)
@@ -525,8 +525,8 @@ cdef class MessageRing(Port):
         cdef Participant participant = Participant(file)
         self._participant = participant
         self._frames.capacity = granules
-        participant.desk = <Desk*>address
-        address += pages(sizeof(Desk))
+        participant.control = <ControlBlock*>address
+        address += pages(sizeof(ControlBlock))
         self._frames.cursors = <Cursors*>address
         address += pages(sizeof(Cursors))
         self._frames.index = <word*>address
@@ -535,7 +535,7 @@ cdef class MessageRing(Port):
         if self._key is not None:
             self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
             self._frames.way = best_way()
-        share_frames(&self._frames, &participant.ring, participant.desk)
+        share_frames(&self._frames, &participant.ring, participant.control)
         participant._join(judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
@@ -636,8 +636,8 @@ cdef class MessageRing(Port):
             return
         self._warm_until = end
         with nogil:
-            make_ready(<unsigned char*>self._frames.index, capacity * 8, start * 8, end * 8)
-            make_ready(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
+            prefault(<unsigned char*>self._frames.index, capacity * 8, start * 8, end * 8)
+            prefault(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
 
     def close(self):
         """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
@@ -674,7 +674,7 @@ cdef class MessageRing(Port):
         """A handle to pop with, for one thread. See `producer`."""
         return self._handle(MessageConsumer.__new__(MessageConsumer, OURS))
 
-    cdef _handle(self, Port handle):
+    cdef _handle(self, MessageRingBase handle):
         check_open(self._waiting)
         handle._frames = self._frames
         handle._memory = self._memory
@@ -838,7 +838,7 @@ cdef class MessageRing(Port):
 
 
 @cython.final
-cdef class MessageProducer(Port):
+cdef class MessageProducer(MessageRingBase):
     """The pushing side of a MessageRing, for one thread; made by `MessageRing.producer()`. Its methods are the ring's."""
 
     def __cinit__(self, key=None):
@@ -867,7 +867,7 @@ cdef class MessageProducer(Port):
 
 
 @cython.final
-cdef class MessageConsumer(Port):
+cdef class MessageConsumer(MessageRingBase):
     """The popping side of a MessageRing, for one thread; made by `MessageRing.consumer()`. Its methods are the ring's."""
 
     def __cinit__(self, key=None):
@@ -901,7 +901,7 @@ cdef class MessageConsumer(Port):
 # ---------------------------------------------------------------- push and pop
 
 
-cdef bint push_one(Port port, message) except -1:
+cdef bint push_one(MessageRingBase port, message) except -1:
     cdef Column column
     cdef const char* start
     cdef uint32_t length
@@ -917,7 +917,7 @@ cdef bint push_one(Port port, message) except -1:
     return port._push(&column, &first_seq) == 1
 
 
-cdef object push_waiting(Port port, messages, timeout):
+cdef object push_waiting(MessageRingBase port, messages, timeout):
     """Push messages, waiting for room until the timeout; returns how many went in."""
     cdef double seconds = seconds_of(timeout)
     cdef Gathered gathered = Gathered(messages, largest_message(&port._frames))
@@ -946,7 +946,7 @@ cdef object push_waiting(Port port, messages, timeout):
         port._waiting.sleep(&port._frames.cursors.room, seen, deadline)
 
 
-cdef object push_chunk(Port port, chunk, bint final, max_lines):
+cdef object push_chunk(MessageRingBase port, chunk, bint final, max_lines):
     cdef Py_buffer view
     cdef size_t consumed = 0
     cdef uint64_t first_seq = 0, largest = largest_message(&port._frames)
@@ -962,7 +962,7 @@ cdef object push_chunk(Port port, chunk, bint final, max_lines):
     return lines, consumed, first_seq
 
 
-cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
+cdef Messages pop_some(MessageRingBase port, max_messages, max_bytes, timeout):
     cdef double seconds = seconds_of(timeout)
     cdef int64_t most = at_most(max_messages, "max_messages"), most_bytes = at_most(max_bytes, "max_bytes"), deadline
     cdef Messages messages = port._take(most, most_bytes)
@@ -980,7 +980,7 @@ cdef Messages pop_some(Port port, max_messages, max_bytes, timeout):
 
 
 cdef int64_t push_lines(
-    Frames* f, Slot* slot, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
+    Frames* f, OpSlot* slot, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
 ) noexcept nogil:
     """Push as many lines of the chunk as fit; returns how many, and in `consumed` the bytes that they took up."""
     cdef const char* starts[MAX_FRAME_MESSAGES]
@@ -1077,7 +1077,7 @@ cdef uint64_t count_published(Frames* f) noexcept nogil:
 
 cdef object create_or_attach(str path, uint64_t granules, uint64_t first_seq, bint checksums):
     """The SharedFile of a ring of that capacity, made if it is not there."""
-    cdef size_t index = pages(sizeof(Desk)) + pages(sizeof(Cursors)), data = data_offset(granules)
+    cdef size_t index = pages(sizeof(ControlBlock)) + pages(sizeof(Cursors)), data = data_offset(granules)
     cdef size_t first = min(granules // 8, <uint64_t>WARM_GRANULES), size = data + granules * GRANULE
     hot = data, data + min(granules, <uint64_t>HOT_GRANULES) * GRANULE
     warm = (index, index + first * 8), (hot[1], data + first * GRANULE)
@@ -1108,7 +1108,7 @@ cdef object first_positions(uint64_t granules, uint64_t first_seq):
         (<unsigned char*>&cursors)[i] = 0
     place_cursors(&cursors, granules, first_seq)
     store_relaxed(&cursors.stored_mirror, ~<uint64_t>0)
-    return pages(sizeof(Desk)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
+    return pages(sizeof(ControlBlock)), (<unsigned char*>&cursors)[:sizeof(Cursors)]
 
 
 cdef void place_cursors(Cursors* cursors, uint64_t position, uint64_t first_seq) noexcept:
@@ -1147,12 +1147,12 @@ def aligned(content):
 
 def positions_offset():
     """Where the positions lie in a file's body."""
-    return pages(sizeof(Desk))
+    return pages(sizeof(ControlBlock))
 
 
 def data_offset(uint64_t granules):
     """Where the memory for frames lies in a file's body."""
-    return pages(sizeof(Desk)) + pages(sizeof(Cursors)) + pages(granules * 8)
+    return pages(sizeof(ControlBlock)) + pages(sizeof(Cursors)) + pages(granules * 8)
 
 
 cdef int check_lines(const char* chunk, size_t size, bint final, uint64_t limit) except -1:

@@ -13,7 +13,7 @@ from ringbuf._core.pairs cimport Pair, is_before, load_pair, pair
 from ringbuf._messages.positions cimport (
     MAX_SEQ, Frames, FrameView, end_of, frame_at, next_seq_of_frame, read_mark,
 )
-from ringbuf._shared.op_slots cimport MOST_POSITION, Slot, claimer, has_claimed, place_in
+from ringbuf._shared.op_slots cimport MOST_POSITION, OpSlot, claimer, has_claimed, place_in
 from ringbuf._shared.ranges cimport Range, Walk, collect_ranges, come_to
 
 
@@ -26,7 +26,7 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     cdef Walk walk
     cdef bint known = False, found = read.position == write.position and read.rest == 0
     cdef const char* damage
-    cdef Slot* slot
+    cdef OpSlot* slot
     if not f.capacity <= tail.position <= read.position <= write.position <= limit or write.position > MOST_POSITION:
         return b"its positions make no sense"
     if write.rest > MAX_SEQ:
@@ -38,7 +38,7 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     if damage != NULL:
         return damage
     while at.position <= write.position:
-        slot = claimer(f.shared.desk, load_acquire(&f.index[at.position & (f.capacity - 1)]), at.position)
+        slot = claimer(f.shared.control, load_acquire(&f.index[at.position & (f.capacity - 1)]), at.position)
         if slot != NULL:
             # Only of the last claim `write` may not have moved yet.
             here = pair(at.position, sequence if known else load_pair(&slot.before).rest)

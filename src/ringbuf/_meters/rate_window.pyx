@@ -6,7 +6,7 @@ is lock-free, allocates nothing and costs one or two exchanges of one word. To r
 at most allocates its result, and never holds up who records.
 
 Slots. Time is cut into slots of `width` ns, one of which starts at 0; they are numbered from the first within
-2**62 ns before that. Slot s lives in word s % size of a table whose size is a power of two above the number
+2**62 ns before that. OpSlot s lives in word s % size of a table whose size is a power of two above the number
 of buckets, and that word holds
 
     lap << count_bits | count            lap = s // size

@@ -12,7 +12,7 @@ cdef uint64_t MAX_CAPACITY
 
 # What a ring and its handles have in common. Nothing in it changes after it was made, but what one thread leaves for its next
 # call; on a line of its own, so that threads with a handle each do not fight over it.
-cdef class Face:
+cdef class RecordRingBase:
     cdef Runs _runs
     cdef Kind _kind
     cdef Quick _quick     # how one number goes in and out in one step, while the GIL alone orders its threads
@@ -28,4 +28,4 @@ cdef class Face:
     cdef word _seen       # the ring's `tail` as `claim` saw it last
     cdef word _pad1[7]
 
-    cdef object _share(self, Face ring)
+    cdef object _share(self, RecordRingBase ring)

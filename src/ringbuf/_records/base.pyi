@@ -7,7 +7,7 @@ from typing_extensions import disjoint_base
 __pyx_capi__: dict[str, Any]
 
 @disjoint_base
-class Face:
+class RecordRingBase:
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property

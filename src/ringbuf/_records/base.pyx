@@ -1,5 +1,5 @@
 # cython: freethreading_compatible=True
-"""Face: what a RingBuffer and its handles have in common: the way to the memory, and what there is to say of it."""
+"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the memory, and what there is to say of it."""
 
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint64_t
@@ -12,7 +12,7 @@ from ringbuf._shared.waiting cimport CLOSED, check_open
 MAX_CAPACITY = <uint64_t>1 << 31
 
 
-cdef class Face:
+cdef class RecordRingBase:
     """What a ring and its handles have in common."""
 
     @property
@@ -23,7 +23,7 @@ cdef class Face:
     def __len__(self):
         """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
         if self._runs.cursors == NULL:
-            return 0  # a Face that is neither a ring nor a handle
+            return 0  # a RecordRingBase that is neither a ring nor a handle
         check_open(self._waiting)
         return waiting(&self._runs) if self._shared is None else self._shared.waiting()
 
@@ -45,7 +45,7 @@ cdef class Face:
         Py_XDECREF(self._spares[0])
         Py_XDECREF(self._spares[1])
 
-    cdef object _share(self, Face ring):
+    cdef object _share(self, RecordRingBase ring):
         self._runs = ring._runs
         self._kind = ring._kind
         self._quick = ring._quick

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
-from ringbuf._records.base cimport Face
+from ringbuf._records.base cimport RecordRingBase
 from ringbuf._records.file cimport SharedRuns
 from ringbuf._records.positions cimport Runs
 from ringbuf._shared.waiting cimport Waiting
@@ -22,8 +22,8 @@ cdef class Lease:
     cdef int64_t _slot    # of a shared ring: the slot that speaks of it,
     cdef uint64_t _epoch  # and between which forks it is ours
 
-    cdef int begin(self, Face face, uint64_t most) except -1
-    cdef uint64_t hold(self, Face face, uint64_t most) except? 0xFFFFFFFF
+    cdef int begin(self, RecordRingBase face, uint64_t most) except -1
+    cdef uint64_t hold(self, RecordRingBase face, uint64_t most) except? 0xFFFFFFFF
     cdef bint end(self, bint commit) noexcept
     cdef bint end_shared(self, bint commit, bint quiet) noexcept
     cdef int tell(self) except -1
@@ -31,7 +31,7 @@ cdef class Lease:
 
 
 cdef class Span:
-    cdef Face _face
+    cdef RecordRingBase _face
     cdef uint64_t _most
     cdef bint _reading
     cdef Lease _lease     # from the start of the block on
@@ -41,4 +41,4 @@ cdef class Span:
     cdef object _array(self)
 
 
-cdef Span new_span(Face face, object n, bint reading)
+cdef Span new_span(RecordRingBase face, object n, bint reading)

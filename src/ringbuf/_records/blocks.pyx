@@ -21,12 +21,12 @@ from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed,
 from ringbuf._core.counts cimport positive
 from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.eventcount cimport wanted
-from ringbuf._records.base cimport Face, MAX_CAPACITY
+from ringbuf._records.base cimport RecordRingBase, MAX_CAPACITY
 from ringbuf._records.positions cimport (
     HELD, PUBLISHED, VOID, Runs, abandon, claim, give_back, leave, publish, release, rewind, take,
 )
 from ringbuf._records.shared_positions cimport shared_publish, shared_release
-from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.op_slots cimport OpSlot
 from ringbuf._shared.waiting cimport check_open
 
 import numpy as np
@@ -60,7 +60,7 @@ cdef class Lease:
         if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:
             self.view_gone()
 
-    cdef int begin(self, Face face, uint64_t most) except -1:
+    cdef int begin(self, RecordRingBase face, uint64_t most) except -1:
         self._runs = face._runs
         self._memory = face._memory
         self._shared = face._shared
@@ -72,9 +72,9 @@ cdef class Lease:
         self._nbytes = self._count * self._runs.itemsize
         return 0
 
-    cdef uint64_t hold(self, Face face, uint64_t most) except? 0xFFFFFFFF:
+    cdef uint64_t hold(self, RecordRingBase face, uint64_t most) except? 0xFFFFFFFF:
         """Take or claim what is there, up to `most`; returns how many."""
-        cdef Slot* slot
+        cdef OpSlot* slot
         check_open(self._waiting)
         if self._shared is not None:
             self._slot = self._shared.begin(&slot)
@@ -128,7 +128,7 @@ cdef class Lease:
 
     cdef bint end_shared(self, bint commit, bint quiet) noexcept:
         """The same for a ring that processes share."""
-        cdef Slot* slot = &self._runs.shared.desk.slots[self._slot]
+        cdef OpSlot* slot = &self._runs.shared.control.slots[self._slot]
         if self._count == 0 or self._epoch != self._shared.participant.epoch:
             pass  # what was begun before a fork, the parent ends
         elif self._reading and commit and quiet:
@@ -156,7 +156,7 @@ cdef class Lease:
         if self._shared is None:
             leave(&self._runs, self._position, self._count)
         elif self._epoch == self._shared.participant.epoch:
-            shared_publish(&self._runs, &self._runs.shared.desk.slots[self._slot], self._position, self._count, VOID)
+            shared_publish(&self._runs, &self._runs.shared.control.slots[self._slot], self._position, self._count, VOID)
             self._shared.end(self._slot)
         self.tell()
 
@@ -250,11 +250,11 @@ cdef class Span:
         return array
 
 
-cdef Span new_span(Face face, object n, bint reading):
+cdef Span new_span(RecordRingBase face, object n, bint reading):
     return span_of(face, positive(n, "n"), reading, None, ())
 
 
-cdef Span span_of(Face face, object most, bint reading, Lease lease, tuple keys):
+cdef Span span_of(RecordRingBase face, object most, bint reading, Lease lease, tuple keys):
     cdef Span span = Span.__new__(Span, OURS)
     span._face = face
     span._most = min(most, MAX_CAPACITY)

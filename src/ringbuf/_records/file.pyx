@@ -1,7 +1,7 @@
 # cython: freethreading_compatible=True
 """The file of a RingBuffer that several processes share, and this process's part in it.
 
-Body: desk (seats and slots), positions, index, records, each from a page on. The header remembers the capacity in records and the
+Body: control (seats and slots), positions, index, records, each from a page on. The header remembers the capacity in records and the
 dtype, as `describe` says it. See _shared/shared_file.py for the file, _shared/op_slots.pxd and
 shared_positions.pxd for how it is worked on.
 """
@@ -17,7 +17,7 @@ from ringbuf._records.shared_positions cimport (
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, Desk, Slot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
+    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
     used_slots,
 )
 from ringbuf._shared.participant cimport Participant
@@ -121,7 +121,7 @@ def described(description):
 
 def body_size(slots, itemsize):
     """Bytes; in Python's ints, which do not overflow."""
-    return pages(sizeof(Desk)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
+    return pages(sizeof(ControlBlock)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
 
 
 cdef const char* judge(void* ring, Range* ranges) noexcept nogil:
@@ -137,8 +137,8 @@ cdef class SharedRuns:
         cdef size_t address = self.memory.ctypes.data
         self.given = deque()
         self.participant = Participant(file)
-        self.participant.desk = <Desk*>address
-        address += pages(sizeof(Desk))
+        self.participant.control = <ControlBlock*>address
+        address += pages(sizeof(ControlBlock))
         self.runs.cursors = <RunCursors*>address
         address += pages(sizeof(RunCursors))
         self.runs.index = <word*>address
@@ -147,28 +147,28 @@ cdef class SharedRuns:
         self.runs.mask = slots - 1
         self.runs.itemsize = itemsize
         self.runs.alone = False
-        share_runs(&self.runs, &self.participant.ring, self.participant.desk)
+        share_runs(&self.runs, &self.participant.ring, self.participant.control)
         self.participant._join(judge)
 
-    cdef int64_t begin(self, Slot** slot) except -1:
+    cdef int64_t begin(self, OpSlot** slot) except -1:
         """A slot for one operation, and its number; it goes back by `end`."""
         cdef int64_t number = self.participant.slot()
-        slot[0] = &self.participant.desk.slots[number]
+        slot[0] = &self.participant.control.slots[number]
         return number
 
     cdef void end(self, int64_t number) noexcept:
         self.participant.give_back(number)
 
-    cdef int return_taken(self, Slot* slot, int64_t number, uint64_t position) except -1:
+    cdef int return_taken(self, OpSlot* slot, int64_t number, uint64_t position) except -1:
         """Give back what was taken, for anybody to take."""
-        leave_orphan(self.participant.desk, slot, position)
+        leave_orphan(self.participant.control, slot, position)
         self.participant.rest(number)
         self.given.append((self.participant.epoch, number))
         return 0
 
     cdef int sweep(self) except -1:
         """Free the slots of blocks that gave back, as far as all of it has been taken again."""
-        cdef Slot* slot
+        cdef OpSlot* slot
         cdef int64_t number
         for _ in range(len(self.given)):
             try:
@@ -177,11 +177,11 @@ cdef class SharedRuns:
                 return 0  # another thread does the same
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
-            slot = &self.participant.desk.slots[number]
+            slot = &self.participant.control.slots[number]
             if not self.participant.resume(number):
                 continue  # the ring is closed, and the block with others
             if is_empty_orphan(slot):
-                help_taker(self.participant.desk, number + 1, load_pair(&slot.left))
+                help_taker(self.participant.control, number + 1, load_pair(&slot.left))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
@@ -189,14 +189,14 @@ cdef class SharedRuns:
                 self.given.append((epoch, number))
         return 0
 
-    cdef uint64_t claim(self, Slot* slot, word* seen, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
+    cdef uint64_t claim(self, OpSlot* slot, word* seen, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
         cdef uint64_t count
         while True:
             count = shared_claim(&self.runs, seen, slot, most, contiguous, position)
             if count > 0 or not (shared_pass_void(&self.runs, slot) or self.participant.notice(False)):
                 return count
 
-    cdef uint64_t take(self, Slot* slot, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
+    cdef uint64_t take(self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
         """What blocks and dead processes gave back; else what waits in the ring."""
         if fetch_add_relaxed(&self.takes, 1) % LOOK_TAKES == LOOK_TAKES - 1:
             self.participant.notice(False)
@@ -207,7 +207,7 @@ cdef class SharedRuns:
             count = self.take_now(slot, most, contiguous, position)
         return count
 
-    cdef uint64_t take_now(self, Slot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept:
+    cdef uint64_t take_now(self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept:
         cdef uint64_t orphan = 0, last = UINT64_MAX, count
         while self.participant.next_orphan(&orphan):
             count = take_orphan(&self.runs, slot, orphan, most, contiguous, position)
@@ -229,7 +229,7 @@ cdef class SharedRuns:
         cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)
         cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag, seat, i, kind
         cdef uint64_t out = 0, taken = 0, left = 0, reserved = 0, pushing = 0
-        cdef Slot* slot
+        cdef OpSlot* slot
         assert tail <= at <= end <= write <= tail + r.mask + 1, (tail, at, end, write)
         tag = load_acquire(&r.index[tail & r.mask])
         assert tail == at or not is_of(r, tag, tail) or kind_of(tag) != RELEASED, "a range that nobody needs is not freed"
@@ -253,8 +253,8 @@ cdef class SharedRuns:
                 reserved += 1
         assert position == write, "a run goes on behind `write`"
         for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.desk, seat)):
-                slot = &r.shared.desk.slots[seat * SLOTS + i]
+            for i in range(used_slots(r.shared.control, seat)):
+                slot = &r.shared.control.slots[seat * SLOTS + i]
                 kind = kind_of_slot(slot)
                 position = load_acquire(&slot.after.position)
                 if kind == HELD:

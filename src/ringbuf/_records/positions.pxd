@@ -61,7 +61,7 @@ from libc.stdint cimport int64_t, uint64_t
 from ringbuf._core.atomics cimport (
     cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
 )
-from ringbuf._core.eventcount cimport Bell
+from ringbuf._core.eventcount cimport EventCount
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
 from ringbuf._shared.op_slots cimport MOST_POSITION
 from ringbuf._shared.shared_ring cimport SharedRing
@@ -94,8 +94,8 @@ cdef struct RunCursors:
     word absent           # records between `read` and `write` that can not be read, less those before `read` that can: for len()
     word returned         # ranges given back and not yet taken again
     word pad3[6]
-    Bell records          # rung when something can be taken
-    Bell room             # rung when something has been released
+    EventCount records          # rung when something can be taken
+    EventCount room             # rung when something has been released
 
 
 # A ring of records. Every handle has a copy: all but what the pointers lead to stays as it was made.

@@ -4,13 +4,13 @@ from typing import Any, NoReturn, SupportsIndex, final
 
 import numpy.typing as npt
 
-from ringbuf._records.base import Face
+from ringbuf._records.base import RecordRingBase
 from ringbuf._records.blocks import Span
 
 _Array = npt.NDArray[Any]
 
 @final
-class RingBuffer(Face):
+class RingBuffer(RecordRingBase):
     def __new__(
         cls,
         capacity: SupportsIndex,
@@ -47,7 +47,7 @@ class RingBuffer(Face):
     def _check(self) -> tuple[int, int]: ...
 
 @final
-class Producer(Face):
+class Producer(RecordRingBase):
     def __new__(cls, *args: object, **kwargs: object) -> NoReturn: ...
     def try_push(self, record: Any, /) -> bool: ...
     def push(self, record: Any, timeout: float | None = None) -> bool: ...
@@ -55,7 +55,7 @@ class Producer(Face):
     def reserve(self, n: SupportsIndex) -> Span: ...
 
 @final
-class Consumer(Face):
+class Consumer(RecordRingBase):
     def __new__(cls, *args: object, **kwargs: object) -> NoReturn: ...
     def try_pop(self) -> Any: ...
     def pop(self, timeout: float | None = None) -> Any: ...

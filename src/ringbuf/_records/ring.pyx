@@ -20,12 +20,12 @@ from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.counts cimport at_most, positive
-from ringbuf._core.eventcount cimport Bell, before_sleep, wanted
+from ringbuf._core.eventcount cimport EventCount, before_sleep, wanted
 from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._core.timing cimport steady_ns
-from ringbuf._records.base cimport Face, MAX_CAPACITY
+from ringbuf._records.base cimport RecordRingBase, MAX_CAPACITY
 from ringbuf._records.blocks cimport new_span
 from ringbuf._records.file cimport SharedRuns
 from ringbuf._records.numbers cimport (
@@ -36,7 +36,7 @@ from ringbuf._records.positions cimport (
     pass_one, publish, release, rewind, take, waiting,
 )
 from ringbuf._records.shared_positions cimport shared_publish, shared_release
-from ringbuf._shared.op_slots cimport Slot
+from ringbuf._shared.op_slots cimport OpSlot
 from ringbuf._shared.waiting cimport CLOSED, check_open, deadline_of, new_waiting, seconds_of
 
 from weakref import WeakValueDictionary
@@ -59,7 +59,7 @@ cdef enum:
 
 
 @cython.final
-cdef class RingBuffer(Face):
+cdef class RingBuffer(RecordRingBase):
     """A bounded, lock-free queue of records of one numpy dtype; for any number of producer and consumer threads.
 
     capacity: how many records fit. It is rounded up to a power of two, at least 2; `capacity` tells the true number.
@@ -231,7 +231,7 @@ cdef class RingBuffer(Face):
         descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on. A block that is open
         ends as ever, and what another thread is doing at the moment it finishes.
         """
-        cdef Face face
+        cdef RecordRingBase face
         self._waiting.close(&self._runs.cursors.room)
         # The short ways do not look whether the ring is closed. They are gone into and come out of without letting the GIL go.
         self._quick = BY_STEPS
@@ -256,11 +256,11 @@ cdef class RingBuffer(Face):
 
     def producer(self):
         """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Producer.__new__(Producer, OURS))._share(self)
+        return (<RecordRingBase>Producer.__new__(Producer, OURS))._share(self)
 
     def consumer(self):
         """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
-        return (<Face>Consumer.__new__(Consumer, OURS))._share(self)
+        return (<RecordRingBase>Consumer.__new__(Consumer, OURS))._share(self)
 
     def _take_seat(self):
         """Do before the first operation what it would have to do. For tests that count the steps of one."""
@@ -329,7 +329,7 @@ cdef class RingBuffer(Face):
 
 
 @cython.final
-cdef class Producer(Face):
+cdef class Producer(RecordRingBase):
     """The pushing side of a RingBuffer, for one thread; made by `RingBuffer.producer()`. Its methods are the ring's."""
 
     def __cinit__(self, key=None):
@@ -356,7 +356,7 @@ cdef class Producer(Face):
 
 
 @cython.final
-cdef class Consumer(Face):
+cdef class Consumer(RecordRingBase):
     """The popping side of a RingBuffer, for one thread; made by `RingBuffer.consumer()`. Its methods are the ring's."""
 
     def __cinit__(self, key=None):
@@ -388,9 +388,9 @@ cdef class Consumer(Face):
 # ---------------------------------------------------------------- push
 
 
-cdef inline bint push_one(Face face, object record) except -1:
+cdef inline bint push_one(RecordRingBase face, object record) except -1:
     cdef uint64_t bits, position
-    cdef Bell* bell = &face._runs.cursors.records
+    cdef EventCount* bell = &face._runs.cursors.records
     # The commonest records, without the general case's choices (measured: 49 instructions rather than 103).
     if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
         if not add_one(&face._runs, &position):
@@ -403,7 +403,7 @@ cdef inline bint push_one(Face face, object record) except -1:
     return push_any(face, record)
 
 
-cdef bint push_any(Face face, object record) except -1:
+cdef bint push_any(RecordRingBase face, object record) except -1:
     cdef uint64_t bits
     if face._kind == BY_NUMPY:
         return push_array(face, as_records(face.dtype, [record]), 0) == 1
@@ -411,11 +411,11 @@ cdef bint push_any(Face face, object record) except -1:
     return push_word(face, bits)
 
 
-cdef bint push_word(Face face, uint64_t bits) except -1:
+cdef bint push_word(RecordRingBase face, uint64_t bits) except -1:
     """Push a record that is a plain number."""
     cdef uint64_t position, itemsize = face._runs.itemsize
     cdef int64_t number
-    cdef Slot* slot
+    cdef OpSlot* slot
     if face._shared is None:
         check_open(face._waiting)
         if claim(&face._runs, &face._seen, 1, False, &position) == 0:
@@ -436,7 +436,7 @@ cdef bint push_word(Face face, uint64_t bits) except -1:
     return True
 
 
-cdef bint push_patiently(Face face, object record, object timeout) except -1:
+cdef bint push_patiently(RecordRingBase face, object record, object timeout) except -1:
     cdef int64_t deadline
     cdef uint32_t seen
     cdef double seconds = seconds_of(timeout)
@@ -454,7 +454,7 @@ cdef bint push_patiently(Face face, object record, object timeout) except -1:
         face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
 
 
-cdef object push_some(Face face, object records, object timeout):
+cdef object push_some(RecordRingBase face, object records, object timeout):
     cdef double seconds = seconds_of(timeout)
     check_open(face._waiting)
     if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
@@ -462,7 +462,7 @@ cdef object push_some(Face face, object records, object timeout):
     return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), seconds)
 
 
-cdef uint64_t push_array(Face face, object array, double seconds) except? 0xFFFFFFFF:
+cdef uint64_t push_array(RecordRingBase face, object array, double seconds) except? 0xFFFFFFFF:
     """Push what fits of a contiguous array of the ring's dtype, at last after a wait; returns how many records did."""
     cdef Py_buffer view
     cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
@@ -495,11 +495,11 @@ cdef uint64_t push_array(Face face, object array, double seconds) except? 0xFFFF
     return done
 
 
-cdef uint64_t push_bytes(Face face, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+cdef uint64_t push_bytes(RecordRingBase face, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
     """Push as many of these records as fit; returns how many."""
     cdef uint64_t count, position
     cdef int64_t number
-    cdef Slot* slot
+    cdef OpSlot* slot
     if face._shared is not None:
         number = face._shared.begin(&slot)
         try:
@@ -517,7 +517,7 @@ cdef uint64_t push_bytes(Face face, unsigned char* source, uint64_t total) excep
     return count
 
 
-cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+cdef uint64_t push_shared(RecordRingBase face, OpSlot* slot, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
     cdef uint64_t done = 0, count, position
     while done < total:
         count = face._shared.claim(slot, &face._seen, total - done, False, &position)
@@ -532,9 +532,9 @@ cdef uint64_t push_shared(Face face, Slot* slot, unsigned char* source, uint64_t
 # ---------------------------------------------------------------- pop
 
 
-cdef inline object pop_one(Face face):
+cdef inline object pop_one(RecordRingBase face):
     cdef uint64_t position, known
-    cdef Bell* bell = &face._runs.cursors.room
+    cdef EventCount* bell = &face._runs.cursors.room
     if face._quick != BY_STEPS and find_one(&face._runs, &position, &known):
         # Made first: if memory runs out, the record is still there.
         record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
@@ -545,7 +545,7 @@ cdef inline object pop_one(Face face):
     return pop_any(face)
 
 
-cdef object pop_any(Face face):
+cdef object pop_any(RecordRingBase face):
     if face._kind == BY_NUMPY:
         array = pop_some(face, 1, None, 0)
         if len(array) == 0:
@@ -565,11 +565,11 @@ cdef object pop_any(Face face):
     return record
 
 
-cdef object pop_word(Face face):
+cdef object pop_word(RecordRingBase face):
     """Take a record that is a plain number; None: nothing there. If memory for it runs out, it is given back."""
     cdef uint64_t position
     cdef int64_t number
-    cdef Slot* slot
+    cdef OpSlot* slot
     if face._shared is None:
         check_open(face._waiting)
         if take(&face._runs, 1, False, &position) == 0:
@@ -598,12 +598,12 @@ cdef object pop_word(Face face):
             face._shared.end(number)
 
 
-cdef inline object number_at(Face face, uint64_t position):
+cdef inline object number_at(RecordRingBase face, uint64_t position):
     cdef uint64_t itemsize = face._runs.itemsize
     return from_bits(face._kind, itemsize, get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize))
 
 
-cdef object pop_patiently(Face face, object timeout):
+cdef object pop_patiently(RecordRingBase face, object timeout):
     cdef int64_t deadline
     cdef uint32_t seen
     cdef double seconds = seconds_of(timeout)
@@ -619,7 +619,7 @@ cdef object pop_patiently(Face face, object timeout):
         face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
 
 
-cdef object pop_some(Face face, object max_items, object out, object timeout):
+cdef object pop_some(RecordRingBase face, object max_items, object out, object timeout):
     cdef double seconds = seconds_of(timeout)
     cdef uint64_t most = min(<uint64_t>at_most(max_items, "max_items"), MAX_CAPACITY), done
     cdef int64_t deadline
@@ -657,11 +657,11 @@ cdef object pop_some(Face face, object max_items, object out, object timeout):
         face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
 
 
-cdef object pop_array(Face face, uint64_t most, object array, uint64_t* done):
+cdef object pop_array(RecordRingBase face, uint64_t most, object array, uint64_t* done):
     """Take up to `most` records into the array, or a new one, and tell how many; returns the part that was filled."""
     cdef uint64_t itemsize = face._runs.itemsize
     cdef int64_t number
-    cdef Slot* slot
+    cdef OpSlot* slot
     cdef Py_buffer view
     cdef bint is_ours = array is None
     if is_ours:
@@ -704,7 +704,7 @@ cdef uint64_t pop_bytes(Runs* r, unsigned char* target, uint64_t most) noexcept:
     return done
 
 
-cdef uint64_t pop_shared(Face face, Slot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
+cdef uint64_t pop_shared(RecordRingBase face, OpSlot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
     cdef uint64_t done = 0, count, position
     while done < most:
         count = face._shared.take(slot, most - done, False, &position)
@@ -744,7 +744,7 @@ cdef inline void copy(unsigned char* target, const unsigned char* source, uint64
 # ---------------------------------------------------------------- helpers
 
 
-cdef object gather(Face face, object records):
+cdef object gather(RecordRingBase face, object records):
     """A sequence of plain numbers as an array; anything else as `as_records` sees it."""
     cdef Py_buffer view
     cdef unsigned char* target

@@ -22,7 +22,7 @@ from ringbuf._records.positions cimport (
     PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, published, release, room,
 )
 from ringbuf._shared.op_slots cimport (
-    AMOUNT_BITS, FREE, ORPHAN, SEATS, SLOTS, Desk, Slot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
+    AMOUNT_BITS, FREE, ORPHAN, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
     set_state, store_pair, turn_of, used_slots,
 )
 from ringbuf._shared.shared_ring cimport Hooks, SharedRing, claim_at, lay_out, win_take
@@ -36,7 +36,7 @@ cdef enum:
 
 
 cdef inline uint64_t shared_claim(
-    Runs* r, word* seen, Slot* slot, uint64_t most, bint contiguous, uint64_t* position
+    Runs* r, word* seen, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
     """As `claim`, for at most MAX_RUN records. The slot speaks of it until `shared_publish`."""
     cdef Pair write = load_pair(&r.cursors.write)
@@ -56,7 +56,7 @@ cdef inline uint64_t shared_claim(
         write = load_pair(&r.cursors.write)
 
 
-cdef inline void shared_publish(Runs* r, Slot* slot, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
+cdef inline void shared_publish(Runs* r, OpSlot* slot, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
     store_release(&r.index[position & r.mask], make_tag(r, position, count, kind))  # P
     set_state(slot, FREE)
 
@@ -64,7 +64,7 @@ cdef inline void shared_publish(Runs* r, Slot* slot, uint64_t position, uint64_t
 # ---------------------------------------------------------------- consumers
 
 
-cdef inline uint64_t shared_take(Runs* r, Slot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
+cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
     """As `take`, from `read`. The slot speaks of it until `shared_release`."""
     cdef uint64_t end, known, limit, count
     cdef Pair read = load_pair(&r.cursors.read), seen  # M
@@ -95,7 +95,7 @@ cdef inline uint64_t shared_take(Runs* r, Slot* slot, uint64_t most, bint contig
             return 0
 
 
-cdef inline bint shared_pass_void(Runs* r, Slot* slot) noexcept nogil:
+cdef inline bint shared_pass_void(Runs* r, OpSlot* slot) noexcept nogil:
     """Whether a run that holds nothing was next to be read; it no longer is. It is taken and released like any other range."""
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t at = read.position, tag, count
@@ -111,10 +111,10 @@ cdef inline bint shared_pass_void(Runs* r, Slot* slot) noexcept nogil:
 
 
 cdef inline uint64_t take_orphan(
-    Runs* r, Slot* slot, uint64_t orphan, uint64_t most, bint contiguous, uint64_t* position
+    Runs* r, OpSlot* slot, uint64_t orphan, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
     """Take from the front of what the slot `orphan` left; returns how many. 0: another was faster."""
-    cdef Slot* dead = &r.shared.desk.slots[orphan]
+    cdef OpSlot* dead = &r.shared.control.slots[orphan]
     cdef uint64_t state = load_acquire(&dead.state), count  # S
     cdef Pair seen = load_pair(&dead.left)
     count = min(most, load_acquire(&dead.after.position) - seen.position)
@@ -129,17 +129,17 @@ cdef inline uint64_t take_orphan(
     return 0
 
 
-cdef inline void shared_release(Runs* r, Slot* slot, uint64_t position, uint64_t count) noexcept nogil:
+cdef inline void shared_release(Runs* r, OpSlot* slot, uint64_t position, uint64_t count) noexcept nogil:
     release(r, position, count)
     set_state(slot, FREE)
 
 
-cdef inline void leave_orphan(Desk* desk, Slot* slot, uint64_t position) noexcept nogil:
+cdef inline void leave_orphan(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `position` on is left."""
     # What is known behind it is not its business: an empty one has the same place in both words.
     store_pair(&slot.after, pair(load_relaxed(&slot.after.position), 0))
     offer(slot, pair(position, 0))
-    fetch_add_release(&desk.deaths, 1)
+    fetch_add_release(&control.deaths, 1)
 
 
 cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
@@ -147,7 +147,7 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t count = amount_of(read.rest), at = read.position + count, end = load_acquire(&r.cursors.write.position), tag
     cdef uint64_t seat, i
-    cdef Slot* slot
+    cdef OpSlot* slot
     while at < end and at - read.position <= r.mask:
         tag = load_acquire(&r.index[at & r.mask])
         if is_of(r, tag, at):
@@ -155,10 +155,10 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
             count += count_of(r, tag) if kind_of(tag) == PUBLISHED else 0
         else:
             at += 1
-    if load_relaxed(&r.shared.desk.deaths) != 0:
+    if load_relaxed(&r.shared.control.deaths) != 0:
         for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.desk, seat)):
-                slot = &r.shared.desk.slots[seat * SLOTS + i]
+            for i in range(used_slots(r.shared.control, seat)):
+                slot = &r.shared.control.slots[seat * SLOTS + i]
                 if kind_of_slot(slot) == ORPHAN:
                     count += load_acquire(&slot.after.position) - load_acquire(&slot.left.position)
     return min(count, r.mask + 1)
@@ -167,7 +167,7 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
 # ---------------------------------------------------------------- the dead: Hooks of _shared/shared_ring.pxd
 
 
-cdef inline void share_runs(Runs* r, SharedRing* s, Desk* desk) noexcept:
+cdef inline void share_runs(Runs* r, SharedRing* s, ControlBlock* control) noexcept:
     """Make these runs a ring that processes share."""
     cdef Hooks hooks
     hooks.first_waiting = first_waiting_run
@@ -176,7 +176,7 @@ cdef inline void share_runs(Runs* r, SharedRing* s, Desk* desk) noexcept:
     hooks.unreleased = unreleased_records
     hooks.advance = advance_runs
     # No places: an amount is a number of records that are known to be published.
-    lay_out(s, desk, &r.cursors.write, &r.cursors.read, r.index, r.mask, False, r, hooks)
+    lay_out(s, control, &r.cursors.write, &r.cursors.read, r.index, r.mask, False, r, hooks)
     r.shared = s
 
 
@@ -195,14 +195,14 @@ cdef inline void advance_runs(void* ring) noexcept nogil:
     advance(<Runs*>ring, load_acquire(&(<Runs*>ring).cursors.tail))
 
 
-cdef inline bint fill_run_hole(void* ring, Slot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
+cdef inline bint fill_run_hole(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
     """Make a VOID run of it."""
     cdef Runs* r = <Runs*>ring
     cas_total(&r.index[before.position & r.mask], &tag, make_tag(r, before.position, after.position - before.position, VOID))  # P
     return True
 
 
-cdef inline bint unreleased_records(void* ring, Slot* slot, Pair* start) noexcept nogil:
+cdef inline bint unreleased_records(void* ring, OpSlot* slot, Pair* start) noexcept nogil:
     cdef Runs* r = <Runs*>ring
     cdef uint64_t at = start.position
     # The tag first: a range can be freed, and its memory used again, only after it was released.

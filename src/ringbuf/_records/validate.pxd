@@ -12,7 +12,7 @@ from ringbuf._core.atomics cimport load_acquire
 from ringbuf._core.pairs cimport Pair, load_pair, pair
 from ringbuf._records.positions cimport PUBLISHED, RELEASED, VOID, Runs, count_of, is_of, kind_of
 from ringbuf._records.shared_positions cimport MAX_RUN
-from ringbuf._shared.op_slots cimport MOST_POSITION, Slot, amount_of, claimer, has_claimed
+from ringbuf._shared.op_slots cimport MOST_POSITION, OpSlot, amount_of, claimer, has_claimed
 from ringbuf._shared.ranges cimport Range, collect_ranges
 
 
@@ -22,7 +22,7 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
     cdef uint64_t tail = load_acquire(&r.cursors.tail), at = read.position, position = at + amount_of(read.rest), tag, i, count
     cdef uint64_t write = load_acquire(&r.cursors.write.position), limit = tail + r.mask + 1, taken = 0
     cdef const char* damage
-    cdef Slot* slot
+    cdef OpSlot* slot
     if not tail <= at <= position <= write <= limit or write > MOST_POSITION:
         return b"its positions make no sense"
     if load_acquire(&r.cursors.write.rest) != 0:
@@ -34,7 +34,7 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
         return damage
     while position <= write:
         tag = load_acquire(&r.index[position & r.mask])
-        slot = claimer(r.shared.desk, tag, position)
+        slot = claimer(r.shared.control, tag, position)
         if slot != NULL:
             # Only of the last claim `write` may not have moved yet.
             i = min((write if position < write else limit) - position, <uint64_t>MAX_RUN)

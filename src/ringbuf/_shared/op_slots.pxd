@@ -74,7 +74,7 @@ cdef enum:
     STATE_BITS = 3
 
 
-cdef struct Slot:
+cdef struct OpSlot:
     word state            # version << STATE_BITS | kind
     word source           # of a take: 0: the ring's `read`; n: `left` of slot n - 1
     PairWord before       # what it replaces there
@@ -83,18 +83,18 @@ cdef struct Slot:
 
 
 # Of a seat; in shared memory.
-cdef struct Seat:
+cdef struct ParticipantSlot:
     word used             # its slots from this one on have never been used
     word listens          # not 0: its holder's event loop wants to be called when there is something to take (_core/ready_fd.py)
     word pad[6]
 
 
 # What lies at the start of a shared ring's body.
-cdef struct Desk:
+cdef struct ControlBlock:
     word deaths           # goes up when slots become ORPHAN: who has seen it need not look again
     word pad[7]
-    Seat seats[SEATS]
-    Slot slots[SEATS * SLOTS]
+    ParticipantSlot seats[SEATS]
+    OpSlot slots[SEATS * SLOTS]
 
 
 # ---------------------------------------------------------------- the rest of a source word
@@ -128,11 +128,11 @@ cdef inline uint64_t kind_of_state(uint64_t state) noexcept nogil:
     return state & ((1 << STATE_BITS) - 1)
 
 
-cdef inline uint64_t kind_of_slot(Slot* slot) noexcept nogil:
+cdef inline uint64_t kind_of_slot(OpSlot* slot) noexcept nogil:
     return kind_of_state(load_acquire(&slot.state))  # S
 
 
-cdef inline void set_state(Slot* slot, uint64_t kind) noexcept nogil:
+cdef inline void set_state(OpSlot* slot, uint64_t kind) noexcept nogil:
     """Say something else of the same operation."""
     store_release(&slot.state, load_relaxed(&slot.state) & ~<uint64_t>((1 << STATE_BITS) - 1) | kind)  # S
 
@@ -143,42 +143,42 @@ cdef inline void store_pair(PairWord* w, Pair value) noexcept nogil:
     store_release(&w.position, value.position)
 
 
-cdef inline uint64_t number_of(Desk* desk, Slot* slot) noexcept nogil:
-    return <uint64_t>(slot - desk.slots)
+cdef inline uint64_t number_of(ControlBlock* control, OpSlot* slot) noexcept nogil:
+    return <uint64_t>(slot - control.slots)
 
 
-cdef inline uint64_t used_slots(Desk* desk, uint64_t seat) noexcept nogil:
-    return min(load_acquire(&desk.seats[seat].used), <uint64_t>SLOTS)
+cdef inline uint64_t used_slots(ControlBlock* control, uint64_t seat) noexcept nogil:
+    return min(load_acquire(&control.seats[seat].used), <uint64_t>SLOTS)
 
 
-cdef inline bint is_clean(Desk* desk, uint64_t seat) noexcept nogil:
+cdef inline bint is_clean(ControlBlock* control, uint64_t seat) noexcept nogil:
     """Whether nothing in the slots of this seat waits for anybody."""
     cdef uint64_t i
-    for i in range(used_slots(desk, seat)):
-        if kind_of_slot(&desk.slots[seat * SLOTS + i]) != FREE:
+    for i in range(used_slots(control, seat)):
+        if kind_of_slot(&control.slots[seat * SLOTS + i]) != FREE:
             return False
     return True
 
 
-cdef inline bint is_of_dead(Desk* desk, Slot* slot, const bint* dead) noexcept nogil:
-    return dead[number_of(desk, slot) // SLOTS]
+cdef inline bint is_of_dead(ControlBlock* control, OpSlot* slot, const bint* dead) noexcept nogil:
+    return dead[number_of(control, slot) // SLOTS]
 
 
-cdef inline bint is_empty_orphan(Slot* slot) noexcept nogil:
+cdef inline bint is_empty_orphan(OpSlot* slot) noexcept nogil:
     return kind_of_slot(slot) == ORPHAN and same(place_in(load_pair(&slot.left)), place_in(load_pair(&slot.after)))
 
 
 # ---------------------------------------------------------------- pushes
 
 
-cdef inline void begin_push(Slot* slot, Pair before, Pair after) noexcept nogil:
+cdef inline void begin_push(OpSlot* slot, Pair before, Pair after) noexcept nogil:
     # Release: not before the FREE that ended the push before.
     store_pair(&slot.after, after)
     store_pair(&slot.before, before)
     set_state(slot, PUSHING)
 
 
-cdef inline bint has_claimed(Slot* slot, Pair write, uint64_t most) noexcept nogil:
+cdef inline bint has_claimed(OpSlot* slot, Pair write, uint64_t most) noexcept nogil:
     """Whether a slot that the index names as having claimed at this `write` says so too, and no more than `most`."""
     cdef uint64_t end = load_acquire(&slot.after.position)
     return (
@@ -187,22 +187,22 @@ cdef inline bint has_claimed(Slot* slot, Pair write, uint64_t most) noexcept nog
     )
 
 
-cdef inline uint64_t claim_tag(Desk* desk, Slot* slot, uint64_t position) noexcept nogil:
+cdef inline uint64_t claim_tag(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
     """What the index says at `position` while it is claimed and not published. Like no other tag, as no position has that bit."""
-    return CLAIMED | number_of(desk, slot) << POSITION_BITS | position & POSITION_MASK
+    return CLAIMED | number_of(control, slot) << POSITION_BITS | position & POSITION_MASK
 
 
-cdef inline Slot* claimer(Desk* desk, uint64_t tag, uint64_t position) noexcept nogil:
+cdef inline OpSlot* claimer(ControlBlock* control, uint64_t tag, uint64_t position) noexcept nogil:
     """Who claimed at `position`, if this tag in its place in the index says so; else NULL."""
     if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
         return NULL
-    return &desk.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+    return &control.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
 
 
 # ---------------------------------------------------------------- takes
 
 
-cdef inline void prepare_take(Slot* slot, uint64_t source, Pair before, Pair after) noexcept nogil:
+cdef inline void prepare_take(OpSlot* slot, uint64_t source, Pair before, Pair after) noexcept nogil:
     cdef uint64_t version = load_relaxed(&slot.state) >> STATE_BITS
     # FREE under a new version first: a late helper of an earlier preparation must not find its own state beside new words.
     version += 1
@@ -213,20 +213,20 @@ cdef inline void prepare_take(Slot* slot, uint64_t source, Pair before, Pair aft
     store_release(&slot.state, version << STATE_BITS | PREPARED)  # S
 
 
-cdef inline void help_taker(Desk* desk, uint64_t source, Pair seen) noexcept nogil:
+cdef inline void help_taker(ControlBlock* control, uint64_t source, Pair seen) noexcept nogil:
     """Say HELD for whoever put `seen` into this source word, if it has not done so itself."""
     cdef uint64_t who = who_of(seen.rest), state
-    cdef Slot* slot
+    cdef OpSlot* slot
     if who == NOBODY or who > SEATS * SLOTS:
         return
-    slot = &desk.slots[who - 1]
+    slot = &control.slots[who - 1]
     state = load_acquire(&slot.state)  # S
     if kind_of_state(state) == PREPARED and same(load_pair(&slot.after), seen) and load_acquire(&slot.source) == source:
         # Fails if it has said so, or has come further.
         cas_total(&slot.state, &state, state & ~<uint64_t>((1 << STATE_BITS) - 1) | HELD)
 
 
-cdef inline void offer(Slot* slot, Pair start) noexcept nogil:
+cdef inline void offer(OpSlot* slot, Pair start) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `start`, a position and an amount, is left."""
     # Another turn than any before it in this slot, so that nobody takes from this one what it saw in an earlier one.
     cdef uint64_t turn = turn_of(load_relaxed(&slot.left.rest) + 1)

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
-from ringbuf._shared.op_slots cimport SEATS, Desk, Slot
+from ringbuf._shared.op_slots cimport SEATS, ControlBlock, OpSlot
 from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.seat_locks cimport SeatLocks
 from ringbuf._shared.shared_ring cimport SharedRing
@@ -11,7 +11,7 @@ ctypedef const char* (*Judge)(void* ring, Range* ranges) noexcept nogil
 
 
 cdef class Participant:
-    cdef Desk* desk
+    cdef ControlBlock* control
     cdef SharedRing ring              # what the ring's Frames or Runs lead to
     cdef readonly object file         # the SharedFile
     cdef SeatLocks locks

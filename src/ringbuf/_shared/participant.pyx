@@ -29,7 +29,7 @@ from ringbuf._core.eventcount cimport have_barrier
 from ringbuf._core.pairs cimport PAIRS_ARE_LOCK_FREE, Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport (
-    ORPHAN, SEATS, SLOTS, Slot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
+    ORPHAN, SEATS, SLOTS, OpSlot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
 )
 from ringbuf._shared.ranges cimport MOST_RANGES, Range
 from ringbuf._shared.shared_ring cimport tidy_up
@@ -150,9 +150,9 @@ cdef class Participant:
             while bits != 0:
                 bit = lowest_bit(bits)
                 if cas_acq_rel(&self._free[seat], &bits, bits & ~(<uint64_t>1 << bit)):
-                    used = load_relaxed(&self.desk.seats[seat].used)
+                    used = load_relaxed(&self.control.seats[seat].used)
                     while used <= <uint64_t>bit:
-                        if cas_acq_rel(&self.desk.seats[seat].used, &used, bit + 1):
+                        if cas_acq_rel(&self.control.seats[seat].used, &used, bit + 1):
                             break
                     return seat * SLOTS + bit
             seats &= seats - 1
@@ -200,7 +200,7 @@ cdef class Participant:
             self._look(False)
             self.locks.attend()
         for seat in range(SEATS):
-            if not is_clean(self.desk, seat):
+            if not is_clean(self.control, seat):
                 continue
             if self._at_work[seat] == NULL:
                 self._at_work[seat] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
@@ -312,7 +312,7 @@ cdef class Participant:
         cdef bint disorder = False
         cdef int seat
         for seat in range(SEATS):
-            dead[seat] = not is_clean(self.desk, seat) and not self.locks.is_taken(seat)
+            dead[seat] = not is_clean(self.control, seat) and not self.locks.is_taken(seat)
             disorder = disorder or dead[seat]
         return disorder
 
@@ -326,15 +326,15 @@ cdef class Participant:
 
     cdef bint next_orphan(self, uint64_t* number) noexcept nogil:
         """The slot of the oldest take whose process died and of which something is left; False: none."""
-        cdef uint64_t deaths = load_acquire(&self.desk.deaths), seat, i
+        cdef uint64_t deaths = load_acquire(&self.control.deaths), seat, i
         cdef Pair start, oldest
-        cdef Slot* slot
+        cdef OpSlot* slot
         cdef bint found = False
         if deaths == load_relaxed(&self._seen_deaths):
             return False
         for seat in range(SEATS):
-            for i in range(used_slots(self.desk, seat)):
-                slot = &self.desk.slots[seat * SLOTS + i]
+            for i in range(used_slots(self.control, seat)):
+                slot = &self.control.slots[seat * SLOTS + i]
                 if kind_of_slot(slot) != ORPHAN or is_empty_orphan(slot):
                     continue
                 start = place_in(load_pair(&slot.left))

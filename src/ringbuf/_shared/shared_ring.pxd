@@ -13,7 +13,7 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport cas_total, fetch_add_release, load_acquire, word
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, Desk, Slot, claim_tag, claimer, has_claimed, help_taker,
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, ControlBlock, OpSlot, claim_tag, claimer, has_claimed, help_taker,
     is_empty_orphan, is_of_dead, kind_of_slot, number_of, offer, place_in, prepare_take, set_state, used_slots,
 )
 
@@ -25,16 +25,16 @@ cdef struct Hooks:
     # How long what is published at a position is; 0: nothing is.
     uint64_t (*extent)(void* ring, uint64_t position) noexcept nogil
     # Fill what a dead participant had claimed and not published; False: it was the last claim and was taken back.
-    bint (*fill)(void* ring, Slot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil
+    bint (*fill)(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil
     # Whether something of a take is not released, and from where on: position and amount.
-    bint (*unreleased)(void* ring, Slot* slot, Pair* start) noexcept nogil
+    bint (*unreleased)(void* ring, OpSlot* slot, Pair* start) noexcept nogil
     # Free what nobody needs any more.
     void (*advance)(void* ring) noexcept nogil
 
 
 # Of one ring in a file; in the memory of the process.
 cdef struct SharedRing:
-    Desk* desk
+    ControlBlock* control
     PairWord* write
     PairWord* read
     word* index
@@ -45,10 +45,10 @@ cdef struct SharedRing:
 
 
 cdef inline void lay_out(
-    SharedRing* s, Desk* desk, PairWord* write, PairWord* read, word* index, uint64_t mask, bint has_places, void* ring,
+    SharedRing* s, ControlBlock* control, PairWord* write, PairWord* read, word* index, uint64_t mask, bint has_places, void* ring,
     Hooks hooks
 ) noexcept:
-    s.desk = desk
+    s.control = control
     s.write = write
     s.read = read
     s.index = index
@@ -60,28 +60,28 @@ cdef inline void lay_out(
 
 cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil:
     """What a take takes from: the ring's `read`, or what is left of an ORPHAN."""
-    return s.read if source == 0 or source > SEATS * SLOTS else &s.desk.slots[source - 1].left
+    return s.read if source == 0 or source > SEATS * SLOTS else &s.control.slots[source - 1].left
 
 
 # ---------------------------------------------------------------- pushes
 
 
-cdef inline bint claim_at(SharedRing* s, Slot* slot, Pair write) noexcept nogil:
+cdef inline bint claim_at(SharedRing* s, OpSlot* slot, Pair write) noexcept nogil:
     """Claim what the slot says at `write`; False: another has, or does at this moment."""
     cdef word* index = &s.index[write.position & s.mask]
     cdef uint64_t tag = load_acquire(index)  # C
-    cdef Slot* other = claimer(s.desk, tag, write.position)
+    cdef OpSlot* other = claimer(s.control, tag, write.position)
     if other != NULL and has_claimed(other, write, s.mask + 1):
         move_write(s, other, write)
         return False
     # What was claimed or published there must not be written over; but `write` had moved before that was done with.
-    if not same(load_pair(s.write), write) or not cas_total(index, &tag, claim_tag(s.desk, slot, write.position)):  # C
+    if not same(load_pair(s.write), write) or not cas_total(index, &tag, claim_tag(s.control, slot, write.position)):  # C
         return False
     move_write(s, slot, write)
     return True
 
 
-cdef inline void move_write(SharedRing* s, Slot* slot, Pair write) noexcept nogil:
+cdef inline void move_write(SharedRing* s, OpSlot* slot, Pair write) noexcept nogil:
     """Move `write` on for whoever claimed there, unless it has moved."""
     cdef Pair after = load_pair(&slot.after)
     # If it has gone on to another push, `write` moved before that.
@@ -92,10 +92,10 @@ cdef inline void move_write(SharedRing* s, Slot* slot, Pair write) noexcept nogi
 # ---------------------------------------------------------------- takes
 
 
-cdef inline bint win_take(SharedRing* s, Slot* slot, uint64_t source, Pair* seen, Pair next) noexcept nogil:
+cdef inline bint win_take(SharedRing* s, OpSlot* slot, uint64_t source, Pair* seen, Pair next) noexcept nogil:
     """Change a source word from `seen` to `next`, and say so in the slot; False: another was faster, and left `seen`."""
-    help_taker(s.desk, source, seen[0])
-    next.rest |= (number_of(s.desk, slot) + 1) << TURN_BITS
+    help_taker(s.control, source, seen[0])
+    next.rest |= (number_of(s.control, slot) + 1) << TURN_BITS
     prepare_take(slot, source, seen[0], next)
     if not cas_pair(source_word(s, source), seen, next):  # B
         set_state(slot, FREE)
@@ -115,29 +115,29 @@ cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept n
     cdef uint64_t seat, i
     for seat in range(<uint64_t>SEATS):
         if dead[seat]:
-            for i in range(used_slots(s.desk, seat)):
-                settle_take(s, &s.desk.slots[seat * SLOTS + i])
+            for i in range(used_slots(s.control, seat)):
+                settle_take(s, &s.control.slots[seat * SLOTS + i])
     s.hooks.advance(s.ring)
     for seat in range(<uint64_t>SEATS):
         if dead[seat]:
-            for i in range(used_slots(s.desk, seat)):
-                orphan_take(s, &s.desk.slots[seat * SLOTS + i])
+            for i in range(used_slots(s.control, seat)):
+                orphan_take(s, &s.control.slots[seat * SLOTS + i])
     fill_holes(s, dead, alone)
     for seat in range(<uint64_t>SEATS):
         if dead[seat]:
-            for i in range(used_slots(s.desk, seat)):
+            for i in range(used_slots(s.control, seat)):
                 # Whatever it was to claim, it did not, or it was published or filled.
-                if kind_of_slot(&s.desk.slots[seat * SLOTS + i]) == PUSHING:
-                    set_state(&s.desk.slots[seat * SLOTS + i], FREE)
+                if kind_of_slot(&s.control.slots[seat * SLOTS + i]) == PUSHING:
+                    set_state(&s.control.slots[seat * SLOTS + i], FREE)
     s.hooks.advance(s.ring)
 
 
-cdef inline bint has_taken(SharedRing* s, Slot* slot) noexcept nogil:
+cdef inline bint has_taken(SharedRing* s, OpSlot* slot) noexcept nogil:
     """Whether the exchange of a PREPARED slot went through. If another had taken after it, that one would have said HELD."""
     return same(load_pair(source_word(s, load_acquire(&slot.source))), load_pair(&slot.after))
 
 
-cdef inline void settle_take(SharedRing* s, Slot* slot) noexcept nogil:
+cdef inline void settle_take(SharedRing* s, OpSlot* slot) noexcept nogil:
     """Find out whether a dead taker's exchange went through."""
     if kind_of_slot(slot) != PREPARED:
         return
@@ -147,7 +147,7 @@ cdef inline void settle_take(SharedRing* s, Slot* slot) noexcept nogil:
         set_state(slot, FREE)
 
 
-cdef inline void orphan_take(SharedRing* s, Slot* slot) noexcept nogil:
+cdef inline void orphan_take(SharedRing* s, OpSlot* slot) noexcept nogil:
     """Offer what a dead taker had not released; an ORPHAN of which nothing is left is done with."""
     cdef Pair start
     if kind_of_slot(slot) == HELD:
@@ -159,18 +159,18 @@ cdef inline void orphan_take(SharedRing* s, Slot* slot) noexcept nogil:
     elif kind_of_slot(slot) != ORPHAN:
         return
     elif is_empty_orphan(slot):
-        help_taker(s.desk, number_of(s.desk, slot) + 1, load_pair(&slot.left))
+        help_taker(s.control, number_of(s.control, slot) + 1, load_pair(&slot.left))
         set_state(slot, FREE)
         return
     # Also of one that was an ORPHAN already: who made it one may have been killed before it said so.
-    fetch_add_release(&s.desk.deaths, 1)
+    fetch_add_release(&s.control.deaths, 1)
 
 
 cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
     """Take back or fill what the dead had claimed and not published."""
     cdef uint64_t start, position, tag, extent
     cdef Pair write, before, after
-    cdef Slot* slot
+    cdef OpSlot* slot
     while True:
         position = start = s.hooks.first_waiting(s.ring)
         while True:
@@ -178,7 +178,7 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
             # index says from `write` on is no more than what an earlier lap, or a forger, has left there.
             write = load_pair(s.write)
             tag = load_acquire(&s.index[position & s.mask])  # C
-            slot = claimer(s.desk, tag, position)
+            slot = claimer(s.control, tag, position)
             if slot == NULL or position == write.position and not has_claimed(slot, write, s.mask + 1):
                 extent = s.hooks.extent(s.ring, position) if position < write.position else 0
                 if extent == 0:
@@ -191,7 +191,7 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
                 continue  # published since, and what the slot says may be something else by now
             # So it claimed that much; `write` may not have moved yet.
             move_write(s, slot, before)
-            if is_of_dead(s.desk, slot, dead) and not s.hooks.fill(s.ring, slot, tag, before, after, alone):
+            if is_of_dead(s.control, slot, dead) and not s.hooks.fill(s.ring, slot, tag, before, after, alone):
                 write = before
                 break
             position = after.position

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._core.atomics cimport load_relaxed, word
-from ringbuf._core.eventcount cimport Bell
+from ringbuf._core.eventcount cimport EventCount
 from ringbuf._shared.participant cimport Participant
 
 
@@ -14,7 +14,7 @@ cdef enum:
 
 # One for a ring and all its handles.
 cdef class Waiting:
-    cdef Bell* filled             # rung when there is something to take
+    cdef EventCount* filled             # rung when there is something to take
     cdef object memory            # … which lies in this
     cdef Participant participant  # of a ring that processes share; else None
     cdef list ears                # the ReadyFd that event loops of this process listen to, if any does
@@ -29,14 +29,14 @@ cdef class Waiting:
     cdef uint64_t _epoch          # of the process that listens
     cdef char _name[48]           # what the names of all ears of a shared ring begin with
 
-    cdef int sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1
-    cdef void call(self, Bell* bell) noexcept
+    cdef int sleep(self, EventCount* bell, uint32_t seen, int64_t deadline_ns) except -1
+    cdef void call(self, EventCount* bell) noexcept
     cdef int fileno(self) except -1
     cdef void listen(self) noexcept
     cdef void hear(self) noexcept
     cdef bint _is_ours(self) noexcept
     cdef uint64_t _epoch_now(self) noexcept
-    cdef void close(self, Bell* room) noexcept
+    cdef void close(self, EventCount* room) noexcept
     cdef int refuse(self) except -1
 
 
@@ -54,6 +54,6 @@ cdef inline int check_made(Waiting waiting) except -1:
     return 0
 
 
-cdef Waiting new_waiting(Bell* filled, object memory, Participant participant)
+cdef Waiting new_waiting(EventCount* filled, object memory, Participant participant)
 cdef double seconds_of(object timeout) except -1
 cdef int64_t deadline_of(double seconds) noexcept

@@ -21,7 +21,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport strcpy
 
 from ringbuf._core.atomics cimport exchange_total, fetch_or_total, load_acquire, store_relaxed, store_release, store_total
-from ringbuf._core.eventcount cimport LISTENERS, SLEEPERS, Bell, barrier, futex_wait, futex_wake, have_barrier, let_settle
+from ringbuf._core.eventcount cimport LISTENERS, SLEEPERS, EventCount, barrier, futex_wait, futex_wake, have_barrier, let_settle
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport SEATS
 from ringbuf._shared.participant cimport Participant
@@ -143,7 +143,7 @@ cdef double LONGEST = 1e9
 cdef class Waiting:
     """Made by a ring; not for others."""
 
-    cdef int sleep(self, Bell* bell, uint32_t seen, int64_t deadline_ns) except -1:
+    cdef int sleep(self, EventCount* bell, uint32_t seen, int64_t deadline_ns) except -1:
         """Sleep until the bell has been rung since its count was `seen`, or until the deadline; it may be less."""
         cdef int64_t most = min(deadline_ns - steady_ns(), <int64_t>LONG_SLEEP_NS)
         if self.participant is not None or not have_barrier():
@@ -154,7 +154,7 @@ cdef class Waiting:
         PyErr_CheckSignals()
         return 0
 
-    cdef void call(self, Bell* bell) noexcept:
+    cdef void call(self, EventCount* bell) noexcept:
         """Wake those who sleep, and tell the event loops that listen."""
         cdef uint64_t seat, nonce, waiters = exchange_total(&bell.waiters, 0)
         if waiters & SLEEPERS:
@@ -165,7 +165,7 @@ cdef class Waiting:
             self.hear()
             return
         for seat in range(<uint64_t>SEATS):
-            nonce = exchange_total(&self.participant.desk.seats[seat].listens, 0)
+            nonce = exchange_total(&self.participant.control.seats[seat].listens, 0)
             if nonce != 0:
                 call_ear(self._name, nonce, fork_count())
 
@@ -203,7 +203,7 @@ cdef class Waiting:
         drain(self._source)
         if self.participant is not None:
             set_timer(self._timer, LISTEN_NS)
-            store_total(&self.participant.desk.seats[self._seat].listens, self._nonce)
+            store_total(&self.participant.control.seats[self._seat].listens, self._nonce)
         fetch_or_total(&self.filled.waiters, LISTENERS)
         if not barrier():
             let_settle()
@@ -235,7 +235,7 @@ cdef class Waiting:
 
     # ---------------------------------------------------------------- the end
 
-    cdef void close(self, Bell* room) noexcept:
+    cdef void close(self, EventCount* room) noexcept:
         """No more: those who wait for something or for room, and the event loops of this process, find that out at once.
 
         Pairs with `check_open` in the try after `before_sleep`: who has seen the count from before this rings sleeps no more.
@@ -253,7 +253,7 @@ cdef class Waiting:
         raise ValueError("the ring is closed")
 
 
-cdef Waiting new_waiting(Bell* filled, object memory, Participant participant):
+cdef Waiting new_waiting(EventCount* filled, object memory, Participant participant):
     cdef Waiting waiting = Waiting.__new__(Waiting)
     cdef bytes prefix
     waiting.filled = filled

@@ -14,7 +14,7 @@ from backpressure.policies.circuit_breaker import (
     State,
     fast_path,
 )
-from backpressure.policies.circuit_breaker.fast_path import Turnstile
+from backpressure.policies.circuit_breaker.fast_path import FastPath
 from backpressure.testing import FakeClock
 from tests.support.circuit_breaker import DownError, acquire, fail, half_open, make, trip
 from tests.support.threads import PATIENCE, background, in_thread, run_threads
@@ -84,15 +84,15 @@ def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict
     """Three successes come between the moment at which the failure has counted all, and that from which none gets by."""
     breaker = make(FakeClock(), failure_threshold=0.25)
     others = [acquire(breaker) for _ in range(3)]
-    shut = Turnstile.shut
+    shut = FastPath.shut
 
-    def late(self: Turnstile) -> tuple[int, int]:
+    def late(self: FastPath) -> tuple[int, int]:
         while others:
             others.pop().success()
         return shut(self)
 
     failing = acquire(breaker)
-    monkeypatch.setattr(Turnstile, "shut", late)
+    monkeypatch.setattr(FastPath, "shut", late)
     failing.failure()
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (3, 1)
     assert (
@@ -114,8 +114,8 @@ def test_a_snapshot_shows_no_more_successes_than_admissions(
                 acquire(breaker).success()
             return length
 
-    breaker._turnstile.admissions = Pile(breaker._turnstile.admissions)
-    breaker._turnstile.successes = Pile(breaker._turnstile.successes)
+    breaker._fast_path.admissions = Pile(breaker._fast_path.admissions)
+    breaker._fast_path.successes = Pile(breaker._fast_path.successes)
     for _ in range(3):
         busy = [True]
         metrics = breaker.metrics()

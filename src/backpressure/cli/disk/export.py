@@ -19,7 +19,7 @@ from backpressure.cli.common import FAILED, OK, USAGE, say
 from backpressure.cli.disk import Ticker, loss_report, make_parser, owner_report, run_command
 from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
 from backpressure.cli.disk.ring_view import (
-    RingLook,
+    RingFileView,
     look_at_ring,
     lost_in_ring,
     ring_events,
@@ -134,7 +134,7 @@ class _Export:
         else:
             self._ring(look, lane)
 
-    def _salvaged(self, look: RingLook, lane: LaneView) -> None:
+    def _salvaged(self, look: RingFileView, lane: LaneView) -> None:
         found, debt = salvage_ring(look, end_seq_of(look_at_lane(self._view, lane)))
         if self._view.had_owner_since():
             self._leave_out(
@@ -151,7 +151,7 @@ class _Export:
         for one in lost_in_ring(debt):
             self.lost.append({"priority": lane.number, **loss_report(one)})
 
-    def _ring(self, look: RingLook, lane: LaneView) -> None:
+    def _ring(self, look: RingFileView, lane: LaneView) -> None:
         end_seq = end_seq_of(look_at_lane(self._view, lane))
         pieces = ring_events(look)
         first = next(pieces, None)  # now it has been copied

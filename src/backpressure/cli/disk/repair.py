@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from backpressure.cli.common import FAILED, OK, say
 from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
-from backpressure.cli.disk.ring_view import RingLook, look_at_ring, next_seq_in
+from backpressure.cli.disk.ring_view import RingFileView, look_at_ring, next_seq_in
 from backpressure.cli.disk.verify import check_lane
 from backpressure.lanes.ring_debt import MOST_SEQ, NUMBERS_JUMP, check_numbers
 from backpressure.spill import BufferDirectory
@@ -122,7 +122,7 @@ def _mend(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None
             view.files.sync_directory(lane.path)
 
 
-def _replace_ring(view: BufferView, lane: LaneView, look: RingLook) -> None:
+def _replace_ring(view: BufferView, lane: LaneView, look: RingFileView) -> None:
     """Move the ring aside, and put an empty one there which goes on with the numbers. Power loss leaves one or the other."""
     end_seq = end_seq_of(look_at_lane(view, lane))
     check_numbers(lane.path, end_seq)

@@ -16,13 +16,20 @@ from backpressure.spill.reader import Lost
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._messages.look import next_seq_of, used_parts
 
-__all__ = ["RingLook", "look_at_ring", "lost_in_ring", "next_seq_in", "ring_events", "salvage_ring"]
+__all__ = [
+    "RingFileView",
+    "look_at_ring",
+    "lost_in_ring",
+    "next_seq_in",
+    "ring_events",
+    "salvage_ring",
+]
 
 _PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RingLook:
+class RingFileView:
     """A ring file at one moment, or what is wrong with it. What is damaged has zeros."""
 
     path: str
@@ -41,7 +48,7 @@ class RingLook:
     other_format: bool = False
 
 
-def look_at_ring(path: str) -> RingLook | None:
+def look_at_ring(path: str) -> RingFileView | None:
     """Header and positions, or None where there is no file. Raises OSError."""
     try:
         size = os.stat(path).st_size
@@ -52,16 +59,16 @@ def look_at_ring(path: str) -> RingLook | None:
             if not from_before_reboot:
                 raise
             # Power loss may leave positions that make no sense. What is whole is told by the frames themselves.
-            return RingLook(path=path, size=size, from_before_reboot=True)
+            return RingFileView(path=path, size=size, from_before_reboot=True)
     except FileNotFoundError:
         return None
     except SharedFileError as error:
-        return RingLook(
+        return RingFileView(
             path=path, size=size, damage=str(error), other_format="has format" in str(error)
         )
     if wrong := implausible(look.next_seq):
-        return RingLook(path=path, size=size, damage=f"{path} is damaged: {wrong}")
-    return RingLook(
+        return RingFileView(path=path, size=size, damage=f"{path} is damaged: {wrong}")
+    return RingFileView(
         path=path,
         size=size,
         capacity_bytes=look.capacity_bytes,
@@ -73,12 +80,12 @@ def look_at_ring(path: str) -> RingLook | None:
     )
 
 
-def next_seq_in(look: RingLook) -> int | None:
+def next_seq_in(look: RingFileView) -> int | None:
     """The number that the next event would have got, from a file that is damaged elsewhere; None where nothing says so."""
     return next_seq_of(look.path)
 
 
-def salvage_ring(look: RingLook, end_seq: int) -> tuple[Salvage, RingDebt]:
+def salvage_ring(look: RingFileView, end_seq: int) -> tuple[Salvage, RingDebt]:
     """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the next start will deliver, and what is lost.
 
     Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
@@ -100,7 +107,7 @@ def lost_in_ring(debt: RingDebt) -> list[Lost]:
     ]
 
 
-def ring_events(look: RingLook) -> Iterator[Messages]:
+def ring_events(look: RingFileView) -> Iterator[Messages]:
     """What a ring holds that nobody has open, by ascending numbers; the file stays as it is.
 
     Takes as much memory as the ring is filled. Raises SharedFileError, OSError.
@@ -123,7 +130,7 @@ def ring_events(look: RingLook) -> Iterator[Messages]:
         ring.close()
 
 
-def _private_copy(look: RingLook) -> int:
+def _private_copy(look: RingFileView) -> int:
     """A descriptor of a file in memory with all of the ring but the parts of its data that are free."""
     source = os.open(look.path, os.O_RDONLY | os.O_CLOEXEC)
     try:

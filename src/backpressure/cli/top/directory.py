@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from backpressure.base.errors import BackpressureError
-from backpressure.cli.disk.ring_view import RingLook, look_at_ring
+from backpressure.cli.disk.ring_view import RingFileView, look_at_ring
 from backpressure.cli.top.cells import bar, make_table, number, seconds, short
 from backpressure.spill.offline.directory_view import (
     BufferView,
@@ -43,7 +43,7 @@ class LaneState:
     """One priority's files, or those of the dead letters, at one moment."""
 
     number: int  #: 1 to 5, or 0 for the dead letters
-    ring: RingLook | None  #: None: there is none
+    ring: RingFileView | None  #: None: there is none
     segments: int
     disk_bytes: int  #: of the segments
     disk_events: int  #: on disk, and owed

@@ -54,7 +54,7 @@ from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import CircuitOpenError
 from backpressure.base.validation import check_outcomes
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
-from backpressure.policies.circuit_breaker.fast_path import Turnstile
+from backpressure.policies.circuit_breaker.fast_path import FastPath
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
 from backpressure.policies.circuit_breaker.permit import Outcome, Permit, Probe, held, innermost
 from backpressure.policies.circuit_breaker.probes import Probes
@@ -128,26 +128,26 @@ class CircuitBreaker:
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
         self._ramp: Ramp | None = None
         # One for each generation; changed under the lock, read without it.
-        self._turnstile = Turnstile(self, generation=0)
+        self._fast_path = FastPath(self, generation=0)
 
         self._admitted = self._rejected = 0
         self._succeeded = self._failed = self._ignored = self._slow = 0
         self._late = self._duplicates = self._trips = 0
-        self._set_turnstile(now)
+        self._set_fast_path(now)
 
     # --- permits
 
     def try_acquire(self) -> Permit | None:
         """Leave for one call, or None where the breaker lets nothing through now (see `retry_after`)."""
-        turnstile = self._turnstile
+        fast_path = self._fast_path
         try:
-            turnstile.admissions.pop()
+            fast_path.admissions.pop()
         except IndexError:
             pass  # `_admit` from in here would have this as the context of errors in `on_change`
         else:
             permit = Permit()  # filled in here, as one call more would cost a tenth of all
             permit._answer = [None]
-            permit._turnstile = turnstile
+            permit._fast_path = fast_path
             return permit
         return self._admit()
 
@@ -180,7 +180,7 @@ class CircuitBreaker:
             if self._state is State.CLOSED or self._state is State.DISABLED:
                 self._add(ok + failed, failed, 0)
                 change = self._judge(now)
-            self._set_turnstile(now)
+            self._set_fast_path(now)
         if change is not None:
             self._notify(change)
 
@@ -192,26 +192,26 @@ class CircuitBreaker:
         Where `fn` is an `async` function the permit is taken now, and the result reported when the
         coroutine ends.
         """
-        # On the healthy path no permit need be made: the turnstile does the counting, and without another Python call.
-        turnstile = self._turnstile
+        # On the healthy path no permit need be made: the fast path does the counting, and without another Python call.
+        fast_path = self._fast_path
         try:
-            turnstile.admissions.pop()
+            fast_path.admissions.pop()
         except IndexError:
             pass  # the call from in here would have this as the context of its errors
         else:
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                _fill(Permit(), turnstile).failure(error)
+                _fill(Permit(), fast_path).failure(error)
                 raise
             plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
-            if plain and turnstile.since <= turnstile.read() < turnstile.until:
+            if plain and fast_path.since <= fast_path.read() < fast_path.until:
                 try:
-                    turnstile.successes.pop()
+                    fast_path.successes.pop()
                     return result
                 except IndexError:
                     pass
-            return _finish(_fill(Permit(), turnstile), result)
+            return _finish(_fill(Permit(), fast_path), result)
         return self._call(fn, *args, **kwargs)
 
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -240,25 +240,25 @@ class CircuitBreaker:
         @functools.wraps(fn)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             # The body of `call` once more: to call it from here would cost as much again (bench/compare).
-            turnstile = self._turnstile
+            fast_path = self._fast_path
             try:
-                turnstile.admissions.pop()
+                fast_path.admissions.pop()
             except IndexError:
                 pass
             else:
                 try:
                     result = fn(*args, **kwargs)
                 except BaseException as error:
-                    _fill(Permit(), turnstile).failure(error)
+                    _fill(Permit(), fast_path).failure(error)
                     raise
                 plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
-                if plain and turnstile.since <= read() < turnstile.until:
+                if plain and fast_path.since <= read() < fast_path.until:
                     try:
-                        turnstile.successes.pop()
+                        fast_path.successes.pop()
                         return result
                     except IndexError:
                         pass
-                return _finish(_fill(Permit(), turnstile), result)
+                return _finish(_fill(Permit(), fast_path), result)
             return self._call(fn, *args, **kwargs)
 
         return call
@@ -267,16 +267,16 @@ class CircuitBreaker:
     # `try_acquire`, `innermost` and `Permit.success` do there is done in line.
 
     def __enter__(self) -> Permit:
-        turnstile = self._turnstile
+        fast_path = self._fast_path
         permit = None
         try:
-            turnstile.admissions.pop()
+            fast_path.admissions.pop()
         except IndexError:
             pass  # as in `try_acquire`
         else:
             permit = Permit()
             permit._answer = [None]
-            permit._turnstile = turnstile
+            permit._fast_path = fast_path
         if permit is None:
             permit = self._acquire()
         outer = held.get()
@@ -292,7 +292,7 @@ class CircuitBreaker:
         trace: TracebackType | None,
     ) -> None:
         permit = held.get()
-        if permit is None or permit._left or permit._turnstile.owner is not self:
+        if permit is None or permit._left or permit._fast_path.owner is not self:
             permit = innermost(permit, self)
             if permit is None:
                 return  # entered in another context, as some test frameworks split fixtures: its lease runs out
@@ -305,10 +305,10 @@ class CircuitBreaker:
         except IndexError:
             self._repeated()
             return
-        turnstile = permit._turnstile
-        if turnstile.since <= turnstile.read() < turnstile.until:
+        fast_path = permit._fast_path
+        if fast_path.since <= fast_path.read() < fast_path.until:
             try:
-                turnstile.successes.pop()
+                fast_path.successes.pop()
                 return
             except IndexError:
                 pass
@@ -350,11 +350,11 @@ class CircuitBreaker:
         """A frozen snapshot; what is too old for the window is dropped first."""
         with self._lock:
             now = self._catch_up()
-            self._set_turnstile(now)
+            self._set_fast_path(now)
             window, last, probes = self._window, self._last, self._probes
             return CircuitBreakerMetrics(
                 state=self._state,
-                generation=self._turnstile.generation,
+                generation=self._fast_path.generation,
                 window_calls=window.calls,
                 window_failures=window.failed,
                 window_slow=window.slow,
@@ -383,7 +383,7 @@ class CircuitBreaker:
             )
 
     def __repr__(self) -> str:
-        return f"<CircuitBreaker {self._state.name} generation={self._turnstile.generation}>"
+        return f"<CircuitBreaker {self._state.name} generation={self._fast_path.generation}>"
 
     # --- below: what is called with the lock held
 
@@ -393,13 +393,13 @@ class CircuitBreaker:
         lag = clock.lag
         now = clock.now()
         if clock.lag != lag:
-            self._turnstile.until = -math.inf  # it has to be told anew
+            self._fast_path.until = -math.inf  # it has to be told anew
         return now
 
     def _catch_up(self) -> float:
-        """The time, and the windows and probes as of it, with all that went through the turnstile."""
+        """The time, and the windows and probes as of it, with all that went through the fast path."""
         now = self._now()
-        self._take(self._turnstile.count())
+        self._take(self._fast_path.count())
         self._window.roll(now)
         if self._over_since is not None and self._over(self._window) is None:
             self._over_since = None
@@ -409,7 +409,7 @@ class CircuitBreaker:
         return now
 
     def _take(self, passed: tuple[int, int]) -> None:
-        """Count what went through the turnstile."""
+        """Count what went through the fast path."""
         admitted, succeeded = passed
         self._admitted += admitted
         self._succeeded += succeeded
@@ -428,14 +428,14 @@ class CircuitBreaker:
             window.failed and window.failed / window.calls >= threshold for window in self._windows
         )
 
-    def _set_turnstile(self, now: float) -> None:
+    def _set_fast_path(self, now: float) -> None:
         """Have it open exactly while no success could change the state or needs to be timed."""
         watched = self._ramp is not None or self.config.slow_call_duration is not None
         if self._state is not State.CLOSED or watched or not self._calm():
-            self._take(self._turnstile.shut())
+            self._take(self._fast_path.shut())
         else:
-            lag = self._clock.lag  # the turnstile reads the clock as it is
-            self._turnstile.open(now - lag, self._window.until - lag)
+            lag = self._clock.lag  # the fast path reads the clock as it is
+            self._fast_path.open(now - lag, self._window.until - lag)
 
     def _share(self, now: float) -> float:
         if self._state is State.CLOSED:
@@ -459,7 +459,7 @@ class CircuitBreaker:
             return None
         if not self._calm():
             self._take(
-                self._turnstile.shut()
+                self._fast_path.shut()
             )  # so that no success slips by between the verdict and what it rests on
         for window in self._windows:
             why = self._over(window)
@@ -506,7 +506,7 @@ class CircuitBreaker:
         """Change state by the table, and set up what the new state starts with."""
         old = self._state
         new = NEXT[old, cause]
-        self._take(self._turnstile.shut())
+        self._take(self._fast_path.shut())
         ramps = cause is Cause.PROBES_PASSED and self.config.ramp_up_time > 0.0
         self._ramp = Ramp(now, self.config.ramp_up_time) if ramps else None
         if new is State.OPEN:
@@ -521,7 +521,7 @@ class CircuitBreaker:
                 self._reset_time.forget()
         self._probes.clear()
         self._state = new
-        self._turnstile = Turnstile(self, self._turnstile.generation + 1)
+        self._fast_path = FastPath(self, self._fast_path.generation + 1)
         self._since = now
         return old, new, reason
 
@@ -539,24 +539,24 @@ class CircuitBreaker:
             now = self._catch_up()
             if self._state is State.OPEN and now >= self._open_until:
                 if self.config.canary:
-                    permit = _fill(Permit(), self._turnstile, now)
+                    permit = _fill(Permit(), self._fast_path, now)
                     # Whatever becomes of it: one in this time, and so no more than the probes in a reset time.
                     length = max(self._reset_time.last, self.config.reset_timeout)
                     self._open_until = now + length / self.config.half_open_requests
                 else:
                     change = self._go(Cause.WAITED, now, "the open time is over")
-            self._set_turnstile(now)
+            self._set_fast_path(now)
             state = self._state
             if state is State.HALF_OPEN:
                 number = self._probes.take(now)
                 if number is not None:
                     probe = Probe()
                     probe._number = number
-                    permit = _fill(probe, self._turnstile, now)
+                    permit = _fill(probe, self._fast_path, now)
             elif state is State.DISABLED or (
                 state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))
             ):
-                permit = _fill(Permit(), self._turnstile, now)
+                permit = _fill(Permit(), self._fast_path, now)
             if permit is None:
                 self._rejected += 1
             else:
@@ -572,7 +572,7 @@ class CircuitBreaker:
         with self._lock:
             now = self._catch_up()
             held_slot = permit._number is not None and self._probes.give_back(permit._number)
-            canary = self._state is State.OPEN and permit._turnstile is self._turnstile
+            canary = self._state is State.OPEN and permit._fast_path is self._fast_path
             if outcome is Outcome.IGNORED:
                 self._ignored += 1
                 if canary:
@@ -589,7 +589,7 @@ class CircuitBreaker:
             ):
                 slow = 1
                 self._slow += 1
-            if permit._turnstile is not self._turnstile or (
+            if permit._fast_path is not self._fast_path or (
                 self._state is State.HALF_OPEN and not held_slot
             ):
                 self._late += 1
@@ -606,7 +606,7 @@ class CircuitBreaker:
             else:
                 self._add(1, failed, slow)
                 change = self._judge(now)
-            self._set_turnstile(now)
+            self._set_fast_path(now)
         for each in (opened, change):
             if each is not None:
                 self._notify(each)
@@ -620,7 +620,7 @@ class CircuitBreaker:
         with self._lock:
             now = self._catch_up()
             change = self._go(cause, now, reason)
-            self._set_turnstile(now)
+            self._set_fast_path(now)
         self._notify(change)
 
     # --- below: what is called without it
@@ -660,10 +660,10 @@ class CircuitBreaker:
             _log.exception("on_change %r failed at %s -> %s", self._on_change, old.name, new.name)
 
 
-def _fill(permit: Permit, turnstile: Turnstile, since: float = 0.0) -> Permit:
+def _fill(permit: Permit, fast_path: FastPath, since: float = 0.0) -> Permit:
     """What the constructor of a permit would do."""
     permit._answer = [None]
-    permit._turnstile = turnstile
+    permit._fast_path = fast_path
     permit._since = since
     return permit
 

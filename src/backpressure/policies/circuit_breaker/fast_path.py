@@ -1,8 +1,8 @@
 """Counting what goes by, without a lock: the circuit breaker's way in and out while all is well.
 
-A turnstile has two piles of tokens, one for calls that are let in and one for those that succeed. Whoever takes a token
+A fast path has two piles of tokens, one for calls that are let in and one for those that succeed. Whoever takes a token
 has been counted. `list.pop` is atomic with and without the GIL, so none is counted twice or left out. Who finds a pile
-empty takes the lock of the turnstile's owner and counts there; the owner refills the piles whenever it holds its lock.
+empty takes the lock of the fast path's owner and counts there; the owner refills the piles whenever it holds its lock.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from backpressure.policies.circuit_breaker.breaker import CircuitBreaker
 
-__all__ = ["Turnstile"]
+__all__ = ["FastPath"]
 
 # Calls that pass between two visits to the lock. With 256 the visits were a tenth of what a call costs, with 1,024 they are a
 # fortieth; to take out so many tokens when it shuts takes some 40 us.
 _TOKENS: Final = 1024
 
 
-class Turnstile:
+class FastPath:
     """For one generation of the owner's state; shut at first.
 
     While it is shut its piles are empty, so that nobody gets by, and a success that comes too late finds none and learns under

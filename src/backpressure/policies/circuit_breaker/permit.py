@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from backpressure.policies.circuit_breaker.fast_path import Turnstile
+from backpressure.policies.circuit_breaker.fast_path import FastPath
 
 if TYPE_CHECKING:
     from backpressure.policies.circuit_breaker.breaker import CircuitBreaker
@@ -26,11 +26,11 @@ class Permit:
     `generation` is that of the state which gave it.
     """
 
-    __slots__ = ("_answer", "_left", "_outer", "_since", "_turnstile")
+    __slots__ = ("_answer", "_fast_path", "_left", "_outer", "_since")
 
     # There is no `__init__`: it would add a sixth to what a permit costs from end to end. The breaker fills these in.
-    _turnstile: (
-        Turnstile  # of the generation that gave it: where a success may be counted without the lock
+    _fast_path: (
+        FastPath  # of the generation that gave it: where a success may be counted without the lock
     )
     _answer: list[
         None
@@ -46,22 +46,22 @@ class Permit:
         try:
             self._answer.pop()
         except IndexError:
-            self._turnstile.owner._repeated()
+            self._fast_path.owner._repeated()
             return
-        turnstile = self._turnstile
-        if turnstile.since <= turnstile.read() < turnstile.until:
+        fast_path = self._fast_path
+        if fast_path.since <= fast_path.read() < fast_path.until:
             try:
-                turnstile.successes.pop()
+                fast_path.successes.pop()
                 return
             except IndexError:
                 pass
-        turnstile.owner._settle(self, Outcome.OK, latency)
+        fast_path.owner._settle(self, Outcome.OK, latency)
 
     def failure(self, error: BaseException | None = None) -> None:
         """The call failed; or `ignore()`, where the config ignores `error` or it is not an `Exception`."""
         ignored = error is not None and (
             not isinstance(error, Exception)
-            or isinstance(error, self._turnstile.owner.config.ignored_exceptions)
+            or isinstance(error, self._fast_path.owner.config.ignored_exceptions)
         )
         self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
 
@@ -73,13 +73,13 @@ class Permit:
         try:
             self._answer.pop()
         except IndexError:
-            self._turnstile.owner._repeated()
+            self._fast_path.owner._repeated()
             return
-        self._turnstile.owner._settle(self, outcome, None)
+        self._fast_path.owner._settle(self, outcome, None)
 
     @property
     def generation(self) -> int:
-        return self._turnstile.generation
+        return self._fast_path.generation
 
     @property
     def _done(self) -> bool:
@@ -98,7 +98,7 @@ class Probe(Permit):
 
     def __del__(self) -> None:
         # No lock may be taken here: a collection can run in the middle of a method that holds it.
-        self._turnstile.owner._probes.dropped.append(self._number)
+        self._fast_path.owner._probes.dropped.append(self._number)
 
 
 # The permit of the innermost `with` block that this thread or task has entered, and through it those around it. They are
@@ -114,7 +114,7 @@ def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> P
     That need not be the first of all, as generators may leave their blocks out of order.
     """
     while permit is not None and (
-        permit._left or (breaker is not None and permit._turnstile.owner is not breaker)
+        permit._left or (breaker is not None and permit._fast_path.owner is not breaker)
     ):
         permit = permit._outer
     return permit

@@ -10,16 +10,19 @@ from hypothesis import HealthCheck, settings
 from tests.support.logs import real_log
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# CI tries the same examples each time, so that a change is blamed for nothing but itself; everybody else explores.
+# CI tries the same examples each time, so that a change is blamed for nothing but
+# itself; everybody else explores.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """Under CI everything that a test needs is installed, so a skipped test is a failed one.
+    """Under CI everything that a test needs is installed, so a skipped test is a failed
+    one.
 
-    A test whose subject does not exist on the machine at all (Windows on Linux) says so with the marker `platform`.
+    A test whose subject does not exist on the machine at all (Windows on Linux) says so
+    with the marker `platform`.
     """
     report = yield
     if report.skipped and os.environ.get("CI") and not item.get_closest_marker("platform"):
@@ -30,7 +33,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A process that is stopped after so many instructions: an instrumented build has several times as many, and others."""
+    """A process that is stopped after so many instructions: an instrumented build has
+    several times as many, and others.
+    """
     for item in items:
         if "steps_are_allowed" in getattr(item, "fixturenames", ()):
             item.add_marker("uninstrumented")
@@ -43,7 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
 )
 def in_full(request: pytest.FixtureRequest) -> bool:
-    """Whether to prove it in full, or a share of it that takes a second or two: a test that asks for this is run both ways."""
+    """Whether to prove it in full, or a share of it that takes a second or two: a test
+    that asks for this is run both ways.
+    """
     return bool(request.param)
 
 

@@ -1,21 +1,27 @@
-"""What a guarded call costs on a healthy path, beside the breakers of the Python world in the same process.
+"""What a guarded call costs on a healthy path, beside the breakers of the Python world
+in the same process.
 
-Contestants are timed in turn, many rounds over, and the best round of each counts, so that what else the machine does hits all
-alike. `extra_info` holds the ratios, the best of ours and theirs going by the same face:
+Contestants are timed in turn, many rounds over, and the best round of each counts, so
+that what else the machine does hits all alike. `extra_info` holds the ratios, the best
+of ours and theirs going by the same face:
 
     decorator, call    judged against the fastest peer of all, whatever its face: at most half of it
     permit             no peer has it: judged against the fastest peer of all
     with               judged against the fastest `with` of a peer
 
-A face of a peer that does not refuse calls when its circuit is open is no guard, and not timed: that is `call` and `with` of
-circuitbreaker, whose decorator alone looks. What the peers do for the call differs as well: pybreaker holds a lock across it,
-circuitbreaker has none at all and loses counts under threads, purgatory copies what changed through a message bus; all three
-count consecutive failures. Ours counts exactly under threads, in a rolling window, by generation.
+A face of a peer that does not refuse calls when its circuit is open is no guard, and
+not timed: that is `call` and `with` of circuitbreaker, whose decorator alone looks.
+What the peers do for the call differs as well: pybreaker holds a lock across it,
+circuitbreaker has none at all and loses counts under threads, purgatory copies what
+changed through a message bus; all three count consecutive failures. Ours counts exactly
+under threads, in a rolling window, by generation.
 
-A `with` of ours costs more than its other faces: which block it is that ends is found through a context variable, so that tasks
-and generators that interleave keep their permits apart. The peers keep nothing, as they have no generations.
+A `with` of ours costs more than its other faces: which block it is that ends is found
+through a context variable, so that tasks and generators that interleave keep their
+permits apart. The peers keep nothing, as they have no generations.
 
-A peer that is not installed is skipped by name; `pip install -e .[compare]` brings them all.
+A peer that is not installed is skipped by name; `pip install -e .[compare]` brings them
+all.
 """
 
 from __future__ import annotations
@@ -47,7 +53,9 @@ def fail(x: int) -> int:
 
 @dataclass(frozen=True)
 class Face:
-    """One way to guard a call: `setup` makes `guard` from `subject`, and `statement` calls `work` once through it."""
+    """One way to guard a call: `setup` makes `guard` from `subject`, and `statement`
+    calls `work` once through it.
+    """
 
     owner: str
     name: str

@@ -1,13 +1,16 @@
-"""Accepted events a second with a directory, against durable queues for Python and against SQLite.
+"""Accepted events a second with a directory, against durable queues for Python and
+against SQLite.
 
-Peers come with the extra `compare`. Each is used as its documentation says is fast: a batch call or one transaction where it has
-one, else one put for each event. What is accepted is on disk, or in the page cache, in all of them: it outlives the process. Our
+Peers come with the extra `compare`. Each is used as its documentation says is fast: a
+batch call or one transaction where it has one, else one put for each event. What is
+accepted is on disk, or in the page cache, in all of them: it outlives the process. Our
 events are put in lists of 1,000.
 
-Ours is measured three times: fresh, right after the directory was made, when pages of the ring's file are used for the first
-time; used, when the ring was filled and emptied before; and in memory only, as what could be reached at most. SQLite is measured
-as it is mostly used, synchronous=NORMAL, which syncs at its checkpoints, and with synchronous=OFF, which promises what we do by
-default: that it outlives the process.
+Ours is measured three times: fresh, right after the directory was made, when pages of
+the ring's file are used for the first time; used, when the ring was filled and emptied
+before; and in memory only, as what could be reached at most. SQLite is measured as it
+is mostly used, synchronous=NORMAL, which syncs at its checkpoints, and with
+synchronous=OFF, which promises what we do by default: that it outlives the process.
 """
 
 from __future__ import annotations

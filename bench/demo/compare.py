@@ -1,5 +1,5 @@
-"""Checks that two files are the same, byte for byte: exits with 1 and the first difference where they are
-not.
+"""Checks that two files are the same, byte for byte: exits with 1 and the first
+difference where they are not.
 
     python bench/demo/compare.py access.log out.log
 """

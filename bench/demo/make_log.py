@@ -1,9 +1,11 @@
-"""Makes an Apache access log (combined format) of any length: the same bytes for the same seed.
+"""Makes an Apache access log (combined format) of any length: the same bytes for the
+same seed.
 
     python bench/demo/make_log.py 1000000 access.log
 
-Shape and lengths follow a real site's log (231 bytes a line on average, the longest above 1,000): few popular
-pages and many rare ones, bursts of requests from one client, crawlers, missing pages. Standard library only.
+Shape and lengths follow a real site's log (231 bytes a line on average, the longest
+above 1,000): few popular pages and many rare ones, bursts of requests from one client,
+crawlers, missing pages. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import time
 from collections.abc import Iterator
 from itertools import accumulate
 
-# Lines that are made at a time: enough that drawing by columns pays off, little enough to stay in the cache.
+# Lines that are made at a time: enough that drawing by columns pays off, little enough
+# to stay in the cache.
 _BLOCK = 10_000
 _START = 1_767_225_600  # 2026-01-01 00:00:00 UTC
 _REQUESTS_A_SECOND = 40

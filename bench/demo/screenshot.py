@@ -1,9 +1,11 @@
-"""Make docs/dashboard.png: a buffer through a busy minute, as the dashboard shows it in a real browser.
+"""Make docs/dashboard.png: a buffer through a busy minute, as the dashboard shows it in
+a real browser.
 
     python bench/demo/screenshot.py [OUT.png] [--dark] [--width 1280] [--seconds 75]
 
-Needs the extra `http`, selenium, and Chromium with its driver (Debian: chromium, chromium-driver). The load is a story: an even
-flow, a sink that slows down, one that fails until the breaker opens, the recovery, and somebody who lowers the rate.
+Needs the extra `http`, selenium, and Chromium with its driver (Debian: chromium,
+chromium-driver). The load is a story: an even flow, a sink that slows down, one that
+fails until the breaker opens, the recovery, and somebody who lowers the rate.
 """
 
 from __future__ import annotations

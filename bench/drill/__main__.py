@@ -1,10 +1,12 @@
-"""Runs a buffer through faults in real time and prints, once a second, what a scrape of its metrics says.
+"""Runs a buffer through faults in real time and prints, once a second, what a scrape of
+its metrics says.
 
     python -m bench.drill                 in memory: sink down, burst, sink's disk full; a minute; needs the extra `prometheus`
     python -m bench.drill --directory     with a disk tier of at most 16 MiB, which fills while the sink is down
 
-Every number in the table is read from the exposition, as a Prometheus server would: rates are differences of two scrapes. The
-sink is a file; "disk full" is the kernel's own ENOSPC, from /dev/full. At the end the books are checked, and that the file holds
+Every number in the table is read from the exposition, as a Prometheus server would:
+rates are differences of two scrapes. The sink is a file; "disk full" is the kernel's
+own ENOSPC, from /dev/full. At the end the books are checked, and that the file holds
 every accepted event once, in order.
 """
 
@@ -34,7 +36,8 @@ from backpressure.sinks import FileSink, StreamSink
 RATE = 20_000
 EVENT_BYTES = 100
 LANE_BYTES = 16 << 20
-# The disk tier may take this much: half a minute of them, which are hexadecimal digits and so half as large when compressed.
+# The disk tier may take this much: half a minute of them, which are hexadecimal digits
+# and so half as large when compressed.
 DISK_BYTES = 16 << 20
 PREFIX = "backpressure_buffer_"
 
@@ -74,7 +77,9 @@ class DrillSink:
 
 
 class Producer:
-    """Offers numbered events at a rate, in steps of 10 ms, and gives up what is refused, as a log source without memory does."""
+    """Offers numbered events at a rate, in steps of 10 ms, and gives up what is
+    refused, as a log source without memory does.
+    """
 
     def __init__(self, buffer: BufferManager) -> None:
         self.factor = 1.0
@@ -203,10 +208,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "out.log"
         breaker = CircuitBreakerConfig(reset_timeout=2.0)
-        # With the default of 5 s a single consumer hardly makes the ten failures within 5 s that the breaker wants to see.
+        # With the default of 5 s a single consumer hardly makes the ten failures within
+        # 5 s that the breaker wants to see.
         tier: dict[str, Any] = {}
         if durable:
-            # What is to be kept on disk must not be shed for the sink's sake before there is no room.
+            # What is to be kept on disk must not be shed for the sink's sake before
+            # there is no room.
             flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
             tier = {
                 "directory": Path(directory) / "buffer",

@@ -1,6 +1,8 @@
-"""What a directory costs: a buffer with one against a buffer in memory, and the durabilities against each other.
+"""What a directory costs: a buffer with one against a buffer in memory, and the
+durabilities against each other.
 
-Ratios of neighbouring measurements in one process. Lines are real where a sample log is at hand.
+Ratios of neighbouring measurements in one process. Lines are real where a sample log is
+at hand.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def test_process_against_memory(benchmark, chunks: list[bytes], tmp_path: Path) 
 
 
 def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
-    """What a checksum for each push costs: the three in turn, round by round, each against memory in the same round."""
+    """What a checksum for each push costs: the three in turn, round by round, each
+    against memory in the same round.
+    """
     with (
         opened(None) as memory,
         opened(tmp_path / "with", ring_checksums=True) as sealed,
@@ -147,7 +151,9 @@ def accept_rate(
 
 
 def bare_append_rate(path: Path, chunks: list[bytes], duration: float) -> float:
-    """Lines a second of a loop that does nothing but append and fdatasync, in groups of about 5 ms."""
+    """Lines a second of a loop that does nothing but append and fdatasync, in groups of
+    about 5 ms.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     lines = [chunk.count(b"\n") for chunk in chunks]
     total = i = 0
@@ -191,7 +197,9 @@ def test_commit_against_process(benchmark, chunks: list[bytes], tmp_path: Path) 
 
 
 def test_add_latency_beside_a_writer(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
-    """p99.9 of one add_events of 100 lines, alone and while somebody hammers the same disk: reported, not judged."""
+    """p99.9 of one add_events of 100 lines, alone and while somebody hammers the same
+    disk: reported, not judged.
+    """
     events = chunks[0].split(b"\n")[:100]
     count = 200 if benchmark.disabled else 20_000
 

@@ -1,7 +1,8 @@
 """The figures of `forebay bench` in their long form, under pytest-benchmark.
 
-Each run of a figure checks its result before it counts (see backpressure/cli/bench.py). `extra_info` holds the ratio to the
-yardstick, measured in turn in the same process; that is what a comparison between machines or commits should look at.
+Each run of a figure checks its result before it counts (see backpressure/cli/bench.py).
+`extra_info` holds the ratio to the yardstick, measured in turn in the same process;
+that is what a comparison between machines or commits should look at.
 """
 
 from __future__ import annotations

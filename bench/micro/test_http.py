@@ -1,7 +1,9 @@
-"""Uploads of 8 MB beside a route of the same server that only reads and drops the body: uvicorn in a process of its own.
+"""Uploads of 8 MB beside a route of the same server that only reads and drops the body:
+uvicorn in a process of its own.
 
-A uvicorn process is one thread, so what it can take per second is what fits into a second of its processor time. That is
-compared, the median of many turns, each way in turn: it is nearly the same on a busy machine. Elapsed times are printed beside.
+A uvicorn process is one thread, so what it can take per second is what fits into a
+second of its processor time. That is compared, the median of many turns, each way in
+turn: it is nearly the same on a busy machine. Elapsed times are printed beside.
 """
 
 from __future__ import annotations
@@ -123,7 +125,8 @@ def packed(encoding: str) -> bytes:
     return zstandard.compress(BODY) if encoding == "zstd" else BODY
 
 
-# Of the speed of dropping the same lines unpacked. gzip is bound by zlib, whose speed differs by build: no limit of ours.
+# Of the speed of dropping the same lines unpacked. gzip is bound by zlib, whose speed
+# differs by build: no limit of ours.
 @pytest.mark.parametrize(("encoding", "limit"), [("identity", 0.6), ("zstd", 0.6), ("gzip", 0.1)])
 def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
     body = packed(encoding)

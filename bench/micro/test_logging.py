@@ -1,11 +1,14 @@
-"""BufferHandler beside QueueHandler + QueueListener: the same records, the same formatter, the same file.
+"""BufferHandler beside QueueHandler + QueueListener: the same records, the same
+formatter, the same file.
 
-What counts is the whole way: from `handle` until the last line is in the file. Both sides get the same records, made beforehand:
-what Logger itself does (finding the caller, making the record) takes both the same time, and would only hide the difference.
+What counts is the whole way: from `handle` until the last line is in the file. Both
+sides get the same records, made beforehand: what Logger itself does (finding the
+caller, making the record) takes both the same time, and would only hide the difference.
 `test_whole_call` has it in.
 
-As everybody configures it, QueueListener's handler has the formatter; `QueueHandler` merges the message into the record. Each
-round checks that both files hold the same lines.
+As everybody configures it, QueueListener's handler has the formatter; `QueueHandler`
+merges the message into the record. Each round checks that both files hold the same
+lines.
 """
 
 from __future__ import annotations

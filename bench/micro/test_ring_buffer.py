@@ -1,6 +1,8 @@
-"""RingBuffer beside what Python has for the same: deque, SimpleQueue, and two copies; and beside itself with more threads.
+"""RingBuffer beside what Python has for the same: deque, SimpleQueue, and two copies;
+and beside itself with more threads.
 
-What is about threads runs on a CPython without a GIL only, and needs two processors for itself.
+What is about threads runs on a CPython without a GIL only, and needs two processors for
+itself.
 """
 
 from __future__ import annotations
@@ -93,14 +95,17 @@ def test_try_push_and_try_pop(benchmark) -> None:
             last = get()
         assert last == count - 1
 
-    # Measured: 0.91. Without spare ints (see _records/numbers.pxd) it is 1.12; ints are made anew before 3.12 and without a GIL.
+    # Measured: 0.91. Without spare ints (see _records/numbers.pxd) it is 1.12; ints are
+    # made anew before 3.12 and without a GIL.
     spares = sys.version_info >= (3, 12) and not FREE_THREADED
     report(benchmark, ours, theirs, "SimpleQueue.put and get", 1.0 if spares else 1.5)
 
 
 def on_a_page(size: int) -> np.ndarray:
-    """So many bytes, from the start of a page on. At places of its own, a few bytes apart in their pages, numpy can take ten
-    times as long for a copy (measured: 184 us rather than 17), and a yardstick must not be short."""
+    """So many bytes, from the start of a page on. At places of its own, a few bytes
+    apart in their pages, numpy can take ten times as long for a copy (measured: 184 us
+    rather than 17), and a yardstick must not be short.
+    """
     raw = np.zeros(size + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
     return raw[start : start + size]
@@ -153,7 +158,9 @@ def nothing(record: object) -> None:
 
 
 def together(*works: Callable[[], object]) -> float:
-    """Run each in a thread, on a processor of its own where there are enough; returns the seconds that the first one took."""
+    """Run each in a thread, on a processor of its own where there are enough; returns
+    the seconds that the first one took.
+    """
     start = threading.Barrier(len(works))
     took = [0.0] * len(works)
     failures: list[BaseException] = []
@@ -260,8 +267,9 @@ if FREE_THREADED:
             assert len(ring) == 2 * COUNT
             return took
 
-        # Each push moves the line of `write` from one processor to the other, which takes about as long as a push: a second
-        # producer that pushes records one at a time adds nothing, or little. Batches do, see below.
+        # Each push moves the line of `write` from one processor to the other, which
+        # takes about as long as a push: a second producer that pushes records one at a
+        # time adds nothing, or little. Batches do, see below.
         measure(benchmark, ours, one_alone, "one thread alone", 4.0)
 
     def test_two_threads_push_batches_into_one_ring(benchmark) -> None:

@@ -1,6 +1,8 @@
-"""A MessageRing in a file: against one in memory, and between two processes against `multiprocessing.Queue`.
+"""A MessageRing in a file: against one in memory, and between two processes against
+`multiprocessing.Queue`.
 
-Each measurement checks what came out before it counts. Ratios are taken in turn in one process, so that a noisy host hits both.
+Each measurement checks what came out before it counts. Ratios are taken in turn in one
+process, so that a noisy host hits both.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def test_path_against_memory(benchmark, tmp_path: Path) -> None:
     benchmark.pedantic(turn, args=(rings[1],), rounds=3)
     if benchmark.disabled:
         return
-    # The median of the ratios of neighbours: what disturbs the host disturbs both of a pair.
+    # The median of the ratios of neighbours: what disturbs the host disturbs both of a
+    # pair.
     ratios = sorted(
         seconds(lambda: turn(rings[0])) / seconds(lambda: turn(rings[1])) for _ in range(ROUNDS * 3)
     )
@@ -65,7 +68,9 @@ def _feed_queue(queue: multiprocessing.Queue[bytes], messages: int) -> None:
 
 
 def ring_rate(path: Path, batches: int) -> float:
-    """Messages a second from one process to another, from the first that arrives to the last."""
+    """Messages a second from one process to another, from the first that arrives to the
+    last.
+    """
     ring = MessageRing(1 << 22, path=path)
     process = multiprocessing.get_context("spawn").Process(
         target=_feed_ring, args=(str(path), batches)

@@ -1,7 +1,9 @@
-"""The disk tier: what it costs beside bare compression and a bare write, and how fast it opens.
+"""The disk tier: what it costs beside bare compression and a bare write, and how fast
+it opens.
 
-Ratios of best times, measured in turn in one thread, in time on the processor: what neighbours do matters less. The store does
-what the yardstick does, and frames, checksums and keeps the books besides; both write into the page cache.
+Ratios of best times, measured in turn in one thread, in time on the processor: what
+neighbours do matters less. The store does what the yardstick does, and frames,
+checksums and keeps the books besides; both write into the page cache.
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ def test_spilling_and_draining(
 
 
 def test_opening_a_backlog_of_100_gb(benchmark, tmp_path: Path) -> None:
-    """Beside opening, reading and closing as many files with nothing else: less than six times that."""
+    """Beside opening, reading and closing as many files with nothing else: less than
+    six times that.
+    """
     lane = tmp_path / "lane"
     lane.mkdir()
     count = 100_000_000_000 // SpillConfig().segment_bytes

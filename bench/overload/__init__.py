@@ -1,4 +1,5 @@
-"""Overload in virtual time: the four policies against a sink that is slow, failing or gone, beside published algorithms.
+"""Overload in virtual time: the four policies against a sink that is slow, failing or
+gone, beside published algorithms.
 
     workload    what is offered, and what befalls the sink: the scenarios
     sink        the sink: capacity, knee, jitter, errors, hangs

@@ -1,9 +1,10 @@
 """Others' algorithms behind the same interface, written from their publications.
 
-All have what every buffer has: bounded lanes, the configured rate as a token bucket, redelivery of what failed, and a fixed batch
-of the table's initial size. What limits concurrency elsewhere limits here the events inside (waiting or out), in units of one
-batch: that is where an in-process buffer can refuse. A round trip is from admission to ack. None of them knows priorities;
-delivery does, for all.
+All have what every buffer has: bounded lanes, the configured rate as a token bucket,
+redelivery of what failed, and a fixed batch of the table's initial size. What limits
+concurrency elsewhere limits here the events inside (waiting or out), in units of one
+batch: that is where an in-process buffer can refuse. A round trip is from admission to
+ack. None of them knows priorities; delivery does, for all.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ __all__ = ["BASELINES", "Base"]
 BATCH, LEAST_BATCH, LARGEST_BATCH = 500, 10, 1_000
 _DEPTH, _LATENCY, _ERRORS, _INTERVAL = 8_000, 1.0, 0.1, 5.0
 _RESET = 30.0
-# The delay that the monitor calls overload; limits that need a bound on the round trip get the same.
+# The delay that the monitor calls overload; limits that need a bound on the round trip
+# get the same.
 _DELAY = 0.5
 
 
 class Base:
-    """A fixed batch and nothing else: rate, lanes and redelivery. What the others refine."""
+    """A fixed batch and nothing else: rate, lanes and redelivery. What the others
+    refine.
+    """
 
     drops = False
 
@@ -73,7 +77,9 @@ class Base:
         return True
 
     def ended(self, call: Call, latency: float, sojourn: float) -> None:
-        """A call ended; `latency` is its own, `sojourn` since its oldest event was admitted."""
+        """A call ended; `latency` is its own, `sojourn` since its oldest event was
+        admitted.
+        """
 
     def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
         self.resident = resident
@@ -91,7 +97,9 @@ class FixedBatch(Base):
 
 
 class ConsecutiveFailures(Base):
-    """The breaker of pybreaker and its kin: five failures in a row open it for a fixed time, then one probe decides."""
+    """The breaker of pybreaker and its kin: five failures in a row open it for a fixed
+    time, then one probe decides.
+    """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         super().__init__(scenario, clock, rng)
@@ -102,7 +110,8 @@ class ConsecutiveFailures(Base):
     def acquire(self) -> object | None:
         if self._open_until is None:
             return self
-        # One that never answers would close it for ever: its worker is replaced, and the next may try.
+        # One that never answers would close it for ever: its worker is replaced, and
+        # the next may try.
         if self.clock.now() < self._open_until or self._probing:
             return None
         self._probing = True
@@ -128,8 +137,9 @@ class ConsecutiveFailures(Base):
 class TableThresholds(Base):
     """The table read literally: each number a switch, looked at once per interval.
 
-    Over a threshold nothing is admitted until all are below again. A breaker by failure rate with a fixed reset time, which
-    closes at the first success; emergency above 20 % errors, at 0.8 of the rate; batches in steps of a tenth towards the target.
+    Over a threshold nothing is admitted until all are below again. A breaker by failure
+    rate with a fixed reset time, which closes at the first success; emergency above 20
+    % errors, at 0.8 of the rate; batches in steps of a tenth towards the target.
     """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
@@ -200,7 +210,9 @@ class TableThresholds(Base):
 
 
 class _Limit(Base):
-    """Admits while the events inside are below a limit, in batches, that each ack moves."""
+    """Admits while the events inside are below a limit, in batches, that each ack
+    moves.
+    """
 
     limit = 20.0
 
@@ -224,7 +236,9 @@ class _Limit(Base):
 
 
 class Aimd(_Limit):
-    """Additive increase, multiplicative decrease (Chiu and Jain 1989), with the parameters of Netflix' AIMDLimit."""
+    """Additive increase, multiplicative decrease (Chiu and Jain 1989), with the
+    parameters of Netflix' AIMDLimit.
+    """
 
     def sample(self, sojourn: float, inside: float) -> None:
         if sojourn > _DELAY:
@@ -237,7 +251,9 @@ class Aimd(_Limit):
 
 
 class Vegas(_Limit):
-    """TCP Vegas (Brakmo and Peterson 1995) as a limit: keep between 3 and 6 log10(limit) batches queued."""
+    """TCP Vegas (Brakmo and Peterson 1995) as a limit: keep between 3 and 6
+    log10(limit) batches queued.
+    """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         super().__init__(scenario, clock, rng)
@@ -269,7 +285,9 @@ class Vegas(_Limit):
 
 
 class Gradient2(_Limit):
-    """Netflix' Gradient2: the limit follows long / short round trips, with a tolerance of 1.5 and room for 4 batches."""
+    """Netflix' Gradient2: the limit follows long / short round trips, with a tolerance
+    of 1.5 and room for 4 batches.
+    """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         super().__init__(scenario, clock, rng)
@@ -290,16 +308,19 @@ class Gradient2(_Limit):
 
 
 class CoDel(Base):
-    """CoDel for requests, as folly has it: overload is a minimum delay above the target; then what waited twice that is dropped.
+    """CoDel for requests, as folly has it: overload is a minimum delay above the
+    target; then what waited twice that is dropped.
 
-    5 and 100 ms are for requests of less than a millisecond: both are ten times larger, as a batch takes 25 ms of the sink.
+    5 and 100 ms are for requests of less than a millisecond: both are ten times larger,
+    as a batch takes 25 ms of the sink.
     """
 
     _TARGET, _SPAN = 0.05, 1.0
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
         super().__init__(scenario, clock, rng)
-        # Each lane is a queue of its own: least delay in this span, its end, and whether the last one was overload.
+        # Each lane is a queue of its own: least delay in this span, its end, and
+        # whether the last one was overload.
         self._lanes = [(math.inf, clock.now() + self._SPAN, False)] * LEVELS
 
     def keep(self, delay: float, priority: int) -> bool:
@@ -317,7 +338,9 @@ class CoDel(Base):
 
 
 class BbrStyle(Base):
-    """The limiter of aegis and go-zero: while the resource is busy, refuse beyond most passed x least round trip."""
+    """The limiter of aegis and go-zero: while the resource is busy, refuse beyond most
+    passed x least round trip.
+    """
 
     _BUCKET, _BUCKETS = 0.1, 100
 
@@ -361,12 +384,15 @@ class BbrStyle(Base):
 
     def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
         super().tick(waiting, oldest, resident, busy)
-        # The resource is the sink: busy as far as workers are. The weight is that of go-zero's CPU reading.
+        # The resource is the sink: busy as far as workers are. The weight is that of
+        # go-zero's CPU reading.
         self._busy += (busy - self._busy) * 0.05
 
 
 class SreThrottling(Base):
-    """Adaptive throttling (Site Reliability Engineering, chapter 21): refuse with p = (requests - K accepts) / (requests + 1)."""
+    """Adaptive throttling (Site Reliability Engineering, chapter 21): refuse with p =
+    (requests - K accepts) / (requests + 1).
+    """
 
     _SPAN, _K = 120, 2.0
 

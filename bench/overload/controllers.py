@@ -1,6 +1,8 @@
-"""Ours: the real policies, wired as BufferManager wires them, with the table's values; each ablation is one switch. The oracle.
+"""Ours: the real policies, wired as BufferManager wires them, with the table's values;
+each ablation is one switch. The oracle.
 
-What BufferManager leaves to producers (a pressure that they may heed) is nobody's here: these producers heed only refusals.
+What BufferManager leaves to producers (a pressure that they may heed) is nobody's here:
+these producers heed only refusals.
 """
 
 from __future__ import annotations
@@ -39,9 +41,12 @@ _BEST_BATCH = KNEE // WORKERS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Laws:
-    """Which laws are on. The defaults are BufferManager's wiring, with a target for the delay."""
+    """Which laws are on. The defaults are BufferManager's wiring, with a target for the
+    delay.
+    """
 
-    #: Of flow control, in seconds: about a batch at its target latency. None, the library's default, bounds nothing.
+    #: Of flow control, in seconds: about a batch at its target latency. None, the
+    #: library's default, bounds nothing.
     delay_target: float | None = 0.3
     hold: bool = True  #: refusals for delay keep the monitor active
     outage_aware: bool = True  #: flow control hears that the circuit is open
@@ -188,9 +193,11 @@ class Ours:
 
 
 class Oracle(Base):
-    """Knows the sink: never calls it while it is dead, always asks for the best batch, and lets the lanes absorb what they can.
+    """Knows the sink: never calls it while it is dead, always asks for the best batch,
+    and lets the lanes absorb what they can.
 
-    It is the measure of goodput, which nothing can exceed by more than luck; it does not try to keep delays short.
+    It is the measure of goodput, which nothing can exceed by more than luck; it does
+    not try to keep delays short.
     """
 
     _dead = False
@@ -205,7 +212,8 @@ class Oracle(Base):
         return _BEST_BATCH
 
 
-#: By the name in the report: one law off in turn, or on: the last, which the library leaves off.
+#: By the name in the report: one law off in turn, or on: the last, which the library
+#: leaves off.
 ABLATIONS: dict[str, Laws] = {
     "no delay target (the default)": Laws(delay_target=None),
     "refusals do not hold the monitor": Laws(hold=False),

@@ -1,7 +1,9 @@
-"""A hundred clients before one sink: their breakers trip together, and must not come back together.
+"""A hundred clients before one sink: their breakers trip together, and must not come
+back together.
 
-Every client calls ten times a second. The sink is gone for 40 s and comes back cold: it takes a fifth of the load and warms up by
-as much in 5 s; what is beyond that fails. Only breakers are in play, so that the spread of their probes is what is measured.
+Every client calls ten times a second. The sink is gone for 40 s and comes back cold: it
+takes a fifth of the load and warms up by as much in 5 s; what is beyond that fails.
+Only breakers are in play, so that the spread of their probes is what is measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Virtual time: producers offer, a controller admits, lanes hold, workers call the sink.
+"""Virtual time: producers offer, a controller admits, lanes hold, workers call the
+sink.
 
-Event-driven, with a heap. Arrivals come as one lump per tick and priority, so a run costs by calls and ticks, not by events.
-Lanes and workers follow BufferManager: the most urgent lane first, one that was passed over 31 times before it, one lane per
-batch, a nacked batch before anything newer of its lane, room freed by acks only.
+Event-driven, with a heap. Arrivals come as one lump per tick and priority, so a run
+costs by calls and ticks, not by events. Lanes and workers follow BufferManager: the
+most urgent lane first, one that was passed over 31 times before it, one lane per batch,
+a nacked batch before anything newer of its lane, room freed by acks only.
 
 Invariants, checked by `check()` every virtual second, per priority:
  1. offered = accepted + refused
@@ -24,19 +26,23 @@ from bench.overload.workload import LEVELS, Scenario
 
 __all__ = ["Call", "Controller", "Delays", "Record", "RateMeter", "VirtualClock", "simulate"]
 
-#: Seconds between two arrivals of a priority, and the pace at which BufferManager looks at its lanes.
+#: Seconds between two arrivals of a priority, and the pace at which BufferManager looks
+#: at its lanes.
 TICK = 0.02
 # A lane passed over so often goes first once: BufferManager's patience.
 _PATIENCE = 31
 # Redelivery: BufferManager's defaults, in seconds.
 _BACKOFF, _MAX_BACKOFF = 0.01, 5.0
-# A refusal of one priority and an admission of a lesser one in the same slot of so many ticks are an inversion: within one tick
-# nothing but the order of the calls can excuse it.
+# A refusal of one priority and an admission of a lesser one in the same slot of so many
+# ticks are an inversion: within one tick nothing but the order of the calls can excuse
+# it.
 _SLOT_TICKS = 1
 
 
 class VirtualClock:
-    """What policies take for time: true virtual time, plus the steps that the scenario makes it do."""
+    """What policies take for time: true virtual time, plus the steps that the scenario
+    makes it do.
+    """
 
     def __init__(self) -> None:
         self.t = 0.0
@@ -67,9 +73,12 @@ class Call:
 
 
 class Controller(Protocol):
-    """What a run asks. Priorities are 1 (most urgent) to LEVELS; times are the policies' clock."""
+    """What a run asks. Priorities are 1 (most urgent) to LEVELS; times are the
+    policies' clock.
+    """
 
-    #: Times at which it declared overload, at which its breaker opened, and of all changes of either (true time).
+    #: Times at which it declared overload, at which its breaker opened, and of all
+    #: changes of either (true time).
     activations: list[float]
     trips: list[float]
     transitions: list[float]
@@ -98,7 +107,9 @@ class Delays:
         self._bins[place] = self._bins.get(place, 0) + n
 
     def quantile(self, q: float) -> float:
-        """The upper edge of the bin in which the q-quantile lies; 0.0 where nothing was added."""
+        """The upper edge of the bin in which the q-quantile lies; 0.0 where nothing was
+        added.
+        """
         left = q * sum(self._bins.values())
         for place in sorted(self._bins):
             left -= self._bins[place]
@@ -108,9 +119,11 @@ class Delays:
 
 
 class RateMeter:
-    """The largest excess of what was admitted over rate * time + burst, over every span of time.
+    """The largest excess of what was admitted over rate * time + burst, over every span
+    of time.
 
-    It is a leaky bucket that never refuses. A clock that steps back counts as one that stood still.
+    It is a leaky bucket that never refuses. A clock that steps back counts as one that
+    stood still.
     """
 
     def __init__(self, rate: float, burst: int, now: float) -> None:
@@ -126,7 +139,9 @@ class RateMeter:
 
 @dataclass(slots=True)
 class Record:
-    """What a run left behind. Lists by second hold one number per whole second; tuples of five are by priority."""
+    """What a run left behind. Lists by second hold one number per whole second; tuples
+    of five are by priority.
+    """
 
     scenario: Scenario
     offered: list[int] = field(default_factory=lambda: [0] * LEVELS)
@@ -143,7 +158,8 @@ class Record:
     batch: list[int] = field(default_factory=list)
     delays: Delays = field(default_factory=Delays)
     urgent_delays: Delays = field(default_factory=Delays)
-    #: Events of priority 1 lost in a slot in which a lesser one was admitted; and the same for any pair of priorities.
+    #: Events of priority 1 lost in a slot in which a lesser one was admitted; and the
+    #: same for any pair of priorities.
     urgent_inversions: int = 0
     inversions: int = 0
     excess: float = 0.0
@@ -190,7 +206,8 @@ class _Run:
     def __init__(
         self, scenario: Scenario, controller: Controller, clock: VirtualClock, seed: int
     ) -> None:
-        # Each part draws from a source of its own, so that all controllers meet the same load and the same luck.
+        # Each part draws from a source of its own, so that all controllers meet the
+        # same load and the same luck.
         self.load_rng, self.sink_rng, self.rng = (
             random.Random(f"{seed}/{part}") for part in ("load", "sink", "kernel")
         )

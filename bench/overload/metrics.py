@@ -14,7 +14,8 @@ __all__ = ["CRITERIA", "Figures", "Summary", "Verdict", "figures", "judge", "med
 
 # Of the oracle's goodput: after convergence, and for the time to get there.
 _ENOUGH, _NEAR = 0.95, 0.9
-# Seconds of which goodput is the mean where its convergence is timed: shorter ones are all noise of batches.
+# Seconds of which goodput is the mean where its convergence is timed: shorter ones are
+# all noise of batches.
 _SMOOTH = 3
 # From one seed to the next a p99 moves by 5 %: less than that is no difference.
 _TIE = 1.05
@@ -55,7 +56,9 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a criterion is met in one run; None where the scenario says nothing about it."""
+    """Whether a criterion is met in one run; None where the scenario says nothing about
+    it.
+    """
 
     met: bool | None
     value: float
@@ -110,7 +113,9 @@ def figures(run: Record, oracle: Record) -> Figures:
 
 
 def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str, Verdict]:
-    """The criteria for one controller, `baselines` being what its delay is compared with."""
+    """The criteria for one controller, `baselines` being what its delay is compared
+    with.
+    """
     rivals = {name: one for name, one in baselines.items() if one.goodput >= ours.goodput}
     best = min(rivals, key=lambda name: rivals[name].p99, default=None)
     delay = "no baseline has that goodput" if best is None else f"{best} {rivals[best].p99:.3g} s"
@@ -122,13 +127,16 @@ def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str
         "delay": Verdict(best is None or ours.p99 <= rivals[best].p99 * _TIE, ours.p99, delay),
         "activations": Verdict(ours.activations <= allowed, ours.activations, f"of {allowed}"),
         "leaks": Verdict(ours.leaks_per_reset <= _PROBES if dead else None, ours.leaks_per_reset),
-        # Tokens are counted in floats by the meter: a hundredth of an event is rounding.
+        # Tokens are counted in floats by the meter: a hundredth of an event is
+        # rounding.
         "rate": Verdict(ours.excess < 0.01, ours.excess),
     }
 
 
 def summarise(runs: Sequence[dict[str, Verdict]]) -> dict[str, Summary]:
-    """The verdicts of several seeds, by criterion. The worst run is one that failed, and else the one nearest to it."""
+    """The verdicts of several seeds, by criterion. The worst run is one that failed,
+    and else the one nearest to it.
+    """
     out = {}
     for name in CRITERIA:
         verdicts = [run[name] for run in runs if run[name].met is not None]
@@ -162,15 +170,19 @@ def _next(changes: tuple[float, ...], at: float, end: float) -> float:
 
 
 def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
-    """Goodput over the lesser of the oracle's and the demand: as in `_converges`, one cannot work off what one refused."""
+    """Goodput over the lesser of the oracle's and the demand: as in `_converges`, one
+    cannot work off what one refused.
+    """
     span = slice(int(start), int(end))
     return sum(run.goodput[span]) / max(1, min(sum(oracle.goodput[span]), sum(run.demand[span])))
 
 
 def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
-    """Seconds from `start` until the goodput of `_SMOOTH` seconds is within a tenth of the oracle's, or inf.
+    """Seconds from `start` until the goodput of `_SMOOTH` seconds is within a tenth of
+    the oracle's, or inf.
 
-    What is asked is the lesser of the oracle's goodput and the demand: working off a backlog that one does not have is no goal.
+    What is asked is the lesser of the oracle's goodput and the demand: working off a
+    backlog that one does not have is no goal.
     """
     for second in range(int(start), int(end) - _SMOOTH + 1):
         span = slice(second, second + _SMOOTH)
@@ -181,7 +193,9 @@ def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
 
 
 def _was_healthy(run: Record, at: float) -> bool:
-    """Whether the sink failed less than 30 % of all calls in the 5 s before: the breaker's threshold and window."""
+    """Whether the sink failed less than 30 % of all calls in the 5 s before: the
+    breaker's threshold and window.
+    """
     looks = [run.scenario.sink(max(0.0, at - 0.1 * k)) for k in range(50)]
     return (
         sum(1.0 if one.dead else one.errors for one in looks) / len(looks) < 0.3
@@ -190,7 +204,9 @@ def _was_healthy(run: Record, at: float) -> bool:
 
 
 def _leaks_per_reset(run: Record) -> int:
-    """What came before the first trip was needed to find out, and is not counted; `leaks` has it."""
+    """What came before the first trip was needed to find out, and is not counted;
+    `leaks` has it.
+    """
     most = 0
     for start, end in run.scenario.dead:
         first = min((trip for trip in run.trips if start <= trip <= end), default=start)

@@ -64,7 +64,9 @@ def _number(value: float) -> str:
 
 
 def verdicts_table(results: Results) -> list[str]:
-    """Criteria by scenario: the median, and in brackets the worst seed. What failed with any seed is in bold."""
+    """Criteria by scenario: the median, and in brackets the worst seed. What failed
+    with any seed is in bold.
+    """
     rows = []
     for scenario, verdicts in results.verdicts.items():
         summary = summarise(verdicts)
@@ -117,7 +119,9 @@ def _figures_row(name: str, runs: list[Figures], dead: bool) -> list[str]:
 
 
 def _ablations(by_name: dict[str, Figures], ours: Figures, dead: bool) -> list[str]:
-    """Those that changed nothing in one line, the others beside ours with the same seed."""
+    """Those that changed nothing in one line, the others beside ours with the same
+    seed.
+    """
     same = [name for name, one in by_name.items() if one == ours]
     rows = [_figures_row("ours", [ours], dead)]
     rows += [_figures_row(name, [one], dead) for name, one in by_name.items() if name not in same]
@@ -190,7 +194,8 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
 
 
 def plot(results: Results, base: Path) -> list[Path]:
-    """Curves by second, and delay against goodput, as PNG; returns the paths. Needs matplotlib: the `bench` extra.
+    """Curves by second, and delay against goodput, as PNG; returns the paths. Needs
+    matplotlib: the `bench` extra.
 
     As SVG the curves take more than a megabyte, which a repository should not keep.
     """

@@ -1,8 +1,10 @@
 """The sink: one pipe that takes `capacity` events a second, however many calls are out.
 
-A call of n events takes n / capacity + CALL_OVERHEAD seconds of the pipe, after the calls before it, and LATENCY on top. So
-latency is a*n + b while the pipe is free, grows with the queue inside once calls overlap, and from KNEE events on the pipe itself
-slows down, as a database does that thrashes. A call that fails is refused early and takes nothing of the pipe.
+A call of n events takes n / capacity + CALL_OVERHEAD seconds of the pipe, after the
+calls before it, and LATENCY on top. So latency is a*n + b while the pipe is free, grows
+with the queue inside once calls overlap, and from KNEE events on the pipe itself slows
+down, as a database does that thrashes. A call that fails is refused early and takes
+nothing of the pipe.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ __all__ = [
     "best_rate",
 ]
 
-# Seconds of the pipe that each call costs: at 500 events a call and 20,000 events a second, a twelfth of the capacity.
+# Seconds of the pipe that each call costs: at 500 events a call and 20,000 events a
+# second, a twelfth of the capacity.
 CALL_OVERHEAD = 0.002
 # Seconds that a call takes beside the pipe: the network.
 LATENCY = 0.01
@@ -35,7 +38,8 @@ _CONGESTION = 0.25
 _REFUSAL = 0.005
 # Consumers, each with one call out: at the largest batch they exceed the knee by half.
 WORKERS = 6
-# A worker whose call hangs is replaced after so long (seconds); the result of the call is never reported.
+# A worker whose call hangs is replaced after so long (seconds); the result of the call
+# is never reported.
 CALL_TIMEOUT = 8.0
 
 
@@ -60,7 +64,9 @@ class Condition:
 
 
 class Sink:
-    """Takes calls; says when and how each will end. `at` gives its condition by true time."""
+    """Takes calls; says when and how each will end. `at` gives its condition by true
+    time.
+    """
 
     def __init__(self, at: Callable[[float], Condition], rng: random.Random) -> None:
         self.at = at
@@ -69,7 +75,9 @@ class Sink:
         self.out = 0
 
     def call(self, t: float, n: int) -> tuple[float, Outcome]:
-        """When a call of n events that begins at t ends, and how. `done(n)` must follow at that time."""
+        """When a call of n events that begins at t ends, and how. `done(n)` must follow
+        at that time.
+        """
         now = self.at(t)
         self.out += n
         if now.hangs:
@@ -81,7 +89,8 @@ class Sink:
         self._free_at = (
             max(self._free_at, t) + (n / now.capacity * congestion + CALL_OVERHEAD) * noise
         )
-        # One call in a hundred meets a pause of the network: a tail, which no policy should take for overload.
+        # One call in a hundred meets a pause of the network: a tail, which no policy
+        # should take for overload.
         pause = 10.0 * LATENCY if self._rng.random() < 0.01 else 0.0
         return self._free_at + LATENCY * noise + pause, Outcome.OK
 
@@ -90,7 +99,9 @@ class Sink:
 
 
 def best_rate(now: Condition) -> float:
-    """Events per second that the sink can take at the best batch size, which puts the workers at the knee together."""
+    """Events per second that the sink can take at the best batch size, which puts the
+    workers at the knee together.
+    """
     if now.dead:
         return 0.0
     n = KNEE / WORKERS

@@ -1,8 +1,9 @@
-"""Scenarios: what producers offer, what befalls the sink, and when things should have settled.
+"""Scenarios: what producers offer, what befalls the sink, and when things should have
+settled.
 
-Rates are a hundredth of the table's, and so is everything that counts events (a batch, a burst): the laws know
-ratios only, and three minutes of virtual time cost half a second. Seconds stay as they are. The sink takes 20,000 events
-a second.
+Rates are a hundredth of the table's, and so is everything that counts events (a batch,
+a burst): the laws know ratios only, and three minutes of virtual time cost half a
+second. Seconds stay as they are. The sink takes 20,000 events a second.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Scenario:
     sink: Callable[[float], Condition]
     #: When load or sink really change: the marks from which convergence is timed.
     changes: tuple[float, ...]
-    #: Spans in which a controller should have converged: goodput is compared with the oracle's there.
+    #: Spans in which a controller should have converged: goodput is compared with the
+    #: oracle's there.
     settled: tuple[tuple[float, float], ...]
     mix: tuple[float, ...] = MIX
     rate: float = _RATE
@@ -84,7 +86,9 @@ def _sink(*later: tuple[float, Condition]) -> Callable[[float], Condition]:
 
 
 def _square(t: float) -> float:
-    """30 s of 0.8, 30 s of 1.2 of the capacity: around the depth at which the monitor activates."""
+    """30 s of 0.8, 30 s of 1.2 of the capacity: around the depth at which the monitor
+    activates.
+    """
     return CAPACITY * (0.8 if t % 60.0 < 30.0 else 1.2)
 
 
@@ -105,7 +109,9 @@ def _spikes(size: float) -> Callable[[float], float]:
 
 
 def _drift(t: float) -> Condition:
-    """The sink loses two thirds of its capacity in four minutes, as a disk that fills up."""
+    """The sink loses two thirds of its capacity in four minutes, as a disk that fills
+    up.
+    """
     return Condition(capacity=CAPACITY * (1.0 - 0.667 * min(1.0, max(0.0, (t - 30.0) / 240.0))))
 
 
@@ -291,7 +297,8 @@ def scenarios() -> dict[str, Scenario]:
             demand=_steps(0.5, (20.0, 3.0), (90.0, 0.5)),
             sink=healthy,
             changes=(20.0, 90.0),
-            # Priority 1 alone exceeds the sink: its lane is full at the end, and takes 10 s to drain.
+            # Priority 1 alone exceeds the sink: its lane is full at the end, and takes
+            # 10 s to drain.
             settled=((10.0, 20.0), (45.0, 90.0), (120.0, 150.0)),
             mix=(0.5, 0.05, 0.05, 0.2, 0.2),
         ),

@@ -1,4 +1,5 @@
-"""Buffering and backpressure in process: bounded memory, priorities, adaptive batches, a circuit breaker before the sink.
+"""Buffering and backpressure in process: bounded memory, priorities, adaptive batches,
+a circuit breaker before the sink.
 
     buffer = BufferManager()
     buffer.add_lines(chunk)
@@ -6,7 +7,8 @@
         with batch:
             sink.send(batch)
 
-Everything public is importable from here; the sinks, sources and testing tools from their submodules.
+Everything public is importable from here; the sinks, sources and testing tools from
+their submodules.
 """
 
 from backpressure.base.clock import Clock, MonotonicClock
@@ -150,7 +152,9 @@ _SUBMODULES = ("http", "logging", "metrics", "sinks", "sources", "spill", "testi
 
 
 def __dir__() -> list[str]:
-    """The public names, and no submodule that is only there because something here imports it."""
+    """The public names, and no submodule that is only there because something here
+    imports it.
+    """
     return sorted(
         name
         for name in globals()

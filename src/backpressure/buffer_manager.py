@@ -7,12 +7,15 @@
                               BackpressureMonitor <── depth, delay, latency, errors ────────────┴──> FlowControlManager
                               FlowControlManager <── queue, circuit
 
-Each actuator has one owner: the rate is flow control's, the batch size the batch manager's, whether the sink is called the
-breaker's; the monitor only measures, and its pressure is an input to the batch size.
+Each actuator has one owner: the rate is flow control's, the batch size the batch
+manager's, whether the sink is called the breaker's; the monitor only measures, and its
+pressure is an input to the batch size.
 
-Thread safety. Every method may be called from any thread. The policies are evaluated by the calls that pass by; a buffer with a
-directory has one thread of its own, the spiller, and event handlers have one, which event_dispatcher.py starts when it needs it.
-A forked child finds the buffer of its parent closed. No lock is held while a handler, a sink or a source runs.
+Thread safety. Every method may be called from any thread. The policies are evaluated by
+the calls that pass by; a buffer with a directory has one thread of its own, the
+spiller, and event handlers have one, which event_dispatcher.py starts when it needs it.
+A forked child finds the buffer of its parent closed. No lock is held while a handler, a
+sink or a source runs.
 """
 
 from __future__ import annotations
@@ -57,29 +60,36 @@ if TYPE_CHECKING:
 
 __all__ = ["BufferManager"]
 
-# The monitor is fed with depth and delay this often (seconds): often enough to see a spike begin, rarely enough to cost nothing.
+# The monitor is fed with depth and delay this often (seconds): often enough to see a
+# spike begin, rarely enough to cost nothing.
 _TICK: Final = 0.02
-# A lane filled to this share counts as the configured depth, however few events that are.
+# A lane filled to this share counts as the configured depth, however few events that
+# are.
 _HIGH_WATERMARK: Final = 0.8
-# A wait for the circuit, a retry or a token looks again at least this often (seconds): their times move.
+# A wait for the circuit, a retry or a token looks again at least this often (seconds):
+# their times move.
 _LONGEST_WAIT: Final = 1.0
-# Attempts that fit into the breaker's window at the longest pause, as multiples of those that it needs: half of the window is
-# left for the calls themselves.
+# Attempts that fit into the breaker's window at the longest pause, as multiples of
+# those that it needs: half of the window is left for the calls themselves.
 _RESULTS: Final = 2
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
 
 _PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
-# What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so that no more goes than is needed.
+# What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so
+# that no more goes than is needed.
 _DROP_EVENTS: Final = 100_000
 _DROP_BYTES: Final = 8 << 20
 
 
 class BufferManager:
-    """A bounded buffer between producers and a sink, with backpressure, priorities, adaptive batches and a circuit breaker.
+    """A bounded buffer between producers and a sink, with backpressure, priorities,
+    adaptive batches and a circuit breaker.
 
-    config: None means all defaults: in memory only, 64 MiB for each of the five priorities.
-    clock: what the policies take for time; waiting (`timeout`) is always in real seconds.
+    config: None means all defaults: in memory only, 64 MiB for each of the five
+        priorities.
+    clock: what the policies take for time; waiting (`timeout`) is always in real
+        seconds.
     rng: the source of jitter.
 
     >>> with BufferManager() as buffer:
@@ -135,7 +145,8 @@ class BufferManager:
             )
             buffer_id = self._disk.directory.buffer_id.hex
             self._lanes = tuple(self._disk.lanes)
-        #: Whose batches these are: part of each batch's id. Of a buffer with a directory it outlives the process.
+        #: Whose batches these are: part of each batch's id. Of a buffer with a
+        #: directory it outlives the process.
         self.id: Final = buffer_id
         self._scheduler: Final = LaneScheduler(self._lanes)
         self._hold: Final = BatchHold(
@@ -167,15 +178,17 @@ class BufferManager:
         priority: int = Priority.NORMAL,
         timeout: float | None = 0.0,
     ) -> Admission:
-        """Offer events; returns how many were accepted, always a prefix of what was given.
+        """Offer events; returns how many were accepted, always a prefix of what was
+        given.
 
-        events: a sequence of bytes or str (which are kept as UTF-8), a 1-D numpy array (one item, one event), or an Arrow binary
-            or string array.
+        events: a sequence of bytes or str (which are kept as UTF-8), a 1-D numpy array
+            (one item, one event), or an Arrow binary or string array.
         priority: a Priority, or an int from 1 (most urgent) to 5.
-        timeout: seconds to wait for room or tokens. 0 never waits, None waits as long as needed.
+        timeout: seconds to wait for room or tokens. 0 never waits, None waits as long
+            as needed.
 
-        Raises InvalidEvents (EventTooLarge for an event that its lane can never hold) and BufferClosed; in both
-        cases nothing was accepted.
+        Raises InvalidEvents (EventTooLarge for an event that its lane can never hold)
+        and BufferClosed; in both cases nothing was accepted.
         """
         seconds = timeout_seconds(timeout)
         return self._wait_for(self._offer_events(events, priority), seconds)
@@ -187,12 +200,15 @@ class BufferManager:
         timeout: float | None = 0.0,
         final: bool = True,
     ) -> Admission:
-        r"""Offer the lines of a chunk of bytes, each without its newline (b"\n") as one event.
+        r"""Offer the lines of a chunk of bytes, each without its newline (b"\n") as one
+        event.
 
-        chunk: anything with a contiguous buffer: bytes, bytearray, memoryview, mmap, a numpy array. It must not be changed
-            until the call returns.
-        final: whether a last piece without a newline is an event too; if not, it is not consumed.
-        priority, timeout, errors: as for `add_events`. `consumed` of the Admission tells how many bytes of the chunk were taken.
+        chunk: anything with a contiguous buffer: bytes, bytearray, memoryview, mmap, a
+            numpy array. It must not be changed until the call returns.
+        final: whether a last piece without a newline is an event too; if not, it is not
+            consumed.
+        priority, timeout, errors: as for `add_events`. `consumed` of the Admission
+            tells how many bytes of the chunk were taken.
         """
         seconds = timeout_seconds(timeout)
         return self._wait_for(self._offer_lines(chunk, priority, final), seconds)
@@ -204,7 +220,9 @@ class BufferManager:
     def _offer_lines(
         self, chunk: Any, priority: int, final: bool, largest: int | None = None
     ) -> PendingAdd:
-        """`largest`: bytes in one line, where the caller allows less than the lane does."""
+        """`largest`: bytes in one line, where the caller allows less than the lane
+        does.
+        """
         lane = self._lane(priority)
         limit = lane.ring.max_message_bytes
         return PendingAdd(
@@ -260,15 +278,19 @@ class BufferManager:
     # ------------------------------------------------------------ consumers
 
     def get_batch(self, max_events: int | None = None, timeout: float | None = 0.0) -> Batch | None:
-        """The next batch, or None: nothing is ready within `timeout`, the circuit is open, or a nacked batch still pauses.
+        """The next batch, or None: nothing is ready within `timeout`, the circuit is
+        open, or a nacked batch still pauses.
 
-        max_events: at most so many; None leaves it to the adaptive batch size. A redelivered batch keeps its size.
-        timeout: seconds to wait. 0 never waits, None waits until there is a batch or the buffer is closed and empty.
-            Within it, a batch that is not full may wait for more events, for `stats().batching.linger` seconds at most and only
+        max_events: at most so many; None leaves it to the adaptive batch size. A
+            redelivered batch keeps its size.
+        timeout: seconds to wait. 0 never waits, None waits until there is a batch or
+            the buffer is closed and empty. Within it, a batch that is not full may wait
+            for more events, for `stats().batching.linger` seconds at most and only
             behind another one, in a steady flow; CRITICAL events never do.
 
-        The most urgent priority goes first; one that has been passed over 31 times goes before it, once.
-        Raises BufferClosed when the buffer has been closed and has nothing more to deliver.
+        The most urgent priority goes first; one that has been passed over 31 times goes
+        before it, once. Raises BufferClosed when the buffer has been closed and has
+        nothing more to deliver.
         """
         seconds = timeout_seconds(timeout)
         patient = seconds > 0
@@ -349,7 +371,9 @@ class BufferManager:
         return batch
 
     def _rest(self, max_events: int | None) -> tuple[Wakeup, Callable[[], bool], float]:
-        """What a consumer that got nothing sleeps on, what ends that, and the seconds until time alone could end it."""
+        """What a consumer that got nothing sleeps on, what ends that, and the seconds
+        until time alone could end it.
+        """
         left = self._hold.left()
         if left > 0.0:
             asked = max_events if max_events is not None else self._batching.batch_size
@@ -357,12 +381,16 @@ class BufferManager:
         return self._ready, self._deliverable, self._pause()
 
     def _deliverable(self) -> bool:
-        """Whether a consumer has reason to look again: for a look before going to sleep."""
+        """Whether a consumer has reason to look again: for a look before going to
+        sleep.
+        """
         now = self._now()
         return self._closed or (self._scheduler.any_ready(now) and self._breaker.retry_after() == 0)
 
     def _pause(self) -> float:
-        """How long a consumer can sleep before time alone could give it something to do."""
+        """How long a consumer can sleep before time alone could give it something to
+        do.
+        """
         now = self._now()
         pause = min(_LONGEST_WAIT, self._scheduler.next_retry(now))
         if self._scheduler.any_ready(now):
@@ -396,10 +424,12 @@ class BufferManager:
             self._tick(now)
 
     def _backoff(self, attempt: int) -> float:
-        """Seconds before the next attempt: doubling, capped, and jittered by half so that many buffers do not march in step.
+        """Seconds before the next attempt: doubling, capped, and jittered by half so
+        that many buffers do not march in step.
 
-        While nothing succeeds it is for the breaker to say how long the sink is left alone, and it needs results to open: with
-        longer pauses a lone consumer would never bring it as many in one window as it asks for.
+        While nothing succeeds it is for the breaker to say how long the sink is left
+        alone, and it needs results to open: with longer pauses a lone consumer would
+        never bring it as many in one window as it asks for.
         """
         config = self.config
         longest = config.longest_backoff
@@ -417,12 +447,16 @@ class BufferManager:
     # ------------------------------------------------------------ the disk tier
 
     def _spilled(self) -> None:
-        """Called by the spiller when it has moved something: rings have room, and consumers that it held up can go on."""
+        """Called by the spiller when it has moved something: rings have room, and
+        consumers that it held up can go on.
+        """
         self._room.notify()
         self._ready.notify()
 
     def _drop_less_urgent(self, lane: DurableLane) -> bool:
-        """Make room on the disk for a lane by dropping the oldest of the least urgent one; whether that made any."""
+        """Make room on the disk for a lane by dropping the oldest of the least urgent
+        one; whether that made any.
+        """
         if self.config.when_full is not WhenFull.DROP_LOWEST_PRIORITY:
             return False
         for other in reversed(self._lanes[lane.priority :]):
@@ -433,7 +467,9 @@ class BufferManager:
         return False
 
     def _left_behind(self) -> None:
-        """In a forked child: the directory, the threads and the events are the parent's."""
+        """In a forked child: the directory, the threads and the events are the
+        parent's.
+        """
         if self._disk is not None:
             self._closing = self._closed = True
             self._disk.directory.close()
@@ -460,8 +496,8 @@ class BufferManager:
                 delay = max(delay, lane.oldest_age(now))
         # Large events fill a lane long before they are many.
         depth = max(depth, fill / _HIGH_WATERMARK * self.config.monitor.queue_depth_threshold)
-        # Two or three batches in reach keep several consumers busy until the next look. Who drops the oldest wants nothing
-        # refused.
+        # Two or three batches in reach keep several consumers busy until the next look.
+        # Who drops the oldest wants nothing refused.
         refusing = self._flow.observe(
             queue,
             taken,
@@ -486,7 +522,9 @@ class BufferManager:
     # ------------------------------------------------------------ seen and tuned
 
     def is_backpressure_active(self) -> bool:
-        """Whether the monitor sees the buffer under pressure now: a producer that can slow down should."""
+        """Whether the monitor sees the buffer under pressure now: a producer that can
+        slow down should.
+        """
         return self._tick(self._now()).active
 
     def is_circuit_breaker_open(self) -> bool:
@@ -494,13 +532,17 @@ class BufferManager:
         return self._breaker.state in (State.OPEN, State.FORCED_OPEN)
 
     def adjust_flow_control_rate(self, rate: float, *, by: str = "code") -> Tuned:
-        """Set the admitted rate (events per second) at once. `by`: who, for the log and the event, which is returned."""
+        """Set the admitted rate (events per second) at once. `by`: who, for the log and
+        the event, which is returned.
+        """
         old = self._flow.metrics().rate_limit
         self._flow.set_rate(rate)
         return self._reporter.tuned("flow_control_rate", old, float(rate), by)
 
     def adjust_batch_size(self, size: int, *, by: str = "code") -> Tuned:
-        """Set the batch size (events) at once; the adaptive law goes on from there. `by`: as above."""
+        """Set the batch size (events) at once; the adaptive law goes on from there.
+        `by`: as above.
+        """
         old = self._batching.batch_size
         self._batching.adjust(size)
         return self._reporter.tuned("batch_size", old, size, by)
@@ -512,11 +554,13 @@ class BufferManager:
         return self._reporter.tuned("circuit_breaker", old.name, State.CLOSED.name, by)
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
-        """Call `handler(event)` at each event of that type; returns a function that ends this.
+        """Call `handler(event)` at each event of that type; returns a function that
+        ends this.
 
-        Handlers run one after another in a thread of their own, outside of every lock. One that returns promptly has run when the
-        call that caused the event returns; one that blocks delays nobody for long: see event_dispatcher.py. One that raises is
-        logged and counted.
+        Handlers run one after another in a thread of their own, outside of every lock.
+        One that returns promptly has run when the call that caused the event returns;
+        one that blocks delays nobody for long: see event_dispatcher.py. One that raises
+        is logged and counted.
         """
         return self._events.on(event_type, handler)
 
@@ -555,10 +599,11 @@ class BufferManager:
     # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
-        """Write all that is owed to disk and sync it, whatever the durability: it survives power loss when this returns.
+        """Write all that is owed to disk and sync it, whatever the durability: it
+        survives power loss when this returns.
 
-        In memory only nothing is written. A batch that waits to fill goes out at once. Raises DiskFull or DiskFailed; the same
-        call may be tried again.
+        In memory only nothing is written. A batch that waits to fill goes out at once.
+        Raises DiskFull or DiskFailed; the same call may be tried again.
         """
         self._hold.flush()
         if self._disk is not None and not self._closed:
@@ -571,10 +616,12 @@ class BufferManager:
         return None if self._disk is None else self._disk.dead_letters
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
-        """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for the consumers to finish, then end.
+        """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for
+        the consumers to finish, then end.
 
-        What has not been acked by then stays in the directory and is delivered at the next start; in memory only it is counted
-        as dropped ("closed") and logged. Returns the last stats. A second call only returns them.
+        What has not been acked by then stays in the directory and is delivered at the
+        next start; in memory only it is counted as dropped ("closed") and logged.
+        Returns the last stats. A second call only returns them.
         """
         seconds = timeout_seconds(timeout)
         self._closing = True

@@ -1,4 +1,5 @@
-"""Lock-free rings, a token bucket, rate windows and histograms: the compiled core of forebay.
+"""Lock-free rings, a token bucket, rate windows and histograms: the compiled core of
+forebay.
 
 It knows numpy and nothing of policies. Everything public is importable from here.
 """

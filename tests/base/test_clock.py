@@ -62,7 +62,9 @@ def test_whatever_the_clock_does_time_is_the_sum_of_its_steps_forward() -> None:
 
 
 def test_the_clock_of_the_system_is_read_as_it_is() -> None:
-    """It never steps back, and every event that is admitted reads it: not one call more for that."""
+    """It never steps back, and every event that is admitted reads it: not one call more
+    for that.
+    """
     assert ForwardClock(MonotonicClock()).now is time.monotonic
 
     class Own(MonotonicClock):

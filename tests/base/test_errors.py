@@ -1,4 +1,6 @@
-"""The tree of errors: its drawing shows what there is, and each is what it promises to be as well."""
+"""The tree of errors: its drawing shows what there is, and each is what it promises to
+be as well.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from backpressure.base.errors import BackpressureError, SinkGone
 
 
 def test_the_drawing_is_the_tree() -> None:
-    """Every class has its line, below the class that it derives from, with what else it is."""
+    """Every class has its line, below the class that it derives from, with what else it
+    is.
+    """
     drawn: dict[str, tuple[str | None, str | None]] = {}
     parents: list[str] = []
     for line in str(errors.__doc__).splitlines():

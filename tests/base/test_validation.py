@@ -1,4 +1,6 @@
-"""Checks of config fields: what passes, and a message that names the field and says what is allowed."""
+"""Checks of config fields: what passes, and a message that names the field and says
+what is allowed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Batches that are settled: acked, nacked, lost, delivered again, and how long a pause that makes."""
+"""Batches that are settled: acked, nacked, lost, delivered again, and how long a pause
+that makes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Longest(random.Random):
 
 
 def fail_alone(buffer: BufferManager, clock: FakeClock, seconds: float) -> int:
-    """One consumer, whose sink refuses everything at once; how many batches it was given."""
+    """One consumer, whose sink refuses everything at once; how many batches it was
+    given.
+    """
     attempts, end = 0, clock.now() + seconds
     while clock.now() < end:
         batch = buffer.get_batch()
@@ -61,14 +65,17 @@ def fail_alone(buffer: BufferManager, clock: FakeClock, seconds: float) -> int:
 
 
 def test_a_lone_consumer_of_a_dead_sink_opens_the_circuit_with_all_defaults() -> None:
-    """Pauses that double up to 5 s would leave the breaker's window of 5 s short of results for ever."""
+    """Pauses that double up to 5 s would leave the breaker's window of 5 s short of
+    results for ever.
+    """
     clock = FakeClock()
     buffer = BufferManager(clock=clock, rng=Longest())
     buffer.add_events([b"x"])
     attempts = fail_alone(buffer, clock, 4.0)
     assert buffer.is_circuit_breaker_open()
     assert attempts == buffer.config.circuit_breaker.min_requests
-    # From then on single batches ask whether it is back, no oftener than the breaker's probes would.
+    # From then on single batches ask whether it is back, no oftener than the breaker's
+    # probes would.
     assert fail_alone(buffer, clock, 120.0) <= 20 * 4
     assert buffer.is_circuit_breaker_open()
     clock.advance(buffer.stats().circuit_breaker.retry_after + 5.0)
@@ -155,7 +162,9 @@ def test_with_acks_and_an_exception_nacks() -> None:
 
 
 def test_a_settled_batch_does_not_speak_for_its_redelivery() -> None:
-    """The old object may live longer than the pause, or be collected while its events are out again."""
+    """The old object may live longer than the pause, or be collected while its events
+    are out again.
+    """
     clock = FakeClock()
     buffer = BufferManager(SMALL, clock=clock)
     buffer.add_events([b"a"])

@@ -1,4 +1,6 @@
-"""Admission.raise_for_rejection: every reason has its class, and each error says what to do."""
+"""Admission.raise_for_rejection: every reason has its class, and each error says what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_each_reason_has_its_class(reason: str | None, kind: type[BackpressureEr
 
 
 def test_a_rate_of_zero_and_what_it_leaves() -> None:
-    """No token comes any more; but a share may still be had when others stop asking, nobody knows when."""
+    """No token comes any more; but a share may still be had when others stop asking,
+    nobody knows when.
+    """
     never = raised(Admission(3, 2, "rate", math.inf))
     assert type(never) is NeverAdmitted
     assert isinstance(never, ValueError)

@@ -1,4 +1,5 @@
-"""Batches that wait to fill, in a buffer: what makes them wait, what ends that, and what is learnt from it.
+"""Batches that wait to fill, in a buffer: what makes them wait, what ends that, and
+what is learnt from it.
 
 No test sleeps: where a consumer would, a script goes on.
 """
@@ -31,7 +32,9 @@ LIMIT = AdaptiveBatchConfig().max_linger
 
 
 class Sleeper:
-    """Stands in for a wakeup: where a consumer would sleep, the next step of the script runs instead, and it looks again."""
+    """Stands in for a wakeup: where a consumer would sleep, the next step of the script
+    runs instead, and it looks again.
+    """
 
     def __init__(self) -> None:
         self.steps: Iterator[Callable[[], object]] = iter(())
@@ -48,7 +51,9 @@ class Sleeper:
 
 
 class Flow:
-    """A buffer on a fake clock, brought into a steady flow of single events: its batches are one event each, then they wait."""
+    """A buffer on a fake clock, brought into a steady flow of single events: its
+    batches are one event each, then they wait.
+    """
 
     def __init__(
         self,
@@ -71,7 +76,8 @@ class Flow:
         while self.clock.now() < end:
             self.come()
             linger = self.buffer._hold.lingers[priority - 1]
-            # The flow is seen by consumers that may wait; so that none does yet, each finds its lane idle for that look.
+            # The flow is seen by consumers that may wait; so that none does yet, each
+            # finds its lane idle for that look.
             batch = self.buffer.get_batch(timeout=0)
             assert batch is not None
             linger.holds(self.clock.now(), 1, 1, self.buffer._lanes[priority - 1].ring.next_seq)
@@ -118,7 +124,8 @@ def test_a_batch_gathers_what_comes_within_the_limit(flow: Flow) -> None:
     flow.come()
     batch = flow.get(lambda: flow.come(30), lambda: flow.come(25))
     assert batch is not None
-    # The first came a tenth of a millisecond behind the last batch; so 5 ms end between the 50th and the 56th.
+    # The first came a tenth of a millisecond behind the last batch; so 5 ms end between
+    # the 50th and the 56th.
     assert len(batch) == 56
     assert flow.flushes() == {"linger": 1}
     assert flow.gathered.sleeps[0] == pytest.approx(LIMIT - 1e-4)
@@ -280,7 +287,9 @@ def test_flush_ends_the_wait_and_the_next_one_waits_again(flow: Flow) -> None:
 
 @pytest.mark.parametrize("other", [Priority.CRITICAL, Priority.BACKGROUND])
 def test_an_event_of_another_priority_ends_the_wait(flow: Flow, other: Priority) -> None:
-    """The consumer has something to do: the more urgent goes first, and nothing waits beside it."""
+    """The consumer has something to do: the more urgent goes first, and nothing waits
+    beside it.
+    """
     flow.come()
     flow.gathered.notified = 0
 
@@ -364,7 +373,8 @@ def test_of_two_consumers_the_one_that_wants_less_is_woken_for_its_own_number(fl
         flow.come(4)
         assert flow.gathered.notified == 1
 
-    # In one thread the second looks first, and is content with nothing less than its own wish.
+    # In one thread the second looks first, and is content with nothing less than its
+    # own wish.
     assert (
         len(flow.get(other, enough_for_the_first, lambda: flow.come(20), max_events=5) or ()) == 5
     )

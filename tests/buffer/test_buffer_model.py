@@ -1,4 +1,6 @@
-"""BufferManager against a dict of deques: the books after every step of random histories."""
+"""BufferManager against a dict of deques: the books after every step of random
+histories.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,8 @@ class BufferMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "buffer"):
             return
-        # Whatever is owed is delivered in order, once everything that is out has come back.
+        # Whatever is owed is delivered in order, once everything that is out has come
+        # back.
         for batch, _ in self.out:
             batch.nack()
         delivered: dict[int, list[bytes]] = {p: [] for p in range(1, 6)}

@@ -1,4 +1,6 @@
-"""What is offered to a buffer stays the caller's, who may change it while the offer waits: what is accepted does not change."""
+"""What is offered to a buffer stays the caller's, who may change it while the offer
+waits: what is accepted does not change.
+"""
 
 from __future__ import annotations
 

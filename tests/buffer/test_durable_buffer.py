@@ -1,4 +1,6 @@
-"""A buffer with a directory: when events are durable, what a full disk does, who may open it, and what kills leave."""
+"""A buffer with a directory: when events are durable, what a full disk does, who may
+open it, and what kills leave.
+"""
 
 from __future__ import annotations
 
@@ -272,7 +274,9 @@ def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
 
 
 def test_an_open_is_quick_whatever_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what it reads, not by the clock: of a backlog a header for each file, and of the newest file the blocks' headers."""
+    """By what it reads, not by the clock: of a backlog a header for each file, and of
+    the newest file the blocks' headers.
+    """
     spill = SpillConfig(segment_bytes=1 << 20)
     buffer = open_buffer(tmp_path, lane_bytes=1 << 20, spill=spill)
     noise = random.Random(7)
@@ -307,7 +311,9 @@ def test_kills_lose_nothing(in_full: bool) -> None:
 
 
 class DurableMachine(RuleBasedStateMachine):
-    """Every call against a dict of deques, with crashes and restarts in between; both conservation lines after every step."""
+    """Every call against a dict of deques, with crashes and restarts in between; both
+    conservation lines after every step.
+    """
 
     @initialize(
         when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]),

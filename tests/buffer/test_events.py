@@ -1,4 +1,6 @@
-"""Events: their numbers, handlers that misbehave, subscriptions, the asynchronous feed, and what goes to the logs."""
+"""Events: their numbers, handlers that misbehave, subscriptions, the asynchronous feed,
+and what goes to the logs.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ def test_a_handler_that_blocks_delays_nobody_for_long() -> None:
     for number in range(500):
         dispatcher.emit(change(number))
     spent = time.monotonic() - begin
-    # What was saved up, what the time itself has earned, and the room that a busy machine needs.
+    # What was saved up, what the time itself has earned, and the room that a busy
+    # machine needs.
     assert spent < _WAIT_AT_ONCE + 2.0
     assert entered.is_set()
     assert seen == []
@@ -112,7 +115,9 @@ def test_what_finds_the_queue_full_is_counted_and_costs_no_memory() -> None:
 
 
 def test_waiting_for_handlers_stays_within_its_budget() -> None:
-    """A hundred times 5 ms would be half a second: the budget is 50 ms and a hundredth of the time."""
+    """A hundred times 5 ms would be half a second: the budget is 50 ms and a hundredth
+    of the time.
+    """
     dispatcher = EventDispatcher()
     dispatcher.on(EventType.RATE_CHANGED, lambda event: time.sleep(0.005))
     waited = 0.0

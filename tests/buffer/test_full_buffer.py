@@ -1,4 +1,6 @@
-"""What a buffer refuses, for good or for now, and what each of the ways to be full does."""
+"""What a buffer refuses, for good or for now, and what each of the ways to be full
+does.
+"""
 
 from __future__ import annotations
 

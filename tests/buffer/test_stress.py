@@ -1,4 +1,6 @@
-"""High volume: producers, consumers and a sink that fails, on one buffer; nothing is lost, doubled or out of order."""
+"""High volume: producers, consumers and a sink that fails, on one buffer; nothing is
+lost, doubled or out of order.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,16 @@ def run(threads: list[threading.Thread], failures: list[BaseException]) -> None:
 @pytest.mark.usefixtures("fast_switching")
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (4, 1), (1, 3), (3, 3)])
 def test_threads_lose_nothing_and_keep_order(producers: int, consumers: int) -> None:
-    """Each event carries its producer and number; a small lane makes everyone wait, and a fifth of the batches fails."""
+    """Each event carries its producer and number; a small lane makes everyone wait, and
+    a fifth of the batches fails.
+    """
     buffer = BufferManager(
         BufferConfig(
             lane_bytes=1 << 15,
             when_full=WhenFull.BLOCK,
             retry_backoff=0.0,
-            # Failures are wanted here in any number. As many as these make an emergency now and then, and producers then
-            # wait for a minute of the real clock.
+            # Failures are wanted here in any number. As many as these make an emergency
+            # now and then, and producers then wait for a minute of the real clock.
             circuit_breaker=CircuitBreakerConfig(failure_threshold=1.0, min_requests=10**6),
             flow_control=FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False)),
         )
@@ -153,7 +157,9 @@ def test_a_million_lines_through_the_default_buffer(log_lines: bytes) -> None:
 
 
 def test_a_flood_beyond_all_room_is_refused_and_counted(log_lines: bytes) -> None:
-    """Ten times what the lanes hold, with nobody who takes: memory stays what it is, and every line is accounted for."""
+    """Ten times what the lanes hold, with nobody who takes: memory stays what it is,
+    and every line is accounted for.
+    """
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20))
     lines = log_lines.count(b"\n")
     offered = 0

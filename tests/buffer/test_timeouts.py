@@ -1,4 +1,6 @@
-"""Timeouts: nonsense is refused at once, wherever it comes in, and before anything was added, taken or closed."""
+"""Timeouts: nonsense is refused at once, wherever it comes in, and before anything was
+added, taken or closed.
+"""
 
 from __future__ import annotations
 

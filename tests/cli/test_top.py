@@ -1,4 +1,6 @@
-"""`forebay top URL`: rates from two readings, and a screen that says what is not as it should be."""
+"""`forebay top URL`: rates from two readings, and a screen that says what is not as it
+should be.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Following files: growth, rotation in every way, restarts, hostile lines; positions are committed when delivered."""
+"""Following files: growth, rotation in every way, restarts, hostile lines; positions
+are committed when delivered.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What monitoring systems read: each scrape satisfies the books, counters only grow, names and labels stay."""
+"""What monitoring systems read: each scrape satisfies the books, counters only grow,
+names and labels stay.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def make(clock: FakeClock | None = None, **fields: object) -> BufferManager:
 
 
 def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Sample name and labels (without the empty ones) -> value, as a Prometheus server would keep them."""
+    """Sample name and labels (without the empty ones) -> value, as a Prometheus server
+    would keep them.
+    """
     body, content_type = exposition(buffers)
     assert content_type.startswith("text/plain")
     samples = {}
@@ -194,7 +198,8 @@ def test_histograms() -> None:
         }
         for name in ("queue_delay_seconds", "batch_latency_seconds", "batch_events")
     }
-    # Of what was delivered a second time only the first delivery tells how long it had queued.
+    # Of what was delivered a second time only the first delivery tells how long it had
+    # queued.
     assert (at["queue_delay_seconds"]["0.25"], at["queue_delay_seconds"]["0.5"]) == (0, 2)
     assert total(samples, "queue_delay_seconds_sum") == pytest.approx(0.6)
     assert [at["batch_latency_seconds"][bound] for bound in ("0.0001", "1.0", "2.5")] == [1, 1, 2]

@@ -1,4 +1,6 @@
-"""Lines over sockets in, batches over HTTP and TCP out: at least once, bounded, and backpressure that senders feel."""
+"""Lines over sockets in, batches over HTTP and TCP out: at least once, bounded, and
+backpressure that senders feel.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +215,9 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 class Server:
-    """An HTTP server that answers as told: `answers` are (status, body), or None to break the connection."""
+    """An HTTP server that answers as told: `answers` are (status, body), or None to
+    break the connection.
+    """
 
     def __init__(self) -> None:
         outer = self

@@ -1,4 +1,6 @@
-"""The sinks: what is in the output after failures, short writes, redeliveries and odd files."""
+"""The sinks: what is in the output after failures, short writes, redeliveries and odd
+files.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def batch_of(*events: bytes, priority: int = 3, buffer: BufferManager | None = N
 
 
 class Stumbling:
-    """A writer that writes at most `step` bytes at a time and fails once, after `fail_after` bytes."""
+    """A writer that writes at most `step` bytes at a time and fails once, after
+    `fail_after` bytes.
+    """
 
     def __init__(
         self, step: int = 1 << 30, fail_after: int | None = None, error: int = errno.ENOSPC

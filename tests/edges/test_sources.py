@@ -1,4 +1,6 @@
-"""The sources: whole lines out of files and stdin, whatever the sizes of reads, buffers and lines."""
+"""The sources: whole lines out of files and stdin, whatever the sizes of reads, buffers
+and lines.
+"""
 
 from __future__ import annotations
 

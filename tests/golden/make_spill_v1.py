@@ -1,8 +1,10 @@
-"""Makes tests/golden/spill-v1: what version 1 of the disk format looks like. Run it once for a version, never again:
+"""Makes tests/golden/spill-v1: what version 1 of the disk format looks like. Run it
+once for a version, never again:
 
     python -m tests.golden.make_spill_v1
 
-The test that reads the files makes them again in memory, and compares those that hold nothing compressed byte by byte.
+The test that reads the files makes them again in memory, and compares those that hold
+nothing compressed byte by byte.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ LETTER = DeadLetter(
 
 
 def make() -> CrashingFileSystem:
-    """/golden: lane-1 not compressed, lane-2 compressed, each with a gap and a range acked out of turn; and a dead letter."""
+    """/golden: lane-1 not compressed, lane-2 compressed, each with a gap and a range
+    acked out of turn; and a dead letter.
+    """
     disk = CrashingFileSystem(seed=1)
     with BufferDirectory("/golden", disk) as directory:
         for lane, pressure in ((1, 1.0), (2, 0.0)):

@@ -1,4 +1,6 @@
-"""What a connection may take of the server before it has said anything sensible: memory, time, descriptors, lines in the log."""
+"""What a connection may take of the server before it has said anything sensible:
+memory, time, descriptors, lines in the log.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,8 @@ def test_a_connection_that_is_used_stays(buffer: BufferManager) -> None:
         closing(connect(address)) as silent,
     ):
         client.get(f"{address}/buffer/health")
-        # As long as it takes until the one that says nothing is let go, and the time is up several times over.
+        # As long as it takes until the one that says nothing is let go, and the time is
+        # up several times over.
         opened = len(client._transport._pool.connections)
         done = False
         while not done:
@@ -232,7 +235,9 @@ def test_rubbish_does_not_flood_the_log(
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """What is accepted by the listener of `forebay serve` has Nagle's algorithm turned off."""
+    """What is accepted by the listener of `forebay serve` has Nagle's algorithm turned
+    off.
+    """
 
     async def main() -> int:
         accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,6 @@
-"""The dashboard in a real browser: it draws, it acts, it shows that the connection is lost, and it heals."""
+"""The dashboard in a real browser: it draws, it acts, it shows that the connection is
+lost, and it heals.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def text(browser: webdriver.Chrome, selector: str) -> str:
 
 
 def painted(browser: webdriver.Chrome, chart: str) -> int:
-    """How many pixels of a chart have the colour of its (last) series: none of an empty one."""
+    """How many pixels of a chart have the colour of its (last) series: none of an empty
+    one.
+    """
     return int(
         browser.execute_script(
             """
@@ -180,7 +184,9 @@ def until_painted(browser: webdriver.Chrome) -> None:
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
-    """What the browser's console says, of a violated policy, a failed request or an exception, but for `painted` itself."""
+    """What the browser's console says, of a violated policy, a failed request or an
+    exception, but for `painted` itself.
+    """
     return [
         entry["message"]
         for entry in browser.get_log("browser")

@@ -1,4 +1,6 @@
-"""GET /buffer/events: server-sent events over a real connection, with resumption, heartbeats, and clients that misbehave."""
+"""GET /buffer/events: server-sent events over a real connection, with resumption,
+heartbeats, and clients that misbehave.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +161,9 @@ def test_a_stream_ends_with_its_buffer(buffer: BufferManager) -> None:
 
 
 def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferManager) -> None:
-    """Nobody but itself: events go on at their pace, others see all of them, and the server lets it go in the end."""
+    """Nobody but itself: events go on at their pace, others see all of them, and the
+    server lets it go in the end.
+    """
     with serving(buffer, config=HttpConfig(send_timeout=0.5)) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.socket() as deaf:
@@ -173,7 +177,9 @@ def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferM
             with streaming(address) as stream:
 
                 def tell() -> bool:
-                    """Until it is dropped: 50 KB a time, soon more than all that lies on the way to it can hold."""
+                    """Until it is dropped: 50 KB a time, soon more than all that lies
+                    on the way to it can hold.
+                    """
                     nonlocal slowest
                     begin = time.monotonic()
                     buffer.adjust_batch_size(2000, by="x" * 50_000)
@@ -183,14 +189,17 @@ def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferM
                     return own.ended
 
                 until(tell)
-            # It was dropped by its time-out, of half a second: nobody waited that long for it.
+            # It was dropped by its time-out, of half a second: nobody waited that long
+            # for it.
             assert slowest < 0.4
             assert len(own._pending) <= 256
             until(lambda: subscribers(buffer) == 0)
 
 
 def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
-    """An emitter never waits for a subscription, also where the loop that reads it is busy with something else."""
+    """An emitter never waits for a subscription, also where the loop that reads it is
+    busy with something else.
+    """
     entered, leave = threading.Event(), threading.Event()
 
     async def busy() -> None:
@@ -212,7 +221,9 @@ def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
 
 
 def test_a_torrent_leaves_others_their_turn(buffer: BufferManager) -> None:
-    """Neither `get` nor `send` has to wait here: without a pause nothing else would run until the last event is sent."""
+    """Neither `get` nor `send` has to wait here: without a pause nothing else would run
+    until the last event is sent.
+    """
     for _ in range(125):
         buffer.adjust_batch_size(2000)
         buffer.adjust_batch_size(3000)

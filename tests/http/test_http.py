@@ -1,4 +1,6 @@
-"""The HTTP app: what it shows, what it changes, and whom it refuses. Uploads and streams have files of their own."""
+"""The HTTP app: what it shows, what it changes, and whom it refuses. Uploads and
+streams have files of their own.
+"""
 
 from __future__ import annotations
 
@@ -266,7 +268,9 @@ def test_bad_input_says_what_was_wrong_and_changes_nothing(
 
 
 def test_a_deep_body_is_refused(buffer: BufferManager, client: Client) -> None:
-    """Python before 3.12 runs out of stack here and others out of input: both are the client's fault."""
+    """Python before 3.12 runs out of stack here and others out of input: both are the
+    client's fault.
+    """
     before = settings(buffer)
     reply = client.post(
         "/buffer/flow-control/rate",
@@ -350,7 +354,9 @@ def test_the_scheme_of_the_token_is_not_case_sensitive(client: Client) -> None:
 def test_tokens_are_compared_in_constant_time(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides have the same length whatever was sent, and nothing but compare_digest looks at them."""
+    """Both sides have the same length whatever was sent, and nothing but compare_digest
+    looks at them.
+    """
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(a: bytes, b: bytes) -> bool:

@@ -1,4 +1,6 @@
-"""POST /events: what is accepted is exactly a prefix, however the body is cut, packed, refused or broken off."""
+"""POST /events: what is accepted is exactly a prefix, however the body is cut, packed,
+refused or broken off.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +215,9 @@ def test_rate_limited_answers_429() -> None:
 
 
 def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long line that came in two pieces is refused: the short ones after it would fit, and are not part of a prefix."""
+    """A long line that came in two pieces is refused: the short ones after it would
+    fit, and are not part of a prefix.
+    """
     monkeypatch.setattr("backpressure.http.ingest._LARGE", 1)
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     buffer.add_events([b"x" * 1000] * 3)
@@ -361,7 +365,8 @@ def test_what_is_not_as_packed_as_it_says(encoding: str) -> None:
         told = reply.json()
         assert (reply.status_code, told["reason"]) == (400, "invalid"), bad[:10]
         assert encoding in told["detail"]
-        # What came before the fault may have been accepted already, and then it is a prefix and said.
+        # What came before the fault may have been accepted already, and then it is a
+        # prefix and said.
         assert drain(buffer) == body.splitlines()[: told["accepted"]]
 
 
@@ -428,7 +433,9 @@ def test_a_line_that_the_lane_can_never_hold() -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 @pytest.mark.parametrize("content", [b"x", b"\n", b"line of some length\n"])
 def test_a_bomb_costs_no_memory(encoding: str, content: bytes) -> None:
-    """256 MB out of some KB: refused by the line's length, the lane's room, or the limit, and never held."""
+    """256 MB out of some KB: refused by the line's length, the lane's room, or the
+    limit, and never held.
+    """
     if encoding == "gzip":
         packer = zlib.compressobj(9, wbits=31)
         body = (
@@ -551,7 +558,9 @@ def test_a_server_that_stops_tells_what_was_accepted(
 
 
 def test_a_silent_client_leaves_no_cancellation_behind() -> None:
-    """The task goes on after the reply: middleware of others must not find it half cancelled."""
+    """The task goes on after the reply: middleware of others must not find it half
+    cancelled.
+    """
     app = create_app(small(), TOKEN, HttpConfig(read_timeout=0.01))
     sent: list[Any] = []
 

@@ -1,4 +1,6 @@
-"""The OpenAPI document is true: schemathesis makes requests from it, good and bad, with all of its checks."""
+"""The OpenAPI document is true: schemathesis makes requests from it, good and bad, with
+all of its checks.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ HOST = {"Host": "localhost"}
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[BufferManager]:
-    """A buffer that is never full: "not now" is an answer as well, but here it would hide others."""
+    """A buffer that is never full: "not now" is an answer as well, but here it would
+    hide others.
+    """
     flow = FlowControlConfig(max_events_per_second=1e12, burst_size=1 << 50)
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20, flow_control=flow))
     done = threading.Event()
@@ -48,14 +52,17 @@ def schema(served: BufferManager) -> schemathesis.BaseSchema:
     schema = schemathesis.openapi.from_asgi(
         "/buffer/openapi.json", create_app(served, TOKEN, CONFIG), headers=HOST
     )
-    # Each call has the token, which would make a wrong one in the case itself right; one of the checks calls without.
+    # Each call has the token, which would make a wrong one in the case itself right;
+    # one of the checks calls without.
     schema.config.generation.update(with_security_parameters=False)
     return schema
 
 
 @pytest.fixture(autouse=True)
 def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the Prometheus client /metrics answers 501: to be expected there, and a fault anywhere else."""
+    """Without the Prometheus client /metrics answers 501: to be expected there, and a
+    fault anywhere else.
+    """
     if find_spec("backpressure.metrics") is None or find_spec("prometheus_client") is None:
         module = types.ModuleType("backpressure.metrics")
         module.exposition = lambda buffer, accept: (b"up 1\n", "text/plain; version=0.0.4")  # type: ignore[attr-defined]

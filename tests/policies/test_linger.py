@@ -34,7 +34,9 @@ def test_a_clock_that_steps_back_begins_a_window_without_a_rate() -> None:
 
 
 def steady(rate: float, now: float = 100.0, limit: float = LIMIT) -> tuple[Linger, int]:
-    """A lane's linger right behind a batch that left at `now`, in a flow of so many events a second; and their count."""
+    """A lane's linger right behind a batch that left at `now`, in a flow of so many
+    events a second; and their count.
+    """
     linger = Linger(limit)
     linger.holds(now - 0.025, 1, 1_000, 1_000)
     linger.left_at = now

@@ -1,4 +1,6 @@
-"""The overload simulation: its books, its determinism, and what the policies must never do in it."""
+"""The overload simulation: its books, its determinism, and what the policies must never
+do in it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def short(name: str, seconds: float) -> Scenario:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_books_balance_and_the_rate_is_kept(name: str) -> None:
-    """`simulate` checks conservation each second; the rate bound has to hold for every span."""
+    """`simulate` checks conservation each second; the rate bound has to hold for every
+    span.
+    """
     scenario = dataclasses.replace(short("step_x10", 40.0), rate=30_000.0, burst=10_000)
     record = simulate(scenario, EVERY[name])
     assert record.excess <= 0.01
@@ -88,7 +92,9 @@ def test_priority_1_is_never_lost_while_a_lesser_one_is_admitted(name: str) -> N
 
 
 def test_a_dead_sink_is_left_alone() -> None:
-    """From the first trip on no more than the probes of a half-open breaker, where no breaker calls on and on."""
+    """From the first trip on no more than the probes of a half-open breaker, where no
+    breaker calls on and on.
+    """
     scenario = short("outage", 69.0)
     oracle, ours, naive = (
         simulate(scenario, make) for make in (Oracle, Ours, BASELINES["fixed batch"])
@@ -121,7 +127,9 @@ def test_the_delay_bound_keeps_the_goodput_and_cuts_the_delay() -> None:
 def test_ours_waits_no_longer_than_the_best_baseline_with_its_goodput(
     name: str, rivals: tuple[str, ...]
 ) -> None:
-    """The criterion on delay, against those rivals that ever come close; all of them take a minute."""
+    """The criterion on delay, against those rivals that ever come close; all of them
+    take a minute.
+    """
     check(name, rivals)
 
 
@@ -140,7 +148,9 @@ def test_the_other_criteria_hold_where_they_are_hardest(name: str) -> None:
 
 
 def check(name: str, rivals: tuple[str, ...]) -> None:
-    """All criteria with one seed; the one on delay is about the rivals only. The longer scenarios are proofs."""
+    """All criteria with one seed; the one on delay is about the rivals only. The longer
+    scenarios are proofs.
+    """
     scenario = scenarios()[name]
     oracle, ours = simulate(scenario, Oracle), simulate(scenario, Ours)
     found = {rival: figures(simulate(scenario, BASELINES[rival]), oracle) for rival in rivals}
@@ -152,7 +162,9 @@ def check(name: str, rivals: tuple[str, ...]) -> None:
 
 
 def test_priority_1_floods_alone_and_loses_nothing_to_a_lesser_one() -> None:
-    """Lanes have room of their own: before the bound the lesser ones filled theirs while priority 1 was refused."""
+    """Lanes have room of their own: before the bound the lesser ones filled theirs
+    while priority 1 was refused.
+    """
     scenario = short("urgent_flood", 60.0)
     ours, without = simulate(scenario, Ours), simulate(scenario, NO_TARGET)
     assert ours.urgent_inversions == 0 < without.urgent_inversions
@@ -160,7 +172,9 @@ def test_priority_1_floods_alone_and_loses_nothing_to_a_lesser_one() -> None:
 
 
 def test_an_outage_costs_the_urgent_next_to_nothing_while_their_lanes_have_room() -> None:
-    """What is left is refused between the return of the sink and the end of the emergency, never while a lesser one goes in."""
+    """What is left is refused between the return of the sink and the end of the
+    emergency, never while a lesser one goes in.
+    """
     scenario = short("outage", 110.0)
     ours = simulate(scenario, Ours)
     heedless = simulate(scenario, partial(Ours, laws=Laws(outage_aware=False)))
@@ -169,7 +183,9 @@ def test_an_outage_costs_the_urgent_next_to_nothing_while_their_lanes_have_room(
 
 
 def test_a_clock_that_steps_back_stops_nobody() -> None:
-    """Three seconds after the step flow control must have gone on; before, it stood still for ten."""
+    """Three seconds after the step flow control must have gone on; before, it stood
+    still for ten.
+    """
     scenario = short("clock_steps", 70.0)
     record = simulate(scenario, Ours)
     assert min(record.goodput[62:70]) > 0.8 * min(record.goodput[50:60])
@@ -179,7 +195,8 @@ def test_a_clock_that_steps_back_stops_nobody() -> None:
 def test_the_oracle_delivers_what_the_sink_can_take() -> None:
     scenario = dataclasses.replace(short("step_x2", 90.0), settled=((40.0, 90.0),))
     oracle = simulate(scenario, Oracle)
-    # Small batches of urgent lanes cost some of it: a lane of its own for each priority has that price.
+    # Small batches of urgent lanes cost some of it: a lane of its own for each priority
+    # has that price.
     assert 0.85 < sum(oracle.goodput[40:]) / sum(oracle.capacity[40:]) <= 1.02
 
 
@@ -294,7 +311,9 @@ def test_the_command_tells_what_it_can_do_and_refuses_nonsense(
 
 
 def test_an_ablation_changes_what_it_names() -> None:
-    """Without growth a breaker that is wrong again comes back after the same time; with it, later."""
+    """Without growth a breaker that is wrong again comes back after the same time; with
+    it, later.
+    """
     scenario = short("outage", 75.0)
     grown = simulate(scenario, partial(Ours, laws=Laws()))
     flat = simulate(

@@ -42,7 +42,9 @@ def expressions() -> list[str]:
 
 
 def check(expression: str) -> set[str]:
-    """Assert that metrics and labels in an expression are exported; returns the metrics."""
+    """Assert that metrics and labels in an expression are exported; returns the
+    metrics.
+    """
     found = re.findall(r"(backpressure_buffer_\w+)(?:\{([^}]*)\})?", expression)
     for name, selector in found:
         assert name in LABELS, f"{name} is not exported: {expression}"
@@ -61,7 +63,8 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
     for expression in expressions():
         asked |= check(expression)
         assert asked, expression
-    # And shows all of it: a metric that no panel shows is either useless, or forgotten here. Of a histogram the buckets do.
+    # And shows all of it: a metric that no panel shows is either useless, or forgotten
+    # here. Of a histogram the buckets do.
     parts = {name for name in LABELS if name.endswith(("_seconds_count", "_seconds_sum"))}
     assert asked - parts == set(LABELS) - parts
 

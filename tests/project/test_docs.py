@@ -1,4 +1,6 @@
-"""README and docs are run as doctests, as are the examples in docstrings; links lead somewhere."""
+"""README and docs are run as doctests, as are the examples in docstrings; links lead
+somewhere.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def modules() -> list[str]:
 @pytest.mark.parametrize("name", modules())
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(name)
-    # Compiled methods carry their docstrings, but doctest looks only at what it takes for Python functions.
+    # Compiled methods carry their docstrings, but doctest looks only at what it takes
+    # for Python functions.
     found = doctest.DocTestFinder(recurse=True).find(module, name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in found:

@@ -1,4 +1,6 @@
-"""Every public exception of both packages comes whole out of a pickle and a copy: else it would break a process pool."""
+"""Every public exception of both packages comes whole out of a pickle and a copy: else
+it would break a process pool.
+"""
 
 from __future__ import annotations
 

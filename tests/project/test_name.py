@@ -13,7 +13,8 @@ from ringbuf import MessageRing
 from tests.support.paths import ROOT
 
 FORMER = "penstock"
-# The magic bytes of ring files keep it, so that files of before are read; the rest tells what was.
+# The magic bytes of ring files keep it, so that files of before are read; the rest
+# tells what was.
 MAY_SAY_IT = {
     "CHANGELOG.md",
     "src/ringbuf/_shared/shared_file.py",

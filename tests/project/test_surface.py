@@ -47,7 +47,8 @@ BACKPRESSURE = {
 # What is imported by its own name.
 SUBMODULES = {"http", "logging", "metrics", "sinks", "sources", "spill", "testing"}
 
-# Lower floors first, as folders of src/backpressure. A module may import from its own floor and from those below it.
+# Lower floors first, as folders of src/backpressure. A module may import from its own
+# floor and from those below it.
 FLOORS = [
     {"ringbuf"},
     {"base"},
@@ -57,7 +58,8 @@ FLOORS = [
     {"sinks", "sources", "metrics", "logging", "testing"},
     {"http", "service", "cli", "__main__"},
 ]
-# BufferManager.aio makes the asynchronous face on first use; type-checking imports draw no arrow.
+# BufferManager.aio makes the asynchronous face on first use; type-checking imports draw
+# no arrow.
 PACKAGE = Path(backpressure.__file__).parent
 
 
@@ -87,7 +89,9 @@ def test_every_public_name_is_documented(package: types.ModuleType) -> None:
 
 @pytest.mark.parametrize("package", [ringbuf, backpressure])
 def test_dir_shows_what_is_public(package: types.ModuleType) -> None:
-    """In a process of its own: which submodules a package has depends on what was imported before."""
+    """In a process of its own: which submodules a package has depends on what was
+    imported before.
+    """
     lists = f"import {package.__name__} as package; print(*dir(package))"
     shown = subprocess.check_output([sys.executable, "-c", lists], text=True).split()
     names = {name for name in shown if not name.startswith("_")}
@@ -111,7 +115,9 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of ours that a file imports when it runs: not those under `if TYPE_CHECKING`."""
+    """Modules of ours that a file imports when it runs: not those under
+    `if TYPE_CHECKING`.
+    """
     found = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -139,7 +145,8 @@ def test_imports_point_down() -> None:
             assert there <= here, f"{path.name} (floor {here}) imports {name} (floor {there})"
 
 
-# Lower folders first, as in src/ringbuf: the products on the top floor know nothing of each other.
+# Lower folders first, as in src/ringbuf: the products on the top floor know nothing of
+# each other.
 CORE = [{"_core"}, {"_shared"}, {"_messages", "_records", "_meters"}]
 CORE_FILES = [
     path
@@ -176,8 +183,8 @@ def test_ringbuf_knows_nothing_of_policies() -> None:
         assert "from backpressure" not in path.read_text()
 
 
-# The folders of tests lie as those of src/backpressure do. Those of floor 5 are subjects of tests/edges; PROVING has what
-# no folder of the source stands for.
+# The folders of tests lie as those of src/backpressure do. Those of floor 5 are
+# subjects of tests/edges; PROVING has what no folder of the source stands for.
 MIRRORED = {"base", "policies", "spill", "lanes", "buffer", "delivery", "http", "service", "cli"}
 EDGES = {"sinks", "sources", "metrics", "logging", "testing"}
 PROVING = {"edges", "project", "ringbuf", "stress", "torture", "golden", "support"}

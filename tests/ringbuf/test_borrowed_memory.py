@@ -1,4 +1,6 @@
-"""What a ring is given stays the caller's, who may change it at any moment: nothing of what is pushed changes with it."""
+"""What a ring is given stays the caller's, who may change it at any moment: nothing of
+what is pushed changes with it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from ringbuf._messages.ring import count_lines
 from tests.support.arrow import RELEASE, HandMade
 from tests.support.threads import background, until
 
-# The lengths below are such that a few of these messages fit into a small ring, and most do not.
+# The lengths below are such that a few of these messages fit into a small ring, and
+# most do not.
 EVENTS = [bytes([65 + i % 26]) * 900 + b"%d" % i for i in range(40)]
 
 
@@ -54,7 +57,9 @@ def change_while_waiting(
     events: list[bytes],
     change: Callable[[], object],
 ) -> list[bytes]:
-    """Push in a thread into a ring that has room for some of it, change the list when the rest waits; what comes out."""
+    """Push in a thread into a ring that has room for some of it, change the list when
+    the rest waits; what comes out.
+    """
     got: list[bytes] = []
     with background(lambda: push(events, 30.0)):
         until(lambda: len(ring) > 0)
@@ -395,7 +400,9 @@ def test_two_threads_can_not_consume_one_array() -> None:
 @pytest.mark.single_thread
 @pytest.mark.parametrize("way", ["push", "pop"])
 def test_an_array_can_not_be_resized_while_its_ring_takes_a_seat(tmp_path: Path, way: str) -> None:
-    """The first use of a shared ring runs Python code, and so may a signal's handler there."""
+    """The first use of a shared ring runs Python code, and so may a signal's handler
+    there.
+    """
     ring = RingBuffer(1 << 12, "i8", path=tmp_path / "ring")
     array = np.full(100, 7, "i8")
     if way == "pop":
@@ -446,7 +453,9 @@ class Liar(np.ndarray[Any, Any]):
 
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_objects_are_neither_read_nor_written_over(kind: str) -> None:
-    """numpy lends their pointers as bytes, to be written too: a push would tell addresses, a write would be a crash."""
+    """numpy lends their pointers as bytes, to be written too: a push would tell
+    addresses, a write would be a crash.
+    """
     ring = MessageRing(4096)
     ring.push_many([b"A" * 16, b"B"])
     messages = ring.pop_many()

@@ -1,4 +1,6 @@
-"""Code that makes a daemon closes every descriptor that it finds, and what is opened next gets their numbers."""
+"""Code that makes a daemon closes every descriptor that it finds, and what is opened
+next gets their numbers.
+"""
 
 from __future__ import annotations
 

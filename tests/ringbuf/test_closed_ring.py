@@ -307,7 +307,9 @@ class TestUnderWay:
     def test_closing_beside_threads_that_work(
         self, tmp_path: Path, kind: str, in_full: bool
     ) -> None:
-        """What each call said holds, and nobody ever has a seat that another one works in."""
+        """What each call said holds, and nobody ever has a seat that another one works
+        in.
+        """
         open_before = len(os.listdir("/proc/self/fd"))  # other tests of this process left some
         for round_number in range(25 if in_full else 8):
             path = tmp_path / f"ring-{round_number}"
@@ -353,7 +355,8 @@ class TestUnderWay:
                 count += len(found)
             other._check()
             assert sum(pushed) == sum(popped) + count
-            # Descriptors of a round or two may wait for a collection; those of all rounds may not.
+            # Descriptors of a round or two may wait for a collection; those of all
+            # rounds may not.
             assert len(os.listdir("/proc/self/fd")) < open_before + 20
 
 

@@ -1,4 +1,5 @@
-"""The file of a shared ring, damaged anywhere but in its header: it is refused with a clear error, or serves; no hang, no crash.
+"""The file of a shared ring, damaged anywhere but in its header: it is refused with a
+clear error, or serves; no hang, no crash.
 
 A hang ends by pytest's timeout and a crash ends pytest: both are what is feared here.
 """
@@ -27,7 +28,8 @@ pytestmark = [
 PAGE = 4096
 #: Seats and slots: 32 seats with 64 slots each, in cache lines.
 DESK = -(-64 * (1 + 32 + 32 * 64) // PAGE) * PAGE
-#: Where desk, positions, index and data lie; and the words of the positions alone, so that they are met often.
+#: Where desk, positions, index and data lie; and the words of the positions alone, so
+#: that they are met often.
 REGIONS = [
     (PAGE, PAGE + DESK),
     (PAGE + DESK, PAGE + DESK + 200),
@@ -53,7 +55,9 @@ def damage(data: bytearray, rng: random.Random) -> None:
 
 
 def records(path: Path) -> RingBuffer:
-    """One of 64 records: some taken and released, some taken by one who dies, some left, with a hole among them."""
+    """One of 64 records: some taken and released, some taken by one who dies, some
+    left, with a hole among them.
+    """
     ring = RingBuffer(64, "i8", path=path)
     ring.push_many(range(40))
     ring.pop_many(20)
@@ -220,7 +224,8 @@ def test_what_all_left_who_were_killed_at_once_is_never_called_damaged(
 def test_a_header_that_remembers_nonsense_is_refused(tmp_path: Path, text: bytes) -> None:
     messages(tmp_path / "ring").close()
     data = bytearray((tmp_path / "ring").read_bytes())
-    # Of format, kind, size, UUID and boot id nothing is changed; the length of the text and the text are, and the checksum fits.
+    # Of format, kind, size, UUID and boot id nothing is changed; the length of the text
+    # and the text are, and the checksum fits.
     data[56:60] = len(text).to_bytes(4, "little")
     data[60 : 60 + len(text)] = text
     end = 60 + len(text)

@@ -1,4 +1,6 @@
-"""The types of the core as Python can reach them: made by `__new__` alone, copied, pickled, derived from. Nothing may crash."""
+"""The types of the core as Python can reach them: made by `__new__` alone, copied,
+pickled, derived from. Nothing may crash.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import pytest
 
 from tests.support.processes import environment
 
-#: In a child, as what is feared is a crash: the last line of what it says is what it was about to do.
+#: In a child, as what is feared is a crash: the last line of what it says is what it
+#: was about to do.
 WALK = r"""
 import copy, importlib, pickle, pkgutil, sys
 

@@ -1,4 +1,6 @@
-"""What one ring has taken is nobody else's to release or to split, and it is released once."""
+"""What one ring has taken is nobody else's to release or to split, and it is released
+once.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What is shared and a fork, and the seats that are taken at need: whatever a child can not do, it does no harm, and says what is
-missing where it uses it."""
+"""What is shared and a fork, and the seats that are taken at need: whatever a child can
+not do, it does no harm, and says what is missing where it uses it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ SEATS = 32
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What it returns, or raises, in a forked child that is killed right after, without any tidying up."""
+    """What it returns, or raises, in a forked child that is killed right after, without
+    any tidying up.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -200,7 +203,9 @@ def test_at_the_limit_of_descriptors_a_child_takes_nothing(ring: MessageRing) ->
 
 
 def test_a_child_of_a_parent_at_the_limit(ring: MessageRing) -> None:
-    """The fork itself needs no descriptor. That of the locks, which the child may not keep, serves to open the file anew."""
+    """The fork itself needs no descriptor. That of the locks, which the child may not
+    keep, serves to open the file anew.
+    """
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     full = fill_descriptors()
     try:
@@ -397,7 +402,9 @@ def test_no_proc_is_not_no_ring(tmp_path: Path, no_proc: NoProc) -> None:
 
 
 def test_a_fork_while_another_thread_attaches_keeps_no_seat(tmp_path: Path) -> None:
-    """Whatever the moment of the fork, the child, which lives on, has nothing by which a seat of its parent's stays taken."""
+    """Whatever the moment of the fork, the child, which lives on, has nothing by which
+    a seat of its parent's stays taken.
+    """
     path = tmp_path / "ring"
     MessageRing(1 << 12, path=path)
     stop = threading.Event()

@@ -1,4 +1,6 @@
-"""The explorer of interleavings finds what is wrong with small programs, and visits every state."""
+"""The explorer of interleavings finds what is wrong with small programs, and visits
+every state.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A ring of the largest capacity that there is, full to its last granule: in a file that is nearly all holes.
+"""A ring of the largest capacity that there is, full to its last granule: in a file
+that is nearly all holes.
 
-The words that say where things are, are written here as if 64 GiB had been pushed; a pad stands for most of it.
+The words that say where things are, are written here as if 64 GiB had been pushed; a
+pad stands for most of it.
 """
 
 from __future__ import annotations

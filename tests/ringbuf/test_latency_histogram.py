@@ -1,4 +1,6 @@
-"""LatencyHistogram against the sorted list of all values, at the edges of its buckets, and under threads."""
+"""LatencyHistogram against the sorted list of all values, at the edges of its buckets,
+and under threads.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ percents = st.one_of(
 
 
 def nearest_rank(ordered: list[float], q: float) -> float:
-    """The smallest value that q percent do not exceed; q as it is written, not as the float nearest to that."""
+    """The smallest value that q percent do not exceed; q as it is written, not as the
+    float nearest to that.
+    """
     return ordered[max(1, math.ceil(Fraction(str(q)) * len(ordered) / 100)) - 1]
 
 
 def check_percentile(found: float, true: float, high: float) -> None:
-    """`found` must be as near to `true` as the docstring promises for its place in or beside the range."""
+    """`found` must be as near to `true` as the docstring promises for its place in or
+    beside the range.
+    """
     if true < LOWEST:
         assert abs(found - true) < LOWEST
     elif true <= HIGHEST:
@@ -135,7 +141,8 @@ def test_the_buckets_tile_the_range_to_one_percent(lowest: float, highest: float
     assert highest < inner[-1] <= highest * (1 + 1 / 32)
     assert np.all(np.diff(inner) > 0)
     assert np.all(inner[1:] / inner[:-1] <= 1 + 1 / 64)
-    # Each edge belongs to the bucket above it, and the last double below it to the one below.
+    # Each edge belongs to the bucket above it, and the last double below it to the one
+    # below.
     for i, edge in enumerate(inner, start=1):
         histogram.reset()
         histogram.record(edge, 2)
@@ -157,7 +164,8 @@ def test_a_percent_means_what_is_written() -> None:
     assert few.percentile(99.9) == pytest.approx(1e-3, rel=0.01)
     assert few.percentile(99.91) == few.percentile(100) == 10.0
     for q in (0.1, 0.7, 7, 14, 16.1, 28, 29, 55, 57, 58, 99.9):
-        # 1,000 values, of which the last that counts is small: one rank further is large.
+        # 1,000 values, of which the last that counts is small: one rank further is
+        # large.
         rank = math.ceil(Fraction(str(q)) * 10)
         assert filled([1e-3] * rank + [10.0] * (1000 - rank)).percentile(q) == pytest.approx(
             1e-3, rel=0.01
@@ -454,7 +462,8 @@ def test_threads_lose_no_record() -> None:
         return body
 
     def in_arrays(seed: int) -> Callable[[], None]:
-        # Large enough that one call goes on for several turns of the others: it lets go of the GIL.
+        # Large enough that one call goes on for several turns of the others: it lets go
+        # of the GIL.
         mine = np.array(random.Random(seed).choices(values, k=100_000))
         expected.record_many(mine)
 

@@ -29,7 +29,9 @@ messages = st.one_of(
 
 
 class RingMachine(RuleBasedStateMachine):
-    """Every operation against a deque that knows which messages are where; positions start anywhere."""
+    """Every operation against a deque that knows which messages are where; positions
+    start anywhere.
+    """
 
     @initialize(
         capacity=st.sampled_from([4096, 8192, 1 << 16]),
@@ -297,7 +299,9 @@ def test_arrow_in_and_out() -> None:
 
 
 def test_payload_can_not_be_taken_for_framing() -> None:
-    """Fill the memory with everything that a tag of this or a coming lap could look like, and go over it again."""
+    """Fill the memory with everything that a tag of this or a coming lap could look
+    like, and go over it again.
+    """
     ring = MessageRing(4096)
     granules = ring.capacity_bytes // GRANULE
     for lap in range(1, 6):
@@ -403,7 +407,9 @@ def test_memory_that_serves_others_is_shown_to_nobody() -> None:
 
 
 def test_threads_that_share_memory_get_their_own() -> None:
-    """Pieces of some size, so that their memory goes from hand to hand; each shows what its own messages were."""
+    """Pieces of some size, so that their memory goes from hand to hand; each shows what
+    its own messages were.
+    """
     ring = MessageRing(1 << 22)
 
     def work(fill: bytes) -> None:
@@ -439,7 +445,9 @@ def test_it_can_not_be_copied() -> None:
 
 
 def stress(producers: int, consumers: int, per_producer: int, capacity: int) -> None:
-    """Each producer numbers its messages; the consumers check order, count, and that there is nothing twice."""
+    """Each producer numbers its messages; the consumers check order, count, and that
+    there is nothing twice.
+    """
     ring = MessageRing(capacity)
     failures: list[BaseException] = []
     received: list[list[tuple[int, list[bytes]]]] = [[] for _ in range(consumers)]

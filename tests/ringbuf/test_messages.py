@@ -1,4 +1,6 @@
-"""Messages over columns that were made elsewhere, and what can be done to the columns of any."""
+"""Messages over columns that were made elsewhere, and what can be done to the columns
+of any.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The exchange of two words at once, compiled by itself: each way that a machine may do it, under threads.
+"""The exchange of two words at once, compiled by itself: each way that a machine may do
+it, under threads.
 
-The C++ is what `_core/pairs.pxd` holds. The way of another processor runs where its compiler and an emulator are installed.
+The C++ is what `_core/pairs.pxd` holds. The way of another processor runs where its
+compiler and an emulator are installed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The rings' protocols in every interleaving of a few operations of two and three participants.
+"""The rings' protocols in every interleaving of a few operations of two and three
+participants.
 
-They are transcripts of the compiled code (tests/support/ring_protocol.py, runs_protocol.py), on
-rings of a few granules. With whole positions they hold; with narrow ones, as they were before, a
-stalled participant breaks them, and so does leaving out any one step. Each test expects a least
-number of states, so that a model which explores nothing fails.
+They are transcripts of the compiled code (tests/support/ring_protocol.py,
+runs_protocol.py), on rings of a few granules. With whole positions they hold; with
+narrow ones, as they were before, a stalled participant breaks them, and so does leaving
+out any one step. Each test expects a least number of states, so that a model which
+explores nothing fails.
 """
 
 from __future__ import annotations
@@ -148,7 +150,8 @@ LIVING = {
 }
 LONG = {"three parts of one frame", "a rewind's pad against a push of all the room"}
 
-#: Acts for several participants that come and go one after the other; it says when they die.
+#: Acts for several participants that come and go one after the other; it says when they
+#: die.
 ORPHAN_TWICE = (
     *(go_on_as(2), take(2), dies(2), go_on_as(4), TIDY, go_on_as(5), orphan()),
     *(go_on_as(3), orphan(), go_on_as(4), dies(5), TIDY, is_born(2)),
@@ -242,7 +245,8 @@ DEADLY = {
         scripts=((push(),), (push(),), (TIDY,)), kills=2, killable=(0, 1), states=30_000
     ),
 }
-#: Pairs that are loaded and stored half by half make the states some three times as many.
+#: Pairs that are loaded and stored half by half make the states some three times as
+#: many.
 LONG_IF_TORN = {
     "a push is killed beside another",
     "a take is killed beside another",
@@ -252,7 +256,8 @@ LONG_IF_TORN = {
     "an orphan of an orphan, in the slot of the first",
 }
 
-#: One participant stalls in mid-take or mid-push, while another sends the positions round.
+#: One participant stalls in mid-take or mid-push, while another sends the positions
+#: round.
 GOES_ROUND = (
     *(take(), release_and_rewind(0), push(), take(), release_and_rewind(1)),
     *(push(), take(), release_and_rewind(2), push(), take(), release_and_rewind(3), push()),
@@ -316,7 +321,9 @@ def test_narrow_positions_do_while_nothing_wraps(name: str) -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["in memory", "shared"])
 def test_a_stalled_take_is_fooled_by_a_narrow_read(shared: bool) -> None:
-    """After one way round `read` has the same bits; the exchange takes from an older round."""
+    """After one way round `read` has the same bits; the exchange takes from an older
+    round.
+    """
     with pytest.raises(Counterexample) as found:
         STALLED_TAKE.run(shared=shared, narrow=(3, 6), **NARROW)
     assert "takes message" in found.value.reason
@@ -418,16 +425,18 @@ def test_a_claim_looks_whether_write_has_moved() -> None:
 
 
 def test_a_push_without_room_passes_pads() -> None:
-    """What a killed producer had claimed becomes a pad. Where it is all the room, no message can
-    follow it, so no consumer passes it."""
+    """What a killed producer had claimed becomes a pad. Where it is all the room, no
+    message can follow it, so no consumer passes it.
+    """
     case = DEADLY["a push is killed that claims all the room"]
     with pytest.raises(Counterexample, match="no room"):
         case.run(shared=True, passes_pads=False)
 
 
 def test_the_end_of_an_orphan_is_loaded_with_its_start() -> None:
-    """Else a consumer that was too late for one ORPHAN takes from the next one in that slot, up
-    to the end of the first."""
+    """Else a consumer that was too late for one ORPHAN takes from the next one in that
+    slot, up to the end of the first.
+    """
     case = DEADLY["an orphan of an orphan, in the slot of the first"]
     with pytest.raises(Counterexample, match="which another one has"):
         case.run(shared=True, fresh_end=False)

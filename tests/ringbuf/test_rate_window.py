@@ -1,4 +1,6 @@
-"""RateWindow against the list of all events, with time that jumps, stands still and goes back, and under threads."""
+"""RateWindow against the list of all events, with time that jumps, stands still and
+goes back, and under threads.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Model:
         part = sum(n for at, n in self.events if at // self.width == oldest)
         if part == 0:
             return Fraction(whole)
-        # Evenly spread from the bucket's start, or from the first use if that lies in it, to its end.
+        # Evenly spread from the bucket's start, or from the first use if that lies in
+        # it, to its end.
         end = (oldest + 1) * self.width
         start = max(oldest * self.width, self.earliest)
         inside = end - max(start, now - self.buckets * self.width)
@@ -74,7 +77,9 @@ shapes = st.tuples(
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """Adds and reads in any order; samples may be late by up to a window, and far later ones must do no harm."""
+    """Adds and reads in any order; samples may be late by up to a window, and far later
+    ones must do no harm.
+    """
 
     @initialize(
         shape=shapes, now=st.one_of(st.integers(-50, 50), st.integers(-REACH // 2, REACH // 4))
@@ -190,7 +195,8 @@ def test_reading_expires_what_is_old() -> None:
     window = RateWindow(10, 10)
     window.add_at(0, 10)
     counts = [window.count_at(tenth * SECOND // 10) for tenth in range(0, 130, 5)]
-    # In full for 10 s from the first use; then half of the bucket it lies in, then nothing.
+    # In full for 10 s from the first use; then half of the bucket it lies in, then
+    # nothing.
     assert counts == [10] * 21 + [5] + [0] * 4
 
 
@@ -288,7 +294,8 @@ def test_an_even_flow_shows_its_rate_at_every_moment(
     for event in range(first // step, now // gap // step + 1):
         window.add_at(event * step * gap, step)
     true = SECOND / gap
-    # The events come in lots of `step`: one lot at either end, and one that a bucket has more than its neighbour.
+    # The events come in lots of `step`: one lot at either end, and one that a bucket
+    # has more than its neighbour.
     assert window.rate_at(now) == pytest.approx(true, abs=4 * step / seconds + 1e-9 * true)
 
 
@@ -380,7 +387,8 @@ def test_threads_that_turn_the_same_buckets_over_lose_no_count() -> None:
             rng = random.Random(which)
             for lap in range(laps):
                 barrier.wait()
-                # Everyone finds the words of the lap before, and makes them anew together with the others.
+                # Everyone finds the words of the lap before, and makes them anew
+                # together with the others.
                 slots = [lap * size + slot for slot in range(buckets)] * 3
                 rng.shuffle(slots)
                 for slot in slots:
@@ -437,7 +445,8 @@ def test_a_reader_among_adders_sees_between_the_counts_before_and_after() -> Non
 
     def reader() -> None:
         while not done.is_set():
-            # An adder counts in the window first and in `added` afterwards, at most one apart.
+            # An adder counts in the window first and in `added` afterwards, at most one
+            # apart.
             before = sum(added)
             count = window.count_at(40 * MS - 1)
             assert before <= count <= sum(added) + 2

@@ -1,4 +1,6 @@
-"""A look at a ring's file from outside: it says what the ring says, changes nothing, and believes nothing that makes no sense."""
+"""A look at a ring's file from outside: it says what the ring says, changes nothing,
+and believes nothing that makes no sense.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,8 @@ def test_beside_threads_that_work_it_never_sees_nonsense(tmp_path: Path) -> None
         while not stop.is_set():
             ring.release(ring.take(5))
 
-    # Each look gives the GIL away several times, and would wait for it through every other thread's 5 ms.
+    # Each look gives the GIL away several times, and would wait for it through every
+    # other thread's 5 ms.
     with switching_often(), background(push, pop, pop, stop=stop):
         before = MessageRing.look(path)
         for _ in range(300):
@@ -240,7 +243,9 @@ def test_the_next_number_is_found_where_the_header_is_damaged(a_ring: Path) -> N
 
 
 def test_garbage_is_no_crash(a_ring: Path) -> None:
-    """Whatever lies in positions, index and data: a look ends, with an answer or with SharedFileError."""
+    """Whatever lies in positions, index and data: a look ends, with an answer or with
+    SharedFileError.
+    """
     sound = a_ring.read_bytes()
     rng = random.Random(1)
     positions = PAGE + layout(64)[0]

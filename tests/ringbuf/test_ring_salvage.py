@@ -85,7 +85,8 @@ def test_all_ways_of_hashing_give_what_python_gives(stripes: int) -> None:
 def test_extreme_words() -> None:
     for word in (b"\0" * 8, b"\xff" * 8, b"\xff\xff\xff\xff\0\0\0\0"):
         assert hash_of(word * 8 * 40, KEY, -1) == slow_hash(word * 8 * 40, KEY)
-    # A word equal to its key makes a factor of zero: the neighbour's sum still sees what changes in it.
+    # A word equal to its key makes a factor of zero: the neighbour's sum still sees
+    # what changes in it.
     data = bytearray(KEY[:64])
     before = hash_of(data, KEY, -1)
     for bit in range(512):
@@ -376,7 +377,9 @@ def test_every_byte_of_a_file(path: Path) -> None:
 
 
 def test_a_true_frame_in_a_payload_is_not_taken_for_one(path: Path) -> None:
-    """The whole memory of the ring, pushed into itself at the same places: frames of the lap before, with right seals."""
+    """The whole memory of the ring, pushed into itself at the same places: frames of
+    the lap before, with right seals.
+    """
     ring = MessageRing(8192, path=path, checksums=True)
     old = [b"old %d" % i for i in range(100)]
     for message in old:
@@ -394,7 +397,8 @@ def test_a_true_frame_in_a_payload_is_not_taken_for_one(path: Path) -> None:
     assert all(seq > 89 for first, end in found.ranges for seq in range(first, end)), (
         "none of those in the payload"
     )
-    # When the frame around them is torn they come out, as what they are: old, and settled.
+    # When the frame around them is torn they come out, as what they are: old, and
+    # settled.
     start = data_of(path, 128)
     with open(path, "r+b") as file:
         file.seek(start)

@@ -1,4 +1,6 @@
-"""A TokenBucket in a file: making and attaching, several processes, and what is left by those that are killed."""
+"""A TokenBucket in a file: making and attaching, several processes, and what is left by
+those that are killed.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_a_forked_child_has_a_seat_of_its_own(tmp_path: Path) -> None:
 
 
 def test_after_a_restart_of_the_machine_the_law_begins_anew(tmp_path: Path) -> None:
-    """The clock has gone back: neither do tokens stay away until it has caught up, nor are any granted twice."""
+    """The clock has gone back: neither do tokens stay away until it has caught up, nor
+    are any granted twice.
+    """
     for spent, rate, left in ((2, 0.1, 3), (5, 0.1, 0), (9, 0.1, 1), (2, 0, 3)):
         path = tmp_path / f"bucket-{spent}-{rate}"
         long_ago = TokenBucket(rate, 5, now_ns=2**62, path=path)
@@ -180,7 +184,9 @@ def test_one_killed_at_any_instruction(tmp_path: Path, change: bool, in_full: bo
 
 
 def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
-    """Each notes what it got; what is not noted is what one call can take, once for each that was killed."""
+    """Each notes what it got; what is not noted is what one call can take, once for
+    each that was killed.
+    """
     path = tmp_path / "bucket"
     bucket = TokenBucket(0, 10**9, path=path)
 
@@ -228,7 +234,9 @@ def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread
             raise Stopped
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
-        """Let the signal come at event number `at`, of lines, calls and returns of Python code."""
+        """Let the signal come at event number `at`, of lines, calls and returns of
+        Python code.
+        """
         nonlocal seen
         seen += 1
         if seen == at:
@@ -311,7 +319,8 @@ def test_a_change_does_not_wait_without_end(
     bucket, other = TokenBucket(10, 5, now_ns=0, path=path), TokenBucket.attach(path)
     assert other.try_acquire_at(0)
     assert bucket.try_acquire_at(0)
-    # As the other one, which has the first seat, would have it that was stopped in the midst of a change.
+    # As the other one, which has the first seat, would have it that was stopped in the
+    # midst of a change.
     with path.open("r+b") as file:
         file.seek(SETTER)
         file.write(struct.pack("<Q", 77 << 16 | 1))
@@ -343,7 +352,9 @@ def test_a_change_does_not_wait_without_end(
 
 
 def test_a_damaged_bucket_is_refused_or_has_numbers(tmp_path: Path, in_full: bool) -> None:
-    """Any bytes behind a sound header: no hang, no crash; and what it grants it says as an int within what was asked."""
+    """Any bytes behind a sound header: no hang, no crash; and what it grants it says as
+    an int within what was asked.
+    """
     path = tmp_path / "bucket"
     sound = []
     for rate, burst in ((10, 5), (1e6, 5_000_000), (0, 7), (float("inf"), 3), (1e12, 2**62 - 1)):

@@ -1,4 +1,6 @@
-"""The files that processes share: what is opened and what is not, and what those leave that are killed while they build one."""
+"""The files that processes share: what is opened and what is not, and what those leave
+that are killed while they build one.
+"""
 
 from __future__ import annotations
 

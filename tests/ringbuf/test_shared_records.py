@@ -1,4 +1,6 @@
-"""A RingBuffer in a file: making and attaching, several processes, and what is left by those that are killed."""
+"""A RingBuffer in a file: making and attaching, several processes, and what is left by
+those that are killed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ CAPACITY = 16
 
 
 def drain(ring: RingBuffer) -> list[int]:
-    """All that can be had, also from the dead; then nothing is left, and all the room is there."""
+    """All that can be had, also from the dead; then nothing is left, and all the room
+    is there.
+    """
     got: list[int] = []
     for _ in range(3):
         while numbers := ring.pop_many(3).tolist():
@@ -279,7 +283,9 @@ Before = Callable[[RingBuffer], object] | None
 
 
 def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]]:
-    """The operation on a ring of its own first: what the linker and Python do at a first call would make the steps many."""
+    """The operation on a ring of its own first: what the linker and Python do at a
+    first call would make the steps many.
+    """
 
     def setup() -> Callable[[], object]:
         for number in range(2):
@@ -297,7 +303,9 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
 def outcome(
     path: Path, operation: Operation, steps: int, before: Before = None
 ) -> tuple[bool, Any]:
-    """What the others get from the ring after somebody was killed in his operation after so many instructions."""
+    """What the others get from the ring after somebody was killed in his operation
+    after so many instructions.
+    """
     path.unlink(missing_ok=True)
     ring = RingBuffer(CAPACITY, "i8", path=path)
     ring.push_many(A[:3])
@@ -313,7 +321,8 @@ def outcome(
 def explore(
     path: Path, operation: Operation, stride: int, before: Before = None, *, in_full: bool
 ) -> list[list[int]]:
-    """The outcomes in the order in which they come up as the kill comes later; around each change, of each single instruction.
+    """The outcomes in the order in which they come up as the kill comes later; around
+    each change, of each single instruction.
 
     Not in full: a few of them, from another instruction on.
     """
@@ -345,14 +354,18 @@ def explore(
 
 
 def judge(seen: list[list[int]], expected: list[list[int]], in_full: bool) -> None:
-    """A share of the instructions shows the first outcome and the last, and any of those between."""
+    """A share of the instructions shows the first outcome and the last, and any of
+    those between.
+    """
     assert seen[0] == expected[0]
     assert seen[-1] == expected[-1]
     assert seen == (expected if in_full else [got for got in expected if got in seen])
 
 
 def judge_taken(seen: list[list[int]], expected: list[list[int]], in_full: bool) -> None:
-    """The outcomes of a killed consumer: others may have taken newer records before they noticed what he had left."""
+    """The outcomes of a killed consumer: others may have taken newer records before
+    they noticed what he had left.
+    """
     assert seen[-1] == expected[-1]
     kinds = [list(found) for found, _ in itertools.groupby(sorted(got) for got in seen)]
     judge(kinds, expected, in_full)
@@ -495,7 +508,9 @@ def test_one_who_takes_from_the_dead_killed_at_any_instruction(
 def test_one_who_tidies_up_killed_at_some_instructions(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """The dead leaves two takes, a release that is not finished, a hole and what he pushed behind it."""
+    """The dead leaves two takes, a release that is not finished, a hole and what he
+    pushed behind it.
+    """
 
     def leave(ring: RingBuffer) -> None:
         mine = RingBuffer.attach(ring.path or "")
@@ -527,7 +542,9 @@ def test_one_who_tidies_up_killed_at_some_instructions(
 def test_two_producers_killed_in_one_hole(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """One was about to claim where another one did: whose is the hole, and where does it end?"""
+    """One was about to claim where another one did: whose is the hole, and where does
+    it end?
+    """
     path = tmp_path / "ring"
 
     def pushing(count: int) -> Operation:
@@ -543,7 +560,8 @@ def test_two_producers_killed_in_one_hole(
         ring = RingBuffer(CAPACITY, "i8", path=path)
         return steps_until(ready(path, pushing(count)), lambda: done(ring))
 
-    # Before the claim nothing is to be seen but a slot that speaks of it, and `_check` finds fault with that.
+    # Before the claim nothing is to be seen but a slot that speaks of it, and `_check`
+    # finds fault with that.
     pairs = [(1, 5), (5, 1), (2, 5), (5, 2)] if in_full else [(1, 5)]
     claimed = {
         n: steps_to(n, lambda ring: len(ring) > 0 or (in_order(ring) and ring._check() != (0, 0)))
@@ -554,7 +572,8 @@ def test_two_producers_killed_in_one_hole(
     }
     rng = random.Random(1)
     met = 0
-    # The steps are not quite the same each time, and few lie between saying and claiming: try until some have met.
+    # The steps are not quite the same each time, and few lie between saying and
+    # claiming: try until some have met.
     for attempt in range(160):
         first, second = rng.choice(pairs)
         path.unlink(missing_ok=True)
@@ -562,7 +581,8 @@ def test_two_producers_killed_in_one_hole(
         ring.push_many(A)
 
         def setup(first: int = first, second: int = second) -> Callable[[], object]:
-            # Who attaches looks for the dead, so the second one attaches before the first one dies.
+            # Who attaches looks for the dead, so the second one attaches before the
+            # first one dies.
             operation = ready(path, pushing(second))()
             run_and_kill(ready(path, pushing(first)), claimed[first] - rng.randrange(-60, 60))
             return operation
@@ -583,7 +603,9 @@ def in_order(ring: RingBuffer) -> bool:
 
 
 def fault(ring: RingBuffer) -> object:
-    """What `_check` finds: (records claimed and not published, records that slots say are being pushed)."""
+    """What `_check` finds: (records claimed and not published, records that slots say
+    are being pushed).
+    """
     try:
         ring._check()
     except AssertionError as error:

@@ -1,4 +1,6 @@
-"""A MessageRing in a file: making and attaching, several processes, and what is left by those that are killed."""
+"""A MessageRing in a file: making and attaching, several processes, and what is left by
+those that are killed.
+"""
 
 from __future__ import annotations
 
@@ -243,7 +245,8 @@ def test_a_new_file_is_ready_where_it_is_used_first(
     written = set()
     for at, what in writes:
         written.update(range(at // 4096, (at + len(what)) // 4096))
-    # An eighth for a spike, and the index of that, which is an eighth; in huge pages what a ring lives in that is kept empty.
+    # An eighth for a spike, and the index of that, which is an eighth; in huge pages
+    # what a ring lives in that is kept empty.
     index = data - ring.capacity_bytes // 8
     assert set(range(data // 4096, (data + (8 << 20)) // 4096)) <= written
     assert set(range(index // 4096, (index + (1 << 20)) // 4096)) <= written
@@ -283,7 +286,8 @@ def test_a_ring_that_fills_is_made_ready_ahead(tmp_path: Path) -> None:
     before = faults()
     for _ in range(7):
         ring.push_many(message)
-    # A page that is ready costs no fault: of some 1,700 none, but for what neighbours of this process may do.
+    # A page that is ready costs no fault: of some 1,700 none, but for what neighbours
+    # of this process may do.
     assert faults() - before < 100 < without
     # Round the end of the memory, and never into what is still there.
     assert ring.pop_many(12_000).tolist() == message * 12
@@ -316,7 +320,9 @@ def steps_are_allowed() -> None:
 def outcome(
     path: Path, setup: Callable[[], Callable[[], object]], steps: int
 ) -> tuple[bool, list[bytes]]:
-    """What the others get from the ring after somebody was killed in his operation after so many instructions."""
+    """What the others get from the ring after somebody was killed in his operation
+    after so many instructions.
+    """
     path.unlink(missing_ok=True)
     ring = MessageRing(1 << 14, path=path)
     ring.push_many([b"a0", b"a1", b"a2", b"a3", b"a4"])
@@ -336,7 +342,8 @@ def explore(
 ) -> list[list[bytes]]:
     """The outcomes in the order in which they come up as the kill comes later.
 
-    fine: try each instruction around each change. Not in full: a few of them, from another instruction on.
+    fine: try each instruction around each change. Not in full: a few of them, from
+        another instruction on.
     """
     points: list[tuple[int, list[bytes]]] = []
     steps, within = 0 if in_full else stride // 2, True
@@ -386,7 +393,9 @@ def attached(
 
 
 def judge(seen: list[list[bytes]], expected: list[list[bytes]], in_full: bool) -> None:
-    """A share of the instructions shows the first outcome and the last, and any of those between."""
+    """A share of the instructions shows the first outcome and the last, and any of
+    those between.
+    """
     assert seen[0] == expected[0]
     assert seen[-1] == expected[-1]
     assert seen == (expected if in_full else [got for got in expected if got in seen])
@@ -441,7 +450,8 @@ def test_a_consumer_killed_at_any_instruction(
     seen = explore(
         path, attached(path, lambda ring: lambda: ring.pop_many(3)), 997, in_full=in_full
     )
-    # It had taken nothing, it had taken and not released, or it had released: nothing between.
+    # It had taken nothing, it had taken and not released, or it had released: nothing
+    # between.
     judge_taken(seen, [A + Z, A[3:] + Z], in_full)
 
 
@@ -476,7 +486,9 @@ def test_the_release_of_a_part_killed_at_any_instruction(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_parts_that_the_dead_had_released_never_come_again(tmp_path: Path, seed: int) -> None:
-    """Of takes over frames of any size, split anyhow, released in any order: what is left comes once, in order."""
+    """Of takes over frames of any size, split anyhow, released in any order: what is
+    left comes once, in order.
+    """
     path = tmp_path / "ring"
     ring = MessageRing(1 << 16, path=path, first_seq=(1 << 32) - 20)
     rng = random.Random(seed)
@@ -538,7 +550,9 @@ def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
 def test_two_producers_killed_in_one_hole(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """One of them had claimed there, and the other had only been about to: whose frame is it, and where does it end?"""
+    """One of them had claimed there, and the other had only been about to: whose frame
+    is it, and where does it end?
+    """
     path = tmp_path / "ring"
 
     def claimed(messages: list[bytes]) -> int:
@@ -565,7 +579,8 @@ def test_two_producers_killed_in_one_hole(
                 attached(path, lambda ring, m=first: lambda: ring.push_many(m)),
                 max(0, before_publishing - back),
             )
-            # The second one's steps differ a little from the first one's; some of them end between claim and publish.
+            # The second one's steps differ a little from the first one's; some of them
+            # end between claim and publish.
             run_and_kill(
                 attached(path, lambda ring, m=second: lambda: ring.push_many(m)),
                 before_publishing - back // 2,
@@ -666,7 +681,9 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
 
 @pytest.mark.single_thread
 def test_a_collection_while_no_seat_is_found_does_not_wait_for_itself(tmp_path: Path) -> None:
-    """On CPython 3.11 any object that is made can begin one: also the error, and what the error says."""
+    """On CPython 3.11 any object that is made can begin one: also the error, and what
+    the error says.
+    """
     path = tmp_path / "ring"
     others = [MessageRing(1 << 16, path=path) for _ in range(32)]
     for ring in others:

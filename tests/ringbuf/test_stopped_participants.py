@@ -1,8 +1,10 @@
-"""A process that is stopped in mid-push or mid-take, alive: what the others wait for, and what not.
+"""A process that is stopped in mid-push or mid-take, alive: what the others wait for,
+and what not.
 
-A child stands still after its k-th instruction, for each k around its claim; another one claims at the same position, or behind
-it, and is killed before it publishes. Had the living one claimed, what lies behind waits for it: only that one can publish. Had
-it not, it is no matter, though its slot says that it is about to.
+A child stands still after its k-th instruction, for each k around its claim; another
+one claims at the same position, or behind it, and is killed before it publishes. Had
+the living one claimed, what lies behind waits for it: only that one can publish. Had it
+not, it is no matter, though its slot says that it is about to.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ pytestmark = [
 
 #: Longer than the pause between two looks for the dead.
 A_LOOK = 0.002
-#: Instructions before the claim and after it that are tried. Some 50 lie between what the slot says and the claim, and the same
-#: operation takes some 30 more or fewer from run to run of a child.
+#: Instructions before the claim and after it that are tried. Some 50 lie between what
+#: the slot says and the claim, and the same operation takes some 30 more or fewer from
+#: run to run of a child.
 BEFORE, BEHIND = 110, 40
 
 
@@ -203,7 +206,9 @@ def test_one_that_is_stopped_before_its_claim_delays_nobody(
 def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
     tmp_path: Path, steps_are_allowed: None, kind: Any, in_full: bool
 ) -> None:
-    """It stands still around the exchange of `read`, while others send the positions round."""
+    """It stands still around the exchange of `read`, while others send the positions
+    round.
+    """
     result = mmap.mmap(-1, mmap.PAGESIZE)  # 1 + what it took
     item: Callable[[int], Any] = int if kind is Records else lambda number: b"%d" % number
 

@@ -1,5 +1,6 @@
-"""Waiting on a ring of either kind: threads that sleep, signals that interrupt them, event loops that listen. With and without a
-file, through the ring or through handles."""
+"""Waiting on a ring of either kind: threads that sleep, signals that interrupt them,
+event loops that listen. With and without a file, through the ring or through handles.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ LONG = 30.0
 
 
 class Subject:
-    """A small ring of either kind, as a ring of numbers. `_in` and `_out` are what it is pushed and popped by."""
+    """A small ring of either kind, as a ring of numbers. `_in` and `_out` are what it
+    is pushed and popped by.
+    """
 
     def __init__(self, ring: Any, handles: bool) -> None:
         self.ring = ring
@@ -174,7 +177,8 @@ def ring(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> Subject:
         if sys.platform != "linux":
             pytest.skip("path= needs Linux")
         path = tmp_path / "ring"
-    # Handles and rings share all their code but the entrances: each is met in two of four.
+    # Handles and rings share all their code but the entrances: each is met in two of
+    # four.
     if kind == "messages":
         return MessageSubject(MessageRing(4096, path=path), handles=path is None)
     records = RingBuffer(32, np.int64, path=path)
@@ -280,7 +284,9 @@ NONSENSE = (-1, -1e-9, float("nan"), -float("inf"), "1", b"", True, False, [1], 
 
 @pytest.mark.parametrize("filled", [True, False])
 def test_nonsense_is_refused_at_once(ring: Subject, filled: bool) -> None:
-    """Also where nothing would have to be waited for, and before anything is pushed or taken."""
+    """Also where nothing would have to be waited for, and before anything is pushed or
+    taken.
+    """
     if filled:
         ring.fill()
     before = len(ring)
@@ -417,7 +423,9 @@ def readable(ring: Subject, timeout: float = 0) -> bool:
 
 
 def test_the_descriptor_is_readable_while_there_is_something(ring: Subject) -> None:
-    """Looked at from push to pop, each within some us: a shared ring's also becomes readable by itself every 50 ms."""
+    """Looked at from push to pop, each within some us: a shared ring's also becomes
+    readable by itself every 50 ms.
+    """
     ring.fileno()
     for _ in range(3):
         for push in ring.ways_to_push(5):
@@ -543,7 +551,9 @@ class TestSeveralProcesses:
             os.waitpid(pid, 0)
 
     def test_a_push_that_can_not_call_has_pushed(self, shared: Subject) -> None:
-        """At the limit of descriptors, with an event loop of another process that listens: it is in once, without an error."""
+        """At the limit of descriptors, with an event loop of another process that
+        listens: it is in once, without an error.
+        """
         listening, said, go_on, to_go_on = *os.pipe(), *os.pipe()
 
         def listen() -> None:
@@ -564,7 +574,8 @@ class TestSeveralProcesses:
             import resource
 
             answer = b"n"
-            # In a child, whose first use opened the file anew, and which has no socket to call from yet.
+            # In a child, whose first use opened the file anew, and which has no socket
+            # to call from yet.
             shared.pop_many()
             most = max(map(int, os.listdir("/proc/self/fd"))) + 3
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

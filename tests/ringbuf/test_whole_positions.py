@@ -1,7 +1,9 @@
-"""A consumer that stands still between its look at the ring and its exchange, while others send the ring round.
+"""A consumer that stands still between its look at the ring and its exchange, while
+others send the ring round.
 
-Positions were 32 bits wide once: after 2**32 granules, less than a second of traffic, the word that the consumer had looked at
-showed the same bits again, its exchange succeeded, and it took a frame of an older round. Here the others' traffic is made in
+Positions were 32 bits wide once: after 2**32 granules, less than a second of traffic,
+the word that the consumer had looked at showed the same bits again, its exchange
+succeeded, and it took a frame of an older round. Here the others' traffic is made in
 one step (`_start_at`), so that a round takes no time.
 """
 
@@ -78,13 +80,17 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
     sys.version_info >= (3, 12), reason="from 3.12 on nothing is collected in the midst of a take"
 )
 def test_a_consumer_that_is_held_up_by_a_collection() -> None:
-    """At each allocation of a take in turn, the one between look and exchange among them."""
+    """At each allocation of a take in turn, the one between look and exchange among
+    them.
+    """
     met = [take_that_is_held_up(allocations) for allocations in range(1, 12)]
     assert {OLD, NEW} == set(met), "no collection came before its exchange, or none after it"
 
 
 def take_that_is_held_up(allocations: int) -> bytes:
-    """What is taken where the others use the ring at the collection after so many allocations."""
+    """What is taken where the others use the ring at the collection after so many
+    allocations.
+    """
     ring = MessageRing(GRANULES * 64)
     consumer = ring.consumer()
     seen: list[list[bytes]] = []
@@ -118,7 +124,9 @@ def take_that_is_held_up(allocations: int) -> bytes:
 
 @pytest.mark.parametrize("position", [(1 << 32) - 3, (1 << 48) - 2, (1 << 58) - 1, (1 << 58) + 1])
 def test_a_ring_far_along_its_line(position: int) -> None:
-    """Where the halves of the words go round, and where it no longer goes back to its start."""
+    """Where the halves of the words go round, and where it no longer goes back to its
+    start.
+    """
     ring = MessageRing(1 << 22)
     ring._start_at(position + (-position) % 64 + 65536, (1 << 63) - 2)
     for number in range(40):

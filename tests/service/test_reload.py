@@ -1,4 +1,6 @@
-"""Reload: one table says what can be changed while the service runs, and everything that reloads goes by it."""
+"""Reload: one table says what can be changed while the service runs, and everything
+that reloads goes by it.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +168,9 @@ def test_what_the_buffer_refuses_is_told_by_its_name(service: Service) -> None:
 def test_a_reload_that_is_refused_half_way_is_remembered_as_far_as_it_came(
     service: Service,
 ) -> None:
-    """The next reload compares with what runs: what was put in force is not tried again, what was not is."""
+    """The next reload compares with what runs: what was put in force is not tried
+    again, what was not is.
+    """
 
     def refuse(buffer: object, value: object) -> None:
         raise ValueError("not today")

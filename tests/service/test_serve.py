@@ -1,4 +1,6 @@
-"""`forebay serve` as a process of its own: signals, sinks that are down, kills, systemd, HTTP."""
+"""`forebay serve` as a process of its own: signals, sinks that are down, kills,
+systemd, HTTP.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +171,8 @@ def test_killed_and_started_again_nothing_of_a_file_is_lost(tmp_path: Path) -> N
                 running.process.kill()
                 running.process.wait(20)
     with Process(tmp_path, toml) as running:
-        # Something for this one to do: when it is done, the process is up, and takes a signal for what it means.
+        # Something for this one to do: when it is done, the process is up, and takes a
+        # signal for what it means.
         expected.append(b"the last")
         with source.open("ab", buffering=0) as writer:
             writer.write(b"the last\n")

@@ -1,7 +1,8 @@
-"""Files whose checksums are right and whose content has no sense, as a writer with an error or an attacker leaves them.
+"""Files whose checksums are right and whose content has no sense, as a writer with an
+error or an attacker leaves them.
 
-They cost what they hold, and nothing else: no allocation of what they claim, no count below zero, no error but those
-documented.
+They cost what they hold, and nothing else: no allocation of what they claim, no count
+below zero, no error but those documented.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ LAST = (1 << 64) - 1
 
 @pytest.fixture(autouse=True)
 def little_memory() -> Iterator[None]:
-    """What is claimed and not there can not be allocated: no machine has so much, so that is seen on each."""
+    """What is claimed and not there can not be allocated: no machine has so much, so
+    that is seen on each.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
@@ -37,7 +40,9 @@ def little_memory() -> Iterator[None]:
 
 
 def three_blocks() -> tuple[dict[str, bytes], str]:
-    """Blocks of the numbers 10 to 20, 20 to 30 and 30 to 40 in the one segment of a lane, and its name."""
+    """Blocks of the numbers 10 to 20, 20 to 30 and 30 to 40 in the one segment of a
+    lane, and its name.
+    """
     disk = disk_with_lane()
     with opened(disk) as store:
         for first in (10, 20, 30):
@@ -48,7 +53,9 @@ def three_blocks() -> tuple[dict[str, bytes], str]:
 
 
 def changed(content: bytes, at: int, *fields: tuple[int, str, int]) -> bytes:
-    """With other values in the header at `at`, each given as its offset, its format and itself, and the checksums right."""
+    """With other values in the header at `at`, each given as its offset, its format and
+    itself, and the checksums right.
+    """
     data = bytearray(content)
     for offset, kind, value in fields:
         struct.pack_into("<" + kind, data, at + offset, value)
@@ -175,7 +182,9 @@ PREFIX, RANK, RANGES, FIRST_RANGE = 40, 48, 80, 96
 
 
 def with_record() -> tuple[dict[str, bytes], int]:
-    """Numbers 0 to 40, of which 0 to 5 and 10 to 15 are acked, and where the newer slot of the record is."""
+    """Numbers 0 to 40, of which 0 to 5 and 10 to 15 are acked, and where the newer slot
+    of the record is.
+    """
     disk = disk_with_lane()
     with opened(disk) as store:
         put(store, 0, *map(event, range(40)))
@@ -230,7 +239,8 @@ def test_an_ack_record_that_has_no_sense_costs_redelivery_only(
 
 def test_a_record_of_more_events_than_were_ever_stored_is_not_believed() -> None:
     files, at = with_record()
-    # Of itself it has sense: 39 events below 39. The lane, whose blocks lie about, stored 40 below 40, and 5 of a range more.
+    # Of itself it has sense: 39 events below 39. The lane, whose blocks lie about,
+    # stored 40 below 40, and 5 of a range more.
     files[LEDGER_NAME] = changed(
         files[LEDGER_NAME], at, (PREFIX, "Q", 34), (RANK, "Q", 34), *ranges((35, 40, 5))
     )
@@ -245,7 +255,9 @@ def test_a_record_of_more_events_than_were_ever_stored_is_not_believed() -> None
 
 
 def lying(content: bytes) -> bytes:
-    """Every block, and the segment, say that they are of half the events that were stored before."""
+    """Every block, and the segment, say that they are of half the events that were
+    stored before.
+    """
     for at in (*heads_of(content, SEGMENT), *heads_of(content, BLOCK)):
         offset = 72 if at == 0 else 48
         (rank,) = struct.unpack_from("<Q", content, at + offset)
@@ -256,7 +268,9 @@ def lying(content: bytes) -> bytes:
 
 
 def test_what_was_acked_within_a_loss_is_not_lost_as_well() -> None:
-    """Nothing crafted in this one: two blocks are damaged, some of one is acked, and a gap lies between them."""
+    """Nothing crafted in this one: two blocks are damaged, some of one is acked, and a
+    gap lies between them.
+    """
     disk = disk_with_lane()
     with opened(disk) as store:
         put(store, 10, *map(event, range(10, 20)))

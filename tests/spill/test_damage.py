@@ -1,4 +1,6 @@
-"""Damage: every byte flipped, every length cut, everything that can be gone. At most one block is lost, counted exactly, once."""
+"""Damage: every byte flipped, every length cut, everything that can be gone. At most
+one block is lost, counted exactly, once.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def segments_of(files: dict[str, bytes]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lane() -> tuple[dict[str, bytes], Blocks]:
-    """Three segments of four blocks, raw and compressed in turn, with gaps between blocks and between segments."""
+    """Three segments of four blocks, raw and compressed in turn, with gaps between
+    blocks and between segments.
+    """
     disk = disk_with_lane()
     blocks = []
     store = opened(disk)
@@ -81,7 +85,9 @@ def everything(blocks: Blocks) -> dict[int, bytes]:
 def check(
     files: dict[str, bytes], blocks: Blocks, most_blocks: int
 ) -> tuple[list[Lost], CrashingFileSystem]:
-    """Open, drain: what is not delivered is whole blocks, reported exactly, once, and a reopened store knows of it."""
+    """Open, drain: what is not delivered is whole blocks, reported exactly, once, and a
+    reopened store knows of it.
+    """
     disk = disk_of(files)
     with opened(disk) as store:
         found, lost = drain(store)
@@ -204,7 +210,9 @@ def test_flipped_bytes_of_the_manifest_change_nothing() -> None:
 
 
 def hostile_payloads(content: bytes) -> Iterator[bytes]:
-    """Events that hold what a segment holds: headers, whole blocks, the file itself, at every alignment."""
+    """Events that hold what a segment holds: headers, whole blocks, the file itself, at
+    every alignment.
+    """
     for shift in range(8):
         yield bytes(shift) + content
     yield BLOCK_MAGIC * 20
@@ -215,7 +223,8 @@ def test_a_payload_is_never_taken_for_a_header(lane: tuple[dict[str, bytes], Blo
     disk = disk_with_lane()
     store = opened(disk)
     seq = 0
-    # Raw, so that the bytes lie in the file as they are; of the very file they go into, as far as it is written.
+    # Raw, so that the bytes lie in the file as they are; of the very file they go into,
+    # as far as it is written.
     for _ in range(3):
         name = segments_of(files_of(disk))
         content = disk.read_file(f"{LANE}/{name[-1]}") if name else b"".join(lane[0].values())
@@ -256,7 +265,9 @@ def places_of(content: bytes) -> list[int]:
 def test_a_sound_header_at_another_place_is_no_header(
     lane: tuple[dict[str, bytes], Blocks], from_segment: int, from_block: int, to_block: int
 ) -> None:
-    """What a disk wrote to the wrong place, in the same file or in another: position and salt tell. One block is lost."""
+    """What a disk wrote to the wrong place, in the same file or in another: position
+    and salt tell. One block is lost.
+    """
     files, blocks = lane
     names = segments_of(files)
     source, target = files[names[from_segment]], bytearray(files[names[0]])

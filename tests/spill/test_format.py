@@ -1,4 +1,6 @@
-"""The disk format: version 1 is read and written for ever as the golden files have it, and as its layout says."""
+"""The disk format: version 1 is read and written for ever as the golden files have it,
+and as its layout says.
+"""
 
 from __future__ import annotations
 

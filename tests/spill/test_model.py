@@ -1,4 +1,6 @@
-"""The store against a model: append, read, ack in any order, damage of nothing, kill, power loss, reopen."""
+"""The store against a model: append, read, ack in any order, damage of nothing, kill,
+power loss, reopen.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(closing=st.booleans())
     def restart(self, closing: bool) -> None:
-        """A clean end, or the death of the process: nothing is lost, and the acks that the record has room for are known."""
+        """A clean end, or the death of the process: nothing is lost, and the acks that
+        the record has room for are known.
+        """
         ranges = self.store.stats().acked_ranges
         if closing:
             self.store.close()
@@ -152,7 +156,9 @@ class StoreModel(RuleBasedStateMachine):
         self.read_to = 0
 
     def adopt_redelivered(self) -> None:
-        """After a crash: everything durable and owed is there; what else is there becomes owed."""
+        """After a crash: everything durable and owed is there; what else is there
+        becomes owed.
+        """
         there: dict[int, bytes] = {}
         seq = 0
         while (found := self.store.read(seq, 1000, 1 << 20)) is not None:

@@ -1,4 +1,6 @@
-"""A share of the torture under pytest: power loss, and an error at every call. By command there is more of both."""
+"""A share of the torture under pytest: power loss, and an error at every call. By
+command there is more of both.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
-"""The body of all stress tests of the rings: producers number what they push, and what consumers got is compared with it.
+"""The body of all stress tests of the rings: producers number what they push, and what
+consumers got is compared with it.
 
-A subject says how one kind of ring is made and used; a mode says who runs `produce` and `consume`: threads, processes, processes
-that are stopped and continued at random, or one thread whose collections push and pop too. Whatever the mode, the same is
-checked: the exact count, nothing twice, each producer's order, and the ring's own `_check()` when all have gone.
+A subject says how one kind of ring is made and used; a mode says who runs `produce` and
+`consume`: threads, processes, processes that are stopped and continued at random, or
+one thread whose collections push and pop too. Whatever the mode, the same is checked:
+the exact count, nothing twice, each producer's order, and the ring's own `_check()`
+when all have gone.
 
-Subjects and what they return can be used in any process that can reach the ring: `Subject.open` is called once in each.
+Subjects and what they return can be used in any process that can reach the ring:
+`Subject.open` is called once in each.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from ringbuf import MessageRing, RingBuffer
 
 #: (producer, number of its record)
 Item = tuple[int, int]
-#: push(at, end): push some of the producer's items from number `at` on, `end` not included; how many went in.
+#: push(at, end): push some of the producer's items from number `at` on, `end` not
+#: included; how many went in.
 Push = Callable[[int, int], int]
 #: pop(): some of the oldest items.
 Pop = Callable[[], list[Item]]
@@ -39,7 +44,8 @@ JOIN_SECONDS = 120
 
 
 class Subject(Protocol):
-    #: Whether one consumer gets each producer's items in order, however many consumers there are.
+    #: Whether one consumer gets each producer's items in order, however many consumers
+    #: there are.
     ordered: bool
 
     def open(self) -> Any:
@@ -50,7 +56,9 @@ class Subject(Protocol):
     def consumer(self, ring: Any, number: int) -> Pop: ...
 
     def finish(self, ring: Any) -> list[Item]:
-        """All that is left when nobody uses the ring any more; asserts that it is then in order and has all its room."""
+        """All that is left when nobody uses the ring any more; asserts that it is then
+        in order and has all its room.
+        """
 
 
 def produce(push: Push, count: int, stop: Callable[[], bool]) -> None:
@@ -149,9 +157,11 @@ def run_in_processes(
     per_producer: int,
     dice: random.Random | None = None,
 ) -> None:
-    """Each in a forked process that opens the ring anew; the subject has to have a path.
+    """Each in a forked process that opens the ring anew; the subject has to have a
+    path.
 
-    dice: with them one process after the other is stopped for a moment, wherever it stands.
+    dice: with them one process after the other is stopped for a moment, wherever it
+        stands.
     """
     ring = subject.open()
     finished = mmap.mmap(-1, mmap.PAGESIZE)  # a byte for each producer, shared by all
@@ -217,10 +227,11 @@ def has_ended(child: int) -> bool:
 
 
 def run_with_collections(subject: Subject, per_producer: int) -> None:
-    """In one thread that is interrupted by its collector, in the midst of pushes and pops.
+    """In one thread that is interrupted by its collector, in the midst of pushes and
+    pops.
 
-    There are three participants, each with handles of its own: the thread, a callback of the
-    collector, and the finalizer of what the collector frees.
+    There are three participants, each with handles of its own: the thread, a callback
+    of the collector, and the finalizer of what the collector frees.
     """
     ring = subject.open()
     pushes = [subject.producer(ring, number) for number in range(3)]
@@ -256,8 +267,8 @@ def run_with_collections(subject: Subject, per_producer: int) -> None:
         apart(1)
 
     def apart(number: int) -> None:
-        # numpy sets a context variable, and CPython 3.11 crashes where a collection comes in the
-        # midst of that and sets one of the same context.
+        # numpy sets a context variable, and CPython 3.11 crashes where a collection
+        # comes in the midst of that and sets one of the same context.
         contextvars.Context().run(act, number)
 
     with collecting_often(called):
@@ -277,7 +288,9 @@ def run_with_collections(subject: Subject, per_producer: int) -> None:
 
 @contextmanager
 def collecting_often(called: Callable[[str, dict[str, int]], None]) -> Iterator[None]:
-    """Collections at every few allocations, before and after each of which `called` runs."""
+    """Collections at every few allocations, before and after each of which `called`
+    runs.
+    """
     threshold = gc.get_threshold()
     gc.collect()
     gc.freeze()  # what is there already would make each of them long
@@ -304,7 +317,9 @@ def forked(work: Callable[[int], None], number: int) -> int:
 
 
 def patient(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but who gets nothing leaves the processor to the others: more processes than processors are at it."""
+    """The same, but who gets nothing leaves the processor to the others: more processes
+    than processors are at it.
+    """
 
     def worked(*arguments: int) -> Any:
         got = work(*arguments)
@@ -331,7 +346,8 @@ CAPACITY = 256
 class Records:
     """A RingBuffer, by one record, by arrays and by blocks in turn.
 
-    failing: now and then a block ends with an error, and what it was about is tried again.
+    failing: now and then a block ends with an error, and what it was about is tried
+        again.
     exchanges: as without a GIL. path: in a file that processes share.
     """
 
@@ -455,7 +471,9 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lines:
-    """A MessageRing, by one message, by lists and by lines in turn; messages of many lengths."""
+    """A MessageRing, by one message, by lists and by lines in turn; messages of many
+    lengths.
+    """
 
     capacity_bytes: int = 1 << 14
     path: str | None = None

@@ -1,4 +1,6 @@
-"""One thread whose collections come in the midst of its pushes and pops, and push and pop as well."""
+"""One thread whose collections come in the midst of its pushes and pops, and push and
+pop as well.
+"""
 
 from __future__ import annotations
 

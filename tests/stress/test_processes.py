@@ -35,6 +35,8 @@ def test_processes(
 def test_processes_that_are_stopped_and_continued(
     subject: Records | Numbers | Lines, tmp_path: Path
 ) -> None:
-    """One that stands still anywhere, alive, delays the others at most until it goes on."""
+    """One that stands still anywhere, alive, delays the others at most until it goes
+    on.
+    """
     shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
     run_in_processes(shared, 2, 2, THOUSANDS * 500, random.Random(repr(subject)))

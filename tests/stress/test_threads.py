@@ -15,7 +15,8 @@ from tests.support.threads import switching_often
 
 pytestmark = pytest.mark.threads
 
-#: How much is pushed in all, in thousands: enough to go round the rings many times. More finds what is seldom.
+#: How much is pushed in all, in thousands: enough to go round the rings many times.
+#: More finds what is seldom.
 THOUSANDS = int(os.environ.get("FOREBAY_STRESS_THOUSANDS", "6"))
 
 

@@ -1,4 +1,6 @@
-"""What the tests of AdaptiveBatchManager share: a simulated sink, and what drives a manager against it."""
+"""What the tests of AdaptiveBatchManager share: a simulated sink, and what drives a
+manager against it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def make(
 
 
 class Sink:
-    """A sink with latency a * n + b, and what drives a manager against it in virtual time."""
+    """A sink with latency a * n + b, and what drives a manager against it in virtual
+    time.
+    """
 
     def __init__(self, a: float, b: float, *, noise: float = 0.0, seed: int = 1) -> None:
         self.a, self.b, self.noise = a, b, noise
@@ -34,8 +38,9 @@ class Sink:
         pressure: float = 0.0,
         available: int | None = None,
     ) -> list[int]:
-        """One batch after the other for so many intervals; the size at the end of each. `available`: events
-        at hand."""
+        """One batch after the other for so many intervals; the size at the end of each.
+        `available`: events at hand.
+        """
         sizes = []
         for _ in range(evaluations):
             end = clock.now() + manager.config.evaluation_interval

@@ -1,4 +1,6 @@
-"""What the tests of a buffer do over and over: fill it, empty it, and end it as a killed process does."""
+"""What the tests of a buffer do over and over: fill it, empty it, and end it as a
+killed process does.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> No
 
 
 def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:
-    """All events that wait, in the order in which they come, in batches of at most `most`; they are acknowledged."""
+    """All events that wait, in the order in which they come, in batches of at most
+    `most`; they are acknowledged.
+    """
     return [event for _, events in _batches(buffer, most) for event in events]
 
 
@@ -44,7 +48,9 @@ def _batches(buffer: BufferManager, most: int | None) -> list[tuple[int, list[by
 
 
 def crash(buffer: BufferManager) -> None:
-    """Leave it as the death of the process would: nothing is written, nothing is told, and all its locks are gone."""
+    """Leave it as the death of the process would: nothing is written, nothing is told,
+    and all its locks are gone.
+    """
     disk = buffer._disk
     assert disk is not None
     buffer._closing = buffer._closed = True

@@ -1,4 +1,6 @@
-"""What the tests of `forebay inspect`, `verify`, `repair`, `export` and `dlq` share: directories, and what to do to them."""
+"""What the tests of `forebay inspect`, `verify`, `repair`, `export` and `dlq` share:
+directories, and what to do to them.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def live_and_die(path: str) -> None:
-    """Run in a process of its own: leaves events on disk, in rings, and out with consumers."""
+    """Run in a process of its own: leaves events on disk, in rings, and out with
+    consumers.
+    """
     buffer = open_buffer(Path(path))
     add_all(buffer, noise(3000))
     buffer.add_events([b"urgent", b"more urgent"], priority=1)

@@ -13,7 +13,8 @@ from backpressure.testing import FakeClock
 
 LEVELS = (1, 2, 3, 4, 5)
 
-# Added to a pause after which a token must be there: float seconds are not whole nanoseconds.
+# Added to a pause after which a token must be there: float seconds are not whole
+# nanoseconds.
 JUST = 1e-8
 
 SHARES = {1: 0.40, 2: 0.20, 3: 0.10, 4: 0.06, 5: 0.04}
@@ -40,7 +41,9 @@ class Rig:
         return [name for name, _, _ in self.changes]
 
     def flood(self, asks: dict[int, int], ticks: int, tick: float = 0.001) -> dict[int, int]:
-        """Each priority asks for so many per tick, the least urgent first; returns what each was granted."""
+        """Each priority asks for so many per tick, the least urgent first; returns what
+        each was granted.
+        """
         granted = dict.fromkeys(asks, 0)
         for _ in range(ticks):
             for priority in sorted(asks, reverse=True):

@@ -19,7 +19,9 @@ AUTH = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def request(app: Any, method: str, url: str, **options: Any) -> httpx.Response:
-    """One request to an ASGI app, without a socket; with the token unless `headers` say otherwise."""
+    """One request to an ASGI app, without a socket; with the token unless `headers` say
+    otherwise.
+    """
 
     async def main() -> httpx.Response:
         transport = httpx.ASGITransport(app, client=("192.0.2.7", 4711))
@@ -67,7 +69,8 @@ def serving(
         assert not thread.is_alive()
 
 
-#: For a call of the app itself, without a client: `method`, `path` and `headers` are to be added.
+#: For a call of the app itself, without a client: `method`, `path` and `headers` are to
+#: be added.
 SCOPE: dict[str, Any] = {
     "type": "http",
     "http_version": "1.1",

@@ -1,15 +1,18 @@
-"""Every interleaving of a few participants over shared memory: an explicit-state model checker.
+"""Every interleaving of a few participants over shared memory: an explicit-state model
+checker.
 
-Memory is a tuple of words, each of any hashable value. A participant is a generator that yields
-its next step (`load`, `store`, `exchange` …) and is sent the result. Between two steps any other
-participant may run; the code between them touches nothing that is shared. It may also yield
-`ghost`, which records something for the checks in the same moment as the step before.
+Memory is a tuple of words, each of any hashable value. A participant is a generator
+that yields its next step (`load`, `store`, `exchange` …) and is sent the result.
+Between two steps any other participant may run; the code between them touches nothing
+that is shared. It may also yield `ghost`, which records something for the checks in the
+same moment as the step before.
 
-`explore` visits each state that can be reached once, depth first, with sequential consistency:
-it finds wrong protocols, not missing barriers. Two states are the same if memory is the same and
-each participant stands at the same line with the same local variables. So a local variable must
-be hashable, and nothing may depend on what a generator keeps elsewhere: the middle of an
-expression, or an iterator whose loop variable does not tell how far it has come.
+`explore` visits each state that can be reached once, depth first, with sequential
+consistency: it finds wrong protocols, not missing barriers. Two states are the same if
+memory is the same and each participant stands at the same line with the same local
+variables. So a local variable must be hashable, and nothing may depend on what a
+generator keeps elsewhere: the middle of an expression, or an iterator whose loop
+variable does not tell how far it has come.
 
 It raises Counterexample for
 
@@ -264,7 +267,9 @@ class _Explorer:
     # ---------------------------------------------------------------- steps
 
     def choices(self, state: State, last: int) -> list[int]:
-        """What may come next; the end of the list is tried first: to go on with the last one."""
+        """What may come next; the end of the list is tried first: to go on with the
+        last one.
+        """
         kinds = self.kinds
         able = []
         for number in range(len(state) - 1, 0, -1):
@@ -352,7 +357,8 @@ class _Explorer:
         return lines
 
     def simplest(self, limit: int) -> Counterexample | None:
-        """The counterexample of the fewest switches, unless more states than that are before it.
+        """The counterexample of the fewest switches, unless more states than that are
+        before it.
 
         It does not look for livelocks.
         """
@@ -448,9 +454,11 @@ def explore(
 ) -> Report:
     """Look at every state that the participants can bring about. Raises Counterexample.
 
-    check: called with the words after each step that changes memory; it may change ghosts.
+    check: called with the words after each step that changes memory; it may change
+        ghosts.
     at_end: called with the words of each state in which all have ended or were killed.
-    killable: participants of which up to `kills` are killed, each before any of its steps.
+    killable: participants of which up to `kills` are killed, each before any of its
+        steps.
     """
     explorer = _Explorer(memory, programs, check, at_end, killable, kills)
     on_path, done = 1, 2
@@ -510,7 +518,9 @@ def run_alone(
     check: Callable[[list[Any]], None],
     most_steps: int = 10_000,
 ) -> tuple[list[Any], Any]:
-    """Run one participant to its end, alone; the words after that, and what it returned."""
+    """Run one participant to its end, alone; the words after that, and what it
+    returned.
+    """
     state = list(words)
     try:
         step = next(program)

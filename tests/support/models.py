@@ -14,7 +14,9 @@ __all__ = ["share_and_proof"]
 def share_and_proof(
     machine: type[RuleBasedStateMachine], examples: int, steps: int
 ) -> tuple[type[unittest.TestCase], type[unittest.TestCase]]:
-    """Two tests of a machine: with a sixth of the examples, and with all, marked `proof`."""
+    """Two tests of a machine: with a sixth of the examples, and with all, marked
+    `proof`.
+    """
 
     class Share(machine.TestCase):  # type: ignore[name-defined, misc]
         settings = settings(

@@ -7,5 +7,6 @@ from pathlib import Path
 __all__ = ["DATA", "ROOT"]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Real logs, where the machine has them: a test that wants them falls back on lines of its own.
+#: Real logs, where the machine has them: a test that wants them falls back on lines of
+#: its own.
 DATA = ROOT.parent / "shared" / "data"

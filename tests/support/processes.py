@@ -33,12 +33,16 @@ def python(code: str, *arguments: str | Path) -> list[str]:
 
 
 def forebay_command(*arguments: str | Path) -> list[str]:
-    """The command `forebay`, whose script need not be on the PATH; give it `environment()`."""
+    """The command `forebay`, whose script need not be on the PATH; give it
+    `environment()`.
+    """
     return [sys.executable, "-m", "backpressure", *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The variables of this process, with all that it has on its path: PYTHONPATH alone does not say it under pytest."""
+    """The variables of this process, with all that it has on its path: PYTHONPATH alone
+    does not say it under pytest.
+    """
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     return {**os.environ, "PYTHONPATH": path, **more}
 

@@ -1,18 +1,19 @@
 """The protocol of MessageRing, step by step, for `interleave.explore`.
 
-A transcript of `_messages/{positions,frames,recovery}.pxd` and `_shared/op_slots.pxd`, under the
-same names. A frame has a header, marks and, in each of its granules, the number of its first
-message in place of the payload. Left out are bytes, ends, checksums, limits in bytes, and all that
-only a file found after power loss needs.
+A transcript of `_messages/{positions,frames,recovery}.pxd` and `_shared/op_slots.pxd`,
+under the same names. A frame has a header, marks and, in each of its granules, the
+number of its first message in place of the payload. Left out are bytes, ends,
+checksums, limits in bytes, and all that only a file found after power loss needs.
 
 Two widths of the words that are exchanged:
 
     whole    positions, sequence numbers and turns as they are: pairs of words, exchanged as one
     narrow   their low bits, extended to the value nearest to `tail`
 
-Beside the words of the ring there are ghosts, which no step reads: the frames between `tail` and
-`write`, where `read` is in full, which messages were published, taken and released, and which
-participant has them. `check` compares them with the ring's own words.
+Beside the words of the ring there are ghosts, which no step reads: the frames between
+`tail` and `write`, where `read` is in full, which messages were published, taken and
+released, and which participant has them. `check` compares them with the ring's own
+words.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ class Protocol:
     capacity: granules, a power of two.
     shared: with slots, as in a ring that processes share.
     narrow: bits of a position and of a sequence number, or None for whole ones.
-    turn_bits: of the number that tells two ORPHANs in one slot apart; None: it never wraps.
+    turn_bits: of the number that tells two ORPHANs in one slot apart; None: it never
+        wraps.
     torn: a pair is loaded and stored half by half.
     passes_pads: a push that finds no room passes pads that nothing follows.
-    fresh_end: the end of an ORPHAN is loaded with each look at its start, not once for all.
-    participants: how many, each with one slot; one more sets the ring up and checks its end.
+    fresh_end: the end of an ORPHAN is loaded with each look at its start, not once for
+        all.
+    participants: how many, each with one slot; one more sets the ring up and checks its
+        end.
     messages: the most in one frame.
     without: steps that are left out, to show that this is found.
     """
@@ -296,7 +300,9 @@ class Ring:
             return at, self.full_sequence(write[1], near)
 
     def pass_pads(self, slot: int | None, tail: int) -> Generator[Any, Any, bool]:
-        """Pass pads that nothing follows; whether there is more room than with this `tail`."""
+        """Pass pads that nothing follows; whether there is more room than with this
+        `tail`.
+        """
         while True:
             read = yield from self.load_pair(self.read)
             position = self.full(read[0], tail)
@@ -581,7 +587,9 @@ class Ring:
     def release(
         self, slot: int | None, take: Take, beyond: int | None = None
     ) -> Generator[Any, Any, None]:
-        """beyond: then send an empty ring back to its start, if it has come further than that."""
+        """beyond: then send an empty ring back to its start, if it has come further
+        than that.
+        """
         who = take.next[1][1] - 1 if slot is not None else None
         yield from self.release_messages(who, take.position, take.place, take.count, take.first_seq)
         if slot is not None:
@@ -962,8 +970,9 @@ class Ring:
     # ---------------------------------------------------------------- invariants
 
     def check(self, words: list[Any]) -> None:
-        """After each step: tail ≤ read ≤ write ≤ tail + capacity, and `tail` passes only what
-        was released."""
+        """After each step: tail ≤ read ≤ write ≤ tail + capacity, and `tail` passes
+        only what was released.
+        """
         tail, read, write = words[self.tail], words[self.read], words[self.write]
         now = (tail, read, write, words[self.g_end])
         if words[self.g_checked] == now:
@@ -1012,7 +1021,9 @@ class Ring:
                 raise Violation(f"`tail` stands at {position}, {place}, which nobody needs")
 
     def at_end(self, state: tuple[Any, ...]) -> None:
-        """When all have ended: the rest can be taken, nothing is lost, and a whole lap has room."""
+        """When all have ended: the rest can be taken, nothing is lost, and a whole lap
+        has room.
+        """
         words = list(state[: len(self.memory.values)])
         dead = _numbers(words[DEAD])
         me = self.protocol.participants
@@ -1064,7 +1075,9 @@ def _claimer(tag: tuple[int, int], position: int) -> int | None:
 
 
 def _place_in(source: Pair) -> tuple[int, int]:
-    """Position and place. A push may use the pair by now: its sequence number has no high bits."""
+    """Position and place. A push may use the pair by now: its sequence number has no
+    high bits.
+    """
     return source[0], source[1][0] if isinstance(source[1], tuple) else 0
 
 

@@ -1,10 +1,10 @@
-"""The protocol of RingBuffer in memory, step by step, for `interleave.explore`: what is in
-`_records/positions.pxd`, under the same names, as on a build without a GIL; without blocks, so
-without HELD and RETURNED.
+"""The protocol of RingBuffer in memory, step by step, for `interleave.explore`: what is
+in `_records/positions.pxd`, under the same names, as on a build without a GIL; without
+blocks, so without HELD and RETURNED.
 
-`read` joins a position with how many records are known to be published from there: narrow, the
-low bits of the position, extended from `tail`; whole, all of it. A record is told by its
-position, which never comes again.
+`read` joins a position with how many records are known to be published from there:
+narrow, the low bits of the position, extended from `tail`; whole, all of it. A record
+is told by its position, which never comes again.
 """
 
 from __future__ import annotations
@@ -229,7 +229,9 @@ class Runs:
             words[self.g_pushed] = tuple(one for one in pushed if one[0] >= tail)
 
     def at_end(self, state: tuple[Any, ...]) -> None:
-        """When all have ended: the rest can be taken, nothing is lost, and a whole lap has room."""
+        """When all have ended: the rest can be taken, nothing is lost, and a whole lap
+        has room.
+        """
         words = list(state[: len(self.memory.values)])
 
         def run(steps: Steps) -> Any:

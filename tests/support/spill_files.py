@@ -1,6 +1,8 @@
-"""The disk tier's files as bytes: where their headers are, and how their checksums are made right after a change.
+"""The disk tier's files as bytes: where their headers are, and how their checksums are
+made right after a change.
 
-The layout is documented at the heads of spill/blocks.py, segments.py, ledger.py and directory.py.
+The layout is documented at the heads of spill/blocks.py, segments.py, ledger.py and
+directory.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _STORED, _RANGES, _RANGE_BYTES = 80, 80, 24
 
 
 def heads_of(data: bytes | bytearray, *magics: bytes) -> list[int]:
-    """Where headers begin, those of blocks, segments, records and manifests alike unless `magics` chooses."""
+    """Where headers begin, those of blocks, segments, records and manifests alike
+    unless `magics` chooses.
+    """
     found = []
     for magic in magics or (BLOCK, SEGMENT, RECORD, MANIFEST):
         at = data.find(magic)
@@ -33,7 +37,9 @@ def heads_of(data: bytes | bytearray, *magics: bytes) -> list[int]:
 
 
 def seal(data: bytearray, at: int) -> None:
-    """Make the checksums of the header at `at` right, and of what it says belongs to it."""
+    """Make the checksums of the header at `at` right, and of what it says belongs to
+    it.
+    """
     magic = bytes(data[at : at + 8])
     if magic == MANIFEST:
         struct.pack_into("<I", data, at + _MANIFEST_CRC, zlib.crc32(data[at : at + _MANIFEST_CRC]))

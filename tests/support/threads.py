@@ -11,8 +11,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Seconds that a thread may take before it counts as stuck: a busy host has been seen to need three where an idle one
-# needs none.
+# Seconds that a thread may take before it counts as stuck: a busy host has been seen to
+# need three where an idle one needs none.
 PATIENCE = 60.0
 
 
@@ -25,7 +25,9 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def in_thread(work: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """The result of a call in another thread; a call that blocks, on a lock that is held, fails instead of hanging."""
+    """The result of a call in another thread; a call that blocks, on a lock that is
+    held, fails instead of hanging.
+    """
     results: list[T] = []
     with background(lambda: results.append(work()), seconds=seconds):
         pass
@@ -37,9 +39,11 @@ def run_threads(
     errors: list[BaseException] | None = None,
     seconds: float = 2 * PATIENCE,
 ) -> None:
-    """Run each at the same time, with thread switches as often as they can be had; raise what is raised first.
+    """Run each at the same time, with thread switches as often as they can be had;
+    raise what is raised first.
 
-    `errors` is for threads that wait for each other: one that is not empty tells them that another has failed.
+    `errors` is for threads that wait for each other: one that is not empty tells them
+    that another has failed.
     """
     jobs = list(work)
     meet = threading.Barrier(len(jobs))
@@ -58,7 +62,9 @@ def background(
     errors: list[BaseException] | None = None,
     seconds: float = PATIENCE,
 ) -> Iterator[None]:
-    """Each in a thread of its own beside the body, after which `stop` is set; raises what is raised first."""
+    """Each in a thread of its own beside the body, after which `stop` is set; raises
+    what is raised first.
+    """
     raised: list[BaseException] = [] if errors is None else errors
 
     def run(job: Callable[[], object]) -> None:

@@ -1,16 +1,20 @@
-"""Damaged and crafted files of every kind that this library reads: each is refused with a documented error, or serves.
+"""Damaged and crafted files of every kind that this library reads: each is refused with
+a documented error, or serves.
 
     python -m tests.torture.fuzz_files --kind ring --seed 1 --seconds 60
 
-What must hold of every file: nothing hangs, with the GIL or without; nothing crashes; no error comes but those documented;
-and no wrong byte comes out. Where a checksum promises it, an event that comes out is one that went in, under its number.
-Where none does, it lies in the file: it is nobody else's memory.
+What must hold of every file: nothing hangs, with the GIL or without; nothing crashes;
+no error comes but those documented; and no wrong byte comes out. Where a checksum
+promises it, an event that comes out is one that went in, under its number. Where none
+does, it lies in the file: it is nobody else's memory.
 
-A mutation is plain damage, or it is sealed: the checksums over it are right, as an attacker or a writer with an error
-would leave them. From sealed files wrong events may come, but no hang, no crash and no huge allocation.
+A mutation is plain damage, or it is sealed: the checksums over it are right, as an
+attacker or a writer with an error would leave them. From sealed files wrong events may
+come, but no hang, no crash and no huge allocation.
 
-Files are used in forked children, many by each; a file that takes too long ends its child by a signal. Prints the seed of
-each file that broke a promise; `--seed N --files 1` repeats it, and names the place of a hang.
+Files are used in forked children, many by each; a file that takes too long ends its
+child by a signal. Prints the seed of each file that broke a promise;
+`--seed N --files 1` repeats it, and names the place of a hang.
 """
 
 from __future__ import annotations
@@ -59,18 +63,22 @@ from tests.torture.journal import columns
 
 __all__ = ["KINDS", "Finding", "Report", "check", "fuzz"]
 
-#: Files that come of one base: seed // this is the base's own seed, so a seed alone repeats its file.
+#: Files that come of one base: seed // this is the base's own seed, so a seed alone
+#: repeats its file.
 FILES_PER_BASE: Final = 50
-#: Of CPU time, in one file: they take milliseconds, and with sanitizers ten times as long.
+#: Of CPU time, in one file: they take milliseconds, and with sanitizers ten times as
+#: long.
 MOST_CPU_SECONDS: Final = 3.0
 #: Of waiting: nothing here waits for anything but the CPU.
 MOST_SECONDS: Final = 120.0
-#: Beyond what the process has, for one file. What a file claims is not to be believed and allocated.
+#: Beyond what the process has, for one file. What a file claims is not to be believed
+#: and allocated.
 MOST_BYTES: Final = 512 << 20
 
 PAGE: Final = 4096
 WORD: Final = struct.Struct("<Q")
-#: Of a shared file's header: magic, format, kind, size, UUID, boot id, length of the JSON text behind it, and then a CRC-32.
+#: Of a shared file's header: magic, format, kind, size, UUID, boot id, length of the
+#: JSON text behind it, and then a CRC-32.
 SHARED_HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 BOOT_ID: Final = slice(40, 56)
 VALUES: Final = (
@@ -104,7 +112,8 @@ class Kind(NamedTuple):
     make: Callable[[Path, random.Random], None]
     #: Change one or several.
     mutate: Callable[[Contents, random.Random], bool]
-    #: Do with them all that can be done; AssertionError where a promise is broken. `sealed` as `mutate` returned.
+    #: Do with them all that can be done; AssertionError where a promise is broken.
+    #: `sealed` as `mutate` returned.
     use: Callable[[Path, random.Random, bool], None]
 
 
@@ -135,7 +144,9 @@ def change_word(data: bytearray, at: int, rng: random.Random) -> None:
 
 
 def used_lines(data: bytes | bytearray, start: int, end: int) -> list[int]:
-    """Where the cache lines are that are not zero: what is in use, whatever the layout of it."""
+    """Where the cache lines are that are not zero: what is in use, whatever the layout
+    of it.
+    """
     zeros = bytes(64)
     return [at for at in range(start, end, 64) if data[at : at + 64] != zeros[: end - at]]
 
@@ -143,7 +154,9 @@ def used_lines(data: bytes | bytearray, start: int, end: int) -> list[int]:
 def damage_shared(
     regions: Callable[[bytearray], list[tuple[float, list[int]]]],
 ) -> Callable[[Contents, random.Random], bool]:
-    """For a file that is mapped: words in regions, each with a weight and the lines that it may be in."""
+    """For a file that is mapped: words in regions, each with a weight and the lines
+    that it may be in.
+    """
 
     def mutate(files: Contents, rng: random.Random) -> bool:
         (data,) = files.values()
@@ -167,7 +180,9 @@ def damage_shared(
 
 
 def change_shared_header(data: bytearray, rng: random.Random) -> None:
-    """Of a shared file: a number in its JSON, its size or its boot id, under a checksum that is right."""
+    """Of a shared file: a number in its JSON, its size or its boot id, under a checksum
+    that is right.
+    """
     *_, length = SHARED_HEADER.unpack_from(data)
     text = bytes(data[SHARED_HEADER.size : SHARED_HEADER.size + length])
     way = rng.random()
@@ -206,7 +221,9 @@ def event(seq: int) -> bytes:
 
 
 def make_ring(checksums: bool) -> Callable[[Path, random.Random], None]:
-    """Messages that wait, that were released, and that were taken by one who dies, with a split and a hole among them."""
+    """Messages that wait, that were released, and that were taken by one who dies, with
+    a split and a hole among them.
+    """
 
     def make(directory: Path, rng: random.Random) -> None:
         ring = MessageRing(GRANULES * 64, path=directory / "ring", checksums=checksums)
@@ -266,7 +283,9 @@ def use_ring(checksums: bool) -> Callable[[Path, random.Random, bool], None]:
 
 
 def work_on_ring(ring: MessageRing, path: Path, rng: random.Random) -> None:
-    """All that can be done with it. Raises SharedFileError or RuntimeError where it says that it is damaged."""
+    """All that can be done with it. Raises SharedFileError or RuntimeError where it
+    says that it is damaged.
+    """
 
     def check(memory: bytes, messages: Messages) -> None:
         offsets = messages.offsets
@@ -362,7 +381,8 @@ def use_records(directory: Path, rng: random.Random, sealed: bool) -> None:
     ring = RingBuffer.attach(path)
 
     def values() -> set[int]:
-        # Also what a view that does not begin at a record would give: only foreign memory is wrong.
+        # Also what a view that does not begin at a record would give: only foreign
+        # memory is wrong.
         whole = path.read_bytes()
         return set(np.frombuffer(whole[: len(whole) & ~7], "i8").tolist())
 
@@ -438,7 +458,8 @@ SMALL: Final = SpillConfig(
 )
 
 
-#: Where fields lie in a header of each kind; those of four bytes, and the others of eight or one.
+#: Where fields lie in a header of each kind; those of four bytes, and the others of
+#: eight or one.
 FIELDS: Final = {
     BLOCK: (24, 32, 40, 48, 56, 64, 68, 69, 72, 80),
     SEGMENT: (8, 16, 32, 40, 48, 56, 64, 72),
@@ -486,7 +507,9 @@ def make_segments(directory: Path, rng: random.Random) -> None:
 
 
 def damage_spill(files: Contents, rng: random.Random) -> bool:
-    """Plain damage to some files of a directory, or sealed changes. Returns whether they are sealed."""
+    """Plain damage to some files of a directory, or sealed changes. Returns whether
+    they are sealed.
+    """
     sealed = rng.random() < 0.5
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         name = rng.choice(sorted(files))
@@ -538,7 +561,9 @@ def damage_spill(files: Contents, rng: random.Random) -> bool:
 
 
 def change_sealed(data: bytearray, rng: random.Random) -> bool:
-    """Change one header's fields, or the body of a block, and make its checksums right; False where there is no header."""
+    """Change one header's fields, or the body of a block, and make its checksums right;
+    False where there is no header.
+    """
     heads = [at for at in heads_of(data) if at + HEAD_BYTES <= len(data)]
     if not heads:
         return False
@@ -562,7 +587,9 @@ def change_sealed(data: bytearray, rng: random.Random) -> bool:
 
 
 def craft_body(data: bytearray, at: int, rng: random.Random) -> None:
-    """A block whose body claims much: frames of zstd that promise a huge content, and give little or what they promise."""
+    """A block whose body claims much: frames of zstd that promise a huge content, and
+    give little or what they promise.
+    """
     claimed = rng.choice((*VALUES, 3, 30, 100_000, 1 << 26, 1 << 33))
     count = rng.choice((1, 1, 2, 100, 1 << 20, (1 << 32) - 1))
     width = rng.choice((1, 2, 4))
@@ -582,7 +609,9 @@ def craft_body(data: bytearray, at: int, rng: random.Random) -> None:
 
 
 def zstd_frame(claimed: int, blocks: int) -> bytes:
-    """One frame that says that it unpacks to so much, of blocks that repeat one byte 128 KiB times each."""
+    """One frame that says that it unpacks to so much, of blocks that repeat one byte
+    128 KiB times each.
+    """
     head = b"\x28\xb5\x2f\xfd\xe0" + WORD.pack(claimed & (1 << 64) - 1)
     if blocks == 0 and 0 < claimed <= 1 << 17:
         return head + struct.pack("<I", (claimed << 3 | 2 | 1) | 7 << 24)[:4]
@@ -615,7 +644,9 @@ def use_segments(directory: Path, rng: random.Random, sealed: bool) -> None:
 
 @contextlib.contextmanager
 def appending_may_end(end: int) -> Iterator[None]:
-    """A lane whose files say that it has come to the last number there is takes no more, and says so."""
+    """A lane whose files say that it has come to the last number there is takes no
+    more, and says so.
+    """
     try:
         yield
     except ValueError:
@@ -678,7 +709,8 @@ def make_letters(directory: Path, rng: random.Random) -> None:
 def damage_letters(files: Contents, rng: random.Random) -> bool:
     if rng.random() < 0.5:
         return damage_spill(files, rng)
-    # Within a letter of a block that is stored as it is: the reader of letters sees it, under checksums that are right.
+    # Within a letter of a block that is stored as it is: the reader of letters sees it,
+    # under checksums that are right.
     data = files[rng.choice(sorted(files))]
     plain = [at for at in heads_of(data, BLOCK) if data[at + 68 : at + 69] == b"\0"]
     if not plain:
@@ -915,7 +947,9 @@ def fuzz(
     seconds: float | None = None,
     most_findings: int = 1,
 ) -> Report:
-    """Files of one kind from `seed` on, until there were so many, or for so long; ends at so many findings."""
+    """Files of one kind from `seed` on, until there were so many, or for so long; ends
+    at so many findings.
+    """
     report = Report()
     start = time.monotonic()
     # What the child is at: its seed, and whether it has ended with it.
@@ -967,7 +1001,9 @@ def _fast() -> str | None:
 
 
 def check(name: str, in_full: bool) -> None:
-    """For tests: some files of one kind, always the same ones, of which none may break a promise."""
+    """For tests: some files of one kind, always the same ones, of which none may break
+    a promise.
+    """
     files = 600 if in_full else 50
     report = fuzz(name, 1, files=files)
     assert not report.findings, str(report.findings[0])
@@ -986,8 +1022,9 @@ def _fate(status: int) -> str:
 def _run(name: str, start: int, end: int, scratch: Path, place: mmap.mmap, pipe: int) -> None:
     """In the child: the files from one seed to another."""
     kind = KINDS[name]
-    # What pytest has put there would be run by the interpreter, which a hang does not come back to. For the same reason the child
-    # speaks to descriptor 2: what pytest has put into the place of `sys.stderr` may end with the child.
+    # What pytest has put there would be run by the interpreter, which a hang does not
+    # come back to. For the same reason the child speaks to descriptor 2: what pytest
+    # has put into the place of `sys.stderr` may end with the child.
     for one in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(one, signal.SIG_DFL)
     base = _base_of(kind, start // FILES_PER_BASE, scratch)

@@ -1,8 +1,10 @@
-"""I/O errors: the k-th call to the file system fails, for every k, with every errno, once or from then on.
+"""I/O errors: the k-th call to the file system fails, for every k, with every errno,
+once or from then on.
 
     python -m tests.torture.io_errors --seeds 20
 
-After the error the store works on; then it is opened again without errors, as it is and on what power loss may leave of it.
+After the error the store works on; then it is opened again without errors, as it is and
+on what power loss may leave of it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
     faulty = FaultyFileSystem(disk, fail_at=fail_at, error=error, sticky=sticky)
     if error is None:
         faulty.only = {"pwrite"}  # only a write can be a short one
-    # What can not be read at a second try is lost. A call that is interrupted for ever fails like any other.
+    # What can not be read at a second try is lost. A call that is interrupted for ever
+    # fails like any other.
     journal.may_lose = sticky and error == errno.EIO
     store = None
     for _ in range(2):
@@ -41,7 +44,8 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
     if store is not None:
         journal.work(store, rng, STEPS, disk)
         if not sticky:
-            # It resumes by itself: the one error is behind it, or comes now, and then the next try succeeds.
+            # It resumes by itself: the one error is behind it, or comes now, and then
+            # the next try succeeds.
             for attempt in range(2):
                 try:
                     journal.append(store, rng, disk)
@@ -63,7 +67,9 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
 
 
 def every_call(seed: int, error: int | None, sticky: bool, stride: int = 1) -> int:
-    """Let each call fail in turn, or every so many; returns how many there were, or a few more."""
+    """Let each call fail in turn, or every so many; returns how many there were, or a
+    few more.
+    """
     fail_at = 1
     while one_run(seed, fail_at, error, sticky):
         fail_at += stride

@@ -1,6 +1,8 @@
-"""What a SpillStore has promised, kept beside it, and random work that makes it promise things.
+"""What a SpillStore has promised, kept beside it, and random work that makes it promise
+things.
 
-Shared by the proofs that kill a store in some way and then ask whether the promises hold: power_loss.py, io_errors.py.
+Shared by the proofs that kill a store in some way and then ask whether the promises
+hold: power_loss.py, io_errors.py.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def opened(fs: FileSystem, config: SpillConfig = SMALL) -> SpillStore:
 
 
 class Journal:
-    """Promises: which events were stored, which acked, up to where they are durable; and what may be there besides."""
+    """Promises: which events were stored, which acked, up to where they are durable;
+    and what may be there besides.
+    """
 
     def __init__(self, start: int = 0) -> None:
         self.start = start
@@ -58,9 +62,11 @@ class Journal:
         self.delivered = 0
 
     def restarted(self, store: SpillStore, found: dict[int, bytes]) -> None:
-        """After a recovery that kept the promises: what it has not found is gone, and numbers from end_seq on are free again.
+        """After a recovery that kept the promises: what it has not found is gone, and
+        numbers from end_seq on are free again.
 
-        What is gone may be reported as lost once more, if the record of that is lost with the power.
+        What is gone may be reported as lost once more, if the record of that is lost
+        with the power.
         """
         known = self.stored | self.tried
         self.tried = {
@@ -75,7 +81,9 @@ class Journal:
     def work(
         self, store: SpillStore, rng: random.Random, steps: int, disk: CrashingFileSystem
     ) -> None:
-        """Random calls. Where the file system refuses, the store says so by NotNow, and work goes on."""
+        """Random calls. Where the file system refuses, the store says so by NotNow, and
+        work goes on.
+        """
         unacked: list[tuple[int, int]] = []
         read_to = 0
         for _ in range(steps):
@@ -117,7 +125,9 @@ class Journal:
             self.stored |= came
 
     def event(self, seq: int, rng: random.Random, disk: CrashingFileSystem) -> bytes:
-        """Tells its number; some pretend to be the disk format, by bytes that really lie on the disk."""
+        """Tells its number; some pretend to be the disk format, by bytes that really
+        lie on the disk.
+        """
         text = b"%d:" % seq
         kind = rng.random()
         if kind < 0.6:
@@ -140,7 +150,9 @@ class Journal:
             assert event == expected, f"event {seq} is {event!r}, and was {expected!r}"
 
     def check_recovered(self, store: SpillStore, survivors: int) -> dict[int, bytes]:
-        """Everything below `survivors` that nobody acked is there, nothing is that was not appended, and the books are right."""
+        """Everything below `survivors` that nobody acked is there, nothing is that was
+        not appended, and the books are right.
+        """
         found: dict[int, bytes] = {}
         seq = 0
         on_disk = store.events_on_disk
@@ -154,7 +166,8 @@ class Journal:
                 assert 0 < answer.events <= len(there), f"{answer}, where {len(there)} were"
                 if not self.acked.intersection(there):
                     assert answer.events == len(there), f"{answer}, where {len(there)} were"
-                # What an earlier power loss took is not among `stored`, and may be reported once more.
+                # What an earlier power loss took is not among `stored`, and may be
+                # reported once more.
                 damaged = [
                     number for number in there if number < survivors and number in self.stored
                 ]

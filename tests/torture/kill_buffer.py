@@ -1,13 +1,15 @@
-"""Kill a process that fills and drains a BufferManager with a directory, again and again, and account for every accepted event.
+"""Kill a process that fills and drains a BufferManager with a directory, again and
+again, and account for every accepted event.
 
     python -m tests.torture.kill_buffer --cycles 10000 --seed 1
 
-The child notes each event when its add has returned, each batch when it has been got, and each ack when it has returned; the
-parent, which is never killed, compares at the end:
+The child notes each event when its add has returned, each batch when it has been got,
+and each ack when it has returned; the parent, which is never killed, compares at the
+end:
 
-    each event noted as accepted is delivered, its bytes intact
-    none is delivered again after its ack was noted
-    within a priority, events come for the first time in the order in which they were accepted, across all lives of the process
+    each event noted as accepted is delivered, its bytes intact none is delivered again
+    after its ack was noted within a priority, events come for the first time in the
+    order in which they were accepted, across all lives of the process
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _PRIORITIES = (1, 3, 5)
 
 
 def config_for(directory: str, rng: random.Random) -> BufferConfig:
-    """Small sizes, so that all that can happen happens often: full rings, spilling, new files, and rings of another size."""
+    """Small sizes, so that all that can happen happens often: full rings, spilling, new
+    files, and rings of another size.
+    """
     return BufferConfig(
         directory=directory,
         lane_bytes=rng.choice((1 << 14, 1 << 16, 1 << 16)),

@@ -1,9 +1,11 @@
-"""Kill producers and consumers of a shared RingBuffer at random moments, again and again; account for every record.
+"""Kill producers and consumers of a shared RingBuffer at random moments, again and
+again; account for every record.
 
     python -m tests.torture.kill_records --kills 1000 --seed 1
 
-Producers write down what they had pushed in a file of their own after each push returned, consumers what they had got before they
-released it; the parent, which is never killed, compares: each record noted as pushed comes out, its bytes intact; none
+Producers write down what they had pushed in a file of their own after each push
+returned, consumers what they had got before they released it; the parent, which is
+never killed, compares: each record noted as pushed comes out, its bytes intact; none
 comes twice but what its consumer had not released.
 """
 
@@ -107,7 +109,9 @@ def spawn(work: Any, *arguments: object) -> int:
 
 
 def torture(kills: int, seed: int, progress: bool = False) -> int:
-    """Run the loop in a directory of its own; how many records were pushed. AssertionError says what went wrong."""
+    """Run the loop in a directory of its own; how many records were pushed.
+    AssertionError says what went wrong.
+    """
     rng = random.Random(seed)
     living: dict[int, str] = {}
     names: list[str] = []

@@ -1,12 +1,15 @@
-"""Kill producers and consumers of a shared MessageRing at random moments, again and again; account for every message.
+"""Kill producers and consumers of a shared MessageRing at random moments, again and
+again; account for every message.
 
     python -m tests.torture.kill_ring --kills 1000 --seed 1
 
-Producers write down what they had pushed in a file of their own after each push returned, consumers what they had got before they
-released it; the parent, which is never killed, compares:
+Producers write down what they had pushed in a file of their own after each push
+returned, consumers what they had got before they released it; the parent, which is
+never killed, compares:
 
-    each message noted as pushed comes out, its bytes intact; none comes twice but what its consumer had not released
-    those of one producer come in their order, but for what is delivered again
+    each message noted as pushed comes out, its bytes intact; none comes twice but what
+    its consumer had not released those of one producer come in their order, but for
+    what is delivered again
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ _NOTE = struct.Struct("<IQ")
 
 
 def _payload(producer: int, number: int) -> bytes:
-    # Its length varies, so that frames begin and end everywhere and run over the end of the memory.
+    # Its length varies, so that frames begin and end everywhere and run over the end of
+    # the memory.
     return b"%d:%d:" % (producer, number) + b"x" * (number * 7919 % 150)
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.torture.power_loss --images 20000 --seed 1
 
-Every image is recovered, drained and checked, some are worked on and cut off again. Prints the seed of the first one that broke a
-promise; that seed alone repeats it.
+Every image is recovered, drained and checked, some are worked on and cut off again.
+Prints the seed of the first one that broke a promise; that seed alone repeats it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ IMAGES_PER_CUT = 8
 
 
 def one_life(seed: int) -> tuple[int, int]:
-    """Up to three cuts of one lane; returns how many images were checked, and how many events they gave back."""
+    """Up to three cuts of one lane; returns how many images were checked, and how many
+    events they gave back.
+    """
     rng = random.Random(seed)
     disk = disk_with_lane(seed=seed)
     journal = Journal(rng.choice(STARTS))

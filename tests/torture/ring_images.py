@@ -1,9 +1,11 @@
-"""Power loss in a ring's file: a ring is worked on, and salvaged from what a disk may hold of its file then.
+"""Power loss in a ring's file: a ring is worked on, and salvaged from what a disk may
+hold of its file then.
 
     python -m tests.torture.ring_images --images 20000 --seed 1
 
-In every image each page of the file is as it was at the end, as it was at some moment before, or torn between sectors of both.
-Prints the seed of the first life that broke a promise; that seed alone repeats it.
+In every image each page of the file is as it was at the end, as it was at some moment
+before, or torn between sectors of both. Prints the seed of the first life that broke a
+promise; that seed alone repeats it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Frame(NamedTuple):
 
 
 class Life:
-    """A ring, what was put into it and taken out of it, and its file at several moments."""
+    """A ring, what was put into it and taken out of it, and its file at several
+    moments.
+    """
 
     def __init__(self, path: Path, rng: random.Random) -> None:
         self.path = path
@@ -91,7 +95,9 @@ class Life:
             self.sent[first + i] = messages[i]
 
     def hostile(self) -> bytes:
-        """What lies in the ring, so that it comes to lie where it lay: true frames of an earlier lap, at their places."""
+        """What lies in the ring, so that it comes to lie where it lay: true frames of
+        an earlier lap, at their places.
+        """
         memory = self.ring._memory_view()
         (write,) = struct.unpack_from("<Q", self.image(), WRITE)
         at = ((write >> 32) + 1) % self.granules * GRANULE

@@ -1,7 +1,9 @@
-"""Kill a process after its k-th instruction, for every k: the strictest reading of "killed at any instruction".
+"""Kill a process after its k-th instruction, for every k: the strictest reading of
+"killed at any instruction".
 
-A forked child stops before the operation and after it; the parent lets it go on by single steps (ptrace) and kills it after k
-of them. What it leaves in the shared ring is then judged by the parent. Linux on x86-64 and ARM, where ptrace is allowed.
+A forked child stops before the operation and after it; the parent lets it go on by
+single steps (ptrace) and kills it after k of them. What it leaves in the shared ring is
+then judged by the parent. Linux on x86-64 and ARM, where ptrace is allowed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def _ptrace(request: int, pid: int) -> None:
 
 
 class Stepped:
-    """A child that stands still after so many instructions of its operation, alive: no signal reaches it but SIGKILL.
+    """A child that stands still after so many instructions of its operation, alive: no
+    signal reaches it but SIGKILL.
 
     within: whether it stands within the operation; False: that had ended before.
     """
@@ -34,7 +37,8 @@ class Stepped:
         if pid == 0:
             try:
                 operation = setup()
-                # Plain ints, found beforehand: with an enum and its look-ups the stops alone take 3,300 instructions.
+                # Plain ints, found beforehand: with an enum and its look-ups the stops
+                # alone take 3,300 instructions.
                 kill, me, stop = os.kill, os.getpid(), int(signal.SIGSTOP)
                 _ptrace(_TRACEME, 0)
                 kill(me, stop)
@@ -74,7 +78,8 @@ class Stepped:
 
 
 def run_and_kill(setup: Callable[[], Callable[[], object]], steps: int) -> bool:
-    """Let a child run `setup()`, then what it returned, and kill it after that many instructions of it.
+    """Let a child run `setup()`, then what it returned, and kill it after that many
+    instructions of it.
 
     Returns True if it was killed within the operation, False if that had ended before.
     """
@@ -84,7 +89,9 @@ def run_and_kill(setup: Callable[[], Callable[[], object]], steps: int) -> bool:
 
 
 def steps_until(setup: Callable[[], Callable[[], object]], done: Callable[[], object]) -> int:
-    """After how many instructions of its operation a child has first done what can be seen from here; it is killed there."""
+    """After how many instructions of its operation a child has first done what can be
+    seen from here; it is killed there.
+    """
     child = Stepped(setup, 0)
     steps = 0
     try:

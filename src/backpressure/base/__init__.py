@@ -1,1 +1,3 @@
-"""Vocabulary: time, errors, priorities, what a buffer tells. No thread, no I/O, no policy."""
+"""Vocabulary: time, errors, priorities, what a buffer tells. No thread, no I/O, no
+policy.
+"""

@@ -1,8 +1,9 @@
 """The one source of time.
 
-Every policy takes a clock and never asks the operating system itself, so that tests and simulations own time
-(`backpressure.testing.FakeClock`). Readings are float seconds from an arbitrary start; only differences mean anything.
-Wall-clock time is never used for a decision: it steps.
+Every policy takes a clock and never asks the operating system itself, so that tests and
+simulations own time (`backpressure.testing.FakeClock`). Readings are float seconds from
+an arbitrary start; only differences mean anything. Wall-clock time is never used for a
+decision: it steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Clock(Protocol):
 
 
 class MonotonicClock:
-    """The operating system's monotonic clock; has no state, so one may be shared by everything."""
+    """The operating system's monotonic clock; has no state, so one may be shared by
+    everything.
+    """
 
     __slots__ = ()
 
@@ -37,11 +40,13 @@ class MonotonicClock:
 
 
 class ForwardClock:
-    """A clock that never steps back, over one that may: a step back counts as time that stood still, and it goes on from there.
+    """A clock that never steps back, over one that may: a step back counts as time that
+    stood still, and it goes on from there.
 
     So nothing is credited twice, and nothing waits for the clock below to catch up.
 
-    Not for several threads at once: its owner reads it under its own lock, and so sees readings in the order of their use.
+    Not for several threads at once: its owner reads it under its own lock, and so sees
+    readings in the order of their use.
 
     >>> from backpressure.testing import FakeClock
     >>> below = FakeClock(100.0)
@@ -63,8 +68,8 @@ class ForwardClock:
         self.lag = 0.0
         self._read = clock.now
         self._reading = -math.inf
-        #: The present reading, in seconds. The operating system's clock keeps the promise by itself: to look after it would
-        #: cost every reading another call.
+        #: The present reading, in seconds. The operating system's clock keeps the
+        #: promise by itself: to look after it would cost every reading another call.
         self.now: Callable[[], float] = (
             clock.now if type(clock) is MonotonicClock else self._read_forward
         )

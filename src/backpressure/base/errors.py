@@ -17,8 +17,9 @@
     ├── FormatError                                     a file there is of an unknown version, or another buffer's
     └── SinkGone                    (also OSError)      a sink will never take anything again
 
-Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds to wait), or never (`InvalidEvents`,
-`NeverAdmitted`)? Nothing was changed by a call that raised one of these. A buffer refuses by its answer, an `Admission`, whose
+Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds
+to wait), or never (`InvalidEvents`, `NeverAdmitted`)? Nothing was changed by a call
+that raised one of these. A buffer refuses by its answer, an `Admission`, whose
 `raise_for_rejection` raises them for those who prefer it.
 """
 
@@ -52,7 +53,8 @@ class BackpressureError(Exception):
     """The root: catches whatever this library raises by itself."""
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # By `__new__`, which keeps `args`: the arguments that `__init__` has made a message of are others.
+        # By `__new__`, which keeps `args`: the arguments that `__init__` has made a
+        # message of are others.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -71,7 +73,8 @@ class InvalidEvents(BackpressureError, ValueError):
 class EventTooLarge(InvalidEvents):
     """One event is larger than its lane can ever hold.
 
-    `index` is its place in what was given, `nbytes` its size and `limit` the largest size, both in bytes.
+    `index` is its place in what was given, `nbytes` its size and `limit` the largest
+    size, both in bytes.
     """
 
     def __init__(self, index: int, nbytes: int, limit: int) -> None:
@@ -85,7 +88,9 @@ class EventTooLarge(InvalidEvents):
 
 
 class NotNow(BackpressureError):
-    """Refused for the moment. `retry_after` is in seconds; 0.0 where no estimate can be made."""
+    """Refused for the moment. `retry_after` is in seconds; 0.0 where no estimate can be
+    made.
+    """
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -93,7 +98,9 @@ class NotNow(BackpressureError):
 
 
 class BufferFull(NotNow, queue.Full):
-    """No room. Also a `queue.Full`, so that code written for `queue.Queue` goes on working."""
+    """No room. Also a `queue.Full`, so that code written for `queue.Queue` goes on
+    working.
+    """
 
 
 class RateLimited(NotNow):
@@ -101,15 +108,21 @@ class RateLimited(NotNow):
 
 
 class CircuitOpenError(NotNow):
-    """The circuit breaker lets no call through before `retry_after` seconds have passed."""
+    """The circuit breaker lets no call through before `retry_after` seconds have
+    passed.
+    """
 
 
 class DiskFull(NotNow):
-    """No room on the disk (ENOSPC, EDQUOT), or `max_disk_bytes` is reached; what was stored before stays whole."""
+    """No room on the disk (ENOSPC, EDQUOT), or `max_disk_bytes` is reached; what was
+    stored before stays whole.
+    """
 
 
 class DiskFailed(NotNow):
-    """A call to the file system failed. `errno` says how; what was stored before stays whole."""
+    """A call to the file system failed. `errno` says how; what was stored before stays
+    whole.
+    """
 
     def __init__(self, message: str, retry_after: float = 0.0, errno: int | None = None) -> None:
         super().__init__(message, retry_after)
@@ -133,7 +146,9 @@ class DirectoryInUse(BackpressureError):
 
 
 class FormatError(BackpressureError):
-    """A file that this version must not touch: of a later format, or of another buffer. `path` names it; it was left as it is."""
+    """A file that this version must not touch: of a later format, or of another buffer.
+    `path` names it; it was left as it is.
+    """
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -141,6 +156,8 @@ class FormatError(BackpressureError):
 
 
 class SinkGone(BackpressureError, OSError):
-    """The sink will never take anything again, for instance a pipe whose reader has ended."""
+    """The sink will never take anything again, for instance a pipe whose reader has
+    ended.
+    """
 
     __reduce__ = OSError.__reduce__  # which knows of the file's name

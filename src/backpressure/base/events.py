@@ -1,4 +1,6 @@
-"""What a buffer tells about itself: typed, frozen events. `event_dispatcher.py` carries them to whoever listens."""
+"""What a buffer tells about itself: typed, frozen events. `event_dispatcher.py` carries
+them to whoever listens.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,11 @@ class EventType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What all events have: `type`; `at`, the buffer's clock in seconds; and `seq`, their number.
+    """What all events have: `type`; `at`, the buffer's clock in seconds; and `seq`,
+    their number.
 
-    Events are numbered 1, 2, … as they are emitted, so that a listener sees what it missed; 0: not emitted yet.
+    Events are numbered 1, 2, … as they are emitted, so that a listener sees what it
+    missed; 0: not emitted yet.
     """
 
     type: EventType
@@ -56,7 +60,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackpressureActivated(Event):
-    """`signal` ("depth", "delay", "latency", "error_rate" or "throughput") read `value` and crossed `threshold`."""
+    """`signal` ("depth", "delay", "latency", "error_rate" or "throughput") read `value`
+    and crossed `threshold`.
+    """
 
     type: EventType = EventType.BACKPRESSURE_ACTIVATED
     signal: str
@@ -68,7 +74,8 @@ class BackpressureActivated(Event):
 class BackpressureDeactivated(Event):
     """Every signal that had crossed its threshold is below its exit threshold again.
 
-    `active_for` is in seconds; `signal` had caused it, and reads `value` now (0 where it was not measured).
+    `active_for` is in seconds; `signal` had caused it, and reads `value` now (0 where
+    it was not measured).
     """
 
     type: EventType = EventType.BACKPRESSURE_DEACTIVATED
@@ -99,7 +106,9 @@ class BatchSizeChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRedelivered(Event):
-    """A nacked batch of `events` events from `first_seq` goes out again, as attempt number `attempt`."""
+    """A nacked batch of `events` events from `first_seq` goes out again, as attempt
+    number `attempt`.
+    """
 
     type: EventType = EventType.BATCH_REDELIVERED
     priority: int
@@ -148,7 +157,9 @@ class RateChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsDropped(Event):
-    """`events` accepted events of `priority` were dropped to make room, because of `reason`."""
+    """`events` accepted events of `priority` were dropped to make room, because of
+    `reason`.
+    """
 
     type: EventType = EventType.EVENTS_DROPPED
     priority: int
@@ -174,9 +185,11 @@ class BufferClosing(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Event):
-    """Somebody changed `setting` by hand: "flow_control_rate", "batch_size" or "circuit_breaker" (a reset).
+    """Somebody changed `setting` by hand: "flow_control_rate", "batch_size" or
+    "circuit_breaker" (a reset).
 
-    `old` and `new` are events per second, events, or names of `State`. `by` says who, as "code" or "http 127.0.0.1:50312".
+    `old` and `new` are events per second, events, or names of `State`. `by` says who,
+    as "code" or "http 127.0.0.1:50312".
     """
 
     type: EventType = EventType.TUNED

@@ -1,6 +1,8 @@
-"""LogLimiter: at most one log line per kind and interval, each with the sum of what happened since the last one.
+"""LogLimiter: at most one log line per kind and interval, each with the sum of what
+happened since the last one.
 
-A trip or a drop is worth a line; ten thousand of them a second are not. Nothing is lost from the sums, only the lines are fewer.
+A trip or a drop is worth a line; ten thousand of them a second are not. Nothing is lost
+from the sums, only the lines are fewer.
 
 Thread safety: any thread may call any method.
 """
@@ -35,7 +37,9 @@ class LogLimiter:
             return 0
 
     def rest(self) -> dict[Hashable, int]:
-        """What has been counted and not logged, by kind; counted from 0 again afterwards."""
+        """What has been counted and not logged, by kind; counted from 0 again
+        afterwards.
+        """
         with self._lock:
             rest, self._sums = self._sums, {}
             return rest

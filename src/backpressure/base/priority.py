@@ -10,7 +10,9 @@ __all__ = ["PRIORITY_LEVELS", "Priority", "check_priority"]
 
 
 class Priority(IntEnum):
-    """How urgent an event is. A plain int from 1 to 5 serves wherever one of these does."""
+    """How urgent an event is. A plain int from 1 to 5 serves wherever one of these
+    does.
+    """
 
     CRITICAL = 1
     HIGH = 2

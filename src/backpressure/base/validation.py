@@ -1,4 +1,6 @@
-"""Checks of config fields and arguments: one message for one kind of mistake, always naming what is wrong."""
+"""Checks of config fields and arguments: one message for one kind of mistake, always
+naming what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ __all__ = [
 def check_fields(
     config: object, kind: type[int] | type[float], low: float, high: float, *names: str
 ) -> None:
-    """ConfigError where one of these fields is not a number of that kind from `low` to `high`."""
+    """ConfigError where one of these fields is not a number of that kind from `low` to
+    `high`.
+    """
     for name in names:
         check_number(name, getattr(config, name), kind, low, high)
 
@@ -30,7 +34,9 @@ def check_fields(
 def check_number(
     name: str, value: object, kind: type[int] | type[float], low: float, high: float
 ) -> None:
-    """ConfigError where `value` is not a number of that kind from `low` to `high`; an int serves as a float."""
+    """ConfigError where `value` is not a number of that kind from `low` to `high`; an
+    int serves as a float.
+    """
     if not _is_number(value, kind) or not low <= value <= high:
         what = "an int" if kind is int else "a number"
         allowed = f"from {low:,} to {high:,}" if high < math.inf else f"of at least {low:,}"
@@ -38,7 +44,9 @@ def check_number(
 
 
 def check_positive(config: object, most: float, *names: str) -> None:
-    """ConfigError where one of these fields is not a finite number above 0 and at most `most`, which may be inf."""
+    """ConfigError where one of these fields is not a finite number above 0 and at most
+    `most`, which may be inf.
+    """
     for name in names:
         value = getattr(config, name)
         if not _is_number(value, float) or not 0.0 < value <= most or value == math.inf:
@@ -47,7 +55,9 @@ def check_positive(config: object, most: float, *names: str) -> None:
 
 
 def _is_number(value: object, kind: type[int] | type[float]) -> TypeGuard[float]:
-    """Whether `value` serves as that kind: an int serves as a float, unless no float is as large."""
+    """Whether `value` serves as that kind: an int serves as a float, unless no float is
+    as large.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         return False
     return kind is int or isinstance(value, float) or abs(value) <= sys.float_info.max
@@ -68,7 +78,9 @@ def check_kind(config: object, kind: type, *names: str) -> None:
 
 
 def timeout_seconds(timeout: object, name: str = "timeout") -> float:
-    """A timeout as seconds, infinite for None. ValueError for what is none: nan, a negative one, a text, a bool."""
+    """A timeout as seconds, infinite for None. ValueError for what is none: nan, a
+    negative one, a text, a bool.
+    """
     if timeout is None:
         return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:

@@ -8,7 +8,8 @@ __all__ = ["reason"]
 
 
 def reason(error: BaseException, where: str | None = None) -> str:
-    """An exception in words: of the system's errors the file and what happened, without the number.
+    """An exception in words: of the system's errors the file and what happened, without
+    the number.
 
     where: what the error is about if it names no file itself.
     """
@@ -18,5 +19,6 @@ def reason(error: BaseException, where: str | None = None) -> str:
     name = where if error.filename is None else error.filename
     if name is None:
         return error.strerror
-    # os.fsdecode takes no descriptor, which is what an error of a call like os.listdir(fd) names.
+    # os.fsdecode takes no descriptor, which is what an error of a call like
+    # os.listdir(fd) names.
     return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"

@@ -19,12 +19,16 @@ _LIMITED: Final = {
 
 
 class Admission(NamedTuple):
-    """What became of the events of one call. The accepted ones are always a prefix: retry `events[admission.accepted:]`.
+    """What became of the events of one call. The accepted ones are always a prefix:
+    retry `events[admission.accepted:]`.
 
-    accepted, rejected: events. `reason`: None where all were accepted, else why the rest was not: "full" (the lane), "rate",
-    "share", "delay" or "emergency" (flow control), or "closed". `retry_after`: seconds after which a retry can succeed, 0.0 where
-    that is not known. `first_seq`: the lane's number of the first accepted event, None where none was.
-    `consumed`: for `add_lines`, how many bytes of the chunk were taken: go on at `chunk[admission.consumed:]`.
+    accepted, rejected: events. `reason`: None where all were accepted, else why the
+    rest was not: "full" (the lane), "rate", "share", "delay" or "emergency" (flow
+    control), or "closed". `retry_after`: seconds after which a retry can succeed, 0.0
+    where that is not known. `first_seq`: the lane's number of the first accepted event,
+    None where none was.
+    `consumed`: for `add_lines`, how many bytes of the chunk were taken: go on at
+        `chunk[admission.consumed:]`.
     """
 
     accepted: int
@@ -37,15 +41,17 @@ class Admission(NamedTuple):
     def raise_for_rejection(self) -> None:
         """Raise what says why events were rejected; nothing where all were accepted.
 
-        BufferFull for "full"; RateLimited for "rate", "share", "delay" and "emergency"; both are NotNow and have the
-        `retry_after` of this admission. NeverAdmitted where the rate is 0 and the burst is spent, so that waiting can not help;
-        BufferClosed for "closed". Whatever is raised, what was accepted stays accepted: only the rest is to be tried again.
+        BufferFull for "full"; RateLimited for "rate", "share", "delay" and "emergency";
+        both are NotNow and have the `retry_after` of this admission. NeverAdmitted
+        where the rate is 0 and the burst is spent, so that waiting can not help;
+        BufferClosed for "closed". Whatever is raised, what was accepted stays accepted:
+        only the rest is to be tried again.
 
         >>> Admission(accepted=3, rejected=0).raise_for_rejection()
         >>> Admission(accepted=1, rejected=2, reason="rate", retry_after=0.5).raise_for_rejection()
         Traceback (most recent call last):
         backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over the rate; raise it (adjust_flow_control_rate) or \
-offer less; the first 1 was accepted: try the rest again in 0.5 s
+        offer less; the first 1 was accepted: try the rest again in 0.5 s
         """
         if not self.rejected:
             return
@@ -69,7 +75,8 @@ offer less; the first 1 was accepted: try the rest again in 0.5 s
                 f"{what}: the rate is 0 and the burst is spent, so waiting can not help; {taken}raise the rate "
                 f"(adjust_flow_control_rate) before you try {'the rest' if taken else 'them'} again"
             )
-        # A rate of 0 leaves nothing to reckon with, but what others leave of the burst may be had some time.
+        # A rate of 0 leaves nothing to reckon with, but what others leave of the burst
+        # may be had some time.
         wait = self.retry_after if self.retry_after < math.inf else 0.0
         why = _LIMITED.get(self.reason or "rate", self.reason)
         when = f"in {wait:.3g} s" if wait else "later"

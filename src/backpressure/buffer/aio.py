@@ -1,11 +1,13 @@
-"""The asynchronous face of a buffer: the same buffer, awaited instead of waited for. No thread is involved.
+"""The asynchronous face of a buffer: the same buffer, awaited instead of waited for. No
+thread is involved.
 
     async for batch in buffer.aio.batches():
         with batch:
             await send(batch)
 
-Any number of event loops and threads may use one buffer at the same time. A coroutine that is cancelled while it waits has
-taken nothing; what it had got accepted stays accepted.
+Any number of event loops and threads may use one buffer at the same time. A coroutine
+that is cancelled while it waits has taken nothing; what it had got accepted stays
+accepted.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ __all__ = ["AsyncBuffer", "EventFeed"]
 
 
 class AsyncBuffer:
-    """`add_events`, `add_lines`, `get_batch` and `close` as coroutines, and batches as an asynchronous iterator."""
+    """`add_events`, `add_lines`, `get_batch` and `close` as coroutines, and batches as
+    an asynchronous iterator.
+    """
 
     def __init__(self, buffer: BufferManager) -> None:
         self._buffer = buffer
@@ -90,13 +94,15 @@ class AsyncBuffer:
                 yield batch
 
     def events(self, *types: EventType, since: int | None = None, limit: int = 256) -> EventFeed:
-        """The buffer's events of these types (none named: all) from this call on, as an asynchronous iterator.
+        """The buffer's events of these types (none named: all) from this call on, as an
+        asynchronous iterator.
 
             async for event in buffer.aio.events(EventType.CIRCUIT_STATE_CHANGED):
                 ...
 
-        since: first what is still kept (the last 512) of the events after the one with that `seq`. limit: how many may wait
-        for the reader; of more the oldest are lost to it, and counted in `EventFeed.missed`.
+        since: first what is still kept (the last 512) of the events after the one with
+        that `seq`. limit: how many may wait for the reader; of more the oldest are lost
+        to it, and counted in `EventFeed.missed`.
         """
         return EventFeed(self._buffer._events.subscribe(*types, since=since, limit=limit))
 
@@ -108,7 +114,9 @@ class AsyncBuffer:
     async def _wait_for(
         self, offer: PendingAdd, seconds: float, stop: Callable[[], bool] = lambda: False
     ) -> Admission:
-        """What became of the offer. Waiting ends early where `stop()` holds; whoever makes it hold notifies `buffer._room`."""
+        """What became of the offer. Waiting ends early where `stop()` holds; whoever
+        makes it hold notifies `buffer._room`.
+        """
         buffer = self._buffer
         try:
             if not offer.advance():
@@ -133,9 +141,11 @@ class AsyncBuffer:
 
 
 class EventFeed:
-    """Events as they come, for one coroutine; ends when the buffer is closed. Made by `AsyncBuffer.events`.
+    """Events as they come, for one coroutine; ends when the buffer is closed. Made by
+    `AsyncBuffer.events`.
 
-    Forgetting it is enough to end it; `close`, or its use as an (asynchronous) context manager, ends it at once.
+    Forgetting it is enough to end it; `close`, or its use as an (asynchronous) context
+    manager, ends it at once.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -158,7 +168,9 @@ class EventFeed:
         return self._subscription.ended
 
     async def get(self, timeout: float | None = None) -> Event | None:
-        """The next event, or None: `timeout` seconds (None: no end) have passed, or it has `ended` and nothing waits."""
+        """The next event, or None: `timeout` seconds (None: no end) have passed, or it
+        has `ended` and nothing waits.
+        """
         seconds = timeout_seconds(timeout)
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
@@ -211,7 +223,9 @@ class EventFeed:
 
 
 async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> None:
-    """Wait until `wakeup` is notified, or for `timeout` seconds, unless `done()` holds already."""
+    """Wait until `wakeup` is notified, or for `timeout` seconds, unless `done()` holds
+    already.
+    """
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 

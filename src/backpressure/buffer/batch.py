@@ -1,8 +1,9 @@
 """Batch: what a consumer holds between get_batch and its ack or nack.
 
-A batch is a copy: it does not pin the ring's memory layout, may be kept as long as the consumer likes, and can be read from any
-thread. Its events stay the buffer's responsibility until `ack()`; `nack()`, an exception out of its `with` block,
-or losing the last reference to it gives them back for redelivery.
+A batch is a copy: it does not pin the ring's memory layout, may be kept as long as the
+consumer likes, and can be read from any thread. Its events stay the buffer's
+responsibility until `ack()`; `nack()`, an exception out of its `with` block, or losing
+the last reference to it gives them back for redelivery.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ __all__ = ["Batch"]
 class Batch:
     """Events of one priority, in order; a sequence of bytes.
 
-    len(batch), iteration, indexing: events as bytes, without their newline. `data` (uint8) and `offsets` (int64, one more than
-    there are events): the same as numpy columns, event i being data[offsets[i]:offsets[i + 1]]. `__arrow_c_array__`: the same
-    as an Arrow large-binary array, without a copy.
+    len(batch), iteration, indexing: events as bytes, without their newline. `data`
+    (uint8) and `offsets` (int64, one more than there are events): the same as numpy
+    columns, event i being data[offsets[i]:offsets[i + 1]]. `__arrow_c_array__`: the
+    same as an Arrow large-binary array, without a copy.
 
-    Exactly one of `ack` and `nack` counts; a second one raises BatchStateError. As a context manager a batch acks itself
-    at the end of the block, and on an exception nacks itself and lets the exception through.
+    Exactly one of `ack` and `nack` counts; a second one raises BatchStateError. As a
+    context manager a batch acks itself at the end of the block, and on an exception
+    nacks itself and lets the exception through.
     """
 
     __slots__ = (
@@ -58,12 +61,14 @@ class Batch:
     ) -> None:
         self._handout = handout
         self._settle = settle
-        #: The circuit breaker's leave to call the sink; settled together with the batch.
+        #: The circuit breaker's leave to call the sink; settled together with the
+        #: batch.
         self.permit = permit
         self.buffer_id = buffer_id
         #: How many events the batch could have had.
         self.asked = asked
-        #: Whether it fills the adaptive batch size; None: something else kept it smaller.
+        #: Whether it fills the adaptive batch size; None: something else kept it
+        #: smaller.
         self.filled = filled
         #: When it was handed out, on the buffer's clock (seconds).
         self.taken_at = taken_at
@@ -90,7 +95,9 @@ class Batch:
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Where each event starts in `data`, and at the end where the last one ends; read-only."""
+        """Where each event starts in `data`, and at the end where the last one ends;
+        read-only.
+        """
         return self._handout.messages.offsets
 
     @property
@@ -99,11 +106,14 @@ class Batch:
         return self._handout.messages.nbytes
 
     def join(self, sep: bytes = b"\n", end: bytes = b"") -> bytes:
-        """All events as one bytes object, with `sep` between them and `end` after the last."""
+        """All events as one bytes object, with `sep` between them and `end` after the
+        last.
+        """
         return self._handout.messages.join(sep, end)
 
     def join_into(self, target: Any, start: int = 0, sep: bytes = b"\n") -> tuple[int, int]:
-        """Write events from number `start` on into a writable buffer, each followed by `sep`, as many as fit.
+        """Write events from number `start` on into a writable buffer, each followed by
+        `sep`, as many as fit.
 
         Returns (events, bytes written); (0, 0) where not even one fits.
         """
@@ -136,7 +146,9 @@ class Batch:
 
     @property
     def id(self) -> str:
-        """The same at every redelivery of these events, and of no others: a sink's idempotence key."""
+        """The same at every redelivery of these events, and of no others: a sink's
+        idempotence key.
+        """
         return f"{self.buffer_id}-{self.priority}-{self.first_seq}+{len(self)}"
 
     # ------------------------------------------------------------ settling
@@ -146,9 +158,11 @@ class Batch:
         self._settle(self, True, None)
 
     def nack(self, error: BaseException | str | None = None) -> None:
-        """The events have not been delivered: they go out again, in their place, after a pause that grows with `attempt`.
+        """The events have not been delivered: they go out again, in their place, after
+        a pause that grows with `attempt`.
 
-        `error` is what the sink said; it goes into the events and to the circuit breaker.
+        `error` is what the sink said; it goes into the events and to the circuit
+        breaker.
         """
         self._settle(self, False, error)
 
@@ -169,8 +183,9 @@ class Batch:
         return False
 
     def __del__(self) -> None:
-        # No lock may be taken here: a collection can run in the middle of a method that holds it. So the lane is left a
-        # note, and the breaker's permit runs out by its lease.
+        # No lock may be taken here: a collection can run in the middle of a method that
+        # holds it. So the lane is left a note, and the breaker's permit runs out by its
+        # lease.
         handout = getattr(self, "_handout", None)
         if handout is not None and handout.out:
             handout.lane.abandoned.append(handout)

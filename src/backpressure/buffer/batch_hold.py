@@ -1,14 +1,18 @@
 """BatchHold: what becomes of a batch that is not full, across the lanes of a buffer.
 
-`Linger` says whether a lane's batch is worth a wait; here is everything else that has a say. A batch does not wait
+`Linger` says whether a lane's batch is worth a wait; here is everything else that has a
+say. A batch does not wait
 
-- while another lane has something to deliver, or a nacked batch is due: no consumer idles beside work;
-- under pressure, in a lane more than half full (producers need the room), or while the buffer is being closed;
+- while another lane has something to deliver, or a nacked batch is due: no consumer
+  idles beside work;
+- under pressure, in a lane more than half full (producers need the room), or while the
+  buffer is being closed;
 - when its lane holds as many bytes as a batch may have.
 
-So at most one lane at a time has a batch that waits. Its consumers sleep on a wakeup of their own: not every arrival wakes
-them, and a producer pays for that only while somebody waits. The wait is a decision by the buffer's clock; the sleep only
-says when to look again.
+So at most one lane at a time has a batch that waits. Its consumers sleep on a wakeup of
+their own: not every arrival wakes them, and a producer pays for that only while
+somebody waits. The wait is a decision by the buffer's clock; the sleep only says when
+to look again.
 
 Safe for any thread.
 """
@@ -34,7 +38,8 @@ _MOST_FILL: Final = 0.5
 class BatchHold:
     """Decides whether a lane's next batch goes, and knows which one waits.
 
-    limit: the longest wait in seconds; max_bytes: of a batch; now: the buffer's clock; pressed: whether it is under pressure.
+    limit: the longest wait in seconds; max_bytes: of a batch; now: the buffer's clock;
+        pressed: whether it is under pressure.
     """
 
     def __init__(
@@ -56,13 +61,16 @@ class BatchHold:
         self._max_bytes = max_bytes
         self._now = now
         self._pressed = pressed
-        #: The lane whose batch waits, and the fewest events that a consumer of it waits for.
+        #: The lane whose batch waits, and the fewest events that a consumer of it waits
+        #: for.
         self.waiting: tuple[Lane, int] | None = None
 
     # ------------------------------------------------------------ consumers
 
     def decide(self, lane: Lane, asked: int, now: float) -> FlushReason | None:
-        """Why that lane's next batch goes, if it should turn out not to be full; None: it waits for more events."""
+        """Why that lane's next batch goes, if it should turn out not to be full; None:
+        it waits for more events.
+        """
         linger = self.lingers[lane.priority - 1]
         if not linger.holds(now, lane.waiting(), asked, lane.ring.next_seq):
             return "linger" if linger.holding else "ready"
@@ -78,7 +86,9 @@ class BatchHold:
         return reason
 
     def ends(self, lane: Lane, now: float, waiting: int, reason: FlushReason) -> FlushReason:
-        """A batch that waited leaves: `waiting` events were there; returns the reason to be counted."""
+        """A batch that waited leaves: `waiting` events were there; returns the reason
+        to be counted.
+        """
         linger = self.lingers[lane.priority - 1]
         if linger.flushed and reason in ("ready", "linger"):
             reason = "flush"
@@ -97,7 +107,9 @@ class BatchHold:
         )
 
     def over(self, asked: int) -> bool:
-        """Whether a consumer whose batch waits has reason to look again: for a look before going to sleep."""
+        """Whether a consumer whose batch waits has reason to look again: for a look
+        before going to sleep.
+        """
         waiting = self.waiting
         if waiting is None:
             return True

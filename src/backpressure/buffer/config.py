@@ -22,7 +22,9 @@ _MIN_LANE_BYTES = 4096
 
 
 def _breaker() -> CircuitBreakerConfig:
-    """A buffer looks for the return of its sink by single batches: whatever waits for it grows older, and may be refused."""
+    """A buffer looks for the return of its sink by single batches: whatever waits for
+    it grows older, and may be refused.
+    """
     return CircuitBreakerConfig(canary=True)
 
 
@@ -35,13 +37,16 @@ _LONGEST_SECONDS = 86_400.0
 class WhenFull(Enum):
     """What becomes of an event whose lane is full."""
 
-    #: The call waits for room: as long as its `timeout` says, and for ever where that is 0 or None.
+    #: The call waits for room: as long as its `timeout` says, and for ever where that
+    #: is 0 or None.
     BLOCK = "block"
     #: The call returns; its Admission says how many were accepted and why not more.
     REJECT = "reject"
-    #: The oldest events of the same lane that no consumer holds are dropped and counted.
+    #: The oldest events of the same lane that no consumer holds are dropped and
+    #: counted.
     DROP_OLDEST = "drop_oldest"
-    #: Events of the least urgent lane are dropped and counted. Needs the disk tier, where lanes share their room.
+    #: Events of the least urgent lane are dropped and counted. Needs the disk tier,
+    #: where lanes share their room.
     DROP_LOWEST_PRIORITY = "drop_lowest_priority"
 
 
@@ -58,28 +63,40 @@ class Durability(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferConfig:
-    """Everything about a buffer that can be chosen; each field has a default that works.
+    """Everything about a buffer that can be chosen; each field has a default that
+    works.
 
-    directory: where accepted events outlive the process. None: in memory only, and lost with the process.
-    lane_bytes: memory of each of the five lanes; rounded up to a power of two, and touched only as it is used.
-    max_batch_bytes: a batch is closed at this many bytes, however few events that are (a single larger one comes alone).
+    directory: where accepted events outlive the process. None: in memory only, and lost
+        with the process.
+    lane_bytes: memory of each of the five lanes; rounded up to a power of two, and
+        touched only as it is used.
+    max_batch_bytes: a batch is closed at this many bytes, however few events that are
+        (a single larger one comes alone).
     when_full: what becomes of an event whose lane is full.
     durability: which faults what was accepted survives; for a buffer with a directory.
-    sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an add under COMMIT waits for the next one.
-    max_disk_bytes: all files of the disk tier together; the rings (five times `lane_bytes`) are not counted. None: no limit.
-    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer with a directory: what was in memory when
-        the power went is then delivered as far as it reached the disk whole. Else it is lost as a whole.
+    sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an
+        add under COMMIT waits for the next one.
+    max_disk_bytes: all files of the disk tier together; the rings (five times
+        `lane_bytes`) are not counted. None: no limit.
+    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer
+        with a directory: what was in memory when the power went is then delivered as
+        far as it reached the disk whole. Else it is lost as a whole.
     spill: the disk tier's own config.
-    max_attempts: deliveries after which an event goes to the dead letters; None: it is tried for ever.
-    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again: doubled from one attempt to the next. None: up
-        to 5 s; but while nothing succeeds, no longer than lets the breaker see enough failures within its window to open.
-    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The breaker's default here has `canary=True`.
+    max_attempts: deliveries after which an event goes to the dead letters; None: it is
+        tried for ever.
+    retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again:
+        doubled from one attempt to the next. None: up to 5 s; but while nothing
+        succeeds, no longer than lets the breaker see enough failures within its window
+        to open.
+    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The
+        breaker's default here has `canary=True`.
     """
 
     directory: str | os.PathLike[str] | None = None
     # 280,000 access-log lines, or half a minute's backlog at 10,000 a second.
     lane_bytes: int = 64 * 1024 * 1024
-    # Large enough for 50,000 lines of an access log; small enough that a sink can take it whole.
+    # Large enough for 50,000 lines of an access log; small enough that a sink can take
+    # it whole.
     max_batch_bytes: int = 16 * 1024 * 1024
     when_full: WhenFull = WhenFull.REJECT
     durability: Durability = Durability.PROCESS

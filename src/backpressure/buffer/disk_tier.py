@@ -1,4 +1,5 @@
-"""DiskTier: what a buffer with a directory has besides its lanes: the directory, the dead letters, the spiller.
+"""DiskTier: what a buffer with a directory has besides its lanes: the directory, the
+dead letters, the spiller.
 
 It opens all of it or nothing, and closes it in the order in which nothing is lost.
 """
@@ -20,7 +21,8 @@ from backpressure.spill import BufferDirectory, DeadLetterStore
 
 __all__ = ["DiskTier"]
 
-# How long (seconds) close() tries a disk that refuses: long enough for a passing fault. What stays in a ring is in its file.
+# How long (seconds) close() tries a disk that refuses: long enough for a passing fault.
+# What stays in a ring is in its file.
 _CLOSE_PATIENCE: Final = 2.0
 
 
@@ -91,7 +93,9 @@ class DiskTier:
             lane.store.sync()
 
     def close(self) -> list[NotNow]:
-        """Write what is owed, and let go of everything; what the disk refused is still in the ring files. Returns why."""
+        """Write what is owed, and let go of everything; what the disk refused is still
+        in the ring files. Returns why.
+        """
         self.spiller.stop()
         refused = []
         deadline = time.monotonic() + _CLOSE_PATIENCE

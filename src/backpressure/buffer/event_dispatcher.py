@@ -1,17 +1,22 @@
-"""EventDispatcher: carries a buffer's events to handlers and to subscriptions, and never lets one of them harm who emits.
+"""EventDispatcher: carries a buffer's events to handlers and to subscriptions, and
+never lets one of them harm who emits.
 
     emit(event) ──> number it ──> recent (a small ring, for who comes late)
                         ├──> subscriptions: a bounded queue each; a slow reader loses the oldest, and is told how many
                         └──> handlers: one bounded queue, one thread
 
-A handler runs in a thread of the dispatcher, one after another, in the order of the events. Whoever emits waits for it, but
-for no longer than a budget: 1 % of the time that passes, 50 ms at once. So a handler that returns promptly has run when the call
-that caused the event returns, and one that blocks costs its causer 50 ms once. What finds the queue full is not
-handed over, and counted (`overflows`). A handler that raises is logged and counted (`handler_errors`).
+A handler runs in a thread of the dispatcher, one after another, in the order of the
+events. Whoever emits waits for it, but for no longer than a budget: 1 % of the time
+that passes, 50 ms at once. So a handler that returns promptly has run when the call
+that caused the event returns, and one that blocks costs its causer 50 ms once. What
+finds the queue full is not handed over, and counted (`overflows`). A handler that
+raises is logged and counted (`handler_errors`).
 
-The thread is started by the first event that has a handler, and ends when there has been none for a while.
+The thread is started by the first event that has a handler, and ends when there has
+been none for a while.
 
-Thread safety: everything may be called from any thread, also by a handler. No lock is held while a handler runs.
+Thread safety: everything may be called from any thread, also by a handler. No lock is
+held while a handler runs.
 """
 
 from __future__ import annotations
@@ -33,10 +38,11 @@ _log = logging.getLogger("backpressure")
 
 # Who connects again after a short break finds what it missed; a few hundred KB at most.
 _RECENT: Final = 512
-# Events that wait for handlers; more are not handed over. Hours of ordinary changes, or a moment of drops.
+# Events that wait for handlers; more are not handed over. Hours of ordinary changes, or
+# a moment of drops.
 _QUEUE: Final = 1024
-# Of an emitter's time, the share that it may spend waiting for handlers, and the seconds that it may save up. A prompt
-# handler needs some 50 microseconds.
+# Of an emitter's time, the share that it may spend waiting for handlers, and the
+# seconds that it may save up. A prompt handler needs some 50 microseconds.
 _WAIT_SHARE: Final = 0.01
 _WAIT_AT_ONCE: Final = 0.05
 # The thread ends after so many seconds without an event.
@@ -47,7 +53,9 @@ _E = TypeVar("_E", bound=Event)
 
 
 class Subscription:
-    """One reader's own queue of events. Made by `EventDispatcher.subscribe`; ends when it is closed or forgotten."""
+    """One reader's own queue of events. Made by `EventDispatcher.subscribe`; ends when
+    it is closed or forgotten.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -73,7 +81,8 @@ class Subscription:
         self.missed = 0
         #: No event will come any more; those that wait can still be taken.
         self.ended = False
-        #: Called, with no lock held, when there is something after `take` gave None. It must neither block nor raise.
+        #: Called, with no lock held, when there is something after `take` gave None. It
+        #: must neither block nor raise.
         self.wake: Callable[[], object] = _do_nothing
 
     def take(self) -> Event | None:
@@ -102,11 +111,14 @@ class Subscription:
 
 
 class EventDispatcher:
-    """Handlers by event type, subscriptions, and the last events. See the head of this module."""
+    """Handlers by event type, subscriptions, and the last events. See the head of this
+    module.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Both replaced whole and never changed in place, so `wants` reads them without a lock.
+        # Both replaced whole and never changed in place, so `wants` reads them without
+        # a lock.
         self._handlers: dict[EventType, tuple[tuple[int, Handler], ...]] = {}
         self._subscriptions: tuple[weakref.ref[Subscription], ...] = ()
         self._next_id = 0
@@ -126,7 +138,9 @@ class EventDispatcher:
     # ------------------------------------------------------------ who listens
 
     def on(self, event_type: EventType, handler: Handler) -> Callable[[], None]:
-        """Call `handler(event)` for each event of that type from now on; returns a function that ends this."""
+        """Call `handler(event)` for each event of that type from now on; returns a
+        function that ends this.
+        """
         if not isinstance(event_type, EventType):
             raise TypeError(f"event_type must be an EventType, not {event_type!r}")
         if not callable(handler):
@@ -151,7 +165,8 @@ class EventDispatcher:
     ) -> Subscription:
         """A queue of the events of these types (none named: all) from now on.
 
-        since: first what is still kept of the events after that number; what is no longer, counts as missed. None: nothing old.
+        since: first what is still kept of the events after that number; what is no
+            longer, counts as missed. None: nothing old.
         limit: how many may wait; of more the oldest are lost and counted.
         """
         for event_type in types:
@@ -166,7 +181,8 @@ class EventDispatcher:
                     if event.seq > since and subscription._wants(event.type):
                         subscription._push(event)
             subscription.ended = self._ended
-            # Without those that were forgotten: a finaliser must not take the lock, so they are swept out here.
+            # Without those that were forgotten: a finaliser must not take the lock, so
+            # they are swept out here.
             living = (ref for ref in self._subscriptions if ref() is not None)
             self._subscriptions = (*living, weakref.ref(subscription))
         return subscription
@@ -196,7 +212,9 @@ class EventDispatcher:
     # ------------------------------------------------------------ who tells
 
     def emit(self, event: _E) -> _E:
-        """Number `event` and hand it to who listens; returns the numbered one. Call it with no lock held."""
+        """Number `event` and hand it to who listens; returns the numbered one. Call it
+        with no lock held.
+        """
         wakes: list[Callable[[], object]] = []
         done: threading.Event | None = None
         with self._lock:
@@ -220,7 +238,9 @@ class EventDispatcher:
         return event
 
     def end(self) -> None:
-        """No more events of interest will come: let the subscriptions run out. Handlers still hear of what does come."""
+        """No more events of interest will come: let the subscriptions run out. Handlers
+        still hear of what does come.
+        """
         with self._lock:
             self._ended = True
             subscriptions = [one for ref in self._subscriptions if (one := ref()) is not None]
@@ -234,7 +254,9 @@ class EventDispatcher:
     def _enqueue(
         self, event: Event, handlers: tuple[tuple[int, Handler], ...]
     ) -> threading.Event | None:
-        """With the lock held: hand over to the thread; what to wait for, or None where waiting would be no use."""
+        """With the lock held: hand over to the thread; what to wait for, or None where
+        waiting would be no use.
+        """
         if len(self._queue) >= _QUEUE:
             self.overflows += 1
             return None
@@ -259,7 +281,8 @@ class EventDispatcher:
                 _WAIT_AT_ONCE, self._wait_budget + (now - self._budget_at) * _WAIT_SHARE
             )
             self._budget_at = now
-            # Taken whole, so that of many threads that emit at once no more than one waits for long.
+            # Taken whole, so that of many threads that emit at once no more than one
+            # waits for long.
             budget, self._wait_budget = self._wait_budget, 0.0
         done.wait(budget)
         with self._lock:

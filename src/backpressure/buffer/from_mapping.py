@@ -1,11 +1,14 @@
-"""Configs out of plain mappings: what a TOML file, a JSON document or logging's dictConfig can say, made into frozen dataclasses.
+"""Configs out of plain mappings: what a TOML file, a JSON document or logging's
+dictConfig can say, made into frozen dataclasses.
 
-A mapping's keys are the dataclass's fields. What plain data can not say is taken as text: an enum by its value ("drop_oldest"),
-a size by its unit ("64M", for fields that end with `_bytes`), a config within a config as a table of its own. All
-else is left to the config's own checks.
+A mapping's keys are the dataclass's fields. What plain data can not say is taken as
+text: an enum by its value ("drop_oldest"), a size by its unit ("64M", for fields that
+end with `_bytes`), a config within a config as a table of its own. All else is left to
+the config's own checks.
 
-Every mistake becomes a ConfigError that names the table and the key, and for an unknown key the nearest one that exists.
-Nothing is read from the environment here, and nothing opened.
+Every mistake becomes a ConfigError that names the table and the key, and for an unknown
+key the nearest one that exists. Nothing is read from the environment here, and nothing
+opened.
 """
 
 from __future__ import annotations
@@ -26,14 +29,16 @@ __all__ = ["build", "format_size", "parse_size", "unknown_key"]
 T = TypeVar("T")
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-# In ASCII alone: without it the Kelvin sign is a K. Thirty digits are more than any size has, and less than int() refuses.
+# In ASCII alone: without it the Kelvin sign is a K. Thirty digits are more than any
+# size has, and less than int() refuses.
 _SIZE = re.compile(
     r"(?P<digits>[0-9](?:_?[0-9]){0,29}) *(?:(?P<unit>[KMGT])(?:I?B)?|B)?", re.ASCII | re.IGNORECASE
 )
 
 
 def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
-    """The dataclass `kind` with the fields in `given`, a mapping; `where` is the table's name for messages. ConfigError.
+    """The dataclass `kind` with the fields in `given`, a mapping; `where` is the
+    table's name for messages. ConfigError.
 
     base: what the other fields are taken from; None: their defaults.
     """
@@ -74,10 +79,12 @@ def unknown_key(where: str, key: object, known: Iterable[str]) -> ConfigError:
 
 
 def parse_size(text: str) -> int:
-    """Bytes out of "4096", or with a unit out of "64K", "64M", "1G", "1T". ValueError, which says what is accepted.
+    """Bytes out of "4096", or with a unit out of "64K", "64M", "1G", "1T". ValueError,
+    which says what is accepted.
 
-    Units are powers of 1024, and "64M", "64MB" and "64MiB" are the same, in letters of either case. The digits may be grouped
-    as in 1_000_000, and a blank may stand before the unit. For whatever takes a size as text: configs, and command lines.
+    Units are powers of 1024, and "64M", "64MB" and "64MiB" are the same, in letters of
+    either case. The digits may be grouped as in 1_000_000, and a blank may stand before
+    the unit. For whatever takes a size as text: configs, and command lines.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -106,7 +113,9 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _default(kind: type, key: str) -> object:
-    """What a field has if it is not given, where that is made by a factory: a config within a config has defaults of its own."""
+    """What a field has if it is not given, where that is made by a factory: a config
+    within a config has defaults of its own.
+    """
     factory = next(field.default_factory for field in dataclasses.fields(kind) if field.name == key)
     return None if factory is dataclasses.MISSING else factory()
 
@@ -141,7 +150,9 @@ def _member(kind: type[Enum], value: str, where: str) -> Enum:
 
 
 def _check_kind(hint: Any, value: object, where: str) -> None:
-    """ConfigError where the value is of a kind that the field can not have. Ranges are the config's own business."""
+    """ConfigError where the value is of a kind that the field can not have. Ranges are
+    the config's own business.
+    """
     options = _options(hint)
     plain = [option for option in options if option in _WORDS]
     if not plain or (value is None and type(None) in options):

@@ -1,7 +1,9 @@
-"""The producers' side of a buffer: what is offered, and how one offer is carried through.
+"""The producers' side of a buffer: what is offered, and how one offer is carried
+through.
 
-A PendingAdd is one call of add_events or add_lines. `advance` pushes what is admitted now and never waits; how to wait between is
-its caller's business, which is a thread in `BufferManager` and a coroutine in `AsyncBuffer`.
+A PendingAdd is one call of add_events or add_lines. `advance` pushes what is admitted
+now and never waits; how to wait between is its caller's business, which is a thread in
+`BufferManager` and a coroutine in `AsyncBuffer`.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EventPayload", "LinePayload", "PendingAdd"]
 
-# A refusal is tried again within these bounds (seconds): the time that it named may move, or it may have named none.
+# A refusal is tried again within these bounds (seconds): the time that it named may
+# move, or it may have named none.
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 1.0
 
 
 class Payload(Protocol):
-    """Events that are to be pushed, in some form; the first part of them may already be in."""
+    """Events that are to be pushed, in some form; the first part of them may already be
+    in.
+    """
 
     @property
     def remaining(self) -> int:
@@ -48,12 +53,16 @@ class Payload(Protocol):
         ...
 
     def push(self, ring: MessageRing, limit: int) -> tuple[int, int]:
-        """Push up to `limit` of the remaining events; returns (pushed, sequence number of the first)."""
+        """Push up to `limit` of the remaining events; returns (pushed, sequence number
+        of the first).
+        """
         ...
 
 
 class EventPayload:
-    """Events from Python objects, a numpy array or an Arrow array; checked as a whole before any is pushed."""
+    """Events from Python objects, a numpy array or an Arrow array; checked as a whole
+    before any is pushed.
+    """
 
     __slots__ = ("_done", "_gathered", "remaining")
 
@@ -107,7 +116,8 @@ class LinePayload:
         self.consumed += consumed
         self.remaining -= pushed
         if pushed < limit and not self._chunk.readonly:
-            # Somebody may have changed it, who should not: nothing waits for lines that are gone.
+            # Somebody may have changed it, who should not: nothing waits for lines that
+            # are gone.
             self.remaining = count_lines(self._chunk[self.consumed :], self._final)
         return pushed, first_seq
 
@@ -152,7 +162,8 @@ class PendingAdd:
             grant = buffer._flow.admit(source.remaining, lane.priority)
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
-                # Room for a delay is renewed by ticks: where consumers are busy, nobody else might come by.
+                # Room for a delay is renewed by ticks: where consumers are busy, nobody
+                # else might come by.
                 if grant.reason == "delay" and (now := buffer._now()) >= buffer._next_tick:
                     buffer._tick(now)
                     continue

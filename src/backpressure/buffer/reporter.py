@@ -1,9 +1,12 @@
-"""EventReporter: what happens in a buffer, said as events to handlers and as lines in the log.
+"""EventReporter: what happens in a buffer, said as events to handlers and as lines in
+the log.
 
-It decides nothing: whoever changes something tells it, and it knows how to say that, how often a line is worth writing, and what
-has to be added up over time (trips, time under pressure).
+It decides nothing: whoever changes something tells it, and it knows how to say that,
+how often a line is worth writing, and what has to be added up over time (trips, time
+under pressure).
 
-Thread safety: any thread may call any method. No lock is held while handlers run: see event_dispatcher.py.
+Thread safety: any thread may call any method. No lock is held while handlers run: see
+event_dispatcher.py.
 """
 
 from __future__ import annotations
@@ -81,7 +84,8 @@ class EventReporter:
     def pressed_seconds(self, now: float) -> float:
         """Time under backpressure so far."""
         since = self._pressed_since
-        # Read while another thread ends the pressure, the two parts may not fit: but a counter never goes back.
+        # Read while another thread ends the pressure, the two parts may not fit: but a
+        # counter never goes back.
         pressed = self._pressed_for + (0.0 if since is None else max(0.0, now - since))
         self._pressed_seen = pressed = max(pressed, self._pressed_seen)
         return pressed

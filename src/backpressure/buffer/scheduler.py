@@ -1,7 +1,8 @@
-"""LaneScheduler: which lane a consumer is served from, and how long it may sleep when there is none.
+"""LaneScheduler: which lane a consumer is served from, and how long it may sleep when
+there is none.
 
-The most urgent lane that has something goes first; one that has been passed over often enough goes before it, once: delivery
-starves nobody for ever.
+The most urgent lane that has something goes first; one that has been passed over often
+enough goes before it, once: delivery starves nobody for ever.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from backpressure.lanes.lane import Lane
 
 __all__ = ["LaneScheduler"]
 
-# A lane that was passed over this often in favour of more urgent ones is served next: one batch in 32 is a price that the
-# urgent do not feel.
+# A lane that was passed over this often in favour of more urgent ones is served next:
+# one batch in 32 is a price that the urgent do not feel.
 _PATIENCE: Final = 31
 
 
 class LaneScheduler:
-    """Of all lanes of a buffer, the most urgent first. Counts may be off by one where consumers choose at the same moment."""
+    """Of all lanes of a buffer, the most urgent first. Counts may be off by one where
+    consumers choose at the same moment.
+    """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = lanes

@@ -1,14 +1,16 @@
 """One event at a time, for callers that have no batch: a logging handler, a request.
 
-`add_events` is made for many: of one event, most of the time goes into the call itself. Here the way in is a push into the
-lane's ring and little else: flow control is asked for a few dozen events at once, and this stock of admitted ones is used up
-(measured: 0.6 µs instead of 4.3). Whatever is not plain success (a full lane, a rate, an event too large, a closed buffer) goes
-through `add_events`, which decides and counts.
+`add_events` is made for many: of one event, most of the time goes into the call itself.
+Here the way in is a push into the lane's ring and little else: flow control is asked
+for a few dozen events at once, and this stock of admitted ones is used up (measured:
+0.6 µs instead of 4.3). Whatever is not plain success (a full lane, a rate, an event too
+large, a closed buffer) goes through `add_events`, which decides and counts.
 
-Invariants. An event is in the buffer when `add` returns None. Flow control's own count of admitted events is ahead by at most
-the stock; `close` gives the rest back.
+Invariants. An event is in the buffer when `add` returns None. Flow control's own count
+of admitted events is ahead by at most the stock; `close` gives the rest back.
 
-Thread safety: any number of threads, with the GIL or without it: a deque's ends are atomic.
+Thread safety: any number of threads, with the GIL or without it: a deque's ends are
+atomic.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ __all__ = ["SingleEventWriter"]
 
 # Asking flow control for one event costs 1.8 µs, for 64 the same.
 _STOCK: Final = 64
-# The stocks of all priorities together never hold back more than 2 % of the burst from others.
+# The stocks of all priorities together never hold back more than 2 % of the burst from
+# others.
 _LEAST_BURST: Final = 256
 # A timeout that is over at once. With WhenFull.BLOCK, a plain 0 would wait for ever.
 _NOW: Final = 1e-9
 
 
 class SingleEventWriter:
-    """Adds single events to `buffer`; `timeout` as for `add_events`, but 0 never waits, whatever `when_full` says."""
+    """Adds single events to `buffer`; `timeout` as for `add_events`, but 0 never waits,
+    whatever `when_full` says.
+    """
 
     def __init__(self, buffer: BufferManager, timeout: float | None = 0.0) -> None:
         timeout_seconds(timeout)
@@ -50,7 +55,9 @@ class SingleEventWriter:
         self._refill = min(_STOCK, config.flow_control.burst_size // _LEAST_BURST) if quick else 0
 
     def add(self, event: bytes | str, priority: int) -> str | None:
-        """Add one event. None: it is in; else the reason why not, as in Admission. Raises InvalidEvents as `add_events` does."""
+        """Add one event. None: it is in; else the reason why not, as in Admission.
+        Raises InvalidEvents as `add_events` does.
+        """
         buffer = self._buffer
         lane = self._lanes[priority - 1]
         stock = self._stock[priority - 1]
@@ -66,7 +73,8 @@ class SingleEventWriter:
         if not pushed:
             stock.append(None)
             return self._add_slowly(event, priority)
-        # Where others have pushed since, the later number serves as well: arrival is noted to 10 ms.
+        # Where others have pushed since, the later number serves as well: arrival is
+        # noted to 10 ms.
         buffer._arrived(lane, lane.ring.next_seq - 1)
         if buffer._closed:
             buffer._offer_ended(lane, 1)
@@ -86,7 +94,9 @@ class SingleEventWriter:
                 self._buffer._flow.give_back(unused, index + 1)
 
     def _restock(self, stock: deque[None], priority: int) -> bool:
-        """Have events admitted ahead: one for the caller, the others for the stock. False: flow control is not that generous."""
+        """Have events admitted ahead: one for the caller, the others for the stock.
+        False: flow control is not that generous.
+        """
         if self._refill < 2:
             return False
         granted = self._buffer._flow.admit(self._refill, priority).granted

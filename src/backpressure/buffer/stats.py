@@ -1,4 +1,5 @@
-"""Frozen snapshots of a buffer: its lanes (see lanes/stats.py), their sums, and what each policy says.
+"""Frozen snapshots of a buffer: its lanes (see lanes/stats.py), their sums, and what
+each policy says.
 
 Both conservation lines hold for each priority and for the whole, at every moment.
 """
@@ -22,7 +23,9 @@ __all__ = ["BufferStats", "sum_lanes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferStats:
-    """The whole buffer at one moment: sums over the lanes, the lanes, and each policy's own snapshot."""
+    """The whole buffer at one moment: sums over the lanes, the lanes, and each policy's
+    own snapshot.
+    """
 
     at: float  #: the buffer's clock, seconds
     offered: int
@@ -63,7 +66,9 @@ class BufferStats:
     flow_control: FlowControlMetrics
 
     def check(self) -> None:
-        """Raise AssertionError unless both conservation lines hold, in the whole and in each lane."""
+        """Raise AssertionError unless both conservation lines hold, in the whole and in
+        each lane.
+        """
         for lane in self.lanes.values():
             lane.check()
         assert self.offered == self.accepted + sum(self.rejected.values()), self

@@ -10,8 +10,8 @@
     forebay dlq list|replay|purge DIR    its dead letters
     forebay bench                        measure this machine
 
-Each sub-command is a module with `main(argv) -> int`, imported only when it is called: a command line tool
-is as fast as what it imports.
+Each sub-command is a module with `main(argv) -> int`, imported only when it is called:
+a command line tool is as fast as what it imports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""`forebay bench`: the hot paths of this machine, each beside its yardstick, in under a minute.
+"""`forebay bench`: the hot paths of this machine, each beside its yardstick, in under a
+minute.
 
-Every figure is a ratio of two times measured in one run, turn by turn, because absolute times on a shared machine mean little:
-ours over a yardstick that everybody knows (a copy, a deque, `cat`). What is timed is checked first. The same figures, in
-their long form, are the benches in bench/micro.
+Every figure is a ratio of two times measured in one run, turn by turn, because absolute
+times on a shared machine mean little: ours over a yardstick that everybody knows (a
+copy, a deque, `cat`). What is timed is checked first. The same figures, in their long
+form, are the benches in bench/micro.
 """
 
 from __future__ import annotations
@@ -47,13 +49,16 @@ _LONG_LINES = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One comparison. `ours` and `theirs` do their work once, check it, and return the seconds that the timed part took."""
+    """One comparison. `ours` and `theirs` do their work once, check it, and return the
+    seconds that the timed part took.
+    """
 
     name: str
     yardstick: str
     ours: Callable[[], float]
     theirs: Callable[[], float]
-    #: The most that ours may take, in times of the yardstick; None: only the rate counts.
+    #: The most that ours may take, in times of the yardstick; None: only the rate
+    #: counts.
     limit: float | None
     #: Events that `ours` carries; 0 where it makes no sense as a rate.
     events: int
@@ -65,7 +70,9 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The medians of a figure's rounds. `ratio` is the median of the ratios of each pair."""
+    """The medians of a figure's rounds. `ratio` is the median of the ratios of each
+    pair.
+    """
 
     figure: Figure
     ours: float
@@ -84,7 +91,9 @@ class Measurement:
 
 
 def measure(figure: Figure) -> Measurement:
-    """Measure ours and the yardstick in turn; the first pair warms up and does not count."""
+    """Measure ours and the yardstick in turn; the first pair warms up and does not
+    count.
+    """
     pairs = []
     gc.collect()
     for _ in range(figure.rounds + 1):
@@ -98,14 +107,17 @@ def measure(figure: Figure) -> Measurement:
 
 @lru_cache(maxsize=1)
 def access_log(lines: int) -> list[bytes]:
-    """Lines like those of a real access log (237 bytes on average) in chunks of 1 MiB that end with a line."""
+    """Lines like those of a real access log (237 bytes on average) in chunks of 1 MiB
+    that end with a line.
+    """
     rng = np.random.default_rng(1)
     pad = (
         b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36 "
         * 8
     )
     block = []
-    # Between the shortest and longest tenth of a real site's lines, with a tail of long ones.
+    # Between the shortest and longest tenth of a real site's lines, with a tail of long
+    # ones.
     for size in np.clip(rng.gamma(9.0, 26.4, min(lines, 20_000)), 80, 1200).astype(int):
         head = b'%d.%d.%d.%d - - [17/May/2015:10:05:03 +0000] "GET /page HTTP/1.1" 200 ' % tuple(
             rng.integers(1, 255, 4)
@@ -125,7 +137,9 @@ def access_log(lines: int) -> list[bytes]:
 
 
 def figures(*, long: bool = False) -> list[Callable[[], Figure]]:
-    """Makers of all figures: each is made when it is its turn, since some hold much memory."""
+    """Makers of all figures: each is made when it is its turn, since some hold much
+    memory.
+    """
     lines = _LONG_LINES if long else _SHORT_LINES
     makers = [
         lambda: _buffer_lines(access_log(lines)),
@@ -136,7 +150,8 @@ def figures(*, long: bool = False) -> list[Callable[[], Figure]]:
         _try_acquire,
     ]
     if sys.platform != "win32":
-        # The whole file also in the short form: of a shorter one's time Python's start would be the half.
+        # The whole file also in the short form: of a shorter one's time Python's start
+        # would be the half.
         makers.append(lambda: _pump(access_log(lines) * (_LONG_LINES // lines)))
     return makers
 

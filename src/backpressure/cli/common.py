@@ -1,4 +1,6 @@
-"""What every command shares: exit codes and how --help tells them, messages, argument types, signals."""
+"""What every command shares: exit codes and how --help tells them, messages, argument
+types, signals.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# More digits no number here has; int() refuses thousands in words that name no argument.
+# More digits no number here has; int() refuses thousands in words that name no
+# argument.
 _DIGITS: Final = re.compile(r"[0-9]{1,30}")
 
 OK: Final = 0
@@ -42,22 +45,27 @@ BY_CTRL_C: Final = BY_SIGNAL + signal.SIGINT
 
 
 def exit_codes(meanings: Mapping[int, str]) -> str:
-    """The part of a --help text that tells the exit codes; a meaning may have several lines."""
+    """The part of a --help text that tells the exit codes; a meaning may have several
+    lines.
+    """
     lines = [f"  {code:<5}" + text.replace("\n", "\n" + 7 * " ") for code, text in meanings.items()]
     return "\n".join(["exit codes:", *lines, ""])
 
 
 def say(text: str) -> None:
-    """A message of the command itself, on stderr, so that stdout has only what was asked for."""
+    """A message of the command itself, on stderr, so that stdout has only what was
+    asked for.
+    """
     print(f"forebay: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def noted_signals(*names: str) -> Iterator[list[int]]:
-    """A list of the signals that arrive, oldest first. An exception could break the code that it hits: this only leaves a note.
+    """A list of the signals that arrive, oldest first. An exception could break the
+    code that it hits: this only leaves a note.
 
-    names: as "SIGTERM"; one that the system does not have is passed over. Outside of the main thread nothing is noted, since
-    only the main thread may have handlers.
+    names: as "SIGTERM"; one that the system does not have is passed over. Outside of
+    the main thread nothing is noted, since only the main thread may have handlers.
     """
     received: list[int] = []
 
@@ -83,7 +91,9 @@ def noted_signals(*names: str) -> Iterator[list[int]]:
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """What `parse` makes of an argument; its ValueError in the words that it has, which argparse would swallow."""
+    """What `parse` makes of an argument; its ValueError in the words that it has, which
+    argparse would swallow.
+    """
 
     def convert(text: str) -> T:
         try:

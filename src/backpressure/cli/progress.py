@@ -1,8 +1,8 @@
 """What a long command shows while it runs and when it ends, all of it on stderr.
 
-On a terminal, and where rich is installed, a live line and a table; anywhere else plain lines, one every
-few seconds. rich is imported only where it is used: it takes longer to import than a small file takes to
-pump.
+On a terminal, and where rich is installed, a live line and a table; anywhere else plain
+lines, one every few seconds. rich is imported only where it is used: it takes longer to
+import than a small file takes to pump.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`forebay serve`: lines from files and sockets through a buffer to a sink, as a service that one TOML file describes."""
+"""`forebay serve`: lines from files and sockets through a buffer to a sink, as a
+service that one TOML file describes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ _log = logging.getLogger("backpressure")
 
 # The handler only leaves a note; this is how soon it is read.
 _SIGNAL_SECONDS = 0.1
-# How often positions are committed and saved (seconds): what a crash makes come twice is what was delivered since.
+# How often positions are committed and saved (seconds): what a crash makes come twice
+# is what was delivered since.
 _SAVE_SECONDS = 1.0
 
 _SIGNALS = f"""\
@@ -108,7 +111,8 @@ def _serve(path: str, config: ServeConfig) -> int:
         notify("READY=1", "STATUS=" + ", ".join(service.addresses))
         _watch(path, service, signals)
         notify("STOPPING=1")
-        # The one that ended it, and a second one; a wish to reload is none at this point.
+        # The one that ended it, and a second one; a wish to reload is none at this
+        # point.
         lost = service.stop(lambda: len(_ends(signals)) > 1)
     if service.kept:
         say(

@@ -1,4 +1,5 @@
-"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a dashboard. `pip install 'forebay[http]'`
+"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a
+dashboard. `pip install 'forebay[http]'`
 
 from backpressure.http import create_app
 

@@ -5,8 +5,9 @@
     POST /buffer/flow-control/rate  /buffer/batch-size  /buffer/circuit-breaker/reset            changes
     POST /events                                                                                 lines in
 
-Every request passes the Guard first (guard.py). A change goes through the same method of the buffer as in code, which announces
-and logs it. Routes run in the event loop: each takes some microseconds, and what takes longer gives others their turn.
+Every request passes the Guard first (guard.py). A change goes through the same method
+of the buffer as in code, which announces and logs it. Routes run in the event loop:
+each takes some microseconds, and what takes longer gives others their turn.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ _ABOUT: Final = (
     "A buffer with backpressure: what it holds, how it does, and its controls. Whatever changes something needs the token. "
     "Host and Origin of every request are checked; a request that is refused has changed nothing."
 )
-# A lane with less room than this (of its memory) takes nothing of ordinary size: records and alignment take their part.
+# A lane with less room than this (of its memory) takes nothing of ordinary size:
+# records and alignment take their part.
 _FULL: Final = 0.95
 
 _Token = Security(
@@ -98,10 +100,13 @@ class _App(FastAPI):
 def create_app(
     buffer: BufferManager, token: str | None = None, config: HttpConfig | None = None
 ) -> FastAPI:
-    """An ASGI app over `buffer`: serve it alone (`backpressure.http.serve`), or mount it into an app of your own.
+    """An ASGI app over `buffer`: serve it alone (`backpressure.http.serve`), or mount
+    it into an app of your own.
 
-    token: what `Authorization: Bearer <token>` must carry to change anything, uploads included. None: nothing can be changed.
-    config: None means all defaults, which answer to localhost only: see HttpConfig.allowed_hosts.
+    token: what `Authorization: Bearer <token>` must carry to change anything, uploads
+        included. None: nothing can be changed.
+    config: None means all defaults, which answer to localhost only: see
+        HttpConfig.allowed_hosts.
 
     Raises ConfigError, which names the field, where token or config can not work.
     """
@@ -167,7 +172,9 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
         },
     )
     async def health(query: Annotated[HealthQuery, Query()]) -> JSONResponse:
-        """Whether the buffer can take events, and why not: 200 or 503, for a load balancer."""
+        """Whether the buffer can take events, and why not: 200 or 503, for a load
+        balancer.
+        """
         found = _health(buffer)
         return JSONResponse(
             found.model_dump(), 200 if found.ready or query.probe == "live" else 503
@@ -206,7 +213,9 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
         },
     )
     async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
-        """The buffer's events as they happen, as server-sent events; `Last-Event-ID` resumes."""
+        """The buffer's events as they happen, as server-sent events; `Last-Event-ID`
+        resumes.
+        """
         if not streams.free:
             problem = Problem(
                 detail=f"there are {streams.limit} event streams already, and no more are served"
@@ -216,7 +225,9 @@ def _add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None:
 
 
 def _health(buffer: BufferManager) -> Health:
-    """Ready: what is sent with priority 3, the default, or more urgent is accepted. The rest is worth a look, not an alarm."""
+    """Ready: what is sent with priority 3, the default, or more urgent is accepted. The
+    rest is worth a look, not an alarm.
+    """
     stats = buffer.stats()
     unready: list[str] = []
     degraded: list[str] = []
@@ -265,7 +276,9 @@ def _add_controls(app: FastAPI, buffer: BufferManager) -> None:
         "/buffer/batch-size", response_model=Change, responses=_WHEN_CHANGED, dependencies=[_Token]
     )
     async def batch_size(body: BatchSizeChange, request: Request) -> JSONResponse:
-        """Set the batch size, within the configured bounds; the adaptive law goes on from there."""
+        """Set the batch size, within the configured bounds; the adaptive law goes on
+        from there.
+        """
         return _applied(lambda: buffer.adjust_batch_size(body.size, by=client_of(request.scope)))
 
     @app.post(
@@ -288,7 +301,9 @@ def _applied(change: Callable[[], Tuned]) -> JSONResponse:
 
 
 async def _not_valid(request: Request, error: Exception) -> JSONResponse:
-    """One sentence for each mistake, without an echo of what came: that may be anything."""
+    """One sentence for each mistake, without an echo of what came: that may be
+    anything.
+    """
     assert isinstance(error, RequestValidationError)
     details = []
     for one in error.errors():
@@ -336,7 +351,9 @@ def _add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig) -> None
         },
     )
     async def events_in(query: Annotated[IngestQuery, Query()], request: Request) -> JSONResponse:
-        """Put lines into the buffer. Whatever the answer: exactly the first `accepted` of them were accepted."""
+        """Put lines into the buffer. Whatever the answer: exactly the first `accepted`
+        of them were accepted.
+        """
         return await ingest(request, query, buffer, config, uploads)
 
 

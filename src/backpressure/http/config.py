@@ -20,21 +20,24 @@ _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 class HttpConfig:
     """Limits and names; each field has a default that is safe on a developer's machine."""
 
-    #: Names in the Host header that are answered, without port; "*.example.com" for all below one, "*" for all. Anything else
-    #: may be a page elsewhere whose name was pointed at this address (DNS rebinding).
+    #: Names in the Host header that are answered, without port; "*.example.com" for all
+    #: below one, "*" for all. Anything else may be a page elsewhere whose name was
+    #: pointed at this address (DNS rebinding).
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
-    #: Origins other than the app's own whose pages may call it, as "https://ops.example.com"; also the app's own where a
-    #: proxy rewrites Host.
+    #: Origins other than the app's own whose pages may call it, as
+    #: "https://ops.example.com"; also the app's own where a proxy rewrites Host.
     allowed_origins: tuple[str, ...] = ()
     #: Bytes in the body of a control request: no sensible one has a hundred.
     max_control_bytes: int = 4096
     #: Bytes in the body of an upload as they come, and as they unpack to.
     max_body_bytes: int = 1 << 30
     max_unpacked_bytes: int = 4 << 30
-    #: Bytes in one line of an upload: what an upload may keep in memory besides its buffer. A lane may set a lower limit.
+    #: Bytes in one line of an upload: what an upload may keep in memory besides its
+    #: buffer. A lane may set a lower limit.
     max_event_bytes: int = 1 << 20
-    #: Of a server of ours (`make_server`, `serve`): connections at a time, bytes in the head of a request, and seconds from a
-    #: connection's begin or the end of a response to the end of the next head. In an app of your own its server has to see to it.
+    #: Of a server of ours (`make_server`, `serve`): connections at a time, bytes in the
+    #: head of a request, and seconds from a connection's begin or the end of a response
+    #: to the end of the next head. In an app of your own its server has to see to it.
     max_connections: int = 512
     max_head_bytes: int = 1 << 16
     head_timeout: float = 10.0
@@ -42,9 +45,11 @@ class HttpConfig:
     read_timeout: float = 60.0
     #: Event streams (`GET /buffer/events`) at a time.
     max_streams: int = 32
-    #: Seconds after which a stream ends and its client connects again, so that none is forgotten.
+    #: Seconds after which a stream ends and its client connects again, so that none is
+    #: forgotten.
     stream_seconds: float = 3600.0
-    #: Seconds of silence on a stream after which a comment shows that it lives; half of what proxies commonly bear.
+    #: Seconds of silence on a stream after which a comment shows that it lives; half of
+    #: what proxies commonly bear.
     heartbeat: float = 15.0
     #: Seconds that a client may take to read before it is dropped.
     send_timeout: float = 30.0
@@ -81,7 +86,9 @@ class HttpConfig:
 
 
 def check_token(token: str | None) -> str | None:
-    """`token`, or ConfigError where no client could ever send it. None: nothing can be changed over HTTP."""
+    """`token`, or ConfigError where no client could ever send it. None: nothing can be
+    changed over HTTP.
+    """
     if token is None:
         return None
     if not isinstance(token, str) or not token or not _TOKEN_CHARACTERS.issuperset(token):

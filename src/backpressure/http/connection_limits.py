@@ -1,4 +1,5 @@
-"""What one connection may take of the server, before any request of it is complete: uvicorn itself sets no limit there.
+"""What one connection may take of the server, before any request of it is complete:
+uvicorn itself sets no limit there.
 
     requests      33 at a time on one connection
     heads         of max_head_bytes at most, trailers and the framing of chunks included: else 431
@@ -6,8 +7,9 @@
     reading       a client that does not read what it asked for is dropped after send_timeout seconds
     connections   max_connections at a time; who comes too late gets 503
 
-Whoever can reach the port can open connections and send bytes, with or without the token: none of that may fill the memory or use
-up the file descriptors, which the disk tier needs as well.
+Whoever can reach the port can open connections and send bytes, with or without the
+token: none of that may fill the memory or use up the file descriptors, which the disk
+tier needs as well.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ __all__ = ["LimitedProtocol", "limited"]
 
 _log = logging.getLogger("backpressure")
 
-# Requests that wait on one connection. Nobody sends so many, and one packet may hold thousands, each of which takes some KiB.
+# Requests that wait on one connection. Nobody sends so many, and one packet may hold
+# thousands, each of which takes some KiB.
 _MOST_PIPELINED: Final = 32
 # struct linger: on, 0 s.
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -87,7 +90,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.limits.head_timeout, self._too_slow)
 
     def _too_slow(self) -> None:
-        # No line in the log: browsers open connections that they may need, and say nothing on them.
+        # No line in the log: browsers open connections that they may need, and say
+        # nothing on them.
         self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -148,7 +152,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _give_up(self, problem: str) -> None:
         self._tell(problem)
-        # Else the system keeps what was not read, some MiB, and tries for minutes to get rid of it.
+        # Else the system keeps what was not read, some MiB, and tries for minutes to
+        # get rid of it.
         self.transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
         )

@@ -5,8 +5,9 @@
     token      for whatever is no GET, HEAD or OPTIONS: 403 where none is configured, 401 where it is missing or wrong
     body       of control requests: JSON only (415), and small (413), however its length is announced
 
-It goes by method and not by route, so a route that is added later is guarded from the start. It also gives every response the
-headers that keep a browser from doing anything unexpected with it. Refusals to change something are in the audit log.
+It goes by method and not by route, so a route that is added later is guarded from the
+start. It also gives every response the headers that keep a browser from doing anything
+unexpected with it. Refusals to change something are in the audit log.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _audit = logging.getLogger("backpressure.audit")
 INGEST_PATH: Final = "/events"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Nothing from elsewhere, nothing inline, no frames: the dashboard needs no more, and nothing else is a page.
+# Nothing from elsewhere, nothing inline, no frames: the dashboard needs no more, and
+# nothing else is a page.
 _CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -74,7 +76,8 @@ class Guard:
             host[1:].lower() for host in config.allowed_hosts if host.startswith("*")
         )
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
-        # Somebody who guesses tokens must not fill the disk with what is logged about it.
+        # Somebody who guesses tokens must not fill the disk with what is logged about
+        # it.
         self._few_lines = LogLimiter(1.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +111,8 @@ class Guard:
 
     def _check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         for origin in _values(headers, b"origin"):
-            # Host was checked before. The scheme is left out of the comparison: behind a proxy it is not known here.
+            # Host was checked before. The scheme is left out of the comparison: behind
+            # a proxy it is not known here.
             own = origin.startswith(("http://", "https://")) and origin.partition("://")[
                 2
             ] in _values(headers, b"host")
@@ -130,7 +134,8 @@ class Guard:
                 401, "send the token, in one header: Authorization: Bearer <token>", challenge
             )
         scheme, _, token = given[0].partition(b" ")
-        # Of both the digests are compared, in constant time: neither length nor content can be told from how long it takes.
+        # Of both the digests are compared, in constant time: neither length nor content
+        # can be told from how long it takes.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(
             _digest(token.strip()), self._token
         ):

@@ -1,11 +1,14 @@
 """POST /events: lines out of a request's body into the buffer, as they come.
 
-The body is never held whole: it is unpacked piece by piece, and about a quarter of a MiB at a time goes into the lane. Where the
-lane or flow control takes no more, and waiting (`timeout`) does not help, reading stops and the reply says which
-prefix was accepted; while it waits, the client's connection is not read, which slows the client down by TCP's own means.
+The body is never held whole: it is unpacked piece by piece, and about a quarter of a
+MiB at a time goes into the lane. Where the lane or flow control takes no more, and
+waiting (`timeout`) does not help, reading stops and the reply says which prefix was
+accepted; while it waits, the client's connection is not read, which slows the client
+down by TCP's own means.
 
-What was accepted stays accepted whatever happens afterwards: a client whose connection broke does not know how much that is,
-and by sending all of it again gets it delivered at least once.
+What was accepted stays accepted whatever happens afterwards: a client whose connection
+broke does not know how much that is, and by sending all of it again gets it delivered
+at least once.
 """
 
 from __future__ import annotations
@@ -31,13 +34,16 @@ __all__ = ["Uploads", "ingest"]
 
 _log = logging.getLogger("backpressure")
 
-# Bytes that go into the lane at once. A quarter of it makes 8 MiB cost a fifth more, four times as much saves a tenth, and this
-# keeps the event loop for a tenth of a millisecond.
+# Bytes that go into the lane at once. A quarter of it makes 8 MiB cost a fifth more,
+# four times as much saves a tenth, and this keeps the event loop for a tenth of a
+# millisecond.
 _PUSH: Final = 1 << 18
-# A piece of so many bytes is not copied together with what came before it: of pieces of 256 KiB, as uvicorn gives them to a
-# fast client's upload, that saves a twentieth of the server's time; of 64 KiB the further calls cost more than the copy.
+# A piece of so many bytes is not copied together with what came before it: of pieces of
+# 256 KiB, as uvicorn gives them to a fast client's upload, that saves a twentieth of
+# the server's time; of 64 KiB the further calls cost more than the copy.
 _LARGE: Final = 1 << 17
-# What Retry-After says (seconds, at least and at most): it knows whole seconds only, and "never" is not in it.
+# What Retry-After says (seconds, at least and at most): it knows whole seconds only,
+# and "never" is not in it.
 _SOONEST: Final = 1
 _LATEST: Final = 3600
 
@@ -51,7 +57,9 @@ class _Bad(Exception):
 
 
 class _Lines:
-    """Puts a stream of bytes, cut anywhere, into a lane line by line, and keeps the account."""
+    """Puts a stream of bytes, cut anywhere, into a lane line by line, and keeps the
+    account.
+    """
 
     def __init__(
         self, buffer: BufferManager, query: IngestQuery, max_event_bytes: int, uploads: Uploads
@@ -72,7 +80,8 @@ class _Lines:
     async def add(self, piece: bytes) -> bool:
         """Take the next bytes; False where no more are taken."""
         if len(piece) >= _LARGE and (cut := piece.find(b"\n") + 1):
-            # Only the line that began in an earlier piece has to be put together; the others go in from where they are.
+            # Only the line that began in an earlier piece has to be put together; the
+            # others go in from where they are.
             if self._held_bytes:
                 self._held.append(piece[:cut])
                 if not await self.push(final=False):
@@ -84,7 +93,9 @@ class _Lines:
         return self._held_bytes < _PUSH or await self.push(final=False)
 
     async def push(self, final: bool) -> bool:
-        """Put what is held into the lane; what follows the last newline only if it is the `final` part."""
+        """Put what is held into the lane; what follows the last newline only if it is
+        the `final` part.
+        """
         return await self._put(b"".join(self._held), final)
 
     async def _put(self, chunk: bytes | memoryview, final: bool) -> bool:
@@ -146,7 +157,9 @@ class Uploads:
         self._open.discard(silence)
 
     def end(self) -> None:
-        """End all of them, as a server has to that wants to stop: each client is told what was accepted of its upload."""
+        """End all of them, as a server has to that wants to stop: each client is told
+        what was accepted of its upload.
+        """
         self.closing = True
         for silence in self._open:
             silence.close()
@@ -156,8 +169,9 @@ class Uploads:
 class ReadWatchdog:
     """Ends an upload that says nothing for too long, or that has to end.
 
-    One timer looks now and then at the time since which the upload has been waited for. A time-out around each read would
-    cost as much as putting what was read into the buffer.
+    One timer looks now and then at the time since which the upload has been waited for.
+    A time-out around each read would cost as much as putting what was read into the
+    buffer.
     """
 
     def __init__(self, longest: float, uploads: Uploads) -> None:
@@ -170,7 +184,9 @@ class ReadWatchdog:
         self.broken = False
 
     async def read(self, receive: Receive) -> Message:
-        """The next message; _Bad where none comes, _Closing where none is wanted any more."""
+        """The next message; _Bad where none comes, _Closing where none is wanted any
+        more.
+        """
         if self._uploads.closing:
             raise _Closing
         self._since = self._loop.time()
@@ -188,7 +204,9 @@ class ReadWatchdog:
             self._since = None
 
     def close(self) -> None:
-        """Let the read that is under way raise _Closing; the next one does so by itself."""
+        """Let the read that is under way raise _Closing; the next one does so by
+        itself.
+        """
         if self._since is not None and not self.broken and self._task is not None:
             self._task.cancel()
 
@@ -245,7 +263,9 @@ async def ingest(
 async def _carry(
     request: Request, lines: _Lines, silence: ReadWatchdog, config: HttpConfig
 ) -> None:
-    """Read the body, unpack it and put it into the buffer, until its end or a refusal; _Bad where it breaks a limit."""
+    """Read the body, unpack it and put it into the buffer, until its end or a refusal;
+    _Bad where it breaks a limit.
+    """
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in UNPACKERS:
         raise _Bad(

@@ -1,7 +1,9 @@
-"""What goes over the wire: requests, which are checked, and responses, which follow the library's own snapshots.
+"""What goes over the wire: requests, which are checked, and responses, which follow the
+library's own snapshots.
 
-The models of `GET /buffer/stats` and its like are made from the dataclasses themselves (`model_of`), so that a field that is
-added to a snapshot is in the response and in the OpenAPI document at once. JSON has no infinity: it is written as null.
+The models of `GET /buffer/stats` and its like are made from the dataclasses themselves
+(`model_of`), so that a field that is added to a snapshot is in the response and in the
+OpenAPI document at once. JSON has no infinity: it is written as null.
 """
 
 from __future__ import annotations
@@ -171,7 +173,9 @@ class Change(BaseModel):
 
 
 class IngestReply(BaseModel):
-    """What became of an upload. Whatever the status: exactly the first `accepted` lines were accepted."""
+    """What became of an upload. Whatever the status: exactly the first `accepted` lines
+    were accepted.
+    """
 
     accepted: int = Field(description="lines accepted, always a prefix of the upload")
     rejected: int = Field(

@@ -1,4 +1,6 @@
-"""serve: the HTTP app on a socket, with settings that suit it. For a program of your own; `create_app` is for your own server."""
+"""serve: the HTTP app on a socket, with settings that suit it. For a program of your
+own; `create_app` is for your own server.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8127
 
-# Seconds after which the server ends when it is told to, and before that those in which uploads may come to their own end.
+# Seconds after which the server ends when it is told to, and before that those in which
+# uploads may come to their own end.
 _GRACE: Final = 2
 _UPLOAD_GRACE: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that ends event streams and uploads before it waits for its connections to end."""
+    """A server that ends event streams and uploads before it waits for its connections
+    to end.
+    """
 
     def __init__(self, config: uvicorn.Config, streams: Streams, uploads: Uploads) -> None:
         super().__init__(config)
@@ -50,10 +55,12 @@ def make_server(
     token: str | None = None,
     config: HttpConfig | None = None,
 ) -> uvicorn.Server:
-    """A uvicorn server over `buffer`, not yet running: `server.run()`, or `await server.serve()`; `server.should_exit` ends it.
+    """A uvicorn server over `buffer`, not yet running: `server.run()`, or
+    `await server.serve()`; `server.should_exit` ends it.
 
-    The address that it listens on is added to the allowed hosts, unless that is all addresses ("0.0.0.0"): then
-    name in `HttpConfig.allowed_hosts` those by which it is to be reached.
+    The address that it listens on is added to the allowed hosts, unless that is all
+    addresses ("0.0.0.0"): then name in `HttpConfig.allowed_hosts` those by which it is
+    to be reached.
     """
     config = config if config is not None else HttpConfig()
     if not _is_wildcard(host):
@@ -67,13 +74,16 @@ def make_server(
             port=port,
             lifespan="off",
             http=limited(config),
-            # It has no web sockets; otherwise each request for one would be a line in the log.
+            # It has no web sockets; otherwise each request for one would be a line in
+            # the log.
             ws="none",
             access_log=False,
             server_header=False,
-            # What clients do wrong is told by connection_limits.py, which does not let them fill the log.
+            # What clients do wrong is told by connection_limits.py, which does not let
+            # them fill the log.
             log_level="error",
-            # The client's address in the audit log must be the one that connected, not one that it claims.
+            # The client's address in the audit log must be the one that connected, not
+            # one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,
         ),

@@ -1,20 +1,24 @@
-"""DurableLane: a lane whose ring is a file, with a disk tier below it: what it has accepted outlives the process.
+"""DurableLane: a lane whose ring is a file, with a disk tier below it: what it has
+accepted outlives the process.
 
     0 ......... acked ......... read ......... write
                 [===== on disk =====|===== in the ring =====)
 
 Invariants
 
- 1. The disk holds a prefix of what is owed and the ring the suffix. So whatever goes to disk goes oldest first: first what
-    consumers hold or have given back, then what waits.
- 2. What goes to disk stays in the ring until it is written, and what is written is trusted: a crash in between leaves events in
-    both, and the ones in the ring whose number is below the store's `end_seq` are dropped when the lane is opened again.
+ 1. The disk holds a prefix of what is owed and the ring the suffix. So whatever goes to
+    disk goes oldest first: first what consumers hold or have given back, then what
+    waits.
+ 2. What goes to disk stays in the ring until it is written, and what is written is
+    trusted: a crash in between leaves events in both, and the ones in the ring whose
+    number is below the store's `end_seq` are dropped when the lane is opened again.
  3. Only an ack frees an event, in whichever tier it is.
- 4. Room in the ring that is free because its events are on disk is noted to be that, before it is free: power loss may take them
-    from the disk and leave them in the ring. See ring_debt.py for what is made of a ring that another boot left.
+ 4. Room in the ring that is free because its events are on disk is noted to be that,
+    before it is free: power loss may take them from the disk and leave them in the
+    ring. See ring_debt.py for what is made of a ring that another boot left.
 
-Threads. As of a Lane; besides, one thread at a time spills. It holds `_taking` while it writes a piece, so that no consumer
-comes in between; producers never wait for it.
+Threads. As of a Lane; besides, one thread at a time spills. It holds `_taking` while it
+writes a piece, so that no consumer comes in between; producers never wait for it.
 """
 
 from __future__ import annotations
@@ -41,14 +45,17 @@ from ringbuf import MessageRing, Messages, SharedFileError, salvage
 
 __all__ = ["DurableLane"]
 
-# One piece (bytes) of what is moved from the ring to the disk, and from an old ring to another: some blocks, so that
-# a consumer who comes meanwhile waits for a few milliseconds only.
+# One piece (bytes) of what is moved from the ring to the disk, and from an old ring to
+# another: some blocks, so that a consumer who comes meanwhile waits for a few
+# milliseconds only.
 _PIECE_BYTES: Final = 1 << 20
 _RING_NAME: Final = "ring"
 
 
 class DurableLane(Lane):
-    """One priority's lane in a buffer's directory. Opened, it holds what it held when it was closed, killed, or cut off."""
+    """One priority's lane in a buffer's directory. Opened, it holds what it held when
+    it was closed, killed, or cut off.
+    """
 
     def __init__(
         self,
@@ -64,17 +71,21 @@ class DurableLane(Lane):
         self.store = SpillStore(path, priority, directory.buffer_id, config)
         self._dead_letters = dead_letters
         self._max_attempts = max_attempts
-        #: Events that the lane had and has no more, found when it was opened: (first number, number after the last).
+        #: Events that the lane had and has no more, found when it was opened: (first
+        #: number, number after the last).
         self.missing: list[tuple[int, int]] = []
-        #: Events of a ring from before a reboot that were proved whole, and are on disk now.
+        #: Events of a ring from before a reboot that were proved whole, and are on disk
+        #: now.
         self.salvaged = 0
         ring = self._open_ring(os.path.join(path, _RING_NAME), lane_bytes, checksums)
-        # What is released from here on because it is on disk already was written by an earlier run.
+        # What is released from here on because it is on disk already was written by an
+        # earlier run.
         ring.note_stored(self.store.end_seq)
         super().__init__(priority, ring)
         #: Times that max_disk_bytes left no room, counted by the spiller.
         self.over_budget = 0
-        # Taken from the ring and never delivered, oldest first: older than what the ring holds, newer than what the disk holds.
+        # Taken from the ring and never delivered, oldest first: older than what the
+        # ring holds, newer than what the disk holds.
         self._front: deque[TakenMessages] = deque()
         self._front_events = 0
         self._collect_orphans()
@@ -99,9 +110,11 @@ class DurableLane(Lane):
     # ------------------------------------------------------------ opening
 
     def _open_ring(self, path: str, lane_bytes: int, checksums: bool) -> MessageRing:
-        """The ring as it was left; or a new one, and on disk what could be had of the old one.
+        """The ring as it was left; or a new one, and on disk what could be had of the
+        old one.
 
-        It is a new one where another size or kind is wanted, and where another boot left it.
+        It is a new one where another size or kind is wanted, and where another boot
+        left it.
         """
         first_seq = self.store.end_seq
         check_numbers(os.path.dirname(path), first_seq)
@@ -130,12 +143,15 @@ class DurableLane(Lane):
             os.unlink(building)
         ring = MessageRing(lane_bytes, path=building, first_seq=first_seq, checksums=checksums)
         os.replace(building, path)
-        # Else a power loss could bring back none, or one whose numbers end before these.
+        # Else a power loss could bring back none, or one whose numbers end before
+        # these.
         Files(LocalFileSystem()).sync_directory(os.path.dirname(path))
         return ring
 
     def _salvage(self, path: str) -> int:
-        """Put on disk what of a ring from before a reboot is whole, and say what is missing; returns where numbers go on."""
+        """Put on disk what of a ring from before a reboot is whole, and say what is
+        missing; returns where numbers go on.
+        """
         found = salvage(path)
         check_numbers(path, found.next_seq)
         debt = debt_of(found, self.store.end_seq)
@@ -160,7 +176,9 @@ class DurableLane(Lane):
         self.store.sync()
 
     def _collect_orphans(self) -> None:
-        """What a consumer or the spiller of an earlier run held: on disk already, or to be delivered first."""
+        """What a consumer or the spiller of an earlier run held: on disk already, or to
+        be delivered first.
+        """
         while len(messages := self.ring.take_orphaned(None, _PIECE_BYTES)):
             skip = min(max(self.store.end_seq - messages.first_seq, 0), len(messages))
             if skip == len(messages):
@@ -179,10 +197,11 @@ class DurableLane(Lane):
         return self.ring.used_bytes / self.ring.capacity_bytes
 
     def spill(self, pressure: float) -> int:
-        """Move the oldest piece of what the ring holds to disk; returns how many bytes of payload that were, 0: none is left.
+        """Move the oldest piece of what the ring holds to disk; returns how many bytes
+        of payload that were, 0: none is left.
 
-        `pressure` (0 to 1) chooses how much time compression may take. Raises DiskFull or DiskFailed; then nothing is lost, and
-        the same call may be tried again.
+        `pressure` (0 to 1) chooses how much time compression may take. Raises DiskFull
+        or DiskFailed; then nothing is lost, and the same call may be tried again.
         """
         with self._taking:
             return self._store_out(pressure) or self._store_next(pressure)
@@ -195,13 +214,16 @@ class DurableLane(Lane):
                 return 0
             with self._lock:
                 self._front.append(TakenMessages(messages, messages))
-                # In this order, and so for what goes on to disk: `_has_waiting` looks without the lock.
+                # In this order, and so for what goes on to disk: `_has_waiting` looks
+                # without the lock.
                 self._front_events += len(messages)
                 self._count_from_ring(messages)
         return self._store_front(pressure)
 
     def _store_out(self, pressure: float) -> int:
-        """Write what consumers hold, or have given back, of the ring: it is older than what waits there."""
+        """Write what consumers hold, or have given back, of the ring: it is older than
+        what waits there.
+        """
         with self._lock:
             self._collect_abandoned()
             all_taken = [
@@ -318,9 +340,11 @@ class DurableLane(Lane):
         return super()._fetch(max_events, max_bytes)
 
     def _has_waiting(self) -> bool:
-        # Without the lock, as consumers ask this of every lane each time. Tiers are looked at in the order in which events move,
-        # and what moves is counted in the next before it is taken off the last: what is there all the while is never overlooked.
-        # `_taken` before `next_seq`, so that what comes and goes in between makes it too much and not too little.
+        # Without the lock, as consumers ask this of every lane each time. Tiers are
+        # looked at in the order in which events move, and what moves is counted in the
+        # next before it is taken off the last: what is there all the while is never
+        # overlooked. `_taken` before `next_seq`, so that what comes and goes in between
+        # makes it too much and not too little.
         return (
             self._in_ring_before - self._taken + self.ring.next_seq > 0
             or self._front_events > 0
@@ -353,7 +377,9 @@ class DurableLane(Lane):
         return self._disk_waiting + self._front_events + self._in_ring(next_seq)
 
     def _in_ring(self, next_seq: int) -> int:
-        """Events in the ring that nobody has had: what was there at the start, and what came since."""
+        """Events in the ring that nobody has had: what was there at the start, and what
+        came since.
+        """
         return self._in_ring_before + next_seq - self._taken
 
     def _accepted(self, next_seq: int) -> int:
@@ -379,7 +405,9 @@ class DurableLane(Lane):
     # ------------------------------------------------------------ events that fail again and again
 
     def nack(self, handout: Handout, not_before: float) -> int:
-        """As of any lane; but after `max_attempts` the batch is halved until the single event is found, which is given up."""
+        """As of any lane; but after `max_attempts` the batch is halved until the single
+        event is found, which is given up.
+        """
         if self._max_attempts is None or handout.attempt < self._max_attempts:
             return super().nack(handout, not_before)
         if len(handout.messages) == 1:

@@ -2,10 +2,11 @@
 
     0 ......... acked ......... read ......... write          acked ≤ read ≤ write
 
-Invariants. Events are delivered in the order of their numbers, redeliveries in their place before anything newer; what is
-accepted is acked, dropped and counted, or resident. A push takes no lock: the ring is lock-free, and its write position is the
-count of what was accepted. Everything on the consumers' side is under the lane's lock, which is held for one copy at most
-and never across anybody else's code.
+Invariants. Events are delivered in the order of their numbers, redeliveries in their
+place before anything newer; what is accepted is acked, dropped and counted, or
+resident. A push takes no lock: the ring is lock-free, and its write position is the
+count of what was accepted. Everything on the consumers' side is under the lane's lock,
+which is held for one copy at most and never across anybody else's code.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from ringbuf import MessageRing, Messages
 
 __all__ = ["TakenMessages", "Handout", "Lane"]
 
-# The time of arrival is noted this often (seconds): a finer reading of an event's age helps nobody …
+# The time of arrival is noted this often (seconds): a finer reading of an event's age
+# helps nobody …
 _MARK_INTERVAL: Final = 0.01
 # … and at most this many notes are kept: an old backlog is noted more coarsely.
 _MAX_MARKS: Final = 1024
 
 
 class TakenMessages:
-    """Messages that have been taken and are still owed, and where they are kept until they are settled.
+    """Messages that have been taken and are still owed, and where they are kept until
+    they are settled.
 
     One for all deliveries of the same events. Changed under the lane's lock.
     """
@@ -39,7 +42,8 @@ class TakenMessages:
 
     def __init__(self, messages: Messages, held: Messages | None, stored: int = 0) -> None:
         self.messages = messages
-        #: Those of them that the ring keeps for us; None: it keeps none, as they are on disk.
+        #: Those of them that the ring keeps for us; None: it keeps none, as they are on
+        #: disk.
         self.held = held
         #: How many of them, from the front, are on disk.
         self.stored = stored
@@ -47,7 +51,9 @@ class TakenMessages:
         self.moving = False
 
     def split(self, ring: MessageRing, count: int) -> tuple[TakenMessages, TakenMessages]:
-        """Two in place of this one, the first for so many messages; what either settles the other does not wait for."""
+        """Two in place of this one, the first for so many messages; what either settles
+        the other does not wait for.
+        """
         first, rest = self.messages[:count], self.messages[count:]
         if count <= self.stored:
             return TakenMessages(first, None, count), TakenMessages(
@@ -59,9 +65,11 @@ class TakenMessages:
 
 
 class Handout:
-    """One handing-out of messages, from the moment they are taken until it is settled, and until the next one if it is nacked.
+    """One handing-out of messages, from the moment they are taken until it is settled,
+    and until the next one if it is nacked.
 
-    A redelivery is a new Handout: the old one's Batch may still be around, and must not speak for the new one.
+    A redelivery is a new Handout: the old one's Batch may still be around, and must not
+    speak for the new one.
     """
 
     __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")
@@ -83,7 +91,9 @@ class Handout:
 
 
 class Lane:
-    """One priority's ring, its deliveries, and its books. In memory; see durable_lane.py for the one with a disk tier."""
+    """One priority's ring, its deliveries, and its books. In memory; see
+    durable_lane.py for the one with a disk tier.
+    """
 
     def __init__(self, priority: int, ring: MessageRing) -> None:
         self.priority = priority
@@ -100,7 +110,8 @@ class Lane:
         )  # (sequence number, time at which it had arrived)
         self._mark_interval = _MARK_INTERVAL
         self._closed = False
-        # The books, in events. What was accepted is the ring's own count of what was pushed.
+        # The books, in events. What was accepted is the ring's own count of what was
+        # pushed.
         self._rejected: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._taken = 0  # from the ring
@@ -129,7 +140,8 @@ class Lane:
             elif len(marks) >= _MAX_MARKS:
                 self._marks = marks = deque(list(marks)[::2])
                 self._mark_interval *= 2
-            # Of two producers the later number may come first; the line of marks has to ascend in both.
+            # Of two producers the later number may come first; the line of marks has to
+            # ascend in both.
             if not marks or (first_seq > marks[-1][0] and now > marks[-1][1]):
                 marks.append((first_seq, now))
 
@@ -139,7 +151,9 @@ class Lane:
             self._rejected[reason] += events
 
     def drop_oldest(self, events: int, nbytes: int, reason: str = "oldest") -> int:
-        """Drop about that many of the oldest events that no consumer holds; returns how many, 0 where that makes no room."""
+        """Drop about that many of the oldest events that no consumer holds; returns how
+        many, 0 where that makes no room.
+        """
         with self._taking:
             with self._lock:
                 self._collect_abandoned()
@@ -149,7 +163,8 @@ class Lane:
                     self._drop(handout.taken, reason)
                     return len(handout.messages)
                 if self._out:
-                    # What a consumer holds is older than all that waits, and room is made from the oldest on.
+                    # What a consumer holds is older than all that waits, and room is
+                    # made from the oldest on.
                     return 0
             taken = self._fetch(max(events, 1), max(nbytes, 1))
             if taken is None:
@@ -175,7 +190,9 @@ class Lane:
         return None if front is None else front.not_before
 
     def next_handout(self, max_events: int, max_bytes: int, now: float) -> Handout | None:
-        """The oldest events that are owed to a consumer: a nacked batch as it was, else what waits."""
+        """The oldest events that are owed to a consumer: a nacked batch as it was, else
+        what waits.
+        """
         with self._taking:
             with self._lock:
                 self._collect_abandoned()
@@ -207,12 +224,15 @@ class Lane:
                     self._batch_events.record(events)
                     self._settle(handout.taken)
                     return
-            # An ack that returned while its events were on their way to disk could be forgotten by a crash.
+            # An ack that returned while its events were on their way to disk could be
+            # forgotten by a crash.
             with self._taking:
                 pass
 
     def nack(self, handout: Handout, not_before: float) -> int:
-        """Owe the batch again, not before that time. Returns how many of its events were given up."""
+        """Owe the batch again, not before that time. Returns how many of its events
+        were given up.
+        """
         with self._lock:
             self._take_back(handout)
             self._batches_nacked += 1
@@ -220,7 +240,9 @@ class Lane:
         return 0
 
     def discard(self, reason: str) -> int:
-        """Give up everything, also what is with consumers; from now on nothing is delivered. Returns how many events."""
+        """Give up everything, also what is with consumers; from now on nothing is
+        delivered. Returns how many events.
+        """
         with self._taking:
             with self._lock:
                 self._closed = True
@@ -252,7 +274,9 @@ class Lane:
             return self._waiting(self.ring.next_seq)
 
     def oldest_age(self, now: float) -> float:
-        """Seconds that the oldest waiting event has waited, to the interval of the marks; 0.0 where none waits."""
+        """Seconds that the oldest waiting event has waited, to the interval of the
+        marks; 0.0 where none waits.
+        """
         with self._lock:
             return self._oldest_age(now)
 
@@ -288,7 +312,9 @@ class Lane:
     # ------------------------------------------------------------ what another kind of lane does otherwise
 
     def _fetch(self, max_events: int, max_bytes: int) -> TakenMessages | None:
-        """The oldest events that nobody has had yet; under `_taking`, and to be counted by `_count_taken`."""
+        """The oldest events that nobody has had yet; under `_taking`, and to be counted
+        by `_count_taken`.
+        """
         messages = self.ring.take(max_events, max_bytes)
         return TakenMessages(messages, messages) if len(messages) else None
 
@@ -319,7 +345,9 @@ class Lane:
     # ------------------------------------------------------------ under the lock
 
     def _redeliver(self, now: float) -> Handout | None:
-        """The nacked batch at the front, or None while it pauses: nothing newer may overtake it."""
+        """The nacked batch at the front, or None while it pauses: nothing newer may
+        overtake it.
+        """
         if self._retries[0].not_before > now:
             return None
         before = heapq.heappop(self._retries)

@@ -1,10 +1,13 @@
-"""Spiller: the thread that moves events from the rings to the disk, and makes them durable.
+"""Spiller: the thread that moves events from the rings to the disk, and makes them
+durable.
 
-`Durability.PROCESS`: only under pressure, when a ring is more than half full, and then down to a quarter. INTERVAL and COMMIT:
-all the time, and every `sync_interval` what was written is synced, once for all events that came meanwhile (group commit).
+`Durability.PROCESS`: only under pressure, when a ring is more than half full, and then
+down to a quarter. INTERVAL and COMMIT: all the time, and every `sync_interval` what was
+written is synced, once for all events that came meanwhile (group commit).
 
-A disk that is full, or fails, is tried again after a pause, for ever: then the rings fill, and `when_full` says what becomes of
-new events. Producers never wait for this thread, except to be durable (COMMIT).
+A disk that is full, or fails, is tried again after a pause, for ever: then the rings
+fill, and `when_full` says what becomes of new events. Producers never wait for this
+thread, except to be durable (COMMIT).
 """
 
 from __future__ import annotations
@@ -23,15 +26,19 @@ __all__ = ["Spiller"]
 
 _log = logging.getLogger("backpressure")
 
-# Spilling begins in time to keep up, at half a ring, and goes on until it need not begin again at once.
+# Spilling begins in time to keep up, at half a ring, and goes on until it need not
+# begin again at once.
 _HIGH: Final = 0.5
 _LOW: Final = 0.25
-# How often (seconds) the rings are looked at: a ring of 64 MiB fills in no less where the lines are real.
+# How often (seconds) the rings are looked at: a ring of 64 MiB fills in no less where
+# the lines are real.
 _LOOK: Final = 0.01
-# So far ahead of the producers (bytes) a ring that fills is made ready, at each look: what comes until the next one at 1.6 GB a
-# second, which is also about what one thread can make ready.
+# So far ahead of the producers (bytes) a ring that fills is made ready, at each look:
+# what comes until the next one at 1.6 GB a second, which is also about what one thread
+# can make ready.
 _WARM_AHEAD: Final = 16 << 20
-# Pause (seconds) after the disk refused: room comes back in seconds rather than in microseconds.
+# Pause (seconds) after the disk refused: room comes back in seconds rather than in
+# microseconds.
 _PAUSE: Final = 0.2
 # The same complaint goes to the log this often (seconds) at most.
 _LOG_INTERVAL: Final = 10.0
@@ -50,9 +57,10 @@ class Spiller:
         moved: Callable[[], object],
         failed: Callable[[NotNow | None], object],
     ) -> None:
-        """sync_interval: None spills under pressure only. make_room(lane): drop something less urgent; whether it did.
-        moved: called when rings have room, or events became durable. failed: called with the error when the disk refuses,
-        and None when it has recovered.
+        """sync_interval: None spills under pressure only. make_room(lane): drop
+        something less urgent; whether it did.
+        moved: called when rings have room, or events became durable. failed: called
+        with the error when the disk refuses, and None when it has recovered.
         """
         self._lanes = lanes
         self._interval = sync_interval
@@ -85,7 +93,9 @@ class Spiller:
         self._wake.set()
 
     def wait_durable(self, lane: DurableLane, seq: int) -> bool:
-        """Wait until every event of the lane below `seq` is durable; False: the spiller was stopped before."""
+        """Wait until every event of the lane below `seq` is durable; False: the spiller
+        was stopped before.
+        """
         while lane.durable_seq < seq:
             if self._stop:
                 return lane.durable_seq >= seq
@@ -108,7 +118,8 @@ class Spiller:
                 self._refused(error)
                 continue
             except Exception:
-                # A fault of ours, or of a store: say so, and go on; the rings still hold what is owed.
+                # A fault of ours, or of a store: say so, and go on; the rings still
+                # hold what is owed.
                 _log.exception("spilling failed")
                 time.sleep(_PAUSE)
                 continue
@@ -132,7 +143,8 @@ class Spiller:
             except NotNow as refused:
                 # The other lanes have a chance of their own.
                 error = refused
-        # Also where nothing was moved: what consumers have acked meanwhile need not be durable any more.
+        # Also where nothing was moved: what consumers have acked meanwhile need not be
+        # durable any more.
         self._durable.notify()
         if error is not None:
             raise error

@@ -5,8 +5,9 @@ At every moment:
     offered  = accepted + rejected{reason}
     accepted = acked + dead_lettered + dropped{reason} + resident
 
-`resident` is not computed from the others: it is what the lane holds (`waiting` in the ring, `in_flight` with consumers,
-`retrying` after a nack), so that the second line can fail, and a test asserts that it does not.
+`resident` is not computed from the others: it is what the lane holds (`waiting` in the
+ring, `in_flight` with consumers, `retrying` after a nack), so that the second line can
+fail, and a test asserts that it does not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class DiskStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStats:
-    """One lane at one moment. Counts are events since the start unless they say otherwise."""
+    """One lane at one moment. Counts are events since the start unless they say
+    otherwise.
+    """
 
     priority: int
     offered: int  #: given to add_events or add_lines, each time that they were

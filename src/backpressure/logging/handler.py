@@ -1,4 +1,6 @@
-"""BufferHandler: puts what is logged into a buffer; also in a forked child, where it begins anew."""
+"""BufferHandler: puts what is logged into a buffer; also in a forked child, where it
+begins anew.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,19 @@ __all__ = ["BufferHandler"]
 class BufferHandler(logging.Handler):
     """Formats records and puts them into a buffer.
 
-    buffer: a BufferManager, which the caller owns and closes; or a BufferConfig, or its fields as a dict (the way of dictConfig),
-        or None for the defaults: then the handler has one of its own, and closes it with itself.
-    sink: where the handler's own BufferListener delivers: a Sink, a path ("app.log", which is added to; "-" is stdout), or
-        logging handlers. None: somebody else consumes the buffer.
-    priority: one for all levels, or by level (a name or a number; levels between take the lower one's), or None
-        for `priority_of`.
-    timeout: seconds that a call may wait for room; 0 never waits. drain_timeout: seconds that `close` may take to deliver.
+    buffer: a BufferManager, which the caller owns and closes; or a BufferConfig, or its
+        fields as a dict (the way of dictConfig), or None for the defaults: then the
+        handler has one of its own, and closes it with itself.
+    sink: where the handler's own BufferListener delivers: a Sink, a path ("app.log",
+        which is added to; "-" is stdout), or logging handlers. None: somebody else
+        consumes the buffer.
+    priority: one for all levels, or by level (a name or a number; levels between take
+        the lower one's), or None for `priority_of`.
+    timeout: seconds that a call may wait for room; 0 never waits. drain_timeout:
+        seconds that `close` may take to deliver.
 
-    A record that is refused is counted in `refused`. One that can not be formatted, or is larger than its lane, goes to
-    `handleError`, as with every handler.
+    A record that is refused is counted in `refused`. One that can not be formatted, or
+    is larger than its lane, goes to `handleError`, as with every handler.
     """
 
     def __init__(
@@ -86,7 +91,9 @@ class BufferHandler(logging.Handler):
 
     @property
     def refused(self) -> dict[str, int]:
-        """Records that were not accepted, by reason: those of Admission, and "error" for what went to `handleError`."""
+        """Records that were not accepted, by reason: those of Admission, and "error"
+        for what went to `handleError`.
+        """
         with self._counting:
             return dict(self._refused)
 
@@ -104,7 +111,9 @@ class BufferHandler(logging.Handler):
         return super().format(record)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """As `Handler.handle`, without its lock: nothing here needs one, and a fork could leave it held."""
+        """As `Handler.handle`, without its lock: nothing here needs one, and a fork
+        could leave it held.
+        """
         if self.filters or type(self).filter is not logging.Handler.filter:
             passed: Any = self.filter(
                 record
@@ -123,7 +132,8 @@ class BufferHandler(logging.Handler):
             try:
                 reason = self._events.add(text, priority)
             except BackpressureError:
-                # Half of a surrogate pair has no UTF-8. A line that shows it escaped is better than none.
+                # Half of a surrogate pair has no UTF-8. A line that shows it escaped is
+                # better than none.
                 escaped = text.encode("utf-8", "backslashreplace")
                 reason = self._events.add(escaped, priority)
         except (
@@ -142,12 +152,16 @@ class BufferHandler(logging.Handler):
             self._refused[reason] += 1
 
     def flush(self) -> None:
-        """Wait until the handler's own listener has delivered what was logged before this call, for `drain_timeout` at most."""
+        """Wait until the handler's own listener has delivered what was logged before
+        this call, for `drain_timeout` at most.
+        """
         if self.listener is not None and not self._closed:
             self.listener.flush(self._drain_timeout)
 
     def close(self) -> None:
-        """Deliver what is left, for `drain_timeout` at most, and end. What is logged from now on counts as refused."""
+        """Deliver what is left, for `drain_timeout` at most, and end. What is logged
+        from now on counts as refused.
+        """
         if not self._closed and self._pid == os.getpid():
             self._closed = True
             self._events.close()
@@ -155,7 +169,8 @@ class BufferHandler(logging.Handler):
             if self.listener is not None:
                 self.listener.stop(self._drain_timeout)
             if self._owns:
-                # A listener has had its time. Without one, somebody else consumes, and may need some.
+                # A listener has had its time. Without one, somebody else consumes, and
+                # may need some.
                 self.buffer.close(
                     timeout=0.0
                     if self.listener is not None
@@ -166,7 +181,9 @@ class BufferHandler(logging.Handler):
     # ------------------------------------------------------------ forks
 
     def _forked(self) -> None:
-        """In the child, before anything else runs: no lock of the parent's buffer can be trusted, and no thread of it is here."""
+        """In the child, before anything else runs: no lock of the parent's buffer can
+        be trusted, and no thread of it is here.
+        """
         self._counting = threading.Lock()
         self._refused = Counter()
         self.listener = None
@@ -190,7 +207,8 @@ class BufferHandler(logging.Handler):
         # Kept, so that no finaliser of what belongs to the parent runs here.
         self._parents = self.buffer
         self._start(BufferManager(config))
-        # A child of multiprocessing ends without atexit, and so without logging.shutdown.
+        # A child of multiprocessing ends without atexit, and so without
+        # logging.shutdown.
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             util.Finalize(None, self.flush, exitpriority=0)
 

@@ -21,7 +21,9 @@ LEVELS: Final = {
 
 
 def priority_of(levelno: int) -> int:
-    """The priority of a level: CRITICAL 1, ERROR 2, WARNING 3, INFO 4, all below 5; a level between takes the lower one's."""
+    """The priority of a level: CRITICAL 1, ERROR 2, WARNING 3, INFO 4, all below 5; a
+    level between takes the lower one's.
+    """
     for priority, least in LEVELS.items():
         if levelno >= least:
             return int(priority)
@@ -29,7 +31,9 @@ def priority_of(levelno: int) -> int:
 
 
 class Priorities(dict[int, int]):
-    """Priority by level number; a level that comes for the first time is looked up once."""
+    """Priority by level number; a level that comes for the first time is looked up
+    once.
+    """
 
     def __init__(self, given: int | Mapping[int | str, int] | None) -> None:
         super().__init__()

@@ -25,29 +25,38 @@ Target: TypeAlias = Sink | Sequence[logging.Handler]
 
 _log = logging.getLogger("backpressure")
 
-# How long the listener collects between two batches (seconds): a line is in its file before anybody looks, and thirty wake-ups a
-# second cost nothing beside one for each line.
+# How long the listener collects between two batches (seconds): a line is in its file
+# before anybody looks, and thirty wake-ups a second cost nothing beside one for each
+# line.
 _LINGER: Final = 0.03
 # How long it sleeps where there is nothing (seconds); a record wakes it.
 _IDLE: Final = 1.0
-# How often a listener that is stopping looks whether a failed batch is due again (seconds).
+# How often a listener that is stopping looks whether a failed batch is due again
+# (seconds).
 _LOOK: Final = 0.01
-# A failing sink is reported once, and again when it has worked and failed anew; the first of these seconds apart at least.
+# A failing sink is reported once, and again when it has worked and failed anew; the
+# first of these seconds apart at least.
 _REPORT_SECONDS: Final = 60.0
 
 
 class BufferListener:
-    """Delivers a buffer's batches in a thread of its own: to a sink, or to logging handlers.
+    """Delivers a buffer's batches in a thread of its own: to a sink, or to logging
+    handlers.
 
-    A handler gets one record for each event: its text as `msg`, its level from its priority, `backpressure` as its name;
-    so give it no formatter, or one that only adds to `%(message)s`. What one handler raises is its own affair
-    (`handleError`) and keeps nothing from the others, as with QueueListener. A sink that raises gets the batch again.
+    A handler gets one record for each event: its text as `msg`, its level from its
+    priority, `backpressure` as its name; so give it no formatter, or one that only adds
+    to `%(message)s`. What one handler raises is its own affair (`handleError`) and
+    keeps nothing from the others, as with QueueListener. A sink that raises gets the
+    batch again.
 
-    The thread is a daemon, so that a sink that hangs does not keep the process alive; `BufferHandler.close` stops it in time.
+    The thread is a daemon, so that a sink that hangs does not keep the process alive;
+    `BufferHandler.close` stops it in time.
     """
 
     def __init__(self, buffer: BufferManager, target: Target, *, linger: float = _LINGER) -> None:
-        """`linger`: seconds between two batches, in which records collect; 0 delivers each as soon as it can."""
+        """`linger`: seconds between two batches, in which records collect; 0 delivers
+        each as soon as it can.
+        """
         self._buffer = buffer
         self._target = target
         self._linger = linger
@@ -68,8 +77,9 @@ class BufferListener:
         self._thread.start()
 
     def flush(self, timeout: float | None = 5.0) -> bool:
-        """Wait until all that is in the buffer now has been delivered, for so many seconds at most (None: as long as it takes);
-        False: it was not, in that time."""
+        """Wait until all that is in the buffer now has been delivered, for so many
+        seconds at most (None: as long as it takes); False: it was not, in that time.
+        """
         seconds = timeout_seconds(timeout)
         lanes = self._buffer.stats().lanes
         goals = {priority: _settled(lane) + lane.resident for priority, lane in lanes.items()}
@@ -84,7 +94,8 @@ class BufferListener:
             time.sleep(0.001)
 
     def stop(self, timeout: float | None = 5.0) -> bool:
-        """Deliver what is left, for so many seconds at most (None: as long as it takes), and end.
+        """Deliver what is left, for so many seconds at most (None: as long as it
+        takes), and end.
 
         False: something is left, or is still being sent.
         """

@@ -1,16 +1,19 @@
-"""What a monitoring system reads of a buffer: one table of metrics, for Prometheus and for OpenTelemetry.
+"""What a monitoring system reads of a buffer: one table of metrics, for Prometheus and
+for OpenTelemetry.
 
     from prometheus_client import REGISTRY
     REGISTRY.register(Collector(buffer))                 # pip install 'forebay[prometheus]'
 
     instrument(buffer, get_meter("my-service"))          # pip install 'forebay[otel]'
 
-Everything is computed when somebody looks, from one `buffer.stats()`, so that what is exported at one moment fits together:
-both conservation lines (see lanes/stats.py) hold within each scrape. Nothing here is called while events pass.
+Everything is computed when somebody looks, from one `buffer.stats()`, so that what is
+exported at one moment fits together: both conservation lines (see lanes/stats.py) hold
+within each scrape. Nothing here is called while events pass.
 
-`FAMILIES` is the table. A name ends with its unit; a counter never goes back as long as its process lives. Label values are
-few and known beforehand: every priority and every reason is there from the start with 0, so that the first refusal is an
-increase and not a new series that `rate()` overlooks.
+`FAMILIES` is the table. A name ends with its unit; a counter never goes back as long as
+its process lives. Label values are few and known beforehand: every priority and every
+reason is there from the start with 0, so that the first refusal is an increase and not
+a new series that `rate()` overlooks.
 
 Thread safety: everything may be called from any thread.
 """

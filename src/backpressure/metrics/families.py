@@ -1,4 +1,6 @@
-"""The table of metrics: `FAMILIES`, each with its name, kind and labels, and how it is read off a snapshot."""
+"""The table of metrics: `FAMILIES`, each with its name, kind and labels, and how it is
+read off a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ __all__ = ["FAMILIES", "Family", "Kind", "Reading", "cumulative"]
 
 #: Label values, in the order of `Family.labels`, and what was read for them.
 Reading: TypeAlias = tuple[tuple[str, ...], float | HistogramStats]
-#: "amount" is a gauge whose values can be added up over its labels; of a plain "gauge" they can not.
+#: "amount" is a gauge whose values can be added up over its labels; of a plain "gauge"
+#: they can not.
 Kind: TypeAlias = Literal["counter", "amount", "gauge", "histogram"]
 
 _REJECTED: Final = ("full", "rate", "share", "delay", "emergency", "closed")
@@ -44,7 +47,9 @@ class Family:
 
     @property
     def dotted(self) -> tuple[str, str]:
-        """OpenTelemetry's name and unit. Its exporter to Prometheus makes of these the same `name` again."""
+        """OpenTelemetry's name and unit. Its exporter to Prometheus makes of these the
+        same `name` again.
+        """
         base = self.name.removesuffix("_total")
         for suffix, unit in sorted(_UNITS.items(), key=lambda item: -len(item[0])):
             if base.endswith(suffix):
@@ -448,6 +453,8 @@ def _one_hot(names: Iterable[str], chosen: str | None) -> dict[str, float]:
 
 
 def cumulative(histogram: HistogramStats) -> list[tuple[str, float]]:
-    """Buckets as Prometheus has them: each bound with the count of all that is at most as large."""
+    """Buckets as Prometheus has them: each bound with the count of all that is at most
+    as large.
+    """
     bounds = [*(repr(float(bound)) for bound in histogram.bounds), "+Inf"]
     return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))

@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["instrument"]
 
-# A collection cycle asks every instrument within this time (seconds); one that asks later wants new numbers.
+# A collection cycle asks every instrument within this time (seconds); one that asks
+# later wants new numbers.
 _CYCLE_SECONDS: Final = 1.0
 
 
 def instrument(
     buffer: BufferManager, meter: Meter, attributes: Mapping[str, str] | None = None
 ) -> None:
-    """Make an observable instrument of each metric. Needs opentelemetry-api, the extra `otel`.
+    """Make an observable instrument of each metric. Needs opentelemetry-api, the extra
+    `otel`.
 
-    Names are those of Prometheus with dots, `backpressure.buffer.events` for `backpressure_buffer_events_total`. The API has no
-    observable histograms, so each becomes the counters `….bucket` (with the attribute `le`), `….count` and `….sum`.
-    attributes: are added to all that is observed; instrument several buffers with one meter each.
+    Names are those of Prometheus with dots, `backpressure.buffer.events` for
+    `backpressure_buffer_events_total`. The API has no observable histograms, so each
+    becomes the counters `….bucket` (with the attribute `le`), `….count` and `….sum`.
+    attributes: are added to all that is observed; instrument several buffers with one
+        meter each.
     """
     source = _Cycle(buffer)
     extra = dict(attributes or {})
@@ -52,7 +56,9 @@ def instrument(
 
 
 class _Cycle:
-    """One snapshot for all instruments of a collection cycle: it is taken anew when one of them asks a second time."""
+    """One snapshot for all instruments of a collection cycle: it is taken anew when one
+    of them asks a second time.
+    """
 
     def __init__(self, buffer: BufferManager) -> None:
         self._buffer = buffer

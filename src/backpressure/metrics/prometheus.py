@@ -16,10 +16,11 @@ __all__ = ["Collector", "exposition"]
 
 
 class Collector:
-    """Give it to `CollectorRegistry.register`. Needs prometheus_client, the extra `prometheus`.
+    """Give it to `CollectorRegistry.register`. Needs prometheus_client, the extra
+    `prometheus`.
 
-    buffers: one buffer, or several by name: their series then have a label `buffer`. Register one collector for
-    all of them, since a metric can be exported once only.
+    buffers: one buffer, or several by name: their series then have a label `buffer`.
+    Register one collector for all of them, since a metric can be exported once only.
     """
 
     def __init__(self, buffers: BufferManager | Mapping[str, BufferManager]) -> None:
@@ -32,7 +33,9 @@ class Collector:
         )
 
     def describe(self) -> Iterator[Metric]:
-        """The metrics without their values: how a registry sees that two collectors would clash."""
+        """The metrics without their values: how a registry sees that two collectors
+        would clash.
+        """
         return (self._metric(family) for family in FAMILIES)
 
     def collect(self) -> Iterator[Metric]:
@@ -71,7 +74,9 @@ class Collector:
 def exposition(
     buffers: BufferManager | Mapping[str, BufferManager], accept: str = ""
 ) -> tuple[bytes, str]:
-    """Body and content type of an answer to a scrape. `accept`: the request's header, "" gives the plain text format."""
+    """Body and content type of an answer to a scrape. `accept`: the request's header,
+    "" gives the plain text format.
+    """
     collector = Collector(buffers)
     next(collector.describe())  # says which extra is missing, if it is
     from prometheus_client import CollectorRegistry

@@ -1,4 +1,6 @@
-"""The four policies. Each stands alone, with its config and a clock; none has a thread or does I/O."""
+"""The four policies. Each stands alone, with its config and a clock; none has a thread
+or does I/O.
+"""
 
 from backpressure.policies.adaptive_batch_manager import (
     AdaptiveBatchConfig,

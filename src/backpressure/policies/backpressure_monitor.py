@@ -1,7 +1,8 @@
-"""Decides whether the buffer is overloaded, and how badly. An estimator: it refuses nothing by itself.
+"""Decides whether the buffer is overloaded, and how badly. An estimator: it refuses
+nothing by itself.
 
-Five signals are judged once per `monitoring_interval`. Each becomes a severity, value / threshold (throughput
-the other way round), so that one law serves all:
+Five signals are judged once per `monitoring_interval`. Each becomes a severity, value /
+threshold (throughput the other way round), so that one law serves all:
 
     signal      value over the interval                            threshold
     delay       MINIMUM age of the oldest event, in seconds        delay_threshold, adapted
@@ -10,24 +11,33 @@ the other way round), so that one law serves all:
     error_rate  failed / (ok + failed)                             error_rate_threshold
     throughput  events delivered per second while a queue grows    half of the learnt normal
 
-- The minimum delay is the idea of CoDel (Nichols and Jacobson, 2012; RFC 8289): a burst that drains within an
-  interval leaves a low minimum, a standing queue does not. So does the median ignore a single stalled call.
-- Hysteresis: a signal gets hot at severity 1 and cools below `exit_ratio`. The monitor is active while one is
-  hot and until none has been for `min_dwell`. What wobbles between the two changes nothing.
-- Damping: an activation within two dwells of the end of the last one has twice its dwell. So what comes and goes becomes
-  one activation (as BGP holds down a route that flaps, RFC 2439).
-- Fast attack: depth at its threshold activates in the very next `evaluate`. Slow release: a signal cools only
-  when an interval ends, and `pressure` goes `recovery_factor` of the way down per interval.
-- Refusals: where flow control keeps the queue short by refusing, a short queue is no recovery, and the monitor
-  stays active until it was told for `min_dwell` that nothing is refused. Refusals never activate it.
-- Silence is neither health nor fault: a hot signal that is not reported stays hot while events wait and cools
-  when none do. Outcomes too few for an error rate are added to those of the next interval.
-- What is normal is learnt only while not active, and not from idleness: overload never becomes the norm.
-- The buffer's own refusals are no outcomes. Never report them as `failed`: refusing would justify itself.
+- The minimum delay is the idea of CoDel (Nichols and Jacobson, 2012; RFC 8289): a burst
+  that drains within an interval leaves a low minimum, a standing queue does not. So
+  does the median ignore a single stalled call.
+- Hysteresis: a signal gets hot at severity 1 and cools below `exit_ratio`. The monitor
+  is active while one is hot and until none has been for `min_dwell`. What wobbles
+  between the two changes nothing.
+- Damping: an activation within two dwells of the end of the last one has twice its
+  dwell. So what comes and goes becomes one activation (as BGP holds down a route that
+  flaps, RFC 2439).
+- Fast attack: depth at its threshold activates in the very next `evaluate`. Slow
+  release: a signal cools only when an interval ends, and `pressure` goes
+  `recovery_factor` of the way down per interval.
+- Refusals: where flow control keeps the queue short by refusing, a short queue is no
+  recovery, and the monitor stays active until it was told for `min_dwell` that nothing
+  is refused. Refusals never activate it.
+- Silence is neither health nor fault: a hot signal that is not reported stays hot while
+  events wait and cools when none do. Outcomes too few for an error rate are added to
+  those of the next interval.
+- What is normal is learnt only while not active, and not from idleness: overload never
+  becomes the norm.
+- The buffer's own refusals are no outcomes. Never report them as `failed`: refusing
+  would justify itself.
 
-Invariants: 0 <= pressure <= 1; an active Pressure names a signal.
-Thread safety: any thread may call any method; `on_change` runs after the lock was let go, in the thread whose
-`evaluate` made the change. A clock that goes back begins the interval anew; one that jumps ends it once.
+Invariants: 0 <= pressure <= 1; an active Pressure names a signal. Thread safety: any
+thread may call any method; `on_change` runs after the lock was let go, in the thread
+whose `evaluate` made the change. A clock that goes back begins the interval anew; one
+that jumps ends it once.
 """
 
 from __future__ import annotations
@@ -45,22 +55,26 @@ from backpressure.base.validation import check_bool, check_fields, check_outcome
 
 __all__ = ["BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"]
 
-# An adapted threshold is this multiple of what is normal: less than that is everyday variation.
+# An adapted threshold is this multiple of what is normal: less than that is everyday
+# variation.
 _HEADROOM = 3.0
 # ... but within these factors of the configured value, so that a setting keeps its meaning.
 _LOWEST, _HIGHEST = 0.5, 2.0
 # Delivering less than half of what is normal is a fault, not variation.
 _THROUGHPUT_RATIO = 0.5
-# Weight of an interval in what is normal: ten intervals of memory, so that an odd one moves it little.
+# Weight of an interval in what is normal: ten intervals of memory, so that an odd one
+# moves it little.
 _LEARNING = 0.1
 # Intervals before what was learnt is used: the first are start-up.
 _TRUSTED_AFTER = 3
 # A queue stands when all through the interval it held this part of the depth threshold.
 _STANDING = 0.1
-# Sink calls kept for the median: enough for it to be steady, and sorted in about 20 microseconds.
+# Sink calls kept for the median: enough for it to be steady, and sorted in about 20
+# microseconds.
 _LATENCIES = 256
-# An activation within so many dwells of the end of the last one is the same overload, that comes and goes. Its dwell is twice
-# as long, up to so many times `min_dwell`: a minute at the default.
+# An activation within so many dwells of the end of the last one is the same overload,
+# that comes and goes. Its dwell is twice as long, up to so many times `min_dwell`: a
+# minute at the default.
 _SOON = 2.0
 _LONGEST_DWELL = 12.0
 # `pressure` snaps to its goal from this distance: no consumer can tell the difference.
@@ -79,18 +93,23 @@ class BackpressureMonitorConfig:
     error_rate_threshold: float = 0.1
     #: How often the signals are judged.
     monitoring_interval: float = 5.0
-    #: Whether thresholds follow what is normal here; without it there is no throughput signal either.
+    #: Whether thresholds follow what is normal here; without it there is no throughput
+    #: signal either.
     adaptive_thresholds: bool = True
     #: Part of the way down that `pressure` goes per interval; with 1 it drops at once.
     recovery_factor: float = 0.1
-    #: The oldest event must be younger once per interval; more than two batches at their target latency.
+    #: The oldest event must be younger once per interval; more than two batches at
+    #: their target latency.
     delay_threshold: float = 0.5
-    #: A hot signal cools below this part of its threshold; a gap of 30 % is more than the usual noise.
+    #: A hot signal cools below this part of its threshold; a gap of 30 % is more than
+    #: the usual noise.
     exit_ratio: float = 0.7
-    #: How long no signal may have been hot before the monitor lets go; one default interval of evidence. Twice as long each time
-    #: an overload comes back soon, up to twelve times.
+    #: How long no signal may have been hot before the monitor lets go; one default
+    #: interval of evidence. Twice as long each time an overload comes back soon, up to
+    #: twelve times.
     min_dwell: float = 5.0
-    #: Outcomes that an error rate needs; with fewer, a failure or two would be the whole of it.
+    #: Outcomes that an error rate needs; with fewer, a failure or two would be the
+    #: whole of it.
     min_samples: int = 20
     #: Judgements that `history()` keeps; an hour at the default interval.
     history_size: int = 720
@@ -121,16 +140,20 @@ class Pressure:
     at: float
     #: Whether the buffer is overloaded.
     active: bool = False
-    #: How badly: a signal at its threshold makes 0.5, half of it or less 0, one and a half of it or more 1.
+    #: How badly: a signal at its threshold makes 0.5, half of it or less 0, one and a
+    #: half of it or more 1.
     pressure: float = 0.0
-    #: The signal that is worst now, never None while active; when an activation ends, the one that began it, if measured.
+    #: The signal that is worst now, never None while active; when an activation ends,
+    #: the one that began it, if measured.
     signal: str | None = None
     #: What that signal read, and the threshold in force for it, in its own unit.
     value: float = 0.0
     threshold: float = 0.0
-    #: The signal that began this activation, also in the judgement that ends it; otherwise None.
+    #: The signal that began this activation, also in the judgement that ends it;
+    #: otherwise None.
     cause: str | None = None
-    #: Seconds since the activation began, also in the judgement that ends it; otherwise 0.
+    #: Seconds since the activation began, also in the judgement that ends it; otherwise
+    #: 0.
     active_for: float = 0.0
 
 
@@ -144,14 +167,17 @@ class _Reading(NamedTuple):
 
     @property
     def grade(self) -> float:
-        """Severity as pressure: linear, from 0 at half of the threshold to 1 at one and a half of it."""
+        """Severity as pressure: linear, from 0 at half of the threshold to 1 at one and
+        a half of it.
+        """
         return min(1.0, max(0.0, self.severity - 0.5))
 
 
 class BackpressureMonitor:
     """Watches five signals and says whether, and how badly, the buffer is overloaded.
 
-    `on_change(pressure)` is called when `active` flips. What it raises, `evaluate` raises; the change stands.
+    `on_change(pressure)` is called when `active` flips. What it raises, `evaluate`
+    raises; the change stands.
     """
 
     def __init__(
@@ -180,11 +206,13 @@ class BackpressureMonitor:
         self._dwell, self._ended = config.min_dwell, -math.inf
         self._last, self._named = Pressure(at=now), _Reading()
         self._history: deque[Pressure] = deque(maxlen=config.history_size)
-        # What was last reported of the queue, and whether that calls for a judgement at once.
+        # What was last reported of the queue, and whether that calls for a judgement at
+        # once.
         self._depth, self._delay, self._alarm = 0.0, 0.0, False
         self._refusing = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
-        # Outcomes not judged yet, over as many intervals as it takes; `_delivered` is of this interval alone.
+        # Outcomes not judged yet, over as many intervals as it takes; `_delivered` is
+        # of this interval alone.
         self._ok = self._failed = self._delivered = 0
         self._start = self._due = self._delay_min = self._depth_min = self._depth_max = 0.0
         self._begin_interval(now)
@@ -199,12 +227,13 @@ class BackpressureMonitor:
         failed: int = 0,
         refusing: bool | None = None,
     ) -> None:
-        """Report any of: events waiting; age of the oldest in seconds (0 where none waits); seconds that one
-        call of the sink took; how many events the sink took, and failed; whether events are refused because they
-        would wait too long, which holds an activation until the next report: the queue is short for that reason.
+        """Report any of: events waiting; age of the oldest in seconds (0 where none
+        waits); seconds that one call of the sink took; how many events the sink took,
+        and failed; whether events are refused because they would wait too long, which
+        holds an activation until the next report: the queue is short for that reason.
 
-        A measurement below 0 counts as 0: counters read one after the other can yield that. ValueError where
-        `ok` or `failed` is negative.
+        A measurement below 0 counts as 0: counters read one after the other can yield
+        that. ValueError where `ok` or `failed` is negative.
         """
         check_outcomes(ok, failed)
         with self._lock:
@@ -228,7 +257,9 @@ class BackpressureMonitor:
                 self._refusing = refusing
 
     def evaluate(self) -> Pressure:
-        """A new judgement if the interval is over or depth has crossed its threshold, else the last one."""
+        """A new judgement if the interval is over or depth has crossed its threshold,
+        else the last one.
+        """
         now = self._now()
         if self._start <= now < self._due and not self._alarm:
             return self._last
@@ -279,7 +310,8 @@ class BackpressureMonitor:
         if self._delay_seen:
             readings.append(self._reading("delay", self._delay_min))
         if self._latencies:
-            # The lower one: more than half of the calls must be slow, and of two calls both.
+            # The lower one: more than half of the calls must be slow, and of two calls
+            # both.
             readings.append(self._reading("latency", statistics.median_low(self._latencies)))
         if self._ok + self._failed >= self.config.min_samples:
             readings.append(self._reading("error_rate", self._failed / (self._ok + self._failed)))
@@ -292,12 +324,15 @@ class BackpressureMonitor:
         return _Reading(signal, value, limit, value / limit)
 
     def _read_throughput(self, elapsed: float) -> _Reading:
-        """Low is a fault only where events wait: behind a silent source nothing is delivered either."""
+        """Low is a fault only where events wait: behind a silent source nothing is
+        delivered either.
+        """
         # Less than an interval has elapsed only where a far clock loses it in rounding.
         value = self._delivered / max(elapsed, self.config.monitoring_interval)
         limit = self._limits["throughput"].now
         standing = self._depth_min >= _STANDING * self.config.queue_depth_threshold
-        # Once the fault is known producers are held back: the queue need not grow for it to last.
+        # Once the fault is known producers are held back: the queue need not grow for
+        # it to last.
         growing = self._depth > self._depth_first or "throughput" in self._hot
         severity = limit / value if value > 0.0 else math.inf
         return _Reading(
@@ -329,7 +364,8 @@ class BackpressureMonitor:
         if config.adaptive_thresholds and not active and not last.active:
             for signal, value, _, _ in readings:
                 self._limits[signal].learn(self._depth_max if signal == "depth" else value)
-        # Up at once; down by time, so that it does not matter how often a judgement is made.
+        # Up at once; down by time, so that it does not matter how often a judgement is
+        # made.
         pressure = max(reading.grade for reading in readings)
         if pressure < last.pressure:
             elapsed = max(0.0, now - last.at) if self._hot <= spoke else 0.0
@@ -359,7 +395,8 @@ class BackpressureMonitor:
 
     def _begin_interval(self, now: float) -> None:
         self._start, self._due = now, now + self.config.monitoring_interval
-        # A queue is not empty because nobody looked: it begins with what was last known.
+        # A queue is not empty because nobody looked: it begins with what was last
+        # known.
         self._depth_first = self._depth_min = self._depth_max = self._depth
         self._delay_min, self._delay_seen = self._delay, False
         self._latencies.clear()
@@ -379,7 +416,9 @@ class _Limit:
         self._normal, self._seen = 0.0, 0
 
     def learn(self, value: float) -> None:
-        """Take in one healthy interval. One that was idle teaches nothing, and outliers are cut."""
+        """Take in one healthy interval. One that was idle teaches nothing, and outliers
+        are cut.
+        """
         if value == 0.0:
             return
         self._seen += 1

@@ -1,1 +1,3 @@
-"""What `forebay serve` runs: sources, a buffer, a sink and HTTP, from one file. Usable without the command."""
+"""What `forebay serve` runs: sources, a buffer, a sink and HTTP, from one file. Usable
+without the command.
+"""

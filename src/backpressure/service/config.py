@@ -1,4 +1,5 @@
-"""The configuration of `forebay serve`: one TOML file, and environment variables over it.
+"""The configuration of `forebay serve`: one TOML file, and environment variables over
+it.
 
     [buffer]                                  fields of BufferConfig, with its policies as [buffer.flow_control] and so on
     [[source]]  type = "file" | "stdin" | "tcp" | "unix"
@@ -6,11 +7,13 @@
     [http]      the admin API and POST /events; without this table there is none
     [service]   drain_timeout, state_file, log_level
 
-Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable FOREBAY_TABLE__KEY takes the place of that
-key: FOREBAY_BUFFER__LANE_BYTES=16M, FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE=1000, FOREBAY_SOURCE__0__PATH=/var/log/a.log.
+Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable
+FOREBAY_TABLE__KEY takes the place of that key: FOREBAY_BUFFER__LANE_BYTES=16M,
+FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE=1000, FOREBAY_SOURCE__0__PATH=/var/log/a.log.
 Its value is read as TOML where it is some, else as text.
 
-Everything is checked before anything is opened; `Mistakes` has all that is wrong, each with its table and key.
+Everything is checked before anything is opened; `Mistakes` has all that is wrong, each
+with its table and key.
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ class Mistakes(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lines:
-    """What all sources have. priority_by: rules "REGEX=N", the first that matches a line wins; `priority` is for the rest."""
+    """What all sources have. priority_by: rules "REGEX=N", the first that matches a
+    line wins; `priority` is for the rest.
+    """
 
     priority: int = int(Priority.NORMAL)
     priority_by: tuple[str, ...] = ()
@@ -91,7 +96,9 @@ class _Lines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFollow(_Lines):
-    """Follow the files of that name or pattern. start: "end" or "beginning", for files that were never read before."""
+    """Follow the files of that name or pattern. start: "end" or "beginning", for files
+    that were never read before.
+    """
 
     path: str
     start: str = "end"
@@ -105,7 +112,9 @@ class FileFollow(_Lines):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdinLines(_Lines):
-    """Read stdin to its end; where there is nothing else to wait for, the service ends with it."""
+    """Read stdin to its end; where there is nothing else to wait for, the service ends
+    with it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +210,9 @@ SinkConfig: TypeAlias = FileTarget | StdoutTarget | TcpTarget | HttpTarget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """The HTTP server. token, or the content of token_file: what changes need; without one, nothing can be changed."""
+    """The HTTP server. token, or the content of token_file: what changes need; without
+    one, nothing can be changed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8127
@@ -225,8 +236,9 @@ _LEAST_TOKEN = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """drain_timeout: seconds that the end may take to deliver what is buffered. state_file: where the positions of followed
-    files are kept; without one they are forgotten at the end. log_level: debug, info, warning or error.
+    """drain_timeout: seconds that the end may take to deliver what is buffered.
+    state_file: where the positions of followed files are kept; without one they are
+    forgotten at the end. log_level: debug, info, warning or error.
     """
 
     drain_timeout: float = 10.0
@@ -257,11 +269,14 @@ class ServeConfig:
 
     @property
     def lane_limit(self) -> int:
-        """The longest line that a lane takes: asked of a ring like its own, whose memory is never touched."""
+        """The longest line that a lane takes: asked of a ring like its own, whose
+        memory is never touched.
+        """
         return MessageRing(self.buffer.lane_bytes).max_message_bytes
 
 
-# Longer than any sensible log line; small enough that a thousand connections of one each are no danger.
+# Longer than any sensible log line; small enough that a thousand connections of one
+# each are no danger.
 _DEFAULT_LINE_BYTES = 1 << 20
 
 _SOURCES: dict[str, type[SourceConfig]] = {
@@ -280,7 +295,9 @@ _TABLES = ("buffer", "source", "sink", "http", "service")
 
 
 def load(path: str, environment: Mapping[str, str] | None = None) -> ServeConfig:
-    """The configuration in the file `path`. OSError where it can not be read, Mistakes where it is wrong."""
+    """The configuration in the file `path`. OSError where it can not be read, Mistakes
+    where it is wrong.
+    """
     with open(path, "rb") as file:
         try:
             given = tomllib.load(file)
@@ -290,7 +307,9 @@ def load(path: str, environment: Mapping[str, str] | None = None) -> ServeConfig
 
 
 def parse(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConfig:
-    """The configuration in what a TOML file holds, and in these environment variables. Mistakes."""
+    """The configuration in what a TOML file holds, and in these environment variables.
+    Mistakes.
+    """
     mistakes: list[str] = []
 
     def checked(make: Callable[[], T]) -> T | None:
@@ -375,7 +394,9 @@ def _typed(kinds: Mapping[str, type[T]], given: Any, where: str) -> T:
 
 
 def _override(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What is given, with the keys that FOREBAY_TABLE__KEY variables name in the place of its own."""
+    """What is given, with the keys that FOREBAY_TABLE__KEY variables name in the place
+    of its own.
+    """
     tables: dict[str, Any] = _copied(given)
     for name, text in sorted(environment.items()):
         if not name.startswith(_PREFIX) or "__" not in name:

@@ -1,7 +1,8 @@
 """Reload: what of a new configuration can be put in force while the service runs.
 
-TUNABLES is the one list of it. What it names is told apart from what needs a restart (`reload_plan`), applied (`put_in_force`),
-and taken over into the config in force (`config_in_force`), so that the next reload compares with what really runs.
+TUNABLES is the one list of it. What it names is told apart from what needs a restart
+(`reload_plan`), applied (`put_in_force`), and taken over into the config in force
+(`config_in_force`), so that the next reload compares with what really runs.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Tunable:
     """A setting that a reload changes."""
 
     title: str  #: for people
-    #: Puts a value in force. Where that is audited it returns the event that tells of it.
+    #: Puts a value in force. Where that is audited it returns the event that tells of
+    #: it.
     apply: Callable[[BufferManager, Any], Tuned | None]
 
 
@@ -78,12 +80,15 @@ def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], lis
 
 
 def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
-    """Reload: change what can be changed while it runs. Returns the names of what was, and of what needs a restart."""
+    """Reload: change what can be changed while it runs. Returns the names of what was,
+    and of what needs a restart.
+    """
     now, later = reload_plan(service.config, new)
     batching = service.buffer.config.batching
     size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
     if not batching.min_batch_size <= size <= batching.max_batch_size:
-        # Within the bounds of the new file, but those need a restart. Said before anything is changed.
+        # Within the bounds of the new file, but those need a restart. Said before
+        # anything is changed.
         bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
         raise Mistakes(
             [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
@@ -97,7 +102,8 @@ def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[st
                 raise Mistakes([f"{name}: {error}"]) from None
             done.append(name)
     finally:
-        # Also where one was refused: those before it run, and the next reload compares with what runs.
+        # Also where one was refused: those before it run, and the next reload compares
+        # with what runs.
         service.config = config_in_force(service.config, new, done)
     service.reopen()
     return done, later
@@ -125,7 +131,9 @@ def _with_tunables(old: T, new: T, where: str, names: Collection[str]) -> T:
 
 
 def differences(old: object, new: object, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs, by dotted name: a config within a config is compared field by field."""
+    """What differs between two configs, by dotted name: a config within a config is
+    compared field by field.
+    """
     if type(old) is type(new) and dataclasses.is_dataclass(old) and not isinstance(old, type):
         found: dict[str, tuple[Any, Any]] = {}
         for one in dataclasses.fields(old):

@@ -1,15 +1,18 @@
-"""Service: what `forebay serve` runs. Sources put lines into a buffer, one deliverer takes batches to the sink.
+"""Service: what `forebay serve` runs. Sources put lines into a buffer, one deliverer
+takes batches to the sink.
 
     source threads ──put──> BufferManager ──get_batch──> deliverer thread ──> sink
                                  │
     main thread: signals, positions of followed files, systemd's watchdog        HTTP thread: admin API, POST /events
 
-Everything that can be refused (ports, files, the token) is opened by the constructor, before anything runs. Sources wait while
-the buffer is full: that is the backpressure that their senders feel. A sink that fails gets its batches again; it ends the
-service only where it is gone for good.
+Everything that can be refused (ports, files, the token) is opened by the constructor,
+before anything runs. Sources wait while the buffer is full: that is the backpressure
+that their senders feel. A sink that fails gets its batches again; it ends the service
+only where it is gone for good.
 
-The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds, positions are saved. What is not delivered
-by then is counted and said: it stays in the buffer's directory where it has one; lines of followed files are read again.
+The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds,
+positions are saved. What is not delivered by then is counted and said: it stays in the
+buffer's directory where it has one; lines of followed files are read again.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ __all__ = ["Feed", "Service", "make_sink", "read_token"]
 
 _log = logging.getLogger("backpressure")
 
-# How long the deliverer waits for a batch before it looks whether the service ends (seconds).
+# How long the deliverer waits for a batch before it looks whether the service ends
+# (seconds).
 _LOOK_SECONDS = 0.2
 # How long the end waits for threads that have nothing to wait for themselves (seconds).
 _JOIN_SECONDS = 5.0
@@ -57,7 +61,9 @@ _HTTP_START_SECONDS = 10.0
 
 
 class Feed:
-    """Puts a source's lines into the buffer, each with its priority; waits while they are not taken. For one thread or many."""
+    """Puts a source's lines into the buffer, each with its priority; waits while they
+    are not taken. For one thread or many.
+    """
 
     def __init__(self, buffer: BufferManager, priority: int, rules: Sequence[str]) -> None:
         self._buffer = buffer
@@ -66,7 +72,8 @@ class Feed:
             PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
         )
         self._durable = buffer.config.directory is not None
-        #: Lines that were read and not accepted, since the buffer was closed before; followed files have them still.
+        #: Lines that were read and not accepted, since the buffer was closed before;
+        #: followed files have them still.
         self.unaccepted = 0
 
     def put(self, lines: memoryview) -> Marks | None:
@@ -83,11 +90,14 @@ class Feed:
         if self._durable:
             return (0,) * len(buffer._lanes)
         used = {priority for priority, _ in parts}
-        # Others may have put more meanwhile: that makes a mark later than need be, and never too early.
+        # Others may have put more meanwhile: that makes a mark later than need be, and
+        # never too early.
         return tuple(lane.ring.next_seq if lane.priority in used else 0 for lane in buffer._lanes)
 
     def _put_part(self, part: memoryview | list[bytes], priority: int) -> int:
-        """Put lines of one priority, waiting; how many were not accepted, because the buffer was closed."""
+        """Put lines of one priority, waiting; how many were not accepted, because the
+        buffer was closed.
+        """
         buffer = self._buffer
         try:
             while len(part):
@@ -105,7 +115,9 @@ class Feed:
 
 
 class Service:
-    """One run. OSError or BackpressureError from the constructor: something can not be opened, and nothing is open any more."""
+    """One run. OSError or BackpressureError from the constructor: something can not be
+    opened, and nothing is open any more.
+    """
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
@@ -236,14 +248,18 @@ class Service:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more can come in, and all is delivered; or the delivery has ended."""
+        """Whether nothing more can come in, and all is delivered; or the delivery has
+        ended.
+        """
         if not self._deliverer.is_alive():
             return True
         running = any(thread.is_alive() for thread in self._threads)
         return not running and self._server is None and not self.buffer._resident()
 
     def save_positions(self) -> None:
-        """Commit and save how far followed files have been delivered. An error is logged: the next save tries again."""
+        """Commit and save how far followed files have been delivered. An error is
+        logged: the next save tries again.
+        """
         lanes = self.buffer.stats().lanes
         settled = [
             lane.acked + lane.dead_lettered + sum(lane.dropped.values()) for lane in lanes.values()
@@ -259,9 +275,11 @@ class Service:
         self._reopen.set()
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
-        """Read no more, deliver what is left for up to `drain_timeout` seconds or until `hurry()`, end.
+        """Read no more, deliver what is left for up to `drain_timeout` seconds or until
+        `hurry()`, end.
 
-        Returns how many events were not delivered, those included that were read and not accepted any more.
+        Returns how many events were not delivered, those included that were read and
+        not accepted any more.
         """
         deadline = time.monotonic() + self.config.service.drain_timeout
         self.stopping.set()
@@ -273,7 +291,8 @@ class Service:
                 break
             time.sleep(0.02)
         self._ended.set()
-        # Before the buffer drops what is left: that is not delivered, and its position must not be committed.
+        # Before the buffer drops what is left: that is not delivered, and its position
+        # must not be committed.
         self.save_positions()
         stats = self.buffer.close(timeout=0.0)
         undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident

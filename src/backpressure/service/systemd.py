@@ -1,4 +1,6 @@
-"""systemd's notification protocol (sd_notify(3)): one datagram for each change of state. Does nothing under anybody else."""
+"""systemd's notification protocol (sd_notify(3)): one datagram for each change of
+state. Does nothing under anybody else.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ __all__ = ["notify", "watchdog_seconds"]
 
 
 def notify(*lines: str) -> None:
-    """Send assignments like "READY=1". What goes wrong is ignored: the service is more important than its status."""
+    """Send assignments like "READY=1". What goes wrong is ignored: the service is more
+    important than its status.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or not hasattr(socket, "AF_UNIX"):
         return

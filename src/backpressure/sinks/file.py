@@ -4,7 +4,8 @@
     ├── FileSink          a regular file: a batch whose write failed is cut off again, so a redelivery doubles nothing
     └── StreamSink        a pipe, a terminal, stdout: what is out is out, so a redelivery goes on where the write stopped
 
-A batch is joined piece by piece in one small buffer: that stays in the cache, and no batch is ever copied as a whole.
+A batch is joined piece by piece in one small buffer: that stays in the cache, and no
+batch is ever copied as a whole.
 
 Not safe for several threads: a sink belongs to the one that delivers.
 """
@@ -29,14 +30,17 @@ Writer: TypeAlias = Callable[[int, memoryview], int]
 
 _STDOUT = 1
 _NEWLINE = 10
-# A quarter of a second-level cache: the join writes it, and the system call reads it from there.
+# A quarter of a second-level cache: the join writes it, and the system call reads it
+# from there.
 _PIECE_BYTES = 256 * 1024
-# How long to sleep at a time until a non-blocking descriptor has room; only a bound, room ends it at once.
+# How long to sleep at a time until a non-blocking descriptor has room; only a bound,
+# room ends it at once.
 _ROOM_WAIT_SECONDS = 1.0
 
 
 class LineSink(ABC):
-    """Writes batches to the descriptor `fd`, which it owns; `name` stands in error messages.
+    """Writes batches to the descriptor `fd`, which it owns; `name` stands in error
+    messages.
 
     `writer` does the writing: tests and drills put one in that fails.
     """
@@ -50,21 +54,29 @@ class LineSink(ABC):
         self._piece = memoryview(bytearray(_PIECE_BYTES))
 
     def leave_open(self, priority: int, seq: int) -> None:
-        """Event `seq` of `priority` ends an input whose last line has no newline: write none after it."""
+        """Event `seq` of `priority` ends an input whose last line has no newline: write
+        none after it.
+        """
         self._end = (priority, seq)
 
     @abstractmethod
     def send(self, batch: Batch) -> None:
-        """Write all of `batch`; OSError where that fails, SinkGone where it can never succeed again."""
+        """Write all of `batch`; OSError where that fails, SinkGone where it can never
+        succeed again.
+        """
 
     def close(self) -> None:
-        """Close the descriptor; OSError where the system could not write what it had taken (NFS, quotas)."""
+        """Close the descriptor; OSError where the system could not write what it had
+        taken (NFS, quotas).
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _text(self, batch: Batch, skip: int = 0) -> Iterator[memoryview]:
-        """The bytes of `batch` as they stand in the output, without the first `skip`; each piece is valid until the next."""
+        """The bytes of `batch` as they stand in the output, without the first `skip`;
+        each piece is valid until the next.
+        """
         count = len(batch)
         left_open = (batch.priority, batch.first_seq + count - 1) == self._end
         done = 0
@@ -89,7 +101,8 @@ class LineSink(ABC):
             try:
                 written = self.writer(self._fd, text)
             except BlockingIOError:
-                # Someone made the descriptor non-blocking (a terminal shared with such a program).
+                # Someone made the descriptor non-blocking (a terminal shared with such
+                # a program).
                 select.select([], [self._fd], [], _ROOM_WAIT_SECONDS)
                 continue
             except BrokenPipeError as error:
@@ -101,17 +114,20 @@ class LineSink(ABC):
 
 
 class FileSink(LineSink):
-    """Writes to the regular file `path`, which is made where it is missing and emptied unless `append`.
+    """Writes to the regular file `path`, which is made where it is missing and emptied
+    unless `append`.
 
-    Exact as long as the process lives: whatever a failed write left behind is cut off before anything else
-    is written. OSError where the file can not be opened, or is none of the regular kind (`open_sink` takes
-    those too).
+    Exact as long as the process lives: whatever a failed write left behind is cut off
+    before anything else is written. OSError where the file can not be opened, or is
+    none of the regular kind (`open_sink` takes those too).
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, append: bool = False, sources: Iterable[str] = ()
     ) -> None:
-        """`sources` are paths (`-` is stdin) that must not be this very file: it would eat its own input."""
+        """`sources` are paths (`-` is stdin) that must not be this very file: it would
+        eat its own input.
+        """
         fd = _open(path)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -119,7 +135,8 @@ class FileSink(LineSink):
                     f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices"
                 )
             _refuse_sources(fd, os.fspath(path), sources)
-            # An empty file is not cut: ext4 takes a cut to nothing for a replacing of the file, and writes it out at the close.
+            # An empty file is not cut: ext4 takes a cut to nothing for a replacing of
+            # the file, and writes it out at the close.
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
             self._good = os.lseek(
@@ -155,9 +172,9 @@ class FileSink(LineSink):
 class StreamSink(LineSink):
     """Writes to a descriptor that can not be cut: a pipe, a terminal, stdout.
 
-    Where a write failed half-way and the same batch comes again, it goes on behind the last byte that got
-    through. Where another one comes first (several priorities), the torn line is ended, and the batch that
-    it belongs to comes whole later.
+    Where a write failed half-way and the same batch comes again, it goes on behind the
+    last byte that got through. Where another one comes first (several priorities), the
+    torn line is ended, and the batch that it belongs to comes whole later.
     """
 
     def __init__(
@@ -191,13 +208,17 @@ class StreamSink(LineSink):
         self._in_line = False
 
     def close(self) -> None:
-        """Close the descriptor; but stdout stays open, since others in the process may still use it."""
+        """Close the descriptor; but stdout stays open, since others in the process may
+        still use it.
+        """
         if self._fd != _STDOUT:
             super().close()
 
 
 def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -> LineSink:
-    """The sink for `path`: `-` is stdout, a regular or missing file a FileSink, the rest a StreamSink."""
+    """The sink for `path`: `-` is stdout, a regular or missing file a FileSink, the
+    rest a StreamSink.
+    """
     if path == "-":
         return StreamSink(sources=sources)
     try:

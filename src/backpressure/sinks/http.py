@@ -1,8 +1,10 @@
-"""HttpSink: each batch as one POST of newline-delimited events, over a connection that is kept.
+"""HttpSink: each batch as one POST of newline-delimited events, over a connection that
+is kept.
 
-A batch is delivered when the answer is 2xx; anything else raises, and it comes again. The header `Idempotency-Key` carries
-`batch.id`, the same at every redelivery, so a server can recognise what it has had. Redirects are not followed:
-a POST that wanders is a mistake in the URL.
+A batch is delivered when the answer is 2xx; anything else raises, and it comes again.
+The header `Idempotency-Key` carries `batch.id`, the same at every redelivery, so a
+server can recognise what it has had. Redirects are not followed: a POST that wanders is
+a mistake in the URL.
 
 Not safe for several threads: a sink belongs to the one that delivers.
 """
@@ -26,7 +28,8 @@ __all__ = ["HttpSink", "HttpSinkError"]
 
 # Of an answer that says no, so much goes into the error.
 _SHOWN_BYTES = 200
-# An answer is read to its end so that the connection can be used again; a longer one is not worth it.
+# An answer is read to its end so that the connection can be used again; a longer one is
+# not worth it.
 _ANSWER_BYTES = 1 << 20
 
 
@@ -44,8 +47,10 @@ class HttpSinkError(OSError):
 class HttpSink:
     """Posts to `url` (http or https).
 
-    headers: are added to each request. timeout: seconds that connecting, and each wait for the peer, may take.
-    compression: "none", "gzip" or "zstd", as Content-Encoding. ValueError for what can never work.
+    headers: are added to each request. timeout: seconds that connecting, and each wait
+        for the peer, may take.
+    compression: "none", "gzip" or "zstd", as Content-Encoding. ValueError for what can
+        never work.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class HttpSink:
         self._connection: http.client.HTTPConnection | None = None
 
     def send(self, batch: Batch) -> None:
-        """Post `batch`; raises OSError, of which HttpSinkError is one, where it was not taken."""
+        """Post `batch`; raises OSError, of which HttpSinkError is one, where it was not
+        taken.
+        """
         body = batch.join(end=b"\n")
         if self._compression == "gzip":
             body = gzip.compress(body, compresslevel=1)
@@ -94,7 +101,8 @@ class HttpSink:
             try:
                 self._post(body, headers)
             except (http.client.RemoteDisconnected, ConnectionError):
-                # A server may end a kept connection at any time. Only then is a second try not a repeated failure.
+                # A server may end a kept connection at any time. Only then is a second
+                # try not a repeated failure.
                 if not kept:
                     raise
                 self.close()

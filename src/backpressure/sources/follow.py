@@ -7,9 +7,11 @@
     deleted              read to its end, then forgotten
     restart              goes on at the committed position, also in a file that was renamed within its directory meanwhile
 
-Lines are put in the order of each file. A last line without a newline waits for its end, and is taken as it is when its file
-has been rotated away. A line longer than `max_line_bytes` is skipped and counted. A pattern had better not match the names that
-rotated files get: within a run they are recognised, but to the next they are files that it never read.
+Lines are put in the order of each file. A last line without a newline waits for its
+end, and is taken as it is when its file has been rotated away. A line longer than
+`max_line_bytes` is skipped and counted. A pattern had better not match the names that
+rotated files get: within a run they are recognised, but to the next they are files that
+it never read.
 
 Needs pread, so not for Windows.
 
@@ -33,22 +35,26 @@ __all__ = ["FollowSource"]
 
 _log = logging.getLogger("backpressure")
 
-# How often files are looked at (seconds): nobody notices the delay, and a look costs some system calls.
+# How often files are looked at (seconds): nobody notices the delay, and a look costs
+# some system calls.
 _POLL_SECONDS = 0.2
 # How often a pattern is looked up anew (seconds).
 _SCAN_SECONDS = 1.0
-# A rotated file is given so long (seconds) without news before it counts as complete: writers reopen within that.
+# A rotated file is given so long (seconds) without news before it counts as complete:
+# writers reopen within that.
 _GRACE_SECONDS = 2.0
 _CHUNK_BYTES = 256 * 1024
-# So many rotated files are remembered, for a pattern that finds them under their new names.
+# So many rotated files are remembered, for a pattern that finds them under their new
+# names.
 _REMEMBERED = 100
 
 
 class FollowSource:
     """Follows the files that `pattern` names: a path, or one with *, ? and [].
 
-    start: where to begin with files that are there at the start and were never read: "end" or "beginning". What appears later is
-        read from its beginning. positions: what is remembered; shared by all sources of a service.
+    start: where to begin with files that are there at the start and were never read:
+        "end" or "beginning". What appears later is read from its beginning. positions:
+        what is remembered; shared by all sources of a service.
     """
 
     def __init__(
@@ -77,7 +83,9 @@ class FollowSource:
         self._complained: set[str] = set()
 
     def run(self, put: Put, stopping: threading.Event) -> None:
-        """As ServiceSource. A file that can not be opened is reported once and tried again."""
+        """As ServiceSource. A file that can not be opened is reported once and tried
+        again.
+        """
         next_scan = float("-inf")
         first = True
         try:
@@ -110,7 +118,9 @@ class FollowSource:
                     self._files[path] = file
 
     def _open(self, path: str, first: bool) -> _Followed | None:
-        """Start to follow `path`, or what had been it when it was last read; None: there is nothing to open yet."""
+        """Start to follow `path`, or what had been it when it was last read; None:
+        there is nothing to open yet.
+        """
         before = self._positions.get(path)
         if before is not None:
             known, offset = before
@@ -128,7 +138,9 @@ class FollowSource:
         return _Followed(fd, _last_line_start(fd) if at_end else 0)
 
     def _is_known(self, path: str, fd: int) -> bool:
-        """Whether this is a file of ours under another name, which a pattern may find when it was rotated."""
+        """Whether this is a file of ours under another name, which a pattern may find
+        when it was rotated.
+        """
         found = os.fstat(fd)
         if any(os.path.samestat(found, os.fstat(file.fd)) for file in self._files.values()):
             return True
@@ -161,7 +173,9 @@ class FollowSource:
     def _advance(
         self, path: str, file: _Followed, put: Put, stopping: threading.Event
     ) -> bool | None:
-        """Put what is new in the file. Whether there was anything; None: the service ends."""
+        """Put what is new in the file. Whether there was anything; None: the service
+        ends.
+        """
         size = os.fstat(file.fd).st_size
         if size < file.offset:
             _log.info("%s: truncated, reading from its beginning", path)
@@ -177,7 +191,8 @@ class FollowSource:
                     return None
             return None
         if not _is_at(file.fd, path):
-            # Renamed or deleted. Silence for a while means that its writer has gone on to the next.
+            # Renamed or deleted. Silence for a while means that its writer has gone on
+            # to the next.
             if time.monotonic() - file.quiet_since < self._grace:
                 return False
             if not self._finish(path, file, put):
@@ -196,7 +211,9 @@ class FollowSource:
         return None if fd is None else _Followed(fd, 0)
 
     def _read_lines(self, file: _Followed) -> bytes | None:
-        """The next whole lines behind the file's offset, b"" where a part of a too long one was skipped; None: no more."""
+        """The next whole lines behind the file's offset, b"" where a part of a too long
+        one was skipped; None: no more.
+        """
         most = self._max_line_bytes + 1
         want = min(_CHUNK_BYTES, most)
         while True:
@@ -238,7 +255,9 @@ class FollowSource:
 
 
 class _Followed:
-    """One open file. `offset`: bytes that were put, always at the start of a line unless `skipping` a too long one."""
+    """One open file. `offset`: bytes that were put, always at the start of a line
+    unless `skipping` a too long one.
+    """
 
     __slots__ = ("_id", "fd", "offset", "quiet_since", "seen", "skipping")
 
@@ -254,7 +273,9 @@ class _Followed:
         self.offset, self.seen, self.skipping, self._id = 0, -1, False, None
 
     def identity(self) -> FileId:
-        """Taken again while the file is short: only what was read counts, since it does not change any more."""
+        """Taken again while the file is short: only what was read counts, since it does
+        not change any more.
+        """
         nbytes = min(self.offset, HEAD_BYTES)
         if self._id is None or self._id.head_bytes != nbytes:
             found = os.fstat(self.fd)
@@ -266,7 +287,9 @@ class _Followed:
 
 
 def _find(path: str, known: FileId) -> int | None:
-    """Open the known file, at its path or wherever in the same directory it was renamed to; None: it is gone."""
+    """Open the known file, at its path or wherever in the same directory it was renamed
+    to; None: it is gone.
+    """
     directory = Path(path).parent
     try:
         names = [
@@ -298,7 +321,9 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def _last_line_start(fd: int) -> int:
-    """Where the last, incomplete line of a file begins; its size where it ends with a newline."""
+    """Where the last, incomplete line of a file begins; its size where it ends with a
+    newline.
+    """
     end = os.fstat(fd).st_size
     while end:
         start = max(0, end - _CHUNK_BYTES)

@@ -1,10 +1,13 @@
-"""Reads newline-delimited files and stdin, one after the other, in large chunks of whole lines.
+"""Reads newline-delimited files and stdin, one after the other, in large chunks of
+whole lines.
 
-The sources make one stream of bytes, as with `cat`: a source that ends without a newline goes on in the
-next one's first line. Only the very last line may lack its newline.
+The sources make one stream of bytes, as with `cat`: a source that ends without a
+newline goes on in the next one's first line. Only the very last line may lack its
+newline.
 
-Cost: one read into a buffer that is used again and again, and one look for the last newline. A line longer
-than the buffer makes it twice as large, and each byte is searched once, so a line of n bytes costs O(n).
+Cost: one read into a buffer that is used again and again, and one look for the last
+newline. A line longer than the buffer makes it twice as large, and each byte is
+searched once, so a line of n bytes costs O(n).
 
 Not safe for several threads; only the attributes may be read by others.
 """
@@ -23,18 +26,21 @@ from typing import Any
 
 __all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]
 
-#: How much is asked of the system at once: large enough that a call costs nothing beside its copy, small
-#: enough to stay in the second-level cache until the lane has taken it.
+#: How much is asked of the system at once: large enough that a call costs nothing
+#: beside its copy, small enough to stay in the second-level cache until the lane has
+#: taken it.
 CHUNK_BYTES = 1 << 20
 
 _STDIN = 0
-# How long to wait for a pipe or a terminal before looking whether to stop: too short to notice, too long to
-# cost.
+# How long to wait for a pipe or a terminal before looking whether to stop: too short to
+# notice, too long to cost.
 _LOOK_SECONDS = 0.05
 
 
 class LineTooLong(ValueError):
-    """A line has more than `limit` bytes. `source` and `offset` (in bytes) say where it begins."""
+    """A line has more than `limit` bytes. `source` and `offset` (in bytes) say where it
+    begins.
+    """
 
     def __init__(self, source: str, offset: int, limit: int) -> None:
         super().__init__(
@@ -53,8 +59,8 @@ class LineChunk:
     """Whole lines, with their newlines; valid until the next chunk is asked for."""
 
     data: memoryview
-    #: Where the pieces of `data` come from: (position in data, source, byte offset there), ascending, the
-    #: first at 0.
+    #: Where the pieces of `data` come from: (position in data, source, byte offset
+    #: there), ascending, the first at 0.
     origins: tuple[tuple[int, str, int], ...]
     #: The last line of all: it has no newline.
     unterminated: bool
@@ -68,13 +74,15 @@ class LineChunk:
 
 
 class LineReader:
-    """Iterates over the lines of `sources` (paths; `-` is stdin) as chunks of whole lines.
+    """Iterates over the lines of `sources` (paths; `-` is stdin) as chunks of whole
+    lines.
 
-    Raises OSError for a source that can not be read, and LineTooLong for a line of more than
-    `max_line_bytes` without its newline; each after every line before it was given out.
+    Raises OSError for a source that can not be read, and LineTooLong for a line of more
+    than `max_line_bytes` without its newline; each after every line before it was given
+    out.
 
-    stopping: is asked before each read, and while waiting for a pipe or terminal (not on Windows); True ends
-        the iteration. chunk_bytes: how much to read at once.
+    stopping: is asked before each read, and while waiting for a pipe or terminal (not
+        on Windows); True ends the iteration. chunk_bytes: how much to read at once.
     """
 
     def __init__(
@@ -97,8 +105,8 @@ class LineReader:
         self.carried_bytes = 0
 
     def __iter__(self) -> Iterator[LineChunk]:
-        # The buffer never holds more than the longest line and its newline: if it is full and has none, the
-        # line is too long.
+        # The buffer never holds more than the longest line and its newline: if it is
+        # full and has none, the line is too long.
         most = self._max_line_bytes + 1
         buffer = bytearray(min(self._chunk_bytes, most))
         view = memoryview(buffer)
@@ -163,7 +171,9 @@ def _open(source: str) -> FileIO:
 
 
 def _read(file: FileIO, into: memoryview, source: str) -> int:
-    """Read some bytes; 0 is the end. The system's error does not name the file, so it is put in."""
+    """Read some bytes; 0 is the end. The system's error does not name the file, so it
+    is put in.
+    """
     try:
         count = file.readinto(into)
     except OSError as error:

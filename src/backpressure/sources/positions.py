@@ -1,15 +1,19 @@
-"""Positions: how far files have been read and delivered, kept across restarts in one small JSON file.
+"""Positions: how far files have been read and delivered, kept across restarts in one
+small JSON file.
 
-A position is committed only when what lies before it is the sink's business: after a crash reading goes on there, so a line may
-come twice and none is lost, also from a buffer that lives in memory only. (One with a directory keeps what it has accepted by
+A position is committed only when what lies before it is the sink's business: after a
+crash reading goes on there, so a line may come twice and none is lost, also from a
+buffer that lives in memory only. (One with a directory keeps what it has accepted by
 itself: there a position is committed at once.)
 
-A file is known by device, inode and a checksum of its beginning: inodes are used again, and a name is anyone's.
+A file is known by device, inode and a checksum of its beginning: inodes are used again,
+and a name is anyone's.
 
-The state file is replaced whole: written beside, synced, renamed. One that can not be read is refused with its name; it is
-never overwritten unread.
+The state file is replaced whole: written beside, synced, renamed. One that can not be
+read is refused with its name; it is never overwritten unread.
 
-Thread safety: one lock around all of it; nothing waits under it but `save` for the disk.
+Thread safety: one lock around all of it; nothing waits under it but `save` for the
+disk.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ from backpressure.sources.base import Marks
 
 __all__ = ["HEAD_BYTES", "FileId", "Positions", "head_of"]
 
-#: How much of a file's beginning tells it from another one: more than any common header of log files.
+#: How much of a file's beginning tells it from another one: more than any common header
+#: of log files.
 HEAD_BYTES = 1024
-# So many positions may wait for their delivery; beyond that the newest ones are merged, which only makes them coarser.
+# So many positions may wait for their delivery; beyond that the newest ones are merged,
+# which only makes them coarser.
 _MOST_PENDING = 4096
 # What can be read from: nothing that a system call would refuse later.
 _MOST = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES}
@@ -37,7 +43,9 @@ _MOST = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES}
 
 @dataclass(frozen=True, slots=True)
 class FileId:
-    """What tells a file from others: `head` is the CRC-32 of its first `head_bytes` bytes."""
+    """What tells a file from others: `head` is the CRC-32 of its first `head_bytes`
+    bytes.
+    """
 
     dev: int
     ino: int
@@ -58,7 +66,9 @@ def head_of(fd: int, nbytes: int) -> int:
 
 
 class Positions:
-    """Positions by path; `path` None keeps them in memory only. ValueError where the state file is not one."""
+    """Positions by path; `path` None keeps them in memory only. ValueError where the
+    state file is not one.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else Path(path)
@@ -71,19 +81,25 @@ class Positions:
             self._load(self._path)
 
     def get(self, path: str) -> tuple[FileId, int] | None:
-        """The file that was last read under that path, and its committed offset in bytes."""
+        """The file that was last read under that path, and its committed offset in
+        bytes.
+        """
         with self._lock:
             return self._kept.get(path)
 
     def note(self, path: str, file: FileId, offset: int, marks: Marks) -> None:
-        """The file has been read to `offset`; to be committed once the lanes have delivered to `marks`."""
+        """The file has been read to `offset`; to be committed once the lanes have
+        delivered to `marks`.
+        """
         with self._lock:
             if len(self._pending) >= _MOST_PENDING and self._pending[-1][1] == path:
                 self._pending.pop()
             self._pending.append((marks, path, file, offset))
 
     def commit(self, delivered: Sequence[int]) -> None:
-        """Commit what is before these numbers, one for each priority: all events of the lane below it are settled."""
+        """Commit what is before these numbers, one for each priority: all events of the
+        lane below it are settled.
+        """
         with self._lock:
             while self._pending and all(
                 there >= mark for there, mark in zip(delivered, self._pending[0][0], strict=True)
@@ -138,7 +154,9 @@ class Positions:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put a file in the place of another so that a crash leaves either the old or the new one."""
+    """Put a file in the place of another so that a crash leaves either the old or the
+    new one.
+    """
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:

@@ -1,4 +1,6 @@
-"""Rules that give lines their priority: `--priority-by REGEX=N`, the first that matches wins."""
+"""Rules that give lines their priority: `--priority-by REGEX=N`, the first that matches
+wins.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Rule: TypeAlias = tuple[re.Pattern[bytes], int]
 
 
 def parse_rule(text: str) -> Rule:
-    """`REGEX=N` as a compiled pattern of bytes and a priority; ValueError says what is wrong with it."""
+    """`REGEX=N` as a compiled pattern of bytes and a priority; ValueError says what is
+    wrong with it.
+    """
     pattern, equals, number = text.rpartition("=")
     if not equals:
         raise ValueError(f"{text!r} has no '=': write REGEX=N, for instance ' 50[0-9] =1'")
@@ -29,15 +33,17 @@ def parse_rule(text: str) -> Rule:
 
 
 class PriorityRules:
-    """Splits a chunk of lines by priority; `default` is for those that no rule matches. Immutable, so any thread may use it."""
+    """Splits a chunk of lines by priority; `default` is for those that no rule matches.
+    Immutable, so any thread may use it.
+    """
 
     def __init__(self, rules: Sequence[Rule], default: int = Priority.NORMAL) -> None:
         self._default = default - 1
         self._rules = [(pattern.search, priority) for pattern, priority in rules]
 
     def split(self, chunk: memoryview) -> list[tuple[int, list[bytes]]]:
-        """The lines of `chunk` (without newlines) by priority, most urgent first; order is kept within
-        each.
+        """The lines of `chunk` (without newlines) by priority, most urgent first; order
+        is kept within each.
         """
         lines = bytes(chunk).split(b"\n")
         if not lines[-1]:

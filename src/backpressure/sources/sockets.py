@@ -1,13 +1,16 @@
 """SocketSource: lines from whoever connects, over TCP or a Unix socket.
 
-Backpressure reaches the sender: while the buffer is full nothing is read from its connection, so its own writes begin to wait.
+Backpressure reaches the sender: while the buffer is full nothing is read from its
+connection, so its own writes begin to wait.
 
-Each connection has a thread, and there are at most `max_connections`; a further one is closed at once. A line ends with b"\\n" (a
-b"\\r" before it belongs to the line); what comes after the last newline when the peer closes is a line too. One longer than
-`max_line_bytes` is skipped and counted. At the end no new connection is taken, and what the system has already received from the
-others is still read.
+Each connection has a thread, and there are at most `max_connections`; a further one is
+closed at once. A line ends with b"\\n" (a b"\\r" before it belongs to the line); what
+comes after the last newline when the peer closes is a line too. One longer than
+`max_line_bytes` is skipped and counted. At the end no new connection is taken, and what
+the system has already received from the others is still read.
 
-There is no answer to a line, so a sender can not know what was accepted; where that matters, send by HTTP.
+There is no answer to a line, so a sender can not know what was accepted; where that
+matters, send by HTTP.
 """
 
 from __future__ import annotations
@@ -28,15 +31,17 @@ _log = logging.getLogger("backpressure")
 _CHUNK_BYTES = 256 * 1024
 # How soon the thread that accepts sees that it shall end (seconds).
 _LOOK_SECONDS = 0.2
-# How long the end waits for connections whose last lines are on their way into the buffer (seconds).
+# How long the end waits for connections whose last lines are on their way into the
+# buffer (seconds).
 _JOIN_SECONDS = 5.0
 
 
 def tcp_listener(host: str, port: int) -> socket.socket:
     """A listening TCP socket. OSError, with the address in its text."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named asyncio knows that it is TCP, and turns off Nagle's algorithm: otherwise each answer of more than
-    # one packet waits for the client's delayed acknowledgement, 40 ms.
+    # With the protocol named asyncio knows that it is TCP, and turns off Nagle's
+    # algorithm: otherwise each answer of more than one packet waits for the client's
+    # delayed acknowledgement, 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -49,7 +54,9 @@ def tcp_listener(host: str, port: int) -> socket.socket:
 
 
 def unix_listener(path: str, mode: int = 0o660) -> socket.socket:
-    """A listening Unix socket at `path`; one that was left behind there is replaced, anything else is not. OSError."""
+    """A listening Unix socket at `path`; one that was left behind there is replaced,
+    anything else is not. OSError.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -79,7 +86,9 @@ def _remove_stale(path: str) -> None:
 
 
 class SocketSource:
-    """Lines from the connections to `listener`, which it owns from now on; `path` is removed at the end where it has one."""
+    """Lines from the connections to `listener`, which it owns from now on; `path` is
+    removed at the end where it has one.
+    """
 
     def __init__(
         self,
@@ -91,7 +100,8 @@ class SocketSource:
         path: str | None = None,
     ) -> None:
         self.name = name
-        #: Lines skipped because they were too long, and connections closed because there were too many.
+        #: Lines skipped because they were too long, and connections closed because
+        #: there were too many.
         self.oversized = 0
         self.refused_connections = 0
         self._listener = listener
@@ -103,7 +113,9 @@ class SocketSource:
 
     @property
     def address(self) -> str:
-        """What it listens on, with the port that the system chose where 0 was asked for."""
+        """What it listens on, with the port that the system chose where 0 was asked
+        for.
+        """
         bound = self._listener.getsockname()
         return f"{bound[0]}:{bound[1]}" if isinstance(bound, tuple) else str(bound)
 
@@ -149,7 +161,8 @@ class SocketSource:
             self._connections[connection] = thread
         connection.settimeout(None)  # it would inherit the listener's on some systems
         if connection.family != getattr(socket, "AF_UNIX", None):
-            # So that a peer that vanished without a word does not hold its place for ever.
+            # So that a peer that vanished without a word does not hold its place for
+            # ever.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         thread.start()
 

@@ -1,4 +1,5 @@
-"""The disk tier: what a lane's ring can not hold, compressed, in order, and there again after a crash.
+"""The disk tier: what a lane's ring can not hold, compressed, in order, and there again
+after a crash.
 
     store.py        SpillStore: append, read, ack, sync
     writer.py       the newest segment                 reader.py    blocks of any segment, past damage
@@ -8,7 +9,8 @@
     offline/        a look at the files, without opening the store; documented as salvage.py
     files.py        every call to the operating system
 
-The directory belongs to one process (BufferDirectory), and in it each lane to one SpillStore.
+The directory belongs to one process (BufferDirectory), and in it each lane to one
+SpillStore.
 """
 
 from backpressure.spill.config import SpillConfig

@@ -1,7 +1,9 @@
-"""Dead letters: events that were given up after their last attempt, kept until somebody has looked at them.
+"""Dead letters: events that were given up after their last attempt, kept until somebody
+has looked at them.
 
-The same format as a lane's (blocks.py, segments.py, ledger.py) with lane number 0. A letter has an id, its number in this store,
-and the store is kept across restarts like any other. What is an event to the store is, little-endian
+The same format as a lane's (blocks.py, segments.py, ledger.py) with lane number 0. A
+letter has an id, its number in this store, and the store is kept across restarts like
+any other. What is an event to the store is, little-endian
 
      0  1  version, 1
      1  1  priority of the lane that gave the event up
@@ -43,7 +45,8 @@ _MOST_ERROR_BYTES: Final = 4096
 _CHUNK_EVENTS: Final = 256
 _CHUNK_BYTES: Final = 1 << 20
 
-#: Few and precious: small files, and a record that remembers 10,000 letters purged out of turn.
+#: Few and precious: small files, and a record that remembers 10,000 letters purged out
+#: of turn.
 DEAD_LETTER_CONFIG: Final = SpillConfig(segment_bytes=4 << 20, ack_record_bytes=256 << 10)
 
 
@@ -76,7 +79,8 @@ class DeadLetterStore:
         return self._store.events_on_disk
 
     def add(self, letters: Sequence[DeadLetter]) -> int:
-        """Keep them, durably; returns the id of the first, and the others follow. Raises DiskFull, DiskFailed.
+        """Keep them, durably; returns the id of the first, and the others follow.
+        Raises DiskFull, DiskFailed.
 
         After one of these some may be kept; adding them again keeps those twice.
         """
@@ -93,7 +97,9 @@ class DeadLetterStore:
         return first
 
     def letters(self, from_id: int = 0) -> Iterator[DeadLetter]:
-        """Those that are kept, in the order of their ids. Damage is passed over, and counted in stats()."""
+        """Those that are kept, in the order of their ids. Damage is passed over, and
+        counted in stats().
+        """
         while True:
             found = self._store.read(from_id, _CHUNK_EVENTS, _CHUNK_BYTES)
             if found is None:
@@ -107,9 +113,11 @@ class DeadLetterStore:
     def replay(
         self, deliver: Callable[[DeadLetter], object], letters: Iterable[DeadLetter] | None = None
     ) -> int:
-        """Hand letters (None: all) to `deliver` and purge each one that it returned from; returns how many.
+        """Hand letters (None: all) to `deliver` and purge each one that it returned
+        from; returns how many.
 
-        What `deliver` raises ends the replay and is passed on; that letter stays. A crash may make it see a letter twice.
+        What `deliver` raises ends the replay and is passed on; that letter stays. A
+        crash may make it see a letter twice.
         """
         count = 0
         try:
@@ -122,7 +130,9 @@ class DeadLetterStore:
         return count
 
     def purge(self, letters: Iterable[DeadLetter] | None = None) -> int:
-        """Forget letters (None: all that are there now); returns how many. ValueError for one that is not there."""
+        """Forget letters (None: all that are there now); returns how many. ValueError
+        for one that is not there.
+        """
         return self.replay(lambda letter: None, letters)
 
     def close(self) -> None:
@@ -142,7 +152,9 @@ def _pack(letter: DeadLetter) -> bytes:
 
 
 def _unpack(raw: bytes, number: int) -> DeadLetter:
-    """A letter. Of what is none, all bytes are its event: somebody may know what they are, and they can be purged."""
+    """A letter. Of what is none, all bytes are its event: somebody may know what they
+    are, and they can be purged.
+    """
     if len(raw) < _HEAD.size:
         return _senseless(raw, number, f"it has {len(raw)} bytes")
     version, priority, _, attempts, seq, time_ns, size = _HEAD.unpack_from(raw)

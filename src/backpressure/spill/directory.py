@@ -5,9 +5,11 @@
               lane-1/ …     one SpillStore each
               dead-letters/ one more
 
-One process at a time owns it. The lock dies with the process, so there is never a stale one.
+One process at a time owns it. The lock dies with the process, so there is never a stale
+one.
 
-Layout of a record in the manifest, little-endian; the second copy lies at byte 512, in another sector
+Layout of a record in the manifest, little-endian; the second copy lies at byte 512, in
+another sector
 
      0  8  magic "PNSTKBUF"
      8  2  version, 1
@@ -15,8 +17,9 @@ Layout of a record in the manifest, little-endian; the second copy lies at byte 
     12 16  UUID
     28  4  CRC-32 of bytes 0 to 28
 
-A manifest of which neither copy is sound says nothing; then the UUID is what the segments' headers say, and a new manifest is
-written. A directory with neither gets a new UUID.
+A manifest of which neither copy is sound says nothing; then the UUID is what the
+segments' headers say, and a new manifest is written. A directory with neither gets a
+new UUID.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ class BufferDirectory:
     def __init__(self, path: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
         """Create or open it; the directory above it has to be there.
 
-        Raises DirectoryInUse where another process has it, FormatError where a later release wrote it, DiskFailed or DiskFull.
+        Raises DirectoryInUse where another process has it, FormatError where a later
+        release wrote it, DiskFailed or DiskFull.
         """
         self.path = os.fspath(path)
         self._files = Files(fs or LocalFileSystem())
@@ -76,7 +80,9 @@ class BufferDirectory:
             raise
 
     def lane(self, name: str) -> str:
-        """The path of a directory inside, which is there and durable when this returns. Raises DiskFailed, DiskFull."""
+        """The path of a directory inside, which is there and durable when this returns.
+        Raises DiskFailed, DiskFull.
+        """
         path = self._join(name)
         try:
             self._make_directory(path)
@@ -109,7 +115,8 @@ class BufferDirectory:
 
     def _make_directory(self, path: str) -> None:
         self._files.mkdir(path)
-        # Also where it was there before: the process that made it may have died before this.
+        # Also where it was there before: the process that made it may have died before
+        # this.
         self._files.sync_directory(os.path.dirname(os.path.abspath(path)))
 
     def _find_buffer_id(self) -> UUID:
@@ -127,7 +134,9 @@ class BufferDirectory:
 
 
 def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
-    """The UUID of a buffer and whether both copies say so, or None where nothing says. Raises FormatError, OSError."""
+    """The UUID of a buffer and whether both copies say so, or None where nothing says.
+    Raises FormatError, OSError.
+    """
     unreadable: OSError | None = None
     try:
         raw = _read(files, os.path.join(path, "manifest"), 2 * _COPY_AT)
@@ -164,7 +173,8 @@ def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
                 if owner is not None:
                     return owner, False
     if unreadable is not None:
-        # Perhaps it can be read another time; a new one would make everything here somebody else's.
+        # Perhaps it can be read another time; a new one would make everything here
+        # somebody else's.
         raise unreadable
     return None
 

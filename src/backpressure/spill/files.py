@@ -1,10 +1,13 @@
-"""The file system as the disk tier sees it: a dozen plain calls, so that a test can stand in for every one of them.
+"""The file system as the disk tier sees it: a dozen plain calls, so that a test can
+stand in for every one of them.
 
-`FileSystem` is what can be injected; `LocalFileSystem` is the real one; `Files` is what the store itself calls: the same calls,
-but whole writes and whole reads, and a call that was interrupted by a signal is made again. Every call the disk tier makes to
-an operating system goes through here.
+`FileSystem` is what can be injected; `LocalFileSystem` is the real one; `Files` is what
+the store itself calls: the same calls, but whole writes and whole reads, and a call
+that was interrupted by a signal is made again. Every call the disk tier makes to an
+operating system goes through here.
 
-Files are addressed by absolute position (pread, pwrite), so no descriptor has a position that threads could fight over.
+Files are addressed by absolute position (pread, pwrite), so no descriptor has a
+position that threads could fight over.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 #: What "no room" looks like.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS and ext4 for a bad checksum, EUCLEAN
-#: for structures that make no sense.
+#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS
+#: and ext4 for a bad checksum, EUCLEAN for structures that make no sense.
 UNREADABLE: Final = frozenset(
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO}
 )
@@ -52,7 +55,9 @@ _RETRY_AFTER_ERROR: Final = 1.0  # seconds: a disk that fails needs longer
 
 
 class FileSystem(Protocol):
-    """Calls with the meaning that POSIX gives them; each raises OSError. A path is a str."""
+    """Calls with the meaning that POSIX gives them; each raises OSError. A path is a
+    str.
+    """
 
     def open(self, path: str, flags: int) -> int:
         """A descriptor for a regular file, mode 0o600 where it is created."""
@@ -69,7 +74,9 @@ class FileSystem(Protocol):
     def size(self, fd: int) -> int: ...
 
     def allocate(self, fd: int, size: int) -> None:
-        """Make sure that the first `size` bytes have room on the disk (posix_fallocate)."""
+        """Make sure that the first `size` bytes have room on the disk
+        (posix_fallocate).
+        """
         ...
 
     def fsync(self, fd: int) -> None: ...
@@ -91,14 +98,18 @@ class FileSystem(Protocol):
         ...
 
     def lock(self, fd: int) -> None:
-        """An exclusive lock that dies with the process; BlockingIOError where somebody else has it."""
+        """An exclusive lock that dies with the process; BlockingIOError where somebody
+        else has it.
+        """
         ...
 
     def random_bytes(self, size: int) -> bytes: ...
 
 
 class LocalFileSystem:
-    """The operating system's own calls. POSIX only: elsewhere there are no positioned reads and no flock."""
+    """The operating system's own calls. POSIX only: elsewhere there are no positioned
+    reads and no flock.
+    """
 
     def __init__(self) -> None:
         if sys.platform == "win32":
@@ -172,7 +183,9 @@ class LocalFileSystem:
 
 
 class Files:
-    """A FileSystem with whole reads, whole writes, no interrupted calls, and a second try at what can not be read."""
+    """A FileSystem with whole reads, whole writes, no interrupted calls, and a second
+    try at what can not be read.
+    """
 
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
@@ -181,7 +194,9 @@ class Files:
         return _twice(self.fs.open, path, flags)
 
     def close(self, fd: int) -> None:
-        """Never raises: a descriptor is gone whatever close() says, and what was written is judged by fsync."""
+        """Never raises: a descriptor is gone whatever close() says, and what was
+        written is judged by fsync.
+        """
         try:
             self.fs.close(fd)
         except OSError:
@@ -261,7 +276,9 @@ class Files:
         return self.fs.random_bytes(size)
 
     def write_new(self, path: str, parts: list[bytes]) -> None:
-        """A file under a temporary name, made durable, renamed to `path`, its directory made durable: all of it or nothing."""
+        """A file under a temporary name, made durable, renamed to `path`, its directory
+        made durable: all of it or nothing.
+        """
         fresh = path + ".tmp"
         self.unlink(fresh)
         fd = self.open(fresh, CREATE)
@@ -295,7 +312,9 @@ def _again(call: Callable[..., _T], *arguments: Any) -> _T:
 
 
 def _twice(call: Callable[..., _T], *arguments: Any) -> _T:
-    """Once more where something could not be read: a fault that passes must not cost events."""
+    """Once more where something could not be read: a fault that passes must not cost
+    events.
+    """
     try:
         return _again(call, *arguments)
     except OSError as error:

@@ -3,28 +3,23 @@
 Invariants
 
  1. It is a hint: without it events are delivered again, and none is lost.
- 2. A slot counts where its checksum is right; of two, the one with the higher generation does.
- 3. The slot that was made durable last is not written to before the other one has been: power loss in the middle of a
-    write leaves the older record.
+ 2. A slot counts where its checksum is right; of two, the one with the higher
+    generation does.
+ 3. The slot that was made durable last is not written to before the other one has been:
+    power loss in the middle of a write leaves the older record.
  4. Files are deleted only below a prefix that is durable here.
- 5. After an error in writing or in fsync the file is never used again: the record goes into a new file, which takes its name.
+ 5. After an error in writing or in fsync the file is never used again: the record goes
+    into a new file, which takes its name.
 
-Layout of a slot, little-endian; the file is two slots of one size, a whole number of sectors
+Layout of a slot, little-endian; the file is two slots of one size, a whole number of
+sectors
 
-     0  8  magic "PNSTKACK"
-     8  2  version, 1
-    10  2  zero
-    12  4  lane
-    16 16  UUID of the buffer
-    32  8  generation
-    40  8  prefix: every number below it is settled
-    48  8  rank: events ever stored below it
-    56 24  link at the durable end of the lane: what is missing up to there at recovery is lost, not merely unwritten
-    80  4  number of ranges
-    84  4  size of the slot
-    88  4  CRC-32 of bytes 0 to 88 and of the ranges
-    92  4  CRC-32 of bytes 0 to 92
-    96 24  for each range beyond the prefix: start, end, events
+     0 8 magic "PNSTKACK" 8 2 version, 1 10 2 zero 12 4 lane 16 16 UUID of the buffer 32
+     8 generation 40 8 prefix: every number below it is settled 48 8 rank: events ever
+     stored below it 56 24 link at the durable end of the lane: what is missing up to
+     there at recovery is lost, not merely unwritten 80 4 number of ranges 84 4 size of
+     the slot 88 4 CRC-32 of bytes 0 to 88 and of the ranges 92 4 CRC-32 of bytes 0 to
+     92 96 24 for each range beyond the prefix: start, end, events
 
 Where there are more ranges than fit, the first ones are recorded.
 """
@@ -98,7 +93,9 @@ class Ledger:
         return 2 * self._slot_bytes
 
     def write(self, settled: Settled, durable: Link) -> None:
-        """Put the present state into the file; OSError where that fails, and then the next write begins a new file."""
+        """Put the present state into the file; OSError where that fails, and then the
+        next write begins a new file.
+        """
         record = Record(
             self._generation + 1, settled.seq, settled.rank, durable,
             tuple(itertools.islice(settled.ranges(), self._most_ranges)),
@@ -121,7 +118,8 @@ class Ledger:
         if self.written is None or self.written is self.durable:
             return
         if self._fd is None:
-            # From an earlier process, and perhaps in the page cache only: a new file, since nobody knows of its errors.
+            # From an earlier process, and perhaps in the page cache only: a new file,
+            # since nobody knows of its errors.
             self._begin(self.written._replace(generation=self._generation + 1))
             return
         try:
@@ -163,10 +161,12 @@ class Ledger:
 
 
 def read_record(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
-    """The newest sound record in a file's bytes, or None; FormatError where it is of a later version or of another buffer."""
+    """The newest sound record in a file's bytes, or None; FormatError where it is of a
+    later version or of another buffer.
+    """
     best = None
-    # Slot sizes are whole sectors, so the second one can be found without the first. Ranges hold no magic by chance alone,
-    # and no checksum.
+    # Slot sizes are whole sectors, so the second one can be found without the first.
+    # Ranges hold no magic by chance alone, and no checksum.
     at = raw.find(MAGIC)
     while at >= 0:
         if at % 512 == 0:
@@ -216,7 +216,9 @@ def _parse(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
 
 
 def _is_plausible(record: Record) -> bool:
-    """Whether a store could have written it: a sound checksum proves no sense, and a record is only a hint."""
+    """Whether a store could have written it: a sound checksum proves no sense, and a
+    record is only a hint.
+    """
     end = record.prefix
     for start, stop, events in record.ranges:
         # What touches the range before is part of it.

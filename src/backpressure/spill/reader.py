@@ -1,7 +1,8 @@
 """Reader: events of a lane's segments, from any number on, past whatever is damaged.
 
-Memory: two open segments with a window of one megabyte and every sixteenth block's place each, one decoded block, and what was
-asked for. Not safe for threads: the store's lock is held around each call.
+Memory: two open segments with a window of one megabyte and every sixteenth block's
+place each, one decoded block, and what was asked for. Not safe for threads: the store's
+lock is held around each call.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at mos
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and has number first_seq + i."""
+    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and
+    has number first_seq + i.
+    """
 
     data: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
@@ -57,7 +60,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were events, are gone."""
+    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were
+    events, are gone.
+    """
 
     first_seq: int
     end_seq: int
@@ -67,7 +72,9 @@ class Lost:
 
 
 class View(NamedTuple):
-    """What there is to read: replaced as a whole by the writer, so that a reader sees one moment."""
+    """What there is to read: replaced as a whole by the writer, so that a reader sees
+    one moment.
+    """
 
     segments: tuple[Segment, ...]
     size: int  #: of the newest segment
@@ -75,7 +82,9 @@ class View(NamedTuple):
 
 
 class _Located(NamedTuple):
-    """A sound block, and the number after the block before it: the numbers between are a gap."""
+    """A sound block, and the number after the block before it: the numbers between are
+    a gap.
+    """
 
     header: BlockHeader
     block: memoryview
@@ -91,7 +100,9 @@ class Gap(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Damage, in which file, and the number after the last block before: up to the loss, the numbers are a gap."""
+    """Damage, in which file, and the number after the last block before: up to the
+    loss, the numbers are a gap.
+    """
 
     serial: int
     lost: Lost
@@ -99,7 +110,9 @@ class Missing(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A place between two blocks: the next one starts here, and that much is known of what lies before."""
+    """A place between two blocks: the next one starts here, and that much is known of
+    what lies before.
+    """
 
     position: int
     seq: int
@@ -148,7 +161,8 @@ class Reader:
         ] = {}  # up to where segments were read that are closed, and not yet settled
         self._oldest = _NONE  # the lowest serial among them
         self._decoder = Decoder()
-        # The block that was decoded last, of which a part may not have been asked for yet.
+        # The block that was decoded last, of which a part may not have been asked for
+        # yet.
         self._cached: Run | None = None
 
     def close(self) -> None:
@@ -174,9 +188,11 @@ class Reader:
     def read(
         self, seq: int, stop: int, max_events: int, max_bytes: int, view: View
     ) -> Run | Missing | Gap | None:
-        """Events from `seq` on, before `stop`, up to the limits, of which max_bytes does not count for a single event.
+        """Events from `seq` on, before `stop`, up to the limits, of which max_bytes
+        does not count for a single event.
 
-        Missing or Gap where `seq` lies before damage or in a gap; None where nothing comes after. Raises OSError.
+        Missing or Gap where `seq` lies before damage or in a gap; None where nothing
+        comes after. Raises OSError.
         """
         pieces: list[_Located | Run] = []
         events = used = 0
@@ -285,7 +301,8 @@ class Reader:
     def _locate_in(
         self, segment: Segment, seq: int, size: int, bound: Link
     ) -> _Located | Missing | None:
-        # The next file's link says how many events lie before it: when so many have passed, this file has no more that count.
+        # The next file's link says how many events lie before it: when so many have
+        # passed, this file has no more that count.
         if segment.link.rank >= bound.rank:
             return None
         try:
@@ -293,7 +310,8 @@ class Reader:
         except OSError as error:
             if error.errno not in UNREADABLE and not isinstance(error, FileNotFoundError):
                 raise
-            # What was read before it was closed may be with a consumer, and is not lost.
+            # What was read before it was closed may be with a consumer, and is not
+            # lost.
             known = self._come_to.get(segment.serial)
             start = known if known is not None and known.seq <= seq else _start_of(segment)
             return self._skip(segment, seq, start, bound, f"can not be opened: {error.strerror}")
@@ -308,7 +326,8 @@ class Reader:
                 or header.first_seq < point.seq
                 or header.end_seq > bound.end
             ):
-                # An older block again, or one of numbers that the lane never came to: nothing of what follows can be trusted.
+                # An older block again, or one of numbers that the lane never came to:
+                # nothing of what follows can be trusted.
                 header = None
             if header is None or header.link.rank >= bound.rank:
                 return self._skip(segment, seq, point, bound, f"no sound block at {point.position}")
@@ -364,7 +383,8 @@ class Reader:
     def _loss(self, segment: Segment, point: _Point, link: Link, reason: str) -> Missing:
         """What lies between a known place and the next sound link."""
         events = link.rank - point.rank
-        # If just the one block before the link is missing, the link says where it began; else a gap may be among the numbers.
+        # If just the one block before the link is missing, the link says where it
+        # began; else a gap may be among the numbers.
         start = link.first if link.end - link.first == events else point.seq
         start = max(start, point.seq, segment.base)
         return self._missing(segment, point.seq, start, max(link.end, start), events, reason)
@@ -379,7 +399,9 @@ class Reader:
 def decoded_run(
     decoder: Decoder, header: BlockHeader, block: memoryview, target: npt.NDArray[np.uint8]
 ) -> Run | None:
-    """The events of a block, with the payload in `target`; None where its content is no block's."""
+    """The events of a block, with the payload in `target`; None where its content is no
+    block's.
+    """
     offsets = decoder.decode(header, block, target)
     if offsets is None:
         return None
@@ -387,7 +409,9 @@ def decoded_run(
 
 
 def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
-    """The events of `run` from number `start` on, before `stop`, that fit into `room` bytes; if `alone`, one at least."""
+    """The events of `run` from number `start` on, before `stop`, that fit into `room`
+    bytes; if `alone`, one at least.
+    """
     low = start - run.first_seq
     high = min(stop, run.end_seq) - run.first_seq
     fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1

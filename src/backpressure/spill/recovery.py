@@ -1,6 +1,7 @@
 """Recovery: what a lane's directory says about itself, read without changing anything.
 
-Every refusal (a later version, somebody else's file) happens here, before a byte was changed.
+Every refusal (a later version, somebody else's file) happens here, before a byte was
+changed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ __all__ = [
     "speaks_of_what_is_gone",
 ]
 
-#: Behind the name of a segment that had damage, and is kept aside after everything in it was settled.
+#: Behind the name of a segment that had damage, and is kept aside after everything in
+#: it was settled.
 QUARANTINE_SUFFIX = ".damaged"
 # Of a block only the header is looked at, and its neighbours come with it.
 _HEADER_WINDOW_BYTES = 4096
@@ -61,7 +63,9 @@ class Recovered(NamedTuple):
 
 
 def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recovered:
-    """Read headers of all segments and of the blocks in the newest. Raises FormatError, OSError."""
+    """Read headers of all segments and of the blocks in the newest. Raises FormatError,
+    OSError.
+    """
     segments: list[Segment] = []
     leftovers: list[str] = []
     quarantined: list[tuple[str, int]] = []
@@ -107,7 +111,9 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
 
 
 def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | None, int]:
-    """The last sound block of a segment and where it ends: whatever lies behind is torn."""
+    """The last sound block of a segment and where it ends: whatever lies behind is
+    torn.
+    """
     reader = SegmentFile(files, path, segment.salt, _HEADER_WINDOW_BYTES)
     try:
         limit = reader.size()
@@ -119,7 +125,8 @@ def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | 
                 break
             sound_headers.append(header)
             at = header.end_position
-        # Only behind the last sound block is a tail. One before it with a damaged body is found when it is read, and reported.
+        # Only behind the last sound block is a tail. One before it with a damaged body
+        # is found when it is read, and reported.
         while sound_headers:
             header = sound_headers.pop()
             try:
@@ -147,16 +154,20 @@ def settled_of(found: Recovered) -> Settled:
     after, events = start, rank
     if record.prefix > start:
         after, events = record.prefix, record.rank
-    # Of a range that reaches past the end nobody knows how many of its events are still there: they are delivered again.
+    # Of a range that reaches past the end nobody knows how many of its events are still
+    # there: they are delivered again.
     settled = Settled(
         after, events, (one for one in record.ranges if after < one[0] and one[1] <= found.link.end)
     )
-    # A record that knows of more events than were ever stored is another lane's, or has no sense: it is only a hint.
+    # A record that knows of more events than were ever stored is another lane's, or has
+    # no sense: it is only a hint.
     return settled if settled.events <= found.link.rank else Settled(start, rank)
 
 
 def speaks_of_what_is_gone(found: Recovered) -> bool:
-    """Whether the record knows of numbers behind the end: acked, or even durable, and gone with the power."""
+    """Whether the record knows of numbers behind the end: acked, or even durable, and
+    gone with the power.
+    """
     record = found.record
     if record is None:
         return False
@@ -167,7 +178,9 @@ def speaks_of_what_is_gone(found: Recovered) -> bool:
 
 
 def end_seq_of(found: Recovered) -> int:
-    """A number that was ever settled must not be given to another event: it would be taken for settled."""
+    """A number that was ever settled must not be given to another event: it would be
+    taken for settled.
+    """
     ends = [found.link.end]
     if found.segments:
         ends.append(found.segments[-1].base)
@@ -181,7 +194,9 @@ def end_seq_of(found: Recovered) -> int:
 
 
 def missing_tail_of(found: Recovered) -> Lost | None:
-    """What was durable when the record was written, was not settled, and is missing at the end."""
+    """What was durable when the record was written, was not settled, and is missing at
+    the end.
+    """
     record = found.record
     if record is None or record.durable.rank <= found.link.rank:
         return None
@@ -225,7 +240,9 @@ def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segmen
 
 
 def _distrusted(segments: list[Segment]) -> list[Segment]:
-    """Those whose link contradicts that of a later file count as damaged: numbers and ranks never go back."""
+    """Those whose link contradicts that of a later file count as damaged: numbers and
+    ranks never go back.
+    """
     kept: list[Segment] = []
     bound: Link | None = None
     for segment in reversed(segments):
@@ -240,7 +257,9 @@ def _distrusted(segments: list[Segment]) -> list[Segment]:
 
 
 def _in_order(segments: list[Segment], end: Link) -> list[Segment]:
-    """With links that never go back, up to the end of the lane: what was mended is a guess, and may contradict it."""
+    """With links that never go back, up to the end of the lane: what was mended is a
+    guess, and may contradict it.
+    """
     kept: list[Segment] = []
     bound = end
     for segment in reversed(segments):
@@ -284,11 +303,13 @@ def _mended_link(
         later = reader.next_header(SEGMENT_HEADER_BYTES, segment.size)
     finally:
         reader.close()
-    # The first block is damaged as well: the next sound link tells its size, if it is the only one.
+    # The first block is damaged as well: the next sound link tells its size, if it is
+    # the only one.
     bound = later.link if later is not None else following
     if bound is not None and bound.first == segment.base:
         return Link(segment.base, segment.base, bound.rank - (bound.end - bound.first))
-    # And that one too: what the file before ends with, and without one, that each number up to the next sound link was an event.
+    # And that one too: what the file before ends with, and without one, that each
+    # number up to the next sound link was an event.
     for one in before:
         last, _ = find_tail(files, os.path.join(directory, one.name), one)
         end = one.link if last is None else last.end_link

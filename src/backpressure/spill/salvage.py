@@ -1,4 +1,6 @@
-"""A look at a lane's files without opening the store: the documented name of `spill.offline.inspect`."""
+"""A look at a lane's files without opening the store: the documented name of
+`spill.offline.inspect`.
+"""
 
 from backpressure.spill.offline.inspect import (
     BlockReport,

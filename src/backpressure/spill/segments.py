@@ -2,18 +2,22 @@
 
 Invariants
 
- 1. A file is called <serial>-<base>-<salt>.seg, each as 16 hexadecimal digits. Serials ascend by one for each new file of a lane;
-    the base is the number of the first event that it is for; the salt is random. What a damaged header would have said is so
+ 1. A file is called <serial>-<base>-<salt>.seg, each as 16 hexadecimal digits. Serials
+    ascend by one for each new file of a lane; the base is the number of the first event
+    that it is for; the salt is random. What a damaged header would have said is so
     known, but for the link, which the first block repeats.
- 2. A file appears under its name complete: it is written as <name>.tmp, made durable, renamed, and the directory is made durable,
-    all before its first block is counted as stored. A file <name>.tmp is a trace of a crash, and deleted.
- 3. Only the newest file is written to. Before the next one is made it was made durable, or the record that all in it was acked.
-    So only the newest has a torn tail that matters.
- 4. A file speaks for the numbers from its base up to the base of the next. Should its link say that fewer events lie before
-    than are in the files before it, then those beyond the base were written again (after an fsync that failed), and the
-    later file counts.
- 5. The first 96 bytes keep magic, version and checksum in the same places in every version to come. So a later version
-    is told from damage, and refused.
+ 2. A file appears under its name complete: it is written as <name>.tmp, made durable,
+    renamed, and the directory is made durable, all before its first block is counted as
+    stored. A file <name>.tmp is a trace of a crash, and deleted.
+ 3. Only the newest file is written to. Before the next one is made it was made durable,
+    or the record that all in it was acked. So only the newest has a torn tail that
+    matters.
+ 4. A file speaks for the numbers from its base up to the base of the next. Should its
+    link say that fewer events lie before than are in the files before it, then those
+    beyond the base were written again (after an fsync that failed), and the later file
+    counts.
+ 5. The first 96 bytes keep magic, version and checksum in the same places in every
+    version to come. So a later version is told from damage, and refused.
 
 Layout of the header, little-endian; blocks (see blocks.py) start at byte 96
 
@@ -31,10 +35,11 @@ Layout of the header, little-endian; blocks (see blocks.py) start at byte 96
 
 Recovery
 
- The directory is listed; of every file the header is read, of the newest also the blocks' headers, one after the other. Behind
- the last sound block is the torn tail; it is cut. Damage before it is found when it is read: then the reader looks for the next
- sound header, whose link tells exactly what is missing, reports that once, and goes on. `forebay inspect` shows the state of
- every block.
+ The directory is listed; of every file the header is read, of the newest also the
+ blocks' headers, one after the other. Behind the last sound block is the torn tail; it
+ is cut. Damage before it is found when it is read: then the reader looks for the next
+ sound header, whose link tells exactly what is missing, reports that once, and goes on.
+ `forebay inspect` shows the state of every block.
 """
 
 from __future__ import annotations
@@ -119,7 +124,8 @@ def frame_segment_header(lane: int, buffer_id: UUID, segment: Segment) -> bytes:
 def parse_segment_header(
     raw: bytes, path: str, lane: int, buffer_id: UUID | None
 ) -> Segment | None:
-    """The header, or None where it is damaged; FormatError where it is sound, but of a later version or of somebody else.
+    """The header, or None where it is damaged; FormatError where it is sound, but of a
+    later version or of somebody else.
 
     buffer_id None: whose it is does not matter.
     """
@@ -178,7 +184,9 @@ class SegmentFile:
         return self._files.size(self._fd)
 
     def view(self, position: int, size: int, limit: int) -> memoryview:
-        """`size` bytes at `position`, of which none from `limit` on count; fewer where the file ends. Raises Unreadable."""
+        """`size` bytes at `position`, of which none from `limit` on count; fewer where
+        the file ends. Raises Unreadable.
+        """
         if position + size > limit:
             return memoryview(b"")
         at = position - self._start
@@ -201,7 +209,9 @@ class SegmentFile:
         return header if header is not None and header.end_position <= limit else None
 
     def next_header(self, position: int, limit: int) -> BlockHeader | None:
-        """The first sound header at `position` or after: how reading goes on behind damage."""
+        """The first sound header at `position` or after: how reading goes on behind
+        damage.
+        """
         pattern = BLOCK_MAGIC + self._salt
         while position + BLOCK_HEADER_BYTES <= limit:
             chunk = self._whatever_is_readable(position, min(_WINDOW_BYTES, limit - position))

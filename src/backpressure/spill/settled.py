@@ -1,7 +1,9 @@
-"""Settled: which numbers of a lane need no delivery any more, be they acked, lost or never used.
+"""Settled: which numbers of a lane need no delivery any more, be they acked, lost or
+never used.
 
-Everything below `seq` is settled; beyond it, single ranges are. Each knows how many events it stands for, so that what is left
-on disk can be counted, although gaps are settled too and are no events. For one thread at a time.
+Everything below `seq` is settled; beyond it, single ranges are. Each knows how many
+events it stands for, so that what is left on disk can be counted, although gaps are
+settled too and are no events. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ __all__ = ["Settled"]
 
 
 class Settled:
-    """A set of numbers as a prefix and ranges behind it, sorted, apart from each other, none empty."""
+    """A set of numbers as a prefix and ranges behind it, sorted, apart from each other,
+    none empty.
+    """
 
     def __init__(
         self, seq: int = 0, rank: int = 0, ranges: Iterable[tuple[int, int, int]] = ()
@@ -74,7 +78,9 @@ class Settled:
         return parts
 
     def empty_in(self, start: int, end: int) -> int:
-        """How many settled numbers from `start` to `end` are known to have carried no event; of the prefix none is."""
+        """How many settled numbers from `start` to `end` are known to have carried no
+        event; of the prefix none is.
+        """
         return sum(
             last - first - events
             for first, last, events in self.ranges()
@@ -82,13 +88,17 @@ class Settled:
         )
 
     def events_in(self, start: int, end: int) -> int:
-        """Events of the ranges that lie from `start` to `end`; of the prefix none is known."""
+        """Events of the ranges that lie from `start` to `end`; of the prefix none is
+        known.
+        """
         return sum(
             events for first, last, events in self.ranges() if start <= first and last <= end
         )
 
     def settle(self, start: int, end: int, events: int) -> int:
-        """Settle what of `start` to `end` is open, which holds at most `events` events; returns how many it took for that."""
+        """Settle what of `start` to `end` is open, which holds at most `events` events;
+        returns how many it took for that.
+        """
         taken = 0
         for part_start, part_end in self.open_in(start, end):
             part = min(events - taken, part_end - part_start)
@@ -97,7 +107,9 @@ class Settled:
         return taken
 
     def jump(self, seq: int) -> None:
-        """Everything below `seq` is settled: nothing was stored between the ranges, nor between the last one and `seq`."""
+        """Everything below `seq` is settled: nothing was stored between the ranges, nor
+        between the last one and `seq`.
+        """
         assert seq >= self.end
         self.rank = self.events
         self.seq = seq

@@ -2,20 +2,23 @@
 
     first_seq ......... read ......... durable_seq ......... end_seq
 
-What is appended is read from any number on, acked in any order, and gone from disk when a whole segment is acked and the record
-of that is durable. The format, its invariants and its recovery are at the head of blocks.py, segments.py and ledger.py.
+What is appended is read from any number on, acked in any order, and gone from disk when
+a whole segment is acked and the record of that is durable. The format, its invariants
+and its recovery are at the head of blocks.py, segments.py and ledger.py.
 
 Invariants
 
- 1. What append() returned from is read again until it is acked, also after the death of the process; what lies below
-    `durable_seq`, also after power loss. Damage on the disk costs the blocks that it hits, and read() reports each
-    such range once.
+ 1. What append() returned from is read again until it is acked, also after the death of
+    the process; what lies below `durable_seq`, also after power loss. Damage on the
+    disk costs the blocks that it hits, and read() reports each such range once.
  2. stored = acked + lost + events_on_disk, in events, since the lane began.
- 3. An error leaves the store as it was before the block, record or file that could not be written. The next call
-    tries again; no failure is latched, and no fsync is retried on a file where one failed.
+ 3. An error leaves the store as it was before the block, record or file that could not
+    be written. The next call tries again; no failure is latched, and no fsync is
+    retried on a file where one failed.
 
-Safe for threads: one may append while others read and ack. Appending and reading take different locks, so that neither waits
-for the other's compression. The order of locks is writing, reading, settling.
+Safe for threads: one may append while others read and ack. Appending and reading take
+different locks, so that neither waits for the other's compression. The order of locks
+is writing, reading, settling.
 """
 
 from __future__ import annotations
@@ -53,13 +56,16 @@ from backpressure.spill.writer import Writer, level_for
 __all__ = ["SpillStore"]
 
 _RESERVE_NAME = "reserve"
-# A lane that has caught up gives its newest file back from this size on: below, a new file costs more than it frees.
+# A lane that has caught up gives its newest file back from this size on: below, a new
+# file costs more than it frees.
 _RESTART_BYTES = 1 << 20
 _LAST_SEQ = (1 << 64) - 1
 
 
 class SpillStore:
-    """The disk tier of one lane. `directory` exists and belongs to this store alone (see directory.py)."""
+    """The disk tier of one lane. `directory` exists and belongs to this store alone
+    (see directory.py).
+    """
 
     def __init__(
         self, directory: str | os.PathLike[str], lane: int, buffer_id: UUID, config: SpillConfig | None = None,
@@ -67,8 +73,9 @@ class SpillStore:
     ) -> None:  # fmt: skip
         """Open what is there, or begin.
 
-        Raises FormatError for files of a later version or of another buffer, which it leaves untouched, and DiskFailed or
-        DiskFull where the file system refuses; the same call may be tried again.
+        Raises FormatError for files of a later version or of another buffer, which it
+        leaves untouched, and DiskFailed or DiskFull where the file system refuses; the
+        same call may be tried again.
         """
         self.directory = os.fspath(directory)
         self.lane = lane
@@ -109,14 +116,16 @@ class SpillStore:
         self._lost_ranges = 0
         self._failed_acks = 0
         self._refused_full = 0
-        #: What was durable once and is missing at the end of the newest file: to be reported before anything else.
+        #: What was durable once and is missing at the end of the newest file: to be
+        #: reported before anything else.
         self._missing_tail = missing_tail_of(found)
         for name in found.leftovers:
             self._remove(name)
         self._make_reserve()
         self._count_other_bytes()
         if speaks_of_what_is_gone(found):
-            # Else, when there are other events behind it, it would count those that are gone among them.
+            # Else, when there are other events behind it, it would count those that are
+            # gone among them.
             try:
                 self._with_reserve(lambda: self._ledger.write(self._settled, self._writer.durable))
                 self._with_reserve(self._ledger.sync)
@@ -128,7 +137,9 @@ class SpillStore:
 
     @property
     def end_seq(self) -> int:
-        """The number after the last one that was stored or settled: the least that can be appended."""
+        """The number after the last one that was stored or settled: the least that can
+        be appended.
+        """
         return self._writer.end_seq
 
     @property
@@ -191,11 +202,13 @@ class SpillStore:
         pressure: float = 0.0,
         time_ns: int = 0,
     ) -> None:
-        """Store events with consecutive numbers from `first_seq` on, which is `end_seq` or more; what is left out is a gap.
+        """Store events with consecutive numbers from `first_seq` on, which is `end_seq`
+        or more; what is left out is a gap.
 
-        Event i is data[offsets[i]:offsets[i + 1]]. `pressure` from 0 to 1 chooses how much time compression may take; `time_ns`
-        since 1970 is kept with the events. They are stored block by block: after DiskFull or DiskFailed `end_seq` says
-        up to where, and the rest is to be given again. Not durable before sync().
+        Event i is data[offsets[i]:offsets[i + 1]]. `pressure` from 0 to 1 chooses how
+        much time compression may take; `time_ns` since 1970 is kept with the events.
+        They are stored block by block: after DiskFull or DiskFailed `end_seq` says up
+        to where, and the rest is to be given again. Not durable before sync().
         """
         lengths = _lengths_of(data, offsets)
         if not 0 <= time_ns <= _LAST_SEQ:
@@ -212,7 +225,8 @@ class SpillStore:
             if len(lengths) == 0:
                 return
             with self._settling:
-                # Asked before: what is appended now may be read and acked before append() has come back.
+                # Asked before: what is appended now may be read and acked before
+                # append() has come back.
                 nothing_waits = self._settled.events == writer.view.end.rank
             level = level_for(pressure, self.config)
             try:
@@ -221,13 +235,16 @@ class SpillStore:
                     lambda: writer.append(first_seq, data, offsets, lengths, level, time_ns),
                 )
             finally:
-                # If nothing waited, the numbers left out are settled. Otherwise the reader will come to the gap.
+                # If nothing waited, the numbers left out are settled. Otherwise the
+                # reader will come to the gap.
                 if nothing_waits and writer.end_seq > first_seq:
                     with self._settling:
                         self._settled.settle(self._settled.seq, first_seq, 0)
 
     def sync(self) -> None:
-        """Make durable what was appended. Raises DiskFull or DiskFailed, and then durable_seq stays."""
+        """Make durable what was appended. Raises DiskFull or DiskFailed, and then
+        durable_seq stays.
+        """
         with self._writing:
             self._check_open()
             self._attempt("sync", self._writer.sync)
@@ -251,11 +268,13 @@ class SpillStore:
     # ------------------------------------------------------------ reading
 
     def read(self, from_seq: int, max_events: int, max_bytes: int) -> Run | Lost | None:
-        """Events from `from_seq` on, or from the first one after it that is not settled; None where there is none.
+        """Events from `from_seq` on, or from the first one after it that is not
+        settled; None where there is none.
 
-        At most max_events, and at most max_bytes of payload unless one event alone is larger. A Run ends before a number that is
-        settled, a gap or damage. Lost reports such damage, once: its numbers are settled then. Raises DiskFailed where the
-        file system refuses for another reason than damage.
+        At most max_events, and at most max_bytes of payload unless one event alone is
+        larger. A Run ends before a number that is settled, a gap or damage. Lost
+        reports such damage, once: its numbers are settled then. Raises DiskFailed where
+        the file system refuses for another reason than damage.
         """
         if max_events < 1 or max_bytes < 0:
             raise ValueError(
@@ -283,7 +302,8 @@ class SpillStore:
                 seq, _LAST_SEQ if stop is None else stop, max_events, max_bytes, view
             )
             if isinstance(found, Missing):
-                # Unless it was acked just now by somebody else, and its file is gone for that reason.
+                # Unless it was acked just now by somebody else, and its file is gone
+                # for that reason.
                 lost_now = self._settle_lost(found, seq)
                 if lost_now is not None:
                     return lost_now
@@ -296,9 +316,11 @@ class SpillStore:
     def _settle_lost(self, missing: Missing, seq: int) -> Lost | None:
         lost = missing.lost
         with self._settling:
-            # From `seq` in any case: whatever nonsense the links say, reading goes on behind the damage.
+            # From `seq` in any case: whatever nonsense the links say, reading goes on
+            # behind the damage.
             self._settled.settle(min(seq, missing.gap_start), lost.first_seq, 0)
-            # What lies before `seq` was delivered, may be acked yet, and is not lost: at most so many of the events are there.
+            # What lies before `seq` was delivered, may be acked yet, and is not lost:
+            # at most so many of the events are there.
             start = max(lost.first_seq, seq)
             before = start - lost.first_seq - self._settled.empty_in(lost.first_seq, start)
             most = lost.events - before - self._settled.events_in(start, lost.end_seq)
@@ -314,9 +336,11 @@ class SpillStore:
     # ------------------------------------------------------------ acking
 
     def ack(self, first_seq: int, count: int) -> None:
-        """These events need no delivery any more; in any order. ValueError where one of them is acked already or not stored.
+        """These events need no delivery any more; in any order. ValueError where one of
+        them is acked already or not stored.
 
-        Never raises for the file system's sake: what can not be recorded may be delivered again after a restart.
+        Never raises for the file system's sake: what can not be recorded may be
+        delivered again after a restart.
         """
         if count < 0:
             raise ValueError(f"count: must be 0 or more, not {count}")
@@ -340,16 +364,20 @@ class SpillStore:
         self._close_retired()
 
     def sync_acks(self) -> bool:
-        """Make durable what was acked, as far as the record has room for it; False where the file system refused.
+        """Make durable what was acked, as far as the record has room for it; False
+        where the file system refused.
 
-        Nothing needs this: files are deleted only after it was done for them. Without it a power loss costs redelivery.
+        Nothing needs this: files are deleted only after it was done for them. Without
+        it a power loss costs redelivery.
         """
         with self._settling:
             self._check_open()
             return not self._writer.view.segments or self._make_record_durable(self._settled.seq)
 
     def _close_gaps(self) -> None:
-        """Where every event is settled, so are the numbers between them, also those that the reader has not come to."""
+        """Where every event is settled, so are the numbers between them, also those
+        that the reader has not come to.
+        """
         end = self._writer.view.end  # of one moment: an append may go on
         if self._settled.events == end.rank:
             self._settled.jump(max(self._settled.end, end.end))
@@ -362,7 +390,9 @@ class SpillStore:
             self._failed_acks += 1
 
     def _retire(self) -> None:
-        """Delete the files of which everything is settled, after the record of that is durable."""
+        """Delete the files of which everything is settled, after the record of that is
+        durable.
+        """
         segments = self._writer.view.segments
         done = self._settled_segments()
         if done == 0 or not self._make_record_durable(segments[done].base):
@@ -410,7 +440,9 @@ class SpillStore:
         return durable is not None and durable.prefix >= prefix
 
     def _free_room(self) -> None:
-        """What could not be deleted when it was acked, because the full disk had no room for the record either."""
+        """What could not be deleted when it was acked, because the full disk had no
+        room for the record either.
+        """
         with self._settling:
             self._retire()
         self._restart_if_drained()
@@ -431,7 +463,9 @@ class SpillStore:
             self._remove(self._quarantined.pop(0)[0])
 
     def _restart_if_drained(self) -> None:
-        """A lane that has caught up needs no old file: begin a new, empty one, which remembers where the lane is."""
+        """A lane that has caught up needs no old file: begin a new, empty one, which
+        remembers where the lane is.
+        """
         if self._writer.view.size < min(_RESTART_BYTES, self.config.effective_segment_bytes // 2):
             return
         # Whoever appends now will come by here again.
@@ -456,7 +490,9 @@ class SpillStore:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Make everything durable, as far as possible, and let go of the files. Raises nothing; a second call does nothing."""
+        """Make everything durable, as far as possible, and let go of the files. Raises
+        nothing; a second call does nothing.
+        """
         with self._writing, self._reading, self._settling:
             if self._closed:
                 return
@@ -499,7 +535,9 @@ class SpillStore:
         return self._writer.view.end.rank - self._settled.events
 
     def _at_most(self, events: int) -> int:
-        """So many, and no more than are there: links and records that contradict each other may tell of others."""
+        """So many, and no more than are there: links and records that contradict each
+        other may tell of others.
+        """
         return max(min(events, self._events_on_disk()), 0)
 
     def _check_open(self) -> None:
@@ -507,7 +545,9 @@ class SpillStore:
             raise BufferClosed(f"the store in {self.directory} was closed")
 
     def _make_reserve(self) -> None:
-        """Room that is given up when the disk is full, so that acks can be recorded and files begun and deleted."""
+        """Room that is given up when the disk is full, so that acks can be recorded and
+        files begun and deleted.
+        """
         if self.config.effective_reserve_bytes == 0:
             return
         path = os.path.join(self.directory, _RESERVE_NAME)
@@ -544,7 +584,9 @@ class SpillStore:
             pass  # in the way of nothing; the next opening tries again
 
     def _check(self) -> None:
-        """Assert every invariant that can be told without reading the files: for tests, when no other call is under way."""
+        """Assert every invariant that can be told without reading the files: for tests,
+        when no other call is under way.
+        """
         writer = self._writer
         segments, size, end = writer.view
         self._settled._check()
@@ -568,7 +610,9 @@ class SpillStore:
 def _lengths_of(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The sizes of the events; ValueError or TypeError where these are not columns of events."""
+    """The sizes of the events; ValueError or TypeError where these are not columns of
+    events.
+    """
     if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
         raise TypeError(
             f"data: must be a contiguous array of uint8 with one dimension, not {data.dtype} with {data.ndim}"

@@ -1,10 +1,14 @@
-"""Writer: the newest segment of a lane, what is appended to it, and when that is durable.
+"""Writer: the newest segment of a lane, what is appended to it, and when that is
+durable.
 
-Invariants. Blocks are written at positions that are kept here, so a write that failed half-way leaves nothing that counts, and
-the next one goes over it. A segment is durable before its successor exists. After an fsync that failed the file is never written
-to nor synced again: what was not durable is read back, checked, and written into a new file, which then supersedes it.
+Invariants. Blocks are written at positions that are kept here, so a write that failed
+half-way leaves nothing that counts, and the next one goes over it. A segment is durable
+before its successor exists. After an fsync that failed the file is never written to nor
+synced again: what was not durable is read back, checked, and written into a new file,
+which then supersedes it.
 
-Not safe for threads: the store's lock is held around each call. `view` alone may be read at any time, and drop_oldest called.
+Not safe for threads: the store's lock is held around each call. `view` alone may be
+read at any time, and drop_oldest called.
 """
 
 from __future__ import annotations
@@ -41,13 +45,16 @@ from backpressure.spill.segments import (
 
 __all__ = ["Writer", "level_for"]
 
-# (up to this pressure, zstd level), and above them none at all; the first one counts where slowest_level allows it. On an access
-# log -5 takes 0.8 times as long as 1 and stores 45 % more.
+# (up to this pressure, zstd level), and above them none at all; the first one counts
+# where slowest_level allows it. On an access log -5 takes 0.8 times as long as 1 and
+# stores 45 % more.
 _LEVELS = ((0.25, 3), (0.6, 1), (0.95, -5))
 
 
 def level_for(pressure: float, config: SpillConfig) -> int | None:
-    """The zstd level for a pressure from 0 to 1, within the config's bounds; None: store as it is."""
+    """The zstd level for a pressure from 0 to 1, within the config's bounds; None:
+    store as it is.
+    """
     level = next((level for limit, level in _LEVELS if pressure <= limit), None)
     if level is None:
         return config.fastest_level
@@ -74,16 +81,19 @@ class Writer:
         self._changing = (
             threading.Lock()
         )  # of `view`, which a thread that acks shortens while another appends
-        #: The number after the last one that is stored or was ever settled: the least that may be appended.
+        #: The number after the last one that is stored or was ever settled: the least
+        #: that may be appended.
         self.end_seq = end_seq
         self.view = View(segments, segments[-1].size if segments else 0, link)
-        # Of an earlier process's newest file nobody knows what is durable; of the files before it all is.
+        # Of an earlier process's newest file nobody knows what is durable; of the files
+        # before it all is.
         self._durable_size = SEGMENT_HEADER_BYTES
         #: Where the durable part of the lane ends.
         self.durable = segments[-1].link if segments else link
         self._fd: int | None = None
         self._next_serial = segments[-1].serial + 1 if segments else 0
-        # The newest file is not to be written to: of an earlier process, or its fsync failed.
+        # The newest file is not to be written to: of an earlier process, or its fsync
+        # failed.
         self._closed = True
         self._failed = False
         #: Sum of all segments' sizes.
@@ -112,7 +122,9 @@ class Writer:
         self, first_seq: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64],
         level: int | None, time_ns: int,
     ) -> None:  # fmt: skip
-        """Write block after block; raises OSError or DiskFull, and then `end_seq` tells how far it came."""
+        """Write block after block; raises OSError or DiskFull, and then `end_seq` tells
+        how far it came.
+        """
         count = len(lengths)
         block_bytes = self._config.block_bytes
         most = (
@@ -124,7 +136,8 @@ class Writer:
         while at < count:
             start = int(offsets[at])
             stop = int(np.searchsorted(offsets, start + block_bytes, "right")) - 1
-            # Events of no bytes at the very end are found at once, and one that is larger has a block of its own.
+            # Events of no bytes at the very end are found at once, and one that is
+            # larger has a block of its own.
             stop = max(min(stop, at + most, count), at + 1)
             end = int(offsets[stop])
             self._check_room(0)
@@ -171,7 +184,9 @@ class Writer:
             )
 
     def _cut(self, size: int) -> None:
-        """Give back the room of a block that was written in part. Where that fails the next block is written over it."""
+        """Give back the room of a block that was written in part. Where that fails the
+        next block is written over it.
+        """
         assert self._fd is not None
         try:
             self._files.truncate(self._fd, size)
@@ -181,7 +196,9 @@ class Writer:
     # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Everything that was appended is durable when this returns; OSError where it can not be made so."""
+        """Everything that was appended is durable when this returns; OSError where it
+        can not be made so.
+        """
         if self.is_durable:
             return
         if self._failed:
@@ -208,11 +225,15 @@ class Writer:
         self._begin(base, self.view.end, ())
 
     def restart(self) -> None:
-        """Begin a segment although the newest may not be durable: everything in it was settled, durably."""
+        """Begin a segment although the newest may not be durable: everything in it was
+        settled, durably.
+        """
         self._begin(self.end_seq, self.view.end, ())
 
     def _supersede(self) -> None:
-        """Write what is not durable into a new file, from the old one as the kernel still has it."""
+        """Write what is not durable into a new file, from the old one as the kernel
+        still has it.
+        """
         old = self.view.segments[-1]
         reader = SegmentFile(self._files, os.path.join(self._directory, old.name), old.salt)
         try:
@@ -246,8 +267,9 @@ class Writer:
             self._files.close(fd)
             self._remove(fresh)
             self._remove(path)
-            # If it has its name already, power loss may bring it back: as the newest file, which says where the one before
-            # it ended. So nothing more goes into that one; the next file, whose serial is higher, supersedes both.
+            # If it has its name already, power loss may bring it back: as the newest
+            # file, which says where the one before it ended. So nothing more goes into
+            # that one; the next file, whose serial is higher, supersedes both.
             self._closed = True
             raise
         if self._fd is not None:

@@ -30,7 +30,9 @@ class FakeClock:
         return self._now
 
     def advance(self, seconds: float) -> float:
-        """Move forward by `seconds` and return the new reading; ValueError where it is negative."""
+        """Move forward by `seconds` and return the new reading; ValueError where it is
+        negative.
+        """
         seconds = _finite("seconds", seconds)
         if seconds < 0.0:
             raise ValueError(f"seconds: must be 0 or more, not {seconds!r}; use set() to move back")
@@ -39,7 +41,9 @@ class FakeClock:
             return self._now
 
     def set(self, seconds: float) -> None:
-        """Jump to the reading `seconds`: also backwards, to test what a clock that steps back does."""
+        """Jump to the reading `seconds`: also backwards, to test what a clock that
+        steps back does.
+        """
         with self._lock:
             self._now = _finite("seconds", seconds)
 
@@ -48,7 +52,9 @@ class FakeClock:
 
 
 def _finite(name: str, value: float) -> float:
-    """`value` as a finite float; one that is not would make every later comparison meaningless."""
+    """`value` as a finite float; one that is not would make every later comparison
+    meaningless.
+    """
     value = float(value)
     if not math.isfinite(value):
         raise ValueError(f"{name}: must be finite, not {value!r}")

@@ -1,7 +1,8 @@
 """A file system in memory that loses power.
 
-It stands in for `backpressure.spill.LocalFileSystem`. It keeps apart what was made durable and what was only written, and yields
-what a disk may hold after power loss, as ALICE (Pillai et al., OSDI '14) does: un-synced writes may have reached it or not, each
+It stands in for `backpressure.spill.LocalFileSystem`. It keeps apart what was made
+durable and what was only written, and yields what a disk may hold after power loss, as
+ALICE (Pillai et al., OSDI '14) does: un-synced writes may have reached it or not, each
 by itself, whole or by sectors, and so may un-synced changes of directories.
 """
 
@@ -20,7 +21,9 @@ SECTOR_BYTES: Final = 512  # what a disk writes whole or not at all
 
 
 class _File:
-    """Content as processes see it, as the disk has it for certain, and what was done since: (offset, bytes), or a new size."""
+    """Content as processes see it, as the disk has it for certain, and what was done
+    since: (offset, bytes), or a new size.
+    """
 
     def __init__(self, synced: bytes = b"") -> None:
         self.live = bytearray(synced)
@@ -30,7 +33,9 @@ class _File:
 
 
 class _Directory:
-    """Names as processes see them, as the disk has them, and what was done since: (name, what it names or None), as steps."""
+    """Names as processes see them, as the disk has them, and what was done since:
+    (name, what it names or None), as steps.
+    """
 
     def __init__(self) -> None:
         self.live: dict[str, _Node] = {}
@@ -48,7 +53,8 @@ _Node: TypeAlias = _File | _Directory
 class CrashingFileSystem:
     """A file system in memory. For one thread.
 
-    capacity: bytes in all files together, beyond which a write is cut short or fails with ENOSPC.
+    capacity: bytes in all files together, beyond which a write is cut short or fails
+        with ENOSPC.
 
     >>> disk = CrashingFileSystem()
     >>> fd = disk.open("/log", os.O_RDWR | os.O_CREAT)
@@ -81,9 +87,12 @@ class CrashingFileSystem:
         return _used(self._root)
 
     def image(self, rng: random.Random) -> CrashingFileSystem:
-        """What the disk may hold after power loss at this moment: all of it durable, and in a state that processes see."""
+        """What the disk may hold after power loss at this moment: all of it durable,
+        and in a state that processes see.
+        """
         after = CrashingFileSystem(capacity=self.capacity, seed=rng.randrange(1 << 32))
-        # All kept, all lost, an ordered part, or each by itself: the first two are rare among the last, and telling.
+        # All kept, all lost, an ordered part, or each by itself: the first two are rare
+        # among the last, and telling.
         fate = rng.choice((_all_kept, _none_kept, _first_ones_kept, _any_kept, _any_kept))
         after._root = _directory_after(self._root, rng, fate)
         return after
@@ -155,7 +164,9 @@ class CrashingFileSystem:
         self.fsync(fd)
 
     def lose_unsynced(self, fd: int) -> None:
-        """What an fsync that fails does on ext4, XFS and Btrfs: the pages count as clean, and never reach the disk."""
+        """What an fsync that fails does on ext4, XFS and Btrfs: the pages count as
+        clean, and never reach the disk.
+        """
         self._file(fd).pending.clear()
 
     def rename(self, old: str, new: str) -> None:

@@ -1,7 +1,8 @@
 """Wrappers of a file system: one records every call, one makes chosen calls fail.
 
-They stand in for `backpressure.spill.LocalFileSystem`. `FaultyFileSystem` fails the k-th call, as SQLite's I/O-error tests do;
-`RecordingFileSystem` can end with PowerLoss instead of one.
+They stand in for `backpressure.spill.LocalFileSystem`. `FaultyFileSystem` fails the
+k-th call, as SQLite's I/O-error tests do; `RecordingFileSystem` can end with PowerLoss
+instead of one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ _T = TypeVar("_T")
 
 
 class PowerLoss(BaseException):
-    """Raised by a RecordingFileSystem when its time has come; no `except Exception` stops it."""
+    """Raised by a RecordingFileSystem when its time has come; no `except Exception`
+    stops it.
+    """
 
 
 class Call(NamedTuple):
-    """One call: its name, the path (also where a descriptor was given), and the other arguments."""
+    """One call: its name, the path (also where a descriptor was given), and the other
+    arguments.
+    """
 
     name: str
     path: str
@@ -33,7 +38,8 @@ class Call(NamedTuple):
 class RecordingFileSystem:
     """Passes every call on to `inner` and keeps a record of it.
 
-    crash_at: the number of the call, from 1, instead of which PowerLoss is raised, as for all that follow.
+    crash_at: the number of the call, from 1, instead of which PowerLoss is raised, as
+        for all that follow.
     """
 
     def __init__(self, inner: FileSystem, *, crash_at: int | None = None) -> None:
@@ -115,10 +121,12 @@ class RecordingFileSystem:
 
 
 class FaultyFileSystem(RecordingFileSystem):
-    """Fails the call number `fail_at`, counted from 1 among those called `only`, and with `sticky` all that follow.
+    """Fails the call number `fail_at`, counted from 1 among those called `only`, and
+    with `sticky` all that follow.
 
-    error: an errno, EINTR among them. None: a write comes to half its length, and is no error. A write that fails has written
-    half before. A close that fails has closed. An fsync that fails loses what was not durable, where `inner` knows how
+    error: an errno, EINTR among them. None: a write comes to half its length, and is no
+    error. A write that fails has written half before. A close that fails has closed. An
+    fsync that fails loses what was not durable, where `inner` knows how
     (`lose_unsynced`).
     """
 

@@ -36,11 +36,13 @@ class MemorySink:
 
 
 class FailingSink:
-    """Passes on to `inner`, but fails in the share `rate` (0 to 1) of all calls: for one `seed` the same.
+    """Passes on to `inner`, but fails in the share `rate` (0 to 1) of all calls: for
+    one `seed` the same.
 
-    Every second failure, on average, comes before anything is written. The others come when a part of the
-    batch has been: such a cut needs an `inner` that writes to a descriptor (a `LineSink`), and is the first
-    kind for any other. What is raised is an OSError (EIO), as from a bad disk.
+    Every second failure, on average, comes before anything is written. The others come
+    when a part of the batch has been: such a cut needs an `inner` that writes to a
+    descriptor (a `LineSink`), and is the first kind for any other. What is raised is an
+    OSError (EIO), as from a bad disk.
     """
 
     def __init__(self, inner: Sink, rate: float, *, seed: int = 0) -> None:
@@ -62,8 +64,9 @@ class FailingSink:
         if self._random.random() < self._rate:
             if not isinstance(self.inner, LineSink) or self._random.random() < 0.5:
                 self._fail()
-            # Less than all, also where the last line is written without its newline. One number is drawn whatever
-            # the size, so that the same calls fail however the events were batched.
+            # Less than all, also where the last line is written without its newline.
+            # One number is drawn whatever the size, so that the same calls fail however
+            # the events were batched.
             self._cut_after = int(self._random.random() * (batch.nbytes + len(batch) - 1))
         self.inner.send(batch)
 

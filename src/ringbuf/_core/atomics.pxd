@@ -1,7 +1,8 @@
-"""Atomic words in raw memory: with pairs.pxd, for two words at once, the only file that names memory orders.
+"""Atomic words in raw memory: with pairs.pxd, for two words at once, the only file that
+names memory orders.
 
-A word lives wherever its control block lives (a numpy array, a mapped file), so everything here takes a pointer.
-The suffix says the order, and what each is for:
+A word lives wherever its control block lives (a numpy array, a mapped file), so
+everything here takes a pointer. The suffix says the order, and what each is for:
 
     _relaxed   a value whose staleness does no harm, or one that another edge already orders
     _acquire   pairs with a _release store or exchange of the same word, and makes visible all that was written before it
@@ -36,7 +37,9 @@ cdef inline void store_release(word* w, uint64_t value) noexcept nogil:
 
 
 cdef inline bint cas_relaxed(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
-    """Compare and exchange that orders nothing but the word itself. On failure `expected` holds what was found."""
+    """Compare and exchange that orders nothing but the word itself. On failure
+    `expected` holds what was found.
+    """
     return w.compare_exchange_weak(expected[0], desired, memory_order_relaxed, memory_order_relaxed)
 
 
@@ -94,8 +97,10 @@ cdef inline void store_total(word* w, uint64_t value) noexcept nogil:
 
 
 cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
-    """Compare and exchange that fails only for another value; release and acquire, and in one total order with every other
-    _total operation. On failure `expected` holds what was found."""
+    """Compare and exchange that fails only for another value; release and acquire, and
+    in one total order with every other _total operation. On failure `expected` holds
+    what was found.
+    """
     return w.compare_exchange_strong(expected[0], desired, memory_order_seq_cst, memory_order_seq_cst)
 
 
@@ -147,6 +152,6 @@ cdef extern from * nogil:
     static inline void ringbuf_ignore_races(bool) {}
     #endif
     """
-    # Tells ThreadSanitizer that what is read from here on may be written meanwhile, and is void if it was (C++ has no memcpy of
-    # atomic bytes for the one that writes).
+    # Tells ThreadSanitizer that what is read from here on may be written meanwhile, and
+    # is void if it was (C++ has no memcpy of atomic bytes for the one that writes).
     void ignore_races "ringbuf_ignore_races"(bint on)

@@ -1,4 +1,6 @@
-"""Memory lent out as a buffer of plain bytes in one dimension, and what a caller's buffer says that it holds."""
+"""Memory lent out as a buffer of plain bytes in one dimension, and what a caller's
+buffer says that it holds.
+"""
 
 from cpython.buffer cimport Py_buffer
 
@@ -18,7 +20,9 @@ cdef inline void fill_bytes(Py_buffer* buffer, void* start, Py_ssize_t* nbytes, 
 
 
 cdef inline bint names_objects(const char* format) noexcept:
-    """Whether a buffer's format has objects in it: an O that is not in the name of a field (numpy allows no colon there)."""
+    """Whether a buffer's format has objects in it: an O that is not in the name of a
+    field (numpy allows no colon there).
+    """
     cdef bint in_name = False
     if format == NULL:
         return False

@@ -1,4 +1,6 @@
-"""Counts and quantities as callers give them. A bool or a text is a mistake, of a count a float too; the error names it."""
+"""Counts and quantities as callers give them. A bool or a text is a mistake, of a count
+a float too; the error names it.
+"""
 
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t

@@ -1,11 +1,15 @@
-"""Bells: how a thread sleeps until another one, of this process or of one that shares the memory, has done something for it.
+"""Bells: how a thread sleeps until another one, of this process or of one that shares
+the memory, has done something for it.
 
-A sleeper says that it waits, looks once more whether it still has to, and sleeps until the bell's count changes. A thread that
-has published or released something looks at `waiters`, and rings if it is set. Between its store and that look there is no
-fence, which would cost every push some 5 ns; instead the sleeper makes all others pass one (membarrier), once, before its
-last look. So either they see that it waits, or it sees what they did. Where there is no membarrier it sleeps in short pieces.
+A sleeper says that it waits, looks once more whether it still has to, and sleeps until
+the bell's count changes. A thread that has published or released something looks at
+`waiters`, and rings if it is set. Between its store and that look there is no fence,
+which would cost every push some 5 ns; instead the sleeper makes all others pass one
+(membarrier), once, before its last look. So either they see that it waits, or it sees
+what they did. Where there is no membarrier it sleeps in short pieces.
 
-Linux: futex, which works across processes. Elsewhere: a condition variable of this process.
+Linux: futex, which works across processes. Elsewhere: a condition variable of this
+process.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -70,17 +74,20 @@ cdef extern from * nogil:
     static inline void ringbuf_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
     static inline void ringbuf_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
     """
-    # Whether all users can be made to pass a barrier. A process is, from the first time that it asks this.
+    # Whether all users can be made to pass a barrier. A process is, from the first time
+    # that it asks this.
     bint have_barrier "ringbuf_have_barrier"()
     bint barrier "ringbuf_barrier"()
-    # Where there is none: until every store that was made before is there for all to see (no processor holds one back for a us).
+    # Where there is none: until every store that was made before is there for all to
+    # see (no processor holds one back for a us).
     void let_settle "ringbuf_let_settle"()
     void futex_wait "ringbuf_wait"(word32* count, uint32_t seen, int64_t ns)
     void futex_wake "ringbuf_wake"(word32* count)
     void no_reordering "ringbuf_no_reordering"()
 
 
-# In EventCount.waiters. Flags and no numbers, so that it is no matter if one who waits is killed.
+# In EventCount.waiters. Flags and no numbers, so that it is no matter if one who waits
+# is killed.
 cdef enum:
     SLEEPERS = 1
     LISTENERS = 2            # event loops
@@ -100,7 +107,9 @@ cdef inline bint wanted(EventCount* bell) noexcept nogil:
 
 
 cdef inline uint32_t before_sleep(EventCount* bell) noexcept nogil:
-    """Say that a thread is about to sleep; it has to look once more, and then to sleep until the count is another one."""
+    """Say that a thread is about to sleep; it has to look once more, and then to sleep
+    until the count is another one.
+    """
     cdef uint32_t seen = load32_total(&bell.count)
     fetch_or_total(&bell.waiters, SLEEPERS)
     barrier()

@@ -8,7 +8,9 @@ __all__ = ["has_masked"]
 
 
 def has_masked(values: object) -> bool:
-    """Whether any item of an array, or any field of one, is masked; False for what is no masked array."""
+    """Whether any item of an array, or any field of one, is masked; False for what is
+    no masked array.
+    """
     if not isinstance(values, np.ma.MaskedArray):
         return False
     # Of structured arrays the mask is structured as well, of nothing but bools.

@@ -1,8 +1,10 @@
 """Pages of a file in memory, made ready before they are written to.
 
-The first write to a page of a mapped file costs a fault: 2 us and more where the page was never used, or was written back to the
-disk since. Asking for many at once costs the same, but a thread that has time can do it (MADV_POPULATE_WRITE, Linux 5.14). The
-content stays what it is, so others may read and write it meanwhile. Elsewhere, and where it is refused, nothing is done.
+The first write to a page of a mapped file costs a fault: 2 us and more where the page
+was never used, or was written back to the disk since. Asking for many at once costs the
+same, but a thread that has time can do it (MADV_POPULATE_WRITE, Linux 5.14). The
+content stays what it is, so others may read and write it meanwhile. Elsewhere, and
+where it is refused, nothing is done.
 """
 
 from libc.stdint cimport uint64_t
@@ -27,7 +29,9 @@ cdef enum:
 
 
 cdef inline void prefault(unsigned char* memory, uint64_t size, uint64_t start, uint64_t end) noexcept nogil:
-    """Make ready from offset `start` to `end` of a memory of `size` bytes, going on at its beginning where it ends."""
+    """Make ready from offset `start` to `end` of a memory of `size` bytes, going on at
+    its beginning where it ends.
+    """
     cdef uint64_t first = start % size, rest
     if end - start > size - first:
         rest = end - start - (size - first)

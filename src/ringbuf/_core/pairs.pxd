@@ -1,14 +1,18 @@
-"""Pairs: two words that change as one, by the processor's own compare and exchange of 16 bytes.
+"""Pairs: two words that change as one, by the processor's own compare and exchange of
+16 bytes.
 
-A position never comes again, but half of one does: a thread that sleeps between its look at a word and its exchange must not find
-the same bits in it for another reason. So what is exchanged holds the position whole, beside a word for what moves with it.
+A position never comes again, but half of one does: a thread that sleeps between its
+look at a word and its exchange must not find the same bits in it for another reason. So
+what is exchanged holds the position whole, beside a word for what moves with it.
 
-The exchange is one inline instruction (x86-64: cmpxchg16b; AArch64: caspal, or a pair of ldaxp and stlxp), never a call of
-libatomic, whose locks belong to one process and would not protect memory that several share. Where the processor has none
-(PAIRS_ARE_LOCK_FREE is false) rings in memory use a lock of this process for it, and rings in a file are refused.
+The exchange is one inline instruction (x86-64: cmpxchg16b; AArch64: caspal, or a pair
+of ldaxp and stlxp), never a call of libatomic, whose locks belong to one process and
+would not protect memory that several share. Where the processor has none
+(PAIRS_ARE_LOCK_FREE is false) rings in memory use a lock of this process for it, and
+rings in a file are refused.
 
-A position that is loaded by itself is whole as well. All of it is acquire and release, and in one total order with the _total
-operations of atomics.pxd.
+A position that is loaded by itself is whole as well. All of it is acquire and release,
+and in one total order with the _total operations of atomics.pxd.
 """
 
 from libc.stdint cimport uint64_t

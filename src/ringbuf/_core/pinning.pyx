@@ -1,9 +1,10 @@
 # cython: freethreading_compatible=True
 """Memory that stays where it is while C code has its address.
 
-A buffer keeps most objects from moving their memory: bytearray, array.array and mmap refuse to be resized while one is exported.
-numpy does not: `array.resize(n, refcheck=False)` frees the memory under it. What it does refuse is to resize an array that has
-a weak reference, or one whose memory is another's.
+A buffer keeps most objects from moving their memory: bytearray, array.array and mmap
+refuse to be resized while one is exported. numpy does not:
+`array.resize(n, refcheck=False)` frees the memory under it. What it does refuse is to
+resize an array that has a weak reference, or one whose memory is another's.
 """
 
 from cpython.weakref cimport PyWeakref_NewRef
@@ -16,7 +17,9 @@ cdef object GET_BASE = np.ndarray.base.__get__
 
 
 def pins(owner):
-    """What to keep as long as the memory of `owner`, an array or a view of one, is used; None where its buffer is enough."""
+    """What to keep as long as the memory of `owner`, an array or a view of one, is
+    used; None where its buffer is enough.
+    """
     while True:
         if type(owner) is NDARRAY or issubclass(type(owner), NDARRAY):
             base = GET_BASE(owner)

@@ -1,8 +1,11 @@
-"""ReadyFd: a file descriptor that is readable while a ring has something, so that an event loop can wait for it without a thread.
+"""ReadyFd: a file descriptor that is readable while a ring has something, so that an
+event loop can wait for it without a thread.
 
-Of a ring of one process it is an eventfd (a pipe where there is none). Of a ring in a shared file it is an epoll instance of two:
-a datagram socket with an abstract name, made of the file's UUID and a number in its seat, to which a pushing process sends a byte
-(both must be in the same network namespace), and a timer, for what a process did and was killed before it could say so.
+Of a ring of one process it is an eventfd (a pipe where there is none). Of a ring in a
+shared file it is an epoll instance of two: a datagram socket with an abstract name,
+made of the file's UUID and a number in its seat, to which a pushing process sends a
+byte (both must be in the same network namespace), and a timer, for what a process did
+and was killed before it could say so.
 """
 
 from __future__ import annotations
@@ -14,24 +17,28 @@ import socket
 __all__ = ["ReadyFd", "prefix_of"]
 
 
-# Of ears whose numbers are other files' by now: an epoll object closes its number when it goes, so these stay.
+# Of ears whose numbers are other files' by now: an epoll object closes its number when
+# it goes, so these stay.
 _kept: list[select.epoll] = []
 
 
 class ReadyFd:
     """One event loop's ear. `fd` is what it listens to.
 
-    Code that makes a daemon closes every descriptor that it finds. What such a number leads to then is neither closed here,
-    nor, as far as `source_id` and `writer_id` (device, inode) tell, read or written by those who use this.
+    Code that makes a daemon closes every descriptor that it finds. What such a number
+    leads to then is neither closed here, nor, as far as `source_id` and `writer_id`
+    (device, inode) tell, read or written by those who use this.
 
-    Writing eight bytes to `writer`, or letting the `timer` (a timerfd, which it closes) run out, makes it readable. When `source`
-    has been read until it is empty, it is so no more; its timer is its user's to set.
+    Writing eight bytes to `writer`, or letting the `timer` (a timerfd, which it closes)
+    run out, makes it readable. When `source` has been read until it is empty, it is so
+    no more; its timer is its user's to set.
     """
 
     def __init__(self, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1) -> None:
         self.seat = seat
         self.timer = timer
-        #: What the socket's name ends with: an older one of the same seat, inherited by a forked child, is not in its way.
+        #: What the socket's name ends with: an older one of the same seat, inherited by
+        #: a forked child, is not in its way.
         self.nonce = int.from_bytes(os.urandom(8), "little") | 1
         self.fd = self.writer = self.source = -1
         self._socket: socket.socket | None = None
@@ -83,5 +90,7 @@ def _new_socket() -> socket.socket:
 
 
 def prefix_of(file_uuid: bytes) -> bytes:
-    """What the abstract names of all sockets that listen for a ring in this file begin with; the nonce in hex follows."""
+    """What the abstract names of all sockets that listen for a ring in this file begin
+    with; the nonce in hex follows.
+    """
     return b"forebay-" + file_uuid.hex().encode() + b"-"

@@ -21,12 +21,15 @@ cdef extern from * nogil:
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object n, int* overflow) except? -1
-    # Not Cython's own conversion, which would take a float (of seconds, by mistake) and cut it.
+    # Not Cython's own conversion, which would take a float (of seconds, by mistake) and
+    # cut it.
     int64_t checked_ns "PyLong_AsLongLong"(object now_ns) except? -1
 
 
 cdef inline int64_t checked_count(object n) except -1:
-    """`n` as a count that another can be added to within int64, or an error that says what one is."""
+    """`n` as a count that another can be added to within int64, or an error that says
+    what one is.
+    """
     cdef int overflow = 0
     cdef long long value
     value = PyLong_AsLongLongAndOverflow(whole(n, "n"), &overflow)

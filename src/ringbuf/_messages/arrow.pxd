@@ -1,4 +1,6 @@
-"""The Arrow C data interface: columns of bytes in and out without a copy and without pyarrow."""
+"""The Arrow C data interface: columns of bytes in and out without a copy and without
+pyarrow.
+"""
 
 from libc.stdint cimport int64_t
 

@@ -1,9 +1,11 @@
 # cython: freethreading_compatible=True
 """Arrow columns of bytes, by the PyCapsule interface: `__arrow_c_array__` in and out.
 
-In: binary, string and their large forms, of any library; rows that are null are refused, because an event is bytes or is not.
-An array is moved out of its capsule, so nobody can release it as long as it is used, and each capsule serves once.
-Out: large binary, whose 64-bit offsets are what `Messages` has already. Nothing is copied in either direction.
+In: binary, string and their large forms, of any library; rows that are null are
+refused, because an event is bytes or is not. An array is moved out of its capsule, so
+nobody can release it as long as it is used, and each capsule serves once. Out: large
+binary, whose 64-bit offsets are what `Messages` has already. Nothing is copied in
+either direction.
 """
 
 cimport cython
@@ -24,7 +26,9 @@ cdef const char* ARRAY = "arrow_array"
 @cython.no_gc
 @cython.final
 cdef class Lent:
-    """An array that was moved out of its capsule, as the interface has it: ours until we release it."""
+    """An array that was moved out of its capsule, as the interface has it: ours until
+    we release it.
+    """
 
     cdef ArrowArray array
 
@@ -38,10 +42,12 @@ cdef class Lent:
 
 
 cdef object borrow(object array, Borrowed* column):
-    """Fill `column` from anything with `__arrow_c_array__`; returns what to keep while it is used.
+    """Fill `column` from anything with `__arrow_c_array__`; returns what to keep while
+    it is used.
 
-    Whatever the structures themselves say is checked. They do not say how long their buffers are: that each offset is there, and
-    lies within the data, is for the lender to see to.
+    Whatever the structures themselves say is checked. They do not say how long their
+    buffers are: that each offset is there, and lies within the data, is for the lender
+    to see to.
     """
     capsules = array.__arrow_c_array__()
     if (
@@ -69,7 +75,9 @@ cdef object borrow(object array, Borrowed* column):
 
 
 cdef Lent move(capsule):
-    """Take the array out of its capsule, so that nobody else can release it; ValueError: somebody has."""
+    """Take the array out of its capsule, so that nobody else can release it;
+    ValueError: somebody has.
+    """
     cdef Lent lent = Lent.__new__(Lent, OURS)
     cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(capsule, ARRAY)
     # Of two threads without a GIL one moves it.

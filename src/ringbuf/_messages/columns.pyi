@@ -23,7 +23,8 @@ class Gathered:
 
 @final
 class Messages:
-    # Raises TypeError; but with NoReturn mypy would take the class for a function, without from_columns.
+    # Raises TypeError; but with NoReturn mypy would take the class for a function,
+    # without from_columns.
     def __new__(cls, *args: object, **kwargs: object) -> Messages: ...
     @staticmethod
     def from_columns(

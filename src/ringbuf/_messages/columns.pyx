@@ -1,9 +1,12 @@
 # cython: freethreading_compatible=True
-"""Messages as columns, outside of a ring: `Gathered` on the way in, `Messages` on the way out.
+"""Messages as columns, outside of a ring: `Gathered` on the way in, `Messages` on the
+way out.
 
-Gathered checks what Python handed over and notes where each message lies, so that the ring copies from there; nothing is
-copied here. It owns what it points to, whatever its callers do with their list or array meanwhile. Messages owns two columns
-that a ring has filled, and shows them as numpy arrays. Neither changes after it was made, so threads may share them.
+Gathered checks what Python handed over and notes where each message lies, so that the
+ring copies from there; nothing is copied here. It owns what it points to, whatever its
+callers do with their list or array meanwhile. Messages owns two columns that a ring has
+filled, and shows them as numpy arrays. Neither changes after it was made, so threads
+may share them.
 """
 
 cimport cython
@@ -35,8 +38,9 @@ from ringbuf._core.masked import has_masked
 from ringbuf._core.pinning import pins
 
 cdef enum:
-    # Python objects lie anywhere, so the cache has to be told what is needed next, this many of them ahead. For log lines that
-    # are not in the cache add_events takes 24 ns each instead of 31, for those that are it makes no difference.
+    # Python objects lie anywhere, so the cache has to be told what is needed next, this
+    # many of them ahead. For log lines that are not in the cache add_events takes 24 ns
+    # each instead of 31, for those that are it makes no difference.
     AHEAD = 16
     SPARE_BYTES = 64 * 1024  # smaller blocks come from the heap without page faults
     MAX_SPARES = 3           # (as in columns.pxd) one being filled, one with the consumer, and one for the next
@@ -47,7 +51,8 @@ cdef int64_t NOWHERE = 0  # the offsets of no messages
 cdef const char* NOTHING = b""  # where messages of no bytes lie: memcpy takes no NULL
 # In Block._users, above any number of them.
 cdef uint64_t ENDED = <uint64_t>1 << 32
-# What makes Messages and their blocks: `__new__` alone, called by somebody else, would make some of no memory.
+# What makes Messages and their blocks: `__new__` alone, called by somebody else, would
+# make some of no memory.
 cdef object OURS = object()
 cdef tuple KEY = (OURS,)  # one for all, as an argument for each would cost as much as all else that is made for Messages
 
@@ -93,7 +98,9 @@ cdef extern from *:
 
 
 class MessageTooLarge(ValueError):
-    """A message that never fits: its `index` in what was given, its size `nbytes`, and the ring's `limit` in bytes."""
+    """A message that never fits: its `index` in what was given, its size `nbytes`, and
+    the ring's `limit` in bytes.
+    """
 
     def __init__(self, index, nbytes, limit):
         super().__init__(
@@ -109,9 +116,11 @@ class MessageTooLarge(ValueError):
 
 @cython.final
 cdef class Gathered:
-    """Messages from Python objects, checked, as a column of pointers; keeps the objects, and their memory where it is.
+    """Messages from Python objects, checked, as a column of pointers; keeps the
+    objects, and their memory where it is.
 
-    Raises TypeError or ValueError for anything that `MessageRing.push_many` does not take.
+    Raises TypeError or ValueError for anything that `MessageRing.push_many` does not
+    take.
     """
 
     def __cinit__(self, messages, uint64_t limit=4294967295):
@@ -161,8 +170,9 @@ cdef class Gathered:
     cdef _gather_objects(self, messages, uint64_t limit):
         cdef Py_ssize_t i, count
         cdef tuple items
-        # Our own: a list is the caller's, who may change it while its messages wait for room. Also whatever a subclass says of
-        # its length and items, this is what it has.
+        # Our own: a list is the caller's, who may change it while its messages wait for
+        # room. Also whatever a subclass says of its length and items, this is what it
+        # has.
         if HAS_GIL and type(messages) is list and messages and self._gather_list(<list>messages, limit):
             return
         items = tuple(messages)
@@ -175,7 +185,9 @@ cdef class Gathered:
             self._note(i, <object>PyTuple_GET_ITEM(items, i), limit)
 
     cdef bint _gather_list(self, list messages, uint64_t limit) except -1:
-        """Do both in one pass, so that each object is fetched from memory once; False: a collection has changed the list."""
+        """Do both in one pass, so that each object is fetched from memory once; False:
+        a collection has changed the list.
+        """
         cdef Py_ssize_t i, count = PyList_GET_SIZE(messages)
         cdef tuple items = PyTuple_New(count)
         # Nobody may find it before it is full, and what it holds refers to nothing.
@@ -264,15 +276,18 @@ cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
 
 
 cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1:
-    """The bytes of a caller's object, to be given back by PyBuffer_Release. TypeError where they are pointers to Python objects.
+    """The bytes of a caller's object, to be given back by PyBuffer_Release. TypeError
+    where they are pointers to Python objects.
 
-    numpy lends an array of objects as if it were bytes, and lets them be written, unless it is asked for the format.
+    numpy lends an array of objects as if it were bytes, and lets them be written,
+    unless it is asked for the format.
     """
     cdef int flags = PyBUF_WRITABLE if to_write else PyBUF_SIMPLE
     try:
         PyObject_GetBuffer(owner, buffer, flags | PyBUF_ND | PyBUF_FORMAT)
     except (BufferError, ValueError):
-        # No format has a letter for times; an array of them has bytes all the same. A subclass is not asked for its dtype.
+        # No format has a letter for times; an array of them has bytes all the same. A
+        # subclass is not asked for its dtype.
         if not isinstance(owner, np.ndarray) or np.ndarray.dtype.__get__(owner).hasobject:
             raise
         PyObject_GetBuffer(owner, buffer, flags)
@@ -292,7 +307,8 @@ cdef class Parts:
 cdef class Messages:
     """Messages as two columns: message i is data[offsets[i]:offsets[i + 1]].
 
-    first_seq: the first one's sequence number. Indexing and iterating give bytes, slicing gives Messages that share the memory.
+    first_seq: the first one's sequence number. Indexing and iterating give bytes,
+        slicing gives Messages that share the memory.
     """
 
     def __cinit__(self, key=None):
@@ -302,10 +318,12 @@ cdef class Messages:
 
     @staticmethod
     def from_columns(data, offsets, first_seq=0):
-        """Messages over columns that exist already, without a copy: message i is data[offsets[i]:offsets[i + 1]].
+        """Messages over columns that exist already, without a copy: message i is
+        data[offsets[i]:offsets[i + 1]].
 
-        data: C-contiguous numpy array of uint8, offsets: of int64, at least one, ascending, within data. Offsets are copied; data
-        is not, and can not be resized as long as the messages are used. Raises TypeError or ValueError.
+        data: C-contiguous numpy array of uint8, offsets: of int64, at least one,
+        ascending, within data. Offsets are copied; data is not, and can not be resized
+        as long as the messages are used. Raises TypeError or ValueError.
 
         >>> import numpy as np
         >>> Messages.from_columns(np.frombuffer(b"onetwo", np.uint8), np.array([0, 3, 6]), first_seq=7).tolist()
@@ -365,8 +383,9 @@ cdef class Messages:
 
     @property
     def offsets(self):
-        """Where each message starts in `data`, and at the end where the last one ends: a numpy array of int64 that can not be
-        written."""
+        """Where each message starts in `data`, and at the end where the last one ends:
+        a numpy array of int64 that can not be written.
+        """
         with cython.critical_section(self):
             if self._offsets_array is None:
                 self._offsets_array = self._column_of(self._block, PLACES, self._offsets, self._count + 1)
@@ -374,8 +393,9 @@ cdef class Messages:
         return array
 
     cdef object _column_of(self, source, dtype, const void* start, Py_ssize_t count):
-        """An array of what lies at `start`. It holds a buffer of `source`, which gives none to be written, so numpy will not make
-        the array writable either."""
+        """An array of what lies at `start`. It holds a buffer of `source`, which gives
+        none to be written, so numpy will not make the array writable either.
+        """
         if source is None:
             return np.frombuffer(b"", dtype)
         cdef const unsigned char* first = self._block.start() if source is self._block else self._data
@@ -428,11 +448,15 @@ cdef class Messages:
         return array
 
     def __arrow_c_array__(self, requested_schema=None):
-        """The messages as an Arrow large-binary array that shares the memory (`pyarrow.array(messages)`)."""
+        """The messages as an Arrow large-binary array that shares the memory
+        (`pyarrow.array(messages)`).
+        """
         return lend(self, self._offsets, self._data, self._count)
 
     def join(self, sep=b"\n", end=b""):
-        """All messages as one bytes object, with `sep` between them and `end` after the last."""
+        """All messages as one bytes object, with `sep` between them and `end` after the
+        last.
+        """
         cdef bytes separator = bytes_of(sep, "sep"), ending = bytes_of(end, "end")
         if self._count == 0:
             return b""
@@ -451,10 +475,12 @@ cdef class Messages:
         return joined
 
     def join_into(self, target, start=0, sep=b"\n"):
-        """Write messages from number `start` on into a writable buffer, each followed by `sep`, as many as fit.
+        """Write messages from number `start` on into a writable buffer, each followed
+        by `sep`, as many as fit.
 
-        Returns (messages, bytes written); (0, 0) where not even one fits. For sinks that write out of one small buffer, which
-        stays in the cache, rather than out of a second copy of it all.
+        Returns (messages, bytes written); (0, 0) where not even one fits. For sinks
+        that write out of one small buffer, which stays in the cache, rather than out of
+        a second copy of it all.
         """
         cdef Py_buffer view
         cdef bytes separator = bytes_of(sep, "sep")
@@ -543,7 +569,9 @@ cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
 
 
 cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
-    """Messages whose offsets lie at the start of the block; what the data are is the caller's to say."""
+    """Messages whose offsets lie at the start of the block; what the data are is the
+    caller's to say.
+    """
     cdef Messages messages = new_of(Messages, KEY)
     fetch_add_relaxed(&block._users, 1)
     messages._block = block
@@ -564,10 +592,11 @@ cdef Block new_block(uint64_t size, Spares spares):
 @cython.no_gc  # so that `_spares` is still there when the last buffer comes back; it refers to nothing
 @cython.final
 cdef class Block:
-    """Memory that Messages and arrays show, counting whoever does, with the GIL or without it.
+    """Memory that Messages and arrays show, counting whoever does, with the GIL or
+    without it.
 
-    Nobody gets a buffer to write, nor one at all once the memory has gone on to `_spares`. Only a ring writes here, before
-    anybody else has seen the Messages.
+    Nobody gets a buffer to write, nor one at all once the memory has gone on to
+    `_spares`. Only a ring writes here, before anybody else has seen the Messages.
     """
 
     def __cinit__(self, key=None):
@@ -617,8 +646,9 @@ cdef Chunk* new_chunk(uint64_t size) except NULL:
 cdef class Spares:
     """Memory of messages that are gone, for those to come; for any number of threads.
 
-    A fresh block of some MB costs a page fault for every 4 KiB, which is more than copying into it; so the memory of Messages
-    that nobody shows any more is kept, and the next ones get it.
+    A fresh block of some MB costs a page fault for every 4 KiB, which is more than
+    copying into it; so the memory of Messages that nobody shows any more is kept, and
+    the next ones get it.
     """
 
     def __dealloc__(self):
@@ -643,7 +673,8 @@ cdef class Spares:
             none = 0
             if not cas_total(&self._chunks[i], &none, <uint64_t>chunk):
                 PyMem_Free(chunk)
-        # Rounded up, so that the next ones, of nearly the same size, can have it as well.
+        # Rounded up, so that the next ones, of nearly the same size, can have it as
+        # well.
         return new_chunk((size + size // 8 + 4095) & ~<uint64_t>4095)
 
     cdef void put(self, Chunk* chunk) noexcept:
@@ -659,7 +690,9 @@ cdef class Spares:
 
 
 cdef object column(name, array, dtype):
-    """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass says of itself is not asked."""
+    """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass
+    says of itself is not asked.
+    """
     if has_masked(array):
         raise ValueError(f"{name} must not be masked")
     if not isinstance(array, np.ndarray):

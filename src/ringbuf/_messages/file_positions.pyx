@@ -1,8 +1,10 @@
 # cython: freethreading_compatible=True
-"""Where the parts of a MessageRing's file lie, and its positions read by somebody who takes no part in it.
+"""Where the parts of a MessageRing's file lie, and its positions read by somebody who
+takes no part in it.
 
-All that is done here is to load: memory that can not be written will do. What is loaded may be damaged, and then proves nothing;
-but nothing outside of the memory is ever touched.
+All that is done here is to load: memory that can not be written will do. What is loaded
+may be damaged, and then proves nothing; but nothing outside of the memory is ever
+touched.
 """
 
 from libc.stdint cimport uint64_t
@@ -21,7 +23,8 @@ import numpy as np
 SEATS = _SEATS
 
 cdef enum:
-    # Beside those who work on the ring a look may not fit together; again and again it can hardly be.
+    # Beside those who work on the ring a look may not fit together; again and again it
+    # can hardly be.
     LOOKS = 1000
 
 cdef size_t PAGE = 4096
@@ -32,14 +35,17 @@ cdef inline size_t pages(size_t size) noexcept:
 
 
 def layout(uint64_t granules):
-    """Where in the body the positions, the index and the data of so many granules begin, and the body ends: bytes."""
+    """Where in the body the positions, the index and the data of so many granules
+    begin, and the body ends: bytes.
+    """
     cdef size_t cursors = pages(sizeof(ControlBlock)), index = cursors + pages(sizeof(Cursors)), data = index + pages(granules * 8)
     return cursors, index, data, data + granules * GRANULE
 
 
 def read_positions(memory, uint64_t granules):
-    """Of a ring of so many granules in this body: its tail as an offset in its data, the bytes in use, and the numbers of the
-    first message that is not freed, of the first that is not taken, and of the next one to come. None: they make no sense.
+    """Of a ring of so many granules in this body: its tail as an offset in its data,
+    the bytes in use, and the numbers of the first message that is not freed, of the
+    first that is not taken, and of the next one to come. None: they make no sense.
     """
     view = np.frombuffer(memory, np.uint8)
     cdef size_t address = view.ctypes.data
@@ -65,14 +71,17 @@ def read_positions(memory, uint64_t granules):
             continue
         if not acked <= taken <= write.rest <= MAX_SEQ:
             continue
-        # What lies between tail and write was not used anew while nobody has moved them.
+        # What lies between tail and write was not used anew while nobody has moved
+        # them.
         if same(load_pair(&frames.cursors.tail), tail) and same(place_in(load_pair(&frames.cursors.read)), read):
             return (tail.position & (granules - 1)) * GRANULE, used * GRANULE, acked, taken, write.rest
     return None
 
 
 cdef uint64_t number_at(Frames* f, Pair at, Pair write) noexcept:
-    """The number of the message at that place, or behind it; where nothing is published there, the next one to come."""
+    """The number of the message at that place, or behind it; where nothing is published
+    there, the next one to come.
+    """
     cdef FrameView view
     cdef uint64_t position = at.position
     while position < write.position and frame_at(f, position, &view):

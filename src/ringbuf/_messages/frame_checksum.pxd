@@ -1,27 +1,34 @@
-"""Seals: how a frame in a file proves, after power loss, that it is whole and belongs where it lies.
+"""Seals: how a frame in a file proves, after power loss, that it is whole and belongs
+where it lies.
 
-After power loss each page of a file may be an old one or a new one, and a page may be torn between its sectors. A sealed frame
-says enough of itself to be found without index or positions, and to be told from everything that only looks like a frame:
+After power loss each page of a file may be an old one or a new one, and a page may be
+torn between its sectors. A sealed frame says enough of itself to be found without index
+or positions, and to be told from everything that only looks like a frame:
 
     header    first number, count, payload | mark | check: 32 bits over the first three and the granule that it lies on
     ...       ends, payloads, zeros up to the trailer
     trailer   position: the whole one, which the header's granule has the low bits of | seal: 64 bits over all granules of the
               frame, with zeros for what changes later, the marks, and for itself. The last 16 bytes of the last granule.
 
-Both are keyed with random numbers from the file's header. So what a payload holds is never taken for a frame by chance or by
-design; who can read the file may put a true copy of an older frame into a payload, and gives it away by its position: where two
+Both are keyed with random numbers from the file's header. So what a payload holds is
+never taken for a frame by chance or by design; who can read the file may put a true
+copy of an older frame into a payload, and gives it away by its position: where two
 sealed frames overlap, the one with the higher position was written over the other.
 
-The hash. Over whole stripes of 64 bytes, in eight lanes of 64 bits; for word i of stripe s of a block
+The hash. Over whole stripes of 64 bytes, in eight lanes of 64 bits; for word i of
+stripe s of a block
 
     keyed = word ^ key[8 s + i]      product[i] += low half of keyed * high half of keyed        sum[i] += word
 
-and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + sum[i ^ 1]: the neighbour's sum sees a difference
-also where a factor is zero. Between blocks each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P.
-In the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet) accumulates, but that the whole secret is
-random, and what it adds are the products of NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
-tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on a Zen core: 53 GB/s with AVX2, 32 with
-SSE2, 11 without either; three streams of CRC32C reach 26, a hash of 128-bit products 23 (bench/results/2026-11-25-checksums.md).
+and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + sum[i ^
+1]: the neighbour's sum sees a difference also where a factor is zero. Between blocks
+each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P. In
+the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet)
+accumulates, but that the whole secret is random, and what it adds are the products of
+NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
+tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on
+a Zen core: 53 GB/s with AVX2, 32 with SSE2, 11 without either; three streams of CRC32C
+reach 26, a hash of 128-bit products 23 (bench/results/2026-11-25-checksums.md).
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -2,12 +2,14 @@
 
     frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message | payloads, end to end | trailer
 
-The trailer, zeros up to the last 16 bytes of the frame's last granule and those, is there in a ring with sealed frames only: see
-frame_checksum.pxd. One push of many messages makes one frame, so that what a message costs is a length and a copy, and the
-positions, the tag and the marks are paid for once a frame. A frame starts on a granule and may run over the end of the
-memory back to its start.
+The trailer, zeros up to the last 16 bytes of the frame's last granule and those, is
+there in a ring with sealed frames only: see frame_checksum.pxd. One push of many
+messages makes one frame, so that what a message costs is a length and a copy, and the
+positions, the tag and the marks are paid for once a frame. A frame starts on a granule
+and may run over the end of the memory back to its start.
 
-Nothing here touches Python objects; see positions.pxd for positions, ordering and progress.
+Nothing here touches Python objects; see positions.pxd for positions, ordering and
+progress.
 """
 
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
@@ -25,7 +27,8 @@ from ringbuf._shared.op_slots cimport NOBODY, OpSlot, amount_of, make_rest, plac
 from ringbuf._shared.shared_ring cimport win_take
 
 
-# What a consumer may take: `count` messages from number `place` of the frame at `position` on.
+# What a consumer may take: `count` messages from number `place` of the frame at
+# `position` on.
 cdef struct Take:
     uint64_t position
     uint64_t place
@@ -45,7 +48,8 @@ cdef struct TakeSource:
 
 
 cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_t size) noexcept nogil:
-    """Copy into the memory at `offset`, going on at the start where the end is reached."""
+    """Copy into the memory at `offset`, going on at the start where the end is reached.
+    """
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
@@ -54,7 +58,9 @@ cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_
 
 
 cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size) noexcept nogil:
-    """Copy out of the memory at `offset`, going on at the start where the end is reached."""
+    """Copy out of the memory at `offset`, going on at the start where the end is
+    reached.
+    """
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
@@ -144,7 +150,8 @@ cdef inline void seal_frame(
 ) noexcept nogil:
     """Say of a filled frame that it is whole, before anybody marks anything in it.
 
-    Read a second time as a whole: hashing each 8 KiB just after they were copied took 2.5 times as long (measured).
+    Read a second time as a whole: hashing each 8 KiB just after they were copied took
+    2.5 times as long (measured).
     """
     cdef char[GRANULE] zeros
     cdef uint64_t slot = position & (f.capacity - 1), used = sizeof(Frame) + payload, first
@@ -170,10 +177,12 @@ cdef inline void seal_frame(
 
 
 cdef inline bint find_take(Frames* f, TakeSource* source, int64_t max_messages, int64_t max_bytes, Take* take) noexcept nogil:
-    """Find what a consumer with these limits may take next, without taking it; False: nothing.
+    """Find what a consumer with these limits may take next, without taking it; False:
+    nothing.
 
-    Another consumer may take it at the same time, and producers may then write over what is read here. So nothing read is
-    trusted further than the memory reaches, and all of it is void unless the exchange of the source word succeeds.
+    Another consumer may take it at the same time, and producers may then write over
+    what is read here. So nothing read is trusted further than the memory reaches, and
+    all of it is void unless the exchange of the source word succeeds.
     """
     cdef bint found
     ignore_races(True)
@@ -195,7 +204,8 @@ cdef inline bint look_for_take(
             # Each time: the slot may have become an ORPHAN anew, which ends elsewhere.
             source.end = place_in(load_pair(source.after))
         if f.shared != NULL:
-            # A file may hold anything in front of `write`. Loaded after `read`, which is never ahead of it.
+            # A file may hold anything in front of `write`. Loaded after `read`, which
+            # is never ahead of it.
             limit = load_acquire(&f.cursors.write.position)
         position = take.seen.position
         place = amount_of(take.seen.rest)
@@ -251,17 +261,21 @@ cdef inline bint look_for_take(
             place = 0
         if source.number != 0 and take.count > 0:
             pass_released(f, source, &position, &place)
-        # A garbled frame could make up any size: see that it could be real before anyone allocates it.
+        # A garbled frame could make up any size: see that it could be real before
+        # anyone allocates it.
         if take.count > 0 and take.bytes <= f.capacity * GRANULE:
             take.next = pair(position, make_rest(place, NOBODY, turn_of(take.seen.rest)))
             return True
-        # Nothing there, unless another consumer was faster and all that was read above is void.
+        # Nothing there, unless another consumer was faster and all that was read above
+        # is void.
         if same(load_pair(source.word), take.seen):
             return False
 
 
 cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place, uint64_t most) noexcept nogil:
-    """How many of these messages, which a dead process had taken, it had not released: up to the first part that it had."""
+    """How many of these messages, which a dead process had taken, it had not released:
+    up to the first part that it had.
+    """
     cdef uint64_t i
     for i in range(most):
         if read_mark(f, view, place + i) != 0:
@@ -270,7 +284,9 @@ cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place
 
 
 cdef inline void pass_released(Frames* f, TakeSource* source, uint64_t* position, uint64_t* place) noexcept nogil:
-    """Go on over parts that a dead process had released, so that what is left of its range begins with one that it had not."""
+    """Go on over parts that a dead process had released, so that what is left of its
+    range begins with one that it had not.
+    """
     cdef FrameView view
     cdef uint64_t mark
     while position[0] < source.end.position or position[0] == source.end.position and place[0] < source.end.rest:
@@ -286,14 +302,18 @@ cdef inline void pass_released(Frames* f, TakeSource* source, uint64_t* position
 
 
 cdef inline bint win(Frames* f, OpSlot* slot, TakeSource* source, Take* take) noexcept nogil:
-    """Take what was found; False: another consumer was faster. In a shared ring `slot` says so."""
+    """Take what was found; False: another consumer was faster. In a shared ring `slot`
+    says so.
+    """
     if slot == NULL:
         return cas_pair(source.word, &take.seen, take.next)
     return win_take(f.shared, slot, source.number, &take.seen, take.next)
 
 
 cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* offsets) noexcept nogil:
-    """Copy what was taken into columns; False: it is not what it was when it was found, so the memory is damaged."""
+    """Copy what was taken into columns; False: it is not what it was when it was found,
+    so the memory is damaged.
+    """
     cdef FrameView view
     cdef uint64_t position = take.position, place = take.place, left = take.count, many, offset, first, last
     cdef uint64_t whole = f.capacity * GRANULE, written = 0
@@ -315,7 +335,8 @@ cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* o
             offsets[1] = shift + <int64_t>last
         else:
             if offset + view.count * sizeof(uint32_t) <= whole:
-                # Ours alone are read here, and they have no mark before we release them.
+                # Ours alone are read here, and they have no mark before we release
+                # them.
                 ends = <uint32_t*>(f.data + offset) + place
                 for i in range(many):
                     offsets[i + 1] = shift + (ends[i] & END_MASK)
@@ -333,7 +354,9 @@ cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* o
 
 
 cdef inline bint walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t count) noexcept nogil:
-    """Go on by so many messages of a range that nobody has released any of; False: there are not as many."""
+    """Go on by so many messages of a range that nobody has released any of; False:
+    there are not as many.
+    """
     cdef FrameView view
     while count > 0:
         if not frame_at(f, position[0], &view) or place[0] >= view.count:
@@ -348,12 +371,15 @@ cdef inline bint walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t c
 
 
 cdef inline bint release_messages(Frames* f, uint64_t position, uint64_t place, uint64_t count) noexcept nogil:
-    """Free the parts that hold these messages, from the front on; False: they are not there, so the memory is damaged."""
+    """Free the parts that hold these messages, from the front on; False: they are not
+    there, so the memory is damaged.
+    """
     cdef FrameView view
     cdef uint64_t many
     cdef bint found = True
     while count > 0:
-        # Our messages are in it, so it can neither be freed nor written over before its part is released.
+        # Our messages are in it, so it can neither be freed nor written over before its
+        # part is released.
         if not frame_at(f, position, &view) or place >= view.count:
             found = False
             break

@@ -1,6 +1,8 @@
-"""A look at a MessageRing's file without taking part in it: nothing is written and no seat is taken, so nobody notices.
+"""A look at a MessageRing's file without taking part in it: nothing is written and no
+seat is taken, so nobody notices.
 
-Only a header that is sound is believed, but for the one number that must not be forgotten: see `next_seq_of`.
+Only a header that is sound is believed, but for the one number that must not be
+forgotten: see `next_seq_of`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _KIND: Final = b"msgs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingLook:
-    """A MessageRing's file at one moment, as `MessageRing.look` saw it: acked_seq <= read_seq <= next_seq."""
+    """A MessageRing's file at one moment, as `MessageRing.look` saw it: acked_seq <=
+    read_seq <= next_seq.
+    """
 
     path: str
     capacity_bytes: int  #: memory for messages and their headers
@@ -41,7 +45,8 @@ class RingLook:
     acked_seq: int  #: all messages with a lower number have been released
     read_seq: int  #: all with a lower number have been taken: what waits begins here
     next_seq: int  #: the number that the next message gets
-    #: Seats that living processes hold: one for each ring object that has pushed or taken, more for one with much under way.
+    #: Seats that living processes hold: one for each ring object that has pushed or
+    #: taken, more for one with much under way.
     participants: int
     survived_reboot: (
         bool  #: made by another run of the kernel: then some of it may never have reached the disk
@@ -75,7 +80,9 @@ def look(path: str | os.PathLike[str]) -> RingLook:
 
 
 def used_parts(path: str) -> list[tuple[int, int]]:
-    """Which bytes of the file, as (start, end), are all of the ring but the parts of its data that are free. Raises as `look`."""
+    """Which bytes of the file, as (start, end), are all of the ring but the parts of
+    its data that are free. Raises as `look`.
+    """
     with _open(path) as fd:
         granules, _ = _read_sound_header(path, fd)
         found = _positions(path, fd, granules)
@@ -86,7 +93,9 @@ def used_parts(path: str) -> list[tuple[int, int]]:
 
 
 def next_seq_of(path: str) -> int | None:
-    """The number that the next message would have got, where the header is damaged; None where nothing tells. Raises OSError."""
+    """The number that the next message would have got, where the header is damaged;
+    None where nothing tells. Raises OSError.
+    """
     with _open(path) as fd:
         size = os.fstat(fd).st_size
         for power in range(_LEAST_GRANULES.bit_length() - 1, _MOST_GRANULES.bit_length()):

@@ -1,37 +1,47 @@
-"""Positions in a control block: how producers claim and publish, and consumers take and release.
+"""Positions in a control block: how producers claim and publish, and consumers take and
+release.
 
-Three positions, each in a cache line of its own because each has its own crowd of writers:
+Three positions, each in a cache line of its own because each has its own crowd of
+writers:
 
     0 ............ tail ............ read ............ write           tail ≤ read ≤ write ≤ tail + capacity
                    [=== out with ===][== published ===)
                        consumers         and claimed
 
-A span between two values of `write` is a frame. A producer claims one with a single compare-and-exchange of `write`, fills it,
-and publishes it by storing its tag in the index; consumers find frames by their tags and take from `read` by a compare-and-
-exchange, over several frames or from the midst of one. What one take got of one frame is a part. Parts are released in any
-order: the one at `tail` moves `tail` on, and any other leaves a mark of its length for whoever brings `tail` there.
+A span between two values of `write` is a frame. A producer claims one with a single
+compare-and-exchange of `write`, fills it, and publishes it by storing its tag in the
+index; consumers find frames by their tags and take from `read` by a compare-and-
+exchange, over several frames or from the midst of one. What one take got of one frame
+is a part. Parts are released in any order: the one at `tail` moves `tail` on, and any
+other leaves a mark of its length for whoever brings `tail` there.
 
-The index is a table of its own with one tag for each granule, so that framing never shares a byte with payload: no payload can
-be taken for a tag. A tag holds the lap, so what an earlier lap left behind never matches, and the table is never cleared.
-A frame of no messages is a pad: it fills up to the end of the memory, or a hole that a dead process left, and goes when
-`read` has passed it.
+The index is a table of its own with one tag for each granule, so that framing never
+shares a byte with payload: no payload can be taken for a tag. A tag holds the lap, so
+what an earlier lap left behind never matches, and the table is never cleared. A frame
+of no messages is a pad: it fills up to the end of the memory, or a hole that a dead
+process left, and goes when `read` has passed it.
 
-Progress. Claim, publish, take and release are lock-free: a failed exchange means that another thread's succeeded, and no
-operation waits for another. A producer that stalls between claim and publish delays the sight of what was claimed after
-its frame, and nothing else: other producers go on until the ring is full, consumers take all that lies before it. A consumer
-that stalls between take and release keeps its parts occupied, and nothing else. In a ring that processes share the same
-holds for one that is killed, but for no longer than it takes the others to notice: see _shared/op_slots.pxd and recovery.pxd.
-Each step of a release can be done a second time without harm, so it does not matter after which of them a process died.
+Progress. Claim, publish, take and release are lock-free: a failed exchange means that
+another thread's succeeded, and no operation waits for another. A producer that stalls
+between claim and publish delays the sight of what was claimed after its frame, and
+nothing else: other producers go on until the ring is full, consumers take all that lies
+before it. A consumer that stalls between take and release keeps its parts occupied, and
+nothing else. In a ring that processes share the same holds for one that is killed, but
+for no longer than it takes the others to notice: see _shared/op_slots.pxd and
+recovery.pxd. Each step of a release can be done a second time without harm, so it does
+not matter after which of them a process died.
 
-Widths. Positions count granules in 64 bits and sequence numbers messages, both whole; a position is given out once. `write`,
-`read` and `tail` each move together with a word beside them, as a pair (_core/pairs.pxd):
+Widths. Positions count granules in 64 bits and sequence numbers messages, both whole; a
+position is given out once. `write`, `read` and `tail` each move together with a word
+beside them, as a pair (_core/pairs.pxd):
 
     write    position | sequence number of the next message
     read     position | place in the frame, who took last, turn: see _shared/op_slots.pxd
     tail     position | place in the frame
 
-So no value of any of them ever comes again, and an exchange that succeeds proves that nobody was there since the look. A ring
-that goes back to its start uses up a lap for it; it stops doing so at MOST_POSITION / 2, long before positions could end.
+So no value of any of them ever comes again, and an exchange that succeeds proves that
+nobody was there since the look. A ring that goes back to its start uses up a lap for
+it; it stops doing so at MOST_POSITION / 2, long before positions could end.
 
 Pairs of release and acquire, each named again where it stands in the code:
 
@@ -41,8 +51,9 @@ Pairs of release and acquire, each named again where it stands in the code:
     B  exchange of `read`                     ->  load of it by those who tidy up (_shared/op_slots.pxd)
     C  shared: exchange of a word of the index  ->  load of it: who claimed there (_shared/op_slots.pxd)
 
-R and the loads of `tail` and of marks are in one total order as well: of two threads that release neighbouring parts at the
-same moment, at least one sees the other's. With acquire alone each could miss the other's, and the room would be lost for ever.
+R and the loads of `tail` and of marks are in one total order as well: of two threads
+that release neighbouring parts at the same moment, at least one sees the other's. With
+acquire alone each could miss the other's, and the room would be lost for ever.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -62,9 +73,11 @@ from ringbuf._shared.shared_ring cimport SharedRing, claim_at
 
 cdef enum:
     GRANULE = 64             # bytes: a cache line, so that two producers never write the same one
-    # What one claim may be split into when it is read: a place is less, and has AMOUNT_BITS.
+    # What one claim may be split into when it is read: a place is less, and has
+    # AMOUNT_BITS.
     MAX_FRAME_MESSAGES = 1 << AMOUNT_BITS
-    # Of a frame of several messages: it stays in the second-level cache from scan to copy, and its ends leave room for marks.
+    # Of a frame of several messages: it stays in the second-level cache from scan to
+    # copy, and its ends leave room for marks.
     FRAME_BYTES = 256 * 1024
     END_BITS = 19            # an end, up to FRAME_BYTES; above it, the mark of the part that begins there
     END_MASK = (1 << END_BITS) - 1
@@ -75,8 +88,9 @@ cdef extern from *:
     #define RINGBUF_MAX_FIRST_SEQ (1ull << 63)
     #define RINGBUF_MAX_SEQ (3ull << 62)
     """
-    # Numbers are added and compared as if they had no end. A ring that begins with the largest one would have to push a billion
-    # messages a second for 146 years to come to MAX_SEQ: what lies beyond it in a file is damage, and no sum wraps before it.
+    # Numbers are added and compared as if they had no end. A ring that begins with the
+    # largest one would have to push a billion messages a second for 146 years to come
+    # to MAX_SEQ: what lies beyond it in a file is damage, and no sum wraps before it.
     const uint64_t MAX_FIRST_SEQ "RINGBUF_MAX_FIRST_SEQ"
     const uint64_t MAX_SEQ "RINGBUF_MAX_SEQ"
 
@@ -88,7 +102,8 @@ cdef struct Cursors:
     word pad1[6]
     PairWord tail
     word sequence            # the sequence number at `tail`, or one from shortly before
-    # For who finds the file after power loss; all four in one cache line, and so in one sector, with what they belong to.
+    # For who finds the file after power loss; all four in one cache line, and so in one
+    # sector, with what they belong to.
     word mirror              # ~sequence: where the two differ, the lower one is certain
     word stored              # every lower number was put on disk before it was released here: see MessageRing.note_stored
     word stored_mirror       # ~stored
@@ -97,8 +112,9 @@ cdef struct Cursors:
     EventCount room                # rung when something has been released
 
 
-# At the head of each frame, on a granule: written by its producer before it publishes. Behind it lie the ends of the messages,
-# uint32 each (left out for a single message), and their payloads.
+# At the head of each frame, on a granule: written by its producer before it publishes.
+# Behind it lie the ends of the messages, uint32 each (left out for a single message),
+# and their payloads.
 cdef struct Frame:
     word first_seq
     word32 count             # messages; 0: a pad
@@ -107,7 +123,8 @@ cdef struct Frame:
     uint32_t check           # of a sealed frame: over the first three
 
 
-# A ring of frames. Every handle has a copy: all but what the pointers lead to stays as it was made.
+# A ring of frames. Every handle has a copy: all but what the pointers lead to stays as
+# it was made.
 cdef struct Frames:
     Cursors* cursors
     word* index
@@ -139,14 +156,18 @@ cdef inline uint64_t frame_granules(Frames* f, uint64_t count, uint64_t payload)
 
 
 cdef inline uint64_t make_tag(Frames* f, uint64_t position, uint64_t granules) noexcept nogil:
-    """Lap and length; the bits of the position below the capacity are free for the length."""
+    """Lap and length; the bits of the position below the capacity are free for the
+    length.
+    """
     return (position & ~(f.capacity - 1)) | (granules - 1)
 
 
 cdef inline bint frame_at(Frames* f, uint64_t position, FrameView* view) noexcept nogil:
-    """Whether a frame that can be one is published at `position`; if so `view` shows it. There is no other way to a frame.
+    """Whether a frame that can be one is published at `position`; if so `view` shows
+    it. There is no other way to a frame.
 
-    Nobody who has not taken it yet may trust it further: it can be released, and written over, at any moment.
+    Nobody who has not taken it yet may trust it further: it can be released, and
+    written over, at any moment.
     """
     cdef uint64_t slot = position & (f.capacity - 1)
     cdef uint64_t tag = load_acquire(&f.index[slot])  # P
@@ -176,12 +197,15 @@ cdef inline uint64_t next_seq_of_frame(FrameView* view) noexcept nogil:
 cdef inline bint claim(
     Frames* f, OpSlot* slot, uint64_t granules, uint64_t count, uint64_t* position, uint64_t* sequence
 ) noexcept nogil:
-    """Claim a frame of `granules` for `count` messages, or return False: no room. In a shared ring `slot` says so."""
+    """Claim a frame of `granules` for `count` messages, or return False: no room. In a
+    shared ring `slot` says so.
+    """
     cdef Pair write = load_pair(&f.cursors.write), next
     cdef uint64_t tail
     while True:
         tail = load_acquire(&f.cursors.tail.position)  # T
-        # A `write` that is older than `tail` fails the exchange below, and then the present one is looked at.
+        # A `write` that is older than `tail` fails the exchange below, and then the
+        # present one is looked at.
         if write.position >= tail and write.position - tail + granules > f.capacity:
             if slot != NULL:
                 set_state(slot, FREE)
@@ -203,7 +227,8 @@ cdef inline bint claim(
 
 cdef inline uint64_t free_granules(Frames* f) noexcept nogil:
     """How much there is room for; while others push or pop it is a moment's truth."""
-    # `write` first: what was claimed then had room, so no more than the capacity is in use, or less than nothing.
+    # `write` first: what was claimed then had room, so no more than the capacity is in
+    # use, or less than nothing.
     cdef uint64_t write = load_acquire(&f.cursors.write.position), used = write - load_acquire(&f.cursors.tail.position)
     return f.capacity - used if used <= f.capacity else f.capacity
 
@@ -225,13 +250,17 @@ cdef inline void write_pad(Frames* f, uint64_t position, uint64_t first_seq, uin
 
 
 cdef inline word32* end_word(Frames* f, FrameView* view, uint64_t place) noexcept nogil:
-    """Of a frame of several messages: the end of message number `place`, below the mark of a part that begins there."""
+    """Of a frame of several messages: the end of message number `place`, below the mark
+    of a part that begins there.
+    """
     cdef uint64_t at = (view.position & (f.capacity - 1)) * GRANULE + sizeof(Frame) + place * sizeof(uint32_t)
     return <word32*>(f.data + (at & (f.capacity * GRANULE - 1)))
 
 
 cdef inline uint64_t end_of(Frames* f, FrameView* view, uint64_t place) noexcept nogil:
-    """Where a message of the frame ends, counted from the start of its payloads; `place` is less than its count."""
+    """Where a message of the frame ends, counted from the start of its payloads;
+    `place` is less than its count.
+    """
     if view.count == 1:
         return view.payload
     return load32_relaxed(end_word(f, view, place)) & END_MASK
@@ -245,7 +274,9 @@ cdef inline uint64_t read_mark(Frames* f, FrameView* view, uint64_t place) noexc
 
 
 cdef inline void release_part(Frames* f, FrameView* view, uint64_t place, uint64_t count) noexcept nogil:
-    """Free a part of a frame. Any order will do, and a second time does no harm while what follows it is not released."""
+    """Free a part of a frame. Any order will do, and a second time does no harm while
+    what follows it is not released.
+    """
     cdef word32* end
     if same(load_pair(&f.cursors.tail), pair(view.position, place)):
         # Nobody else moves `tail` from here, as no mark says that they may.
@@ -266,16 +297,19 @@ cdef inline bint step_tail(Frames* f, FrameView* view, uint64_t place, uint64_t 
         sequence = view.first_seq + place + count
     if not cas_pair(&f.cursors.tail, &tail, next):  # T
         return False
-    # Of two that come here at once, the first may be the last to store: so both words may be from shortly before, or differ.
+    # Of two that come here at once, the first may be the last to store: so both words
+    # may be from shortly before, or differ.
     store_relaxed(&f.cursors.sequence, sequence)
     store_relaxed(&f.cursors.mirror, ~sequence)
     return True
 
 
 cdef inline void advance_tail(Frames* f) noexcept nogil:
-    """Free what at `tail` nobody needs any more. Called by everyone who released something.
+    """Free what at `tail` nobody needs any more. Called by everyone who released
+    something.
 
-    Whoever moves `tail` lets producers write over what is looked at here: it is void unless the exchange succeeds.
+    Whoever moves `tail` lets producers write over what is looked at here: it is void
+    unless the exchange succeeds.
     """
     ignore_races(True)
     free_released(f)
@@ -298,16 +332,19 @@ cdef inline void free_released(Frames* f) noexcept nogil:
                 if count > 0:
                     step_tail(f, &view, tail.rest, count)
                     continue
-        # Nothing more to free, unless `tail` has moved and all that was read above is void.
+        # Nothing more to free, unless `tail` has moved and all that was read above is
+        # void.
         if same(load_pair(&f.cursors.tail), tail):
             return
 
 
 cdef inline void rewind(Frames* f, OpSlot* slot, uint64_t beyond) noexcept nogil:
-    """Send an empty ring back to the start of its memory, if it has come further than `beyond` granules.
+    """Send an empty ring back to the start of its memory, if it has come further than
+    `beyond` granules.
 
-    A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time
-    round, need not be touched. It is done by a pad up to the end: claimed, published and passed like any other.
+    A ring whose consumers keep up then lives in as much memory as it needs, which stays
+    in the cache and, the first time round, need not be touched. It is done by a pad up
+    to the end: claimed, published and passed like any other.
     """
     cdef Pair write = load_pair(&f.cursors.write), seen = write, next
     cdef uint64_t offset = write.position & (f.capacity - 1), granules = f.capacity - offset
@@ -330,9 +367,11 @@ cdef inline void rewind(Frames* f, OpSlot* slot, uint64_t beyond) noexcept nogil
 
 
 cdef inline bint pass_pads(Frames* f) noexcept nogil:
-    """Whether room came free as frames of no messages were next to be read: pads of a rewind, or of what the dead had claimed.
+    """Whether room came free as frames of no messages were next to be read: pads of a
+    rewind, or of what the dead had claimed.
 
-    A take passes them on its way to a message; where they fill all the ring none can ever come, unless a producer does it.
+    A take passes them on its way to a message; where they fill all the ring none can
+    ever come, unless a producer does it.
     """
     cdef FrameView view
     cdef Pair read = load_pair(&f.cursors.read)

@@ -1,4 +1,6 @@
-"""What those who tidy up a shared ring of messages have to know of frames: the Hooks of _shared/shared_ring.pxd."""
+"""What those who tidy up a shared ring of messages have to know of frames: the Hooks of
+_shared/shared_ring.pxd.
+"""
 
 from libc.stdint cimport uint64_t
 
@@ -38,9 +40,10 @@ cdef inline bint fill_frame_hole(void* ring, OpSlot* slot, uint64_t tag, Pair be
     """Make a pad of it, which stands for the numbers that were claimed."""
     cdef Frames* f = <Frames*>ring
     cdef Pair write = after
-    # The last claim is taken back with its numbers as if it had never been. With others there is no telling who has
-    # seen them; then, as before a frame of somebody else's, it becomes a pad. So it does where frames are sealed:
-    # what was filled and not published may be found whole after power loss, and no number may mean two things.
+    # The last claim is taken back with its numbers as if it had never been. With others
+    # there is no telling who has seen them; then, as before a frame of somebody else's,
+    # it becomes a pad. So it does where frames are sealed: what was filled and not
+    # published may be found whole after power loss, and no number may mean two things.
     if alone and f.key == NULL and (cas_pair(&f.cursors.write, &write, before) or same(write, before)):
         store_release(&f.index[before.position & (f.capacity - 1)], 0)
         set_state(slot, FREE)

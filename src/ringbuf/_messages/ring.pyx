@@ -1,17 +1,22 @@
 # cython: freethreading_compatible=True
-"""MessageRing: a bounded, lock-free queue of variable-length messages in one block of memory, or in a file that processes share.
+"""MessageRing: a bounded, lock-free queue of variable-length messages in one block of
+memory, or in a file that processes share.
 
-Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
-No method but those with a timeout blocks: a push puts in as many messages as fit, from the front, and says how many; a pop gives
-what is there. Messages of one push keep their order, and where they fit into one frame (4,096 messages, 256 KiB) no other
-producer's come between. Only pops allocate (their result); the ring itself is allocated once. What a push refuses as invalid
-changes nothing.
+Contract. Any number of threads may push and pop, with the GIL or without it, and with
+`path=` any number of processes, up to 32. No method but those with a timeout blocks: a
+push puts in as many messages as fit, from the front, and says how many; a pop gives
+what is there. Messages of one push keep their order, and where they fit into one frame
+(4,096 messages, 256 KiB) no other producer's come between. Only pops allocate (their
+result); the ring itself is allocated once. What a push refuses as invalid changes
+nothing.
 
-Where things are: frames.pxd has the frames, positions.pxd the positions with ordering and progress, _shared/op_slots.pxd and
-recovery.pxd what makes a killed process harmless.
+Where things are: frames.pxd has the frames, positions.pxd the positions with ordering
+and progress, _shared/op_slots.pxd and recovery.pxd what makes a killed process
+harmless.
 
-Numbers. Messages carry sequence numbers from 0 on, in the order in which they were claimed: the line on which a lane of
-`backpressure` counts its events. Those of messages that a killed process had claimed and not published never come.
+Numbers. Messages carry sequence numbers from 0 on, in the order in which they were
+claimed: the line on which a lane of `backpressure` counts its events. Those of messages
+that a killed process had claimed and not published never come.
 """
 
 cimport cython
@@ -86,25 +91,31 @@ cdef extern from *:
 
 cdef enum:
     MIN_GRANULES = 64         # 4 KiB: one page
-    # An empty ring goes back to its start when it has come this far: half of a second-level cache of 2 MiB. Measured in
-    # bench/micro: 1.9 times two copies of the same bytes instead of 2.6 for a ring that does not fit the cache.
+    # An empty ring goes back to its start when it has come this far: half of a
+    # second-level cache of 2 MiB. Measured in bench/micro: 1.9 times two copies of the
+    # same bytes instead of 2.6 for a ring that does not fit the cache.
     REWIND_GRANULES = 16 * 1024  # 1 MiB
-    # So much of a file's ring is ready from the start, and no more than an eighth of it: what a spike needs at first, until
-    # `warm_ahead` comes. Five lanes of it, of the 100 ms that a directory may take, take 15 (and more where the disk is busy) …
+    # So much of a file's ring is ready from the start, and no more than an eighth of
+    # it: what a spike needs at first, until `warm_ahead` comes. Five lanes of it, of
+    # the 100 ms that a directory may take, take 15 (and more where the disk is busy) …
     WARM_GRANULES = 128 * 1024  # 8 MiB
-    # … and what a ring lives in whose consumers keep up: the way until it goes back, and a frame.
+    # … and what a ring lives in whose consumers keep up: the way until it goes back,
+    # and a frame.
     HOT_GRANULES = REWIND_GRANULES + 4 * 1024
-    # So often a consumer of a shared ring looks for the dead while it finds something: their takes are to be taken again.
+    # So often a consumer of a shared ring looks for the dead while it finds something:
+    # their takes are to be taken again.
     LOOK_TAKES = 256
 
-# 64 GiB: as far as the tests go (in files that are mostly holes); a tag would have room for the lengths of a larger one.
+# 64 GiB: as far as the tests go (in files that are mostly holes); a tag would have room
+# for the lengths of a larger one.
 cdef uint64_t MAX_GRANULES = <uint64_t>1 << 30
 # Lengths and ends are uint32.
 cdef uint64_t MAX_MESSAGE = (<uint64_t>1 << 32) - 1
 # Each part of a shared file's body begins on a page.
 cdef size_t PAGE = 4096
 cdef bytes KIND = b"msgs"
-# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+# What makes handles: their `__new__` alone, called by somebody else, would make one of
+# no ring.
 cdef object OURS = object()
 
 
@@ -117,7 +128,9 @@ cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
 
 
 cdef class MessageRingBase:
-    """What a ring and its handles have in common: the way to the memory, and what goes in and out."""
+    """What a ring and its handles have in common: the way to the memory, and what goes
+    in and out.
+    """
 
     def __cinit__(self, *args, **kwargs):
         if not isinstance(self, (MessageRing, MessageProducer, MessageConsumer)):
@@ -172,7 +185,9 @@ cdef class MessageRingBase:
     # ---------------------------------------------------------------- pop
 
     cdef Messages _take(self, int64_t most, int64_t most_bytes):
-        """Take what is there within these limits; empty Messages where there is nothing."""
+        """Take what is there within these limits; empty Messages where there is
+        nothing.
+        """
         cdef Messages messages = self._take_now(most, most_bytes)
         if messages is None and load_relaxed(&self._waiting.listening):
             self._waiting.listen()
@@ -203,7 +218,9 @@ cdef class MessageRingBase:
         return messages if messages is not None else new_messages(0, 0, self._spares)
 
     cdef Messages _take_by_slot(self, bint orphaned, int64_t most, int64_t most_bytes):
-        """What is there, or only what the dead left; None: nothing. _Forked: the parent began this, by a slot of its own."""
+        """What is there, or only what the dead left; None: nothing. _Forked: the parent
+        began this, by a slot of its own.
+        """
         cdef Messages messages = None
         cdef OpSlot* slot = NULL
         cdef int64_t number = self._begin(&slot)
@@ -249,7 +266,8 @@ cdef class MessageRingBase:
             messages = self._take_one(&source, slot, number, most, most_bytes)
             if messages is not None:
                 return messages
-            # Others may have taken it. If nobody has, nothing of it can be taken: go on with what waits.
+            # Others may have taken it. If nobody has, nothing of it can be taken: go on
+            # with what waits.
             if orphan == last and same(load_pair(source.word), left):
                 return None
             last = orphan
@@ -261,7 +279,8 @@ cdef class MessageRingBase:
         cdef bint copied
         cdef uint64_t epoch = self._participant.epoch if slot != NULL else 0
         while find_take(&self._frames, source, most, most_bytes, &take):
-            # An ORPHAN that others have emptied may be somebody's slot by now: then what was found is that one's.
+            # An ORPHAN that others have emptied may be somebody's slot by now: then
+            # what was found is that one's.
             if source.number != 0 and kind_of_slot(&self._frames.shared.control.slots[source.number - 1]) != ORPHAN:
                 return None
             # Allocated before the exchange: if memory runs out, nothing has been taken.
@@ -315,12 +334,14 @@ cdef class MessageRingBase:
         if messages._parts is None:
             self._finish(messages)
         else:
-            # The slot speaks of the whole take: until its last part is released it can not serve for anything else. Who releases
-            # the last one is the last to work on it.
+            # The slot speaks of the whole take: until its last part is released it can
+            # not serve for anything else. Who releases the last one is the last to work
+            # on it.
             if messages._slot >= 0:
                 self._participant.rest(messages._slot)
             if fetch_sub_acq_rel(&messages._parts.left, 1) == 1:
-                # Left to others meanwhile, it is free all the same: they find nothing in it.
+                # Left to others meanwhile, it is free all the same: they find nothing
+                # in it.
                 if messages._slot < 0 or self._participant.resume(messages._slot):
                     self._finish(messages)
         if wanted(&self._frames.cursors.room):
@@ -392,7 +413,8 @@ cdef class MessageRingBase:
     # ---------------------------------------------------------------- the slots of a shared ring
 
     cdef int64_t _begin(self, OpSlot** slot) except -2:
-        """A slot for one operation, and its number; of a ring of our own: none, and -1."""
+        """A slot for one operation, and its number; of a ring of our own: none, and -1.
+        """
         if self._frames.shared == NULL:
             check_open(self._waiting)
             return -1
@@ -408,18 +430,25 @@ cdef class MessageRingBase:
 
 @cython.final
 cdef class MessageRing(MessageRingBase):
-    """A bounded, lock-free queue of variable-length messages; for any number of producer and consumer threads, and processes.
+    """A bounded, lock-free queue of variable-length messages; for any number of
+    producer and consumer threads, and processes.
 
-    capacity_bytes: the memory for messages. It is rounded up to a power of two, at least 4 KiB; `capacity_bytes` tells the
-        true size. A message takes its own length, 4 bytes, and its part of a header for each push.
-    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or, where
-        it is there already, attached to, if it has that capacity: else SharedFileError. What is in it outlives every process;
-        what one has taken and not released when it dies, is delivered again. A process takes one of the 32 seats with its first
-        push or take, and raises RuntimeError there if all are taken; a forked child opens the file anew with its first, and
-        raises OSError if it can not. What failed so can be tried again. Making the file shorter kills all who use it (SIGBUS).
-    first_seq: the number that the first message of a new ring gets: at most 2**63, from where no ring comes to the last number.
-    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that after power loss `ringbuf.salvage` can
-        tell what reached the disk whole. It costs 16 bytes a push, and a reading of what was just written.
+    capacity_bytes: the memory for messages. It is rounded up to a power of two, at
+        least 4 KiB; `capacity_bytes` tells the true size. A message takes its own
+        length, 4 bytes, and its part of a header for each push.
+    path: a file for the ring, which other processes can use at the same time (Linux).
+        It is made, all of it allocated, or, where it is there already, attached to, if
+        it has that capacity: else SharedFileError. What is in it outlives every
+        process; what one has taken and not released when it dies, is delivered again. A
+        process takes one of the 32 seats with its first push or take, and raises
+        RuntimeError there if all are taken; a forked child opens the file anew with its
+        first, and raises OSError if it can not. What failed so can be tried again.
+        Making the file shorter kills all who use it (SIGBUS).
+    first_seq: the number that the first message of a new ring gets: at most 2**63, from
+        where no ring comes to the last number.
+    checksums: of a new ring in a file: whether each push gets a keyed checksum, so that
+        after power loss `ringbuf.salvage` can tell what reached the disk whole. It
+        costs 16 bytes a push, and a reading of what was just written.
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -431,13 +460,13 @@ cdef class MessageRing(MessageRingBase):
     >>> len(ring)
     1
 
-    After `close`, which the end of `with ring:` does too, every method of the ring and of its handles raises ValueError; the
-    properties tell on.
+    After `close`, which the end of `with ring:` does too, every method of the ring and
+    of its handles raises ValueError; the properties tell on.
     """
 
     def __cinit__(self, *args, **kwargs):
-        # Small, in memory, and of no use until __init__ or attach() says otherwise: so that nothing is missing in a ring that was
-        # made without either.
+        # Small, in memory, and of no use until __init__ or attach() says otherwise: so
+        # that nothing is missing in a ring that was made without either.
         self._spares = Spares()
         self._identity = object()
         self._allocate(MIN_GRANULES, 0)
@@ -473,7 +502,8 @@ cdef class MessageRing(MessageRingBase):
             raise
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq):
-        # Zeroed memory is not touched until it is used. A granule more, so that the first can start on a cache line.
+        # Zeroed memory is not touched until it is used. A granule more, so that the
+        # first can start on a cache line.
         self._memory = np.zeros(sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8)
         cdef size_t address = self._memory.ctypes.data
         address = (address + GRANULE - 1) & ~<size_t>(GRANULE - 1)
@@ -489,7 +519,8 @@ cdef class MessageRing(MessageRingBase):
     def attach(cls, path):
         """Open the ring that another process, or an earlier run, made in this file.
 
-        Raises FileNotFoundError, and SharedFileError for a file that is not a MessageRing's, damaged, or of another version.
+        Raises FileNotFoundError, and SharedFileError for a file that is not a
+        MessageRing's, damaged, or of another version.
         """
         cdef MessageRing ring = cls.__new__(cls)
         store_release(&ring._made, 1)
@@ -498,17 +529,21 @@ cdef class MessageRing(MessageRingBase):
 
     @staticmethod
     def look(path):
-        """What the ring in this file is like at the moment, as a RingLook; without taking part in it, so nobody notices.
+        """What the ring in this file is like at the moment, as a RingLook; without
+        taking part in it, so nobody notices.
 
-        Works beside any number of processes that use the ring, and with one for reading only. Raises as `attach` does.
+        Works beside any number of processes that use the ring, and with one for reading
+        only. Raises as `attach` does.
         """
         return look_at_ring(path)
 
     @staticmethod
     def needs_salvage(path):
-        """Whether the file was made by another run of the kernel: then some of it may never have reached the disk.
+        """Whether the file was made by another run of the kernel: then some of it may
+        never have reached the disk.
 
-        Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is proved whole. Raises as attach() does.
+        Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is
+        proved whole. Raises as attach() does.
         """
         fd = open_to_read(path)
         try:
@@ -517,7 +552,9 @@ cdef class MessageRing(MessageRingBase):
             os.close(fd)
 
     cdef _open(self, file):
-        """Lay the ring over the body of its file: control, positions, index, data, each from a page on."""
+        """Lay the ring over the body of its file: control, positions, index, data, each
+        from a page on.
+        """
         cdef uint64_t granules
         granules, self._key = layout_of(file.path, file.meta, len(file.memory))
         self._memory = np.frombuffer(file.memory, np.uint8)
@@ -540,12 +577,15 @@ cdef class MessageRing(MessageRingBase):
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
     def _take_seat(self):
-        """Do before the first operation what it would have to do. For tests that count the steps of one."""
+        """Do before the first operation what it would have to do. For tests that count
+        the steps of one.
+        """
         if self._participant is not None:
             self._participant.first_seat()
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
-        """Let a ring that was never used count from there on. For tests of the widths."""
+        """Let a ring that was never used count from there on. For tests of the widths.
+        """
         cdef Cursors* cursors = self._frames.cursors
         if self._participant is not None:
             self._participant.first_seat()
@@ -574,7 +614,9 @@ cdef class MessageRing(MessageRingBase):
 
     @property
     def next_seq(self):
-        """The sequence number that the next message will get: how many have been pushed so far."""
+        """The sequence number that the next message will get: how many have been pushed
+        so far.
+        """
         check_made(self._waiting)
         return next_number(&self._frames)
 
@@ -591,10 +633,11 @@ cdef class MessageRing(MessageRingBase):
         return self._frames.key != NULL
 
     def note_stored(self, seq):
-        """Note in the ring's memory that the messages below `seq` are on disk: before one of them is released for that reason.
+        """Note in the ring's memory that the messages below `seq` are on disk: before
+        one of them is released for that reason.
 
-        For the lanes of `backpressure`: after power loss the note tells which of the released messages the disk should have. For
-        one thread at a time.
+        For the lanes of `backpressure`: after power loss the note tells which of the
+        released messages the disk should have. For one thread at a time.
         """
         cdef uint64_t stored = up_to(seq, "seq", UINT64_MAX)
         check_open(self._waiting)
@@ -602,23 +645,29 @@ cdef class MessageRing(MessageRingBase):
         store_release(&self._frames.cursors.stored_mirror, ~stored)
 
     def __len__(self):
-        """Messages pushed and not yet taken; while others push or pop it is a moment's truth.
+        """Messages pushed and not yet taken; while others push or pop it is a moment's
+        truth.
 
-        The numbers of messages that a killed process never published count as well: `count` leaves them out.
+        The numbers of messages that a killed process never published count as well:
+        `count` leaves them out.
         """
         check_open(self._waiting)
         return count_waiting(&self._frames)
 
     def count(self):
-        """Messages that can be taken, counted frame by frame, without those that dead processes had taken."""
+        """Messages that can be taken, counted frame by frame, without those that dead
+        processes had taken.
+        """
         check_open(self._waiting)
         return count_published(&self._frames)
 
     def warm_ahead(self, most_bytes):
-        """Make memory ready in front of the producers, up to `most_bytes` of it, so that they do not wait for it page by page.
+        """Make memory ready in front of the producers, up to `most_bytes` of it, so
+        that they do not wait for it page by page.
 
-        Only in a ring in a file, and only where it fills: one whose consumers keep up goes back to its start, which is ready. For
-        a thread that has time, one at a time.
+        Only in a ring in a file, and only where it fills: one whose consumers keep up
+        goes back to its start, which is ready. For a thread that has time, one at a
+        time.
         """
         cdef uint64_t most = up_to(most_bytes, "most_bytes", UINT64_MAX)
         check_open(self._waiting)
@@ -640,11 +689,14 @@ cdef class MessageRing(MessageRingBase):
             prefault(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
 
     def close(self):
-        """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
+        """End the use of the ring: every method, of its handles too, raises ValueError
+        from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it (a push of many of which some are in returns how many), and the
-        descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on, and get what was
-        taken here and not released, which can not be released any more. What another thread is doing at the moment it finishes.
+        Whoever waits in a push or a pop wakes up and raises it (a push of many of which
+        some are in returns how many), and the descriptor of `fileno` becomes readable.
+        Of a shared ring this is this process's part: others go on, and get what was
+        taken here and not released, which can not be released any more. What another
+        thread is doing at the moment it finishes.
         """
         check_made(self._waiting)
         self._waiting.close(&self._frames.cursors.room)
@@ -666,7 +718,8 @@ cdef class MessageRing(MessageRingBase):
     def producer(self):
         """A handle to push with, for one thread.
 
-        Without the GIL, threads that call methods of one object fight over its reference count; a handle each does not.
+        Without the GIL, threads that call methods of one object fight over its
+        reference count; a handle each does not.
         """
         return self._handle(MessageProducer.__new__(MessageProducer, OURS))
 
@@ -690,31 +743,40 @@ cdef class MessageRing(MessageRingBase):
     def try_push(self, message):
         """Push one message (bytes or str, which goes in as UTF-8); False: no room now.
 
-        Raises ValueError for a message larger than `max_message_bytes`, which never fits.
+        Raises ValueError for a message larger than `max_message_bytes`, which never
+        fits.
         """
         return push_one(self, message)
 
     def push(self, message, timeout=None):
-        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it
+        takes. False: there was none.
+        """
         return push_waiting(self, [message], timeout) == 1
 
     def push_many(self, messages, timeout=0.0):
         """Push as many of `messages` as fit, from the front; returns how many.
 
-        messages: a list, tuple or other sequence of bytes and str (which go in as UTF-8); a 1-D numpy array, each item of
-            which is one message of its itemsize in bytes; or an Arrow binary or string array (anything with
-            `__arrow_c_array__`). Everything is checked before anything is pushed: TypeError for an item of another
-            type, ValueError for one larger than `max_message_bytes`.
-        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
-            what it raises comes out of here, with nothing but the first part of the messages pushed. If the ring is closed
-            meanwhile, this returns how many went in before; only where that is none, and from the next call on, it raises.
+        messages: a list, tuple or other sequence of bytes and str (which go in as
+            UTF-8); a 1-D numpy array, each item of which is one message of its itemsize
+            in bytes; or an Arrow binary or string array (anything with
+            `__arrow_c_array__`). Everything is checked before anything is pushed:
+            TypeError for an item of another type, ValueError for one larger than
+            `max_message_bytes`.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A
+            signal's handler runs meanwhile, and what it raises comes out of here, with
+            nothing but the first part of the messages pushed. If the ring is closed
+            meanwhile, this returns how many went in before; only where that is none,
+            and from the next call on, it raises.
         """
         return push_waiting(self, messages, timeout)
 
     def push_gathered(self, Gathered gathered not None, start=0, max_messages=None):
-        """Push from message number `start` of `gathered` on; returns (messages pushed, first sequence number).
+        """Push from message number `start` of `gathered` on; returns (messages pushed,
+        first sequence number).
 
-        For the lanes of `backpressure`, which may need several tries for one call and check its messages only once.
+        For the lanes of `backpressure`, which may need several tries for one call and
+        check its messages only once.
         """
         cdef Column column
         cdef uint64_t first_seq = 0, first = up_to(start, "start", gathered.column.count)
@@ -725,66 +787,84 @@ cdef class MessageRing(MessageRingBase):
         return self._push(&column, &first_seq), first_seq
 
     def push_lines(self, chunk, final=False):
-        """Push the lines of `chunk`, each without its b"\\n"; returns (lines, bytes_consumed).
+        """Push the lines of `chunk`, each without its b"\\n"; returns (lines,
+        bytes_consumed).
 
-        chunk: anything with a contiguous buffer (bytes, bytearray, memoryview, mmap, a numpy array). It is split in C, and no
-            Python object is made for a line.
-        final: whether a last piece without b"\\n" is a line as well. If not, it is left, and `chunk[bytes_consumed:]` is what to
-            put before the next chunk; it is the same where the ring became full.
+        chunk: anything with a contiguous buffer (bytes, bytearray, memoryview, mmap, a
+            numpy array). It is split in C, and no Python object is made for a line.
+        final: whether a last piece without b"\\n" is a line as well. If not, it is
+            left, and `chunk[bytes_consumed:]` is what to put before the next chunk; it
+            is the same where the ring became full.
 
-        Raises ValueError, and pushes nothing, if a line is larger than `max_message_bytes`.
+        Raises ValueError, and pushes nothing, if a line is larger than
+        `max_message_bytes`.
         """
         lines, consumed, _ = push_chunk(self, chunk, final, None)
         return lines, consumed
 
     def push_lines_seq(self, chunk, final=False, max_lines=None):
-        """`push_lines` of at most `max_lines` lines, which also tells the first one's sequence number.
+        """`push_lines` of at most `max_lines` lines, which also tells the first one's
+        sequence number.
 
-        Returns (lines, bytes_consumed, first_seq). For the lanes of `backpressure`, which number their events.
+        Returns (lines, bytes_consumed, first_seq). For the lanes of `backpressure`,
+        which number their events.
         """
         return push_chunk(self, chunk, final, max_lines)
 
     # ---------------------------------------------------------------- pop
 
     def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
-        """Take up to `max_messages` messages of up to `max_bytes` bytes in total, oldest first; returns Messages.
+        """Take up to `max_messages` messages of up to `max_bytes` bytes in total,
+        oldest first; returns Messages.
 
-        None: no limit of that kind. A first message larger than `max_bytes` comes alone, so that it can not block the ring.
-        timeout: seconds to wait for the first message; None: as long as it takes. Where there is nothing, the result is empty.
+        None: no limit of that kind. A first message larger than `max_bytes` comes
+        alone, so that it can not block the ring.
+        timeout: seconds to wait for the first message; None: as long as it takes. Where
+            there is nothing, the result is empty.
         """
         return pop_some(self, max_messages, max_bytes, timeout)
 
     def fileno(self):
-        """A file descriptor that is readable while there is something to pop, for event loops: `loop.add_reader(ring, ...)`.
+        """A file descriptor that is readable while there is something to pop, for event
+        loops: `loop.add_reader(ring, ...)`.
 
-        It stays readable until a pop has found nothing. It belongs to the ring and is closed with it. In a ring that processes
-        share it also becomes readable every 50 ms, so that what a killed process left is found.
+        It stays readable until a pop has found nothing. It belongs to the ring and is
+        closed with it. In a ring that processes share it also becomes readable every 50
+        ms, so that what a killed process left is found.
         """
         return self._waiting.fileno()
 
     def take(self, max_messages=None, max_bytes=None):
-        """`pop_many`, but the room stays occupied until `release` is called with the result.
+        """`pop_many`, but the room stays occupied until `release` is called with the
+        result.
 
-        For consumers that must be able to fail: what has been taken and not released is still in the ring.
+        For consumers that must be able to fail: what has been taken and not released is
+        still in the ring.
         """
         return self._rest(self._take(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes")))
 
     def take_orphaned(self, max_messages=None, max_bytes=None):
-        """`take`, but only what a process had taken that died before it released it; empty where there is nothing of that kind.
+        """`take`, but only what a process had taken that died before it released it;
+        empty where there is nothing of that kind.
 
-        `take` itself gives these first. It finds them out after a moment, this looks at once.
+        `take` itself gives these first. It finds them out after a moment, this looks at
+        once.
         """
         return self._rest(self._take_orphaned(at_most(max_messages, "max_messages"), at_most(max_bytes, "max_bytes")))
 
     def release(self, Messages messages not None):
-        """Free the room of messages that `take` returned; any order will do. A second call does nothing."""
+        """Free the room of messages that `take` returned; any order will do. A second
+        call does nothing.
+        """
         self._release(messages, True)
 
     def split(self, Messages messages not None, count):
-        """Two parts of what `take` returned: the first `count` messages, and the others, each to be released by itself.
+        """Two parts of what `take` returned: the first `count` messages, and the
+        others, each to be released by itself.
 
-        The parts share the memory of `messages`, which is released through them only. ValueError where it was released, or
-        where a part would be empty. If this process dies, only parts that it had not released are delivered again.
+        The parts share the memory of `messages`, which is released through them only.
+        ValueError where it was released, or where a part would be empty. If this
+        process dies, only parts that it had not released are delivered again.
         """
         return self._split(messages, count)
 
@@ -794,7 +874,8 @@ cdef class MessageRing(MessageRingBase):
         return self._memory[start:start + self._frames.capacity * GRANULE]
 
     def _check(self):
-        """Assert every invariant of a ring that nobody uses at the moment. For tests."""
+        """Assert every invariant of a ring that nobody uses at the moment. For tests.
+        """
         check_open(self._waiting)
         cdef Frames* f = &self._frames
         cdef FrameView view
@@ -839,7 +920,9 @@ cdef class MessageRing(MessageRingBase):
 
 @cython.final
 cdef class MessageProducer(MessageRingBase):
-    """The pushing side of a MessageRing, for one thread; made by `MessageRing.producer()`. Its methods are the ring's."""
+    """The pushing side of a MessageRing, for one thread; made by
+    `MessageRing.producer()`. Its methods are the ring's.
+    """
 
     def __cinit__(self, key=None):
         if key is not OURS:
@@ -868,7 +951,9 @@ cdef class MessageProducer(MessageRingBase):
 
 @cython.final
 cdef class MessageConsumer(MessageRingBase):
-    """The popping side of a MessageRing, for one thread; made by `MessageRing.consumer()`. Its methods are the ring's."""
+    """The popping side of a MessageRing, for one thread; made by
+    `MessageRing.consumer()`. Its methods are the ring's.
+    """
 
     def __cinit__(self, key=None):
         if key is not OURS:
@@ -929,7 +1014,8 @@ cdef object push_waiting(MessageRingBase port, messages, timeout):
         return done
     deadline = deadline_of(seconds)
     while True:
-        # `_push` moves its column along only where it looks for the dead; this one is counted anew each time.
+        # `_push` moves its column along only where it looks for the dead; this one is
+        # counted anew each time.
         column.starts = gathered.column.starts + done
         column.lengths = gathered.column.lengths + done
         column.count = total - done
@@ -937,7 +1023,8 @@ cdef object push_waiting(MessageRingBase port, messages, timeout):
         try:
             done += port._push(&column, &first_seq)
         except ValueError:
-            # Closed meanwhile. Those that are in stay in, and nobody else can say how many they are.
+            # Closed meanwhile. Those that are in stay in, and nobody else can say how
+            # many they are.
             if done == 0 or load_relaxed(&port._waiting.closed) != CLOSED:
                 raise
             return done
@@ -982,7 +1069,9 @@ cdef Messages pop_some(MessageRingBase port, max_messages, max_bytes, timeout):
 cdef int64_t push_lines(
     Frames* f, OpSlot* slot, const char* chunk, size_t size, bint final, int64_t max_lines, size_t* consumed, uint64_t* first_seq
 ) noexcept nogil:
-    """Push as many lines of the chunk as fit; returns how many, and in `consumed` the bytes that they took up."""
+    """Push as many lines of the chunk as fit; returns how many, and in `consumed` the
+    bytes that they took up.
+    """
     cdef const char* starts[MAX_FRAME_MESSAGES]
     cdef uint32_t lengths[MAX_FRAME_MESSAGES]
     cdef Column column
@@ -994,7 +1083,8 @@ cdef int64_t push_lines(
     column.starts = starts
     column.lengths = lengths
     while line < end and done < max_lines:
-        # One frame's worth at a time, so that its bytes are still in the cache when they are copied.
+        # One frame's worth at a time, so that its bytes are still in the cache when
+        # they are copied.
         column.count = 0
         payload = 0
         most = min(max_lines - done, <int64_t>MAX_FRAME_MESSAGES)
@@ -1124,7 +1214,9 @@ cdef void place_cursors(Cursors* cursors, uint64_t position, uint64_t first_seq)
 
 
 def layout_of(path, meta, body_bytes):
-    """From a file's header: the capacity in granules, and the key of sealed frames or None. SharedFileError: it is damaged."""
+    """From a file's header: the capacity in granules, and the key of sealed frames or
+    None. SharedFileError: it is damaged.
+    """
     granules, secret, key = meta.get("granules"), meta.get("secret"), None
     if not isinstance(granules, int) or granules < MIN_GRANULES or granules & (granules - 1) or granules > MAX_GRANULES:
         raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
@@ -1138,7 +1230,9 @@ def layout_of(path, meta, body_bytes):
 
 
 def aligned(content):
-    """A copy of some bytes that starts on a cache line: no vector of a key then lies in two."""
+    """A copy of some bytes that starts on a cache line: no vector of a key then lies in
+    two.
+    """
     memory = np.empty(len(content) + GRANULE, np.uint8)
     start = -memory.ctypes.data % GRANULE
     memory[start:start + len(content)] = np.frombuffer(content, np.uint8)
@@ -1156,7 +1250,9 @@ def data_offset(uint64_t granules):
 
 
 cdef int check_lines(const char* chunk, size_t size, bint final, uint64_t limit) except -1:
-    """Raise if a line of the chunk is larger than `limit`. Only a chunk that is larger itself can have one."""
+    """Raise if a line of the chunk is larger than `limit`. Only a chunk that is larger
+    itself can have one.
+    """
     cdef const char* line = chunk
     cdef const char* end = chunk + size
     cdef const char* newline
@@ -1175,7 +1271,9 @@ cdef int check_lines(const char* chunk, size_t size, bint final, uint64_t limit)
 
 
 def count_lines(chunk, final=True, uint64_t limit=MAX_MESSAGE):
-    """How many lines `push_lines(chunk, final)` would push, given room. Raises MessageTooLarge for one over `limit` bytes."""
+    """How many lines `push_lines(chunk, final)` would push, given room. Raises
+    MessageTooLarge for one over `limit` bytes.
+    """
     cdef Py_buffer view
     cdef size_t lines
     cdef bint last = final

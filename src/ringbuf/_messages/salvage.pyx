@@ -1,15 +1,21 @@
 # cython: freethreading_compatible=True
-"""salvage: what a ring's file holds after power loss, or where another kernel wrote it, as far as checksums prove it whole.
+"""salvage: what a ring's file holds after power loss, or where another kernel wrote it,
+as far as checksums prove it whole.
 
-The file is only read. Of each of its pages and sectors it may hold any state that there ever was, so
+The file is only read. Of each of its pages and sectors it may hold any state that there
+ever was, so
 
- 1. Index and `read` are not looked at. Frames are found by their seals, wherever they lie, and a frame counts as a whole or not
-    at all. Of two that overlap, the one with the higher position was written over the other.
- 2. The words about the tail lie in one sector, and are true of some moment: what was released then stays released. Each has a
-    mirror; where the two differ, `settled` is the lower one and `stored` the higher one, which at worst gives a message again.
- 3. The write position is no more than a hint: what is found whole behind it counts, and whether numbers behind it were given out
-    before the power went, nothing can tell. `next_seq` is the least that may not have been.
- 4. Marks of parts released out of order are not looked at: they are not sealed, and a message may come again.
+ 1. Index and `read` are not looked at. Frames are found by their seals, wherever they
+    lie, and a frame counts as a whole or not at all. Of two that overlap, the one with
+    the higher position was written over the other.
+ 2. The words about the tail lie in one sector, and are true of some moment: what was
+    released then stays released. Each has a mirror; where the two differ, `settled` is
+    the lower one and `stored` the higher one, which at worst gives a message again.
+ 3. The write position is no more than a hint: what is found whole behind it counts, and
+    whether numbers behind it were given out before the power went, nothing can tell.
+    `next_seq` is the least that may not have been.
+ 4. Marks of parts released out of order are not looked at: they are not sealed, and a
+    message may come again.
 """
 
 cimport cython
@@ -51,7 +57,8 @@ cdef struct Header:
 cdef bytes KIND = b"msgs"
 # So many bytes at a time, of the file and of messages that are given back.
 PIECE_BYTES = 1 << 20
-# What makes a Salvage: its `__new__` alone, called by somebody else, would make one of nothing.
+# What makes a Salvage: its `__new__` alone, called by somebody else, would make one of
+# nothing.
 cdef object OURS = object()
 
 
@@ -59,11 +66,15 @@ cdef object OURS = object()
 cdef class Salvage:
     """What `salvage` found. Numbers are sequence numbers.
 
-    path, capacity_bytes: of the ring. checksums: whether it has any; without, nothing can be found.
+    path, capacity_bytes: of the ring. checksums: whether it has any; without, nothing
+        can be found.
     settled_seq: every message with a lower number had been released.
-    stored_seq: those below this of them, because they were on disk (MessageRing.note_stored).
-    next_seq: the least number that may not have been given out yet. It may have been as well.
-    ranges: the messages that are whole: a list of (first number, number after the last), ascending.
+    stored_seq: those below this of them, because they were on disk
+        (MessageRing.note_stored).
+    next_seq: the least number that may not have been given out yet. It may have been as
+        well.
+    ranges: the messages that are whole: a list of (first number, number after the
+        last), ascending.
     """
 
     cdef readonly object path
@@ -83,7 +94,9 @@ cdef class Salvage:
             raise TypeError("a Salvage is made by ringbuf.salvage()")
 
     def messages(self, start=0, end=None):
-        """The whole messages with numbers from `start` on and below `end`, ascending, as Messages of about a megabyte."""
+        """The whole messages with numbers from `start` on and below `end`, ascending,
+        as Messages of about a megabyte.
+        """
         cdef uint64_t stop = UINT64_MAX if end is None else up_to(end, "end", UINT64_MAX)
         return self._pieces(up_to(start, "start", UINT64_MAX), stop)
 
@@ -115,7 +128,9 @@ cdef class Salvage:
         return <Header*>(self._frames.data + (position & (self._frames.capacity - 1)) * GRANULE)
 
     cdef object _columns(self, list parts, uint64_t first_seq):
-        """Messages of these parts of frames: (index, number of the first message, number after the last)."""
+        """Messages of these parts of frames: (index, number of the first message,
+        number after the last).
+        """
         cdef uint64_t[:, ::1] found = self._found
         cdef uint64_t i, skip, many, at, position
         cdef int64_t written = 0, n = 1
@@ -161,10 +176,12 @@ cdef class Salvage:
 
 
 def salvage(path):
-    """Find what can be proved whole in the file of a MessageRing that nobody has open; returns a Salvage.
+    """Find what can be proved whole in the file of a MessageRing that nobody has open;
+    returns a Salvage.
 
-    For a file from before a reboot, or from another host. It is left as it is: a new ring, with a `first_seq` far above
-    `next_seq`, is what goes on. Takes as much memory as the ring has capacity. Raises OSError, and SharedFileError as attach().
+    For a file from before a reboot, or from another host. It is left as it is: a new
+    ring, with a `first_seq` far above `next_seq`, is what goes on. Takes as much memory
+    as the ring has capacity. Raises OSError, and SharedFileError as attach().
     """
     cdef Salvage found = Salvage.__new__(Salvage, OURS)
     found.path = os.fsdecode(path)
@@ -192,7 +209,9 @@ def salvage(path):
 
 
 cdef object find_sealed(Salvage found):
-    """Position, first number, count and granules of all frames with a right seal, also of those within another one's payload."""
+    """Position, first number, count and granules of all frames with a right seal, also
+    of those within another one's payload.
+    """
     cdef Frames* f = &found._frames
     cdef uint64_t slot = 0, most = 1024, n
     cdef uint64_t[:, ::1] into
@@ -224,7 +243,8 @@ cdef uint64_t scan(Frames* f, uint64_t* from_slot, uint64_t* into, uint64_t most
 
 
 cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
-    """Whether a sealed frame begins at this granule, and at which position on the line."""
+    """Whether a sealed frame begins at this granule, and at which position on the line.
+    """
     cdef Header* frame = <Header*>(f.data + slot * GRANULE)
     cdef uint64_t count = frame.count, granules, done = 0, size, word, words, i
     cdef uint32_t end = 0, before = 0
@@ -270,7 +290,9 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
 
 
 cdef object sort_out(found, uint64_t granules):
-    """Of frames that overlap in memory the latest, ascending. Numbers ascend with positions, as both are claimed at once."""
+    """Of frames that overlap in memory the latest, ascending. Numbers ascend with
+    positions, as both are claimed at once.
+    """
     cdef uint64_t[:, ::1] frames = np.ascontiguousarray(found[np.argsort(found[:, 0])])
     cdef unsigned char[::1] covered = np.zeros(granules, np.uint8)
     cdef unsigned char[::1] kept = np.zeros(len(found), np.uint8)
@@ -335,7 +357,9 @@ cdef object read(fd, uint64_t at, uint64_t size):
 
 
 def hash_of(data, expanded, int way):
-    """The hash of whole stripes with an expanded key; `way`: 0 plainly, 1 with SSE2, 2 with AVX2, -1 the best here. For tests."""
+    """The hash of whole stripes with an expanded key; `way`: 0 plainly, 1 with SSE2, 2
+    with AVX2, -1 the best here. For tests.
+    """
     cdef const unsigned char[::1] stripes = data
     cdef const unsigned char[::1] words = aligned(expanded)
     cdef const uint64_t* key = <const uint64_t*>&words[0]

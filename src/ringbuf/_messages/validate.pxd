@@ -1,9 +1,11 @@
 """Whether what lies in the file of a ring of messages makes sense.
 
-Asked by who attaches while nobody else takes part, before it tidies up: then nothing moves, and all that was begun is said in
-slots. All that the others rely on is looked at: where positions lead, which frame begins where, how long it is and which numbers
-it has, what was taken by whom and what of it released. So a damaged file is refused when it is opened, and can neither hang nor
-crash those who use it. Payloads are not looked at, nor is what the index says from `write` on: nobody believes it.
+Asked by who attaches while nobody else takes part, before it tidies up: then nothing
+moves, and all that was begun is said in slots. All that the others rely on is looked
+at: where positions lead, which frame begins where, how long it is and which numbers it
+has, what was taken by whom and what of it released. So a damaged file is refused when
+it is opened, and can neither hang nor crash those who use it. Payloads are not looked
+at, nor is what the index says from `write` on: nobody believes it.
 """
 
 from libc.stdint cimport uint64_t

@@ -1,19 +1,21 @@
 # cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False, cdivision=True
 """Latencies over their range in fixed memory: LatencyHistogram.
 
-Contract. Any number of threads, with the GIL or without it, may call every method. Nothing blocks. To record
-is lock-free, allocates nothing and costs one or two exchanges of one word (`record_many` makes a float64
-array of seconds of what is not one). To read goes through all buckets, at most allocates its result, and never holds up
-who records.
+Contract. Any number of threads, with the GIL or without it, may call every method.
+Nothing blocks. To record is lock-free, allocates nothing and costs one or two exchanges
+of one word (`record_many` makes a float64 array of seconds of what is not one). To read
+goes through all buckets, at most allocates its result, and never holds up who records.
 
-Buckets. The leading bits of a double, its exponent and the first 6 of its mantissa, are the number of its
-bucket: each power of two is cut into 64 buckets of equal width, so the middle of a bucket is within 1/128 =
-0.8 % of each value in it. Bucket 0 takes what is below the range, the last one what is above.
+Buckets. The leading bits of a double, its exponent and the first 6 of its mantissa, are
+the number of its bucket: each power of two is cut into 64 buckets of equal width, so
+the middle of a bucket is within 1/128 = 0.8 % of each value in it. Bucket 0 takes what
+is below the range, the last one what is above.
 
-Order. `record` first widens sum, min and max and then counts, with release; a reader first takes the counts,
-with acquire, and then the sum, which so covers all that it has counted and at most some values more that were
-being recorded just then. Min and max it brings into the outermost buckets that it has seen filled, where they
-are unless something was being recorded or reset just then.
+Order. `record` first widens sum, min and max and then counts, with release; a reader
+first takes the counts, with acquire, and then the sum, which so covers all that it has
+counted and at most some values more that were being recorded just then. Min and max it
+brings into the outermost buckets that it has seen filled, where they are unless
+something was being recorded or reset just then.
 
 Source: buckets by leading bits are the idea of HdrHistogram (G. Tene).
 """
@@ -44,10 +46,11 @@ cdef extern from * nogil:
     double from_bits "ringbuf_from_bits"(uint64_t bits)
 
 
-# Bits of a double below those that number its bucket: 52 of mantissa less 6, for 64 buckets in each power of
-# two.
+# Bits of a double below those that number its bucket: 52 of mantissa less 6, for 64
+# buckets in each power of two.
 cdef int BUCKET_SHIFT = 46
-# Where a bucket stops counting. Far below where a word goes over, so that many may add before anybody looks.
+# Where a bucket stops counting. Far below where a word goes over, so that many may add
+# before anybody looks.
 cdef uint64_t FULL = <uint64_t>1 << 63
 # As many may be added without a look at what is there before.
 cdef uint64_t STEP = <uint64_t>1 << 32
@@ -61,7 +64,8 @@ cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
     return a + b if b <= ~a else ~<uint64_t>0
 
 
-# The lengths of the units of timedelta64 in seconds, as a factor and a divisor, so that each is a whole number.
+# The lengths of the units of timedelta64 in seconds, as a factor and a divisor, so that
+# each is a whole number.
 cdef dict UNITS = {
     "W": (604_800, 1), "D": (86_400, 1), "h": (3_600, 1), "m": (60, 1), "s": (1, 1),
     "ms": (1, 1e3), "us": (1, 1e6), "ns": (1, 1e9), "ps": (1, 1e12), "fs": (1, 1e15), "as": (1, 1e18),
@@ -69,7 +73,9 @@ cdef dict UNITS = {
 
 
 cdef object as_seconds(array):
-    """Latencies as a contiguous float64 array of seconds, or an error that says why not."""
+    """Latencies as a contiguous float64 array of seconds, or an error that says why
+    not.
+    """
     if array.dtype.kind == "m":
         unit, count = np.datetime_data(array.dtype)
         if unit not in UNITS:
@@ -91,14 +97,15 @@ cdef double one_latency(object seconds) except? -1:
 
 @cython.final
 cdef class LatencyHistogram:
-    """How often latencies of each size occurred, to within 1 % of the size, in fixed memory.
+    """How often latencies of each size occurred, to within 1 % of the size, in fixed
+    memory.
 
-    lowest, highest: the range in seconds, 1e-12 to 1e9, that is resolved to 1 %; the default takes 16 kB.
-        Values beside it are counted too: a percentile below the range is off by less than `lowest`, one above
-        it is reported as the maximum.
+    lowest, highest: the range in seconds, 1e-12 to 1e9, that is resolved to 1 %; the
+        default takes 16 kB. Values beside it are counted too: a percentile below the
+        range is off by less than `lowest`, one above it is reported as the maximum.
 
-    `min`, `max`, `sum` and `mean` are exact but for a double's rounding: a sum beyond 1.8e308 is inf, and so is the mean
-    then. A bucket stops counting at 2**63.
+    `min`, `max`, `sum` and `mean` are exact but for a double's rounding: a sum beyond
+    1.8e308 is inf, and so is the mean then. A bucket stops counting at 2**63.
 
     >>> histogram = LatencyHistogram()
     >>> histogram.record_many([0.010, 0.020, 0.030, 2.0])
@@ -130,7 +137,8 @@ cdef class LatencyHistogram:
     cdef uint64_t _index(self, double value) noexcept nogil:
         """The bucket of any double whatsoever."""
         cdef uint64_t leading = to_bits(value) >> BUCKET_SHIFT
-        # Also true of NaN, which can come from an array that somebody writes while it is being read.
+        # Also true of NaN, which can come from an array that somebody writes while it
+        # is being read.
         if not value > 0.0 or leading < self._first:
             return 0
         return min(leading - self._first + 1, self._size - 1)
@@ -147,11 +155,14 @@ cdef class LatencyHistogram:
             pass
 
     cdef void _add(self, uint64_t bucket, uint64_t times) noexcept nogil:
-        """Count that many in a bucket, which stops at FULL. With release: see `snapshot`."""
+        """Count that many in a bucket, which stops at FULL. With release: see
+        `snapshot`.
+        """
         cdef word* count = self._counts + bucket
         cdef uint64_t found
         if times <= STEP:
-            # An exchange less than below. Before FULL + STEP could go over, two thousand million threads would have to be here.
+            # An exchange less than below. Before FULL + STEP could go over, two
+            # thousand million threads would have to be here.
             if fetch_add_release(count, times) >= FULL - STEP:
                 self._stop_at_full(count)
             return
@@ -165,7 +176,8 @@ cdef class LatencyHistogram:
             pass
 
     def record(self, seconds, n=1):
-        """Count a latency, `n` times. A negative one is taken as 0: the clock that measured it had gone back.
+        """Count a latency, `n` times. A negative one is taken as 0: the clock that
+        measured it had gone back.
 
         seconds: a number, or a timedelta64. ValueError if it is NaN, NaT or infinite.
         """
@@ -178,14 +190,15 @@ cdef class LatencyHistogram:
         if times == 0:
             return
         self._widen(value, value, value * <double>times)
-        # Pairs with the acquire in `snapshot`: whoever sees the count sees the extremes widened.
+        # Pairs with the acquire in `snapshot`: whoever sees the count sees the extremes
+        # widened.
         self._add(self._index(value), times)
 
     def record_many(self, seconds):
         """Count each latency in an array-like, as `record` does; none if it raises.
 
-        seconds: numbers, or timedelta64 of any unit that has a length. TypeError for anything else, ValueError for what is
-            NaN, NaT, infinite or masked.
+        seconds: numbers, or timedelta64 of any unit that has a length. TypeError for
+            anything else, ValueError for what is NaN, NaT, infinite or masked.
         """
         if has_masked(seconds):
             raise ValueError("latencies that are masked have no value: leave them out (seconds.compressed())")
@@ -217,7 +230,9 @@ cdef class LatencyHistogram:
             raise ValueError(f"seconds must be finite, and item {wrong} is {values.flat[wrong]}")
 
     def merge(self, LatencyHistogram other not None):
-        """Add to this all that `other` has counted; both need the same range, or it is a ValueError."""
+        """Add to this all that `other` has counted; both need the same range, or it is
+        a ValueError.
+        """
         if other._first != self._first or other._size != self._size:
             raise ValueError(
                 f"only histograms of the same range can be merged, and {other.lowest} to {other.highest} "
@@ -235,7 +250,9 @@ cdef class LatencyHistogram:
                 self._add(i, counts[i])
 
     def reset(self):
-        """Forget everything. What is being recorded at this moment may be forgotten in part."""
+        """Forget everything. What is being recorded at this moment may be forgotten in
+        part.
+        """
         cdef uint64_t i
         store_relaxed(&self._extremes.total, 0)
         store_relaxed(&self._extremes.low, to_bits(INFINITY))
@@ -265,7 +282,8 @@ cdef class LatencyHistogram:
             taken.sum = from_bits(load_relaxed(&self._extremes.total))
             taken.min = self._within(first, from_bits(load_relaxed(&self._extremes.low)))
             taken.max = self._within(last, from_bits(load_relaxed(&self._extremes.high)))
-            # Read among resets and records of values in one bucket, the two may be of different values.
+            # Read among resets and records of values in one bucket, the two may be of
+            # different values.
             if taken.min > taken.max:
                 taken.min, taken.max = taken.max, taken.min
         return taken
@@ -280,9 +298,11 @@ cdef class LatencyHistogram:
         return max(lower, min(value, upper))
 
     def percentile(self, q):
-        """The latency in seconds that q percent (0 to 100) of all did not exceed; NaN while there are none.
+        """The latency in seconds that q percent (0 to 100) of all did not exceed; NaN
+        while there are none.
 
-        It is within 1 % of a recorded value (nearest rank); 0 and 100 give the exact minimum and maximum.
+        It is within 1 % of a recorded value (nearest rank); 0 and 100 give the exact
+        minimum and maximum.
         """
         return self.snapshot().percentile(q)
 
@@ -339,7 +359,8 @@ cdef class HistogramSnapshot:
             raise ValueError(f"a percentile must be from 0 to 100, not {q!r}")
         if self.count == 0:
             return NAN
-        # Made smaller by some ulps: 16.1 % of 1,000 comes out a little above 161 and means the 161st.
+        # Made smaller by some ulps: 16.1 % of 1,000 comes out a little above 161 and
+        # means the 161st.
         cdef double rank = ceil(share * <double>self.count / 100.0 * (1.0 - 2.0 ** -50))
         if rank <= 1.0:
             return self.min
@@ -351,18 +372,23 @@ cdef class HistogramSnapshot:
         """As `LatencyHistogram.percentiles`."""
         return [self.percentile(q) for q in qs]
 
-    # Over bytes, which nobody can write, resize or free: numpy will not make these arrays writable.
+    # Over bytes, which nobody can write, resize or free: numpy will not make these
+    # arrays writable.
 
     @property
     def counts(self):
-        """How many latencies each bucket holds: a numpy array of uint64 that can not be written."""
+        """How many latencies each bucket holds: a numpy array of uint64 that can not be
+        written.
+        """
         return np.frombuffer(self._counts, np.uint64)
 
     @property
     def edges(self):
-        """The bounds of the buckets in seconds: a numpy array of float64 that can not be written, one longer than `counts`.
+        """The bounds of the buckets in seconds: a numpy array of float64 that can not
+        be written, one longer than `counts`.
 
-        Bucket i holds edges[i] <= latency < edges[i + 1]. The first edge is 0 and the last is inf.
+        Bucket i holds edges[i] <= latency < edges[i + 1]. The first edge is 0 and the
+        last is inf.
         """
         return np.frombuffer(self._edges, np.float64)
 
@@ -376,7 +402,8 @@ cdef class HistogramSnapshot:
         return <const uint64_t*>PyBytes_AS_STRING(self._counts)
 
     cdef double _at_rank(self, uint64_t rank):
-        """The middle of the bucket of the `rank`-th smallest value, within min and max."""
+        """The middle of the bucket of the `rank`-th smallest value, within min and max.
+        """
         cdef const uint64_t* counts = self._count_of()
         cdef const double* edges = <const double*>PyBytes_AS_STRING(self._edges)
         cdef uint64_t i = 0, passed = counts[0]

@@ -10,7 +10,8 @@ cdef struct Oldest:
     uint64_t span
 
 
-# high * 2**64 + low: of many buckets that are full, the counts come to more than a word holds.
+# high * 2**64 + low: of many buckets that are full, the counts come to more than a word
+# holds.
 cdef struct Sum:
     uint64_t low
     uint64_t high

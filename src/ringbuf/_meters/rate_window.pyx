@@ -1,43 +1,48 @@
 # cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False, cdivision=True
 """Counts over time in fixed memory: RateWindow.
 
-Contract. Any number of threads, with the GIL or without it, may call every method. Nothing blocks. To record
-is lock-free, allocates nothing and costs one or two exchanges of one word. To read goes through all buckets,
-at most allocates its result, and never holds up who records.
+Contract. Any number of threads, with the GIL or without it, may call every method.
+Nothing blocks. To record is lock-free, allocates nothing and costs one or two exchanges
+of one word. To read goes through all buckets, at most allocates its result, and never
+holds up who records.
 
-Slots. Time is cut into slots of `width` ns, one of which starts at 0; they are numbered from the first within
-2**62 ns before that. OpSlot s lives in word s % size of a table whose size is a power of two above the number
-of buckets, and that word holds
+Slots. Time is cut into slots of `width` ns, one of which starts at 0; they are numbered
+from the first within 2**62 ns before that. OpSlot s lives in word s % size of a table
+whose size is a power of two above the number of buckets, and that word holds
 
     lap << count_bits | count            lap = s // size
 
-so a word says itself which slot it counts. Nothing has to be cleared when time goes on, stands still, or
-jumps: a reader takes a word for slot s only if its lap is that of s, and the first add of a later lap
-starts it again from its own n, in the same exchange. The lap is there in full (count_bits is the least that
-leaves room for every lap of 2**63 ns), so no pause, however long, makes an old word look like a new one.
+so a word says itself which slot it counts. Nothing has to be cleared when time goes on,
+stands still, or jumps: a reader takes a word for slot s only if its lap is that of s,
+and the first add of a later lap starts it again from its own n, in the same exchange.
+The lap is there in full (count_bits is the least that leaves room for every lap of
+2**63 ns), so no pause, however long, makes an old word look like a new one.
 
-What is left for the count is enough for `size` events per ns of a bucket's width, and size is at least 16: 16
-billion a second. A bucket spans 1 ms or more, so it holds at least 16 million. A count that reaches its limit
-stays there.
+What is left for the count is enough for `size` events per ns of a bucket's width, and
+size is at least 16: 16 billion a second. A bucket spans 1 ms or more, so it holds at
+least 16 million. A count that reaches its limit stays there.
 
-Races. Two who add to one slot: one exchange fails and is made again; no count is lost. Two who find an old
-lap: likewise. One who is late by so much that a later lap has taken its word over: the sample is dropped, for
-it lies further back than any window from then on; it can not be added to the wrong slot, because the lap is
-part of what is exchanged. A reader sees each word whole, and each at its own moment: while others add, what
-it gets lies between the counts at its beginning and at its end (only one held up for more than a bucket's
-width may find its oldest buckets taken over). Relaxed order serves throughout: no word
-guards another.
+Races. Two who add to one slot: one exchange fails and is made again; no count is lost.
+Two who find an old lap: likewise. One who is late by so much that a later lap has taken
+its word over: the sample is dropped, for it lies further back than any window from then
+on; it can not be added to the wrong slot, because the lap is part of what is exchanged.
+A reader sees each word whole, and each at its own moment: while others add, what it
+gets lies between the counts at its beginning and at its end (only one held up for more
+than a bucket's width may find its oldest buckets taken over). Relaxed order serves
+throughout: no word guards another.
 
-Late samples. A sample counts in the bucket of its own time. One up to `buckets + 1` buckets behind the newest
-always finds its word, which is all that a window can reach; of older ones, those whose word has a later lap
-are dropped, and the others are where no window of the present looks. So a clock that goes back by more than
-that finds the window empty, and closed wherever it was in use later, until it has caught up.
+Late samples. A sample counts in the bucket of its own time. One up to `buckets + 1`
+buckets behind the newest always finds its word, which is all that a window can reach;
+of older ones, those whose word has a later lap are dropped, and the others are where no
+window of the present looks. So a clock that goes back by more than that finds the
+window empty, and closed wherever it was in use later, until it has caught up.
 
-The window at time t is (t - seconds, t]. The buckets that lie in it count in full, also the one that t is in.
-The oldest is in it in part, and its events are taken as spread evenly over it: it counts for the part of its
-span that is in the window. Before the first use there was nothing, so in the first bucket ever used that span
-begins with the first use: while less than a window has passed since then, the count is the exact number of
-all events.
+The window at time t is (t - seconds, t]. The buckets that lie in it count in full, also
+the one that t is in. The oldest is in it in part, and its events are taken as spread
+evenly over it: it counts for the part of its span that is in the window. Before the
+first use there was nothing, so in the first bucket ever used that span begins with the
+first use: while less than a window has passed since then, the count is the exact number
+of all events.
 
 Source: a count that carries its epoch is our own.
 """
@@ -52,7 +57,8 @@ from ringbuf._core.timing cimport checked_count, checked_ns, steady_ns
 
 import numpy as np
 
-# Times reach this far to both sides of 0: 146 years, in which lap numbers stay below 2**63 ns.
+# Times reach this far to both sides of 0: 146 years, in which lap numbers stay below
+# 2**63 ns.
 cdef int64_t REACH_NS = <int64_t>1 << 62
 # Until a call has named a time.
 cdef uint64_t NEVER = <uint64_t>-1
@@ -60,7 +66,8 @@ cdef uint64_t NEVER = <uint64_t>-1
 cdef int MAX_BUCKETS = 65_536
 # Three years: with it and the smallest table, lap and count still fit into a word.
 cdef double MAX_SECONDS = 1e8
-# 1 ms: the least that holds 16 million events, so that none is lost of a large batch that is added at once.
+# 1 ms: the least that holds 16 million events, so that none is lost of a large batch
+# that is added at once.
 cdef int MIN_WIDTH = 1_000_000
 # Two cache lines of slots, and room for 16 events per ns.
 cdef int MIN_SLOTS = 16
@@ -68,13 +75,16 @@ cdef int MIN_SLOTS = 16
 
 @cython.final
 cdef class RateWindow:
-    """How many events the last `seconds` have seen, counted in `buckets` buckets of equal width.
+    """How many events the last `seconds` have seen, counted in `buckets` buckets of
+    equal width.
 
-    seconds: the length of the window, up to 1e8; rounded to a whole number of ns a bucket, see `.seconds`.
+    seconds: the length of the window, up to 1e8; rounded to a whole number of ns a
+        bucket, see `.seconds`.
     buckets: 1 to 65,536. More make the end of the window sharper and cost 8 bytes each.
 
-    Methods that ask for the time have a twin ending in `_at` that takes it (int ns, from any fixed start,
-    less than 2**62 from 0). Use one kind or the other on a window: the two share no origin.
+    Methods that ask for the time have a twin ending in `_at` that takes it (int ns,
+    from any fixed start, less than 2**62 from 0). Use one kind or the other on a
+    window: the two share no origin.
 
     >>> window = RateWindow(seconds=10, buckets=10)
     >>> window.add_at(0, 30), window.add_at(5_000_000_000, 20)
@@ -99,12 +109,14 @@ cdef class RateWindow:
         self._buckets = count
         self._width = round(length * 1e9 / count)
         self._origin = REACH_NS // <int64_t>self._width * <int64_t>self._width
-        # One more than the window reaches, so that a reader a little late still finds its oldest bucket.
+        # One more than the window reaches, so that a reader a little late still finds
+        # its oldest bucket.
         size = max(MIN_SLOTS, 1 << (count + 1).bit_length())
         self._slot_mask = size - 1
         self._lap_shift = size.bit_length() - 1
         self._count_bits = (size * self._width).bit_length()
-        # The slots start at the second cache line; one line more than needed, to start at one.
+        # The slots start at the second cache line; one line more than needed, to start
+        # at one.
         self._memory = np.zeros(8 * size + 128, dtype=np.uint8)
         self._earliest = <word*>aligned(self._memory)
         self._slots = self._earliest + 8
@@ -148,7 +160,9 @@ cdef class RateWindow:
         return found & ((<uint64_t>1 << self._count_bits) - 1)
 
     cdef Sum _tally(self, uint64_t moment, Oldest* oldest) noexcept nogil:
-        """The count of the buckets that are in the window in full, and what is known of the oldest."""
+        """The count of the buckets that are in the window in full, and what is known of
+        the oldest.
+        """
         cdef uint64_t slot = moment // self._width, count, end, start, edge, earliest, i
         cdef Sum sum
         sum.low = sum.high = 0
@@ -165,8 +179,8 @@ cdef class RateWindow:
             end = start + self._width
             edge = moment - self._buckets * self._width
             earliest = load_relaxed(self._earliest)
-            # Not seen yet where the count is, if at all, for a moment: then the bucket counts as used from
-            # its start.
+            # Not seen yet where the count is, if at all, for a moment: then the bucket
+            # counts as used from its start.
             if start < earliest < end:
                 start = earliest
             oldest.inside = end - max(edge, start)
@@ -176,7 +190,8 @@ cdef class RateWindow:
     cdef _count(self, uint64_t moment):
         cdef Oldest oldest
         cdef Sum sum = self._tally(moment, &oldest)
-        # In Python's integers, because the sum and the product may need more than 64 bits.
+        # In Python's integers, because the sum and the product may need more than 64
+        # bits.
         count = <object>sum.high << 64 | <object>sum.low if sum.high != 0 else sum.low
         if oldest.count == 0:
             return count
@@ -198,23 +213,28 @@ cdef class RateWindow:
     def add_at(self, now_ns, n=1):
         """Count `n` events at the time `now_ns`.
 
-        False if they were dropped: a later time, more than a window ahead, has taken their bucket over.
+        False if they were dropped: a later time, more than a window ahead, has taken
+        their bucket over.
         """
         return self._add(self._moment(now_ns), <uint64_t>checked_count(n))
 
     def count(self):
-        """Events in the window that ends now: the oldest bucket pro rata, rounded down."""
+        """Events in the window that ends now: the oldest bucket pro rata, rounded down.
+        """
         return self._count(self._present())
 
     def count_at(self, now_ns):
-        """`count` for the window that ends at `now_ns`; what was counted for a later bucket is not in it."""
+        """`count` for the window that ends at `now_ns`; what was counted for a later
+        bucket is not in it.
+        """
         return self._count(self._moment(now_ns))
 
     def rate(self):
         """Events per second in the window that ends now.
 
-        While less than a window has passed since the first use (the earliest time that any call has named),
-        that time takes the window's place, but never less than a bucket: a lone event is not a flood.
+        While less than a window has passed since the first use (the earliest time that
+        any call has named), that time takes the window's place, but never less than a
+        bucket: a lone event is not a flood.
         """
         return self._rate(self._present())
 

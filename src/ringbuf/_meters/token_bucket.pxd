@@ -3,7 +3,8 @@ from libc.stdint cimport int64_t, uint64_t
 from ringbuf._core.atomics cimport word
 
 
-# What the refill law needs, published as one of two slots: see "Concurrency" in token_bucket.pyx.
+# What the refill law needs, published as one of two slots: see "Concurrency" in
+# token_bucket.pyx.
 cdef struct Law:
     word anchor_ns        # the law starts to count here …
     word anchor_tokens    # … with this many tokens issued …
@@ -15,7 +16,8 @@ cdef struct Law:
     word unlimited        # rate == inf
 
 
-# Two cache lines and the law slots; the word that every acquire changes has a line of its own.
+# Two cache lines and the law slots; the word that every acquire changes has a line of
+# its own.
 cdef struct BucketState:
     word spent
     word credit           # what may be taken without a look at the clock: see "Credit" in token_bucket.pyx

@@ -1,12 +1,13 @@
 # cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """An atomic token bucket.
 
-Contract. Any number of threads, with the GIL or without it, may call every method. No call blocks or
-allocates beyond its result; an acquire is lock-free (one compare-and-exchange). A request that is refused
-changes nothing.
+Contract. Any number of threads, with the GIL or without it, may call every method. No
+call blocks or allocates beyond its result; an acquire is lock-free (one
+compare-and-exchange). A request that is refused changes nothing.
 
-Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how many the rate has put on
-the line up to time t, `spent` how many have been taken from it:
+Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how
+many the rate has put on the line up to time t, `spent` how many have been taken from
+it:
 
     0 ......... spent ............... issued(t)            available = min(issued(t) - spent, burst)
                 [====== available ====)
@@ -15,48 +16,59 @@ the line up to time t, `spent` how many have been taken from it:
 
     issued(t) = anchor_tokens + floor(((t - anchor) * mult + carry) / (5**9 * 2**shift))
 
-with mult the mantissa of the rate, a double per second = mult * 2**(9 - shift); the rest of the division by
-10**9 ns is the 5**9. So the law is exact, at whole seconds too, and there is nothing that could drift: no sum
-of small steps is ever formed. `spent` is the only word that an acquire changes. Because time only enters
-through `issued`, a clock that goes backwards sees fewer tokens for a while and can not have any of them
-credited twice. What lies further back than `burst` has flowed over: whoever takes next moves `spent` up to
-issued(t) - burst first, and starts the law anew from a full bucket, because the fraction of a token beyond it
-has flowed over too. (Kept, it would bring the next token early: one after an idle day and another a second
-later, where the rate is one a day.)
+with mult the mantissa of the rate, a double per second = mult * 2**(9 - shift); the
+rest of the division by 10**9 ns is the 5**9. So the law is exact, at whole seconds too,
+and there is nothing that could drift: no sum of small steps is ever formed. `spent` is
+the only word that an acquire changes. Because time only enters through `issued`, a
+clock that goes backwards sees fewer tokens for a while and can not have any of them
+credited twice. What lies further back than `burst` has flowed over: whoever takes next
+moves `spent` up to issued(t) - burst first, and starts the law anew from a full bucket,
+because the fraction of a token beyond it has flowed over too. (Kept, it would bring the
+next token early: one after an idle day and another a second later, where the rate is
+one a day.)
 
-Both are 64-bit and compared by difference, so neither ever ends; only a bucket left alone until its rate has
-issued 2**63 tokens (29 years at 10 billion a second) would misjudge the distance.
+Both are 64-bit and compared by difference, so neither ever ends; only a bucket left
+alone until its rate has issued 2**63 tokens (29 years at 10 billion a second) would
+misjudge the distance.
 
-Credit. Reading the clock costs more than all the rest of an acquire, so a look at it leaves a credit behind:
-CREDIT tokens that are there for certain and may be taken without another look. When those were taken is not
-known, so the next look counts them as taken just then: after a pause it may find up to that many tokens less
-than the burst. The credit is at most a 1024th of the burst; a smaller bucket has none, and the `_at` twins
-neither use nor leave one: they are exact. A bucket with a credit also keeps the fraction beyond a full one,
-which is less than one token more than rate * time + burst.
+Credit. Reading the clock costs more than all the rest of an acquire, so a look at it
+leaves a credit behind: CREDIT tokens that are there for certain and may be taken
+without another look. When those were taken is not known, so the next look counts them
+as taken just then: after a pause it may find up to that many tokens less than the
+burst. The credit is at most a 1024th of the burst; a smaller bucket has none, and the
+`_at` twins neither use nor leave one: they are exact. A bucket with a credit also keeps
+the fraction beyond a full one, which is less than one token more than rate * time +
+burst.
 
-Concurrency. A rate or burst change writes the law's idle slot and then flips `version` (release); a reader
-copies the slot that `version` (acquire) names and takes the copy only if `version` still says the same.
-`setter` keeps two changes from writing the idle slot at once. An acquire that is between its look at the law
-and its exchange while the law changes counts as having come before the change. A look replaces the credit
-word only if it is still the one that it found, so a look that was held up can not undo what a later one left.
+Concurrency. A rate or burst change writes the law's idle slot and then flips `version`
+(release); a reader copies the slot that `version` (acquire) names and takes the copy
+only if `version` still says the same. `setter` keeps two changes from writing the idle
+slot at once. An acquire that is between its look at the law and its exchange while the
+law changes counts as having come before the change. A look replaces the credit word
+only if it is still the one that it found, so a look that was held up can not undo what
+a later one left.
 
-Processes. A bucket in a file (path=) is the same state in memory that several processes have mapped. An
-acquire changes one word by one exchange, so a process that is killed in it has taken its tokens or has not; tokens that it
-took or reserved are gone, and flow in again as any others. A change of rate or burst takes the lock `setter`,
-and is in force with the one store of `version`: who is killed before that leaves the old law in force, and a lock
-that the next one opens who finds it, because the seat of its holder is free (see _shared/seat_locks.pyx). The word
-tells one holder from the next, so that nobody opens another lock than the one that was asked about. A process takes its
-seat with its first acquire, reserve or change, under the file's lock for tidying up. While it holds that lock no
-Python code runs, so no signal's handler can find its own thread to hold it, or raise before it is let go. A change
-waits for one that is under way elsewhere, if need be until that process was stopped for too long (TimeoutError);
+Processes. A bucket in a file (path=) is the same state in memory that several processes
+have mapped. An acquire changes one word by one exchange, so a process that is killed in
+it has taken its tokens or has not; tokens that it took or reserved are gone, and flow
+in again as any others. A change of rate or burst takes the lock `setter`, and is in
+force with the one store of `version`: who is killed before that leaves the old law in
+force, and a lock that the next one opens who finds it, because the seat of its holder
+is free (see _shared/seat_locks.pyx). The word tells one holder from the next, so that
+nobody opens another lock than the one that was asked about. A process takes its seat
+with its first acquire, reserve or change, under the file's lock for tidying up. While
+it holds that lock no Python code runs, so no signal's handler can find its own thread
+to hold it, or raise before it is let go. A change waits for one that is under way
+elsewhere, if need be until that process was stopped for too long (TimeoutError);
 nothing else waits, but for a process that tidies up at that moment. What a killed
-change has done by then, to settle what had flowed over, holds under the old law as well. All processes read
-the same clock (CLOCK_MONOTONIC) until the machine is started anew; the first one after that begins a new law
-with the tokens that are certain: those left of what the old one began with.
+change has done by then, to settle what had flowed over, holds under the old law as
+well. All processes read the same clock (CLOCK_MONOTONIC) until the machine is started
+anew; the first one after that begins a new law with the tokens that are certain: those
+left of what the old one began with.
 
-Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's TokenBucket; tokens in
-whole numbers on a line instead of a theoretical arrival time are our own, because an arrival time in integer
-ns is wrong by 1 % at 30 M/s.
+Sources: the single word of state is the idea of GCRA (ATM Forum, 1996) and of folly's
+TokenBucket; tokens in whole numbers on a line instead of a theoretical arrival time are
+our own, because an arrival time in integer ns is wrong by 1 % at 30 M/s.
 """
 
 cimport cython
@@ -133,21 +145,25 @@ cdef extern from * nogil:
     double nextafter(double x, double y)
 
 
-# Above this, 2**63 tokens are issued within months and the distance on the line could be misjudged; inf
-# serves there.
+# Above this, 2**63 tokens are issued within months and the distance on the line could
+# be misjudged; inf serves there.
 cdef double MAX_RATE = 1e12
-# A mantissa (53 bits) times any time (63 bits), and a carry (21 bits + this), stay below 2**127: their sum
-# fits into 128 bits.
+# A mantissa (53 bits) times any time (63 bits), and a carry (21 bits + this), stay
+# below 2**127: their sum fits into 128 bits.
 cdef int MAX_SHIFT = 105
 # Half of the line: what may lie between `spent` and `issued` at most.
 cdef int64_t MAX_TOKENS = INT64_MAX // 2
-# Tokens that may be taken after one look at the clock: with 32 a look's 30 ns come to one a token.
+# Tokens that may be taken after one look at the clock: with 32 a look's 30 ns come to
+# one a token.
 cdef uint64_t CREDIT = 32
-# Only a burst of 2**10 credits has one, so that what a credit may hide for a moment stays below a thousandth.
+# Only a burst of 2**10 credits has one, so that what a credit may hide for a moment
+# stays below a thousandth.
 cdef uint64_t CREDIT_SHARE = 10
-# How long (seconds) a change waits for another one, which takes a us, but may be of a process that is stopped.
+# How long (seconds) a change waits for another one, which takes a us, but may be of a
+# process that is stopped.
 CHANGE_SECONDS = 10.0
-# How long (seconds) to wait for another process that tidies up, which takes some us, but may be stopped.
+# How long (seconds) to wait for another process that tidies up, which takes some us,
+# but may be stopped.
 TIDYING_SECONDS = 10.0
 # So often it looks before it lets others run.
 cdef int SPINS = 1000
@@ -155,7 +171,8 @@ cdef int SPINS = 1000
 cdef int SEATS = 1024
 cdef int SEAT_BITS = 16
 cdef bytes KIND = b"tokn"
-# The credit word: law version (15 bits), a credit was left (1), `spent` at that look (48).
+# The credit word: law version (15 bits), a credit was left (1), `spent` at that look
+# (48).
 cdef uint64_t VERSION_SHIFT = 49
 cdef uint64_t VERSION_MASK = (<uint64_t>1 << 15) - 1
 cdef uint64_t HAS_CREDIT = <uint64_t>1 << 48
@@ -166,7 +183,8 @@ cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
     cdef uint64_t version
     cdef Law* law
     while True:
-        # Pairs with the release in `publish`: the slot that this version names was written before.
+        # Pairs with the release in `publish`: the slot that this version names was
+        # written before.
         version = load_acquire(&state.version)
         law = &state.law[version & 1]
         copy.anchor_ns = <int64_t>load_relaxed(&law.anchor_ns)
@@ -215,11 +233,13 @@ cdef void set_slope(LawCopy* law, double rate) noexcept nogil:
 
 
 cdef void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
-    """Put a law in force. The caller is alone with the idle slot: it made the bucket, or holds `setter`."""
+    """Put a law in force. The caller is alone with the idle slot: it made the bucket,
+    or holds `setter`.
+    """
     cdef uint64_t version = load_relaxed(&state.version)
     cdef Law* slot = &state.law[(version + 1) & 1]
-    # A reader that still copies this slot, two versions late, must see `version` changed: pairs with the
-    # fence in read_law.
+    # A reader that still copies this slot, two versions late, must see `version`
+    # changed: pairs with the fence in read_law.
     fence_release()
     store_relaxed(&slot.anchor_ns, <uint64_t>law.anchor_ns)
     store_relaxed(&slot.anchor_tokens, law.anchor_tokens)
@@ -234,7 +254,9 @@ cdef void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
 
 
 cdef inline void rescale(Rest* rest, int deeper) noexcept nogil:
-    """Express a rest in units that are 2**deeper times smaller; a negative `deeper` rounds down."""
+    """Express a rest in units that are 2**deeper times smaller; a negative `deeper`
+    rounds down.
+    """
     if deeper >= 64:
         rest.high = rest.low << (deeper - 64)
         rest.low = 0
@@ -251,7 +273,8 @@ cdef inline void rescale(Rest* rest, int deeper) noexcept nogil:
 
 cdef inline bint try_lock(BucketState* state, uint64_t me) noexcept nogil:
     cdef uint64_t expected = 0
-    # The time makes it another word each time. Pairs with the release in `unlock`: the next setter sees the law before it.
+    # The time makes it another word each time. Pairs with the release in `unlock`: the
+    # next setter sees the law before it.
     return cas_acquire(&state.setter, &expected, <uint64_t>steady_ns() << SEAT_BITS | me)
 
 
@@ -269,16 +292,16 @@ cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t
     read_law(state, &law)
     shift = <int>law.shift
     line = issued(&law, now_ns, &rest)
-    # Settle the overflow under the old burst: a larger one must not bring it back. An unlimited bucket kept
-    # no count, and settles as a full one.
+    # Settle the overflow under the old burst: a larger one must not bring it back. An
+    # unlimited bucket kept no count, and settles as a full one.
     credit = load_relaxed(&state.credit)
     spent = load_relaxed(&state.spent)
     while True:
         available = <int64_t>law.burst if law.unlimited else stock(state, &law, line, spent)
         if cas_relaxed(&state.spent, &spent, line - <uint64_t>available):
             break
-    # A credit ends here; what someone takes on it who is just about to counts from here on. (No law in force
-    # from now on has this version.)
+    # A credit ends here; what someone takes on it who is just about to counts from here
+    # on. (No law in force from now on has this version.)
     if credit & HAS_CREDIT:
         cas_relaxed(&state.credit, &credit, (
             (law.version - 1) << VERSION_SHIFT | HAS_CREDIT | ((line - <uint64_t>available) & BASE_MASK)
@@ -293,8 +316,8 @@ cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t
         law.unlimited = slope.unlimited
     if burst >= 0:
         law.burst = <uint64_t>burst
-    # What has come in of the next token goes on under the new law, in units of the new shift; a full bucket
-    # takes none.
+    # What has come in of the next token goes on under the new law, in units of the new
+    # shift; a full bucket takes none.
     law.carry_low = law.carry_high = 0
     if not full:
         rescale(&rest, <int>law.shift - shift)
@@ -304,12 +327,15 @@ cdef void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t
 
 
 cdef void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns, uint64_t me) noexcept nogil:
-    """If the bucket is full and more, let the law start anew from a full one, and `law` be that law."""
+    """If the bucket is full and more, let the law start anew from a full one, and `law`
+    be that law.
+    """
     cdef Rest rest
     cdef uint64_t line = issued(law, now_ns, &rest)
     # In a file the difference may be anything: a debt is no more than that.
     cdef int64_t over = max(<int64_t>(line - load_relaxed(&state.spent)), <int64_t>-1) - <int64_t>law.burst
-    # Without the lock somebody else does this or changes the law; then this call comes before the change.
+    # Without the lock somebody else does this or changes the law; then this call comes
+    # before the change.
     if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state, me):
         settle_law(state, now_ns, NULL, -1)
         unlock(state)
@@ -343,7 +369,9 @@ cdef void put_boot(BucketState* state, const uint64_t* boot) noexcept nogil:
 
 
 cdef void begin_anew(BucketState* state, const uint64_t* boot) noexcept nogil:
-    """If the clock has begun anew with the kernel, let the law do so too. The caller is the only one who does this."""
+    """If the clock has begun anew with the kernel, let the law do so too. The caller is
+    the only one who does this.
+    """
     cdef LawCopy law
     cdef int64_t left
     if load_acquire(&state.boot[1]) == boot[1] and load_relaxed(&state.boot[0]) == boot[0]:
@@ -405,12 +433,15 @@ cdef int take_seat(SeatLocks locks, BucketState* state, word* me) noexcept nogil
 
 
 cdef bint is_taken(SeatLocks locks, int seat) noexcept nogil:
-    """See SeatLocks; the type of an attribute of `file` is known to a parameter only."""
+    """See SeatLocks; the type of an attribute of `file` is known to a parameter only.
+    """
     return locks.is_taken(seat)
 
 
 cdef int64_t wait_to_tidy(object file, int outcome, int64_t deadline) except 0:
-    """After a try that came to LOCKED, or to an errno, which is raised; `deadline` is 0 at the first. Returns the deadline."""
+    """After a try that came to LOCKED, or to an errno, which is raised; `deadline` is 0
+    at the first. Returns the deadline.
+    """
     if outcome < 0:
         raise OSError(-outcome, os.strerror(-outcome), file.path)
     if deadline == 0:
@@ -433,10 +464,13 @@ cdef inline bint has_credit(LawCopy* law) noexcept nogil:
 
 
 cdef inline int64_t stock(BucketState* state, LawCopy* law, uint64_t line, uint64_t spent) noexcept nogil:
-    """Tokens that can be taken where `line` have been issued; negative while reservations are ahead of it."""
+    """Tokens that can be taken where `line` have been issued; negative while
+    reservations are ahead of it.
+    """
     cdef uint64_t used = 0, most = law.burst, credit = load_relaxed(&state.credit)
     cdef int64_t available = <int64_t>(line - spent)
-    # What was taken on credit since the last look may have been taken just now, and is kept from the burst.
+    # What was taken on credit since the last look may have been taken just now, and is
+    # kept from the burst.
     if credit & HAS_CREDIT:
         used = min((spent - credit) & BASE_MASK, CREDIT)
         most = most - used if most > used else 0
@@ -460,22 +494,27 @@ cdef int64_t checked_initial(object initial_tokens, int64_t burst) except -1:
 @cython.no_gc  # so that `_file` is still there when it is deallocated; nothing that it refers to can refer back
 @cython.final
 cdef class TokenBucket:
-    """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, an acquire takes some out.
+    """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, an
+    acquire takes some out.
 
-    rate: tokens per second, 0 to 1e12, or inf. With 0 only `initial_tokens` are ever granted; with inf
-        everything is, whatever the burst.
-    burst: the most tokens that can be taken at one moment. With 0 nothing is ever granted.
+    rate: tokens per second, 0 to 1e12, or inf. With 0 only `initial_tokens` are ever
+        granted; with inf everything is, whatever the burst.
+    burst: the most tokens that can be taken at one moment. With 0 nothing is ever
+        granted.
     initial_tokens: how many are there at the start; None means `burst`.
-    path: a file for the bucket, which other processes can use at the same time (Linux). It is made or, where it is there
-        already, attached to, if its rate and burst are these: else SharedFileError. A process takes one of the 1,024
-        seats with its first acquire, reserve or change, and raises RuntimeError there if all are taken; a forked child
-        opens the file anew with its first, and raises OSError if it can not. What failed so can be tried again. Making
-        the file shorter kills all who use it (SIGBUS).
+    path: a file for the bucket, which other processes can use at the same time (Linux).
+        It is made or, where it is there already, attached to, if its rate and burst are
+        these: else SharedFileError. A process takes one of the 1,024 seats with its
+        first acquire, reserve or change, and raises RuntimeError there if all are
+        taken; a forked child opens the file anew with its first, and raises OSError if
+        it can not. What failed so can be tried again. Making the file shorter kills all
+        who use it (SIGBUS).
 
-    Over any span of time no more is granted than rate * time + burst (and one token, where the burst is over
-    32,767 and the clock is the bucket's own). Every method that asks for the time has a twin ending in `_at`
-    that takes it (int ns, from any fixed start). Use one kind or the other on a bucket: the two share no
-    origin. A bucket that is only used through the `_at` twins starts at the constructor's `now_ns`.
+    Over any span of time no more is granted than rate * time + burst (and one token,
+    where the burst is over 32,767 and the clock is the bucket's own). Every method that
+    asks for the time has a twin ending in `_at` that takes it (int ns, from any fixed
+    start). Use one kind or the other on a bucket: the two share no origin. A bucket
+    that is only used through the `_at` twins starts at the constructor's `now_ns`.
 
     >>> bucket = TokenBucket(rate=10, burst=5, now_ns=0)
     >>> bucket.acquire_up_to_at(0, 8)
@@ -531,7 +570,8 @@ cdef class TokenBucket:
     def attach(path):
         """Open the bucket that another process, or an earlier run, made in this file.
 
-        Raises FileNotFoundError, and SharedFileError for a file that is not a TokenBucket's, damaged, or of another version.
+        Raises FileNotFoundError, and SharedFileError for a file that is not a
+        TokenBucket's, damaged, or of another version.
         """
         return TokenBucket(SharedFile.attach(path, KIND), 0)
 
@@ -599,7 +639,9 @@ cdef class TokenBucket:
         return None if self._file is None else self._file.path
 
     cdef int64_t _take(self, int64_t now_ns, int64_t n, bint partial) noexcept nogil:
-        """Take n tokens, or with `partial` as many of them as there are; returns how many were taken."""
+        """Take n tokens, or with `partial` as many of them as there are; returns how
+        many were taken.
+        """
         cdef LawCopy law
         read_law(self._state, &law)
         if law.unlimited:
@@ -613,7 +655,8 @@ cdef class TokenBucket:
         cdef LawCopy law
         cdef uint64_t spent = load_relaxed(&self._state.spent)
         cdef uint64_t credit = load_relaxed(&self._state.credit)
-        # Only a credit left under the law in force counts: a change of rate or burst takes effect at once.
+        # Only a credit left under the law in force counts: a change of rate or burst
+        # takes effect at once.
         if (
             credit & HAS_CREDIT
             and credit >> VERSION_SHIFT == load_relaxed(&self._state.version) & VERSION_MASK
@@ -627,14 +670,17 @@ cdef class TokenBucket:
             if law.unlimited:
                 return n
             now_ns = steady_ns()
-            # A law that ended before this reading of the clock does not say what has been issued by then.
+            # A law that ended before this reading of the clock does not say what has
+            # been issued by then.
             if load_acquire(&self._state.version) == law.version:
                 if not has_credit(&law):
                     drop_overflow(self._state, &law, now_ns, load_relaxed(&self._me))
                 return self._look(&law, now_ns, n, partial, True)
 
     cdef int64_t _look(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
-        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough for one remains."""
+        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough for
+        one remains.
+        """
         cdef Rest rest
         cdef uint64_t before, line = issued(law, now_ns, &rest)
         cdef uint64_t credit = load_relaxed(&self._state.credit)
@@ -644,8 +690,9 @@ cdef class TokenBucket:
             available = stock(self._state, law, line, spent)
             taken = n if available >= n else available if partial and available > 0 else 0
             before = spent
-            # A refusal changes nothing; but a look that lends settles what has flowed over, and its clock can
-            # not go back. Relaxed: the word guards nothing but itself.
+            # A refusal changes nothing; but a look that lends settles what has flowed
+            # over, and its clock can not go back. Relaxed: the word guards nothing but
+            # itself.
             if taken > 0 or lend:
                 spent = line - <uint64_t>available + <uint64_t>taken
             if spent == before or cas_relaxed(&self._state.spent, &before, spent):
@@ -695,7 +742,9 @@ cdef class TokenBucket:
         return self._take(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
-        """Seconds until `n` tokens could be taken if nobody else takes any; inf where that can never be."""
+        """Seconds until `n` tokens could be taken if nobody else takes any; inf where
+        that can never be.
+        """
         return self._retry_after(steady_ns(), checked_count(n))
 
     def retry_after_at(self, now_ns, n=1):
@@ -703,9 +752,11 @@ cdef class TokenBucket:
         return self._retry_after(checked_ns(now_ns), checked_count(n))
 
     def reserve(self, n=1):
-        """Take `n` tokens now even if they are still to come; the Reservation's `delay` is the wait for them.
+        """Take `n` tokens now even if they are still to come; the Reservation's `delay`
+        is the wait for them.
 
-        Where n exceeds the burst, or the rate is 0 and too few are there, nothing is taken, `delay` is inf.
+        Where n exceeds the burst, or the rate is 0 and too few are there, nothing is
+        taken, `delay` is inf.
         """
         return self.reserve_at(steady_ns(), n)
 
@@ -742,18 +793,19 @@ cdef class TokenBucket:
                 reservation.delay = delay
                 store_relaxed(&reservation._n, <uint64_t>count)
                 reservation._end = line - <uint64_t>available + <uint64_t>count
-                # Beyond 127 years the sum may leave int64: such a reservation never comes due.
-                # Before them the wait alone may: it is added without a sign.
+                # Beyond 127 years the sum may leave int64: such a reservation never
+                # comes due. Before them the wait alone may: it is added without a sign.
                 reservation._due_ns = (
                     INT64_MAX if delay * 1e9 + now > 9e18 else <int64_t>(<uint64_t>now + <uint64_t>(delay * 1e9))
                 )
                 return reservation
 
     def give_back(self, n):
-        """Return `n` tokens that were acquired and not used; returns how many came back, up to the burst.
+        """Return `n` tokens that were acquired and not used; returns how many came
+        back, up to the burst.
 
-        While reservations are ahead of the rate their holders have been told when to go, so only what exceeds
-        that debt can come back.
+        While reservations are ahead of the rate their holders have been told when to
+        go, so only what exceeds that debt can come back.
         """
         return self.give_back_at(steady_ns(), n)
 
@@ -779,7 +831,9 @@ cdef class TokenBucket:
                 return refund
 
     def set_rate(self, rate):
-        """Change the rate (tokens per second); what has flowed in until now did so at the old one."""
+        """Change the rate (tokens per second); what has flowed in until now did so at
+        the old one.
+        """
         self.set_rate_at(steady_ns(), rate)
 
     def set_rate_at(self, now_ns, rate):
@@ -795,14 +849,17 @@ cdef class TokenBucket:
         self._change(checked_ns(now_ns), -1.0, checked_burst(burst))
 
     cdef _change(self, int64_t now_ns, double rate, int64_t burst):
-        """Settle at `now_ns`, then go on with the new rate and burst; a negative one stays as it is."""
+        """Settle at `now_ns`, then go on with the new rate and burst; a negative one
+        stays as it is.
+        """
         cdef LawCopy slope
         if rate >= 0:
             set_slope(&slope, rate)
         prepare(self)
         cdef int64_t deadline = 0
         cdef int tries = 0
-        # Nobody lets go of the GIL between try_lock and unlock: with it, who waits here waits for another process.
+        # Nobody lets go of the GIL between try_lock and unlock: with it, who waits here
+        # waits for another process.
         while not try_lock(self._state, load_relaxed(&self._me)):
             self._free_lock()
             tries += 1
@@ -835,7 +892,9 @@ cdef class TokenBucket:
 
     @property
     def tokens(self):
-        """Tokens there are now, as a float; negative while reservations are ahead of the rate, inf at inf."""
+        """Tokens there are now, as a float; negative while reservations are ahead of
+        the rate, inf at inf.
+        """
         return self.tokens_at(steady_ns())
 
     def tokens_at(self, now_ns):
@@ -852,7 +911,9 @@ cdef class TokenBucket:
         return min(<double>available + part_of_token(&law, &rest), <double>law.burst)
 
     def _nothing(self, n=1):
-        """Do nothing: what calling a compiled method costs, as the yardstick for `try_acquire`."""
+        """Do nothing: what calling a compiled method costs, as the yardstick for
+        `try_acquire`.
+        """
         return True
 
     def __repr__(self):
@@ -863,7 +924,9 @@ cdef class TokenBucket:
 
 
 cdef inline int prepare(TokenBucket bucket) except -1:
-    """Before what may have to change the law: have a seat to do that from, and open a dead process's lock."""
+    """Before what may have to change the law: have a seat to do that from, and open a
+    dead process's lock.
+    """
     if load_relaxed(&bucket._me) == 0 or load_relaxed(&bucket._state.setter) != 0:
         bucket._prepare()
     return 0
@@ -882,7 +945,8 @@ cdef class Reservation:
     def cancel(self):
         """Give the tokens back if their time has not come; returns how many came back.
 
-        What others reserved afterwards keeps its place, so only what they did not build on comes back.
+        What others reserved afterwards keeps its place, so only what they did not build
+        on comes back.
         """
         return self.cancel_at(steady_ns())
 
@@ -899,7 +963,8 @@ cdef class Reservation:
             return 0
         spent = load_relaxed(&self._bucket._state.spent)
         while True:
-            # Others may have given back since, and `spent` lie before our end: never more than was reserved.
+            # Others may have given back since, and `spent` lie before our end: never
+            # more than was reserved.
             refund = <int64_t>n - max(<int64_t>(spent - self._end), <int64_t>0)
             if refund <= 0:
                 store_relaxed(&self._n, n)
@@ -912,7 +977,9 @@ cdef class Reservation:
 
 
 cdef double seconds_until(LawCopy* law, int64_t now_ns, int64_t missing) noexcept nogil:
-    """Seconds until `missing` more tokens will have been issued: never too short, at most some ns long."""
+    """Seconds until `missing` more tokens will have been issued: never too short, at
+    most some ns long.
+    """
     cdef Rest rest
     cdef uint64_t target
     cdef double wait_ns

@@ -10,8 +10,9 @@ from ringbuf._shared.waiting cimport Waiting
 cdef uint64_t MAX_CAPACITY
 
 
-# What a ring and its handles have in common. Nothing in it changes after it was made, but what one thread leaves for its next
-# call; on a line of its own, so that threads with a handle each do not fight over it.
+# What a ring and its handles have in common. Nothing in it changes after it was made,
+# but what one thread leaves for its next call; on a line of its own, so that threads
+# with a handle each do not fight over it.
 cdef class RecordRingBase:
     cdef Runs _runs
     cdef Kind _kind

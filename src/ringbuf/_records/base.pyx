@@ -1,5 +1,7 @@
 # cython: freethreading_compatible=True
-"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the memory, and what there is to say of it."""
+"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the
+memory, and what there is to say of it.
+"""
 
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint64_t
@@ -21,7 +23,9 @@ cdef class RecordRingBase:
         return self._runs.mask + 1
 
     def __len__(self):
-        """Records pushed and not yet taken; while others push or pop it is a moment's truth."""
+        """Records pushed and not yet taken; while others push or pop it is a moment's
+        truth.
+        """
         if self._runs.cursors == NULL:
             return 0  # a RecordRingBase that is neither a ring nor a handle
         check_open(self._waiting)

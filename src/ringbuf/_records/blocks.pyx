@@ -1,16 +1,19 @@
 # cython: freethreading_compatible=True
 """Blocks: the memory of a RingBuffer itself, for the length of a `with` block.
 
-`reserve` and `peek` show it as a Span. A Span makes an array of what it shows at each use and keeps none, so that nothing can
-outlive the block by accident; an array that somebody took out of it by `np.asarray` is counted. When the block ends
+`reserve` and `peek` show it as a Span. A Span makes an array of what it shows at each
+use and keeps none, so that nothing can outlive the block by accident; an array that
+somebody took out of it by `np.asarray` is counted. When the block ends
 
     reserve  without an error the records are published. With one the claim is undone, as if it had never been.
     peek     without an error the records are freed. With one they are given back: the next consumer gets them, before all
              others and in their order. Those that other consumers took in the meantime stay with them.
 
-An array that is still alive when its block ends is an error (BufferError). What was reserved then holds nothing, and its memory
-is used again only when the array has gone (in a ring that processes share, what was pushed behind it is to be seen only then);
-what was peeked at is given back, and the array, which can not be written, may show other records from then on.
+An array that is still alive when its block ends is an error (BufferError). What was
+reserved then holds nothing, and its memory is used again only when the array has gone
+(in a ring that processes share, what was pushed behind it is to be seen only then);
+what was peeked at is given back, and the array, which can not be written, may show
+other records from then on.
 """
 
 cimport cython
@@ -33,14 +36,17 @@ import numpy as np
 
 # In Lease._lent, above any number of buffers.
 cdef uint64_t ENDED = <uint64_t>1 << 32
-# What makes a Span: its `__new__` alone, called by somebody else, would make one of nothing.
+# What makes a Span: its `__new__` alone, called by somebody else, would make one of
+# nothing.
 cdef object OURS = object()
 
 
 @cython.no_gc  # so that `_memory` is still there when it is deallocated; nothing that it refers to can refer back
 @cython.final
 cdef class Lease:
-    """A part of the ring's memory that a block holds; lends it out as buffers and counts them."""
+    """A part of the ring's memory that a block holds; lends it out as buffers and
+    counts them.
+    """
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         cdef uint64_t lent = load_relaxed(&self._lent)
@@ -95,7 +101,9 @@ cdef class Lease:
         return self._count
 
     cdef bint end(self, bint commit) noexcept:
-        """End the block; False: buffers are still out, and nothing was committed. Only the first call does anything."""
+        """End the block; False: buffers are still out, and nothing was committed. Only
+        the first call does anything.
+        """
         cdef uint64_t none = 0
         if exchange_total(&self._over, 1):
             return True
@@ -144,7 +152,9 @@ cdef class Lease:
         return quiet
 
     cdef int tell(self) except -1:
-        """Wake those who wait for what the end of a block brought: records or room, and it may have been either."""
+        """Wake those who wait for what the end of a block brought: records or room, and
+        it may have been either.
+        """
         if self._count > 0 and wanted(&self._runs.cursors.records):
             self._waiting.call(&self._runs.cursors.records)
         if self._count > 0 and wanted(&self._runs.cursors.room):
@@ -169,12 +179,15 @@ cdef class Lease:
 
 @cython.final
 cdef class Span:
-    """Records of a ring, in place, for the length of a `with` block: what `reserve` and `peek` give. For one thread.
+    """Records of a ring, in place, for the length of a `with` block: what `reserve` and
+    `peek` give. For one thread.
 
-    Within the block it is used like an array: `len(span)`; `span[i]` is a copy of one record; a slice or the name of a field
-    gives a Span of that part; assignments to any of these write into the ring, converting as numpy does (not after `peek`);
-    `np.asarray(span)` is an array of the ring's own memory, which has to be gone (`del`) when the block ends: else the end
-    raises BufferError. After the block every use raises ValueError.
+    Within the block it is used like an array: `len(span)`; `span[i]` is a copy of one
+    record; a slice or the name of a field gives a Span of that part; assignments to any
+    of these write into the ring, converting as numpy does (not after `peek`);
+    `np.asarray(span)` is an array of the ring's own memory, which has to be gone
+    (`del`) when the block ends: else the end raises BufferError. After the block every
+    use raises ValueError.
     """
 
     def __cinit__(self, key=None):
@@ -191,7 +204,8 @@ cdef class Span:
         return self
 
     def __exit__(self, kind, error, traceback):
-        # No more than that: what the parts are made of may be the user's code, and memory for them may run out.
+        # No more than that: what the parts are made of may be the user's code, and
+        # memory for them may run out.
         self._check_begun()
         cdef bint quiet = self._lease.end(kind is None)
         self._lease.tell()

@@ -1,12 +1,16 @@
-"""Whatever a caller hands to a RingBuffer as an array of its dtype, or an error that says why not.
+"""Whatever a caller hands to a RingBuffer as an array of its dtype, or an error that
+says why not.
 
-A dtype says which conversions make sense (numpy's "same_kind" rule), and the values say whether they do it without loss: an
-integer that does not fit, a number that would become infinite, a string that would be cut, and a time that is out of range or
-finer than the unit are refused. Floats round.
+A dtype says which conversions make sense (numpy's "same_kind" rule), and the values say
+whether they do it without loss: an integer that does not fit, a number that would
+become infinite, a string that would be cut, and a time that is out of range or finer
+than the unit are refused. Floats round.
 
-What numpy itself does not tell apart stays so: a string or raw bytes that are too short are filled up with NULs, and an array of
-strings does not know whether there were NULs at the end of one. A str or bytes that ends in NULs is refused, as it would come out
-without them: "V" keeps them. None is NaT where the dtype is one of times; a datetime with a time zone counts in UTC.
+What numpy itself does not tell apart stays so: a string or raw bytes that are too short
+are filled up with NULs, and an array of strings does not know whether there were NULs
+at the end of one. A str or bytes that ends in NULs is refused, as it would come out
+without them: "V" keeps them. None is NaT where the dtype is one of times; a datetime
+with a time zone counts in UTC.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ MASKED = "records that are masked have no value: fill them (records.filled(...))
 def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     """`records` as a contiguous array of `dtype` with one dimension.
 
-    TypeError for what can never be of that dtype, ValueError for a wrong shape and for values that do not fit (numbers:
-    OverflowError).
+    TypeError for what can never be of that dtype, ValueError for a wrong shape and for
+    values that do not fit (numbers: OverflowError).
     """
     if has_masked(records):
         raise ValueError(MASKED)
@@ -93,7 +97,9 @@ def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:
 
 
 def cells_of(value: Any) -> list[Any]:
-    """The items of an array, or of nested sequences, as they are: in an array of objects a time would lose its unit."""
+    """The items of an array, or of nested sequences, as they are: in an array of
+    objects a time would lose its unit.
+    """
     array = np.asarray(value) if is_array(value) else np.array(value, object)
     return list(array.ravel())
 
@@ -128,7 +134,9 @@ def is_int(row: Any) -> bool:
 
 
 def int_array(rows: list[Any]) -> npt.NDArray[Any]:
-    """Ints as int64, or as uint64 where one is too large for that: numpy would make floats of both together."""
+    """Ints as int64, or as uint64 where one is too large for that: numpy would make
+    floats of both together.
+    """
     try:
         return np.array([int(row) for row in rows], np.int64)
     except OverflowError:
@@ -136,7 +144,9 @@ def int_array(rows: list[Any]) -> npt.NDArray[Any]:
 
 
 def time_array(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Times in the unit that they have, or in `dtype` where they have several: all at once numpy would cut them, or wrap."""
+    """Times in the unit that they have, or in `dtype` where they have several: all at
+    once numpy would cut them, or wrap.
+    """
     times = [as_time(row, dtype) for row in rows]
     if len({getattr(time, "dtype", None) for time in times}) == 1:
         return np.array(times)
@@ -144,7 +154,9 @@ def time_array(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def as_time(row: Any, dtype: np.dtype[Any]) -> Any:
-    """A time of Python's or pandas's as one of numpy's, in a unit that holds it as it is; anything else as it came."""
+    """A time of Python's or pandas's as one of numpy's, in a unit that holds it as it
+    is; anything else as it came.
+    """
     if row is None:
         return np.array("NaT", dtype)[()]
     if not isinstance(row, (datetime.date, datetime.timedelta)):
@@ -166,7 +178,9 @@ def as_time(row: Any, dtype: np.dtype[Any]) -> Any:
 def cast(
     array: npt.NDArray[Any], dtype: np.dtype[Any], *, by_value: bool = False
 ) -> npt.NDArray[Any]:
-    """`array` in `dtype`; `by_value`: it was made from Python objects, whose ints have no width or sign of their own."""
+    """`array` in `dtype`; `by_value`: it was made from Python objects, whose ints have
+    no width or sign of their own.
+    """
     if array.ndim != 1:
         raise ValueError(f"records must have one dimension, not {array.ndim}")
     return np.ascontiguousarray(
@@ -212,7 +226,9 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
 
 
 def converted_times(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Times of another unit, or numbers of units, in `dtype`: numpy wraps what is out of range, and cuts what is finer."""
+    """Times of another unit, or numbers of units, in `dtype`: numpy wraps what is out
+    of range, and cuts what is finer.
+    """
     if array.dtype.kind in "biu":
         made = array.astype(dtype)
         lost = (made.astype(np.int64) != array) | np.isnat(made)
@@ -224,7 +240,8 @@ def converted_times(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArra
         back = made.astype(array.dtype)
     except OverflowError:  # from the units alone
         raise ValueError(f"times of dtype {array.dtype} can not be told in {dtype}") from None
-    # What wrapped comes back as another time, because whatever fits comes back as it was.
+    # What wrapped comes back as another time, because whatever fits comes back as it
+    # was.
     lost = (back != array) & ~(np.isnat(back) & np.isnat(array))
     if lost.any():
         raise ValueError(f"{array[lost][0]!r} is out of range for {dtype}, or finer than its unit")

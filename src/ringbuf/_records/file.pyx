@@ -1,9 +1,10 @@
 # cython: freethreading_compatible=True
 """The file of a RingBuffer that several processes share, and this process's part in it.
 
-Body: control (seats and slots), positions, index, records, each from a page on. The header remembers the capacity in records and the
-dtype, as `describe` says it. See _shared/shared_file.py for the file, _shared/op_slots.pxd and
-shared_positions.pxd for how it is worked on.
+Body: control (seats and slots), positions, index, records, each from a page on. The
+header remembers the capacity in records and the dtype, as `describe` says it. See
+_shared/shared_file.py for the file, _shared/op_slots.pxd and shared_positions.pxd for
+how it is worked on.
 """
 
 cimport cython
@@ -32,7 +33,8 @@ import numpy as np
 from ringbuf._shared.shared_file import SharedFile, SharedFileError
 
 cdef enum:
-    # So often a consumer looks for the dead while it finds something: what they had taken is to be taken again.
+    # So often a consumer looks for the dead while it finds something: what they had
+    # taken is to be taken again.
     LOOK_TAKES = 256
 
 cdef bytes KIND = b"recs"
@@ -46,7 +48,9 @@ cdef inline size_t pages(size_t size) noexcept:
 
 
 def create_or_attach(path, slots, dtype):
-    """The SharedFile of a ring of that many records of that dtype, made if it is not there."""
+    """The SharedFile of a ring of that many records of that dtype, made if it is not
+    there.
+    """
     if not os.path.exists(path):
         meta = {"records": slots, "dtype": describe(dtype)}
         try:
@@ -87,7 +91,9 @@ def attach(path):
 
 
 def describe(dtype):
-    """A dtype in JSON's terms, with all that makes a difference: places, titles, padding, the align flag, np.record."""
+    """A dtype in JSON's terms, with all that makes a difference: places, titles,
+    padding, the align flag, np.record.
+    """
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return {"of": describe(base), "shape": list(shape)}
@@ -130,7 +136,9 @@ cdef const char* judge(void* ring, Range* ranges) noexcept nogil:
 
 @cython.final
 cdef class SharedRuns:
-    """A ring's part in its file; one for a ring and all its handles. Any number of threads may use it."""
+    """A ring's part in its file; one for a ring and all its handles. Any number of
+    threads may use it.
+    """
 
     def __init__(self, file, uint64_t slots, uint64_t itemsize):
         self.memory = np.frombuffer(file.memory, np.uint8)
@@ -167,7 +175,9 @@ cdef class SharedRuns:
         return 0
 
     cdef int sweep(self) except -1:
-        """Free the slots of blocks that gave back, as far as all of it has been taken again."""
+        """Free the slots of blocks that gave back, as far as all of it has been taken
+        again.
+        """
         cdef OpSlot* slot
         cdef int64_t number
         for _ in range(len(self.given)):
@@ -213,7 +223,8 @@ cdef class SharedRuns:
             count = take_orphan(&self.runs, slot, orphan, most, contiguous, position)
             if count > 0:
                 return count
-            # Others were faster. If it is there again, go on with what waits: nobody tries for ever.
+            # Others were faster. If it is there again, go on with what waits: nobody
+            # tries for ever.
             if orphan == last:
                 break
             last = orphan
@@ -223,7 +234,9 @@ cdef class SharedRuns:
         return shared_waiting(&self.runs)
 
     cdef object check(self):
-        """RingBuffer._check. Every process that took part is at rest, or gone and noticed."""
+        """RingBuffer._check. Every process that took part is at rest, or gone and
+        noticed.
+        """
         cdef Runs* r = &self.runs
         cdef Pair read = load_pair(&r.cursors.read)
         cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)

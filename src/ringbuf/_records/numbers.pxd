@@ -1,7 +1,9 @@
-"""Plain numbers as the bytes of a record and back, without numpy: for dtypes of up to 8 bytes in native order.
+"""Plain numbers as the bytes of a record and back, without numpy: for dtypes of up to 8
+bytes in native order.
 
-What a dtype can not hold as it is, is refused: an int out of range or a finite float that would become infinite by OverflowError;
-a float for an integer, an int for a bool, and all that is no number by TypeError. A float32 rounds. numpy's scalars count as the
+What a dtype can not hold as it is, is refused: an int out of range or a finite float
+that would become infinite by OverflowError; a float for an integer, an int for a bool,
+and all that is no number by TypeError. A float32 rounds. numpy's scalars count as the
 Python numbers that they stand for.
 """
 
@@ -172,7 +174,9 @@ cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uin
 
 
 cdef inline object wide_float(object record):
-    """What a numpy scalar stands for; a longdouble, for which Python has no type, as a float."""
+    """What a numpy scalar stands for; a longdouble, for which Python has no type, as a
+    float.
+    """
     number = record.item()
     if getattr(getattr(number, "dtype", None), "kind", "") != "f":
         return number

@@ -1,15 +1,19 @@
-"""Runs of records of one size: how producers claim and publish, and consumers take, release and give back.
+"""Runs of records of one size: how producers claim and publish, and consumers take,
+release and give back.
 
-Three positions, each in a cache line of its own because each has its own crowd of writers:
+Three positions, each in a cache line of its own because each has its own crowd of
+writers:
 
     0 ............ tail ............ read ............ write           tail ≤ read ≤ write ≤ tail + capacity
                    [=== out with ===][== published ===)
                        consumers         and claimed
 
-Positions count records; record p lies in slot p & mask. What one push claims is a run: one exchange of `write`, a copy, and one
-tag in the index, at the run's first slot, whatever its length. Consumers find runs by their tags, and take from `read` by one
-exchange as many records as they want, over several runs or from the midst of one. What one take got is a range. Ranges are
-released in any order: the one at `tail` moves `tail` on, and any other leaves a tag for whoever brings `tail` there.
+Positions count records; record p lies in slot p & mask. What one push claims is a run:
+one exchange of `write`, a copy, and one tag in the index, at the run's first slot,
+whatever its length. Consumers find runs by their tags, and take from `read` by one
+exchange as many records as they want, over several runs or from the midst of one. What
+one take got is a range. Ranges are released in any order: the one at `tail` moves
+`tail` on, and any other leaves a tag for whoever brings `tail` there.
 
     tag = kind (3 bits), length - 1 (as many bits as the capacity has), lap (the rest)
 
@@ -17,30 +21,38 @@ released in any order: the one at `tail` moves `tail` on, and any other leaves a
     VOID       a run that holds nothing         RETURNED   a range that its consumer gave back: it will be taken again
     HELD       the same, while somebody still has a view of it
 
-A tag holds the lap, so what an earlier lap left behind never matches, and memory full of zeros holds no tag at all: nothing is
-ever cleared. Payload lies elsewhere and can not be taken for a tag. One index serves both sides: when a range is released or
-given back, its first slot has been taken, and no consumer needs a PUBLISHED there any more.
+A tag holds the lap, so what an earlier lap left behind never matches, and memory full
+of zeros holds no tag at all: nothing is ever cleared. Payload lies elsewhere and can
+not be taken for a tag. One index serves both sides: when a range is released or given
+back, its first slot has been taken, and no consumer needs a PUBLISHED there any more.
 
-Progress. Every operation is lock-free: a failed exchange means that another thread's succeeded, and none waits for another. A
-producer that stalls between claim and publish delays the sight of what was claimed after its run, and nothing else. A consumer
-that stalls between take and release keeps its range occupied, and nothing else. A producer that gives up publishes its run as
-VOID, and consumers, or producers that lack room, pass over it.
+Progress. Every operation is lock-free: a failed exchange means that another thread's
+succeeded, and none waits for another. A producer that stalls between claim and publish
+delays the sight of what was claimed after its run, and nothing else. A consumer that
+stalls between take and release keeps its range occupied, and nothing else. A producer
+that gives up publishes its run as VOID, and consumers, or producers that lack room,
+pass over it.
 
-A HELD run is done with when a consumer has passed it and its viewer has gone; each of the two leaves it by `leave`, and the
-second one frees it. So a view that outlives its block delays nobody and can never show or change another's records.
+A HELD run is done with when a consumer has passed it and its viewer has gone; each of
+the two leaves it by `leave`, and the second one frees it. So a view that outlives its
+block delays nobody and can never show or change another's records.
 
-Scaling. Without a GIL, producers of one ring share the line of `write`, which goes from processor to processor with each claim,
-and that takes as long as pushing a record does: so records pushed one at a time hardly go in faster by two producers than by one;
-in batches, or into a ring each, they do (bench/micro/test_ring_buffer.py). Handing out slots ahead, a run for each handle, would
-spare the exchange, but a handle that then pauses would hide what all the others have pushed behind its run.
+Scaling. Without a GIL, producers of one ring share the line of `write`, which goes from
+processor to processor with each claim, and that takes as long as pushing a record does:
+so records pushed one at a time hardly go in faster by two producers than by one; in
+batches, or into a ring each, they do (bench/micro/test_ring_buffer.py). Handing out
+slots ahead, a run for each handle, would spare the exchange, but a handle that then
+pauses would hide what all the others have pushed behind its run.
 
-Widths. Positions are whole, 64 bits, and given out once. `read` is a pair (_core/pairs.pxd) of a position and the number of
-records known to be published from there on, since both must move in one exchange; no value of it ever comes again. A ring that
-goes back to its start uses up a lap for it; it stops doing so at MOST_POSITION / 2, long before positions could end.
+Widths. Positions are whole, 64 bits, and given out once. `read` is a pair
+(_core/pairs.pxd) of a position and the number of records known to be published from
+there on, since both must move in one exchange; no value of it ever comes again. A ring
+that goes back to its start uses up a lap for it; it stops doing so at MOST_POSITION /
+2, long before positions could end.
 
-Alone. While the GIL is held no other thread of this process is between two lines here. A ring that no other process shares
-then needs no exchange: to compare and to store does (measured: 3 ns less for each). On a build without a GIL a ring is never
-alone.
+Alone. While the GIL is held no other thread of this process is between two lines here.
+A ring that no other process shares then needs no exchange: to compare and to store does
+(measured: 3 ns less for each). On a build without a GIL a ring is never alone.
 
 Pairs of release and acquire, each named again where it stands in the code:
 
@@ -51,9 +63,10 @@ Pairs of release and acquire, each named again where it stands in the code:
     S  claim: store of `seen`        ->  load of it in `claim`: the same, for the next who claims by this handle
     G  give back: store of a tag     ->  load of the tag in `retake`: as M, for what comes a second time
 
-R and the loads of `tail` and of tags in `release` are in one total order as well: of two threads that release neighbouring
-ranges at the same moment, at least one sees the other's. With acquire alone each could miss the other's, and the room would
-be lost for ever.
+R and the loads of `tail` and of tags in `release` are in one total order as well: of
+two threads that release neighbouring ranges at the same moment, at least one sees the
+other's. With acquire alone each could miss the other's, and the room would be lost for
+ever.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -77,9 +90,10 @@ cdef enum:
 
 
 cdef enum:
-    # An empty ring goes back to its start when it has come this far, so that it stays in a second-level cache beside what is
-    # copied in and out. Measured for 4,096 records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times
-    # for a ring of 4 MiB and 1.7 times for one of 64 MiB.
+    # An empty ring goes back to its start when it has come this far, so that it stays
+    # in a second-level cache beside what is copied in and out. Measured for 4,096
+    # records of 64 B at a time: 0.92 times two copies of them; without it 1.2 times for
+    # a ring of 4 MiB and 1.7 times for one of 64 MiB.
     REWIND_BYTES = 128 * 1024
 
 
@@ -90,7 +104,8 @@ cdef struct RunCursors:
     word pad1[6]
     word tail
     word pad2[7]
-    # Changed only by reservations and by what goes wrong, so that it stays in every cache.
+    # Changed only by reservations and by what goes wrong, so that it stays in every
+    # cache.
     word absent           # records between `read` and `write` that can not be read, less those before `read` that can: for len()
     word returned         # ranges given back and not yet taken again
     word pad3[6]
@@ -98,7 +113,8 @@ cdef struct RunCursors:
     EventCount room             # rung when something has been released
 
 
-# A ring of records. Every handle has a copy: all but what the pointers lead to stays as it was made.
+# A ring of records. Every handle has a copy: all but what the pointers lead to stays as
+# it was made.
 cdef struct Runs:
     RunCursors* cursors
     word* index
@@ -148,7 +164,9 @@ cdef inline uint64_t make_tag(Runs* r, uint64_t position, uint64_t count, uint64
 
 
 cdef inline bint is_of(Runs* r, uint64_t tag, uint64_t position) noexcept nogil:
-    """Whether a tag found in the slot of `position` belongs to it, and not to another lap; 0 belongs to none."""
+    """Whether a tag found in the slot of `position` belongs to it, and not to another
+    lap; 0 belongs to none.
+    """
     return ((tag ^ position << KIND_BITS) & (~r.mask << KIND_BITS)) == 0 and tag & ((1 << KIND_BITS) - 1) != 0
 
 
@@ -169,9 +187,11 @@ cdef inline uint64_t published(Runs* r, uint64_t position) noexcept nogil:
 
 
 cdef inline uint64_t waiting(Runs* r) noexcept nogil:
-    """Records that can be taken; while others push or pop it is a moment's truth, and while blocks end it may be off by them."""
-    # `read` first: what is claimed in between then makes the answer too large. `absent` is lowered before and raised after
-    # what it stands for, to the same end.
+    """Records that can be taken; while others push or pop it is a moment's truth, and
+    while blocks end it may be off by them.
+    """
+    # `read` first: what is claimed in between then makes the answer too large. `absent`
+    # is lowered before and raised after what it stands for, to the same end.
     cdef uint64_t read = load_acquire(&r.cursors.read.position)
     cdef int64_t count = <int64_t>(load_acquire(&r.cursors.write.position) - read)
     count -= <int64_t>load_relaxed(&r.cursors.absent)
@@ -182,8 +202,9 @@ cdef inline uint64_t waiting(Runs* r) noexcept nogil:
 
 
 cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) noexcept nogil:
-    """How many records can be claimed at `write`, which is brought up to date where it is too old to say; if there are `most`, at
-    least as many."""
+    """How many records can be claimed at `write`, which is brought up to date where it
+    is too old to say; if there are `most`, at least as many.
+    """
     cdef uint64_t free, tail
     while True:
         free = r.mask + 1 - (write[0] - load_acquire(seen))  # S
@@ -193,15 +214,19 @@ cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) n
             free = r.mask + 1 - (write[0] - tail)
         if free <= r.mask + 1:
             return free
-        # Others have gone round since `write` was read; having seen their `tail` we see their `write`.
+        # Others have gone round since `write` was read; having seen their `tail` we see
+        # their `write`.
         write[0] = load_relaxed(&r.cursors.write.position)
 
 
 cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
-    """Claim up to `most` records, not over the end of the memory if `contiguous`; returns how many. 0: no room.
+    """Claim up to `most` records, not over the end of the memory if `contiguous`;
+    returns how many. 0: no room.
 
-    seen: where `tail` was when somebody looked last: all that is asked while that leaves room enough, since `tail` lies in a
-        line that consumers write (measured without a GIL, one thread pushing and one taking: 24 million a second rather than 20).
+    seen: where `tail` was when somebody looked last: all that is asked while that
+        leaves room enough, since `tail` lies in a line that consumers write (measured
+        without a GIL, one thread pushing and one taking: 24 million a second rather
+        than 20).
     """
     cdef uint64_t write = load_relaxed(&r.cursors.write.position), free, count
     while True:
@@ -220,7 +245,9 @@ cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, 
 
 
 cdef inline bint add_one(Runs* r, uint64_t* position) noexcept nogil:
-    """Claim one record of a ring that is alone and has room, without looking for what can not be there; else nothing."""
+    """Claim one record of a ring that is alone and has room, without looking for what
+    can not be there; else nothing.
+    """
     cdef uint64_t write = load_relaxed(&r.cursors.write.position)
     if write - load_relaxed(&r.cursors.tail) > r.mask:
         return False
@@ -235,7 +262,9 @@ cdef inline void publish(Runs* r, uint64_t position, uint64_t count, uint64_t ki
 
 
 cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """Undo a claim made by a reservation: as if it had never been, or, if others have claimed since, as a VOID run."""
+    """Undo a claim made by a reservation: as if it had never been, or, if others have
+    claimed since, as a VOID run.
+    """
     cdef uint64_t write = position + count
     fetch_add_relaxed(&r.cursors.absent, -count)
     if not exchange(r, &r.cursors.write.position, &write, position):
@@ -244,7 +273,9 @@ cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept no
 
 
 cdef inline void leave(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """The viewer or the passer-by is done with a HELD run: the first one makes it VOID, and the second one frees it."""
+    """The viewer or the passer-by is done with a HELD run: the first one makes it VOID,
+    and the second one frees it.
+    """
     cdef uint64_t tag = make_tag(r, position, count, HELD)
     if not exchange(r, &r.index[position & r.mask], &tag, make_tag(r, position, count, VOID)):
         release(r, position, count)
@@ -254,9 +285,11 @@ cdef inline void leave(Runs* r, uint64_t position, uint64_t count) noexcept nogi
 
 
 cdef inline uint64_t take(Runs* r, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
-    """Take up to `most` records, not over the end of the memory if `contiguous`; returns how many. 0: nothing there.
+    """Take up to `most` records, not over the end of the memory if `contiguous`;
+    returns how many. 0: nothing there.
 
-    What was given back comes first. For the moment in which a part of it is taken, the rest is not to be seen.
+    What was given back comes first. For the moment in which a part of it is taken, the
+    rest is not to be seen.
     """
     cdef uint64_t end, known, limit, count
     cdef Pair read, seen
@@ -338,9 +371,11 @@ cdef inline void advance(Runs* r, uint64_t tail) noexcept nogil:
 
 
 cdef inline bint find_one(Runs* r, uint64_t* position, uint64_t* known) noexcept nogil:
-    """Whether `pass_one` can take one record of a ring that is alone, of which no range is out, and which; nothing is changed.
+    """Whether `pass_one` can take one record of a ring that is alone, of which no range
+    is out, and which; nothing is changed.
 
-    With it, what `take` and `release` would do, without looking for what can not be there (measured: 3 ns less).
+    With it, what `take` and `release` would do, without looking for what can not be
+    there (measured: 3 ns less).
     """
     cdef uint64_t tail = load_relaxed(&r.cursors.tail)
     known[0] = load_relaxed(&r.cursors.read.rest)
@@ -360,10 +395,12 @@ cdef inline void pass_one(Runs* r, uint64_t position, uint64_t known) noexcept n
 
 
 cdef inline void rewind(Runs* r) noexcept nogil:
-    """Send an empty ring back to the start of its memory, if it has come further than REWIND_BYTES.
+    """Send an empty ring back to the start of its memory, if it has come further than
+    REWIND_BYTES.
 
-    A ring whose consumers keep up then lives in as much memory as it needs, which stays in the cache and, the first time round,
-    need not be touched. It is done by a VOID run up to the end: claimed, published and passed like any other.
+    A ring whose consumers keep up then lives in as much memory as it needs, which stays
+    in the cache and, the first time round, need not be touched. It is done by a VOID
+    run up to the end: claimed, published and passed like any other.
     """
     cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail, count = r.mask + 1 - (tail & r.mask)
     if (tail & r.mask) * r.itemsize <= REWIND_BYTES or tail > MOST_POSITION >> 1:
@@ -383,9 +420,11 @@ cdef inline void give_back(Runs* r, uint64_t position, uint64_t count) noexcept 
 
 
 cdef inline uint64_t retake(Runs* r, uint64_t most, uint64_t* position) noexcept nogil:
-    """Take up to `most` records of the oldest range that was given back; 0: another consumer was faster.
+    """Take up to `most` records of the oldest range that was given back; 0: another
+    consumer was faster.
 
-    Looks at every slot from `tail` to that range. It is seldom far: `tail` stands still until the range is released.
+    Looks at every slot from `tail` to that range. It is seldom far: `tail` stands still
+    until the range is released.
     """
     cdef uint64_t at = load_acquire(&r.cursors.tail), end = load_acquire(&r.cursors.read.position), tag, count
     while <int64_t>(end - at) > 0:

@@ -1,16 +1,22 @@
 # cython: freethreading_compatible=True
-"""RingBuffer: a bounded, lock-free queue of records of one numpy dtype in one block of memory.
+"""RingBuffer: a bounded, lock-free queue of records of one numpy dtype in one block of
+memory.
 
-Contract. Any number of threads may push and pop, with the GIL or without it, and with `path=` any number of processes, up to 32.
-No method but those with a timeout blocks: a push puts in as many records as fit, from the front, and says how many; a pop gives
-what is there. Records of one push stay together and in order, but where it waits for room in its midst. Only `pop_many` without
-`out`, and what is not a plain number, allocate; the ring itself is allocated once. What a push refuses as invalid changes
-nothing. Records are copied as bytes: objects are refused, and so is any record that a conversion would change (an integer out of
-range, a string that is too long), not only by its dtype but by its value.
+Contract. Any number of threads may push and pop, with the GIL or without it, and with
+`path=` any number of processes, up to 32. No method but those with a timeout blocks: a
+push puts in as many records as fit, from the front, and says how many; a pop gives what
+is there. Records of one push stay together and in order, but where it waits for room in
+its midst. Only `pop_many` without `out`, and what is not a plain number, allocate; the
+ring itself is allocated once. What a push refuses as invalid changes nothing. Records
+are copied as bytes: objects are refused, and so is any record that a conversion would
+change (an integer out of range, a string that is too long), not only by its dtype but
+by its value.
 
-Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push of many costs besides its copy is one
-exchange and one tag, whatever its size. See positions.pxd for positions, ordering and progress, shared_positions.pxd for what
-processes share, blocks.pyx for `reserve` and `peek`, _shared/waiting.pyx for those who wait.
+Layout. One tag for each slot, then the slots: 8 + itemsize bytes a record. What a push
+of many costs besides its copy is one exchange and one tag, whatever its size. See
+positions.pxd for positions, ordering and progress, shared_positions.pxd for what
+processes share, blocks.pyx for `reserve` and `peek`, _shared/waiting.pyx for those who
+wait.
 """
 
 cimport cython
@@ -49,7 +55,8 @@ from ringbuf._records.file import attach, create_or_attach
 from ringbuf._shared.shared_file import SharedFile
 
 
-# What makes handles: their `__new__` alone, called by somebody else, would make one of no ring.
+# What makes handles: their `__new__` alone, called by somebody else, would make one of
+# no ring.
 cdef object OURS = object()
 cdef object MISSING = object()
 
@@ -60,18 +67,25 @@ cdef enum:
 
 @cython.final
 cdef class RingBuffer(RecordRingBase):
-    """A bounded, lock-free queue of records of one numpy dtype; for any number of producer and consumer threads.
+    """A bounded, lock-free queue of records of one numpy dtype; for any number of
+    producer and consumer threads.
 
-    capacity: how many records fit. It is rounded up to a power of two, at least 2; `capacity` tells the true number.
-    dtype: any numpy dtype of a fixed size, scalar or structured, without objects. A record takes its itemsize and 8 bytes.
-    path: a file for the ring, which other processes can use at the same time (Linux). It is made, all of it allocated, or,
-        where it is there already, attached to, if it has that capacity and dtype: else SharedFileError. What is in it outlives
-        every process; what one has taken and not freed when it dies, is delivered again. A push of more than 4,096 records is
-        several. A process takes one of the 32 seats with its first push or pop, and raises RuntimeError there if all are taken; a
-        forked child opens the file anew with its first, and raises OSError if it can not. What failed so can be tried again.
-        Making the file shorter kills all who use it (SIGBUS).
+    capacity: how many records fit. It is rounded up to a power of two, at least 2;
+        `capacity` tells the true number.
+    dtype: any numpy dtype of a fixed size, scalar or structured, without objects. A
+        record takes its itemsize and 8 bytes.
+    path: a file for the ring, which other processes can use at the same time (Linux).
+        It is made, all of it allocated, or, where it is there already, attached to, if
+        it has that capacity and dtype: else SharedFileError. What is in it outlives
+        every process; what one has taken and not freed when it dies, is delivered
+        again. A push of more than 4,096 records is several. A process takes one of the
+        32 seats with its first push or pop, and raises RuntimeError there if all are
+        taken; a forked child opens the file anew with its first, and raises OSError if
+        it can not. What failed so can be tried again. Making the file shorter kills all
+        who use it (SIGBUS).
 
-    After `close`, which the end of `with ring:` does too, every method of the ring and of its handles raises ValueError.
+    After `close`, which the end of `with ring:` does too, every method of the ring and
+    of its handles raises ValueError.
 
     >>> ring = RingBuffer(1000, "i8")
     >>> ring.capacity
@@ -131,7 +145,8 @@ cdef class RingBuffer(RecordRingBase):
         cdef uint64_t itemsize = self.dtype.itemsize
         # The records start on a cache line of their own.
         cdef uint64_t before = sizeof(RunCursors) + (slots * sizeof(word) + LINE - 1) // LINE * LINE
-        # Zeroed memory is not touched until it is used. A line more, so that the first thing can start on one.
+        # Zeroed memory is not touched until it is used. A line more, so that the first
+        # thing can start on one.
         self._memory = np.zeros(before + slots * itemsize + LINE, dtype=np.uint8)
         cdef size_t address = (<size_t>self._memory.ctypes.data + LINE - 1) & ~<size_t>(LINE - 1)
         self._runs.cursors = <RunCursors*>address
@@ -146,7 +161,8 @@ cdef class RingBuffer(RecordRingBase):
     def attach(path):
         """Open the ring that another process, or an earlier run, made in this file.
 
-        Raises FileNotFoundError, and SharedFileError for a file that is not a RingBuffer's, damaged, or of another version.
+        Raises FileNotFoundError, and SharedFileError for a file that is not a
+        RingBuffer's, damaged, or of another version.
         """
         file, _, dtype = attach(path)
         return RingBuffer(file, dtype)
@@ -156,32 +172,39 @@ cdef class RingBuffer(RecordRingBase):
     def try_push(self, record):
         """try_push(record) -> bool
 
-        Push one record; False: no room now. Raises TypeError or ValueError for what the dtype can not hold as it is, and
-        OverflowError for a number out of its range.
+        Push one record; False: no room now. Raises TypeError or ValueError for what the
+        dtype can not hold as it is, and OverflowError for a number out of its range.
         """
         return push_one(self, record)
 
     def push(self, record, timeout=None):
-        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it takes. False: there was none."""
+        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it
+        takes. False: there was none.
+        """
         return push_patiently(self, record, timeout)
 
     def push_many(self, records, timeout=0.0):
         """Push as many of `records` as fit, from the front; returns how many.
 
-        records: a one-dimensional numpy array, anything that numpy sees as one, or a sequence of what `try_push` takes.
-            An array of another dtype is converted where numpy's "same_kind" rule allows it and every value can be held.
-            TypeError or ValueError (OverflowError for numbers) otherwise, before anything is pushed.
-        timeout: seconds to wait for room for all of them; None: as long as it takes. A signal's handler runs meanwhile, and
-            what it raises comes out of here, with nothing but the first part of the records pushed. If the ring is closed
-            meanwhile, this returns how many went in before; only where that is none, and from the next call on, it raises.
+        records: a one-dimensional numpy array, anything that numpy sees as one, or a
+            sequence of what `try_push` takes. An array of another dtype is converted
+            where numpy's "same_kind" rule allows it and every value can be held.
+            TypeError or ValueError (OverflowError for numbers) otherwise, before
+            anything is pushed.
+        timeout: seconds to wait for room for all of them; None: as long as it takes. A
+            signal's handler runs meanwhile, and what it raises comes out of here, with
+            nothing but the first part of the records pushed. If the ring is closed
+            meanwhile, this returns how many went in before; only where that is none,
+            and from the next call on, it raises.
         """
         return push_some(self, records, timeout)
 
     def reserve(self, n):
         """A block to write up to `n` records in place: `with ring.reserve(n) as span`.
 
-        Claimed when the block begins; published when it ends, or undone if it raises. `len(span)` tells how many there are:
-        fewer than `n` where the memory of the ring ends or there is no more room, and 0 if there is none. What `span` does not
+        Claimed when the block begins; published when it ends, or undone if it raises.
+        `len(span)` tells how many there are: fewer than `n` where the memory of the
+        ring ends or there is no more room, and 0 if there is none. What `span` does not
         get written holds an earlier record.
         """
         return new_span(self, n, False)
@@ -190,50 +213,62 @@ cdef class RingBuffer(RecordRingBase):
     def try_pop(self):
         """try_pop() -> record | None
 
-        Take the oldest record; None: nothing there. An int, float, bool or complex where the dtype is one of numbers, else a
-        numpy scalar (np.void for a structured dtype).
+        Take the oldest record; None: nothing there. An int, float, bool or complex
+        where the dtype is one of numbers, else a numpy scalar (np.void for a structured
+        dtype).
         """
         return pop_one(self)
 
     def pop(self, timeout=None):
-        """`try_pop` that waits for a record, up to `timeout` seconds; None: as long as it takes. None: there was none."""
+        """`try_pop` that waits for a record, up to `timeout` seconds; None: as long as
+        it takes. None: there was none.
+        """
         return pop_patiently(self, timeout)
 
     def pop_many(self, max_items=None, out=None, timeout=0.0):
-        """Take up to `max_items` of the oldest records (None: all that are there) as an array; empty: nothing there.
+        """Take up to `max_items` of the oldest records (None: all that are there) as an
+        array; empty: nothing there.
 
-        out: a writable, contiguous, one-dimensional array of the ring's dtype to put them in; the part that was filled is
-            returned (of a subclass, as a plain array), and no more records are taken than it holds.
+        out: a writable, contiguous, one-dimensional array of the ring's dtype to put
+            them in; the part that was filled is returned (of a subclass, as a plain
+            array), and no more records are taken than it holds.
         timeout: seconds to wait for the first record; None: as long as it takes.
         """
         return pop_some(self, max_items, out, timeout)
 
     def fileno(self):
-        """A file descriptor that is readable while there is something to take, for event loops: `loop.add_reader(ring, ...)`.
+        """A file descriptor that is readable while there is something to take, for
+        event loops: `loop.add_reader(ring, ...)`.
 
-        It stays readable until a pop or a peek has found nothing. It belongs to the ring and is closed with it. In a ring that
-        processes share it also becomes readable every 50 ms, so that what a killed process left is found.
+        It stays readable until a pop or a peek has found nothing. It belongs to the
+        ring and is closed with it. In a ring that processes share it also becomes
+        readable every 50 ms, so that what a killed process left is found.
         """
         return self._waiting.fileno()
 
     def peek(self, n):
-        """A block to read up to `n` of the oldest records in place: `with ring.peek(n) as span`.
+        """A block to read up to `n` of the oldest records in place:
+        `with ring.peek(n) as span`.
 
-        Taken when the block begins, so that no other consumer gets them; freed when it ends, or given back if it raises.
-        `len(span)` tells how many there are: fewer than `n` where the memory of the ring ends, and 0 if there is none.
+        Taken when the block begins, so that no other consumer gets them; freed when it
+        ends, or given back if it raises. `len(span)` tells how many there are: fewer
+        than `n` where the memory of the ring ends, and 0 if there is none.
         """
         return new_span(self, n, True)
 
     def close(self):
-        """End the use of the ring: every method, of its handles too, raises ValueError from now on. A second call does nothing.
+        """End the use of the ring: every method, of its handles too, raises ValueError
+        from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it (a push of many of which some are in returns how many), and the
-        descriptor of `fileno` becomes readable. Of a shared ring this is this process's part: others go on. A block that is open
+        Whoever waits in a push or a pop wakes up and raises it (a push of many of which
+        some are in returns how many), and the descriptor of `fileno` becomes readable.
+        Of a shared ring this is this process's part: others go on. A block that is open
         ends as ever, and what another thread is doing at the moment it finishes.
         """
         cdef RecordRingBase face
         self._waiting.close(&self._runs.cursors.room)
-        # The short ways do not look whether the ring is closed. They are gone into and come out of without letting the GIL go.
+        # The short ways do not look whether the ring is closed. They are gone into and
+        # come out of without letting the GIL go.
         self._quick = BY_STEPS
         for handle in self._faces.valuerefs():
             face = handle()
@@ -255,20 +290,27 @@ cdef class RingBuffer(RecordRingBase):
         self.close()
 
     def producer(self):
-        """A handle for a thread that pushes: with no GIL, threads that share an object fight over its reference count."""
+        """A handle for a thread that pushes: with no GIL, threads that share an object
+        fight over its reference count.
+        """
         return (<RecordRingBase>Producer.__new__(Producer, OURS))._share(self)
 
     def consumer(self):
-        """A handle for a thread that pops: with no GIL, threads that share an object fight over its reference count."""
+        """A handle for a thread that pops: with no GIL, threads that share an object
+        fight over its reference count.
+        """
         return (<RecordRingBase>Consumer.__new__(Consumer, OURS))._share(self)
 
     def _take_seat(self):
-        """Do before the first operation what it would have to do. For tests that count the steps of one."""
+        """Do before the first operation what it would have to do. For tests that count
+        the steps of one.
+        """
         if self._shared is not None:
             self._shared.participant.first_seat()
 
     def _start_at(self, uint64_t position):
-        """Let a ring that was never used count from there on. For tests of the widths."""
+        """Let a ring that was never used count from there on. For tests of the widths.
+        """
         if self._shared is not None:
             self._shared.participant.first_seat()
         assert load_relaxed(&self._runs.cursors.write.position) == 0
@@ -283,9 +325,11 @@ cdef class RingBuffer(RecordRingBase):
         self._quick = BY_STEPS
 
     def _check(self):
-        """Assert every invariant of a ring that nobody uses at the moment, but for blocks that are open. For tests.
+        """Assert every invariant of a ring that nobody uses at the moment, but for
+        blocks that are open. For tests.
 
-        Returns how many records are reserved, and how many are taken and neither freed nor given back.
+        Returns how many records are reserved, and how many are taken and neither freed
+        nor given back.
         """
         check_open(self._waiting)
         if self._shared is not None:
@@ -330,7 +374,9 @@ cdef class RingBuffer(RecordRingBase):
 
 @cython.final
 cdef class Producer(RecordRingBase):
-    """The pushing side of a RingBuffer, for one thread; made by `RingBuffer.producer()`. Its methods are the ring's."""
+    """The pushing side of a RingBuffer, for one thread; made by
+    `RingBuffer.producer()`. Its methods are the ring's.
+    """
 
     def __cinit__(self, key=None):
         if key is not OURS:
@@ -357,7 +403,9 @@ cdef class Producer(RecordRingBase):
 
 @cython.final
 cdef class Consumer(RecordRingBase):
-    """The popping side of a RingBuffer, for one thread; made by `RingBuffer.consumer()`. Its methods are the ring's."""
+    """The popping side of a RingBuffer, for one thread; made by
+    `RingBuffer.consumer()`. Its methods are the ring's.
+    """
 
     def __cinit__(self, key=None):
         if key is not OURS:
@@ -391,7 +439,8 @@ cdef class Consumer(RecordRingBase):
 cdef inline bint push_one(RecordRingBase face, object record) except -1:
     cdef uint64_t bits, position
     cdef EventCount* bell = &face._runs.cursors.records
-    # The commonest records, without the general case's choices (measured: 49 instructions rather than 103).
+    # The commonest records, without the general case's choices (measured: 49
+    # instructions rather than 103).
     if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
         if not add_one(&face._runs, &position):
             return push_word(face, bits)
@@ -463,13 +512,16 @@ cdef object push_some(RecordRingBase face, object records, object timeout):
 
 
 cdef uint64_t push_array(RecordRingBase face, object array, double seconds) except? 0xFFFFFFFF:
-    """Push what fits of a contiguous array of the ring's dtype, at last after a wait; returns how many records did."""
+    """Push what fits of a contiguous array of the ring's dtype, at last after a wait;
+    returns how many records did.
+    """
     cdef Py_buffer view
     cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
     cdef int64_t deadline
     cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    # Other threads run meanwhile, or a signal's handler, which a seat of a shared ring may have to wait for.
+    # Other threads run meanwhile, or a signal's handler, which a seat of a shared ring
+    # may have to wait for.
     if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES or face._shared is not None:
         _held = pins(array)
     try:
@@ -483,7 +535,8 @@ cdef uint64_t push_array(RecordRingBase face, object array, double seconds) exce
                 try:
                     done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
                 except ValueError:
-                    # Closed meanwhile. Those that are in stay in, and nobody else can say how many they are.
+                    # Closed meanwhile. Those that are in stay in, and nobody else can
+                    # say how many they are.
                     if done == 0 or load_relaxed(&face._waiting.closed) != CLOSED:
                         raise
                     break
@@ -566,7 +619,9 @@ cdef object pop_any(RecordRingBase face):
 
 
 cdef object pop_word(RecordRingBase face):
-    """Take a record that is a plain number; None: nothing there. If memory for it runs out, it is given back."""
+    """Take a record that is a plain number; None: nothing there. If memory for it runs
+    out, it is given back.
+    """
     cdef uint64_t position
     cdef int64_t number
     cdef OpSlot* slot
@@ -658,15 +713,17 @@ cdef object pop_some(RecordRingBase face, object max_items, object out, object t
 
 
 cdef object pop_array(RecordRingBase face, uint64_t most, object array, uint64_t* done):
-    """Take up to `most` records into the array, or a new one, and tell how many; returns the part that was filled."""
+    """Take up to `most` records into the array, or a new one, and tell how many;
+    returns the part that was filled.
+    """
     cdef uint64_t itemsize = face._runs.itemsize
     cdef int64_t number
     cdef OpSlot* slot
     cdef Py_buffer view
     cdef bint is_ours = array is None
     if is_ours:
-        # Allocated before anything is taken: if memory runs out, all is still there. For one at least: only a look at the tags
-        # knows that there is nothing.
+        # Allocated before anything is taken: if memory runs out, all is still there.
+        # For one at least: only a look at the tags knows that there is nothing.
         array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
     # As in push_array.
@@ -720,7 +777,9 @@ cdef uint64_t pop_shared(RecordRingBase face, OpSlot* slot, unsigned char* targe
 
 
 cdef void copy_in(Runs* r, uint64_t position, uint64_t count, const unsigned char* source) noexcept:
-    """Copy records in, without the GIL where that pays, going on at the start where the end of the memory is reached."""
+    """Copy records in, without the GIL where that pays, going on at the start where the
+    end of the memory is reached.
+    """
     cdef uint64_t slot = position & r.mask, first = min(count, r.mask + 1 - slot)
     copy(r.data + slot * r.itemsize, source, first * r.itemsize)
     copy(r.data, source + first * r.itemsize, (count - first) * r.itemsize)
@@ -745,7 +804,8 @@ cdef inline void copy(unsigned char* target, const unsigned char* source, uint64
 
 
 cdef object gather(RecordRingBase face, object records):
-    """A sequence of plain numbers as an array; anything else as `as_records` sees it."""
+    """A sequence of plain numbers as an array; anything else as `as_records` sees it.
+    """
     cdef Py_buffer view
     cdef unsigned char* target
     cdef uint64_t bits

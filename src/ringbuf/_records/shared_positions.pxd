@@ -1,7 +1,9 @@
-"""Runs in a file that several processes share: what positions.pxd does, in steps after any of which a process may be killed.
+"""Runs in a file that several processes share: what positions.pxd does, in steps after
+any of which a process may be killed.
 
-As in positions.pxd, but for this. Everybody says in a slot what it is about to do (_shared/op_slots.pxd), and one participant at
-a time finishes what the dead had begun (_shared/shared_ring.pxd), while all others go on:
+As in positions.pxd, but for this. Everybody says in a slot what it is about to do
+(_shared/op_slots.pxd), and one participant at a time finishes what the dead had begun
+(_shared/shared_ring.pxd), while all others go on:
 
     push    A hole, claimed and never published, becomes a VOID run, by one exchange in the index. Who claimed it, and how much,
             is said there and in its slot.
@@ -9,9 +11,11 @@ a time finishes what the dead had begun (_shared/shared_ring.pxd), while all oth
             the ring changes by that, so it can be done again if whoever does it is killed.
     release is one store, of `tail` or of a tag, and can be told from what is not released.
 
-The rest of `read` holds how many records are known to be published from its position on, who took last and a turn. So that there
-is room for it, a run has at most MAX_RUN records. There are no RETURNED and HELD tags: a block that gives back makes an ORPHAN of
-itself, and a reservation that somebody still has a view of delays what was claimed after it until the view has gone.
+The rest of `read` holds how many records are known to be published from its position
+on, who took last and a turn. So that there is room for it, a run has at most MAX_RUN
+records. There are no RETURNED and HELD tags: a block that gives back makes an ORPHAN of
+itself, and a reservation that somebody still has a view of delays what was claimed
+after it until the view has gone.
 """
 
 from libc.stdint cimport uint64_t
@@ -38,7 +42,9 @@ cdef enum:
 cdef inline uint64_t shared_claim(
     Runs* r, word* seen, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
-    """As `claim`, for at most MAX_RUN records. The slot speaks of it until `shared_publish`."""
+    """As `claim`, for at most MAX_RUN records. The slot speaks of it until
+    `shared_publish`.
+    """
     cdef Pair write = load_pair(&r.cursors.write)
     cdef uint64_t count
     most = min(most, <uint64_t>MAX_RUN)
@@ -75,7 +81,8 @@ cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint cont
         while end - position[0] < limit:
             if known == 0:
                 known = published(r, end)
-                # What the index says from `write` on is of an earlier lap, or a forger's.
+                # What the index says from `write` on is of an earlier lap, or a
+                # forger's.
                 if known == 0 or known > MAX_RUN or end >= load_acquire(&r.cursors.write.position):
                     known = 0
                     break
@@ -96,7 +103,9 @@ cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint cont
 
 
 cdef inline bint shared_pass_void(Runs* r, OpSlot* slot) noexcept nogil:
-    """Whether a run that holds nothing was next to be read; it no longer is. It is taken and released like any other range."""
+    """Whether a run that holds nothing was next to be read; it no longer is. It is
+    taken and released like any other range.
+    """
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t at = read.position, tag, count
     if amount_of(read.rest) != 0:
@@ -113,7 +122,9 @@ cdef inline bint shared_pass_void(Runs* r, OpSlot* slot) noexcept nogil:
 cdef inline uint64_t take_orphan(
     Runs* r, OpSlot* slot, uint64_t orphan, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
-    """Take from the front of what the slot `orphan` left; returns how many. 0: another was faster."""
+    """Take from the front of what the slot `orphan` left; returns how many. 0: another
+    was faster.
+    """
     cdef OpSlot* dead = &r.shared.control.slots[orphan]
     cdef uint64_t state = load_acquire(&dead.state), count  # S
     cdef Pair seen = load_pair(&dead.left)
@@ -136,14 +147,17 @@ cdef inline void shared_release(Runs* r, OpSlot* slot, uint64_t position, uint64
 
 cdef inline void leave_orphan(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `position` on is left."""
-    # What is known behind it is not its business: an empty one has the same place in both words.
+    # What is known behind it is not its business: an empty one has the same place in
+    # both words.
     store_pair(&slot.after, pair(load_relaxed(&slot.after.position), 0))
     offer(slot, pair(position, 0))
     fetch_add_release(&control.deaths, 1)
 
 
 cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
-    """Records that were pushed and not yet taken. It goes from run to run, and over what is claimed and not published."""
+    """Records that were pushed and not yet taken. It goes from run to run, and over
+    what is claimed and not published.
+    """
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t count = amount_of(read.rest), at = read.position + count, end = load_acquire(&r.cursors.write.position), tag
     cdef uint64_t seat, i
@@ -205,7 +219,8 @@ cdef inline bint fill_run_hole(void* ring, OpSlot* slot, uint64_t tag, Pair befo
 cdef inline bint unreleased_records(void* ring, OpSlot* slot, Pair* start) noexcept nogil:
     cdef Runs* r = <Runs*>ring
     cdef uint64_t at = start.position
-    # The tag first: a range can be freed, and its memory used again, only after it was released.
+    # The tag first: a range can be freed, and its memory used again, only after it was
+    # released.
     cdef uint64_t tag = load_acquire(&r.index[at & r.mask])
     if is_of(r, tag, at) and kind_of(tag) == RELEASED or load_acquire(&r.cursors.tail) > at:
         return False

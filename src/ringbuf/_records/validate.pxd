@@ -1,9 +1,11 @@
 """Whether what lies in the file of a ring of records makes sense.
 
-Asked by who attaches while nobody else takes part, before it tidies up: then nothing moves, and all that was begun is said in
-slots. All that the others rely on is looked at: where positions lead, which run begins where and how long it is, what was taken
-by whom and what of it released. So a damaged file is refused when it is opened, and can neither hang nor crash those who use it.
-Payloads are not looked at, nor is what the index says from `write` on: nobody believes it.
+Asked by who attaches while nobody else takes part, before it tidies up: then nothing
+moves, and all that was begun is said in slots. All that the others rely on is looked
+at: where positions lead, which run begins where and how long it is, what was taken by
+whom and what of it released. So a damaged file is refused when it is opened, and can
+neither hang nor crash those who use it. Payloads are not looked at, nor is what the
+index says from `write` on: nobody believes it.
 """
 
 from libc.stdint cimport uint64_t
@@ -56,7 +58,9 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
 
 
 cdef inline const char* damage_of_taken(Runs* r, uint64_t tail, uint64_t read, Range* ranges, uint64_t count) noexcept nogil:
-    """What is wrong with what lies between them: each range there is released, or held by a slot."""
+    """What is wrong with what lies between them: each range there is released, or held
+    by a slot.
+    """
     cdef uint64_t position = tail, next = 0, tag, end
     cdef bint is_held
     while position < read:

@@ -1,8 +1,9 @@
 # cython: freethreading_compatible=True
 """A file in memory, which needs no descriptor to stay there.
 
-The standard library's `mmap` keeps a copy of the descriptor (before CPython 3.13), and closes that number when it goes, which may
-be another file's by then: code that makes a daemon closes every descriptor that it finds.
+The standard library's `mmap` keeps a copy of the descriptor (before CPython 3.13), and
+closes that number when it goes, which may be another file's by then: code that makes a
+daemon closes every descriptor that it finds.
 """
 
 cimport cython
@@ -34,7 +35,9 @@ cdef extern from * nogil:
 
 @cython.final
 cdef class Mapping:
-    """The first `size` bytes of an open file, shared, as a buffer that can be written; it goes with the buffer's last user."""
+    """The first `size` bytes of an open file, shared, as a buffer that can be written;
+    it goes with the buffer's last user.
+    """
 
     cdef void* _at
     cdef Py_ssize_t _size

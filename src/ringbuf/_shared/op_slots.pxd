@@ -1,28 +1,36 @@
-"""Slots: what everybody who works on a shared ring says that it is about to do, so that others can finish it if it dies.
+"""Slots: what everybody who works on a shared ring says that it is about to do, so that
+others can finish it if it dies.
 
-A slot stands for one operation. It lies in the shared file and is written by its owner alone, but for what is said below. A seat
-(see shared_file.py) has SLOTS of them, so a slot is dead when its seat's holder is.
+A slot stands for one operation. It lies in the shared file and is written by its owner
+alone, but for what is said below. A seat (see shared_file.py) has SLOTS of them, so a
+slot is dead when its seat's holder is.
 
     FREE ──> PUSHING ──────────────> FREE            a push: from before its claim until after its publishing
     FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
                             └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
 
-Either kind replaces a source word, which is a pair, by another: the slot says what it replaces (`before`) and what it puts there
-(`after`), before it does so. Source words are the ring's `write` for a push; for a take its `read`, or `left` of an ORPHAN.
+Either kind replaces a source word, which is a pair, by another: the slot says what it
+replaces (`before`) and what it puts there (`after`), before it does so. Source words
+are the ring's `write` for a push; for a take its `read`, or `left` of an ORPHAN.
 
-Push. One exchange in the index, where the tag will stand, claims: until it is published a claim tag there names the slot. `write`
-moves after that, by whoever is first. So it is known at every moment who has claimed at a position, and how much, and nobody has
-to be asked: a participant that loses the race for a position leaves nothing to recover, whether it runs, is stopped or dead.
-What a dead one had claimed is filled at once; what a living one has claimed and not published is passed over, and it alone
-delays the sight of what follows.
+Push. One exchange in the index, where the tag will stand, claims: until it is published
+a claim tag there names the slot. `write` moves after that, by whoever is first. So it
+is known at every moment who has claimed at a position, and how much, and nobody has to
+be asked: a participant that loses the race for a position leaves nothing to recover,
+whether it runs, is stopped or dead. What a dead one had claimed is filled at once; what
+a living one has claimed and not published is passed over, and it alone delays the sight
+of what follows.
 
-Take. The exchange of the source word puts into it which slot took, so that the next one knows whom to ask: it says HELD in that
-slot, if that is not said yet, before it exchanges the word itself. So a PREPARED slot whose `after` the source word does not show
-has not taken anything, and no moment is left at which a kill could leave it open who has what.
+Take. The exchange of the source word puts into it which slot took, so that the next one
+knows whom to ask: it says HELD in that slot, if that is not said yet, before it
+exchanges the word itself. So a PREPARED slot whose `after` the source word does not
+show has not taken anything, and no moment is left at which a kill could leave it open
+who has what.
 
-Numbers. A position is whole and never comes again, so neither does a value of `write` or `read`. `left` could begin twice at one
-position; its turn tells an ORPHAN from every earlier one in the same slot. `state` holds a version beside its kind. Each
-preparation has another one, so that a HELD that comes late changes nothing.
+Numbers. A position is whole and never comes again, so neither does a value of `write`
+or `read`. `left` could begin twice at one position; its turn tells an ORPHAN from every
+earlier one in the same slot. `state` holds a version beside its kind. Each preparation
+has another one, so that a HELD that comes late changes nothing.
 
 Pairs of release and acquire:
 
@@ -46,8 +54,9 @@ cdef enum:
     TURN_BITS = 40
 
 
-# Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is room for. No claim tag outlasts its lap:
-# it is replaced when what was claimed is published, filled or taken back.
+# Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is
+# room for. No claim tag outlasts its lap: it is replaced when what was claimed is
+# published, filled or taken back.
 cdef enum:
     POSITION_BITS = 50
 
@@ -60,8 +69,9 @@ cdef extern from *:
     """
     const uint64_t CLAIMED "RINGBUF_CLAIMED"
     const uint64_t POSITION_MASK "RINGBUF_POSITION_MASK"
-    # Tags hold positions beside some bits of their own, and below CLAIMED. Half of it is reached after 2**48 bytes by a ring of
-    # 64 GiB that goes back to its start after each MiB, and after 2**58 by one of 64 MiB; the other half takes 2**64 bytes.
+    # Tags hold positions beside some bits of their own, and below CLAIMED. Half of it
+    # is reached after 2**48 bytes by a ring of 64 GiB that goes back to its start after
+    # each MiB, and after 2**58 by one of 64 MiB; the other half takes 2**64 bytes.
     const uint64_t MOST_POSITION "RINGBUF_MOST_POSITION"
 
 
@@ -138,7 +148,9 @@ cdef inline void set_state(OpSlot* slot, uint64_t kind) noexcept nogil:
 
 
 cdef inline void store_pair(PairWord* w, Pair value) noexcept nogil:
-    """Of a pair that nobody exchanges meanwhile. The rest first: an ORPHAN's turn makes a pair of its own at once."""
+    """Of a pair that nobody exchanges meanwhile. The rest first: an ORPHAN's turn makes
+    a pair of its own at once.
+    """
     store_release(&w.rest, value.rest)
     store_release(&w.position, value.position)
 
@@ -179,7 +191,9 @@ cdef inline void begin_push(OpSlot* slot, Pair before, Pair after) noexcept nogi
 
 
 cdef inline bint has_claimed(OpSlot* slot, Pair write, uint64_t most) noexcept nogil:
-    """Whether a slot that the index names as having claimed at this `write` says so too, and no more than `most`."""
+    """Whether a slot that the index names as having claimed at this `write` says so
+    too, and no more than `most`.
+    """
     cdef uint64_t end = load_acquire(&slot.after.position)
     return (
         kind_of_slot(slot) == PUSHING and same(load_pair(&slot.before), write)
@@ -188,12 +202,16 @@ cdef inline bint has_claimed(OpSlot* slot, Pair write, uint64_t most) noexcept n
 
 
 cdef inline uint64_t claim_tag(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
-    """What the index says at `position` while it is claimed and not published. Like no other tag, as no position has that bit."""
+    """What the index says at `position` while it is claimed and not published. Like no
+    other tag, as no position has that bit.
+    """
     return CLAIMED | number_of(control, slot) << POSITION_BITS | position & POSITION_MASK
 
 
 cdef inline OpSlot* claimer(ControlBlock* control, uint64_t tag, uint64_t position) noexcept nogil:
-    """Who claimed at `position`, if this tag in its place in the index says so; else NULL."""
+    """Who claimed at `position`, if this tag in its place in the index says so; else
+    NULL.
+    """
     if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
         return NULL
     return &control.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
@@ -204,7 +222,8 @@ cdef inline OpSlot* claimer(ControlBlock* control, uint64_t tag, uint64_t positi
 
 cdef inline void prepare_take(OpSlot* slot, uint64_t source, Pair before, Pair after) noexcept nogil:
     cdef uint64_t version = load_relaxed(&slot.state) >> STATE_BITS
-    # FREE under a new version first: a late helper of an earlier preparation must not find its own state beside new words.
+    # FREE under a new version first: a late helper of an earlier preparation must not
+    # find its own state beside new words.
     version += 1
     store_release(&slot.state, version << STATE_BITS | FREE)
     store_release(&slot.source, source)
@@ -214,7 +233,9 @@ cdef inline void prepare_take(OpSlot* slot, uint64_t source, Pair before, Pair a
 
 
 cdef inline void help_taker(ControlBlock* control, uint64_t source, Pair seen) noexcept nogil:
-    """Say HELD for whoever put `seen` into this source word, if it has not done so itself."""
+    """Say HELD for whoever put `seen` into this source word, if it has not done so
+    itself.
+    """
     cdef uint64_t who = who_of(seen.rest), state
     cdef OpSlot* slot
     if who == NOBODY or who > SEATS * SLOTS:
@@ -227,8 +248,11 @@ cdef inline void help_taker(ControlBlock* control, uint64_t source, Pair seen) n
 
 
 cdef inline void offer(OpSlot* slot, Pair start) noexcept nogil:
-    """Make an ORPHAN of a take, of which all from `start`, a position and an amount, is left."""
-    # Another turn than any before it in this slot, so that nobody takes from this one what it saw in an earlier one.
+    """Make an ORPHAN of a take, of which all from `start`, a position and an amount, is
+    left.
+    """
+    # Another turn than any before it in this slot, so that nobody takes from this one
+    # what it saw in an earlier one.
     cdef uint64_t turn = turn_of(load_relaxed(&slot.left.rest) + 1)
     store_pair(&slot.left, pair(start.position, make_rest(start.rest, NOBODY, turn)))
     set_state(slot, ORPHAN)

@@ -6,7 +6,8 @@ from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.seat_locks cimport SeatLocks
 from ringbuf._shared.shared_ring cimport SharedRing
 
-# What in the ring (Frames or Runs) makes no sense, or NULL; asked while nobody else takes part. `ranges`: room for MOST_RANGES.
+# What in the ring (Frames or Runs) makes no sense, or NULL; asked while nobody else
+# takes part. `ranges`: room for MOST_RANGES.
 ctypedef const char* (*Judge)(void* ring, Range* ranges) noexcept nogil
 
 

@@ -1,18 +1,23 @@
 # cython: freethreading_compatible=True
-"""Participant: one process's part in a shared ring: its seats and slots, and its watch over the others.
+"""Participant: one process's part in a shared ring: its seats and slots, and its watch
+over the others.
 
-All threads of the process that use one ring object share one Participant; slots go from hand to hand without a lock. See
-op_slots.pxd for what a slot is and seat_locks.pyx for what a seat is.
+All threads of the process that use one ring object share one Participant; slots go from
+hand to hand without a lock. See op_slots.pxd for what a slot is and seat_locks.pyx for
+what a seat is.
 
-Seats are taken at need. To attach, a process tidies up and looks whether the ring is whole, with the lock for that; from then on
-it attends, and until it first needs a slot it has no seat and changes nothing in the ring. So while no seat is taken nobody
-works on it, whoever attends, and it can be looked through.
+Seats are taken at need. To attach, a process tidies up and looks whether the ring is
+whole, with the lock for that; from then on it attends, and until it first needs a slot
+it has no seat and changes nothing in the ring. So while no seat is taken nobody works
+on it, whoever attends, and it can be looked through.
 
-A fork leaves the child without a seat (see SeatLocks.watch), so that its first operation takes one, and tidies up then, as the
-first of any process does. `epoch` says that what was begun before belongs to the parent.
+A fork leaves the child without a seat (see SeatLocks.watch), so that its first
+operation takes one, and tidies up then, as the first of any process does. `epoch` says
+that what was begun before belongs to the parent.
 
-Closing. `close` takes all slots out of use: those that are free, and those of takes that rest, which are for others from then
-on. An operation under way in another thread, and a block that is open, keep the seat until they give their slot back; then it is
+Closing. `close` takes all slots out of use: those that are free, and those of takes
+that rest, which are for others from then on. An operation under way in another thread,
+and a block that is open, keep the seat until they give their slot back; then it is
 left. So nobody ever has the seat of somebody who still works.
 """
 
@@ -48,7 +53,8 @@ cdef extern from *:
     int lowest_bit "ringbuf_lowest_bit"(uint64_t bits) noexcept nogil
 
 cdef enum:
-    # How often (ns) those who find nothing to do look for the dead: a thousandth of a core at most, measured at 1 us a look.
+    # How often (ns) those who find nothing to do look for the dead: a thousandth of a
+    # core at most, measured at 1 us a look.
     LOOK_NS = 1000000
     # How long (ns) to wait for a seat while somebody else tidies up.
     JOIN_NS = 10000000000
@@ -74,7 +80,9 @@ cdef class Participant:
             PyMem_Free(self._at_work[seat])
 
     cdef _join(self, Judge judge):
-        """Take part: tidy up after all who died. SharedFileError if what is there makes no sense."""
+        """Take part: tidy up after all who died. SharedFileError if what is there makes
+        no sense.
+        """
         if not PAIRS_ARE_LOCK_FREE:
             raise NotImplementedError(
                 f"{self.file.path}: a ring in a file needs a processor that exchanges 16 bytes at once: use a ring without a path"
@@ -95,8 +103,9 @@ cdef class Participant:
         try:
             self._begin_tidying()
             with nogil:
-                # Where a seat is taken, others have found the ring whole and work on it. Where none is, nobody has taken a number
-                # from it yet who could still be there, nor can anybody come until we are done.
+                # Where a seat is taken, others have found the ring whole and work on
+                # it. Where none is, nobody has taken a number from it yet who could
+                # still be there, nor can anybody come until we are done.
                 taken = self._is_any_taken()
                 if not taken:
                     damage = self._judge(self.ring.ring, ranges)
@@ -112,7 +121,8 @@ cdef class Participant:
     cdef int _begin_tidying(self) except -1:
         """Until `end_tidying` nobody else tidies up or takes a seat.
 
-        No Python code may run until then: a collection, or a signal's handler, that uses the ring would wait for its own thread.
+        No Python code may run until then: a collection, or a signal's handler, that
+        uses the ring would wait for its own thread.
         """
         cdef int64_t deadline = steady_ns() + JOIN_NS
         cdef int begun
@@ -131,10 +141,12 @@ cdef class Participant:
     # ---------------------------------------------------------------- slots
 
     cdef int64_t slot(self) except -1:
-        """The number of a slot for one operation; give it back. Takes another seat where all of ours are full.
+        """The number of a slot for one operation; give it back. Takes another seat
+        where all of ours are full.
 
-        Raises ValueError where the ring is closed, RuntimeError where all seats are taken, and OSError where a forked child can
-        not open the file; a later call tries again.
+        Raises ValueError where the ring is closed, RuntimeError where all seats are
+        taken, and OSError where a forked child can not open the file; a later call
+        tries again.
         """
         cdef int64_t number = self._free_slot()
         while number < 0:
@@ -159,7 +171,9 @@ cdef class Participant:
         return -1
 
     cdef int64_t _slot_of_another_seat(self) except -2:
-        """A slot, of a new seat if no other thread has taken one meanwhile; -1: others were faster."""
+        """A slot, of a new seat if no other thread has taken one meanwhile; -1: others
+        were faster.
+        """
         cdef int64_t number
         cdef int error = 0
         if load_total(&self._closing):
@@ -191,7 +205,8 @@ cdef class Participant:
     cdef int64_t _sit_down(self, int* error) noexcept:
         """Tidy up and take a seat, as the only one who does; a slot of it.
 
-        -1: there is none, where `error` says why, by an errno or ALL_TAKEN; or others were faster.
+        -1: there is none, where `error` says why, by an errno or ALL_TAKEN; or others
+        were faster.
         """
         cdef int seat, taken
         cdef uint64_t i
@@ -239,8 +254,9 @@ cdef class Participant:
         if load_total(&self._closing):
             self._leave()
 
-    # A take whose slot stays in use when its operation is over rests: then `close` may leave it to others. What is done with it
-    # later, its release for one, is work again. Of a slot that does not rest, and of a free one, the count stands at 1.
+    # A take whose slot stays in use when its operation is over rests: then `close` may
+    # leave it to others. What is done with it later, its release for one, is work
+    # again. Of a slot that does not rest, and of a free one, the count stands at 1.
 
     cdef void rest(self, int64_t number) noexcept nogil:
         """The thread that works on this slot is done for now."""
@@ -255,12 +271,16 @@ cdef class Participant:
     # ---------------------------------------------------------------- the end
 
     cdef void close(self) noexcept nogil:
-        """Leave all seats, those that are still needed for what is under way as soon as that is over."""
+        """Leave all seats, those that are still needed for what is under way as soon as
+        that is over.
+        """
         store_total(&self._closing, 1)
         self._leave()
 
     cdef void _leave(self) noexcept nogil:
-        """Take out of use what nobody uses, and, when that is all, leave. Several threads may be here at once."""
+        """Take out of use what nobody uses, and, when that is all, leave. Several
+        threads may be here at once.
+        """
         cdef uint64_t ours = exchange_total(&self._seats, 0), seat, i, bits, none
         cdef bint all_out = True
         ours |= fetch_or_total(&self._leaving, ours)
@@ -283,9 +303,11 @@ cdef class Participant:
     # ---------------------------------------------------------------- the others
 
     cdef bint notice(self, bint now) noexcept:
-        """Look whether somebody died and left something, unless that was done just now; whether things have changed.
+        """Look whether somebody died and left something, unless that was done just now;
+        whether things have changed.
 
-        No Python code runs here, so no signal's handler does: some operations are done in part when they come here.
+        No Python code runs here, so no signal's handler does: some operations are done
+        in part when they come here.
         """
         cdef int64_t time_ns = steady_ns()
         cdef bint[SEATS] dead
@@ -317,7 +339,9 @@ cdef class Participant:
         return disorder
 
     cdef bint _look(self, bint alone) noexcept nogil:
-        """Tidy up, as the only one who does. alone: nobody else attends, nor can begin to; and we have only just come."""
+        """Tidy up, as the only one who does. alone: nobody else attends, nor can begin
+        to; and we have only just come.
+        """
         cdef bint[SEATS] dead
         if not self._find_dead(dead):
             return False
@@ -325,7 +349,9 @@ cdef class Participant:
         return True
 
     cdef bint next_orphan(self, uint64_t* number) noexcept nogil:
-        """The slot of the oldest take whose process died and of which something is left; False: none."""
+        """The slot of the oldest take whose process died and of which something is
+        left; False: none.
+        """
         cdef uint64_t deaths = load_acquire(&self.control.deaths), seat, i
         cdef Pair start, oldest
         cdef OpSlot* slot

@@ -1,7 +1,8 @@
-"""Which parts of a shared ring its slots say are taken: for whoever asks if a file makes sense (`validate.pxd` of each kind).
+"""Which parts of a shared ring its slots say are taken: for whoever asks if a file
+makes sense (`validate.pxd` of each kind).
 
-Positions never come again, so no two takes have any part in common; a file in which two slots overlap, or one reaches behind
-`read`, was damaged or made up.
+Positions never come again, so no two takes have any part in common; a file in which two
+slots overlap, or one reaches behind `read`, was damaged or made up.
 """
 
 from libc.stdint cimport uint64_t
@@ -36,7 +37,8 @@ cdef enum:
     MOST_RANGES = SEATS * SLOTS
 
 
-# Of a walk over all that is taken, from one part to the next: which ranges it has been through.
+# Of a walk over all that is taken, from one part to the next: which ranges it has been
+# through.
 cdef struct Walk:
     const Range* ranges
     uint64_t count
@@ -63,7 +65,8 @@ cdef inline Pair bound(SharedRing* s, PairWord* source) noexcept nogil:
 
 
 cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, uint64_t* count) noexcept nogil:
-    """All that is taken and not released, from `tail`, a position and an amount, on, ascending; else what makes no sense.
+    """All that is taken and not released, from `tail`, a position and an amount, on,
+    ascending; else what makes no sense.
 
     ranges: room for MOST_RANGES of them. Nobody else takes part.
     """
@@ -95,7 +98,8 @@ cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, 
             if not is_before(tail, end) or same(start, end):
                 continue  # all of it is released
             if is_before(start, tail):
-                # That much of it is; but records are released all at once, and what is left of an ORPHAN is not released.
+                # That much of it is; but records are released all at once, and what is
+                # left of an ORPHAN is not released.
                 if kind == ORPHAN or not s.has_places:
                     return b"it tells of takes that were not there"
                 start = tail

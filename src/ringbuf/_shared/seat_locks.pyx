@@ -1,27 +1,34 @@
 # cython: freethreading_compatible=True
-"""SeatLocks: the locks by which the processes that share a file know of each other, and what a fork does to them.
+"""SeatLocks: the locks by which the processes that share a file know of each other, and
+what a fork does to them.
 
-All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process, however it ends. Each is one byte, far
-behind the end of any file:
+All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process,
+however it ends. Each is one byte, far behind the end of any file:
 
     a seat        exclusive   held by a process that works on the file; see op_slots.pxd and token_bucket.pyx
     attendance    shared      held by every process that is attached, with a seat or without one
     tidying       exclusive   held for the moment in which somebody finishes what the dead have begun
 
-Forks. A forked child inherits the descriptor, and with it the locks: as long as it keeps that, its parent's seats stay taken. So
-the child closes it at once, in a handler in C that allocates nothing and can not fail, and everything that its owner asked to be
-cleared is cleared: from then on the child has no seat, in any file. It opens the file anew when it first needs a lock
-(SharedFile.reopen), where an error has somebody to go to, from `base`: a second opening, which never holds a lock. No fork
-comes between the opening of a descriptor to lock by and its entry in the list that the handler goes through, nor between its
-end in that list and its closing: else a child would keep it unseen, and with it whatever is locked by it later.
+Forks. A forked child inherits the descriptor, and with it the locks: as long as it
+keeps that, its parent's seats stay taken. So the child closes it at once, in a handler
+in C that allocates nothing and can not fail, and everything that its owner asked to be
+cleared is cleared: from then on the child has no seat, in any file. It opens the file
+anew when it first needs a lock (SharedFile.reopen), where an error has somebody to go
+to, from `base`: a second opening, which never holds a lock. No fork comes between the
+opening of a descriptor to lock by and its entry in the list that the handler goes
+through, nor between its end in that list and its closing: else a child would keep it
+unseen, and with it whatever is locked by it later.
 
-Closed by others. Code that makes a daemon closes every descriptor it finds, and the next file that is opened gets the number. So
-each call looks whether its descriptor is still one of this file, and opens the file anew where it is not; nothing is locked
-in another file, asked of it, or closed. The locks themselves outlive the number: they last as long as the opening, and a page
-that is mapped from it, and that no child inherits, keeps it until `close`.
+Closed by others. Code that makes a daemon closes every descriptor it finds, and the
+next file that is opened gets the number. So each call looks whether its descriptor is
+still one of this file, and opens the file anew where it is not; nothing is locked in
+another file, asked of it, or closed. The locks themselves outlive the number: they last
+as long as the opening, and a page that is mapped from it, and that no child inherits,
+keeps it until `close`.
 
-Threads. Each call takes the descriptor for system calls that do not wait, under a spin lock, so that `close` in another
-thread never makes it meet a number that is somebody else's by then. Nothing here runs Python code.
+Threads. Each call takes the descriptor for system calls that do not wait, under a spin
+lock, so that `close` in another thread never makes it meet a number that is somebody
+else's by then. Nothing here runs Python code.
 """
 
 from libc.stdint cimport uint64_t
@@ -342,15 +349,21 @@ cdef class SeatLocks:
         delete_seats(self.part)
 
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil:
-        """What to make 0 in a forked child, and what to count up there; NULL: nothing any more."""
+        """What to make 0 in a forked child, and what to count up there; NULL: nothing
+        any more.
+        """
         seats_watch(self.part, owned, epoch)
 
     cdef int take(self, int seat) noexcept nogil:
-        """1: the seat is ours now; 0: it was taken already, by us or others; else a negative errno."""
+        """1: the seat is ours now; 0: it was taken already, by us or others; else a
+        negative errno.
+        """
         return take_seat(self.part, seat)
 
     cdef bint is_taken(self, int seat) noexcept nogil:
-        """Whether a living process has this seat. True where there is no telling; of a seat that can not be, False."""
+        """Whether a living process has this seat. True where there is no telling; of a
+        seat that can not be, False.
+        """
         return seat_is_taken(self.part, seat)
 
     cdef int attend(self) noexcept nogil:
@@ -361,7 +374,9 @@ cdef class SeatLocks:
         return others_attend(self.part)
 
     cdef int begin_tidying(self) noexcept nogil:
-        """1: until `end_tidying` nobody else tidies up or takes a seat; 0: somebody does now; else a negative errno."""
+        """1: until `end_tidying` nobody else tidies up or takes a seat; 0: somebody
+        does now; else a negative errno.
+        """
         return begin_tidying(self.part)
 
     cdef void end_tidying(self) noexcept nogil:
@@ -374,10 +389,12 @@ cdef class SeatLocks:
     # ---------------------------------------------------------------- for Python
 
     def open(self, bytes path not None, bytes proc not None):
-        """Have a descriptor to lock by, after `__init__` and after a fork: 0, also where there is one or `close` was called.
+        """Have a descriptor to lock by, after `__init__` and after a fork: 0, also
+        where there is one or `close` was called.
 
-        Else an errno. ENOSYS: neither `proc`, a file system of that kind, nor this path leads to the file. ESTALE: the path does
-        not, and others have closed the descriptor that would.
+        Else an errno. ENOSYS: neither `proc`, a file system of that kind, nor this path
+        leads to the file. ESTALE: the path does not, and others have closed the
+        descriptor that would.
         """
         cdef const char* name = path
         cdef const char* mounted = proc

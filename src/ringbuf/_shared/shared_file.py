@@ -1,20 +1,25 @@
-"""SharedFile: a memory-mapped file that several processes use at once, and the knowledge of which of them are alive.
+"""SharedFile: a memory-mapped file that several processes use at once, and the
+knowledge of which of them are alive.
 
 Layout. All numbers are little-endian; every part starts on a page.
 
     header    magic, format, kind, sizes, UUID, boot id, what its kind wants to remember (JSON); CRC-32 of all that
     body      what the kind puts there: positions, slots, records ...
 
-A file is built without a name (O_TMPFILE; where there is no such thing, under another name) and linked into place when it is
-whole, so nobody ever attaches to half of one. It is allocated in full: a write into it can not fail later for lack of room on the
-disk (which would be a SIGBUS). Nothing keeps others from making it shorter while it is mapped, and a touch of what is gone then
-is a SIGBUS too: its size is checked whenever it is opened, and docs/operations.md says what to keep away from it.
+A file is built without a name (O_TMPFILE; where there is no such thing, under another
+name) and linked into place when it is whole, so nobody ever attaches to half of one. It
+is allocated in full: a write into it can not fail later for lack of room on the disk
+(which would be a SIGBUS). Nothing keeps others from making it shorter while it is
+mapped, and a touch of what is gone then is a SIGBUS too: its size is checked whenever
+it is opened, and docs/operations.md says what to keep away from it.
 
-Who is alive. A process that works on the file holds a lock on one byte far behind its end, a seat; see seat_locks.pyx. It takes
-the seat when it first needs one. A forked child has none, and opens the file anew at its first use.
+Who is alive. A process that works on the file holds a lock on one byte far behind its
+end, a seat; see seat_locks.pyx. It takes the seat when it first needs one. A forked
+child has none, and opens the file anew at its first use.
 
-Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises NotImplementedError. What is opened again
-is opened through /proc, so that its name may be gone; where there is no /proc, by its name, if that is still the same file.
+Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises
+NotImplementedError. What is opened again is opened through /proc, so that its name may
+be gone; where there is no /proc, by its name, if that is still the same file.
 """
 
 from __future__ import annotations
@@ -41,22 +46,27 @@ if sys.platform == "linux":
 __all__ = ["Header", "SharedFile", "SharedFileError", "boot_id", "open_to_read", "read_header"]
 
 PAGE: Final = 4096
-#: 3: positions are whole, in pairs of words; files of 1 and 2, from before the first release, are left to what made them.
+#: 3: positions are whole, in pairs of words; files of 1 and 2, from before the first
+#: release, are left to what made them.
 FORMAT: Final = 3
 _MAGIC: Final = b"PENSTOCK"
-# A page that was written, and not only allocated, costs a tenth at its first touch (measured on ext4, Linux 6.18: 0.3 us, not
-# 2.6). In units of a huge page the kernel maps them as one: then the first touch after they have been written back to the disk
-# costs 0.03 us a page, and 2.7 us in small units. But huge pages are dear where a virtual machine has to get the memory first (up
-# to 6 ms each), so they are for what is used all the time. Nothing in between: in units of a megabyte each page costs 9 us, as
+# A page that was written, and not only allocated, costs a tenth at its first touch
+# (measured on ext4, Linux 6.18: 0.3 us, not 2.6). In units of a huge page the kernel
+# maps them as one: then the first touch after they have been written back to the disk
+# costs 0.03 us a page, and 2.7 us in small units. But huge pages are dear where a
+# virtual machine has to get the memory first (up to 6 ms each), so they are for what is
+# used all the time. Nothing in between: in units of a megabyte each page costs 9 us, as
 # the kernel looks through all of the megabyte for it.
 _HUGE: Final = 2 << 20
 _SMALL: Final = 64 << 10
 _ZEROS: Final = bytes(_HUGE)
-#: magic, format, kind, file size, UUID, boot id, length of the JSON text that follows; behind that, the CRC-32.
+#: magic, format, kind, file size, UUID, boot id, length of the JSON text that follows;
+#: behind that, the CRC-32.
 _HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, process.
 _FLOCK: Final = struct.Struct("hhqqi4x")
-#: Where the seats lie (see seat_locks.pyx): far behind any file's end, so that no lock of somebody else's meets them.
+#: Where the seats lie (see seat_locks.pyx): far behind any file's end, so that no lock
+#: of somebody else's meets them.
 _SEATS_AT: Final = 1 << 60
 #: Held by a process that builds a file under another name, for as long as it does.
 _BUILDER_AT: Final = _SEATS_AT - 3
@@ -65,13 +75,17 @@ _PROC = "/proc"
 
 
 class SharedFileError(ValueError):
-    """The file is not what it should be: foreign, damaged, of another version, or made with another size or type."""
+    """The file is not what it should be: foreign, damaged, of another version, or made
+    with another size or type.
+    """
 
 
 class SharedFile:
-    """A mapped file with seats. Made by `create` or `attach`; closed with its last user.
+    """A mapped file with seats. Made by `create` or `attach`; closed with its last
+    user.
 
-    path: where it was found. size: bytes of the body. meta: what its maker wanted remembered. memory: the body, as a memoryview.
+    path: where it was found. size: bytes of the body. meta: what its maker wanted
+        remembered. memory: the body, as a memoryview.
     locks: the SeatLocks of this process. Any number of threads may use it.
     """
 
@@ -80,7 +94,8 @@ class SharedFile:
         self.path = path
         self._absolute = os.path.abspath(path)  # where another working directory may be by then
         self.meta, self.uuid, self.boot_id, size = read_header(path, fd, kind)
-        # What is mapped and what the file is opened from again holds no lock, and keeps none.
+        # What is mapped and what the file is opened from again holds no lock, and keeps
+        # none.
         self.memory = memoryview(Mapping(fd, size))[PAGE:]
         base = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         try:
@@ -95,12 +110,14 @@ class SharedFile:
         cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, start: tuple[int, bytes],
         hot: tuple[int, int] = (0, 0), warm: Sequence[tuple[int, int]] = (), *, durable: bool = False,
     ) -> SharedFile:  # fmt: skip
-        """Make the file, with a body of `size` bytes: zero but for `start`, an offset and what is there.
+        """Make the file, with a body of `size` bytes: zero but for `start`, an offset
+        and what is there.
 
-        hot, warm: offsets behind `start`, from and to, of what will be used all the time and of what will be used first. They are
-        made ready for it; all of the file would be time at the start and work for the disk.
-        durable: header and start are on the disk when this returns; the name is the caller's business. FileExistsError where
-        there is a file.
+        hot, warm: offsets behind `start`, from and to, of what will be used all the
+        time and of what will be used first. They are made ready for it; all of the file
+        would be time at the start and work for the disk.
+        durable: header and start are on the disk when this returns; the name is the
+        caller's business. FileExistsError where there is a file.
         """
         _need_linux()
         name = _name_of(path)
@@ -135,14 +152,16 @@ class SharedFile:
                 os.fdatasync(fd)  # of these pages only: before the zeros
             started = PAGE + start[0] + -(-len(start[1]) // PAGE) * PAGE
             if hot[0] < hot[1]:
-                # First, and with the rest of the huge pages that it lies in: what is in memory already stays in small ones.
+                # First, and with the rest of the huge pages that it lies in: what is in
+                # memory already stays in small ones.
                 first, end = (PAGE + hot[0]) // _HUGE * _HUGE, -(-(PAGE + hot[1]) // _HUGE) * _HUGE
                 _write_zeros(fd, max(first, started), min(end, whole), _HUGE)
             for first, end in warm:
                 _write_zeros(fd, max(PAGE + first, started), min(PAGE + end, whole), _SMALL)
             with _errors_about(name):
                 if building is None:
-                    # The directory is of no use to an absolute path, but makes `link` follow what it finds there.
+                    # The directory is of no use to an absolute path, but makes `link`
+                    # follow what it finds there.
                     os.link(f"{_PROC}/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
                 else:
                     os.link(building, place)
@@ -156,7 +175,9 @@ class SharedFile:
 
     @classmethod
     def attach(cls, path: str | os.PathLike[str], kind: bytes) -> SharedFile:
-        """Open a file that `create` made; FileNotFoundError, or SharedFileError that says what is wrong with it."""
+        """Open a file that `create` made; FileNotFoundError, or SharedFileError that
+        says what is wrong with it.
+        """
         _need_linux()
         name = _name_of(path)
         fd = _open_regular(name, os.O_RDWR)
@@ -166,7 +187,9 @@ class SharedFile:
             os.close(fd)
 
     def reopen(self) -> None:
-        """Have a descriptor to lock by, after a fork; OSError that says what is missing. Nothing to do in any other case."""
+        """Have a descriptor to lock by, after a fork; OSError that says what is
+        missing. Nothing to do in any other case.
+        """
         error = self.locks.open(os.fsencode(self._absolute), os.fsencode(_PROC))
         if not error:
             return
@@ -198,7 +221,9 @@ class SharedFile:
 
 
 def is_seat_taken(fd: int, seat: int) -> bool:
-    """Whether another opening of the file than `fd` holds this seat; to ask, it need not be open for writing."""
+    """Whether another opening of the file than `fd` holds this seat; to ask, it need
+    not be open for writing.
+    """
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
     return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
@@ -224,7 +249,9 @@ def _name_of(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def _errors_about(name: str) -> Iterator[None]:
-    """What fails within the block under other names is an error about this one, the only one that the caller knows."""
+    """What fails within the block under other names is an error about this one, the
+    only one that the caller knows.
+    """
     try:
         yield
     except OSError as error:
@@ -232,7 +259,9 @@ def _errors_about(name: str) -> Iterator[None]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file; SharedFileError for what can be none of ours. Nothing else is opened, so nothing waits or happens."""
+    """Open a regular file; SharedFileError for what can be none of ours. Nothing else
+    is opened, so nothing waits or happens.
+    """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -263,7 +292,9 @@ def _nature(mode: int) -> str:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a file for a look at it; SharedFileError for what can be none of ours."""
+    """A descriptor of a file for a look at it; SharedFileError for what can be none of
+    ours.
+    """
     return _open_regular(_name_of(path), os.O_RDONLY)
 
 
@@ -273,7 +304,9 @@ def _no_proc(why: str, path: str) -> OSError:
 
 
 def _new_file(path: str) -> tuple[int, str | None]:
-    """An empty file to be linked to `path`, open, and its name for the time being, if it has to have one."""
+    """An empty file to be linked to `path`, open, and its name for the time being, if
+    it has to have one.
+    """
     # What is wrong with more than a file without a name comes out below.
     with contextlib.suppress(OSError):
         os.stat(f"{_PROC}/self/fd")  # only through this can it be linked
@@ -289,7 +322,9 @@ def _new_file(path: str) -> tuple[int, str | None]:
 
 
 def _remove_abandoned(path: str) -> None:
-    """Remove what processes left that were killed while they built the file of this name: of a living one, its lock is taken."""
+    """Remove what processes left that were killed while they built the file of this
+    name: of a living one, its lock is taken.
+    """
     directory, name = os.path.split(path)
     ours = re.compile(re.escape(name) + r"\.\d+-[0-9a-f]{8}\.new")
     with contextlib.suppress(OSError), os.scandir(directory or ".") as entries:

@@ -1,11 +1,14 @@
-"""What both kinds of ring do in a file that processes share: claim, take, and finish what the dead had begun.
+"""What both kinds of ring do in a file that processes share: claim, take, and finish
+what the dead had begun.
 
-A ring of messages counts granules and one of records counts records; all else that can go wrong when a process is killed is the
-same. op_slots.pxd says what a slot holds, and why no step leaves it open who has what. What only one kind knows, it tells those
-who tidy up by its Hooks.
+A ring of messages counts granules and one of records counts records; all else that can
+go wrong when a process is killed is the same. op_slots.pxd says what a slot holds, and
+why no step leaves it open who has what. What only one kind knows, it tells those who
+tidy up by its Hooks.
 
-One participant at a time tidies up (SeatLocks.begin_tidying), while all others go on. It may itself be killed at any point: every
-step either changes one word or can be done again.
+One participant at a time tidies up (SeatLocks.begin_tidying), while all others go on.
+It may itself be killed at any point: every step either changes one word or can be done
+again.
 """
 
 from libc.stdint cimport uint64_t
@@ -24,9 +27,11 @@ cdef struct Hooks:
     uint64_t (*first_waiting)(void* ring) noexcept nogil
     # How long what is published at a position is; 0: nothing is.
     uint64_t (*extent)(void* ring, uint64_t position) noexcept nogil
-    # Fill what a dead participant had claimed and not published; False: it was the last claim and was taken back.
+    # Fill what a dead participant had claimed and not published; False: it was the last
+    # claim and was taken back.
     bint (*fill)(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil
-    # Whether something of a take is not released, and from where on: position and amount.
+    # Whether something of a take is not released, and from where on: position and
+    # amount.
     bint (*unreleased)(void* ring, OpSlot* slot, Pair* start) noexcept nogil
     # Free what nobody needs any more.
     void (*advance)(void* ring) noexcept nogil
@@ -67,14 +72,16 @@ cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil
 
 
 cdef inline bint claim_at(SharedRing* s, OpSlot* slot, Pair write) noexcept nogil:
-    """Claim what the slot says at `write`; False: another has, or does at this moment."""
+    """Claim what the slot says at `write`; False: another has, or does at this moment.
+    """
     cdef word* index = &s.index[write.position & s.mask]
     cdef uint64_t tag = load_acquire(index)  # C
     cdef OpSlot* other = claimer(s.control, tag, write.position)
     if other != NULL and has_claimed(other, write, s.mask + 1):
         move_write(s, other, write)
         return False
-    # What was claimed or published there must not be written over; but `write` had moved before that was done with.
+    # What was claimed or published there must not be written over; but `write` had
+    # moved before that was done with.
     if not same(load_pair(s.write), write) or not cas_total(index, &tag, claim_tag(s.control, slot, write.position)):  # C
         return False
     move_write(s, slot, write)
@@ -93,7 +100,9 @@ cdef inline void move_write(SharedRing* s, OpSlot* slot, Pair write) noexcept no
 
 
 cdef inline bint win_take(SharedRing* s, OpSlot* slot, uint64_t source, Pair* seen, Pair next) noexcept nogil:
-    """Change a source word from `seen` to `next`, and say so in the slot; False: another was faster, and left `seen`."""
+    """Change a source word from `seen` to `next`, and say so in the slot; False:
+    another was faster, and left `seen`.
+    """
     help_taker(s.control, source, seen[0])
     next.rest |= (number_of(s.control, slot) + 1) << TURN_BITS
     prepare_take(slot, source, seen[0], next)
@@ -108,7 +117,8 @@ cdef inline bint win_take(SharedRing* s, OpSlot* slot, uint64_t source, Pair* se
 
 
 cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
-    """Finish what the holders of these seats had begun. No living one can be in the way.
+    """Finish what the holders of these seats had begun. No living one can be in the
+    way.
 
     alone: nobody else takes part, nor can begin to.
     """
@@ -133,7 +143,9 @@ cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept n
 
 
 cdef inline bint has_taken(SharedRing* s, OpSlot* slot) noexcept nogil:
-    """Whether the exchange of a PREPARED slot went through. If another had taken after it, that one would have said HELD."""
+    """Whether the exchange of a PREPARED slot went through. If another had taken after
+    it, that one would have said HELD.
+    """
     return same(load_pair(source_word(s, load_acquire(&slot.source))), load_pair(&slot.after))
 
 
@@ -148,7 +160,9 @@ cdef inline void settle_take(SharedRing* s, OpSlot* slot) noexcept nogil:
 
 
 cdef inline void orphan_take(SharedRing* s, OpSlot* slot) noexcept nogil:
-    """Offer what a dead taker had not released; an ORPHAN of which nothing is left is done with."""
+    """Offer what a dead taker had not released; an ORPHAN of which nothing is left is
+    done with.
+    """
     cdef Pair start
     if kind_of_slot(slot) == HELD:
         start = place_in(load_pair(&slot.before))
@@ -162,7 +176,8 @@ cdef inline void orphan_take(SharedRing* s, OpSlot* slot) noexcept nogil:
         help_taker(s.control, number_of(s.control, slot) + 1, load_pair(&slot.left))
         set_state(slot, FREE)
         return
-    # Also of one that was an ORPHAN already: who made it one may have been killed before it said so.
+    # Also of one that was an ORPHAN already: who made it one may have been killed
+    # before it said so.
     fetch_add_release(&s.control.deaths, 1)
 
 
@@ -174,8 +189,9 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
     while True:
         position = start = s.hooks.first_waiting(s.ring)
         while True:
-            # In this order: what is neither published nor claimed is the end, unless somebody has claimed there since. What the
-            # index says from `write` on is no more than what an earlier lap, or a forger, has left there.
+            # In this order: what is neither published nor claimed is the end, unless
+            # somebody has claimed there since. What the index says from `write` on is
+            # no more than what an earlier lap, or a forger, has left there.
             write = load_pair(s.write)
             tag = load_acquire(&s.index[position & s.mask])  # C
             slot = claimer(s.control, tag, position)
@@ -197,6 +213,7 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
             position = after.position
         if position == write.position:
             return
-        # `read` has passed what was looked at: once more from where it is now. If it has not, the file is damaged.
+        # `read` has passed what was looked at: once more from where it is now. If it
+        # has not, the file is damaged.
         if s.hooks.first_waiting(s.ring) == start:
             return

@@ -1,17 +1,21 @@
 # cython: freethreading_compatible=True
-"""Waiting: how the users of one ring wait for each other, as threads that sleep and as event loops that listen.
+"""Waiting: how the users of one ring wait for each other, as threads that sleep and as
+event loops that listen.
 
-For those who do not wait it costs one look at a bell (`wanted`) after what they did; all that is here happens only then.
+For those who do not wait it costs one look at a bell (`wanted`) after what they did;
+all that is here happens only then.
 
     sleep    seen = before_sleep(bell); try once more; if it is still in vain: sleep(bell, seen, deadline); and again.
     listen   a pop that finds nothing while an event loop listens: listen(); try once more; if it now finds something: hear().
 
-Where processes share a ring, one of them may be killed between doing something and saying so. So nobody there waits for long
-without looking himself: a sleeper SHORT_SLEEP_NS, an event loop LISTEN_NS, after which its descriptor is readable as if somebody
-had called. Each look is a try, which finds also what the dead have left.
+Where processes share a ring, one of them may be killed between doing something and
+saying so. So nobody there waits for long without looking himself: a sleeper
+SHORT_SLEEP_NS, an event loop LISTEN_NS, after which its descriptor is readable as if
+somebody had called. Each look is a try, which finds also what the dead have left.
 
-What wakes others comes after a push or a pop has been done, so it can not fail: no Python code runs in `call`, `listen` and
-`hear`, nothing is allocated, and where a system call fails, the looks above find it out. A call of other processes' event loops
+What wakes others comes after a push or a pop has been done, so it can not fail: no
+Python code runs in `call`, `listen` and `hear`, nothing is allocated, and where a
+system call fails, the looks above find it out. A call of other processes' event loops
 goes through one socket of this process.
 """
 
@@ -131,7 +135,8 @@ cdef extern from * nogil:
 cdef enum:
     SHORT_SLEEP_NS = 10000000  # a look for the dead then costs a thousandth of a core
     LISTEN_NS = 50000000       # an event loop's own round is some 20 us: less than a two-thousandth
-    # A signal that comes just before the sleep does not end it; its handler is late by no more than this.
+    # A signal that comes just before the sleep does not end it; its handler is late by
+    # no more than this.
     LONG_SLEEP_NS = 1000000000
 
 # None: for ever; but no clock goes that far.
@@ -144,7 +149,9 @@ cdef class Waiting:
     """Made by a ring; not for others."""
 
     cdef int sleep(self, EventCount* bell, uint32_t seen, int64_t deadline_ns) except -1:
-        """Sleep until the bell has been rung since its count was `seen`, or until the deadline; it may be less."""
+        """Sleep until the bell has been rung since its count was `seen`, or until the
+        deadline; it may be less.
+        """
         cdef int64_t most = min(deadline_ns - steady_ns(), <int64_t>LONG_SLEEP_NS)
         if self.participant is not None or not have_barrier():
             most = min(most, <int64_t>SHORT_SLEEP_NS)
@@ -170,7 +177,9 @@ cdef class Waiting:
                 call_ear(self._name, nonce, fork_count())
 
     cdef int fileno(self) except -1:
-        """What event loops listen to. It is readable at first: the pop that finds nothing makes it wait."""
+        """What event loops listen to. It is readable at first: the pop that finds
+        nothing makes it wait.
+        """
         cdef uint64_t epoch = self._epoch_now()
         check_open(self)
         if load_acquire(&self.listening) and not self._is_ours():
@@ -197,7 +206,9 @@ cdef class Waiting:
         return self.ears[0].fd
 
     cdef void listen(self) noexcept:
-        """Nothing was there: ask to be called when there is. The caller has to look once more."""
+        """Nothing was there: ask to be called when there is. The caller has to look
+        once more.
+        """
         if not self._is_ours():
             return
         drain(self._source)
@@ -220,9 +231,11 @@ cdef class Waiting:
             set_timer(self._timer, 1)
 
     cdef bint _is_ours(self) noexcept:
-        """Whether there is a ReadyFd, of this process; in a forked child what it inherited is its parent's.
+        """Whether there is a ReadyFd, of this process; in a forked child what it
+        inherited is its parent's.
 
-        Whoever closes all descriptors of a process closes these too, and the numbers are other files' then.
+        Whoever closes all descriptors of a process closes these too, and the numbers
+        are other files' then.
         """
         return (
             load_acquire(&self.listening) and self._epoch == self._epoch_now()
@@ -236,10 +249,12 @@ cdef class Waiting:
     # ---------------------------------------------------------------- the end
 
     cdef void close(self, EventCount* room) noexcept:
-        """No more: those who wait for something or for room, and the event loops of this process, find that out at once.
+        """No more: those who wait for something or for room, and the event loops of
+        this process, find that out at once.
 
-        Pairs with `check_open` in the try after `before_sleep`: who has seen the count from before this rings sleeps no more.
-        In a ring that processes share a sleeper of this process looks by itself, soon, and others have nothing to look for.
+        Pairs with `check_open` in the try after `before_sleep`: who has seen the count
+        from before this rings sleeps no more. In a ring that processes share a sleeper
+        of this process looks by itself, soon, and others have nothing to look for.
         """
         store_total(&self.closed, CLOSED)
         if self.participant is None:
@@ -269,7 +284,9 @@ cdef Waiting new_waiting(EventCount* filled, object memory, Participant particip
 
 
 cdef double seconds_of(object timeout) except -1:
-    """A timeout as seconds, infinite for None; ValueError for what is none. For the first thing that a method with one does."""
+    """A timeout as seconds, infinite for None; ValueError for what is none. For the
+    first thing that a method with one does.
+    """
     if type(timeout) is float and <double>timeout >= 0:
         return timeout
     if timeout is None:

@@ -1,4 +1,6 @@
-"""`forebay export`: what it gives is what the next start would deliver, in every format."""
+"""`forebay export`: what it gives is what the next start would deliver, in every
+format.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,8 @@ def test_everything_readable_is_exported_with_all(
     assert exported.read_bytes() == b"".join(event + b"\n" for event in left), (
         "acked ones are there as well"
     )
-    # The store keeps the damaged file aside when all in it is acked; the rest is deleted.
+    # The store keeps the damaged file aside when all in it is acked; the rest is
+    # deleted.
     buffer = open_buffer(path)
     drain(buffer)
     crash(buffer)

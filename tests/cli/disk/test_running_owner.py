@@ -1,4 +1,6 @@
-"""The commands beside an owner that lives: they change nothing, and say what they can not know."""
+"""The commands beside an owner that lives: they change nothing, and say what they can
+not know.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ OWNER = """
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has a directory open, with 5,000 events on disk and one in a ring; a line on its stdin lets it deliver."""
+    """A process that has a directory open, with 5,000 events on disk and one in a ring;
+    a line on its stdin lets it deliver.
+    """
     with subprocess.Popen(
         python(OWNER, tmp_path / "buffer"),
         stdin=subprocess.PIPE,

@@ -166,7 +166,8 @@ def test_the_longest_line_that_is_not_refused_fits(
     assert sink.read_bytes() == b""
 
 
-# A share of failures below the one from which flow control sheds the less urgent, which takes its time.
+# A share of failures below the one from which flow control sheds the less urgent, which
+# takes its time.
 @pytest.mark.parametrize("options", [[], ["--inject-failures", "0.1", "--batch-size", "100"]])
 def test_priorities_keep_all_lines_and_the_order_within_each(
     options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -248,8 +249,9 @@ def test_a_second_signal_ends_at_once_and_what_is_missing_is_counted() -> None:
     process.stdin.write(b"".join(b"%0999d\n" % number for number in range(lines)))
     process.stdin.close()
     output = process.stdout.fileno()
-    # Nobody reads: the pipe fills up, and the write that filled it hangs. How much it holds depends on the sizes of the writes,
-    # which share no page; but then it holds no more for as long as anybody looks.
+    # Nobody reads: the pipe fills up, and the write that filled it hangs. How much it
+    # holds depends on the sizes of the writes, which share no page; but then it holds
+    # no more for as long as anybody looks.
     filled = [0]
     until(
         lambda: (

@@ -1,4 +1,6 @@
-"""The transfer of `forebay pump`: every line that was read is delivered or counted, however it ends."""
+"""The transfer of `forebay pump`: every line that was read is delivered or counted,
+however it ends.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Gate:
 
 @pytest.fixture(params=["file", "pipe"])
 def give(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
-    """Makes a source with some content: a regular file, which is carried in lockstep, or a pipe, which two threads carry."""
+    """Makes a source with some content: a regular file, which is carried in lockstep,
+    or a pipe, which two threads carry.
+    """
     writers: list[threading.Thread] = []
 
     def write(path: Path, content: bytes) -> None:

@@ -47,7 +47,8 @@ def test_the_text_is_what_the_formatter_makes(
     handler.setFormatter(which)
     before = which.converter
     try:
-        # Each moment twice, and a converter that changes: what is kept from one record must never show in the next.
+        # Each moment twice, and a converter that changes: what is kept from one record
+        # must never show in the next.
         for moment, converter in zip(moments * 2, converters * 2, strict=False):
             which.converter = converter
             record = logging.LogRecord("n", 20, "f", 1, "m %s", ("x",), None)

@@ -1,4 +1,6 @@
-"""BufferHandler: records become events, what is refused is counted, and nothing blocks the application."""
+"""BufferHandler: records become events, what is refused is counted, and nothing blocks
+the application.
+"""
 
 from __future__ import annotations
 
@@ -248,7 +250,8 @@ def test_a_rate_limit_is_kept_also_with_a_small_burst() -> None:
         stats = buffer.stats()
         stats.check()
         assert sum(handler.refused.values()) == burst + 50 - stats.accepted
-        # A part of a burst is other priorities' share, and time may have given a token or two.
+        # A part of a burst is other priorities' share, and time may have given a token
+        # or two.
         assert burst * 0.2 <= stats.accepted <= burst + 5
         handler.close()
         assert sum(buffer.stats().flow_control.admitted) == stats.accepted

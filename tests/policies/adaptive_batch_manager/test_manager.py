@@ -302,7 +302,9 @@ def test_an_evaluation_that_was_overtaken_does_nothing() -> None:
     lock = manager._lock
 
     class Overtaken:
-        """While one evaluation waits for the lock, another is made and five more batches come in."""
+        """While one evaluation waits for the lock, another is made and five more
+        batches come in.
+        """
 
         def __enter__(self) -> None:
             manager._lock = lock

@@ -1,4 +1,6 @@
-"""AdaptiveBatchManager where batches differ: urgent ones beside large ones, and those that something else limits."""
+"""AdaptiveBatchManager where batches differ: urgent ones beside large ones, and those
+that something else limits.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def mixed(
     each: int = 10,
     filled: bool = True,
 ) -> list[int]:
-    """Intervals of ten batches of the manager's size, with `tiny` urgent ones of `each` events after each of them."""
+    """Intervals of ten batches of the manager's size, with `tiny` urgent ones of `each`
+    events after each of them.
+    """
     sizes = []
     for _ in range(evaluations):
         for _ in range(10):
@@ -58,7 +62,8 @@ def test_a_mix_that_changes_does_not_look_like_a_growth_that_lowered_throughput(
     manager = make(clock)
     sink = Sink(1e-6, 0.01)
     assert mixed(manager, clock, sink, 1, tiny=0) == [59_900]
-    # Now two thirds of the sink's time go into small batches: events per second of all batches fall by half.
+    # Now two thirds of the sink's time go into small batches: events per second of all
+    # batches fall by half.
     assert mixed(manager, clock, sink, 1, tiny=12, each=100) == [69_800]
     assert manager.metrics().reverted == 0
 
@@ -66,7 +71,8 @@ def test_a_mix_that_changes_does_not_look_like_a_growth_that_lowered_throughput(
 def test_small_batches_that_are_most_of_the_load_decide() -> None:
     clock = FakeClock()
     manager = make(clock)
-    # 10 large ones have 500,000 events, 1,000 small ones 1,000,000: the load does not fill the large ones.
+    # 10 large ones have 500,000 events, 1,000 small ones 1,000,000: the load does not
+    # fill the large ones.
     assert mixed(manager, clock, Sink(1e-6, 0.001), 1, tiny=100, each=1_000) == [50_000]
     assert manager.metrics().filled == pytest.approx(1 / 3)
 

@@ -14,7 +14,9 @@ from tests.support.adaptive_batch_manager import Sink, make, period
 def refuse(
     manager: AdaptiveBatchManager, clock: FakeClock, sink: Sink, seconds: float, full: float = 1.0
 ) -> list[int]:
-    """Batches one after the other while events are refused, a share `full` of their events in full ones; all sizes in turn."""
+    """Batches one after the other while events are refused, a share `full` of their
+    events in full ones; all sizes in turn.
+    """
     sizes, end = [manager.batch_size], clock.now() + seconds
     while clock.now() < end:
         size = manager.batch_size

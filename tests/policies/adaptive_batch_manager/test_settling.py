@@ -1,4 +1,6 @@
-"""AdaptiveBatchManager against simulated sinks: where it settles, how it grows, and when it cuts."""
+"""AdaptiveBatchManager against simulated sinks: where it settles, how it grows, and
+when it cuts.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def test_settles_where_the_target_latency_is_met(a: float, b: float, initial: in
     manager = make(clock, initial_batch_size=initial)
     ideal = (0.2 - b) / a
     sizes = Sink(a, b).run(manager, clock, 30)
-    # Up to 5 % of the target is headroom, which b makes a larger share of the size; and the last 2 % are
-    # not worth a change.
+    # Up to 5 % of the target is headroom, which b makes a larger share of the size; and
+    # the last 2 % are not worth a change.
     headroom = 0.05 * 0.2 / (a * ideal)
     assert ideal * (1.0 - headroom - 0.02) - 1 <= sizes[-1] <= ideal
     assert len(set(sizes[-8:])) == 1  # and it rests there
@@ -34,7 +36,8 @@ def test_settles_with_noise_and_keeps_the_p95_at_the_target() -> None:
     manager = make(clock)
     sink = Sink(1e-5, 0.02, noise=0.2)
     sizes = sink.run(manager, clock, 60)
-    # At 1.18 times the mean (the p95 of noise that is even over ±20 %) the target is met by 14,900 events.
+    # At 1.18 times the mean (the p95 of noise that is even over ±20 %) the target is
+    # met by 14,900 events.
     assert all(12_000 <= size <= 16_500 for size in sizes[20:])
     late = sum(sink.latency(manager.batch_size) > 0.2 for _ in range(2_000))
     assert late / 2_000 < 0.08

@@ -1,4 +1,6 @@
-"""BackpressureMonitor: clocks, threads, callbacks, history and config; and any history at all."""
+"""BackpressureMonitor: clocks, threads, callbacks, history and config; and any history
+at all.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,8 @@ def test_what_ends_names_the_signal_that_began_it_and_what_it_reads_now() -> Non
     rig.interval(delay=0.6, latency=0.2)
     rig.interval(delay=0.6, latency=0.2)
     while rig.monitor.active:
-        # The latency is nearer to its threshold by now, but it is the delay that was the fault.
+        # The latency is nearer to its threshold by now, but it is the delay that was
+        # the fault.
         seen = rig.interval(delay=0.1, latency=0.9)
     assert (seen.cause, seen.signal, seen.value, seen.threshold) == ("delay", "delay", 0.1, 0.5)
     assert rig.changes[-1] is seen

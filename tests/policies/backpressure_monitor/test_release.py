@@ -43,7 +43,9 @@ def test_dwell_counts_from_the_last_hot_judgement() -> None:
 
 
 def test_an_overload_that_comes_and_goes_is_held_longer_each_time() -> None:
-    """Four intervals on, four off: after a few rounds it is one activation, as it is one trouble."""
+    """Four intervals on, four off: after a few rounds it is one activation, as it is
+    one trouble.
+    """
     rig = Rig(min_dwell=2.0)
     for _ in range(20):
         for latency in (2.0, 0.1):
@@ -51,7 +53,8 @@ def test_an_overload_that_comes_and_goes_is_held_longer_each_time() -> None:
                 rig.interval(latency=latency)
     assert sum(change.active for change in rig.changes) <= 3
     assert rig.monitor.active
-    # In peace it lets go after the longest dwell, twelve times the least, and after peace the dwell is short again.
+    # In peace it lets go after the longest dwell, twelve times the least, and after
+    # peace the dwell is short again.
     for _ in range(25):
         rig.interval(latency=0.1)
     assert not rig.monitor.active

@@ -99,7 +99,9 @@ def test_ignored_errors_count_neither_way_and_give_the_slot_back(error: BaseExce
 @pytest.mark.parametrize("watched", [None, 10.0])
 @pytest.mark.parametrize("form", ["decorator", "call", "with"])
 def test_errors_come_out_as_they_are(form: str, watched: float | None) -> None:
-    """Nothing of how the breaker works shows in them: with the lock (where slow calls are watched) or without."""
+    """Nothing of how the breaker works shows in them: with the lock (where slow calls
+    are watched) or without.
+    """
     seen: list[BaseException | None] = []
     breaker = make(
         FakeClock(),

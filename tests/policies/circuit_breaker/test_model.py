@@ -1,5 +1,6 @@
-"""CircuitBreaker against a reference: the rules once more, as plainly as they can be said, under random histories with late,
-duplicate, lost and dropped results."""
+"""CircuitBreaker against a reference: the rules once more, as plainly as they can be
+said, under random histories with late, duplicate, lost and dropped results.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from tests.support.models import share_and_proof
 
 
 class Reference:
-    """The rules once more, as plainly as they can be said: every result is kept, and every question scans
-    them all."""
+    """The rules once more, as plainly as they can be said: every result is kept, and
+    every question scans them all.
+    """
 
     def __init__(self, config: CircuitBreakerConfig, now: float) -> None:
         self.config = config
@@ -69,7 +71,8 @@ class Reference:
                 config.reset_timeout * config.reset_timeout_multiplier**self.exponent,
             )
             self.open_until = now + self.open_time
-            # 2**2 times reset_timeout is the cap of this config: beyond it there is nothing left to remember.
+            # 2**2 times reset_timeout is the cap of this config: beyond it there is
+            # nothing left to remember.
             self.exponent = min(2, self.exponent + 1)
         if state in (State.CLOSED, State.DISABLED):
             self.window, self.over_since = [], None
@@ -165,7 +168,9 @@ class Reference:
         )
 
     def time_passes(self, now: float) -> None:
-        """Whatever has left the window since: a window that was found below its thresholds starts anew."""
+        """Whatever has left the window since: a window that was found below its
+        thresholds starts anew.
+        """
         if not self.over(self.visible(now)):
             self.over_since = None
 
@@ -186,8 +191,9 @@ class Reference:
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Random histories with late, duplicate and lost results; after each step breaker and reference must
-    agree."""
+    """Random histories with late, duplicate and lost results; after each step breaker
+    and reference must agree.
+    """
 
     permits = Bundle("permits")
     settled = Bundle("settled")
@@ -257,8 +263,8 @@ class BreakerMachine(RuleBasedStateMachine):
     def report(self, entry: tuple[int, int], outcome: str, latency: float) -> Permit:
         number, generation = entry
         permit, given = self.held.pop(number)
-        # Only a success brings its latency; for a failure the breaker measures, and this one took no less
-        # than it waited.
+        # Only a success brings its latency; for a failure the breaker measures, and
+        # this one took no less than it waited.
         if outcome == "success":
             permit.success(latency)
             slow = self.is_slow(latency)
@@ -275,7 +281,9 @@ class BreakerMachine(RuleBasedStateMachine):
         fails=st.sampled_from([False] * 3 + [True]),
     )
     def guarded(self, form: str, count: int, fails: bool) -> None:
-        """Calls through the other faces, each of which ends at once; the last one may fail."""
+        """Calls through the other faces, each of which ends at once; the last one may
+        fail.
+        """
 
         def work() -> None:
             if error is not None:
@@ -337,7 +345,8 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.model.state in (State.CLOSED, State.DISABLED) and ok + failed:
             self.model.count([(False, False)] * ok + [(True, False)] * failed, self.clock.now())
 
-    # By hand only now and then, as each of these cuts the history that makes the other rules interesting.
+    # By hand only now and then, as each of these cuts the history that makes the other
+    # rules interesting.
     @rule(what=st.sampled_from(["reset"] * 2 + ["force_open", "disable"] + [""] * 8))
     def command(self, what: str) -> None:
         if not what:
@@ -383,8 +392,9 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_stuck(self) -> None:
-        """Left alone, a breaker that was not forced opens up again: the longest open time, or a lease, is
-        enough."""
+        """Left alone, a breaker that was not forced opens up again: the longest open
+        time, or a lease, is enough.
+        """
         if self.model.state is State.FORCED_OPEN:
             return
         wait = self.breaker.retry_after()
@@ -397,7 +407,9 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 class UnlockedMachine(BreakerMachine):
-    """Where slow calls are not watched and there is no ramp: most calls go by without the lock."""
+    """Where slow calls are not watched and there is no ramp: most calls go by without
+    the lock.
+    """
 
     config = dataclasses.replace(BreakerMachine.config, slow_call_duration=None, ramp_up_time=0.0)
 

@@ -1,4 +1,6 @@
-"""Permits of CircuitBreaker: each is settled once, late ones decide nothing, lost and dropped ones give their slot back."""
+"""Permits of CircuitBreaker: each is settled once, late ones decide nothing, lost and
+dropped ones give their slot back.
+"""
 
 from __future__ import annotations
 

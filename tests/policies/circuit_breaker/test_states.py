@@ -1,4 +1,6 @@
-"""CircuitBreaker: its states, what leads from one to another, and its clock. test_model.py has the random histories."""
+"""CircuitBreaker: its states, what leads from one to another, and its clock.
+test_model.py has the random histories.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""CircuitBreaker under threads: what takes no lock, what is called without it, and that nothing is lost."""
+"""CircuitBreaker under threads: what takes no lock, what is called without it, and that
+nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_every_call_is_counted_however_many(form: str, monkeypatch: pytest.Monke
 def test_a_success_that_slips_by_while_a_failure_is_judged_counts_in_the_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three successes come between the moment at which the failure has counted all, and that from which none gets by."""
+    """Three successes come between the moment at which the failure has counted all, and
+    that from which none gets by.
+    """
     breaker = make(FakeClock(), failure_threshold=0.25)
     others = [acquire(breaker) for _ in range(3)]
     shut = FastPath.shut
@@ -128,7 +132,9 @@ def test_a_snapshot_shows_no_more_successes_than_admissions(
 def test_threads_lose_no_count_and_find_every_change(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls from four threads, while a fifth takes snapshots, resets, and lets failures in."""
+    """Calls from four threads, while a fifth takes snapshots, resets, and lets failures
+    in.
+    """
     monkeypatch.setattr(fast_path, "_TOKENS", tokens)
     clock = FakeClock()
     breaker = make(clock, min_requests=50, failure_threshold=1.0)
@@ -176,7 +182,9 @@ def test_threads_lose_no_count_and_find_every_change(
 
 
 def test_a_permit_dropped_while_the_lock_is_held_takes_no_lock() -> None:
-    """As a garbage collection does it that runs in the middle of a method of the breaker."""
+    """As a garbage collection does it that runs in the middle of a method of the
+    breaker.
+    """
     clock = FakeClock()
     breaker = make(clock, half_open_requests=1)
     trip(breaker)
@@ -226,7 +234,9 @@ def test_no_lock_is_held_across_the_call() -> None:
 
 @pytest.mark.parametrize("slots", [1, 5])
 def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int) -> None:
-    """Eight threads ask at once, in many rounds; some probes are ignored, and only then may others go out."""
+    """Eight threads ask at once, in many rounds; some probes are ignored, and only then
+    may others go out.
+    """
     clock = FakeClock()
     breaker = make(clock, half_open_requests=slots, min_requests=slots, max_reset_timeout=8.0)
     threads, rounds = 8, 60

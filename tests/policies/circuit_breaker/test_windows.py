@@ -1,4 +1,6 @@
-"""CircuitBreaker: what counts as too many failures, by seconds, by calls, by their length, and all at once."""
+"""CircuitBreaker: what counts as too many failures, by seconds, by calls, by their
+length, and all at once.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_stays_closed_just_below_the_threshold_and_opens_on_it() -> None:
 
 
 def spread(breaker: CircuitBreaker, clock: FakeClock, seconds: float, pattern: str) -> float:
-    """A call every 10 ms whose results follow the pattern, again and again; the seconds until the breaker opened, or all."""
+    """A call every 10 ms whose results follow the pattern, again and again; the seconds
+    until the breaker opened, or all.
+    """
     for step in range(round(seconds * 100)):
         permit = breaker.try_acquire()
         if permit is None:
@@ -51,12 +55,15 @@ def spread(breaker: CircuitBreaker, clock: FakeClock, seconds: float, pattern: s
 
 
 def test_a_share_just_above_the_threshold_has_to_last_for_half_the_interval() -> None:
-    """By chance alone a share that is judged after every call exceeds the true one now and then."""
+    """By chance alone a share that is judged after every call exceeds the true one now
+    and then.
+    """
     clock = FakeClock()
     breaker = make(clock, failure_threshold=0.3, min_requests=10)
     spread(breaker, clock, 5.0, ".")
     assert breaker.state is State.CLOSED
-    # 35 %: over after some 4.3 s, when six sevenths of the window are of these, and beyond doubt 2.5 s later.
+    # 35 %: over after some 4.3 s, when six sevenths of the window are of these, and
+    # beyond doubt 2.5 s later.
     opened = spread(breaker, clock, 20.0, "F..F..F..F..F..F..F.")
     assert 6.0 < opened < 7.5
 
@@ -75,7 +82,8 @@ def test_a_share_far_above_the_threshold_opens_at_once() -> None:
     clock = FakeClock()
     breaker = make(clock, failure_threshold=0.3, min_requests=10)
     spread(breaker, clock, 5.0, ".")
-    # All fail: four deviations of 500 calls above 0.3 is 0.38, which is reached with 190 of them.
+    # All fail: four deviations of 500 calls above 0.3 is 0.38, which is reached with
+    # 190 of them.
     assert 1.8 < spread(breaker, clock, 5.0, "F") < 2.1
 
 
@@ -95,8 +103,9 @@ def test_the_window_rolls_by_buckets() -> None:
     for second in range(5):
         breaker.record_many(1, 1)
         clock.set(second + 1.0)
-    # At 5.0 the calls of second 0 are gone and those of seconds 1 to 4 are not: a window that was emptied
-    # as a whole would show none, and one that never rolls would show ten.
+    # At 5.0 the calls of second 0 are gone and those of seconds 1 to 4 are not: a
+    # window that was emptied as a whole would show none, and one that never rolls would
+    # show ten.
     assert breaker.metrics().window_calls == 8
     clock.set(6.4)
     assert breaker.metrics().window_calls == 6
@@ -160,7 +169,9 @@ def test_a_window_of_calls_opens_for_a_callee_that_is_called_rarely() -> None:
 
 
 def test_whichever_window_is_the_first_opens() -> None:
-    """After many good calls the last few show a failing callee long before the seconds do; and the other way round."""
+    """After many good calls the last few show a failing callee long before the seconds
+    do; and the other way round.
+    """
     clock = FakeClock()
     changes = Recorder()
     breaker = make(clock, changes, window_size=20)

@@ -1,4 +1,6 @@
-"""The bound on delay: what it lets in, whom it refuses first, when it stands aside. Time is a FakeClock throughout."""
+"""The bound on delay: what it lets in, whom it refuses first, when it stands aside.
+Time is a FakeClock throughout.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ RATE = 10_000.0
 
 
 class Queue:
-    """Five lanes before a sink that takes so much a second, the most urgent first, and a manager that hears of them."""
+    """Five lanes before a sink that takes so much a second, the most urgent first, and
+    a manager that hears of them.
+    """
 
     def __init__(self, target: float | None = TARGET, batch: int = 200) -> None:
         self.clock = FakeClock(100.0)
@@ -39,7 +43,8 @@ class Queue:
         #: (priority, seconds waited, events), as they were taken.
         self.waits: list[tuple[int, float, int]] = []
         self.calling = True
-        #: Seconds for which the sink had nothing to do, in all, and in ticks in which something was refused.
+        #: Seconds for which the sink had nothing to do, in all, and in ticks in which
+        #: something was refused.
         self.idle = self.starved = 0.0
         self._work = 0.0
 
@@ -56,7 +61,9 @@ class Queue:
         return granted
 
     def run(self, seconds: float, demand: Callable[[int], float], rate: float = RATE) -> None:
-        """`demand(priority)` events a second are offered, the least urgent first; the sink takes whole batches."""
+        """`demand(priority)` events a second are offered, the least urgent first; the
+        sink takes whole batches.
+        """
         for _ in range(round(seconds / TICK)):
             refused, idle = sum(self.refused), self.idle
             for priority in range(5, 0, -1):
@@ -140,7 +147,9 @@ def test_a_burst_beyond_its_bound_loses_what_is_beyond_and_nothing_after_it() ->
 def test_a_burst_that_lasts_longer_than_an_interval_costs_nothing_once_it_is_over(
     seconds: float, load: float
 ) -> None:
-    """The queue is above the target long after, and falls: to refuse would only lose what there is room for."""
+    """The queue is above the target long after, and falls: to refuse would only lose
+    what there is room for.
+    """
     queue = Queue()
     queue.run(2.0, only(3, 0.6 * RATE))
     queue.run(seconds, only(3, load * RATE))
@@ -224,7 +233,9 @@ def test_priority_1_alone_beyond_the_sink_is_admitted_and_nobody_else_is() -> No
 
 
 def test_what_the_sink_does_not_need_is_refused_while_a_more_urgent_one_is() -> None:
-    """It would only wait: all that the sink takes is of the more urgent. A trickle goes in, so that nobody starves for ever."""
+    """It would only wait: all that the sink takes is of the more urgent. A trickle goes
+    in, so that nobody starves for ever.
+    """
     queue = Queue()
     queue.run(2.0, only(3, 0.5 * RATE))
     queue.run(4.0, lambda priority: 2 * RATE if priority in (2, 4) else 0.0)
@@ -233,7 +244,8 @@ def test_what_the_sink_does_not_need_is_refused_while_a_more_urgent_one_is() -> 
     admitted = [now - then for now, then in zip(queue.admitted, before, strict=True)]
     assert admitted[1] == pytest.approx(10 * RATE, rel=0.02)
     assert admitted[3] < 0.05 * RATE
-    # Once the flood of the more urgent is over the sink is busy with the others at once.
+    # Once the flood of the more urgent is over the sink is busy with the others at
+    # once.
     queue.idle = 0.0
     queue.run(5.0, lambda priority: 2 * RATE if priority == 4 else 0.0)
     assert queue.idle < 0.9
@@ -275,7 +287,9 @@ def test_it_follows_a_sink_that_slows_down_and_one_that_recovers() -> None:
 
 
 def test_an_outage_refuses_nothing() -> None:
-    """Neither while the circuit is open nor when the sink just hangs: the room is there to outlast that."""
+    """Neither while the circuit is open nor when the sink just hangs: the room is there
+    to outlast that.
+    """
     for calling in (False, True):
         queue = Queue()
         queue.run(2.0, only(3, 0.5 * RATE))
@@ -313,7 +327,9 @@ def test_an_open_circuit_sheds_nothing_in_an_emergency_either() -> None:
 
 
 def test_a_consumer_that_comes_by_now_and_then_has_nothing_refused() -> None:
-    """Whoever takes everything each 10 s has no overloaded sink, however long events wait."""
+    """Whoever takes everything each 10 s has no overloaded sink, however long events
+    wait.
+    """
     queue = Queue()
     for _ in range(20):
         queue.run(10.0, only(3, 100.0), rate=0.0)
@@ -372,10 +388,12 @@ def test_it_goes_on_when_the_clock_steps() -> None:
 def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
     seed: int, loads: list[tuple[int, float, float]]
 ) -> None:
-    """The sink hardly ever runs dry in a tick in which something was refused, and priority 1 is never refused.
+    """The sink hardly ever runs dry in a tick in which something was refused, and
+    priority 1 is never refused.
 
-    Where a priority is refused those below it are held back for its sake, and it may fall silent the next moment: that costs
-    up to an interval's worth, here a part of a percent. With 1.4 times the rate the sink takes less between two looks than is
+    Where a priority is refused those below it are held back for its sake, and it may
+    fall silent the next moment: that costs up to an interval's worth, here a part of a
+    percent. With 1.4 times the rate the sink takes less between two looks than is
     `enough`.
     """
     queue = Queue()
@@ -454,7 +472,9 @@ def test_a_buffer_that_drops_the_oldest_refuses_nothing() -> None:
 
 
 def test_an_offer_looks_itself_when_nobody_else_does() -> None:
-    """A consumer that is busy in its sink does not tick: the producers must find out that the sink has stopped."""
+    """A consumer that is busy in its sink does not tick: the producers must find out
+    that the sink has stopped.
+    """
     buffer, clock = pressed()
     assert buffer.add_events([b"event"] * 10_000, 3).reason == "delay"
     clock.advance(60.0)

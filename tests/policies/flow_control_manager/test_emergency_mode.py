@@ -1,4 +1,6 @@
-"""FlowControlManager in an emergency: when it begins and ends, who is shed, and how the rate climbs back."""
+"""FlowControlManager in an emergency: when it begins and ends, who is shed, and how the
+rate climbs back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.support.flow_control_manager import JUST, LEVELS, Rig
 
 
 def emergency_rig(**fields: Any) -> Rig:
-    """Round numbers: a thousand a second of each priority, all of which the sink can take or not."""
+    """Round numbers: a thousand a second of each priority, all of which the sink can
+    take or not.
+    """
     return Rig(rate=100_000, burst=100_000, emergency_mode=EmergencyModeConfig(**fields))
 
 
@@ -146,7 +150,8 @@ def test_a_probe_always_passes_and_goes_to_the_most_urgent() -> None:
             granted[priority] += rig.admit(100, priority).granted
         rig.fail(failed=100, reports=1)
         rig.clock.advance(0.1)
-    # A hundredth of the 50,000 that the sink was offered in the window before: 500 per 10 s.
+    # A hundredth of the 50,000 that the sink was offered in the window before: 500 per
+    # 10 s.
     assert granted[1] == pytest.approx(3000, rel=0.15)
     assert [granted[priority] for priority in (2, 3, 4, 5)] == [0, 0, 0, 0]
 
@@ -246,9 +251,11 @@ def simulate(
     throttle_rate: float = 0.8,
     offered: tuple[int, ...] = (100, 200, 300, 200, 200),
 ) -> tuple[Rig, list[tuple[float, float]]]:
-    """A sink that takes `capacity(t)` events a second and fails the rest, `lag` seconds after admission.
+    """A sink that takes `capacity(t)` events a second and fails the rest, `lag` seconds
+    after admission.
 
-    Each priority offers as many events a second as `offered` says. Returns what was admitted each second.
+    Each priority offers as many events a second as `offered` says. Returns what was
+    admitted each second.
     """
     rig = Rig(
         rate=1000,
@@ -286,7 +293,8 @@ def test_no_oscillation_before_a_sink_that_fails_above_a_capacity(
     rig, sent = simulate(lambda _: capacity, seconds=500, lag=lag, throttle_rate=throttle_rate)
     # Entered once; left at most once, and never entered again.
     assert rig.names in (["emergency_entered"], ["emergency_entered", "emergency_left"])
-    # The sink is used in full, and never offered more than twice what it takes once things have settled.
+    # The sink is used in full, and never offered more than twice what it takes once
+    # things have settled.
     late = [n for at, n in sent if at > 400]
     assert min(late) >= 0.95 * capacity
     assert sum(late) / len(late) <= 2.1 * capacity

@@ -100,7 +100,8 @@ def test_a_reserve_does_not_cost_any_rate() -> None:
     rig = Rig(rate=100_000, burst=10_000)
     rig.admit(1, 1)
     rig.flood({5: 5000}, 300)
-    # The others were active a moment ago; the flood has the whole rate all the same, if not the whole burst.
+    # The others were active a moment ago; the flood has the whole rate all the same, if
+    # not the whole burst.
     rig.flood({1: 0, 2: 0, 3: 0, 4: 0, 5: 5000}, 300)
     got = rig.flood({1: 0, 2: 0, 3: 0, 4: 0, 5: 5000}, 1000)
     assert got[5] == pytest.approx(100_000, rel=0.001)
@@ -156,7 +157,8 @@ def test_retry_after_where_the_own_claim_grows_faster_than_the_pool_gets_free() 
     rig.admit(1, 5)
     rig.admit(1000, 1)
     rig.admit(1000, 5)
-    # The reserve of priority 1 takes 0.2 s to fill; an event at 4 % of the rate takes 25 ms.
+    # The reserve of priority 1 takes 0.2 s to fill; an event at 4 % of the rate takes
+    # 25 ms.
     assert rig.admit(1, 5).retry_after == pytest.approx(0.025)
 
 

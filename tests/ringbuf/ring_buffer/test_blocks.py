@@ -239,13 +239,16 @@ def test_an_empty_ring_goes_back_to_its_start() -> None:
         assert got == [number, number]
         assert ring._check() == (0, 0)
     with ring.reserve(64) as span:
-        # 13 MB went through 4 MiB, and no more than the first few records of it were ever written.
+        # 13 MB went through 4 MiB, and no more than the first few records of it were
+        # ever written.
         assert not np.any(span["number"][6:])
         assert len(span) >= 61
 
 
 def test_handles_and_views_come_from_a_ring_only() -> None:
-    """Also by `__new__`, which would leave them without the memory that their methods use."""
+    """Also by `__new__`, which would leave them without the memory that their methods
+    use.
+    """
     ring = RingBuffer(4, "i8")
     span = ring.reserve(1)
     messages = MessageRing(4096)

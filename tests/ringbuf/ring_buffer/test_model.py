@@ -18,7 +18,9 @@ from tests.support.ring_buffer import MODES
 
 
 class Run:
-    """One push or reservation, in the order of claims: what the consumers will see of it, and whether they can yet."""
+    """One push or reservation, in the order of claims: what the consumers will see of
+    it, and whether they can yet.
+    """
 
     def __init__(self, records: list[int], *, ready: bool) -> None:
         self.records = deque(records)
@@ -26,7 +28,9 @@ class Run:
 
 
 class RecordMachine(RuleBasedStateMachine):
-    """Every operation against deques; positions start anywhere, blocks are held open and end in any order, well or not."""
+    """Every operation against deques; positions start anywhere, blocks are held open
+    and end in any order, well or not.
+    """
 
     @initialize(
         capacity=st.sampled_from([2, 8, 64]),
@@ -68,7 +72,9 @@ class RecordMachine(RuleBasedStateMachine):
         )
 
     def readable(self) -> list[int]:
-        """What consumers would get now, in order: what was given back, oldest first, then all before an open reservation."""
+        """What consumers would get now, in order: what was given back, oldest first,
+        then all before an open reservation.
+        """
         found = [number for part in sorted(self.given_back) for number in part]
         for run in self.runs:
             if not run.ready:

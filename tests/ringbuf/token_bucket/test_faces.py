@@ -223,7 +223,8 @@ def test_what_was_taken_on_credit_counts_for_the_burst_after_it() -> None:
         # A refusal between must not make it forgotten.
         granted += burst * bucket.try_acquire(burst) + bucket.acquire_up_to(2 * burst)
         ended = time.perf_counter_ns()
-        # One more for the fraction beyond a full bucket that has a credit, one for the two clocks' readings.
+        # One more for the fraction beyond a full bucket that has a credit, one for the
+        # two clocks' readings.
         assert burst - CREDIT <= granted <= burst + rate * (ended - started) / 1e9 + 2
 
 

@@ -23,7 +23,9 @@ from tests.support.token_bucket import INF, SECOND, bursts, check_wait, counts, 
 
 
 class Model:
-    """The law of the bucket in exact fractions: tokens lie on a line, and `spent` of them have been taken."""
+    """The law of the bucket in exact fractions: tokens lie on a line, and `spent` of
+    them have been taken.
+    """
 
     def __init__(self, rate: float, burst: int, initial: int, now: int) -> None:
         self.rate = rate
@@ -33,7 +35,9 @@ class Model:
         self.spent = 0
 
     def line(self, now: int) -> Fraction:
-        """Tokens issued until `now`; constant before the anchor, so that time going back brings none."""
+        """Tokens issued until `now`; constant before the anchor, so that time going
+        back brings none.
+        """
         if self.rate == INF:
             return self.base
         return self.base + Fraction(self.rate) * max(0, now - self.anchor) / SECOND
@@ -105,7 +109,8 @@ class Model:
     def set_rate(self, now: int, rate: float) -> None:
         self.settle(now)
         self.rate = rate
-        # What is there of the next token is kept in units of what the new rate's last digit issues in a ns, rounded down.
+        # What is there of the next token is kept in units of what the new rate's last
+        # digit issues in a ns, rounded down.
         digit = Fraction(math.ulp(rate)) if 0 < rate < INF else Fraction(0)
         unit = max(digit, Fraction(1, 2**96)) / SECOND
         whole = math.floor(self.base)

@@ -62,7 +62,9 @@ def test_deleted_files_are_not_kept_open() -> None:
 
 
 def test_an_ack_while_an_append_is_under_way_settles_nothing_else() -> None:
-    """The appended event is read and acked before append() has come back, while an older one is still with a consumer."""
+    """The appended event is read and acked before append() has come back, while an
+    older one is still with a consumer.
+    """
     disk = disk_with_lane()
     store = opened(disk)
     put(store, 0, b"older")
@@ -93,7 +95,9 @@ def test_an_empty_store_remembers_its_numbers_without_the_record() -> None:
 
 
 def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> None:
-    """Events read and acked before they were durable: the record may be all that is left of them."""
+    """Events read and acked before they were durable: the record may be all that is
+    left of them.
+    """
     disk = disk_with_lane()
     store = opened(disk)
     put(store, 0, b"a", b"b", b"c")
@@ -102,7 +106,8 @@ def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> N
     lost = next(
         image for image in (disk.image(random.Random(seed)) for seed in range(50)) if empty(image)
     )
-    # Killed twice: what the old record says of events that are gone must not be counted again when others are there.
+    # Killed twice: what the old record says of events that are gone must not be counted
+    # again when others are there.
     killed = copy.deepcopy(lost)
     put(opened(killed), 3, b"new", b"newer")
     killed.kill()
@@ -124,7 +129,9 @@ def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> N
 
 
 def test_a_range_acked_before_it_was_durable_counts_no_other_events() -> None:
-    """Of two events acked out of turn the second is gone with the power; its number stays taken, and the count stays right."""
+    """Of two events acked out of turn the second is gone with the power; its number
+    stays taken, and the count stays right.
+    """
     disk = disk_with_lane()
     store = opened(disk)
     put(store, 0, b"a", b"b")
@@ -165,7 +172,9 @@ def test_the_record_holds_so_many_ranges_and_the_rest_is_delivered_again() -> No
 
 
 def test_power_loss_leaves_the_last_durable_record() -> None:
-    """A slot of several sectors, all of which matter: a torn write must hit the other one."""
+    """A slot of several sectors, all of which matter: a torn write must hit the other
+    one.
+    """
     disk = disk_with_lane()
     with opened(disk, SpillConfig(ack_record_bytes=2048)) as store:
         put(store, 0, *[b"%d" % seq for seq in range(160)])

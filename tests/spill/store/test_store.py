@@ -65,7 +65,8 @@ def test_gaps_are_no_losses() -> None:
         assert everything(store) == {200: b"y"}
         store.ack(200, 1)
         assert (store.first_seq, store.events_on_disk, store.stats().lost_events) == (202, 0, 0)
-        # Nothing waits: the next numbers may start anywhere, and nobody waits for those between.
+        # Nothing waits: the next numbers may start anywhere, and nobody waits for those
+        # between.
         put(store, 1 << 40, b"far")
         assert store.first_seq == 1 << 40
 
@@ -180,7 +181,9 @@ def test_pressure_trades_room_for_time() -> None:
 
 
 def test_opening_reads_headers_only_and_remembers_little(tmp_path: Path) -> None:
-    """100 GB in sparse files: three calls and 96 bytes for each but the newest, and an index of a few hundred bytes each."""
+    """100 GB in sparse files: three calls and 96 bytes for each but the newest, and an
+    index of a few hundred bytes each.
+    """
     lane = tmp_path / "lane"
     lane.mkdir()
     count = 100_000_000_000 // SpillConfig().segment_bytes

@@ -1,4 +1,6 @@
-"""What the commands on a buffer's directory share: their parser, how they end, and what they show meanwhile."""
+"""What the commands on a buffer's directory share: their parser, how they end, and what
+they show meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ def run_command(
     except BackpressureError as error:
         return _end(str(error), FAILED)
     except BrokenPipeError:
-        # Whoever reads has enough. What is still in the buffers would raise again at the exit of the interpreter.
+        # Whoever reads has enough. What is still in the buffers would raise again at
+        # the exit of the interpreter.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
@@ -107,7 +110,9 @@ def _end(text: str, code: int) -> int:
 
 
 class Ticker:
-    """Shows how far a long command is, as often as the display likes it. Use as a context manager."""
+    """Shows how far a long command is, as often as the display likes it. Use as a
+    context manager.
+    """
 
     def __init__(self, options: argparse.Namespace, total_bytes: int | None = None) -> None:
         self._display = make_display(quiet=options.quiet, total_bytes=total_bytes)

@@ -1,7 +1,9 @@
-"""`forebay dlq`: the dead letters of a buffer, events that were given up after their last attempt.
+"""`forebay dlq`: the dead letters of a buffer, events that were given up after their
+last attempt.
 
-`list` reads beside a running owner. `replay` and `purge` change the store, and so need the directory for themselves. What is
-replayed is durable in its new place before it is purged: a crash in between makes it come twice, and never loses it.
+`list` reads beside a running owner. `replay` and `purge` change the store, and so need
+the directory for themselves. What is replayed is durable in its new place before it is
+purged: a crash in between makes it come twice, and never loses it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ __all__ = ["main"]
 
 # So many letters are added, made durable and then purged at a time.
 _CHUNK: Final = 1000
-# How long (seconds) an event may wait for room in its lane, while the spiller moves others to disk.
+# How long (seconds) an event may wait for room in its lane, while the spiller moves
+# others to disk.
 _PATIENCE: Final = 10.0
 # Of an event or an error as much as a terminal shows of a line.
 _SHOWN: Final = 100
@@ -235,7 +238,8 @@ def _to_buffer(
     view: BufferView, options: argparse.Namespace, ticker: Ticker
 ) -> tuple[int, dict[str, int]]:
     looks = [look_at_ring(lane.ring_path) for lane in view.lanes]
-    # Rings of the size that they have: another one would have the next start move what is in them.
+    # Rings of the size that they have: another one would have the next start move what
+    # is in them.
     lane_bytes = max(
         (look.capacity_bytes for look in looks if look is not None and look.damage is None),
         default=0,
@@ -272,7 +276,9 @@ def _to_buffer(
 
 
 def _add(buffer: BufferManager, letters: Sequence[DeadLetter]) -> int:
-    """Add their events, each priority's in order; returns how many of them, from the front, were accepted."""
+    """Add their events, each priority's in order; returns how many of them, from the
+    front, were accepted.
+    """
     added = 0
     for priority, group in groupby(letters, key=lambda letter: letter.priority):
         events = [letter.event for letter in group]
@@ -308,7 +314,9 @@ def _to_file(
 
 @contextmanager
 def _owned_letters(view: BufferView) -> Iterator[DeadLetterStore]:
-    """The dead letters of a directory that nobody else has: this owns it meanwhile. Raises DirectoryInUse."""
+    """The dead letters of a directory that nobody else has: this owns it meanwhile.
+    Raises DirectoryInUse.
+    """
     with BufferDirectory(view.path) as directory:
         store = DeadLetterStore(directory.lane("dead-letters"), directory.buffer_id)
         with closing(store):

@@ -1,7 +1,8 @@
-"""`forebay export`: the events in a buffer's directory, lane by lane and in order, to a file or to stdout. Changes nothing.
+"""`forebay export`: the events in a buffer's directory, lane by lane and in order, to a
+file or to stdout. Changes nothing.
 
-What is written is what the next start would deliver, and with --all also what was acked and is still there, and what can be read
-of the damaged files that were kept aside.
+What is written is what the next start would deliver, and with --all also what was acked
+and is still there, and what can be read of the damaged files that were kept aside.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ class _Export:
             )
             return
         while first is not None:
-            # What is on disk as well was written by an owner that died before it let go of it.
+            # What is on disk as well was written by an owner that died before it let go
+            # of it.
             rest = first[max(end_seq - first.first_seq, 0) :]
             if len(rest):
                 self._write(rest, lane)

@@ -1,4 +1,6 @@
-"""`forebay inspect`: what a buffer's directory holds. Reads headers only, never bodies, and changes nothing."""
+"""`forebay inspect`: what a buffer's directory holds. Reads headers only, never bodies,
+and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,8 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
         events, missing = debt.events, debt.missing
     elif view.owner is None:
         end_seq = end_seq_of(look_at_lane(view, lane))
-        # What lies below is on disk as well: a crash came between writing and letting go.
+        # What lies below is on disk as well: a crash came between writing and letting
+        # go.
         events = sum(
             min(len(part), max(part.first_seq + len(part) - end_seq, 0))
             for part in ring_events(look)

@@ -1,8 +1,10 @@
-"""`forebay repair`: make a damaged directory one that a buffer opens and reads without stumbling. Nothing is deleted.
+"""`forebay repair`: make a damaged directory one that a buffer opens and reads without
+stumbling. Nothing is deleted.
 
-A damaged segment is written anew from its good blocks, and the old one kept beside it. A ring file that can not be opened is
-moved aside. In its place comes an empty one that goes on with the numbers: a number is part of a batch's id, and must not be
-given out again.
+A damaged segment is written anew from its good blocks, and the old one kept beside it.
+A ring file that can not be opened is moved aside. In its place comes an empty one that
+goes on with the numbers: a number is part of a batch's id, and must not be given out
+again.
 """
 
 from __future__ import annotations
@@ -123,7 +125,9 @@ def _mend(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None
 
 
 def _replace_ring(view: BufferView, lane: LaneView, look: RingFileView) -> None:
-    """Move the ring aside, and put an empty one there which goes on with the numbers. Power loss leaves one or the other."""
+    """Move the ring aside, and put an empty one there which goes on with the numbers.
+    Power loss leaves one or the other.
+    """
     end_seq = end_seq_of(look_at_lane(view, lane))
     check_numbers(lane.path, end_seq)
     next_seq = next_seq_in(look)

@@ -1,7 +1,7 @@
 """A lane's ring file as the commands see it, which take no part in it.
 
-An owner that runs notices nothing. Without an owner the events can be had as well, from a private copy in memory, since taking
-part in the file itself would change it.
+An owner that runs notices nothing. Without an owner the events can be had as well, from
+a private copy in memory, since taking part in the file itself would change it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def look_at_ring(path: str) -> RingFileView | None:
         except SharedFileError:
             if not from_before_reboot:
                 raise
-            # Power loss may leave positions that make no sense. What is whole is told by the frames themselves.
+            # Power loss may leave positions that make no sense. What is whole is told
+            # by the frames themselves.
             return RingFileView(path=path, size=size, from_before_reboot=True)
     except FileNotFoundError:
         return None
@@ -81,12 +82,15 @@ def look_at_ring(path: str) -> RingFileView | None:
 
 
 def next_seq_in(look: RingFileView) -> int | None:
-    """The number that the next event would have got, from a file that is damaged elsewhere; None where nothing says so."""
+    """The number that the next event would have got, from a file that is damaged
+    elsewhere; None where nothing says so.
+    """
     return next_seq_of(look.path)
 
 
 def salvage_ring(look: RingFileView, end_seq: int) -> tuple[Salvage, RingDebt]:
-    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the next start will deliver, and what is lost.
+    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the
+    next start will deliver, and what is lost.
 
     Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
     """
@@ -95,7 +99,9 @@ def salvage_ring(look: RingFileView, end_seq: int) -> tuple[Salvage, RingDebt]:
 
 
 def lost_in_ring(debt: RingDebt) -> list[Lost]:
-    """What of a ring from before a reboot is lost. Each of its numbers was an event, as far as anything tells."""
+    """What of a ring from before a reboot is lost. Each of its numbers was an event, as
+    far as anything tells.
+    """
     return [
         Lost(
             first_seq=first,
@@ -108,7 +114,8 @@ def lost_in_ring(debt: RingDebt) -> list[Lost]:
 
 
 def ring_events(look: RingFileView) -> Iterator[Messages]:
-    """What a ring holds that nobody has open, by ascending numbers; the file stays as it is.
+    """What a ring holds that nobody has open, by ascending numbers; the file stays as
+    it is.
 
     Takes as much memory as the ring is filled. Raises SharedFileError, OSError.
     """
@@ -131,7 +138,9 @@ def ring_events(look: RingFileView) -> Iterator[Messages]:
 
 
 def _private_copy(look: RingFileView) -> int:
-    """A descriptor of a file in memory with all of the ring but the parts of its data that are free."""
+    """A descriptor of a file in memory with all of the ring but the parts of its data
+    that are free.
+    """
     source = os.open(look.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         copy = os.memfd_create("ring", os.MFD_CLOEXEC)

@@ -1,7 +1,9 @@
-"""`forebay verify`: whether everything in a buffer's directory is as it was written. Reads all of it and changes nothing.
+"""`forebay verify`: whether everything in a buffer's directory is as it was written.
+Reads all of it and changes nothing.
 
-Of segments every byte has a checksum. Of a ring file the header has, and what was pushed into it; of its positions one can say
-whether they make sense. What was pushed is looked at where it matters, in a ring from before a reboot.
+Of segments every byte has a checksum. Of a ring file the header has, and what was
+pushed into it; of its positions one can say whether they make sense. What was pushed is
+looked at where it matters, in a ring from before a reboot.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def _total_bytes(view: BufferView) -> int:
 
 
 def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
-    """What is damaged in a lane, and which of the numbers that are owed are lost by that."""
+    """What is damaged in a lane, and which of the numbers that are owed are lost by
+    that.
+    """
     blocks = nbytes = torn = 0
     damage: list[dict[str, Any]] = []
     for report in _reports(view, lane):
@@ -87,7 +91,8 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
                 "what": "no sound record of what was acked: events will be delivered again",
             }
         )
-    # Only where something is damaged can something be lost, but for the end of the newest file, which the record tells of.
+    # Only where something is damaged can something be lost, but for the end of the
+    # newest file, which the record tells of.
     missing_tail = found.record is not None and found.record.durable.rank > found.link.rank
     lost = []
     if damage or missing_tail:
@@ -127,7 +132,9 @@ def check_ring(lane: LaneView) -> list[dict[str, Any]]:
 
 
 def _reports(view: BufferView, lane: LaneView) -> Iterator[SegmentReport]:
-    """Of each segment; a running owner may delete some meanwhile, and then the rest is listed anew."""
+    """Of each segment; a running owner may delete some meanwhile, and then the rest is
+    listed anew.
+    """
     seen: set[str] = set()
     while True:
         try:

@@ -27,11 +27,11 @@ from ringbuf import MessageRing
 
 __all__ = ["main"]
 
-# How long a batch that is being sent when the run is given up may still take before it counts as not
-# delivered.
+# How long a batch that is being sent when the run is given up may still take before it
+# counts as not delivered.
 _SETTLE_SECONDS = 1.0
-# Twice as fast as the buffer's 16 MiB, which leave the cache between the copy out of the lane and the write; and large enough
-# that the calls for each batch cost nothing.
+# Twice as fast as the buffer's 16 MiB, which leave the cache between the copy out of
+# the lane and the write; and large enough that the calls for each batch cost nothing.
 _BATCH_BYTES = 1 << 20
 # The handler only leaves a note; this is how soon it is read.
 _SIGNAL_SECONDS = 0.1
@@ -59,7 +59,8 @@ def _pump(options: argparse.Namespace) -> int:
         say(str(error))
         return USAGE
     try:
-        # In this order, so that a mistake in the sources never costs the contents of the sink.
+        # In this order, so that a mistake in the sources never costs the contents of
+        # the sink.
         for source in options.sources:
             check_source(source)
         sink = open_sink(options.to, append=options.append, sources=options.sources)
@@ -105,7 +106,9 @@ def _config(options: argparse.Namespace) -> BufferConfig:
 
 
 def _max_line_bytes(config: BufferConfig) -> int:
-    """The longest line that a lane takes: asked of a ring like its own, whose memory is never touched."""
+    """The longest line that a lane takes: asked of a ring like its own, whose memory is
+    never touched.
+    """
     return MessageRing(config.lane_bytes).max_message_bytes
 
 
@@ -119,7 +122,9 @@ def _drilled(sink: LineSink, options: argparse.Namespace) -> Sink:
 
 
 def _watch(transfer: Transfer, buffer: BufferManager, display: Display, signals: list[int]) -> bool:
-    """Show the run until it ends or a signal ends it; False: a batch is still being sent."""
+    """Show the run until it ends or a signal ends it; False: a batch is still being
+    sent.
+    """
     shown = time.monotonic()
     deadline = None
     while not transfer.wait(_SIGNAL_SECONDS):
@@ -148,7 +153,9 @@ def _state(buffer: BufferManager) -> str:
 
 
 def _close(sink: Sink, transfer: Transfer) -> None:
-    """Close the sink; an error at this point is one of its, unless there is one already."""
+    """Close the sink; an error at this point is one of its, unless there is one
+    already.
+    """
     try:
         sink.close()
     except OSError as error:

@@ -20,7 +20,8 @@ from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["DRAIN_SECONDS", "parse"]
 
-# After a signal: long enough to write out a full lane on a slow disk, short enough for someone in a hurry.
+# After a signal: long enough to write out a full lane on a slow disk, short enough for
+# someone in a hurry.
 DRAIN_SECONDS = 2.0
 
 _CODES = {

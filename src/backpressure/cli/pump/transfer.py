@@ -1,15 +1,18 @@
 """Carries lines from sources through a buffer to a sink.
 
-From a pipe or a terminal two threads carry, so that a slow source never holds back what is buffered and a slow sink never
-stops the reading before the buffer is full: the feeder puts chunks of lines into the buffer, the deliverer takes batches out
-and sends them. Regular files neither wait nor go away, so there the feeder delivers as well, in lockstep: what it has just
-put in is still in its cache, and nothing is handed from thread to thread (measured: a third less time).
+From a pipe or a terminal two threads carry, so that a slow source never holds back what
+is buffered and a slow sink never stops the reading before the buffer is full: the
+feeder puts chunks of lines into the buffer, the deliverer takes batches out and sends
+them. Regular files neither wait nor go away, so there the feeder delivers as well, in
+lockstep: what it has just put in is still in its cache, and nothing is handed from
+thread to thread (measured: a third less time).
 
-The caller only watches (`wait`, `progress`), ends it early where it must (`stop`, `abandon`), and at last `settle`s it. The
-threads are daemons, so that one that hangs in a system call can not keep the process alive.
+The caller only watches (`wait`, `progress`), ends it early where it must (`stop`,
+`abandon`), and at last `settle`s it. The threads are daemons, so that one that hangs in
+a system call can not keep the process alive.
 
-Every line that was read is at any moment in exactly one of these: acked, resident in the buffer, or not yet
-accepted.
+Every line that was read is at any moment in exactly one of these: acked, resident in
+the buffer, or not yet accepted.
 """
 
 from __future__ import annotations
@@ -34,9 +37,11 @@ from ringbuf._messages.ring import count_lines
 
 __all__ = ["Progress", "Transfer"]
 
-# How long the deliverer waits before it looks whether it shall end: nobody notices, and it costs nothing.
+# How long the deliverer waits before it looks whether it shall end: nobody notices, and
+# it costs nothing.
 _LOOK_SECONDS = 0.05
-# What was refused is offered again after this at the latest: the time that a refusal names is an estimate.
+# What was refused is offered again after this at the latest: the time that a refusal
+# names is an estimate.
 _REFUSAL_SECONDS = 1.0
 
 
@@ -54,14 +59,18 @@ class Progress:
 
 
 class Transfer:
-    """One run from `sources` to `sink` through `buffer`, which must be empty and used by nobody else.
+    """One run from `sources` to `sink` through `buffer`, which must be empty and used
+    by nobody else.
 
-    rules: give the priorities; None puts every line into one lane, so that the order stays as it is.
+    rules: give the priorities; None puts every line into one lane, so that the order
+        stays as it is.
     max_line_bytes: the longest line that a lane takes, for LineReader.
     batch_size: most events in a batch; None leaves it to the buffer.
-    retry_for: seconds in which a sink that fails must take a batch again, or the run ends; 0: at once.
-    leave_open: is called with priority and sequence number of a last line that has no newline, before it is
-        sent; not where `rules` are given, since another line may then be the last to come out.
+    retry_for: seconds in which a sink that fails must take a batch again, or the run
+        ends; 0: at once.
+    leave_open: is called with priority and sequence number of a last line that has no
+        newline, before it is sent; not where `rules` are given, since another line may
+        then be the last to come out.
     """
 
     def __init__(
@@ -91,8 +100,8 @@ class Transfer:
         )
         self._fed = threading.Event()
         self._done = threading.Event()
-        # Held while a last line without newline is put in and noted in `_end`, so that it can not be sent
-        # before.
+        # Held while a last line without newline is put in and noted in `_end`, so that
+        # it can not be sent before.
         self._marking = threading.Lock()
         self._end: tuple[int, int] | None = None  # its priority and sequence number
         self._lockstep = all(map(_is_regular, sources))
@@ -107,7 +116,8 @@ class Transfer:
         self._events = self._nbytes = self._batches = self._smallest = self._largest = 0
         #: Lines read and not accepted; final once `settle` has returned.
         self.unaccepted = 0
-        #: Source and offset in it behind the last line that was read; None before the first.
+        #: Source and offset in it behind the last line that was read; None before the
+        #: first.
         self.position: tuple[str, int] | None = None
         #: What ended the reading, or the delivery, before its time.
         self.source_error: Exception | None = None
@@ -133,9 +143,11 @@ class Transfer:
         self._abandoned.set()
 
     def settle(self, seconds: float) -> bool:
-        """End a transfer that is over, or was abandoned: afterwards the numbers stand still.
+        """End a transfer that is over, or was abandoned: afterwards the numbers stand
+        still.
 
-        Waits at most so long for the batch that is being sent; False: it still is, and counts as undelivered.
+        Waits at most so long for the batch that is being sent; False: it still is, and
+        counts as undelivered.
         """
         settled = self._done.wait(seconds)
         self._buffer.close(timeout=0.0)  # so that the feeder waits for room no longer
@@ -175,7 +187,9 @@ class Transfer:
             self._fed.set()
 
     def _offer(self, chunk: LineChunk) -> None:
-        """Put the lines of `chunk` into the buffer, waiting for room; those left when abandoned stay unaccepted."""
+        """Put the lines of `chunk` into the buffer, waiting for room; those left when
+        abandoned stay unaccepted.
+        """
         if self._rules is None:
             self._offer_lines(chunk)
             return
@@ -213,10 +227,13 @@ class Transfer:
         return 0.0 if self._lockstep else None
 
     def _deliver_in_step(self, admission: Admission) -> None:
-        """In lockstep: deliver all that is ready; where something was refused, go on until it can be offered again."""
+        """In lockstep: deliver all that is ready; where something was refused, go on
+        until it can be offered again.
+        """
         if not self._lockstep:
             return
-        # A full lane gets room with the first batch. Other refusals name their time, and to ask before would count as demand.
+        # A full lane gets room with the first batch. Other refusals name their time,
+        # and to ask before would count as demand.
         full = admission.reason == "full"
         wait = _LOOK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
         deadline = time.monotonic() + wait
@@ -249,7 +266,9 @@ class Transfer:
             self._done.set()
 
     def _give_up(self, error: Exception) -> None:
-        """End the run because of `error`, unless it only says that the run was settled before a batch was through."""
+        """End the run because of `error`, unless it only says that the run was settled
+        before a batch was through.
+        """
         if not isinstance(error, BufferClosed):
             self.sink_error = error
         self.abandon()
@@ -283,7 +302,9 @@ class Transfer:
 
 
 def _is_regular(source: str) -> bool:
-    """Whether `source` is a regular file. One that can not be looked at says so when it is read."""
+    """Whether `source` is a regular file. One that can not be looked at says so when it
+    is read.
+    """
     try:
         return stat.S_ISREG((os.fstat(0) if source == "-" else os.stat(source)).st_mode)
     except OSError:

@@ -1,4 +1,6 @@
-"""`forebay top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or any by its directory."""
+"""`forebay top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or
+any by its directory.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""What `forebay top DIR` shows: a buffer's directory from outside, beside its owner or after it.
+"""What `forebay top DIR` shows: a buffer's directory from outside, beside its owner or
+after it.
 
-It is all read from the files, and nothing is written: positions of the rings, ends of the segments, acks. Numbers tell what has
-happened: the next number of a lane less the one of a second ago is what it accepted, and what is owed has grown by that less what
-was acked, given up or dropped. What only the owner knows (delays, policies, refusals) its HTTP server tells: `forebay top URL`.
+It is all read from the files, and nothing is written: positions of the rings, ends of
+the segments, acks. Numbers tell what has happened: the next number of a lane less the
+one of a second ago is what it accepted, and what is owed has grown by that less what
+was acked, given up or dropped. What only the owner knows (delays, policies, refusals)
+its HTTP server tells: `forebay top URL`.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ class LaneState:
 
     @property
     def owed(self) -> int:
-        """Events accepted and not settled; a number that a killed producer took and never used counts until it is passed."""
+        """Events accepted and not settled; a number that a killed producer took and
+        never used counts until it is passed.
+        """
         return self.ring_waiting + self.ring_out + self.disk_events
 
 
@@ -100,7 +105,9 @@ class DirectoryReading:
         )
 
     def rate(self, count: Callable[[LaneState], int], priority: int | None = None) -> float | None:
-        """How fast a count of a lane, or of all, has grown, 1/s; None: nobody knows yet."""
+        """How fast a count of a lane, or of all, has grown, 1/s; None: nobody knows
+        yet.
+        """
         if self._before is None:
             return None
         total = 0
@@ -116,7 +123,8 @@ class DirectoryReading:
 
 
 def _look(view: BufferView, lane: LaneView) -> LaneState:
-    # The ring first: what goes to disk between the two looks is then in both, and counted once by its numbers.
+    # The ring first: what goes to disk between the two looks is then in both, and
+    # counted once by its numbers.
     ring = look_at_ring(lane.ring_path) if lane.number else None
     found = look_at_lane(view, lane)
     owed = owed_on_disk(found)
@@ -244,7 +252,8 @@ def _files(reading: DirectoryReading) -> RenderableType:
 
 def _numbers(reading: DirectoryReading, lanes: list[LaneState], priority: int | None) -> list[str]:
     rates = [reading.rate(count, priority) for _, count in _RATES]
-    # Ring and disk are read one after the other, so a rate near nothing may come out below it.
+    # Ring and disk are read one after the other, so a rate near nothing may come out
+    # below it.
     return [
         *(short(None if rate is None else max(rate, 0.0)) for rate in rates),
         *(short(sum(count(lane) for lane in lanes)) for _, count in _COUNTS),

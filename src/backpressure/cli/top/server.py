@@ -1,7 +1,9 @@
-"""What `forebay top URL` shows: a running buffer, as the `/buffer/stats` of its HTTP server tells.
+"""What `forebay top URL` shows: a running buffer, as the `/buffer/stats` of its HTTP
+server tells.
 
-Rates are differences of two readings over the buffer's own clock, so a slow network does not bend them. A reading that is below
-the one before comes from a new process: it starts a new difference. What the server does not tell is shown as "-".
+Rates are differences of two readings over the buffer's own clock, so a slow network
+does not bend them. A reading that is below the one before comes from a new process: it
+starts a new difference. What the server does not tell is shown as "-".
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Reading", "ServerView", "stats_url"]
 
-# A reading takes microseconds on the server; a server that needs longer than this is not well (seconds).
+# A reading takes microseconds on the server; a server that needs longer than this is
+# not well (seconds).
 _TIMEOUT = 3.0
 # No sensible answer is larger.
 _MOST_BYTES = 4 << 20
@@ -43,7 +46,9 @@ class Reading:
         return sorted(self.stats["lanes"].items(), key=lambda item: int(item[0]))
 
     def rate(self, name: str, priority: str | None = None) -> float | None:
-        """A counter's increase a second, of a lane or the whole; a counter by reason is added up."""
+        """A counter's increase a second, of a lane or the whole; a counter by reason is
+        added up.
+        """
         if self._before is None:
             return None
         now, then = (_count(_part(one.stats, priority).get(name)) for one in (self, self._before))
@@ -51,7 +56,9 @@ class Reading:
 
 
 class ServerView:
-    """A buffer behind the HTTP server at this address. ValueError where it is no address of one."""
+    """A buffer behind the HTTP server at this address. ValueError where it is no
+    address of one.
+    """
 
     def __init__(self, where: str) -> None:
         self.url = stats_url(where)
@@ -66,7 +73,9 @@ class ServerView:
 
 
 def stats_url(where: str) -> str:
-    """The address of the statistics of the server at `where`. ValueError where it is no address of one."""
+    """The address of the statistics of the server at `where`. ValueError where it is no
+    address of one.
+    """
     parts = urlsplit(where if "://" in where else f"http://{where}")
     try:
         port = parts.port
@@ -222,7 +231,9 @@ def _count(value: Any) -> float | None:
 
 
 def _quantile(histograms: Sequence[Any], q: float) -> float | None:
-    """Of several histograms with the same bounds together; None where they hold nothing."""
+    """Of several histograms with the same bounds together; None where they hold
+    nothing.
+    """
     try:
         bounds = tuple(histograms[0]["bounds"])
         counts = tuple(map(sum, zip(*(one["counts"] for one in histograms), strict=True)))

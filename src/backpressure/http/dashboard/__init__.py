@@ -1,6 +1,8 @@
-"""The dashboard: one page and what belongs to it, served from memory. No build step, and nothing from elsewhere.
+"""The dashboard: one page and what belongs to it, served from memory. No build step,
+and nothing from elsewhere.
 
-uPlot.* is uPlot 1.6.32 (https://github.com/leeoniya/uPlot) as its npm package has it, under the MIT licence of uPlot.LICENSE.
+uPlot.* is uPlot 1.6.32 (https://github.com/leeoniya/uPlot) as its npm package has it,
+under the MIT licence of uPlot.LICENSE.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def add_routes(app: FastAPI) -> None:
     }
 
     def serve(name: str, request: Request) -> Response:
-        # Asked about at each use, so that a page and its script are never of two versions.
+        # Asked about at each use, so that a page and its script are never of two
+        # versions.
         headers = {"ETag": tags[name], "Cache-Control": "no-cache", "Content-Type": _FILES[name]}
         if request.headers.get("if-none-match") == tags[name]:
             return Response(status_code=304, headers=headers)

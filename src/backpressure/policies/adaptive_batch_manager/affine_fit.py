@@ -11,9 +11,11 @@ __all__ = ["AffineFit"]
 
 # The weight of the past at each period: it remembers about five.
 _KEEP: Final = 0.8
-# The deviation of the sizes, as a share of their mean, that tells a from b despite ordinary noise.
+# The deviation of the sizes, as a share of their mean, that tells a from b despite
+# ordinary noise.
 _SPREAD: Final = 0.02
-# Sizes this near have like latencies; where these differ by more than the factor, the sink has changed.
+# Sizes this near have like latencies; where these differ by more than the factor, the
+# sink has changed.
 _LIKE: Final = 0.2
 _CHANGED: Final = 1.25
 
@@ -21,7 +23,8 @@ _CHANGED: Final = 1.25
 class AffineFit:
     """latency = a * n + b with a, b >= 0, by least squares that forget exponentially.
 
-    A period weighs 1, whatever its number of batches: else one at a fast sink washes out what steps taught.
+    A period weighs 1, whatever its number of batches: else one at a fast sink washes
+    out what steps taught.
     """
 
     __slots__ = ("_latency", "_size", "_slope", "_spread", "_together", "_weight", "fresh")
@@ -42,7 +45,9 @@ class AffineFit:
         return self._slope is not None
 
     def add(self, period: Period) -> None:
-        """Take in one period, merging means and sums of squares (Chan, Golub and LeVeque, 1979)."""
+        """Take in one period, merging means and sums of squares (Chan, Golub and
+        LeVeque, 1979).
+        """
         count = len(period.kept)
         size = sum(n for n, _, _ in period.kept) / count
         latency = sum(t for _, t, _ in period.kept) / count
@@ -65,7 +70,9 @@ class AffineFit:
             self._slope = max(0.0, self._together / self._spread)
 
     def line(self) -> tuple[float, float]:
-        """a and b, by the last known slope; all is a where there is none, or where b would be negative."""
+        """a and b, by the last known slope; all is a where there is none, or where b
+        would be negative.
+        """
         if self._slope is None or self._slope * self._size > self._latency:
             return (self._latency / self._size if self._size else 0.0), 0.0
         return self._slope, self._latency - self._slope * self._size

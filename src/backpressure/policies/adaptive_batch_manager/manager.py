@@ -1,29 +1,38 @@
-"""How many events a batch should have: as many as the sink takes within the target latency.
+"""How many events a batch should have: as many as the sink takes within the target
+latency.
 
-A sink takes about `a * n + b` seconds for n events. Larger batches spread b over more events, and so raise
-throughput until a * n alone fills the target. The law, once per `evaluation_interval`, sees events rather
-than batches, so that many tiny urgent batches do not hide what becomes of the large ones:
+A sink takes about `a * n + b` seconds for n events. Larger batches spread b over more
+events, and so raise throughput until a * n alone fills the target. The law, once per
+`evaluation_interval`, sees events rather than batches, so that many tiny urgent batches
+do not hide what becomes of the large ones:
 
  1. A growth that lowered throughput is taken back, and not tried again for a while.
- 2. Late (the p95 exceeds the target): cut to where the fit meets the target, at most to half of what the
-    batches really had; by a trial step while the sizes are too alike to tell a from b. Where no allowed size
-    meets the target a cut only costs throughput: undo it. Where the batches are smaller than any allowed
-    size already, a cut has no effect: leave it.
- 3. Under pressure capacity comes first: shrink, late or not, only where a * n binds, and neither shrink
-    below nor grow beyond the size at which b takes a tenth of the time.
- 4. Otherwise grow by a constant step while batches come out full, up to the size whose p95 meets the target.
- 5. While events are refused because the sink takes no more, each that it could have taken is lost: never shrink
-    but for lateness, and not below the size at which b takes a twentieth; grow by leaps, up to twice the size, already
-    where a fifth of the events are in full batches. The first refusals are looked at after a tenth of the interval, apart
-    from what was before them.
+ 2. Late (the p95 exceeds the target): cut to where the fit meets the target, at most to
+    half of what the batches really had; by a trial step while the sizes are too alike
+    to tell a from b. Where no allowed size meets the target a cut only costs
+    throughput: undo it. Where the batches are smaller than any allowed size already, a
+    cut has no effect: leave it.
+ 3. Under pressure capacity comes first: shrink, late or not, only where a * n binds,
+    and neither shrink below nor grow beyond the size at which b takes a tenth of the
+    time.
+ 4. Otherwise grow by a constant step while batches come out full, up to the size whose
+    p95 meets the target.
+ 5. While events are refused because the sink takes no more, each that it could have
+    taken is lost: never shrink but for lateness, and not below the size at which b
+    takes a twentieth; grow by leaps, up to twice the size, already where a fifth of the
+    events are in full batches. The first refusals are looked at after a tenth of the
+    interval, apart from what was before them.
 
-The size stays within [min, max], and one outlier decides nothing. Where all batches are larger than the size,
-because a consumer asks for more of its own accord, the fit says whether the size would be late. Additive increase and
-multiplicative decrease follow Clipper (NSDI '17), the affine fit BentoML's dispatcher.
+The size stays within [min, max], and one outlier decides nothing. Where all batches are
+larger than the size, because a consumer asks for more of its own accord, the fit says
+whether the size would be late. Additive increase and multiplicative decrease follow
+Clipper (NSDI '17), the affine fit BentoML's dispatcher.
 
-How long a batch may wait to fill is `linger`; whether it should is for the gate in policies/linger.py.
+How long a batch may wait to fill is `linger`; whether it should is for the gate in
+policies/linger.py.
 
-Safe for any thread. `evaluate` is one clock reading when not due; no lock is held while `on_change` runs.
+Safe for any thread. `evaluate` is one clock reading when not due; no lock is held while
+`on_change` runs.
 """
 
 from __future__ import annotations
@@ -52,21 +61,26 @@ _HEADROOM: Final = 0.95
 _TRIAL: Final = 0.1
 # The pressure from which capacity comes first: half of the scale.
 _PRESSED: Final = 0.5
-# The share of b in the latency under pressure: a tenth less throughput than endless batches would have.
+# The share of b in the latency under pressure: a tenth less throughput than endless
+# batches would have.
 _OVERHEAD: Final = 0.1
-# The same while events are refused: each event that the sink could have taken is lost then.
+# The same while events are refused: each event that the sink could have taken is lost
+# then.
 _REFUSING_OVERHEAD: Final = 0.05
-# The share of the events in full batches that makes growth worthwhile then: larger ones would still be filled.
+# The share of the events in full batches that makes growth worthwhile then: larger ones
+# would still be filled.
 _SOME_FULL: Final = 0.2
-# The part of an interval after which the first refusals are looked at: they cost events every second.
+# The part of an interval after which the first refusals are looked at: they cost events
+# every second.
 _HASTE: Final = 0.1
-# The loss of throughput that takes a growth back (less is noise), and for how many evaluations none is tried
-# after that: a minute at the default interval.
+# The loss of throughput that takes a growth back (less is noise), and for how many
+# evaluations none is tried after that: a minute at the default interval.
 _LOWERED: Final = 0.05
 _REST: Final = 6
 # A change by a smaller share than this would only make noise.
 _WORTHWHILE: Final = 0.02
-# The longest linger as a part of the target: the wait must stay small beside what the sink may take.
+# The longest linger as a part of the target: the wait must stay small beside what the
+# sink may take.
 _LINGER_SHARE: Final = 0.1
 # A minute (seconds): a longer linger is a mistake in the unit.
 _LONGEST_LINGER: Final = 60.0
@@ -85,16 +99,19 @@ class AdaptiveBatchConfig:
     max_batch_size: int = 100_000
     #: The latency of the sink that 95 % of the events should see.
     target_latency: float = 0.2
-    #: A step of growth as a share of `max - min` (constant, so the whole range takes ten), a cut as one of
-    #: the size.
+    #: A step of growth as a share of `max - min` (constant, so the whole range takes
+    #: ten), a cut as one of the size.
     adjustment_factor: float = 0.1
     evaluation_interval: float = 10.0
-    #: Events per second that make the throughput half of the score full; it steers nothing.
+    #: Events per second that make the throughput half of the score full; it steers
+    #: nothing.
     throughput_target: float = 2_000_000
-    #: False: only `adjust` changes the size, and no batch lingers; score and metrics go on.
+    #: False: only `adjust` changes the size, and no batch lingers; score and metrics go
+    #: on.
     adaptive_enabled: bool = True
-    #: The longest that a batch waits to fill; also at most a tenth of `target_latency`. 0.0: none ever waits.
-    #: 5 ms gather 50 events where 10,000 arrive a second, and hardly show beside a sink's 200 ms.
+    #: The longest that a batch waits to fill; also at most a tenth of `target_latency`.
+    #: 0.0: none ever waits. 5 ms gather 50 events where 10,000 arrive a second, and
+    #: hardly show beside a sink's 200 ms.
     max_linger: float = 0.005
 
     def __post_init__(self) -> None:
@@ -109,7 +126,9 @@ class AdaptiveBatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveBatchMetrics:
-    """A snapshot. What was measured is from the last evaluation that had enough batches."""
+    """A snapshot. What was measured is from the last evaluation that had enough
+    batches.
+    """
 
     batch_size: int  #: now, in events
     score: float  #: as `AdaptiveBatchManager.score`
@@ -136,8 +155,8 @@ class AdaptiveBatchMetrics:
 class AdaptiveBatchManager:
     """Tells the batch size, and learns it from how long the sink took.
 
-    `on_change(old, new, reason)` is called after each change, with no lock held; an exception out of it is
-    logged.
+    `on_change(old, new, reason)` is called after each change, with no lock held; an
+    exception out of it is logged.
     """
 
     def __init__(
@@ -160,13 +179,14 @@ class AdaptiveBatchManager:
         self._last = Period()
         self._throughput, self._score = 0.0, 1.0
         self._changes = {"grown": 0, "cut": 0, "reverted": 0}
-        # Size and pace before the last step if that was growth, whether it was a leap, and the size where this run of
-        # cuts began.
+        # Size and pace before the last step if that was growth, whether it was a leap,
+        # and the size where this run of cuts began.
         self._grown_from: tuple[int, float] | None = None
         self._leapt = False
         self._cut_from: int | None = None
         self._rest = 0
-        # Whether growth may leap: not after one that was taken back, as long as events are refused.
+        # Whether growth may leap: not after one that was taken back, as long as events
+        # are refused.
         self._may_leap = True
 
     @property
@@ -176,7 +196,8 @@ class AdaptiveBatchManager:
 
     @property
     def score(self) -> float:
-        """0 to 1: the mean of throughput / throughput_target and target_latency / p95, each at most 1.
+        """0 to 1: the mean of throughput / throughput_target and target_latency / p95,
+        each at most 1.
 
         1.0 before the first evaluation.
         """
@@ -184,7 +205,9 @@ class AdaptiveBatchManager:
 
     @property
     def linger(self) -> float:
-        """How long a batch that is not full may wait for more events, in seconds; 0.0: not at all."""
+        """How long a batch that is not full may wait for more events, in seconds; 0.0:
+        not at all.
+        """
         cfg = self.config
         return (
             min(cfg.max_linger, _LINGER_SHARE * cfg.target_latency) if cfg.adaptive_enabled else 0.0
@@ -193,8 +216,9 @@ class AdaptiveBatchManager:
     def record(self, size: int, latency: float, filled: bool | None) -> None:
         """A batch of `size` events took the sink `latency` seconds.
 
-        filled: whether it had as many events as the batch size asked for. None: it can not tell, as something else kept
-            it smaller (a limit in bytes, a consumer that asked for fewer). Such batches do not let the size grow.
+        filled: whether it had as many events as the batch size asked for. None: it can
+            not tell, as something else kept it smaller (a limit in bytes, a consumer
+            that asked for fewer). Such batches do not let the size grow.
 
         Left out where there are no events, or the latency is no time (a clock stepped).
         """
@@ -209,10 +233,12 @@ class AdaptiveBatchManager:
             self._flushes[reason] += 1
 
     def evaluate(self, pressure: float = 0.0, refusing: bool = False) -> int:
-        """Reconsider the size if `evaluation_interval` has passed since the last time; gives the size.
+        """Reconsider the size if `evaluation_interval` has passed since the last time;
+        gives the size.
 
-        `pressure` (0 to 1) says how hard the buffer is pressed, `refusing` whether events are being refused because the sink
-        takes no more: then it is reconsidered sooner, once. Fewer than five batches wait for the next evaluation.
+        `pressure` (0 to 1) says how hard the buffer is pressed, `refusing` whether
+        events are being refused because the sink takes no more: then it is reconsidered
+        sooner, once. Fewer than five batches wait for the next evaluation.
         """
         now = self._clock.now()
         if refusing and not self._refused:
@@ -228,7 +254,9 @@ class AdaptiveBatchManager:
         return new
 
     def adjust(self, size: int) -> None:
-        """Set the size by hand; the law goes on from there. ConfigError (a ValueError) outside [min, max]."""
+        """Set the size by hand; the law goes on from there. ConfigError (a ValueError)
+        outside [min, max].
+        """
         check_number("size", size, int, self.config.min_batch_size, self.config.max_batch_size)
         with self._lock:
             old, self._size = self._size, size
@@ -266,7 +294,9 @@ class AdaptiveBatchManager:
         self._events_before = self._samples.events
 
     def _note_refusal(self, now: float) -> None:
-        """Where it is the first for an interval or more, what was measured before it shows nothing of the overload."""
+        """Where it is the first for an interval or more, what was measured before it
+        shows nothing of the overload.
+        """
         if not self._refused_before:
             self._begin(now)
             self._samples.clear()
@@ -308,14 +338,16 @@ class AdaptiveBatchManager:
     def _decide(self, period: Period, pressure: float, refused: bool) -> _Step:
         """The size to have, not yet an int nor within [min, max]."""
         cfg, fit, size = self.config, self._fit, self._size
-        # Where events are refused some lane is full, however many batches of others are not.
+        # Where events are refused some lane is full, however many batches of others are
+        # not.
         full = period.filled >= (_SOME_FULL if refused else 0.5)
         self._rest = max(0, self._rest - 1)
         pressed = pressure >= _PRESSED
         self._may_leap = self._may_leap or not refused
         if self._grown_from is not None and full and not period.beyond:
             before, pace = self._grown_from
-            # A leap is made as an overload begins, and so compared with another mix of batches.
+            # A leap is made as an overload begins, and so compared with another mix of
+            # batches.
             if (
                 period.full_pace < pace * (1.0 - _LOWERED * (2.0 if self._leapt else 1.0))
                 and pace < math.inf
@@ -336,7 +368,8 @@ class AdaptiveBatchManager:
 
         p95 = period.p95
         if period.beyond:
-            # Nobody used the size. What the fit does not tell about it is not worth a trial.
+            # Nobody used the size. What the fit does not tell about it is not worth a
+            # trial.
             p95 = period.tail * fit.latency_of(size) if fit.fresh else 0.0
         if p95 > cfg.target_latency:
             reason = f"p95 {p95:.3g} s is over {cfg.target_latency:.3g} s"
@@ -362,7 +395,8 @@ class AdaptiveBatchManager:
                 wanted = size * (1.0 - cfg.adjustment_factor * min(pressure, 1.0))
                 return max(wanted, enough), "cut", "latency binds under pressure"
             ceiling = min(ceiling, enough)
-        # At most twice the size: the fit is no guide far beyond what it has seen. While events are refused at once as much.
+        # At most twice the size: the fit is no guide far beyond what it has seen. While
+        # events are refused at once as much.
         self._leapt = refused and self._may_leap
         step = (
             size

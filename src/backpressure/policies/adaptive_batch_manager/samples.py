@@ -1,8 +1,10 @@
-"""What an evaluation of the batch size sees: the batches since the last one, weighed by their events.
+"""What an evaluation of the batch size sees: the batches since the last one, weighed by
+their events.
 
-A mixed load has many tiny urgent batches beside few large ones. By batches, the tiny ones would hide that the large ones
-are full, or late; so shares and percentiles here are of events. The tiny ones are also kept apart, as otherwise they would
-soon wash the large ones out of what is kept.
+A mixed load has many tiny urgent batches beside few large ones. By batches, the tiny
+ones would hide that the large ones are full, or late; so shares and percentiles here
+are of events. The tiny ones are also kept apart, as otherwise they would soon wash the
+large ones out of what is kept.
 
 Not safe for several threads: AdaptiveBatchManager calls it under its lock.
 """
@@ -18,12 +20,14 @@ from typing import Final, TypeAlias
 
 __all__ = ["FEWEST", "BatchSamples", "Period", "Sample"]
 
-# Batches of each kind that are kept at least, where there are more: six lie above the p95 of so many, and sorting them takes
-# microseconds. They are spread evenly over the interval: the latest alone would not show a burst at its beginning.
+# Batches of each kind that are kept at least, where there are more: six lie above the
+# p95 of so many, and sorting them takes microseconds. They are spread evenly over the
+# interval: the latest alone would not show a burst at its beginning.
 _KEPT: Final = 128
 # Batches that decide anything: without the slowest, four are left.
 FEWEST: Final = 5
-# Batches of less than this part of the batch size are the tiny ones: too small to tell whether the size is right.
+# Batches of less than this part of the batch size are the tiny ones: too small to tell
+# whether the size is right.
 _TINY: Final = 8
 
 #: Events, seconds, and whether the batch was full; None: it could not tell.
@@ -32,7 +36,9 @@ Sample: TypeAlias = tuple[int, float, bool | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """What the batches of one interval show. Outliers (see `BatchSamples.take`) are only in `filled`."""
+    """What the batches of one interval show. Outliers (see `BatchSamples.take`) are
+    only in `filled`.
+    """
 
     p95: float = (
         0.0  # seconds; 95 % of the events were in batches as fast as that; never the slowest batch
@@ -69,7 +75,9 @@ class BatchSamples:
         self._events = [0, 0]
 
     def add(self, size: int, latency: float, filled: bool | None, batch_size: int) -> None:
-        """`batch_size`: the present one. Whatever is larger would have filled it, also if still more was asked for."""
+        """`batch_size`: the present one. Whatever is larger would have filled it, also
+        if still more was asked for.
+        """
         kind = size * _TINY >= batch_size
         self._kinds[kind].add(
             (size, latency, filled if size <= batch_size or filled is None else True)
@@ -79,12 +87,15 @@ class BatchSamples:
         self.batches += 1
 
     def take(self, batch_size: int) -> Period | None:
-        """The period, and begin the next one; None: too few batches, which stay for the next time.
+        """The period, and begin the next one; None: too few batches, which stay for the
+        next time.
 
-        Batches larger than the size were asked for before a cut, or explicitly: they are only looked at where there are
-        not enough others. An outlier is slower than twice the p95, a larger batch in proportion (b >= 0).
+        Batches larger than the size were asked for before a cut, or explicitly: they
+        are only looked at where there are not enough others. An outlier is slower than
+        twice the p95, a larger batch in proportion (b >= 0).
         """
-        # The weight of an event: a kind counts with all its events, however many of its batches are kept.
+        # The weight of an event: a kind counts with all its events, however many of its
+        # batches are kept.
         weights = [
             events / held if (held := sum(size for size, _, _ in kind.kept)) else 0.0
             for kind, events in zip(self._kinds, self._events, strict=True)
@@ -134,7 +145,9 @@ class BatchSamples:
 
 
 class _Spread:
-    """Some of what is added, evenly spread: every one at first, every second one once there are too many, and so on."""
+    """Some of what is added, evenly spread: every one at first, every second one once
+    there are too many, and so on.
+    """
 
     __slots__ = ("_every", "_skip", "kept")
 

@@ -1,4 +1,5 @@
-"""A circuit breaker: stop calling what fails, and find out with a few probes when it works again.
+"""A circuit breaker: stop calling what fails, and find out with a few probes when it
+works again.
 
     state         admits                               results of its own permits
     CLOSED        every call; while ramping up a       fill the rolling windows, which may trip the breaker
@@ -10,32 +11,43 @@
     DISABLED      every call                           fill the windows, and change nothing
 
 Invariants
- 1. A permit belongs to the generation of the state that gave it. Every change of state starts a new
-    generation; a result from an earlier one is counted in the metrics and touches neither window nor state.
- 2. A permit has one result. Any further report for it is counted as a duplicate and does nothing.
- 3. In HALF_OPEN, probes that are out plus probe results never exceed `half_open_requests`. An ignored probe
-    gives its slot back. A probe has a lease: once that is over and no slot is free, the next caller takes
-    its slot and its result is late. So a probe that never answers can not hold the breaker in HALF_OPEN. One
-    whose permit is dropped (a batch that is neither acked nor nacked) gives its slot back at once.
- 4. HALF_OPEN is decided by `min(min_requests, half_open_requests)` results: enough to judge by, and
-    reachable. It opens again as soon as so many of them have failed that the rate can not come out below
-    its threshold.
- 5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire` that finds the open
-    time over, and `state` shows OPEN until then. With `canary` that call only goes as one, and after it, answered or not, the
-    next one each `reset_timeout / half_open_requests`; the first that succeeds counts as the first probe. So never more
-    calls than probes go to a dead callee within a reset timeout, and its return shows within a second or two.
- 6. Time never runs backwards in here: a clock that steps back counts as one that stood still.
- 7. A call takes the lock unless nothing it can do would change the state: see fast_path.py.
+ 1. A permit belongs to the generation of the state that gave it. Every change of state
+    starts a new generation; a result from an earlier one is counted in the metrics and
+    touches neither window nor state.
+ 2. A permit has one result. Any further report for it is counted as a duplicate and
+    does nothing.
+ 3. In HALF_OPEN, probes that are out plus probe results never exceed
+    `half_open_requests`. An ignored probe gives its slot back. A probe has a lease:
+    once that is over and no slot is free, the next caller takes its slot and its result
+    is late. So a probe that never answers can not hold the breaker in HALF_OPEN. One
+    whose permit is dropped (a batch that is neither acked nor nacked) gives its slot
+    back at once.
+ 4. HALF_OPEN is decided by `min(min_requests, half_open_requests)` results: enough to
+    judge by, and reachable. It opens again as soon as so many of them have failed that
+    the rate can not come out below its threshold.
+ 5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire`
+    that finds the open time over, and `state` shows OPEN until then. With `canary` that
+    call only goes as one, and after it, answered or not, the next one each
+    `reset_timeout / half_open_requests`; the first that succeeds counts as the first
+    probe. So never more calls than probes go to a dead callee within a reset timeout,
+    and its return shows within a second or two.
+ 6. Time never runs backwards in here: a clock that steps back counts as one that stood
+    still.
+ 7. A call takes the lock unless nothing it can do would change the state: see
+    fast_path.py.
 
-The open time grows a little with every trip that follows too soon, and with every half-open period in which no
-probe succeeded; where one did, it starts over: see reset_time.py.
+The open time grows a little with every trip that follows too soon, and with every
+half-open period in which no probe succeeded; where one did, it starts over: see
+reset_time.py.
 
-After the probes have closed it, a breaker with a `ramp_up_time` admits a share that grows evenly from a tenth to all:
-every tenth call at first, every second one half-way. A lone caller that waits `retry_after` is admitted when it comes
-back, however few others ask.
+After the probes have closed it, a breaker with a `ramp_up_time` admits a share that
+grows evenly from a tenth to all: every tenth call at first, every second one half-way.
+A lone caller that waits `retry_after` is admitted when it comes back, however few
+others ask.
 
-Safe for any thread and any task. The lock is held for a few attribute updates, never while the caller's
-function or `on_change` runs; calls of `on_change` from two threads may therefore overlap.
+Safe for any thread and any task. The lock is held for a few attribute updates, never
+while the caller's function or `on_change` runs; calls of `on_change` from two threads
+may therefore overlap.
 """
 
 from __future__ import annotations
@@ -69,15 +81,19 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _log = logging.getLogger("backpressure")
 
-# Of probes that are out most answer long before their lease ends: ask again after this part of the interval.
+# Of probes that are out most answer long before their lease ends: ask again after this
+# part of the interval.
 _GLANCES: Final = 10
 
-# A share that is judged after every call exceeds the true one by a few standard deviations sooner or later, by mere chance. By so
-# many it does not within years. Less has to last: a callee that fails right at the threshold for a few seconds, and does most of
-# its work, is not gone (in the flapping of bench/overload each trip cost half a minute of it).
+# A share that is judged after every call exceeds the true one by a few standard
+# deviations sooner or later, by mere chance. By so many it does not within years. Less
+# has to last: a callee that fails right at the threshold for a few seconds, and does
+# most of its work, is not gone (in the flapping of bench/overload each trip cost half a
+# minute of it).
 _DEVIATIONS: Final = 4.0
 
-# What most functions return, and nobody awaits. To ask a type for what it has not costs a third of a guarded call before 3.12.
+# What most functions return, and nobody awaits. To ask a type for what it has not costs
+# a third of a guarded call before 3.12.
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict, set))
 
 _Change = tuple[State, State, str]
@@ -86,13 +102,14 @@ _Change = tuple[State, State, str]
 class CircuitBreaker:
     """Admits or refuses calls by how earlier ones went.
 
-    `clock` gives the time, `rng` the jitter. `on_change(old, new, reason)` is called after every change of
-    state, in the thread that caused it, with no lock held; an exception out of it is logged.
+    `clock` gives the time, `rng` the jitter. `on_change(old, new, reason)` is called
+    after every change of state, in the thread that caused it, with no lock held; an
+    exception out of it is logged.
 
-    As a context manager (`with`, `async with`) and as a decorator of a plain or `async` function it raises
-    CircuitOpenError instead of admitting, and reports by the exception that leaves the block. A timeout
-    that should count as a failure belongs inside the block: from outside it arrives as a cancellation,
-    which is ignored.
+    As a context manager (`with`, `async with`) and as a decorator of a plain or `async`
+    function it raises CircuitOpenError instead of admitting, and reports by the
+    exception that leaves the block. A timeout that should count as a failure belongs
+    inside the block: from outside it arrives as a cancellation, which is ignored.
     """
 
     def __init__(
@@ -138,7 +155,9 @@ class CircuitBreaker:
     # --- permits
 
     def try_acquire(self) -> Permit | None:
-        """Leave for one call, or None where the breaker lets nothing through now (see `retry_after`)."""
+        """Leave for one call, or None where the breaker lets nothing through now (see
+        `retry_after`).
+        """
         fast_path = self._fast_path
         try:
             fast_path.admissions.pop()
@@ -152,11 +171,13 @@ class CircuitBreaker:
         return self._admit()
 
     def retry_after(self) -> float:
-        """Seconds until it is worth asking again; 0.0 where a call would be admitted now.
+        """Seconds until it is worth asking again; 0.0 where a call would be admitted
+        now.
 
-        Exact while OPEN; while ramping up, as far as nobody else asks before. With every probe slot taken it is the time
-        to the end of the oldest lease, at most a tenth of `monitoring_interval`, as probes mostly answer long before.
-        FORCED_OPEN has no known end: `reset_timeout`, as a pace to poll at.
+        Exact while OPEN; while ramping up, as far as nobody else asks before. With
+        every probe slot taken it is the time to the end of the oldest lease, at most a
+        tenth of `monitoring_interval`, as probes mostly answer long before. FORCED_OPEN
+        has no known end: `reset_timeout`, as a pace to poll at.
         """
         with self._lock:
             now = self._now()
@@ -164,10 +185,11 @@ class CircuitBreaker:
             return self._wait(now)
 
     def record_many(self, ok: int, failed: int) -> None:
-        """Count results of calls without a permit, such as the parts of a batch; ValueError if negative.
+        """Count results of calls without a permit, such as the parts of a batch;
+        ValueError if negative.
 
-        They can trip a closed breaker. In other states they feed the metrics only: probes alone decide
-        HALF_OPEN.
+        They can trip a closed breaker. In other states they feed the metrics only:
+        probes alone decide HALF_OPEN.
         """
         check_outcomes(ok, failed)
         if ok == failed == 0:
@@ -187,12 +209,14 @@ class CircuitBreaker:
     # --- calls
 
     def call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """`fn(*args, **kwargs)` under a permit, its result reported; CircuitOpenError where there is none.
+        """`fn(*args, **kwargs)` under a permit, its result reported; CircuitOpenError
+        where there is none.
 
-        Where `fn` is an `async` function the permit is taken now, and the result reported when the
-        coroutine ends.
+        Where `fn` is an `async` function the permit is taken now, and the result
+        reported when the coroutine ends.
         """
-        # On the healthy path no permit need be made: the fast path does the counting, and without another Python call.
+        # On the healthy path no permit need be made: the fast path does the counting,
+        # and without another Python call.
         fast_path = self._fast_path
         try:
             fast_path.admissions.pop()
@@ -215,7 +239,9 @@ class CircuitBreaker:
         return self._call(fn, *args, **kwargs)
 
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Decorate a plain or `async` function; TypeError for a generator, which works after it returned."""
+        """Decorate a plain or `async` function; TypeError for a generator, which works
+        after it returned.
+        """
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TypeError(
                 f"a generator can not be guarded as a call; use `with breaker:` inside {fn!r}"
@@ -239,7 +265,8 @@ class CircuitBreaker:
 
         @functools.wraps(fn)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            # The body of `call` once more: to call it from here would cost as much again (bench/compare).
+            # The body of `call` once more: to call it from here would cost as much
+            # again (bench/compare).
             fast_path = self._fast_path
             try:
                 fast_path.admissions.pop()
@@ -263,8 +290,9 @@ class CircuitBreaker:
 
         return call
 
-    # A block is entered and left on the healthy path without another Python call, which saves a twelfth of the whole: what
-    # `try_acquire`, `innermost` and `Permit.success` do there is done in line.
+    # A block is entered and left on the healthy path without another Python call, which
+    # saves a twelfth of the whole: what `try_acquire`, `innermost` and `Permit.success`
+    # do there is done in line.
 
     def __enter__(self) -> Permit:
         fast_path = self._fast_path
@@ -328,7 +356,9 @@ class CircuitBreaker:
     # --- by hand
 
     def reset(self) -> None:
-        """To CLOSED with an empty window and all trips forgotten; also ends FORCED_OPEN and DISABLED."""
+        """To CLOSED with an empty window and all trips forgotten; also ends FORCED_OPEN
+        and DISABLED.
+        """
         self._command(Cause.RESET, "reset by hand")
 
     def force_open(self) -> None:
@@ -336,14 +366,18 @@ class CircuitBreaker:
         self._command(Cause.FORCED, "forced open by hand")
 
     def disable(self) -> None:
-        """Admit every call, whatever happens, until `reset()`; results are still counted."""
+        """Admit every call, whatever happens, until `reset()`; results are still
+        counted.
+        """
         self._command(Cause.DISABLED, "disabled by hand")
 
     # --- reading
 
     @property
     def state(self) -> State:
-        """The state. OPEN stays OPEN until an acquire finds the open time over: reading changes nothing."""
+        """The state. OPEN stays OPEN until an acquire finds the open time over: reading
+        changes nothing.
+        """
         return self._state
 
     def metrics(self) -> CircuitBreakerMetrics:
@@ -388,7 +422,9 @@ class CircuitBreaker:
     # --- below: what is called with the lock held
 
     def _now(self) -> float:
-        """The clock, made to never run backwards. Read under the lock: readings are in the order of use."""
+        """The clock, made to never run backwards. Read under the lock: readings are in
+        the order of use.
+        """
         clock = self._clock
         lag = clock.lag
         now = clock.now()
@@ -397,7 +433,9 @@ class CircuitBreaker:
         return now
 
     def _catch_up(self) -> float:
-        """The time, and the windows and probes as of it, with all that went through the fast path."""
+        """The time, and the windows and probes as of it, with all that went through the
+        fast path.
+        """
         now = self._now()
         self._take(self._fast_path.count())
         self._window.roll(now)
@@ -421,15 +459,19 @@ class CircuitBreaker:
             window.add(calls, failed, slow)
 
     def _calm(self) -> bool:
-        """Whether no success could trip. It can only where the rate of failure is that high already, and it is the one that makes
-        the calls enough, or the first after others have left the window; below the threshold it lowers the rate."""
+        """Whether no success could trip. It can only where the rate of failure is that
+        high already, and it is the one that makes the calls enough, or the first after
+        others have left the window; below the threshold it lowers the rate.
+        """
         threshold = self.config.failure_threshold
         return not any(
             window.failed and window.failed / window.calls >= threshold for window in self._windows
         )
 
     def _set_fast_path(self, now: float) -> None:
-        """Have it open exactly while no success could change the state or needs to be timed."""
+        """Have it open exactly while no success could change the state or needs to be
+        timed.
+        """
         watched = self._ramp is not None or self.config.slow_call_duration is not None
         if self._state is not State.CLOSED or watched or not self._calm():
             self._take(self._fast_path.shut())
@@ -474,9 +516,11 @@ class CircuitBreaker:
         return self.config.over(window.failed, window.slow, window.calls)
 
     def _is_beyond_doubt(self, now: float) -> bool:
-        """Whether the window of seconds, which is over a threshold, is so by far, for long, or in all that there ever was.
+        """Whether the window of seconds, which is over a threshold, is so by far, for
+        long, or in all that there ever was.
 
-        Of few calls, less than twice those that were asked for, the share is taken at its word.
+        Of few calls, less than twice those that were asked for, the share is taken at
+        its word.
         """
         config, window = self.config, self._window
         if self._over_since is None:
@@ -492,7 +536,8 @@ class CircuitBreaker:
     def _judge_probes(self, now: float) -> _Change | None:
         """Leave HALF_OPEN where its results decide."""
         probes, quorum = self._probes, self.config.quorum
-        # Shares of the whole quorum, not of what is in so far: this reopens once no further success could help.
+        # Shares of the whole quorum, not of what is in so far: this reopens once no
+        # further success could help.
         why = self.config.over(probes.failed, probes.slow, quorum)
         if why is not None:
             return self._go(Cause.PROBES_FAILED, now, f"probes: {why}")
@@ -540,7 +585,8 @@ class CircuitBreaker:
             if self._state is State.OPEN and now >= self._open_until:
                 if self.config.canary:
                     permit = _fill(Permit(), self._fast_path, now)
-                    # Whatever becomes of it: one in this time, and so no more than the probes in a reset time.
+                    # Whatever becomes of it: one in this time, and so no more than the
+                    # probes in a reset time.
                     length = max(self._reset_time.last, self.config.reset_timeout)
                     self._open_until = now + length / self.config.half_open_requests
                 else:

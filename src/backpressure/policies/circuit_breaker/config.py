@@ -1,4 +1,6 @@
-"""What the circuit breaker is told: when to open, for how long, how to probe, how to come back."""
+"""What the circuit breaker is told: when to open, for how long, how to probe, how to
+come back.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,30 @@ from backpressure.base.validation import check_bool, check_fields
 
 __all__ = ["CircuitBreakerConfig"]
 
-# What `max_reset_timeout=None` stands for, in reset_timeouts. A dead callee costs a few probes for each open time, so longer
-# ones save little, while its return goes unseen for up to one of them: in the outage of bench/overload a cap of ten came back
-# 57 s late, none at all 25 s.
+# What `max_reset_timeout=None` stands for, in reset_timeouts. A dead callee costs a few
+# probes for each open time, so longer ones save little, while its return goes unseen
+# for up to one of them: in the outage of bench/overload a cap of ten came back 57 s
+# late, none at all 25 s.
 _MAX_RESET_FACTOR: Final = 2.0
-# Times and shares that are still meant; less or more is a mistake in the unit. A lease of 30 years stands for none.
+# Times and shares that are still meant; less or more is a mistake in the unit. A lease
+# of 30 years stands for none.
 _SHORTEST, _LONGEST, _LEAST_SHARE = 1e-6, 1e9, 1e-6
-# Above this a second trip would always mean the cap; it also keeps the power far from overflow.
+# Above this a second trip would always mean the cap; it also keeps the power far from
+# overflow.
 _LARGEST_MULTIPLIER: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitBreakerConfig:
-    """When to open, for how long, and how to probe. Times are in seconds, rates from 0 to 1.
+    """When to open, for how long, and how to probe. Times are in seconds, rates from 0
+    to 1.
 
-    A call is slow when it took `slow_call_duration` or longer; None turns that signal off.
+    A call is slow when it took `slow_call_duration` or longer; None turns that signal
+    off.
     """
 
-    #: Opens when at least this share of the calls in a window failed: at once where it is far more, else once it has been for
-    #: half of `monitoring_interval`.
+    #: Opens when at least this share of the calls in a window failed: at once where it
+    #: is far more, else once it has been for half of `monitoring_interval`.
     failure_threshold: float = 0.3
     #: How long the first trip keeps the breaker open, before jitter.
     reset_timeout: float = 30.0
@@ -39,34 +46,43 @@ class CircuitBreakerConfig:
     monitoring_interval: float = 5.0
     #: Fewer calls than this in a window decide nothing.
     min_requests: int = 10
-    #: A second window beside that of seconds: the last so many results, however old. Whichever reaches a threshold first opens.
-    #: It finds a dead callee sooner under many calls (after 43 of them instead of 173, in the outage of bench/overload with
-    #: 100) and at all under few, where no interval ever holds `min_requests`. None: no such window, as it is also the one that
-    #: takes a hiccup of so many calls for an outage, and 100 quick calls are a fraction of a second.
+    #: A second window beside that of seconds: the last so many results, however old.
+    #: Whichever reaches a threshold first opens. It finds a dead callee sooner under
+    #: many calls (after 43 of them instead of 173, in the outage of bench/overload with
+    #: 100) and at all under few, where no interval ever holds `min_requests`. None: no
+    #: such window, as it is also the one that takes a hiccup of so many calls for an
+    #: outage, and 100 quick calls are a fraction of a second.
     window_size: int | None = None
     slow_call_duration: float | None = None
     #: Opens when at least this share of the calls in a window was slow.
     slow_call_rate_threshold: float = 1.0
-    #: The open time grows by this factor with each trip that follows too soon; 1 keeps it constant. A quarter is more than the
-    #: jitter, so growth is growth, and at the first failed probes it delays the next look by no more than that.
+    #: The open time grows by this factor with each trip that follows too soon; 1 keeps
+    #: it constant. A quarter is more than the jitter, so growth is growth, and at the
+    #: first failed probes it delays the next look by no more than that.
     reset_timeout_multiplier: float = 1.25
     #: The longest open time, before jitter. None: twice `reset_timeout`.
     max_reset_timeout: float | None = None
     #: The open time is spread evenly over ± this fraction.
     reset_timeout_jitter: float = 0.1
-    #: How long a probe may hold its slot when others want it. It should outlast the slowest call that is still healthy; 30 is
-    #: 150 times the default target latency of a batch, and costs no more than one more open period.
+    #: How long a probe may hold its slot when others want it. It should outlast the
+    #: slowest call that is still healthy; 30 is 150 times the default target latency of
+    #: a batch, and costs no more than one more open period.
     probe_lease: float = 30.0
-    #: How long after closing not every call is admitted; 0: all at once. The probes have shown that the callee answers, and
-    #: where batch size and rate adapt by themselves a third hand on the load only delays it (bench/overload: 2 to 12 s): so it
-    #: is off by default. Where many clients share a callee that comes back cold, its warm-up time is right.
+    #: How long after closing not every call is admitted; 0: all at once. The probes
+    #: have shown that the callee answers, and where batch size and rate adapt by
+    #: themselves a third hand on the load only delays it (bench/overload: 2 to 12 s):
+    #: so it is off by default. Where many clients share a callee that comes back cold,
+    #: its warm-up time is right.
     ramp_up_time: float = 0.0
-    #: After the open time, before HALF_OPEN: one call every `reset_timeout / half_open_requests`, until one succeeds. So the
-    #: return of the callee is seen within a second or two for as many calls into a dead one as probes would be, and one that
-    #: hangs holds up nothing. False: HALF_OPEN at once, whose failed probes begin another, longer open time.
+    #: After the open time, before HALF_OPEN: one call every
+    #: `reset_timeout / half_open_requests`, until one succeeds. So the return of the
+    #: callee is seen within a second or two for as many calls into a dead one as probes
+    #: would be, and one that hangs holds up nothing. False: HALF_OPEN at once, whose
+    #: failed probes begin another, longer open time.
     canary: bool = False
-    #: Exceptions that say nothing about the callee: they give the slot back and count as neither success nor failure. One that
-    #: is no `Exception` (KeyboardInterrupt, CancelledError) never counts either.
+    #: Exceptions that say nothing about the callee: they give the slot back and count
+    #: as neither success nor failure. One that is no `Exception` (KeyboardInterrupt,
+    #: CancelledError) never counts either.
     ignored_exceptions: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,9 +129,11 @@ class CircuitBreakerConfig:
         return min(self.min_requests, self.half_open_requests)
 
     def over(self, failed: int, slow: int, of: int, deviations: float = 0.0) -> str | None:
-        """Which threshold these shares of `of` calls reach, in words; None where they reach none.
+        """Which threshold these shares of `of` calls reach, in words; None where they
+        reach none.
 
-        deviations: by how many standard deviations, of the share of so many calls at the threshold, they must exceed it.
+        deviations: by how many standard deviations, of the share of so many calls at
+            the threshold, they must exceed it.
         """
         spread = deviations / math.sqrt(of)
         if failed / of >= _raised(self.failure_threshold, spread):
@@ -127,5 +145,7 @@ class CircuitBreakerConfig:
 
 
 def _raised(threshold: float, spread: float) -> float:
-    """A threshold so many standard deviations of one call higher; all calls always reach it."""
+    """A threshold so many standard deviations of one call higher; all calls always
+    reach it.
+    """
     return min(1.0, threshold + spread * math.sqrt(threshold * (1.0 - threshold)))

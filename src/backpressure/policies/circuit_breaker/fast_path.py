@@ -1,8 +1,11 @@
-"""Counting what goes by, without a lock: the circuit breaker's way in and out while all is well.
+"""Counting what goes by, without a lock: the circuit breaker's way in and out while all
+is well.
 
-A fast path has two piles of tokens, one for calls that are let in and one for those that succeed. Whoever takes a token
-has been counted. `list.pop` is atomic with and without the GIL, so none is counted twice or left out. Who finds a pile
-empty takes the lock of the fast path's owner and counts there; the owner refills the piles whenever it holds its lock.
+A fast path has two piles of tokens, one for calls that are let in and one for those
+that succeed. Whoever takes a token has been counted. `list.pop` is atomic with and
+without the GIL, so none is counted twice or left out. Who finds a pile empty takes the
+lock of the fast path's owner and counts there; the owner refills the piles whenever it
+holds its lock.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FastPath"]
 
-# Calls that pass between two visits to the lock. With 256 the visits were a tenth of what a call costs, with 1,024 they are a
-# fortieth; to take out so many tokens when it shuts takes some 40 us.
+# Calls that pass between two visits to the lock. With 256 the visits were a tenth of
+# what a call costs, with 1,024 they are a fortieth; to take out so many tokens when it
+# shuts takes some 40 us.
 _TOKENS: Final = 1024
 
 
 class FastPath:
     """For one generation of the owner's state; shut at first.
 
-    While it is shut its piles are empty, so that nobody gets by, and a success that comes too late finds none and learns under
-    the lock that its generation is over. Threads without the lock take tokens and read; they change nothing else.
+    While it is shut its piles are empty, so that nobody gets by, and a success that
+    comes too late finds none and learns under the lock that its generation is over.
+    Threads without the lock take tokens and read; they change nothing else.
     """
 
     __slots__ = (
@@ -47,11 +52,14 @@ class FastPath:
         self._tokens = _TOKENS
         self.admissions: list[None] = []
         self.successes: list[None] = []
-        # Readings of the clock between which a success may be counted here, as the window's bucket is the right one.
+        # Readings of the clock between which a success may be counted here, as the
+        # window's bucket is the right one.
         self.since, self.until = math.inf, -math.inf
 
     def open(self, since: float, until: float) -> None:
-        """Let calls by, or go on doing so, while the clock reads from `since` to `until`."""
+        """Let calls by, or go on doing so, while the clock reads from `since` to
+        `until`.
+        """
         if not self.is_open:
             self.is_open = True
             self.successes.extend([None] * self._tokens)
@@ -59,7 +67,9 @@ class FastPath:
         self.since, self.until = since, until
 
     def shut(self) -> tuple[int, int]:
-        """Let nobody by; how many admissions and successes there were since the last count."""
+        """Let nobody by; how many admissions and successes there were since the last
+        count.
+        """
         if not self.is_open:
             return 0, 0
         self.is_open = False
@@ -71,7 +81,8 @@ class FastPath:
         """How many admissions and successes there were since the last count."""
         if not self.is_open:
             return 0, 0
-        # In this order, so that whoever reads the counts never sees more successes than admissions.
+        # In this order, so that whoever reads the counts never sees more successes than
+        # admissions.
         succeeded = self._tokens - len(self.successes)
         admitted = self._tokens - len(self.admissions)
         self.admissions.extend([None] * admitted)
@@ -80,7 +91,9 @@ class FastPath:
 
 
 def _empty(pile: list[None]) -> int:
-    """Take all that is in it, one by one as others may be taking too; how many there were."""
+    """Take all that is in it, one by one as others may be taking too; how many there
+    were.
+    """
     count = 0
     try:
         while True:

@@ -11,12 +11,16 @@ __all__ = ["CircuitBreakerMetrics"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitBreakerMetrics:
-    """A snapshot, taken at one moment. Counters run since the breaker was made; times are in seconds."""
+    """A snapshot, taken at one moment. Counters run since the breaker was made; times
+    are in seconds.
+    """
 
-    #: The state, and how many changes of state led to it (a reset of a closed breaker is one too).
+    #: The state, and how many changes of state led to it (a reset of a closed breaker
+    #: is one too).
     state: State
     generation: int
-    #: The window of the last `monitoring_interval` as it is now: it empties while open, and starts empty when closed again.
+    #: The window of the last `monitoring_interval` as it is now: it empties while open,
+    #: and starts empty when closed again.
     window_calls: int
     window_failures: int
     window_slow: int
@@ -24,10 +28,12 @@ class CircuitBreakerMetrics:
     last_calls: int
     last_failures: int
     last_slow: int
-    #: `window_failures` and `window_slow` as shares of `window_calls`; 0.0 where that is 0.
+    #: `window_failures` and `window_slow` as shares of `window_calls`; 0.0 where that
+    #: is 0.
     failure_rate: float
     slow_call_rate: float
-    #: Probes of this half-open period: still out, answered, and failed. 0 in other states.
+    #: Probes of this half-open period: still out, answered, and failed. 0 in other
+    #: states.
     probes_out: int
     probe_results: int
     probe_failures: int
@@ -38,21 +44,25 @@ class CircuitBreakerMetrics:
     succeeded: int
     failed: int
     ignored: int
-    #: Results, of any kind but ignored, that were slow; 0 while `slow_call_duration` is None.
+    #: Results, of any kind but ignored, that were slow; 0 while `slow_call_duration` is
+    #: None.
     slow: int
-    #: Successes and failures from an earlier generation, or from a probe that had lost its slot.
+    #: Successes and failures from an earlier generation, or from a probe that had lost
+    #: its slot.
     late: int
     #: Reports for a permit that had its result already.
     duplicates: int
-    #: Probes that lost their slot without a result: the lease was over and another wanted it, or the permit was dropped.
+    #: Probes that lost their slot without a result: the lease was over and another
+    #: wanted it, or the permit was dropped.
     lost_probes: int
-    #: How often the breaker opened by itself, and by how many multiplications the next open time is longer.
+    #: How often the breaker opened by itself, and by how many multiplications the next
+    #: open time is longer.
     trips: int
     remembered_trips: int
     #: The length of the last open period, jitter included; 0.0 before the first.
     open_time: float
-    #: The share of the calls that is admitted: 1.0 in CLOSED and DISABLED, less while ramping up, else 0.0. Probes are
-    #: not a share of anything.
+    #: The share of the calls that is admitted: 1.0 in CLOSED and DISABLED, less while
+    #: ramping up, else 0.0. Probes are not a share of anything.
     admitted_share: float
     #: As `CircuitBreaker.retry_after()`.
     retry_after: float

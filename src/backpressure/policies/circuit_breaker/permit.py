@@ -21,14 +21,16 @@ class Outcome(Enum):
 
 
 class Permit:
-    """Leave for one call. Report its result once, from any thread; a second report does nothing.
+    """Leave for one call. Report its result once, from any thread; a second report does
+    nothing.
 
     `generation` is that of the state which gave it.
     """
 
     __slots__ = ("_answer", "_fast_path", "_left", "_outer", "_since")
 
-    # There is no `__init__`: it would add a sixth to what a permit costs from end to end. The breaker fills these in.
+    # There is no `__init__`: it would add a sixth to what a permit costs from end to
+    # end. The breaker fills these in.
     _fast_path: (
         FastPath  # of the generation that gave it: where a success may be counted without the lock
     )
@@ -42,7 +44,9 @@ class Permit:
     _number: int | None = None
 
     def success(self, latency: float | None = None) -> None:
-        """The call succeeded. `latency` is in seconds; None takes the time since the permit was given."""
+        """The call succeeded. `latency` is in seconds; None takes the time since the
+        permit was given.
+        """
         try:
             self._answer.pop()
         except IndexError:
@@ -58,7 +62,9 @@ class Permit:
         fast_path.owner._settle(self, Outcome.OK, latency)
 
     def failure(self, error: BaseException | None = None) -> None:
-        """The call failed; or `ignore()`, where the config ignores `error` or it is not an `Exception`."""
+        """The call failed; or `ignore()`, where the config ignores `error` or it is not
+        an `Exception`.
+        """
         ignored = error is not None and (
             not isinstance(error, Exception)
             or isinstance(error, self._fast_path.owner.config.ignored_exceptions)
@@ -66,7 +72,9 @@ class Permit:
         self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
 
     def ignore(self) -> None:
-        """The call says nothing about the callee, or was never made: gives the slot back."""
+        """The call says nothing about the callee, or was never made: gives the slot
+        back.
+        """
         self._report(Outcome.IGNORED)
 
     def _report(self, outcome: Outcome) -> None:
@@ -90,28 +98,34 @@ class Permit:
 
 
 class Probe(Permit):
-    """A permit that holds a slot of HALF_OPEN, which is free again as soon as nobody has the permit any more."""
+    """A permit that holds a slot of HALF_OPEN, which is free again as soon as nobody
+    has the permit any more.
+    """
 
     __slots__ = ("_number",)
 
     _number: int
 
     def __del__(self) -> None:
-        # No lock may be taken here: a collection can run in the middle of a method that holds it.
+        # No lock may be taken here: a collection can run in the middle of a method that
+        # holds it.
         self._fast_path.owner._probes.dropped.append(self._number)
 
 
-# The permit of the innermost `with` block that this thread or task has entered, and through it those around it. They are
-# marked when they are left, not taken off, since the second change of the variable would cost more than all the rest; so the
-# last one stays until the next comes. One variable for all breakers: a context keeps every variable that was ever set
-# in it, so one for each breaker would leak.
+# The permit of the innermost `with` block that this thread or task has entered, and
+# through it those around it. They are marked when they are left, not taken off, since
+# the second change of the variable would cost more than all the rest; so the last one
+# stays until the next comes. One variable for all breakers: a context keeps every
+# variable that was ever set in it, so one for each breaker would leak.
 held: Final[ContextVar[Permit | None]] = ContextVar("backpressure_permits", default=None)
 
 
 def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> Permit | None:
-    """The first block, from this one outwards, that has not been left; of that breaker, where one is given.
+    """The first block, from this one outwards, that has not been left; of that breaker,
+    where one is given.
 
-    That need not be the first of all, as generators may leave their blocks out of order.
+    That need not be the first of all, as generators may leave their blocks out of
+    order.
     """
     while permit is not None and (
         permit._left or (breaker is not None and permit._fast_path.owner is not breaker)

@@ -1,9 +1,11 @@
-"""The probes of a half-open circuit: how many may be out, for how long, and what came back.
+"""The probes of a half-open circuit: how many may be out, for how long, and what came
+back.
 
-Each probe that goes out gets a number, which is never used again, and a slot with a lease. Probes that are out plus results
-never exceed the slots. A slot comes back where its probe is ignored, where its lease is over and another one wants it, or where
-it was dropped: `dropped` takes a note from a finaliser, which may run in the middle of anything, and needs no lock. All else is
-guarded by the circuit breaker's lock.
+Each probe that goes out gets a number, which is never used again, and a slot with a
+lease. Probes that are out plus results never exceed the slots. A slot comes back where
+its probe is ignored, where its lease is over and another one wants it, or where it was
+dropped: `dropped` takes a note from a finaliser, which may run in the middle of
+anything, and needs no lock. All else is guarded by the circuit breaker's lock.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ class Probes:
         self._slots = slots
         self._lease = lease
         self._number = 0
-        # To the end of its lease; the oldest comes first, as all leases are equally long.
+        # To the end of its lease; the oldest comes first, as all leases are equally
+        # long.
         self._out: dict[int, float] = {}
-        #: Numbers of probes that nobody can report any more, whether they were or not; `append` is atomic.
+        #: Numbers of probes that nobody can report any more, whether they were or not;
+        #: `append` is atomic.
         self.dropped: deque[int] = deque()
         #: Results of this half-open period, and of them the failures and the slow ones.
         self.results = self.failed = self.slow = 0
@@ -59,7 +63,8 @@ class Probes:
     def take(self, now: float) -> int | None:
         """The number of a new probe, or None where none may go out."""
         if self.results + len(self._out) >= self._slots:
-            # With fewer results than slots, which holds until the period is decided, a full house has a probe out.
+            # With fewer results than slots, which holds until the period is decided, a
+            # full house has a probe out.
             oldest = next(iter(self._out))
             if now < self._out[oldest]:
                 return None
@@ -80,7 +85,9 @@ class Probes:
         self.slow += slow
 
     def wait(self, now: float, glance: float) -> float:
-        """Seconds until it is worth asking for a slot: 0.0 where one is free, else to the end of a lease or for a `glance`."""
+        """Seconds until it is worth asking for a slot: 0.0 where one is free, else to
+        the end of a lease or for a `glance`.
+        """
         if self.results + len(self._out) < self._slots:
             return 0.0
         return max(0.0, min(next(iter(self._out.values())) - now, glance))

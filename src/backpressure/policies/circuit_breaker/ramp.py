@@ -1,8 +1,10 @@
-"""Admitting a growing share of calls to a callee that has just come back, by counting and without chance.
+"""Admitting a growing share of calls to a callee that has just come back, by counting
+and without chance.
 
-The share grows evenly from a tenth to all. Of the calls that ask, as many are admitted as the share says, evenly spread;
-and one now and then in any case, so that a lone caller that waits as it is told gets its share of the time. Not safe for
-several threads: the circuit breaker's lock guards it.
+The share grows evenly from a tenth to all. Of the calls that ask, as many are admitted
+as the share says, evenly spread; and one now and then in any case, so that a lone
+caller that waits as it is told gets its share of the time. Not safe for several
+threads: the circuit breaker's lock guards it.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from typing import Final
 
 __all__ = ["Ramp"]
 
-# The share that the ramp begins with: one call in ten shows what the callee bears, and does not starve its callers.
+# The share that the ramp begins with: one call in ten shows what the callee bears, and
+# does not starve its callers.
 _FIRST_SHARE: Final = 0.1
-# A lone caller is admitted at intervals that begin at nine of these parts of the ramp, and are one half-way.
+# A lone caller is admitted at intervals that begin at nine of these parts of the ramp,
+# and are one half-way.
 _RAMP_PARTS: Final = 100
 
 
 class Ramp:
-    """Begins at `now` and takes `seconds`; `until` is when it is over. Time never runs backwards here."""
+    """Begins at `now` and takes `seconds`; `until` is when it is over. Time never runs
+    backwards here.
+    """
 
     __slots__ = ("_began", "_due", "_owed", "_seconds", "until")
 

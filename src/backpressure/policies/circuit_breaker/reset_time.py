@@ -1,9 +1,11 @@
 """How long a trip keeps the circuit open: growth, cap, decay and jitter.
 
-The time is `reset_timeout`, multiplied once for each trip that is remembered, up to a cap, and spread by a jitter so that many
-breakers do not probe as one. Each `reset_timeout` spent in CLOSED forgets one trip (the way Envoy lets the ejection time of a
-host decay); a probe that succeeds, among others that failed, forgets all: what comes and goes is no longer gone, and worth
-another look soon. Not safe for several threads: the circuit breaker's lock guards it.
+The time is `reset_timeout`, multiplied once for each trip that is remembered, up to a
+cap, and spread by a jitter so that many breakers do not probe as one. Each
+`reset_timeout` spent in CLOSED forgets one trip (the way Envoy lets the ejection time
+of a host decay); a probe that succeeds, among others that failed, forgets all: what
+comes and goes is no longer gone, and worth another look soon. Not safe for several
+threads: the circuit breaker's lock guards it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class ResetTime:
         self.last = 0.0
 
     def trip(self, healthy: float, answered: bool = False) -> float:
-        """The open time of a trip after so many seconds in CLOSED, or after probes of which some were `answered` well."""
+        """The open time of a trip after so many seconds in CLOSED, or after probes of
+        which some were `answered` well.
+        """
         config = self._config
         remembered = 0 if answered else self.remembers(healthy)
         grown = config.reset_timeout * config.reset_timeout_multiplier**remembered

@@ -9,7 +9,9 @@ __all__ = ["NEXT", "Cause", "State"]
 
 
 class State(Enum):
-    """What the breaker does with calls, as the table at the head of `circuit_breaker` says."""
+    """What the breaker does with calls, as the table at the head of `circuit_breaker`
+    says.
+    """
 
     CLOSED = "closed"
     OPEN = "open"

@@ -1,7 +1,9 @@
-"""Rolling windows of call results: how many of the latest calls failed, and how many were slow.
+"""Rolling windows of call results: how many of the latest calls failed, and how many
+were slow.
 
-`TimeWindow` covers the last seconds, in buckets; `CountWindow` the last so many results, however old they are. Both keep
-running totals, so that reading a rate costs nothing. Not safe for several threads: the circuit breaker's lock guards them.
+`TimeWindow` covers the last seconds, in buckets; `CountWindow` the last so many
+results, however old they are. Both keep running totals, so that reading a rate costs
+nothing. Not safe for several threads: the circuit breaker's lock guards them.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from typing import Final
 
 __all__ = ["CountWindow", "TimeWindow"]
 
-# How finely time rolls: the window forgets in steps of a tenth, as those of Polly and failsafe-go do.
+# How finely time rolls: the window forgets in steps of a tenth, as those of Polly and
+# failsafe-go do.
 _BUCKETS: Final = 10
 
 
 class TimeWindow:
     """Counts over the last `interval` seconds.
 
-    What it shows is never older than `interval`, and lacks at most one bucket's width of it. `now` never runs backwards.
+    What it shows is never older than `interval`, and lacks at most one bucket's width
+    of it. `now` never runs backwards.
     """
 
     __slots__ = ("_buckets", "_index", "_width", "calls", "failed", "slow")
@@ -94,7 +98,9 @@ class CountWindow:
         """Time changes nothing here."""
 
     def add(self, calls: int, failed: int, slow: int) -> None:
-        """Count results; of several at once the failures are taken for the latest, and for the slow ones as far as they go."""
+        """Count results; of several at once the failures are taken for the latest, and
+        for the slow ones as far as they go.
+        """
         both = min(failed, slow)
         self._push(calls - failed - (slow - both), 0, 0)
         self._push(slow - both, 0, 1)

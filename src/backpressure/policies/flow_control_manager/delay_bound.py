@@ -1,27 +1,33 @@
 """A bound on how long what is admitted will wait: the actuator for delay.
 
-An event is admitted only while the events that are delivered before it, of its own priority and of more urgent
-ones, are so few that the sink takes them in the time that is allowed:
+An event is admitted only while the events that are delivered before it, of its own
+priority and of more urgent ones, are so few that the sink takes them in the time that
+is allowed:
 
-- A burst may wait `_BURST` targets: the backlog as a whole is at most what the sink takes in that time.
-- A queue that stays above the target all through an interval stands. While more is offered than the sink takes,
-  each priority may then wait one target: what lies ahead of it is at most what the sink takes of it and of less
-  urgent ones in that time, which under strict priority is all that the more urgent leave. That is Little's law,
-  lane by lane. It lasts until several intervals have passed without a refusal.
+- A burst may wait `_BURST` targets: the backlog as a whole is at most what the sink
+  takes in that time.
+- A queue that stays above the target all through an interval stands. While more is
+  offered than the sink takes, each priority may then wait one target: what lies ahead
+  of it is at most what the sink takes of it and of less urgent ones in that time, which
+  under strict priority is all that the more urgent leave. That is Little's law, lane by
+  lane. It lasts until several intervals have passed without a refusal.
 
-CoDel tells bursts from standing queues in the same way (Nichols and Jacobson, 2012; RFC 8289), but drops what has
-waited; this refuses what would, and a caller can come back. The length of a standing queue decides about delay
-only: as many are refused per second with a long one. The least urgent are refused first, because all the others
-lie ahead of them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
+CoDel tells bursts from standing queues in the same way (Nichols and Jacobson, 2012; RFC
+8289), but drops what has waited; this refuses what would, and a caller can come back.
+The length of a standing queue decides about delay only: as many are refused per second
+with a long one. The least urgent are refused first, because all the others lie ahead of
+them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
 
-`enough` events may always wait, so that the sink never runs dry. But where a priority was refused in the last
-interval, those below it share only a trickle of that: the sink gets all it takes from those above, and they would
-wait for long.
+`enough` events may always wait, so that the sink never runs dry. But where a priority
+was refused in the last interval, those below it share only a trickle of that: the sink
+gets all it takes from those above, and they would wait for long.
 
-What the sink takes is measured by what leaves the queue while at least a batch waits; otherwise that shows only what was
-offered, and is a lower bound. Where the sink is not called, or nothing was taken for an interval, it is not slow but
-gone, and to outlast that is what the room is for: the bound stands aside. So it does until something was
-measured, and for a consumer that comes by less often than that, for whom such a target is out of reach.
+What the sink takes is measured by what leaves the queue while at least a batch waits;
+otherwise that shows only what was offered, and is a lower bound. Where the sink is not
+called, or nothing was taken for an interval, it is not slow but gone, and to outlast
+that is what the room is for: the bound stands aside. So it does until something was
+measured, and for a consumer that comes by less often than that, for whom such a target
+is out of reach.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -36,24 +42,30 @@ from backpressure.base.priority import PRIORITY_LEVELS
 
 __all__ = ["DelayBound"]
 
-# Targets that a burst may wait, and that a queue is given to become short again. More makes a longer tail when an
-# overload begins, less loses bursts: bench/overload has spikes of one second, and steps, for both.
+# Targets that a burst may wait, and that a queue is given to become short again. More
+# makes a longer tail when an overload begins, less loses bursts: bench/overload has
+# spikes of one second, and steps, for both.
 _BURST = 2.3
 _INTERVAL = 2.75
-# Intervals without a refusal that end a standing queue: an overload with gaps is one overload.
+# Intervals without a refusal that end a standing queue: an overload with gaps is one
+# overload.
 _CALM = 5.0
-# Part of `enough` that a priority may have while a more urgent one is refused: the sink needs none of it, and it is served when
-# the buffer's patience ends; but none at all would be for ever.
+# Part of `enough` that a priority may have while a more urgent one is refused: the sink
+# needs none of it, and it is served when the buffer's patience ends; but none at all
+# would be for ever.
 _TRICKLE = 0.05
-# Part of an interval over which the offer is compared with what the sink takes: the end of a burst shows at once.
+# Part of an interval over which the offer is compared with what the sink takes: the end
+# of a burst shows at once.
 _OFFER_PART = 0.25
-# The sink's rate is measured over at least so many seconds and takings: a batch more or less then matters little ...
+# The sink's rate is measured over at least so many seconds and takings: a batch more or
+# less then matters little ...
 _SPAN, _TAKINGS = 1.0, 4
 # ... but the first so many seconds of a backlog count already: without them a steep step would fill the lanes.
 _LEAST_SPAN = 0.2
 
 
-# Time, looks until then at which events had been taken, and events taken until then by priority.
+# Time, looks until then at which events had been taken, and events taken until then by
+# priority.
 _Sample = tuple[float, int, tuple[int, ...]]
 
 
@@ -67,15 +79,19 @@ class DelayBound:
         self.armed = False
         #: Whether the queue stands.
         self.standing = False
-        #: What the sink takes of each priority and the less urgent together, in events per second; 0: not known.
+        #: What the sink takes of each priority and the less urgent together, in events
+        #: per second; 0: not known.
         self.rates = [0.0] * PRIORITY_LEVELS
         self._room = [math.inf] * PRIORITY_LEVELS
-        # When the queue was last looked at, when it was last within the target, and when an event was last refused.
+        # When the queue was last looked at, when it was last within the target, and
+        # when an event was last refused.
         self._looked_at = self._short_at = now
         self._refused_at = -math.inf
-        # The same by priority. While a more urgent one is refused the sink does not need a less urgent one.
+        # The same by priority. While a more urgent one is refused the sink does not
+        # need a less urgent one.
         self._last_refused = [-math.inf] * PRIORITY_LEVELS
-        # Events asked for in all, and (time, asked for until then) for a part of an interval.
+        # Events asked for in all, and (time, asked for until then) for a part of an
+        # interval.
         self._asked = 0
         self._offers: deque[tuple[float, int]] = deque()
         self._past: deque[_Sample] = deque()
@@ -87,7 +103,9 @@ class DelayBound:
     def look(
         self, now: float, waiting: Sequence[int], taken: Sequence[int], enough: int, calling: bool
     ) -> None:
-        """Take in the queue as it is: events waiting and events taken so far, by priority, the most urgent first."""
+        """Take in the queue as it is: events waiting and events taken so far, by
+        priority, the most urgent first.
+        """
         backlog = sum(waiting)
         self._looked_at = now
         self._measure(now, backlog >= enough / 2, tuple(taken))
@@ -129,13 +147,17 @@ class DelayBound:
         return self.armed and self._looked_at - self._refused_at <= seconds
 
     def retry_after(self, p: int) -> float:
-        """Seconds until p, whose room is used up, has some if nothing comes before it: not known better than to a tenth of
-        the target, the pace of looks, and nothing beyond an interval, for what comes is not known."""
+        """Seconds until p, whose room is used up, has some if nothing comes before it:
+        not known better than to a tenth of the target, the pace of looks, and nothing
+        beyond an interval, for what comes is not known.
+        """
         left = max(0.0, -self._room[p]) / self.rates[p] if self.rates[p] > 0.0 else math.inf
         return min(max(0.1 * self._target, left), self._interval)
 
     def _is_outpaced(self, now: float) -> bool:
-        """Whether of late more was asked for than the sink takes: a queue that drains by itself does not stand."""
+        """Whether of late more was asked for than the sink takes: a queue that drains
+        by itself does not stand.
+        """
         offers = self._offers
         offers.append((now, self._asked))
         while now - offers[0][0] > self._interval * _OFFER_PART and len(offers) > 2:

@@ -1,15 +1,19 @@
-"""The emergency mode of flow control: shed the least urgent first, down to what the sink accepts.
+"""The emergency mode of flow control: shed the least urgent first, down to what the
+sink accepts.
 
-When the failed part of the sink's outcomes reaches `trigger_threshold`, the rate is cut to
-`throttle_rate` of itself, and demand is shed, the least urgent first, down to what the sink has been
-accepting: the adaptive throttling of "Site Reliability Engineering" (O'Reilly 2016, chapter 21), p = max(0,
-(requests - K * accepts) / (requests + 1)), here over the demand in order of priority. Priority 1 is never
-shed while a lower one passes; a hundredth of what the sink was offered when it began always passes, to find
-out whether the sink is back. It ends after `min_dwell` at half of the trigger, or when no failure was seen
-for a sliding window. The rate then climbs back, slowly enough that a new excess shows before it would
-trigger again, and steps back while failures are above half of the trigger. A mere switch would oscillate:
-throttling cures the failures that keep it on. Shedding is a refusal with a `retry_after`, never a drop. While the
-sink is not called at all nothing is shed: a full lane then refuses by itself, and room is there for that.
+When the failed part of the sink's outcomes reaches `trigger_threshold`, the rate is cut
+to `throttle_rate` of itself, and demand is shed, the least urgent first, down to what
+the sink has been accepting: the adaptive throttling of "Site Reliability Engineering"
+(O'Reilly 2016, chapter 21), p = max(0, (requests - K * accepts) / (requests + 1)), here
+over the demand in order of priority. Priority 1 is never shed while a lower one passes;
+a hundredth of what the sink was offered when it began always passes, to find out
+whether the sink is back. It ends after `min_dwell` at half of the trigger, or when no
+failure was seen for a sliding window. The rate then climbs back, slowly enough that a
+new excess shows before it would trigger again, and steps back while failures are above
+half of the trigger. A mere switch would oscillate: throttling cures the failures that
+keep it on. Shedding is a refusal with a `retry_after`, never a drop. While the sink is
+not called at all nothing is shed: a full lane then refuses by itself, and room is there
+for that.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -29,8 +33,9 @@ __all__ = ["Change", "EmergencyMode", "EmergencyModeConfig", "EmergencyState"]
 #: What happened, and its old and new value: see FlowControlManager.
 Change = tuple[str, float, float]
 
-# K of the adaptive throttling, as its authors chose it: a sink that fails half of everything whatever the
-# load is still used in full, and one beyond its capacity is offered at most twice what it takes.
+# K of the adaptive throttling, as its authors chose it: a sink that fails half of
+# everything whatever the load is still used in full, and one beyond its capacity is
+# offered at most twice what it takes.
 _K = 2.0
 # The part of what the sink was offered when an emergency began that passes in any case.
 _PROBE = 0.01
@@ -52,9 +57,11 @@ class EmergencyModeConfig:
     throttle_rate: float = 0.8
     #: Seconds over which outcomes and demand are judged; several calls of a slow sink.
     window: float = 10.0
-    #: Seconds that it lasts at least; after one window nothing from before its beginning counts any more.
+    #: Seconds that it lasts at least; after one window nothing from before its
+    #: beginning counts any more.
     min_dwell: float = 10.0
-    #: Events that must have an outcome, reported in two calls at least: one bad batch is not a bad sink.
+    #: Events that must have an outcome, reported in two calls at least: one bad batch
+    #: is not a bad sink.
     min_samples: int = 20
 
     def __post_init__(self) -> None:
@@ -66,7 +73,9 @@ class EmergencyModeConfig:
 
 
 class EmergencyState(Enum):
-    """NORMAL -> ACTIVE, the emergency -> CLIMBING, the rate comes back -> NORMAL, or ACTIVE again."""
+    """NORMAL -> ACTIVE, the emergency -> CLIMBING, the rate comes back -> NORMAL, or
+    ACTIVE again.
+    """
 
     NORMAL = 0
     ACTIVE = 1
@@ -74,7 +83,9 @@ class EmergencyState(Enum):
 
 
 class EmergencyMode:
-    """The estimator: outcomes and demand in, out come `cap`, a part of the rate, and what demand passes."""
+    """The estimator: outcomes and demand in, out come `cap`, a part of the rate, and
+    what demand passes.
+    """
 
     def __init__(self, config: EmergencyModeConfig, idle_after: float, now: float) -> None:
         self._config = config
@@ -82,7 +93,8 @@ class EmergencyMode:
         self.window = SlidingCounts(config.window, _OUTCOME_SLOTS, PRIORITY_LEVELS + 3, now)
         self.state = EmergencyState.NORMAL
         self.cap = 1.0
-        #: The sink is not being called: what comes costs it nothing, so nothing is shed while there is room.
+        #: The sink is not being called: what comes costs it nothing, so nothing is shed
+        #: while there is room.
         self.holding = False
         self._passing = [1.0] * PRIORITY_LEVELS
         self._credit = [0.0] * PRIORITY_LEVELS
@@ -99,7 +111,9 @@ class EmergencyMode:
         return counts[_FAILED] / max(1, counts[_OK] + counts[_FAILED])
 
     def shed(self, p: int, n: int) -> int:
-        """How many of n pass. Fractions are kept: of events offered one by one the right part passes too."""
+        """How many of n pass. Fractions are kept: of events offered one by one the
+        right part passes too.
+        """
         if self.holding or self._passing[p] == 1.0:
             return n
         credit = self._credit[p] + n * self._passing[p]
@@ -111,7 +125,9 @@ class EmergencyMode:
         return (0.5 + rng.random()) * self._config.window / _OUTCOME_SLOTS
 
     def step(self, now: float) -> Change | None:
-        """Look at the outcomes: at any time whether it begins, and everything else once per slot."""
+        """Look at the outcomes: at any time whether it begins, and everything else once
+        per slot.
+        """
         config, change = self._config, None
         rate = self.failure_rate(now)
         counts, _ = self.window.read(now)
@@ -137,8 +153,9 @@ class EmergencyMode:
         return change
 
     def _climb(self, rate: float, elapsed: float) -> None:
-        # To take failures from half of the trigger to the trigger, the load has to grow by more than half of
-        # the trigger. By a quarter per window an excess fills the window before it could trigger.
+        # To take failures from half of the trigger to the trigger, the load has to grow
+        # by more than half of the trigger. By a quarter per window an excess fills the
+        # window before it could trigger.
         windows = min(elapsed / self._config.window, 100.0)  # more would only overflow
         growth = (1.0 + self._config.trigger_threshold / 4) ** windows
         if rate <= self._config.trigger_threshold / 2:
@@ -153,7 +170,8 @@ class EmergencyMode:
         demand = counts[:PRIORITY_LEVELS]
         requests = sum(demand)
         refusal = max(0.0, (requests - _K * counts[_OK]) / (requests + 1))
-        # Silence is no evidence against the sink after an emergency; within one, the sink may hang.
+        # Silence is no evidence against the sink after an emergency; within one, the
+        # sink may hang.
         silent = self.state is EmergencyState.CLIMBING and not counts[_REPORTS]
         if self.state is EmergencyState.NORMAL or refusal == 0.0 or silent:
             self._passing = [1.0] * PRIORITY_LEVELS

@@ -1,16 +1,22 @@
-"""Decides how many of the offered events may enter now: by total rate, by priority, by what the sink bears.
+"""Decides how many of the offered events may enter now: by total rate, by priority, by
+what the sink bears.
 
-Total. One token bucket: over any span of time no more is admitted than rate * time + burst, exactly.
+Total. One token bucket: over any span of time no more is admitted than rate * time +
+burst, exactly.
 
-Shares. Each priority has a guaranteed share of the pool and borrows what others leave: see priority_shares.py.
+Shares. Each priority has a guaranteed share of the pool and borrows what others leave:
+see priority_shares.py.
 
-Delay. While the queue stands, what would wait too long is refused, the least urgent first: see delay_bound.py.
+Delay. While the queue stands, what would wait too long is refused, the least urgent
+first: see delay_bound.py.
 
-Emergency. When the sink fails too much, demand is shed, the least urgent first: see emergency_mode.py.
+Emergency. When the sink fails too much, demand is shed, the least urgent first: see
+emergency_mode.py.
 
-Thread safety: any thread may call any method. One lock, held for microseconds; `on_change` runs after it
-was let go. A clock that goes back counts as one that stood still for a moment, and goes on from there:
-nothing is credited twice, and nothing waits for the clock to catch up.
+Thread safety: any thread may call any method. One lock, held for microseconds;
+`on_change` runs after it was let go. A clock that goes back counts as one that stood
+still for a moment, and goes on from there: nothing is credited twice, and nothing waits
+for the clock to catch up.
 """
 
 from __future__ import annotations
@@ -57,7 +63,8 @@ def _check_rate(name: str, value: object) -> None:
 class FlowControlConfig:
     """What a FlowControlManager admits."""
 
-    #: Events per second in total, up to 1e12, or inf for no limit; with 0 only the burst is ever admitted.
+    #: Events per second in total, up to 1e12, or inf for no limit; with 0 only the
+    #: burst is ever admitted.
     max_events_per_second: float = 20_000_000
     #: Events that may enter at one moment.
     burst_size: int = 2_000_000
@@ -67,8 +74,9 @@ class FlowControlConfig:
     throttle_enabled: bool = True
     #: Five, and no other number: each has a lane of its own.
     priority_levels: int = PRIORITY_LEVELS
-    #: Seconds that an event may wait in a queue that stands; bursts may wait twice as long. What would wait
-    #: longer is refused, least urgent first. None: only a full lane refuses, for who gave the memory wants it used.
+    #: Seconds that an event may wait in a queue that stands; bursts may wait twice as
+    #: long. What would wait longer is refused, least urgent first. None: only a full
+    #: lane refuses, for who gave the memory wants it used.
     delay_target: float | None = None
     emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
 
@@ -92,10 +100,11 @@ class Grant:
 
     #: How many of the events may enter, counted from the first.
     granted: int
-    #: Seconds until at least one more could be granted: 0 where all were, inf where the rate is 0.
+    #: Seconds until at least one more could be granted: 0 where all were, inf where the
+    #: rate is 0.
     retry_after: float = 0.0
-    #: Why not all: "rate" (no token is left), "share" (those left are others'), "delay" (it would wait too long),
-    #: "emergency" (shed), or None.
+    #: Why not all: "rate" (no token is left), "share" (those left are others'), "delay"
+    #: (it would wait too long), "emergency" (shed), or None.
     reason: str | None = None
 
 
@@ -103,33 +112,38 @@ class Grant:
 class FlowControlMetrics:
     """A snapshot. Tuples are by priority, the most urgent first."""
 
-    #: Events per second in total: as set, and as in force, less in an emergency and for a while after it.
+    #: Events per second in total: as set, and as in force, less in an emergency and for
+    #: a while after it.
     rate_limit: float
     rate_in_force: float
     burst: int
     #: Events that could enter at this moment; inf without a limit.
     tokens: float
     emergency: bool
-    #: Failed part of the outcomes in the window of the emergency mode; 0 where there are none.
+    #: Failed part of the outcomes in the window of the emergency mode; 0 where there
+    #: are none.
     failure_rate: float
     #: Events admitted, less those given back, since the start.
     admitted: tuple[int, ...]
     #: Events admitted per second over the sliding window.
     rates: tuple[float, ...]
-    #: Events per second that the sink takes, as far as measured for `delay_target`; 0 where it is not.
+    #: Events per second that the sink takes, as far as measured for `delay_target`; 0
+    #: where it is not.
     sink_rate: float
     #: Whether the queue stands, so that `delay_target` holds.
     standing: bool
-    #: Events refused since the start, by reason; counted again when they are offered again.
+    #: Events refused since the start, by reason; counted again when they are offered
+    #: again.
     refused: dict[str, int]
 
 
 class FlowControlManager:
     """Admits events by total rate, by priority, and by what the sink bears.
 
-    `on_change(what, old, new)` hears "rate_changed" (events per second), "emergency_entered" (the threshold;
-    the failure rate) and "emergency_left" (the failure rate; seconds since it was entered). What it raises
-    reaches the caller. `rng` spreads the `retry_after` of what is shed: not everybody comes back at once.
+    `on_change(what, old, new)` hears "rate_changed" (events per second),
+    "emergency_entered" (the threshold; the failure rate) and "emergency_left" (the
+    failure rate; seconds since it was entered). What it raises reaches the caller.
+    `rng` spreads the `retry_after` of what is shed: not everybody comes back at once.
     """
 
     def __init__(
@@ -157,15 +171,20 @@ class FlowControlManager:
         self._admitted = [0] * PRIORITY_LEVELS
         # Until when nothing expires in either window.
         self._fresh_until = min(self._window.until, self._emergency.window.until)
-        # Tokens that the bucket holds at least: what it held when it was last asked, less what was taken since.
+        # Tokens that the bucket holds at least: what it held when it was last asked,
+        # less what was taken since.
         self._sure = 0.0
         self._refused = {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
-        # The last full grant of each priority: callers ask for the same number again and again.
+        # The last full grant of each priority: callers ask for the same number again
+        # and again.
         self._full = [Grant(0)] * PRIORITY_LEVELS
 
     def admit(self, n: int, priority: int) -> Grant:
-        """How many of `n` events of `priority` may enter now. ValueError where n is negative."""
-        # Also called once per event: the common case is kept short, with what it needs in line.
+        """How many of `n` events of `priority` may enter now. ValueError where n is
+        negative.
+        """
+        # Also called once per event: the common case is kept short, with what it needs
+        # in line.
         p = (
             priority
             if type(priority) is int and 0 < priority <= PRIORITY_LEVELS
@@ -221,8 +240,10 @@ class FlowControlManager:
         return grant
 
     def give_back(self, n: int, priority: int) -> None:
-        """Return `n` events that were granted and not used: tokens, claim, rate and demand are as if nobody
-        had asked for them. ValueError where n is negative or more than was granted."""
+        """Return `n` events that were granted and not used: tokens, claim, rate and
+        demand are as if nobody had asked for them. ValueError where n is negative or
+        more than was granted.
+        """
         p = check_priority(priority) - 1
         with self._lock:
             now = self._now()
@@ -248,14 +269,19 @@ class FlowControlManager:
         calling: bool = True,
         spills: bool = False,
     ) -> bool:
-        """Report the queue, ten times within `delay_target` or more. Returns whether events are refused for their delay
-        now: a queue that is short for that reason is not the end of an overload. ValueError without five numbers each.
+        """Report the queue, ten times within `delay_target` or more. Returns whether
+        events are refused for their delay now: a queue that is short for that reason is
+        not the end of an overload. ValueError without five numbers each.
 
-        waiting, taken: events that wait, and that consumers have taken so far, by priority, the most urgent first.
-        enough: events that keep the consumers busy until the next report: two and a half batches.
-        calling: whether the sink is being called at all, the circuit being closed. If not, then nothing is refused
-            or shed for its sake: what comes may as well wait in the room that there is.
-        spills: whether what would wait too long can be kept on disk. Then nothing is refused for its delay, or shed, either.
+        waiting, taken: events that wait, and that consumers have taken so far, by
+            priority, the most urgent first.
+        enough: events that keep the consumers busy until the next report: two and a
+            half batches.
+        calling: whether the sink is being called at all, the circuit being closed. If
+            not, then nothing is refused or shed for its sake: what comes may as well
+            wait in the room that there is.
+        spills: whether what would wait too long can be kept on disk. Then nothing is
+            refused for its delay, or shed, either.
         """
         if not len(waiting) == len(taken) == PRIORITY_LEVELS:
             raise ValueError(
@@ -271,7 +297,9 @@ class FlowControlManager:
             return bound.refused(1.0)
 
     def record_outcome(self, ok: int, failed: int) -> None:
-        """Report how many events the sink took, and failed. The buffer's own refusals are no outcomes."""
+        """Report how many events the sink took, and failed. The buffer's own refusals
+        are no outcomes.
+        """
         check_outcomes(ok, failed)
         with self._lock:
             now = self._now()
@@ -280,7 +308,9 @@ class FlowControlManager:
         self._announce(change)
 
     def set_rate(self, rate: float) -> None:
-        """Change the total rate (events per second, 0 to 1e12, or inf) at once, or raise ConfigError."""
+        """Change the total rate (events per second, 0 to 1e12, or inf) at once, or
+        raise ConfigError.
+        """
         _check_rate("rate", rate)
         with self._lock:
             old, self._limit = self._limit, float(rate)
@@ -289,7 +319,9 @@ class FlowControlManager:
             self._announce(("rate_changed", old, float(rate)))
 
     def set_burst(self, burst: int) -> None:
-        """Change how many events may enter at one moment (1 to 2**60), or raise ConfigError."""
+        """Change how many events may enter at one moment (1 to 2**60), or raise
+        ConfigError.
+        """
         check_number("burst", burst, int, 1, 2**60)
         with self._lock:
             now = self._now()
@@ -299,7 +331,9 @@ class FlowControlManager:
             self._bucket.set_burst_at(int(now * 1e9), burst)
 
     def rate(self, priority: int | None = None) -> float:
-        """Admitted events per second over the sliding window, or since the start while that is less."""
+        """Admitted events per second over the sliding window, or since the start while
+        that is less.
+        """
         p = None if priority is None else check_priority(priority) - 1
         with self._lock:
             counts, seconds = self._window.read(self._now())
@@ -307,7 +341,9 @@ class FlowControlManager:
 
     @property
     def emergency(self) -> bool:
-        """Whether the emergency mode is on. It can end by mere time, so this reads the clock."""
+        """Whether the emergency mode is on. It can end by mere time, so this reads the
+        clock.
+        """
         with self._lock:
             change = self._step(self._now())
             active = self._emergency.state is EmergencyState.ACTIVE
@@ -355,7 +391,9 @@ class FlowControlManager:
             self._sure = 0.0
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
-        """Grant what the shares leave of `wanted`: the pool is too low for everybody to be sure of theirs."""
+        """Grant what the shares leave of `wanted`: the pool is too low for everybody to
+        be sure of theirs.
+        """
         rate = self._bucket.rate
         offer = min(wanted.granted, self._shares.offer(p, now, tokens, rate))
         granted = self._bucket.acquire_up_to_at(now_ns, offer)

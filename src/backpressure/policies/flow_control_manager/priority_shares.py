@@ -1,16 +1,22 @@
 """Guaranteed shares of one pool of tokens, with borrowing.
 
-The tokens are one pool c. Each priority p has a claim r[p] on it that grows at share[p] * rate, up
-to cap[p] = share[p] * burst / 2. Only priorities that asked lately count. One call of p may take
+The tokens are one pool c. Each priority p has a claim r[p] on it that grows at share[p]
+* rate, up to cap[p] = share[p] * burst / 2. Only priorities that asked lately count.
+One call of p may take
 
     max(r[p], c - (cap[q] of every more urgent q) - (r[q] of every less urgent q))
 
-- What others leave free is taken at no loss to one's own claim; so c covers the sum of the claims, always.
-- A flood from below leaves the reserves of the more urgent in the pool (trunk reservation, as in telephone
-  networks): they find room at once, and what they took of a reserve fills up before the flood goes on.
-- A flood from above leaves the claims of the less urgent: each goes on at its share, and nobody starves.
-- Whoever is alone has all of c: the whole rate, the whole burst. What nobody claims the most urgent get.
-- While the pool stays above the sum of all caps nothing has to be looked up: that is the common case.
+- What others leave free is taken at no loss to one's own claim; so c covers the sum of
+  the claims, always.
+- A flood from below leaves the reserves of the more urgent in the pool (trunk
+  reservation, as in telephone networks): they find room at once, and what they took of
+  a reserve fills up before the flood goes on.
+- A flood from above leaves the claims of the less urgent: each goes on at its share,
+  and nobody starves.
+- Whoever is alone has all of c: the whole rate, the whole burst. What nobody claims the
+  most urgent get.
+- While the pool stays above the sum of all caps nothing has to be looked up: that is
+  the common case.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -23,14 +29,18 @@ from backpressure.base.priority import PRIORITY_LEVELS
 
 __all__ = ["PriorityShares"]
 
-# Guaranteed parts of the rate, most urgent first. A fifth is nobody's: it goes to the most urgent that asks.
+# Guaranteed parts of the rate, most urgent first. A fifth is nobody's: it goes to the
+# most urgent that asks.
 _SHARES = (0.40, 0.20, 0.10, 0.06, 0.04)
-# The part of a share of the burst that is kept in reserve. What is reserved can not take up what flows in
-# between two calls of a flood: with all of it, a flood that calls rarely would lose some of the rate.
+# The part of a share of the burst that is kept in reserve. What is reserved can not
+# take up what flows in between two calls of a flood: with all of it, a flood that calls
+# rarely would lose some of the rate.
 _RESERVE = 0.5
-# Who did not ask for so long has no claim: longer than pauses between batches, but frees a reserve soon.
+# Who did not ask for so long has no claim: longer than pauses between batches, but
+# frees a reserve soon.
 _ACTIVE_SECONDS = 10.0
-# A claim that lacks less than this of an event is whole: rounding of floats. The bucket counts exactly.
+# A claim that lacks less than this of an event is whole: rounding of floats. The bucket
+# counts exactly.
 _ROUNDING = 1e-6
 
 
@@ -44,8 +54,9 @@ class PriorityShares:
         self._asked = [-math.inf] * PRIORITY_LEVELS
         # What the last grant took off each claim.
         self._drawn = [0.0] * PRIORITY_LEVELS
-        # Of the offer just made: the tokens beyond its owner's claim and the others' parts, those parts less
-        # the tokens, and the part of the rate by which they grow.
+        # Of the offer just made: the tokens beyond its owner's claim and the others'
+        # parts, those parts less the tokens, and the part of the rate by which they
+        # grow.
         self._free = self._short = self._growth = 0.0
         self.resize(burst)
 
@@ -60,7 +71,9 @@ class PriorityShares:
         ]
 
     def fill(self, p: int, now: float) -> None:
-        """`p` was served from a pool that still covers every claim in full, so its own is full."""
+        """`p` was served from a pool that still covers every claim in full, so its own
+        is full.
+        """
         self._asked[p] = self._settled[p] = now
         self._claims[p] = self._caps[p]
 
@@ -71,7 +84,8 @@ class PriorityShares:
             if q != p and now - asked <= _ACTIVE_SECONDS:
                 guard += self._caps[q] if q < p else self._grown(q, now, rate)
                 growth += _SHARES[q] if q > p else 0.0
-        # Back from idleness one begins without a claim: what one had may be taken by now.
+        # Back from idleness one begins without a claim: what one had may be taken by
+        # now.
         own = self._grown(p, now, rate) if now - self._asked[p] <= _ACTIVE_SECONDS else 0.0
         self._asked[p] = self._settled[p] = now
         self._claims[p] = own
@@ -83,12 +97,15 @@ class PriorityShares:
         return int(max(own, tokens - guard) + _ROUNDING)
 
     def take(self, p: int, granted: int, rate: float) -> float:
-        """Book what was taken of the last offer; returns the seconds until it could be one more."""
+        """Book what was taken of the last offer; returns the seconds until it could be
+        one more.
+        """
         self._drawn[p] = min(self._claims[p], max(0.0, granted - self._free))
         self._claims[p] -= self._drawn[p]
         if rate == 0.0:
             return math.inf
-        # Whichever is first: the claim reaches one event, or the pool has one that it keeps for nobody.
+        # Whichever is first: the claim reaches one event, or the pool has one that it
+        # keeps for nobody.
         by_claim = (1.0 - self._claims[p]) / (_SHARES[p] * rate) if self._caps[p] else math.inf
         by_pool = (1.0 + self._short + granted) / ((1.0 - self._growth) * rate)
         return max(0.0, min(by_claim, by_pool))

@@ -1,4 +1,6 @@
-"""Counts in columns over a sliding window, in slots that expire. Not safe for several threads."""
+"""Counts in columns over a sliding window, in slots that expire. Not safe for several
+threads.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ __all__ = ["SlidingCounts"]
 
 
 class SlidingCounts:
-    """Counts in columns over the last `seconds`, in slots that expire whenever it is used.
+    """Counts in columns over the last `seconds`, in slots that expire whenever it is
+    used.
 
-    Who adds oftener than anything else may do so in line: to `row`, while `now < until`.
+    Who adds oftener than anything else may do so in line: to `row`, while
+    `now < until`.
     """
 
     __slots__ = ("_closed", "_origin", "_rows", "_slot", "_width", "row", "until")
@@ -43,7 +47,9 @@ class SlidingCounts:
                 return
 
     def read(self, now: float) -> tuple[list[int], float]:
-        """The totals, and the seconds they are of: never less than one slot, so that a start is no spike."""
+        """The totals, and the seconds they are of: never less than one slot, so that a
+        start is no spike.
+        """
         if now >= self.until:
             self.expire(now)
         first = max(0, self._slot - len(self._rows) + 1)

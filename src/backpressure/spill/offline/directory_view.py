@@ -1,7 +1,8 @@
-"""A buffer's directory as those see it that only look: without its lock, and so beside a running owner.
+"""A buffer's directory as those see it that only look: without its lock, and so beside
+a running owner.
 
-What an owner does meanwhile is met in one way: files that it deletes between a listing and an open are looked for again. They
-held nothing that was still owed.
+What an owner does meanwhile is met in one way: files that it deletes between a listing
+and an open are looked for again. They held nothing that was still owed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ __all__ = [
 
 #: Number of the dead letters, beside the priorities.
 DEAD_LETTERS: Final = 0
-# A lane whose owner deletes files in the midst of each of so many listings is not being read but raced.
+# A lane whose owner deletes files in the midst of each of so many listings is not being
+# read but raced.
 _LOOKS: Final = 100
 
 
@@ -68,10 +70,12 @@ class BufferView:
 
     path: str
     buffer_id: UUID
-    #: "sound", "damaged": one copy is, or "missing": then the segments' headers say whose it is, or nothing does.
+    #: "sound", "damaged": one copy is, or "missing": then the segments' headers say
+    #: whose it is, or nothing does.
     manifest: str
     owner: Owner | None
-    #: When somebody last became the owner, as the lock file's time in ns; 0: nobody ever did.
+    #: When somebody last became the owner, as the lock file's time in ns; 0: nobody
+    #: ever did.
     owned_ns: int
     lanes: tuple[LaneView, ...]  #: the most urgent first; what was never made is not there
     dead_letters: LaneView | None
@@ -131,8 +135,9 @@ def look_at_lane(view: BufferView, lane: LaneView) -> Recovered:
 def find_owner(path: str) -> Owner | None:
     """The process that has the directory open, or None.
 
-    The lock itself is asked, since a process id may be another's by now, or of another container. Where nobody has it, it is
-    held for an instant, shared, so that two that look do not take each other for an owner.
+    The lock itself is asked, since a process id may be another's by now, or of another
+    container. Where nobody has it, it is held for an instant, shared, so that two that
+    look do not take each other for an owner.
     """
     try:
         fd = os.open(os.path.join(path, "lock"), READ)

@@ -1,7 +1,8 @@
 """Salvage: a look at the files of a lane without opening its store, and a repair.
 
-`inspect_lane` and `export_lane` only read, and need no lock: what a running process writes meanwhile looks like a torn tail.
-`repair_lane` writes, so its caller holds the BufferDirectory. A store needs no repair: it passes over damage by itself.
+`inspect_lane` and `export_lane` only read, and need no lock: what a running process
+writes meanwhile looks like a torn tail. `repair_lane` writes, so its caller holds the
+BufferDirectory. A store needs no repair: it passes over damage by itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class BlockState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockReport:
-    """One stretch of a file. The numbers and sizes of events are those of the header, and 0 where there is none."""
+    """One stretch of a file. The numbers and sizes of events are those of the header,
+    and 0 where there is none.
+    """
 
     position: int
     nbytes: int
@@ -96,7 +99,9 @@ class SegmentReport:
 def inspect_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> Iterator[SegmentReport]:
-    """A report of each segment, oldest first; one segment's blocks are in memory at a time. Raises FormatError, OSError."""
+    """A report of each segment, oldest first; one segment's blocks are in memory at a
+    time. Raises FormatError, OSError.
+    """
     files = Files(fs or LocalFileSystem())
     for segment, bound, newest in _segments(files, os.fspath(directory), lane, buffer_id):
         path = os.path.join(directory, segment.name)
@@ -119,7 +124,9 @@ def inspect_lane(
 def export_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> Iterator[Run]:
-    """The events of every good block, also of those that were acked, in order, a block at a time. Raises FormatError, OSError."""
+    """The events of every good block, also of those that were acked, in order, a block
+    at a time. Raises FormatError, OSError.
+    """
     files = Files(fs or LocalFileSystem())
     decoder = Decoder()
     for segment, bound, newest in _segments(files, os.fspath(directory), lane, buffer_id):
@@ -138,10 +145,12 @@ def export_lane(
 def repair_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> list[SegmentReport]:
-    """Write every damaged segment anew from what is good in it, and keep the old one beside it; returns what they were like.
+    """Write every damaged segment anew from what is good in it, and keep the old one
+    beside it; returns what they were like.
 
-    The lost numbers stay lost, and the store will report them; but it need not look for the next sound block any more. A crash in
-    the middle leaves either file. The old files take room until the store gives them up (max_quarantine_bytes).
+    The lost numbers stay lost, and the store will report them; but it need not look for
+    the next sound block any more. A crash in the middle leaves either file. The old
+    files take room until the store gives them up (max_quarantine_bytes).
     """
     files = Files(fs or LocalFileSystem())
     directory = os.fspath(directory)

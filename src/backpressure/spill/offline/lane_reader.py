@@ -1,6 +1,8 @@
-"""The events in a lane's files, read without its store, so that nothing is changed and nothing settled.
+"""The events in a lane's files, read without its store, so that nothing is changed and
+nothing settled.
 
-What is yielded is what the store itself would deliver (the same reader reads), and what it would report as lost.
+What is yielded is what the store itself would deliver (the same reader reads), and what
+it would report as lost.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def owed_on_disk(found: Recovered) -> int:
 
 
 def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> Iterator[Run | Lost]:
-    """Ascending runs of what is owed, and what of it is lost; `acked`: of everything that the segments hold."""
+    """Ascending runs of what is owed, and what of it is lost; `acked`: of everything
+    that the segments hold.
+    """
     reader = Reader(view.files, lane.path)
     position = 0
     try:
@@ -110,7 +114,9 @@ def _name_of(found: Recovered, serial: int) -> str:
 
 
 def with_quarantined(view: BufferView, lane: LaneView) -> Iterator[Run | Lost]:
-    """All that can be read: of the segments, acked or not, and of the files kept aside; each number once."""
+    """All that can be read: of the segments, acked or not, and of the files kept aside;
+    each number once.
+    """
     names = [name for name, _ in look_at_lane(view, lane).quarantined]
     parts = [
         _numbered(stored_events(view, lane, acked=True)),

@@ -26,9 +26,8 @@ class Admission(NamedTuple):
     rest was not: "full" (the lane), "rate", "share", "delay" or "emergency" (flow
     control), or "closed". `retry_after`: seconds after which a retry can succeed, 0.0
     where that is not known. `first_seq`: the lane's number of the first accepted event,
-    None where none was.
-    `consumed`: for `add_lines`, how many bytes of the chunk were taken: go on at
-        `chunk[admission.consumed:]`.
+    None where none was. `consumed`: for `add_lines`, how many bytes of the chunk were
+    taken: go on at `chunk[admission.consumed:]`.
     """
 
     accepted: int
@@ -48,10 +47,10 @@ class Admission(NamedTuple):
         only the rest is to be tried again.
 
         >>> Admission(accepted=3, rejected=0).raise_for_rejection()
-        >>> Admission(accepted=1, rejected=2, reason="rate", retry_after=0.5).raise_for_rejection()
+        >>> refused = Admission(accepted=1, rejected=2, reason="rate", retry_after=0.5)
+        >>> refused.raise_for_rejection()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over the rate; raise it (adjust_flow_control_rate) or \
-        offer less; the first 1 was accepted: try the rest again in 0.5 s
+        backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over the rate; ...
         """
         if not self.rejected:
             return

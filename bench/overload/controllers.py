@@ -1,5 +1,5 @@
-"""Ours: the real policies, wired as BufferManager wires them, with the table's values;
-each ablation is one switch. The oracle.
+"""Ours: the control loop that ships, with the table's values; each ablation is one
+switch. The oracle.
 
 What BufferManager leaves to producers (a pressure that they may heed) is nobody's here:
 these producers heed only refusals.
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
 from backpressure.policies.backpressure_monitor import (
@@ -23,6 +25,7 @@ from backpressure.policies.circuit_breaker import (
     Permit,
     State,
 )
+from backpressure.policies.control_loop import ControlLoop, QueueReading
 from backpressure.policies.flow_control_manager import (
     EmergencyModeConfig,
     FlowControlConfig,
@@ -76,6 +79,42 @@ def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
     )
 
 
+class _HalfDeafMonitor(BackpressureMonitor):
+    """A monitor that is not told everything. all_signals: of more than the depth; hold:
+    that events are refused for their delay.
+    """
+
+    all_signals = hold = True
+
+    def observe(
+        self,
+        *,
+        depth: float | None = None,
+        delay: float | None = None,
+        latency: float | None = None,
+        ok: int = 0,
+        failed: int = 0,
+        refusing: bool = False,
+    ) -> None:
+        if not self.all_signals:
+            delay, latency, ok, failed = None, None, 0, 0
+        super().observe(
+            depth=depth,
+            delay=delay,
+            latency=latency,
+            ok=ok,
+            failed=failed,
+            refusing=refusing and self.hold,
+        )
+
+
+class _UnawareFlowControl(FlowControlManager):
+    """Flow control that does not hear that the circuit is open."""
+
+    def observe(self, waiting: Sequence[int], taken: Sequence[int], **rest: Any) -> bool:
+        return super().observe(waiting, taken, **{**rest, "calling": True})
+
+
 class Ours:
     """The four policies together. See `Controller` for the methods."""
 
@@ -89,35 +128,41 @@ class Ours:
         self.activations: list[float] = []
         self.trips: list[float] = []
         self.transitions: list[float] = []
-        monitor = BackpressureMonitorConfig(
+        monitor_config = BackpressureMonitorConfig(
             queue_depth_threshold=8_000, adaptive_thresholds=laws.adaptive_thresholds
         )
         if not laws.hysteresis:
-            monitor = dataclasses.replace(monitor, exit_ratio=0.99, min_dwell=0.0)
-        self.breaker = CircuitBreaker(
-            breaker_config(laws), clock=clock, rng=rng, on_change=self._circuit_changed
-        )
-        self.monitor = BackpressureMonitor(monitor, clock=clock, on_change=self._pressure_changed)
-        self.batching = AdaptiveBatchManager(
-            AdaptiveBatchConfig(
-                initial_batch_size=500,
-                min_batch_size=10,
-                max_batch_size=1_000,
-                throughput_target=20_000,
-                adaptive_enabled=laws.adaptive_batch,
+            monitor_config = dataclasses.replace(monitor_config, exit_ratio=0.99, min_dwell=0.0)
+        monitor = _HalfDeafMonitor(monitor_config, clock=clock, on_change=self._pressure_changed)
+        monitor.all_signals, monitor.hold = laws.all_signals, laws.hold
+        flow_control = FlowControlManager if laws.outage_aware else _UnawareFlowControl
+        self.loop = ControlLoop(
+            CircuitBreaker(
+                breaker_config(laws), clock=clock, rng=rng, on_change=self._circuit_changed
             ),
-            clock=clock,
-        )
-        self.flow = FlowControlManager(
-            FlowControlConfig(
-                max_events_per_second=scenario.rate,
-                burst_size=scenario.burst,
-                delay_target=laws.delay_target,
-                emergency_mode=EmergencyModeConfig(enabled=laws.emergency),
+            monitor,
+            AdaptiveBatchManager(
+                AdaptiveBatchConfig(
+                    initial_batch_size=500,
+                    min_batch_size=10,
+                    max_batch_size=1_000,
+                    throughput_target=20_000,
+                    adaptive_enabled=laws.adaptive_batch,
+                ),
+                clock=clock,
             ),
-            clock=clock,
+            flow_control(
+                FlowControlConfig(
+                    max_events_per_second=scenario.rate,
+                    burst_size=scenario.burst,
+                    delay_target=laws.delay_target,
+                    emergency_mode=EmergencyModeConfig(enabled=laws.emergency),
+                ),
+                clock=clock,
+                rng=rng,
+                on_change=self._flow_changed,
+            ),
             rng=rng,
-            on_change=self._flow_changed,
         )
         # What has been admitted, less what was given back, by priority.
         self._admitted = [0] * LEVELS
@@ -137,19 +182,19 @@ class Ours:
             self.transitions.append(self.clock.t)
 
     def admit(self, n: int, priority: int) -> int:
-        granted = self.flow.admit(n, priority if self.laws.shares else 3).granted
+        granted = self.loop.admit(n, priority if self.laws.shares else 3).granted
         self._admitted[priority - 1] += granted
         return granted
 
     def give_back(self, n: int, priority: int) -> None:
-        self.flow.give_back(n, priority if self.laws.shares else 3)
+        self.loop.give_back(n, priority if self.laws.shares else 3)
         self._admitted[priority - 1] -= n
 
     def batch_size(self) -> int:
-        return self.batching.batch_size
+        return self.loop.batch_size
 
     def acquire(self) -> Permit | None:
-        return self.breaker.try_acquire()
+        return self.loop.permit()
 
     def release(self, permit: object) -> None:
         assert isinstance(permit, Permit)
@@ -161,32 +206,16 @@ class Ours:
     def ended(self, call: Call, latency: float, sojourn: float) -> None:
         permit = call.permit
         assert isinstance(permit, Permit)
+        if call.outcome is Outcome.LOST:
+            return
         if not self.laws.generation:
-            permit._fast_path = self.breaker._fast_path
-        everything = self.laws.all_signals
-        if call.outcome is Outcome.OK:
-            permit.success(latency)
-            self.batching.record(call.n, latency, call.n >= call.asked)
-            self.monitor.observe(
-                latency=latency if everything else None, ok=call.n if everything else 0
-            )
-            self.flow.record_outcome(call.n, 0)
-        elif call.outcome is Outcome.FAILED:
-            permit.failure()
-            self.monitor.observe(failed=call.n if everything else 0)
-            self.flow.record_outcome(0, call.n)
+            permit._fast_path = self.loop.breaker._fast_path
+        ok = call.outcome is Outcome.OK
+        self.loop.settled(call.n, latency, ok, call.n >= call.asked, permit)
 
     def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
-        refusing = self.flow.observe(
-            waiting,
-            [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)],
-            enough=self.batching.batch_size * 5 // 2,
-            calling=self.breaker.state is State.CLOSED or not self.laws.outage_aware,
-        )
-        delay = oldest if self.laws.all_signals else None
-        self.monitor.observe(depth=sum(waiting), delay=delay, refusing=refusing and self.laws.hold)
-        pressure = self.monitor.evaluate()
-        self.batching.evaluate(pressure.pressure, refusing)
+        taken = [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)]
+        self.loop.tick(self.clock.now(), QueueReading(waiting, taken, fill=0.0, delay=oldest))
 
     def truth(self, condition: Condition) -> None:
         pass

@@ -114,9 +114,9 @@ def test_what_is_shed_in_an_emergency() -> None:
     with BufferManager(clock=clock) as buffer:
         for _ in range(3):
             buffer.add_events([b"x"] * 100, Priority.BACKGROUND)
-            buffer._flow.record_outcome(0, 100)
+            buffer._control.flow.record_outcome(0, 100)
         clock.advance(1.5)
-        buffer._flow.record_outcome(0, 100)
+        buffer._control.flow.record_outcome(0, 100)
         admission = buffer.add_events([b"x"] * 100, Priority.BACKGROUND)
         assert admission.reason == "emergency"
         error = raised(admission)
@@ -130,8 +130,8 @@ def test_an_add_that_is_under_way_when_the_buffer_closes() -> None:
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     chunk = b"a line of some length\n" * 1000
     assert isinstance(raised(buffer.add_lines(chunk)), BufferFull)
-    offer = buffer._offer_lines(chunk, Priority.NORMAL, True)
+    pending = buffer._intake.pending_lines(chunk, Priority.NORMAL, True, None)
     buffer.close(timeout=0)
-    error = raised(buffer._wait_for(offer, float("inf")))
+    error = raised(buffer._intake.finish(pending, float("inf")))
     assert isinstance(error, BufferClosed)
     assert "the buffer is closed" in str(error)

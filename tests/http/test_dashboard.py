@@ -235,7 +235,7 @@ def test_it_shows_events_as_text_whatever_they_contain(
     with serving(buffer) as address:
         browser.get(f"{address}/buffer/")
         until(lambda: text(browser, "#connection .text") == "live")
-        until(lambda: len(buffer._events._subscriptions) == 1)
+        until(lambda: len(buffer._notifications._subscriptions) == 1)
         buffer.adjust_batch_size(4321, by="<img src=x onerror=\"document.title='owned'\"><b>me</b>")
         until(lambda: "4,321" in text(browser, "#feed"))
         assert "<b>me</b>" in text(browser, "#feed")
@@ -268,7 +268,7 @@ def test_controls_act_and_need_the_token(browser: webdriver.Chrome, buffer: Buff
             lambda: "size: must be an int from 1,000 to 100,000, not 5" in text(browser, "#result")
         )
         assert buffer.stats().batching.batch_size == 5000
-        buffer._breaker.force_open()
+        buffer._control.breaker.force_open()
         until(lambda: text(browser, "[data-tile=circuit]") == "forced open")
         until(lambda: "the circuit is forced open" in text(browser, "#health"))
         browser.find_element(By.CSS_SELECTOR, "[data-control=reset] button").click()

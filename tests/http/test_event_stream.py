@@ -32,7 +32,7 @@ def buffer() -> BufferManager:
 
 
 def subscribers(buffer: BufferManager) -> int:
-    return sum(ref() is not None for ref in buffer._events._subscriptions)
+    return sum(ref() is not None for ref in buffer._notifications._subscriptions)
 
 
 class Stream:
@@ -171,7 +171,7 @@ def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferM
             deaf.connect((host, int(port)))
             deaf.sendall(f"GET /buffer/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             until(lambda: subscribers(buffer) == 1)
-            own = buffer._events._subscriptions[0]()
+            own = buffer._notifications._subscriptions[0]()
             assert own is not None
             slowest = 0.0
             with streaming(address) as stream:

@@ -249,7 +249,7 @@ def test_emergency_answers_429() -> None:
     )
     client = Client(buffer)
     for _ in range(3):
-        buffer._flow.record_outcome(0, 100)
+        buffer._control.flow.record_outcome(0, 100)
         clock.advance(1.1)
         replies = [client.post("/events?priority=5", content=b"x\n" * 1000) for _ in range(3)]
     assert [reply.json()["reason"] for reply in replies] == ["emergency"] * 3

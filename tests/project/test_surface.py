@@ -217,3 +217,36 @@ def test_everything_lies_in_the_folder_of_its_subject() -> None:
         assert folders_in(tests / name) <= subjects, f"no such subject in {source / name}"
     for file in tests.rglob("*.py"):
         assert (file.parent / "__init__.py").is_file(), f"{file.parent} has no __init__.py"
+
+
+# The rooms that are one thing with BufferManager; all others use what is public.
+_INSIDE = ("buffer/", "delivery/", "buffer_manager.py")
+
+
+def private_members_of(path: Path) -> set[str]:
+    """Private names that a file takes from something that is called a buffer."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+            continue
+        owner = node.value
+        name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+        if name.strip("_") in ("buffer", "manager", "aio") and not node.attr.startswith("__"):
+            found.add(node.attr)
+    return found
+
+
+def test_no_room_but_its_own_knows_what_is_private_to_a_buffer() -> None:
+    used = {
+        str(path.relative_to(PACKAGE)): sorted(members)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not str(path.relative_to(PACKAGE)).startswith(_INSIDE)
+        and (members := private_members_of(path))
+    }
+    assert used == {}
+
+
+def test_private_members_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text("self._buffer._lanes, buffer._x, self.buffer.aio._finish, buffer.id\n")
+    assert private_members_of(path) == {"_lanes", "_x", "_finish"}

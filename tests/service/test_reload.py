@@ -140,6 +140,7 @@ def test_what_applying_does_and_which_of_it_is_audited(service: Service) -> None
     assert {(one.setting, one.by) for one in seen} == {
         ("flow_control_rate", "reload"),
         ("batch_size", "reload"),
+        ("burst_size", "reload"),
     }
 
 

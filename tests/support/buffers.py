@@ -53,7 +53,8 @@ def crash(buffer: BufferManager) -> None:
     """
     disk = buffer._disk
     assert disk is not None
-    buffer._closing = buffer._closed = True
+    buffer._intake.closing = True
+    buffer._set_closed()
     disk.spiller.stop()
     for lane in disk.lanes:
         lane.ring.close()

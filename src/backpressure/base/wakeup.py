@@ -1,5 +1,5 @@
-"""Wakeup: waiting for a buffer to change, by threads and by coroutines, at no cost to
-whoever changes it while nobody waits.
+"""Wakeup: threads and coroutines wait for a buffer to change, at no cost to the one that
+changes it while none waits.
 """
 
 from __future__ import annotations
@@ -7,16 +7,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-__all__ = ["Wakeup"]
+__all__ = ["Waiter", "Wakeup"]
 
 
 class Wakeup:
-    """A condition that costs its notifier nothing while nobody waits, and that
-    coroutines can wait for as well.
+    """A condition that costs its notifier nothing while none waits, and that coroutines
+    can wait for as well. `name`: what it tells of, for tests and for people.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self._condition = threading.Condition()
         self._waiting = 0
         # Replaced whole and never changed in place, so `notify` reads it without a
@@ -24,7 +26,7 @@ class Wakeup:
         self._listeners: tuple[Callable[[], object], ...] = ()
 
     def notify(self) -> None:
-        """Wake everyone who waits."""
+        """Wake all that wait."""
         if self._waiting:
             with self._condition:
                 self._condition.notify_all()
@@ -38,8 +40,8 @@ class Wakeup:
         with self._condition:
             self._waiting += 1
             try:
-                # Looked at after the count was raised: whoever makes it true from here
-                # on will notify.
+                # Looked at after the count was raised: what makes it true from here on
+                # will notify.
                 if not done():
                     self._condition.wait(timeout)
             finally:
@@ -57,3 +59,25 @@ class Wakeup:
         finally:
             with self._condition:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+
+class Waiter(NamedTuple):
+    """One sleep: on what, what makes it needless, and for how long at most.
+
+    A thread calls `wait`; a coroutine listens to `wakeup` (see `buffer/aio.py`).
+    """
+
+    wakeup: Wakeup
+    #: Whether there is reason to look again; asked without a lock, before the sleep.
+    done: Callable[[], bool]
+    #: After so many seconds time alone may have given one.
+    seconds: float
+
+    def wait(self, most: float) -> None:
+        """Sleep until notified, for `most` seconds at most."""
+        self.wakeup.wait(self.done, min(self.seconds, most))
+
+    def unless(self, stop: Callable[[], bool]) -> Waiter:
+        """The same, and needless where `stop()` holds too."""
+        done = self.done
+        return self._replace(done=lambda: stop() or done())

@@ -6,11 +6,12 @@ import math
 from typing import Final, NamedTuple
 
 from backpressure.base.errors import BufferClosed, BufferFull, NeverAdmitted, RateLimited
+from backpressure.base.reasons import RejectReason
 
 __all__ = ["Admission"]
 
 # What flow control's reasons mean, and what to do beside waiting.
-_LIMITED: Final = {
+_LIMITED: Final[dict[str, str]] = {
     "rate": "over the rate; raise it (adjust_flow_control_rate) or offer less",
     "share": "the tokens that are left belong to other priorities; offer less",
     "delay": "they would wait longer than delay_target; offer less, or at a more urgent priority",
@@ -32,7 +33,7 @@ class Admission(NamedTuple):
 
     accepted: int
     rejected: int
-    reason: str | None = None
+    reason: RejectReason | None = None
     retry_after: float = 0.0
     first_seq: int | None = None
     consumed: int = 0

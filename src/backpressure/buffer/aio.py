@@ -27,7 +27,7 @@ from backpressure.buffer.batch import Batch
 
 if TYPE_CHECKING:
     from backpressure.base.events import Event, EventType
-    from backpressure.base.wakeup import Wakeup
+    from backpressure.base.wakeup import Waiter
     from backpressure.buffer.event_dispatcher import Subscription
     from backpressure.buffer.pending_add import PendingAdd
     from backpressure.buffer_manager import BufferManager
@@ -51,7 +51,7 @@ class AsyncBuffer:
     ) -> Admission:
         """As `BufferManager.add_events`."""
         seconds = timeout_seconds(timeout)
-        return await self._wait_for(self._buffer._offer_events(events, priority), seconds)
+        return await self._finish(self._buffer._intake.pending_events(events, priority), seconds)
 
     async def add_lines(
         self,
@@ -59,27 +59,32 @@ class AsyncBuffer:
         priority: int = Priority.NORMAL,
         timeout: float | None = 0.0,
         final: bool = True,
+        *,
+        max_event_bytes: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Admission:
-        """As `BufferManager.add_lines`."""
+        """As `BufferManager.add_lines`. Waiting ends early where `stop()` holds; what
+        makes it hold calls `BufferManager.wake_waiters`.
+        """
         seconds = timeout_seconds(timeout)
-        return await self._wait_for(self._buffer._offer_lines(chunk, priority, final), seconds)
+        pending = self._buffer._intake.pending_lines(chunk, priority, final, max_event_bytes)
+        return await self._finish(pending, seconds, stop)
 
     async def get_batch(
         self, max_events: int | None = None, timeout: float | None = 0.0
     ) -> Batch | None:
         """As `BufferManager.get_batch`."""
-        buffer = self._buffer
+        outlet = self._buffer._outlet
         seconds = timeout_seconds(timeout)
         patient = seconds > 0
         deadline = time.monotonic() + seconds
         while True:
-            batch = buffer._next_batch(max_events, patient)
+            batch = outlet.next_batch(max_events, patient)
             if batch is not None or not patient:
                 return batch
             left = deadline - time.monotonic()
             if left > 0:
-                wakeup, done, pause = buffer._rest(max_events)
-                await _sleep(wakeup, done, min(left, pause))
+                await _sleep(outlet.batch_waiter(max_events), left)
             else:
                 patient = False  # what still waits to fill goes now
 
@@ -104,39 +109,38 @@ class AsyncBuffer:
         that `seq`. limit: how many may wait for the reader; of more the oldest are lost
         to it, and counted in `EventFeed.missed`.
         """
-        return EventFeed(self._buffer._events.subscribe(*types, since=since, limit=limit))
+        return EventFeed(self._buffer._notifications.subscribe(*types, since=since, limit=limit))
+
+    @property
+    def last_event_seq(self) -> int:
+        """The number of the last event that the buffer told of; 0: none yet. To be
+        given to `events` as `since`.
+        """
+        return self._buffer._notifications.last_seq
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """As `BufferManager.close`, without keeping the event loop waiting."""
         timeout_seconds(timeout)  # before there is a thread
         await asyncio.to_thread(self._buffer.close, timeout)
 
-    async def _wait_for(
-        self, offer: PendingAdd, seconds: float, stop: Callable[[], bool] = lambda: False
+    async def _finish(
+        self, pending: PendingAdd, seconds: float, stop: Callable[[], bool] = lambda: False
     ) -> Admission:
-        """What became of the offer. Waiting ends early where `stop()` holds; whoever
-        makes it hold notifies `buffer._room`.
-        """
-        buffer = self._buffer
+        """Press on with an add for that long; what became of it."""
+        intake = self._buffer._intake
         try:
-            if not offer.advance():
-                deadline = offer.deadline(seconds)
+            if not pending.advance():
+                deadline = pending.deadline(seconds)
+                intake.hurry_disk()
                 while (left := deadline - time.monotonic()) > 0:
-                    await _sleep(
-                        buffer._room,
-                        lambda: buffer._closing or stop() or offer.may_advance(),
-                        min(left, offer.pause()),
-                    )
-                    if offer.advance() or buffer._closing or stop():
+                    await _sleep(intake.room_waiter(pending).unless(stop), left)
+                    if pending.advance() or intake.closing or stop():
                         break
         finally:
             # Also when cancelled: the books must show what became of every event.
-            admission = offer.admission()
-        disk = buffer._disk
-        if disk is not None and disk.commits and offer.end_seq:
-            await asyncio.to_thread(
-                disk.spiller.wait_durable, disk.lanes[offer.priority - 1], offer.end_seq
-            )
+            admission = pending.admission()
+        if intake.awaits_disk(pending):
+            await asyncio.to_thread(intake.wait_durable, pending)
         return admission
 
 
@@ -222,10 +226,8 @@ class EventFeed:
             self._subscription.wake = wake
 
 
-async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> None:
-    """Wait until `wakeup` is notified, or for `timeout` seconds, unless `done()` holds
-    already.
-    """
+async def _sleep(waiter: Waiter, most: float) -> None:
+    """What `Waiter.wait` is, for a coroutine."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 
@@ -233,10 +235,10 @@ async def _sleep(wakeup: Wakeup, done: Callable[[], bool], timeout: float) -> No
         if not loop.is_closed():
             loop.call_soon_threadsafe(woken.set)
 
-    with wakeup.listening(wake):
-        if not done():
+    with waiter.wakeup.listening(wake):
+        if not waiter.done():
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(min(waiter.seconds, most)):
                     await woken.wait()
             except TimeoutError:
                 pass

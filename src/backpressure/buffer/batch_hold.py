@@ -50,12 +50,13 @@ class BatchHold:
         max_bytes: int,
         now: Callable[[], float],
         pressed: Callable[[], bool],
+        wakeup: Wakeup,
     ) -> None:
-        self.wakeup: Final = Wakeup()
+        self.wakeup: Final = wakeup
         self.closing = False
         self._lanes = lanes
-        #: One for each lane. The most urgent never wait for company.
-        self.lingers = tuple(
+        # One for each lane. The most urgent never wait for company.
+        self._lingers = tuple(
             Linger(0.0 if lane.priority == Priority.CRITICAL else limit) for lane in lanes
         )
         self._max_bytes = max_bytes
@@ -67,11 +68,15 @@ class BatchHold:
 
     # ------------------------------------------------------------ consumers
 
-    def decide(self, lane: Lane, asked: int, now: float) -> FlushReason | None:
+    def release_reason(
+        self, lane: Lane, asked: int, now: float, patient: bool
+    ) -> FlushReason | None:
         """Why that lane's next batch goes, if it should turn out not to be full; None:
-        it waits for more events.
+        it waits for more events. `patient`: its consumer allows that.
         """
-        linger = self.lingers[lane.priority - 1]
+        linger = self._lingers[lane.priority - 1]
+        if not patient or now - linger.left_at >= linger.limit or now < linger.quiet_until:
+            return "linger" if linger.holding else "ready"
         if not linger.holds(now, lane.waiting(), asked, lane.ring.next_seq):
             return "linger" if linger.holding else "ready"
         if self._work_elsewhere(lane, now):
@@ -79,46 +84,41 @@ class BatchHold:
         reason = self._hurry(lane)
         if reason is None:
             before = self.waiting
-            self.waiting = (
-                lane,
-                min(asked, before[1]) if before is not None and before[0] is lane else asked,
-            )
+            fewest = min(asked, before[1]) if before is not None and before[0] is lane else asked
+            self.waiting = (lane, fewest)
         return reason
 
-    def ends(self, lane: Lane, now: float, waiting: int, reason: FlushReason) -> FlushReason:
-        """A batch that waited leaves: `waiting` events were there; returns the reason
-        to be counted.
-        """
-        linger = self.lingers[lane.priority - 1]
-        if linger.flushed and reason in ("ready", "linger"):
-            reason = "flush"
-        linger.ends(now, waiting, reason)
-        self.waiting = None
-        self.wakeup.notify()  # another consumer may have waited for these
+    def batch_left(self, lane: Lane, now: float, waiting: int, reason: FlushReason) -> FlushReason:
+        """A batch leaves while `waiting` events are there; the reason to be counted."""
+        linger = self._lingers[lane.priority - 1]
+        if linger.holding:
+            if linger.flushed and reason in ("ready", "linger"):
+                reason = "flush"
+            linger.wait_ended(now, waiting, reason)
+            self.waiting = None
+            self.wakeup.notify()  # another consumer may have waited for these
+        linger.left_at = now
         return reason
 
-    def left(self) -> float:
-        """Seconds until the wait that is going on is over; 0.0 where there is none."""
+    def seconds_left(self) -> float:
+        """Until the wait that is going on is over; 0.0 where there is none."""
         waiting = self.waiting
-        return (
-            0.0
-            if waiting is None
-            else max(0.0, self.lingers[waiting[0].priority - 1].until() - self._now())
-        )
+        if waiting is None:
+            return 0.0
+        return max(0.0, self._lingers[waiting[0].priority - 1].until() - self._now())
 
-    def over(self, asked: int) -> bool:
-        """Whether a consumer whose batch waits has reason to look again: for a look
-        before going to sleep.
-        """
+    def is_over(self, asked: int) -> bool:
+        """Whether a consumer whose batch waits has reason to look again."""
         waiting = self.waiting
         if waiting is None:
             return True
         lane = waiting[0]
-        now, linger = self._now(), self.lingers[lane.priority - 1]
-        over = (
-            not linger.holding or linger.flushed or now >= linger.until() or lane.waiting() >= asked
-        )
-        return over or self._hurry(lane) is not None or self._work_elsewhere(lane, now)
+        now, linger = self._now(), self._lingers[lane.priority - 1]
+        if not linger.holding or linger.flushed or now >= linger.until():
+            return True
+        if lane.waiting() >= asked:
+            return True
+        return self._hurry(lane) is not None or self._work_elsewhere(lane, now)
 
     # ------------------------------------------------------------ what ends a wait
 
@@ -132,7 +132,7 @@ class BatchHold:
 
     def flush(self) -> None:
         """What waits goes at once."""
-        for linger in self.lingers:
+        for linger in self._lingers:
             linger.flush()
         self.wakeup.notify()
 

@@ -1,125 +1,56 @@
-"""The producers' side of a buffer: what is offered, and how one offer is carried
-through.
+"""PendingAdd: one call of add_events or add_lines under way.
 
-A PendingAdd is one call of add_events or add_lines. `advance` pushes what is admitted
-now and never waits; how to wait between is its caller's business, which is a thread in
-`BufferManager` and a coroutine in `AsyncBuffer`.
+`advance` pushes what is admitted now and never waits. How to wait in between is for its
+caller, which is a thread in `Intake` and a coroutine in `AsyncBuffer`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final, Protocol
 
-from backpressure.base.errors import EventTooLarge, InvalidEvents
+from backpressure.base.reasons import RejectReason
+from backpressure.base.wakeup import Waiter
 from backpressure.buffer.admission import Admission
-from backpressure.buffer.config import WhenFull
-from ringbuf import MessageRing
-from ringbuf._core.pinning import pins
-from ringbuf._messages.columns import Gathered, MessageTooLarge
-from ringbuf._messages.ring import count_lines
+from backpressure.buffer.payload import Payload
+from backpressure.lanes.lane import Lane
+from backpressure.policies.control_loop import ControlLoop
 
-if TYPE_CHECKING:
-    from backpressure.buffer_manager import BufferManager
-    from backpressure.lanes.lane import Lane
-
-__all__ = ["EventPayload", "LinePayload", "PendingAdd"]
+__all__ = ["AddPort", "PendingAdd"]
 
 # A refusal is tried again within these bounds (seconds): the time that it named may
 # move, or it may have named none.
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 1.0
+# Bytes that a push needs beyond its payload, at most: for a look before a sleep.
+_FRAMING: Final = 64
 
 
-class Payload(Protocol):
-    """Events that are to be pushed, in some form; the first part of them may already be
-    in.
-    """
+class AddPort(Protocol):
+    """What an add needs of its buffer."""
 
-    @property
-    def remaining(self) -> int:
-        """Events not pushed yet."""
-        ...
+    #: No event is accepted any more.
+    closing: bool
+    #: A full lane is waited for however short the timeout.
+    blocks: bool
+    control: ControlLoop
 
-    @property
-    def nbytes(self) -> int:
-        """Their size, roughly."""
-        ...
+    def arrived(self, lane: Lane, first_seq: int) -> None:
+        """Events have come into the lane, the first with that number."""
 
-    @property
-    def consumed(self) -> int:
-        """Bytes of the given chunk that have been pushed; 0 where there is no chunk."""
-        ...
+    def tick_if_due(self) -> bool:
+        """Let the policies look at the lanes if it is time; whether it was."""
 
-    def push(self, ring: MessageRing, limit: int) -> tuple[int, int]:
-        """Push up to `limit` of the remaining events; returns (pushed, sequence number
-        of the first).
+    def make_room(self, lane: Lane, events: int, nbytes: int) -> bool:
+        """Drop about as many of the lane's events, where `when_full` says so; whether
+        that made room.
         """
-        ...
 
+    def ended(self, lane: Lane, accepted: int) -> None:
+        """An add is over, and that many of its events are in the lane."""
 
-class EventPayload:
-    """Events from Python objects, a numpy array or an Arrow array; checked as a whole
-    before any is pushed.
-    """
-
-    __slots__ = ("_done", "_gathered", "remaining")
-
-    consumed: Final = 0
-
-    def __init__(self, events: Sequence[bytes | str] | Any, largest: int) -> None:
-        try:
-            self._gathered = Gathered(events, largest)
-        except MessageTooLarge as error:
-            raise EventTooLarge(error.index, error.nbytes, error.limit) from None
-        except (TypeError, ValueError) as error:
-            raise InvalidEvents(str(error)) from error
-        self._done = 0
-        self.remaining = len(self._gathered)
-
-    @property
-    def nbytes(self) -> int:
-        return self._gathered.nbytes * self.remaining // max(len(self._gathered), 1)
-
-    def push(self, ring: MessageRing, limit: int) -> tuple[int, int]:
-        pushed, first_seq = ring.push_gathered(self._gathered, self._done, limit)
-        self._done += pushed
-        self.remaining -= pushed
-        return pushed, first_seq
-
-
-class LinePayload:
-    """The lines of a chunk."""
-
-    __slots__ = ("_chunk", "_final", "_pins", "consumed", "remaining")
-
-    def __init__(self, chunk: Any, final: bool, largest: int) -> None:
-        try:
-            self._pins = pins(chunk)
-            self._chunk = memoryview(chunk).cast("B")
-            self.remaining: int = count_lines(self._chunk, final, largest)
-        except MessageTooLarge as error:
-            raise EventTooLarge(error.index, error.nbytes, error.limit) from None
-        except (TypeError, ValueError, BufferError) as error:
-            raise InvalidEvents(f"chunk must be a contiguous bytes-like object: {error}") from error
-        self._final = final
-        self.consumed = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self._chunk.nbytes - self.consumed
-
-    def push(self, ring: MessageRing, limit: int) -> tuple[int, int]:
-        rest = self._chunk[self.consumed :] if self.consumed else self._chunk
-        pushed, consumed, first_seq = ring.push_lines_seq(rest, self._final, limit)
-        self.consumed += consumed
-        self.remaining -= pushed
-        if pushed < limit and not self._chunk.readonly:
-            # Somebody may have changed it, who should not: nothing waits for lines that
-            # are gone.
-            self.remaining = count_lines(self._chunk[self.consumed :], self._final)
-        return pushed, first_seq
+    def room_waiter(self, pending: PendingAdd) -> Waiter:
+        """What to sleep on until `pending.advance` may push something."""
 
 
 class PendingAdd:
@@ -127,22 +58,22 @@ class PendingAdd:
 
     __slots__ = (
         "_accepted",
-        "_buffer",
         "_first_seq",
         "_lane",
+        "_payload",
+        "_port",
         "_reason",
         "_retry_after",
-        "_source",
         "end_seq",
     )
 
-    def __init__(self, buffer: BufferManager, lane: Lane, source: Payload) -> None:
-        self._buffer = buffer
+    def __init__(self, port: AddPort, lane: Lane, payload: Payload) -> None:
+        self._port = port
         self._lane = lane
-        self._source = source
+        self._payload = payload
         self._accepted = 0
         self._first_seq: int | None = None
-        self._reason: str | None = None
+        self._reason: RejectReason | None = None
         self._retry_after = 0.0
         #: The number after the last accepted event's; 0 where none was.
         self.end_seq = 0
@@ -154,34 +85,33 @@ class PendingAdd:
 
     def advance(self) -> bool:
         """Push what flow control and the lane take now; whether all is in."""
-        buffer, lane, source = self._buffer, self._lane, self._source
-        while source.remaining:
-            if buffer._closing:
+        port, lane, payload = self._port, self._lane, self._payload
+        control = port.control
+        while payload.remaining:
+            if port.closing:
                 self._reason, self._retry_after = "closed", 0.0
                 return False
-            grant = buffer._flow.admit(source.remaining, lane.priority)
+            grant = control.admit(payload.remaining, lane.priority)
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
-                # Room for a delay is renewed by ticks: where consumers are busy, nobody
-                # else might come by.
-                if grant.reason == "delay" and (now := buffer._now()) >= buffer._next_tick:
-                    buffer._tick(now)
+                # Room for a delay is renewed by ticks: where all consumers are busy,
+                # no other call may come by.
+                if grant.reason == "delay" and port.tick_if_due():
                     continue
                 return False
-            pushed, seq = source.push(lane.ring, grant.granted)
+            pushed, seq = payload.push(lane.ring, grant.granted)
             if pushed:
                 self._accepted += pushed
                 self.end_seq = seq + pushed
                 if self._first_seq is None:
                     self._first_seq = seq
-                buffer._arrived(lane, seq)
+                port.arrived(lane, seq)
             if pushed < grant.granted:
-                buffer._flow.give_back(grant.granted - pushed, lane.priority)
-                if not source.remaining:
+                control.give_back(grant.granted - pushed, lane.priority)
+                if not payload.remaining:
                     break
                 self._reason, self._retry_after = "full", 0.0
-                drop = buffer.config.when_full is WhenFull.DROP_OLDEST
-                if not (drop and buffer._drop_oldest(lane, source.remaining, source.nbytes)):
+                if not port.make_room(lane, payload.remaining, payload.nbytes):
                     return False
             elif self._reason is not None:
                 return False
@@ -189,17 +119,16 @@ class PendingAdd:
 
     def deadline(self, seconds: float) -> float:
         """Until when to press on, in `time.monotonic` seconds."""
-        wait_for_room = (
-            self._reason in ("full", "delay") and self._buffer.config.when_full is WhenFull.BLOCK
-        )
-        return float("inf") if seconds == 0 and wait_for_room else time.monotonic() + seconds
+        blocks = self._port.blocks and self._reason in ("full", "delay")
+        return float("inf") if seconds == 0 and blocks else time.monotonic() + seconds
 
     def may_advance(self) -> bool:
-        """Whether `advance` could push something now: for a look before going to sleep."""
+        """Whether `advance` could push something now: for a look before a sleep."""
         if self._reason != "full":
             return False
-        ring, source = self._lane.ring, self._source
-        return ring.used_bytes + source.nbytes // source.remaining + 64 <= ring.capacity_bytes
+        ring, payload = self._lane.ring, self._payload
+        needed = payload.nbytes // payload.remaining + _FRAMING
+        return ring.used_bytes + needed <= ring.capacity_bytes
 
     def pause(self) -> float:
         """Seconds until time alone could help. A lane that gets room says so earlier."""
@@ -208,16 +137,16 @@ class PendingAdd:
         return min(max(self._retry_after, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     def admission(self) -> Admission:
-        """End the offer: count what was not accepted, and say what became of it all."""
-        rejected = self._source.remaining
+        """End the add: count what was not accepted, and say what became of it all."""
+        rejected = self._payload.remaining
         if rejected:
             self._lane.reject(rejected, self._reason or "rate")
-        self._buffer._offer_ended(self._lane, self._accepted)
+        self._port.ended(self._lane, self._accepted)
         return Admission(
             self._accepted,
             rejected,
             self._reason if rejected else None,
             self._retry_after if rejected else 0.0,
             self._first_seq,
-            self._source.consumed,
+            self._payload.consumed,
         )

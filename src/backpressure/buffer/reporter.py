@@ -49,7 +49,7 @@ class EventReporter:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self.events = EventDispatcher()
+        self.notifications = EventDispatcher()
         self._few_lines = LogLimiter()
         #: Times that the breaker opened.
         self.trips = 0
@@ -63,7 +63,7 @@ class EventReporter:
         now = self._now()
         if pressure.active:
             self._pressed_since = now
-            self.events.emit(
+            self.notifications.emit(
                 BackpressureActivated(
                     at=now,
                     signal=pressure.signal or "",
@@ -77,7 +77,7 @@ class EventReporter:
         self._pressed_for += active_for
         cause = pressure.cause or ""
         value = pressure.value if pressure.signal == cause else 0.0
-        self.events.emit(
+        self.notifications.emit(
             BackpressureDeactivated(at=now, signal=cause, active_for=active_for, value=value)
         )
 
@@ -96,59 +96,61 @@ class EventReporter:
             if opened := self._few_lines.add("opened", 1, self._now()):
                 times = f" ({opened} times since the last such line)" if opened > 1 else ""
                 _log.warning("the circuit opened: %s%s", reason, times)
-        self.events.emit(
+        self.notifications.emit(
             CircuitStateChanged(at=self._now(), old=old.name, new=new.name, reason=reason)
         )
 
     def batch_size_changed(self, old: int, new: int, reason: str) -> None:
-        self.events.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
+        self.notifications.emit(BatchSizeChanged(at=self._now(), old=old, new=new, reason=reason))
 
     def flow_changed(self, change: str, old: float, new: float) -> None:
         now = self._now()
         if change == "emergency_entered":
-            self.events.emit(EmergencyEntered(at=now, failure_rate=new))
+            self.notifications.emit(EmergencyEntered(at=now, failure_rate=new))
         elif change == "emergency_left":
-            self.events.emit(EmergencyLeft(at=now, active_for=new))
+            self.notifications.emit(EmergencyLeft(at=now, active_for=new))
         else:
-            self.events.emit(RateChanged(at=now, old=old, new=new))
+            self.notifications.emit(RateChanged(at=now, old=old, new=new))
 
     def tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
         """Somebody changed a setting by hand."""
         _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
-        return self.events.emit(Tuned(at=self._now(), setting=setting, old=old, new=new, by=by))
+        return self.notifications.emit(
+            Tuned(at=self._now(), setting=setting, old=old, new=new, by=by)
+        )
 
     # ------------------------------------------------------------ batches and events
 
-    def redelivered(self, delivery: Handout) -> None:
-        if self.events.wants(EventType.BATCH_REDELIVERED):
-            self.events.emit(
+    def redelivered(self, handout: Handout) -> None:
+        if self.notifications.wants(EventType.BATCH_REDELIVERED):
+            self.notifications.emit(
                 BatchRedelivered(
                     at=self._now(),
-                    priority=delivery.lane.priority,
-                    first_seq=delivery.messages.first_seq,
-                    events=len(delivery.messages),
-                    attempt=delivery.attempt,
-                    error=delivery.error,
+                    priority=handout.lane.priority,
+                    first_seq=handout.messages.first_seq,
+                    events=len(handout.messages),
+                    attempt=handout.attempt,
+                    error=handout.error,
                 )
             )
 
-    def dead_lettered(self, delivery: Handout, events: int) -> None:
-        self.events.emit(
+    def dead_lettered(self, handout: Handout, events: int) -> None:
+        self.notifications.emit(
             BatchDeadLettered(
                 at=self._now(),
-                priority=delivery.lane.priority,
-                first_seq=delivery.messages.first_seq,
+                priority=handout.lane.priority,
+                first_seq=handout.messages.first_seq,
                 events=events,
-                attempts=delivery.attempt,
-                error=delivery.error,
+                attempts=handout.attempt,
+                error=handout.error,
             )
         )
 
     def dropped(self, priority: int, events: int, reason: str) -> None:
         if reason == "oldest":
             self._log_dropped(priority, self._few_lines.add(priority, events, self._now()))
-        if self.events.wants(EventType.EVENTS_DROPPED):
-            self.events.emit(
+        if self.notifications.wants(EventType.EVENTS_DROPPED):
+            self.notifications.emit(
                 EventsDropped(at=self._now(), priority=priority, events=events, reason=reason)
             )
 
@@ -159,7 +161,7 @@ class EventReporter:
     # ------------------------------------------------------------ the disk, the beginning and the end
 
     def disk_changed(self, error: NotNow | None) -> None:
-        self.events.emit(
+        self.notifications.emit(
             DiskStateChanged(at=self._now(), error=None if error is None else str(error))
         )
 
@@ -186,7 +188,7 @@ class EventReporter:
             )
 
     def closing(self, resident: int) -> None:
-        self.events.emit(BufferClosing(at=self._now(), resident=resident))
+        self.notifications.emit(BufferClosing(at=self._now(), resident=resident))
 
     def left_in_ring(self, error: NotNow) -> None:
         _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
@@ -196,6 +198,6 @@ class EventReporter:
         for priority, events in self._few_lines.rest().items():
             if isinstance(priority, int):
                 self._log_dropped(priority, events)
-        self.events.end()
+        self.notifications.end()
         if lost:
             _log.warning("buffer closed with %d events not delivered: they are lost", lost)

@@ -47,7 +47,8 @@ class SingleEventWriter:
         timeout_seconds(timeout)
         config = buffer.config
         self._buffer = buffer
-        self._lanes = buffer._lanes
+        self._intake = intake = buffer._intake
+        self._lanes = intake.lanes
         self._timeout = _NOW if timeout == 0 and config.when_full is WhenFull.BLOCK else timeout
         self._stock: tuple[deque[None], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
         # Each COMMIT is for add_events to wait for.
@@ -58,7 +59,7 @@ class SingleEventWriter:
         """Add one event. None: it is in; else the reason why not, as in Admission.
         Raises InvalidEvents as `add_events` does.
         """
-        buffer = self._buffer
+        intake = self._intake
         lane = self._lanes[priority - 1]
         stock = self._stock[priority - 1]
         try:
@@ -67,7 +68,7 @@ class SingleEventWriter:
             if not self._restock(stock, priority):
                 return self._add_slowly(event, priority)
         try:
-            pushed = not buffer._closing and lane.ring.try_push(event)
+            pushed = not intake.closing and lane.ring.try_push(event)
         except ValueError:  # too large, or no UTF-8: add_events says it in its own words
             pushed = False
         if not pushed:
@@ -75,9 +76,9 @@ class SingleEventWriter:
             return self._add_slowly(event, priority)
         # Where others have pushed since, the later number serves as well: arrival is
         # noted to 10 ms.
-        buffer._arrived(lane, lane.ring.next_seq - 1)
-        if buffer._closed:
-            buffer._offer_ended(lane, 1)
+        intake.arrived(lane, lane.ring.next_seq - 1)
+        if intake.closed:
+            intake.ended(lane, 1)
         return None
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class SingleEventWriter:
                     break
                 unused += 1
             if unused:
-                self._buffer._flow.give_back(unused, index + 1)
+                self._intake.control.give_back(unused, index + 1)
 
     def _restock(self, stock: deque[None], priority: int) -> bool:
         """Have events admitted ahead: one for the caller, the others for the stock.
@@ -99,10 +100,10 @@ class SingleEventWriter:
         """
         if self._refill < 2:
             return False
-        granted = self._buffer._flow.admit(self._refill, priority).granted
+        granted = self._intake.control.admit(self._refill, priority).granted
         if granted < self._refill:
             if granted:
-                self._buffer._flow.give_back(granted, priority)
+                self._intake.control.give_back(granted, priority)
             return False
         stock.extend(repeat(None, granted - 1))
         return True

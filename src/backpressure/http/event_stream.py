@@ -103,7 +103,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Read before the feed begins: so a client that loses its connection before its
         # first event misses none either.
-        start = self._buffer._events.last_seq if self._since is None else self._since
+        start = self._buffer.aio.last_event_seq if self._since is None else self._since
         feed = self._buffer.aio.events(since=start, limit=_QUEUE)
         with self._streams.holding(feed):
             writer = asyncio.create_task(self._write(feed, start, send))

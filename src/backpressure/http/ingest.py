@@ -100,11 +100,15 @@ class _Lines:
 
     async def _put(self, chunk: bytes | memoryview, final: bool) -> bool:
         """Put all of `chunk` into the lane, and hold what follows its last newline."""
-        buffer, reply = self._buffer, self.reply
+        reply = self.reply
         try:
-            offer = buffer._offer_lines(chunk, self._priority, final, self._largest)
-            admission = await buffer.aio._wait_for(
-                offer, self._timeout, lambda: self._uploads.closing
+            admission = await self._buffer.aio.add_lines(
+                chunk,
+                self._priority,
+                self._timeout,
+                final,
+                max_event_bytes=self._largest,
+                stop=lambda: self._uploads.closing,
             )
         except EventTooLarge as error:
             raise self._too_large(
@@ -119,7 +123,7 @@ class _Lines:
             reply.first_seq = admission.first_seq
         if admission.rejected:
             reply.rejected = admission.rejected
-            reply.reason = admission.reason  # type: ignore[assignment]
+            reply.reason = admission.reason
             reply.retry_after = admission.retry_after
             return False
         rest = bytes(chunk[admission.consumed :])
@@ -163,7 +167,7 @@ class Uploads:
         self.closing = True
         for silence in self._open:
             silence.close()
-        self._buffer._room.notify()  # and those that wait for room
+        self._buffer.wake_waiters()  # and those that wait for room
 
 
 class ReadWatchdog:

@@ -167,7 +167,7 @@ class Problem(BaseModel):
 class Change(BaseModel):
     """A change that is in force."""
 
-    setting: Literal["flow_control_rate", "batch_size", "circuit_breaker"]
+    setting: Literal["flow_control_rate", "batch_size", "burst_size", "circuit_breaker"]
     old: float | str | None = Field(description="null: infinite")
     new: float | str
 

@@ -19,6 +19,7 @@ from typing import Final
 
 from backpressure.base.errors import BatchStateError, BufferClosed
 from backpressure.base.histogram import EVENTS, SECONDS, Histogram
+from backpressure.base.reasons import DropReason, RejectReason
 from backpressure.lanes.stats import DiskStats, LaneStats
 from ringbuf import MessageRing, Messages
 
@@ -145,12 +146,12 @@ class Lane:
             if not marks or (first_seq > marks[-1][0] and now > marks[-1][1]):
                 marks.append((first_seq, now))
 
-    def reject(self, events: int, reason: str) -> None:
+    def reject(self, events: int, reason: RejectReason) -> None:
         """Count events that were offered and not accepted."""
         with self._lock:
             self._rejected[reason] += events
 
-    def drop_oldest(self, events: int, nbytes: int, reason: str = "oldest") -> int:
+    def drop_oldest(self, events: int, nbytes: int, reason: DropReason = "oldest") -> int:
         """Drop about that many of the oldest events that no consumer holds; returns how
         many, 0 where that makes no room.
         """
@@ -239,7 +240,7 @@ class Lane:
             self._owe(handout, not_before)
         return 0
 
-    def discard(self, reason: str) -> int:
+    def discard(self, reason: DropReason) -> int:
         """Give up everything, also what is with consumers; from now on nothing is
         delivered. Returns how many events.
         """
@@ -359,7 +360,7 @@ class Lane:
         self._out.add(handout)
         return handout
 
-    def _drop(self, taken: TakenMessages, reason: str) -> None:
+    def _drop(self, taken: TakenMessages, reason: DropReason) -> None:
         self._dropped[reason] += len(taken.messages)
         self._settle(taken)
 

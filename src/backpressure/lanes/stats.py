@@ -49,16 +49,12 @@ class LaneStats:
     priority: int
     offered: int  #: given to add_events or add_lines, each time that they were
     accepted: int
-    rejected: Mapping[
-        str, int
-    ]  #: by reason: "full", "rate", "share", "delay", "emergency", "closed"
+    rejected: Mapping[str, int]  #: by `RejectReason`
     acked: int
     dead_lettered: int
-    dropped: Mapping[
-        str, int
-    ]  #: accepted and given up, by reason: "oldest", "closed", "damaged", "priority"
+    dropped: Mapping[str, int]  #: accepted and given up, by `DropReason`
     resident: int  #: accepted, and none of the above yet: waiting + in_flight + retrying
-    waiting: int  #: in the ring, and never yet delivered
+    waiting: int  #: in the ring or on disk, and never yet delivered
     in_flight: int  #: with a consumer
     retrying: int  #: nacked, to be delivered again
     redelivered: int  #: delivered a second time or more

@@ -103,7 +103,7 @@ class BufferListener:
         self._deadline = time.monotonic() + seconds
         self._stopping = True
         self._hurry.set()
-        self._buffer._ready.notify()
+        self._buffer.wake_waiters()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(min(seconds, threading.TIMEOUT_MAX))
             if self._thread.is_alive():
@@ -113,13 +113,12 @@ class BufferListener:
                 self._target.close()
             except OSError as error:
                 self.error = self.error or error
-        return self._buffer._resident() == 0
+        return self._buffer.resident == 0
 
     def _run(self) -> None:
         try:
             while not (
-                self._stopping
-                and (not self._buffer._resident() or time.monotonic() >= self._deadline)
+                self._stopping and (not self._buffer.resident or time.monotonic() >= self._deadline)
             ):
                 batch = self._buffer.get_batch()
                 if batch is None:
@@ -137,13 +136,10 @@ class BufferListener:
 
     def _sleep(self) -> None:
         """Until there may be a batch, or it is time to stop."""
-        buffer = self._buffer
         longest = _LOOK if self._stopping else _IDLE
         stopping = self._stopping
-        buffer._ready.wait(
-            lambda: self._stopping is not stopping or buffer._deliverable(),
-            min(longest, buffer._pause()),
-        )
+        waiter = self._buffer.batch_waiter().unless(lambda: self._stopping is not stopping)
+        waiter.wait(longest)
 
     def _deliver(self, batch: Batch) -> None:
         target = self._target

@@ -133,7 +133,7 @@ class Linger:
         with self._lock:
             self.flushed = self.holding
 
-    def ends(self, now: float, waiting: int, reason: FlushReason) -> None:
+    def wait_ended(self, now: float, waiting: int, reason: FlushReason) -> None:
         """The wait is over, and `waiting` events were there; `reason`: why. Did as many
         come as the rate had promised?
         """

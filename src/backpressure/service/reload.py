@@ -56,7 +56,7 @@ TUNABLES: Final[dict[str, Tunable]] = {
         "rate", lambda buffer, value: buffer.adjust_flow_control_rate(value, by="reload")
     ),
     "buffer.flow_control.burst_size": Tunable(
-        "burst", lambda buffer, value: buffer._flow.set_burst(value)
+        "burst", lambda buffer, value: buffer.adjust_burst_size(value, by="reload")
     ),
     "buffer.batching.initial_batch_size": Tunable(
         "batch size", lambda buffer, value: buffer.adjust_batch_size(value, by="reload")

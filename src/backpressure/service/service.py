@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from backpressure.base.errors import BufferClosed, ConfigError
+from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import (
@@ -88,11 +89,14 @@ class Feed:
             self.unaccepted += unaccepted
             return None
         if self._durable:
-            return (0,) * len(buffer._lanes)
+            return (0,) * PRIORITY_LEVELS
         used = {priority for priority, _ in parts}
         # Others may have put more meanwhile: that makes a mark later than need be, and
         # never too early.
-        return tuple(lane.ring.next_seq if lane.priority in used else 0 for lane in buffer._lanes)
+        return tuple(
+            position if priority in used else 0
+            for priority, position in enumerate(buffer.positions(), start=1)
+        )
 
     def _put_part(self, part: memoryview | list[bytes], priority: int) -> int:
         """Put lines of one priority, waiting; how many were not accepted, because the
@@ -254,7 +258,7 @@ class Service:
         if not self._deliverer.is_alive():
             return True
         running = any(thread.is_alive() for thread in self._threads)
-        return not running and self._server is None and not self.buffer._resident()
+        return not running and self._server is None and not self.buffer.resident
 
     def save_positions(self) -> None:
         """Commit and save how far followed files have been delivered. An error is
@@ -287,7 +291,7 @@ class Service:
             self._server.should_exit = True
         while not hurry() and time.monotonic() < deadline and self._deliverer.is_alive():
             busy = any(thread.is_alive() for thread in self._threads) or self._http.is_alive()
-            if not busy and not self.buffer._resident():
+            if not busy and not self.buffer.resident:
                 break
             time.sleep(0.02)
         self._ended.set()

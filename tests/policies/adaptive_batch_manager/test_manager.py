@@ -297,30 +297,30 @@ def test_on_change_runs_without_the_lock_and_may_fail(caplog: pytest.LogCaptureF
 
 
 def test_an_evaluation_that_was_overtaken_does_nothing() -> None:
-    clock = FakeClock()
-    manager = make(clock)
-    lock = manager._lock
-
-    class Overtaken:
-        """While one evaluation waits for the lock, another is made and five more
+    class Overtaken(FakeClock):
+        """After one evaluation has read the time, another one is made, and five more
         batches come in.
         """
 
-        def __enter__(self) -> None:
-            manager._lock = lock
-            assert manager.evaluate() == 59_900
-            for _ in range(5):
-                manager.record(59_900, 0.01, True)
-            lock.acquire()
+        overtakes = False
 
-        def __exit__(self, *error: object) -> None:
-            lock.release()
+        def now(self) -> float:
+            now = super().now()
+            if self.overtakes:
+                self.overtakes = False
+                assert manager.evaluate() == 59_900
+                for _ in range(5):
+                    manager.record(59_900, 0.01, True)
+            return now
 
+    clock = Overtaken()
+    manager = make(clock)
     for _ in range(5):
         manager.record(50_000, 0.01, True)
     clock.advance(10.0)
-    manager._lock = Overtaken()  # type: ignore[assignment]
+    clock.overtakes = True
     assert manager.evaluate() == 59_900
+    assert not clock.overtakes
     assert manager.metrics().grown == 1
 
 

@@ -443,7 +443,7 @@ def pressed(
     buffer = BufferManager(config, clock=clock, rng=random.Random(1))
     buffer.adjust_batch_size(1_000)
     for step in range(500):
-        offer = buffer._offer_events([b"event"] * (100 if step < 100 else 400), 3)
+        offer = buffer._intake.pending_events([b"event"] * (100 if step < 100 else 400), 3)
         offer.advance()  # and does not wait: this clock stands meanwhile
         offer.admission()
         batch = buffer.get_batch(200)
@@ -483,7 +483,7 @@ def test_an_offer_looks_itself_when_nobody_else_does() -> None:
 
 def test_a_blocked_producer_waits_for_its_turn() -> None:
     buffer, clock = pressed(WhenFull.BLOCK)
-    offer = buffer._offer_events([b"event"] * 5_000, 3)
+    offer = buffer._intake.pending_events([b"event"] * 5_000, 3)
     assert not offer.advance()
     assert offer.deadline(0.0) == float("inf")
     assert 0.0 < offer.pause() <= 1.0

@@ -26,10 +26,12 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
+from backpressure.base.reasons import LimitReason
 from backpressure.base.validation import (
     check_bool,
     check_fields,
@@ -103,9 +105,8 @@ class Grant:
     #: Seconds until at least one more could be granted: 0 where all were, inf where the
     #: rate is 0.
     retry_after: float = 0.0
-    #: Why not all: "rate" (no token is left), "share" (those left are others'), "delay"
-    #: (it would wait too long), "emergency" (shed), or None.
-    reason: str | None = None
+    #: Why not all; None: all may.
+    reason: LimitReason | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +175,7 @@ class FlowControlManager:
         # Tokens that the bucket holds at least: what it held when it was last asked,
         # less what was taken since.
         self._sure = 0.0
-        self._refused = {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
+        self._refused: dict[str, int] = dict.fromkeys(get_args(LimitReason), 0)
         # The last full grant of each priority: callers ask for the same number again
         # and again.
         self._full = [Grant(0)] * PRIORITY_LEVELS
@@ -400,5 +401,5 @@ class FlowControlManager:
         wait = self._shares.take(p, granted, rate)
         if granted == wanted.granted:
             return wanted
-        reason = "rate" if granted < offer or tokens - granted < 1.0 else "share"
+        reason: LimitReason = "rate" if granted < offer or tokens - granted < 1.0 else "share"
         return Grant(granted, max(wait, self._bucket.retry_after_at(now_ns, 1)), reason)

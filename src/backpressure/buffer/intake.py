@@ -1,0 +1,167 @@
+"""Intake: the producers' side of a buffer.
+
+    add_events, add_lines ──> PendingAdd ──> ControlLoop.admit ──> lane ──> ring
+
+A payload is checked as a whole, then pushed as far as flow control and the lane take
+it; `PendingAdd` does that, and comes back to the intake once for each push (`arrived`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from backpressure.base.errors import BufferClosed
+from backpressure.base.priority import check_priority
+from backpressure.base.wakeup import Waiter, Wakeup
+from backpressure.buffer.admission import Admission
+from backpressure.buffer.batch_hold import BatchHold
+from backpressure.buffer.config import WhenFull
+from backpressure.buffer.disk_tier import DiskTier
+from backpressure.buffer.lane_watch import LaneWatch
+from backpressure.buffer.payload import EventPayload, LinePayload
+from backpressure.buffer.pending_add import PendingAdd
+from backpressure.buffer.reporter import EventReporter
+from backpressure.lanes.lane import Lane
+from backpressure.policies.control_loop import ControlLoop
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Of one buffer; an `AddPort`. Safe for any thread.
+
+    ready: notified when events came in; room: notified by others when a lane got room.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        control: ControlLoop,
+        watch: LaneWatch,
+        hold: BatchHold,
+        ready: Wakeup,
+        room: Wakeup,
+        disk: DiskTier | None,
+        when_full: WhenFull,
+        now: Callable[[], float],
+        reporter: EventReporter,
+    ) -> None:
+        self.lanes: Final = lanes
+        self.control: ControlLoop = control
+        self.blocks = when_full is WhenFull.BLOCK
+        #: No event is accepted any more.
+        self.closing = False
+        #: What the lanes hold in memory was given up: nothing may come in behind that.
+        self.closed = False
+        self._drops = when_full is WhenFull.DROP_OLDEST
+        self._watch = watch
+        self._hold = hold
+        self._ready = ready
+        self._room = room
+        self._disk = disk
+        self._now = now
+        self._reporter = reporter
+
+    # ------------------------------------------------------------ an add begins
+
+    def pending_events(self, events: Sequence[bytes | str] | Any, priority: int) -> PendingAdd:
+        """An add of events, checked and not begun."""
+        lane = self._open_lane(priority)
+        return PendingAdd(self, lane, EventPayload(events, lane.ring.max_message_bytes))
+
+    def pending_lines(
+        self, chunk: Any, priority: int, final: bool, max_event_bytes: int | None
+    ) -> PendingAdd:
+        """An add of a chunk's lines, checked and not begun. max_event_bytes: in one
+        line, where the caller allows less than the lane does.
+        """
+        lane = self._open_lane(priority)
+        largest = lane.ring.max_message_bytes
+        if max_event_bytes is not None:
+            largest = min(largest, max_event_bytes)
+        return PendingAdd(self, lane, LinePayload(chunk, final, largest))
+
+    def _open_lane(self, priority: int) -> Lane:
+        if self.closing:
+            raise BufferClosed("the buffer is closed: it accepts no more events")
+        return self.lanes[check_priority(priority) - 1]
+
+    # ------------------------------------------------------------ an add goes on
+
+    def finish(self, pending: PendingAdd, seconds: float) -> Admission:
+        """Press on with an add for that long, in this thread; what became of it."""
+        if not pending.advance():
+            deadline = pending.deadline(seconds)
+            self.hurry_disk()
+            while (left := deadline - time.monotonic()) > 0:
+                self.room_waiter(pending).wait(left)
+                if pending.advance() or self.closing:
+                    break
+        admission = pending.admission()
+        self.wait_durable(pending)
+        return admission
+
+    def hurry_disk(self) -> None:
+        """Have the spiller make room now: it looks by itself, but not at once."""
+        if self._disk is not None:
+            self._disk.spiller.wake()
+
+    def awaits_disk(self, pending: PendingAdd) -> bool:
+        """Whether what an add brought is still to be made durable, as was promised."""
+        return self._disk is not None and self._disk.commits and pending.end_seq > 0
+
+    def wait_durable(self, pending: PendingAdd) -> None:
+        """Wait until what an add brought is durable, where that was promised."""
+        if self._disk is not None and self.awaits_disk(pending):
+            lane = self._disk.lanes[pending.priority - 1]
+            self._disk.spiller.wait_durable(lane, pending.end_seq)
+
+    def room_waiter(self, pending: PendingAdd) -> Waiter:
+        """What to sleep on until `pending.advance` may push something."""
+        return Waiter(self._room, lambda: self.closing or pending.may_advance(), pending.pause())
+
+    # ------------------------------------------------------------ what an add tells
+
+    def arrived(self, lane: Lane, first_seq: int) -> None:
+        """Events have come in: note when, wake the consumers, let the policies look."""
+        now = self._now()
+        lane.arrived(first_seq, now)
+        self._ready.notify()
+        if self._hold.waiting is not None:
+            self._hold.arrived(lane)
+        if now >= self.control.next_tick:
+            self._watch.tick(now)
+
+    def tick_if_due(self) -> bool:
+        """Let the policies look at the lanes if it is time; whether it was."""
+        now = self._now()
+        due = self.control.due(now)
+        if due:
+            self._watch.tick(now)
+        return due
+
+    def make_room(self, lane: Lane, events: int, nbytes: int) -> bool:
+        """Drop about as many of the oldest events, where `when_full` says so; whether
+        that made room.
+        """
+        dropped = lane.drop_oldest(events, nbytes) if self._drops else 0
+        if dropped:
+            self._reporter.dropped(lane.priority, dropped, "oldest")
+        return dropped > 0
+
+    def ended(self, lane: Lane, accepted: int) -> None:
+        """An add is over, and that many of its events are in the lane."""
+        if self.closed and accepted and self._disk is None:
+            self.discard(lane)  # close() had looked before these came in
+
+    # ------------------------------------------------------------ the end
+
+    def discard(self, lane: Lane) -> int:
+        """Give up all that a lane holds in memory; returns how many events."""
+        lost = lane.discard("closed")
+        if lost:
+            self._reporter.dropped(lane.priority, lost, "closed")
+        return lost

@@ -13,7 +13,7 @@ import math
 import random
 from collections import deque
 
-from bench.overload.kernel import Call, VirtualClock
+from bench.overload.kernel import Call, LaneReadings, VirtualClock
 from bench.overload.sink import Condition, Outcome
 from bench.overload.workload import LEVELS, Scenario
 
@@ -26,6 +26,9 @@ _RESET = 30.0
 # The delay that the monitor calls overload; limits that need a bound on the round trip
 # get the same.
 _DELAY = 0.5
+# Redelivery, in seconds: a buffer's defaults, but for what these have no part in, a
+# breaker that needs results.
+_BACKOFF, _MAX_BACKOFF = 0.01, 5.0
 
 
 class Base:
@@ -81,8 +84,12 @@ class Base:
         admitted.
         """
 
-    def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
-        self.resident = resident
+    def tick(self, lanes: LaneReadings) -> None:
+        self.resident = lanes.resident
+
+    def backoff(self, attempt: int, rng: random.Random) -> float:
+        """Seconds before a failed batch goes out again."""
+        return min(_BACKOFF * 2.0 ** min(attempt - 1, 60), _MAX_BACKOFF) * rng.uniform(0.5, 1.0)
 
     def truth(self, condition: Condition) -> None:
         """Only an oracle looks."""
@@ -184,8 +191,8 @@ class TableThresholds(Base):
                 self._open_until, self._out = self.clock.now() + _RESET, 0
                 self.tripped()
 
-    def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
-        super().tick(waiting, oldest, resident, busy)
+    def tick(self, lanes: LaneReadings) -> None:
+        super().tick(lanes)
         now = self.clock.now()
         if abs(now - self._sized) >= 10.0 and self._latencies:
             late = sum(self._latencies) / len(self._latencies) > 0.2
@@ -198,7 +205,7 @@ class TableThresholds(Base):
         self._looked = now
         mean = sum(self._latencies) / len(self._latencies) if self._latencies else 0.0
         rate = self._failed / max(1, self._ok + self._failed)
-        active = sum(waiting) > _DEPTH or mean > _LATENCY or rate > _ERRORS
+        active = sum(lanes.waiting) > _DEPTH or mean > _LATENCY or rate > _ERRORS
         if active != self._active:
             self.transitions.append(self.clock.t)
             if active:
@@ -382,11 +389,11 @@ class BbrStyle(Base):
             self._passed, self._time, self._acks = 0, 0.0, 0
             self._until = now + self._BUCKET
 
-    def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
-        super().tick(waiting, oldest, resident, busy)
+    def tick(self, lanes: LaneReadings) -> None:
+        super().tick(lanes)
         # The resource is the sink: busy as far as workers are. The weight is that of
         # go-zero's CPU reading.
-        self._busy += (busy - self._busy) * 0.05
+        self._busy += (lanes.busy - self._busy) * 0.05
 
 
 class SreThrottling(Base):

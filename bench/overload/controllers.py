@@ -32,7 +32,7 @@ from backpressure.policies.flow_control_manager import (
     FlowControlManager,
 )
 from bench.overload.baselines import Base
-from bench.overload.kernel import Call, VirtualClock
+from bench.overload.kernel import Call, LaneReadings, VirtualClock
 from bench.overload.sink import KNEE, WORKERS, Condition, Outcome
 from bench.overload.workload import LEVELS, Scenario
 
@@ -211,11 +211,17 @@ class Ours:
         if not self.laws.generation:
             permit._fast_path = self.loop.breaker._fast_path
         ok = call.outcome is Outcome.OK
-        self.loop.settled(call.n, latency, ok, call.n >= call.asked, permit)
+        filled = call.n >= call.asked if call.attempt == 1 else None
+        self.loop.settled(call.n, latency, ok, filled, permit)
 
-    def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None:
+    def tick(self, lanes: LaneReadings) -> None:
+        waiting = lanes.waiting
         taken = [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)]
-        self.loop.tick(self.clock.now(), QueueReading(waiting, taken, fill=0.0, delay=oldest))
+        reading = QueueReading(waiting, taken, lanes.fill, lanes.oldest)
+        self.loop.tick(self.clock.now(), reading)
+
+    def backoff(self, attempt: int, rng: random.Random) -> float:
+        return self.loop.backoff(attempt)
 
     def truth(self, condition: Condition) -> None:
         pass

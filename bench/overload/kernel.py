@@ -19,20 +19,27 @@ import itertools
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from bench.overload.sink import WORKERS, Condition, Outcome, Sink, best_rate
 from bench.overload.workload import LEVELS, Scenario
 
-__all__ = ["Call", "Controller", "Delays", "Record", "RateMeter", "VirtualClock", "simulate"]
+__all__ = [
+    "Call",
+    "Controller",
+    "Delays",
+    "LaneReadings",
+    "Record",
+    "RateMeter",
+    "VirtualClock",
+    "simulate",
+]
 
 #: Seconds between two arrivals of a priority, and the pace at which BufferManager looks
 #: at its lanes.
 TICK = 0.02
 # A lane passed over so often goes first once: BufferManager's patience.
 _PATIENCE = 31
-# Redelivery: BufferManager's defaults, in seconds.
-_BACKOFF, _MAX_BACKOFF = 0.01, 5.0
 # A refusal of one priority and an admission of a lesser one in the same slot of so many
 # ticks are an inversion: within one tick nothing but the order of the calls can excuse
 # it.
@@ -72,6 +79,16 @@ class Call:
         return self.seq < other.seq
 
 
+class LaneReadings(NamedTuple):
+    """What the lanes show at a tick."""
+
+    waiting: list[int]  #: events, by priority
+    oldest: float  #: seconds that the oldest waiting event has waited
+    fill: float  #: share of the fullest lane in which events wait
+    resident: int  #: events accepted and not delivered
+    busy: float  #: share of the workers that have a call out
+
+
 class Controller(Protocol):
     """What a run asks. Priorities are 1 (most urgent) to LEVELS; times are the
     policies' clock.
@@ -92,7 +109,8 @@ class Controller(Protocol):
     def release(self, permit: object) -> None: ...
     def keep(self, delay: float, priority: int) -> bool: ...
     def ended(self, call: Call, latency: float, sojourn: float) -> None: ...
-    def tick(self, waiting: list[int], oldest: float, resident: int, busy: float) -> None: ...
+    def tick(self, lanes: LaneReadings) -> None: ...
+    def backoff(self, attempt: int, rng: random.Random) -> float: ...
     def truth(self, condition: Condition) -> None: ...
 
 
@@ -265,9 +283,11 @@ class _Run:
                 self._offer(t, place, n)
         oldest = max((t - lane.queue[0][0] for lane in self.lanes if lane.queue), default=0.0)
         resident = sum(lane.resident for lane in self.lanes)
-        controller.tick(
-            [lane.waiting for lane in self.lanes], oldest, resident, 1.0 - self.idle / WORKERS
+        fill = max(
+            (lane.resident / lane.capacity for lane in self.lanes if lane.waiting), default=0.0
         )
+        waiting = [lane.waiting for lane in self.lanes]
+        controller.tick(LaneReadings(waiting, oldest, fill, resident, 1.0 - self.idle / WORKERS))
         self._dispatch()
         self.second_oldest = max(self.second_oldest, oldest)
 
@@ -363,9 +383,7 @@ class _Run:
             self.record.delivered[call.priority - 1] += call.n
             self.second_done += call.n
         else:
-            pause = min(
-                _BACKOFF * 2.0 ** min(call.attempt - 1, 60), _MAX_BACKOFF
-            ) * self.rng.uniform(0.5, 1.0)
+            pause = self.controller.backoff(call.attempt, self.rng)
             call.not_before = t + pause if call.outcome is Outcome.FAILED else t
             heapq.heappush(lane.retries, call)
         self.controller.ended(call, max(0.0, self.clock.now() - call.began), t - call.oldest)

@@ -241,7 +241,7 @@ class BufferManager:
         """The next batch, or None: nothing is ready within `timeout`, the circuit is
         open, or a nacked batch still pauses.
 
-        max_events: at most so many; None leaves it to the adaptive batch size. A
+        max_events: at most that many; None leaves it to the adaptive batch size. A
             redelivered batch keeps its size.
         timeout: seconds to wait. 0 never waits, None waits until there is a batch or
             the buffer is closed and empty. Within it, a batch that is not full may wait
@@ -364,8 +364,8 @@ class BufferManager:
 
         Handlers run one after another in a thread of their own, outside of every lock.
         One that returns promptly has run when the call that caused the event returns;
-        one that blocks delays nobody for long: see event_dispatcher.py. One that raises
-        is logged and counted.
+        one that blocks delays the caller for 50 ms at most: see event_dispatcher.py.
+        One that raises is logged and counted.
         """
         return self._notifications.on(event_type, handler)
 
@@ -475,7 +475,7 @@ class BufferManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[False]:
-        # After an exception nobody is likely to consume: do not keep it waiting.
+        # After an exception no consumer is likely to come: it is not kept waiting.
         self.close() if error is None else self.close(timeout=0)
         return False
 

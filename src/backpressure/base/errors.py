@@ -1,26 +1,26 @@
 """Every exception that this library raises by itself.
 
     BackpressureError
-    ├── ConfigError                 (also ValueError)   a config field is out of its range; names the field
-    ├── InvalidEvents               (also ValueError)   what was handed in can never be accepted in this form
-    │   └── EventTooLarge                               one event is larger than its lane: no retry can help
-    ├── NotNow                                          refused for the moment; `retry_after` says how long
-    │   ├── BufferFull              (also queue.Full)   no room
-    │   ├── RateLimited                                 over the rate, or shed by emergency mode
-    │   ├── CircuitOpenError                            the circuit breaker lets no call through
-    │   ├── DiskFull                                    no room on the disk, or max_disk_bytes reached
-    │   └── DiskFailed                                  the disk answered with another error
-    ├── NeverAdmitted               (also ValueError)   no token will ever come: the rate is 0
-    ├── BufferClosed                                    the buffer was closed
-    ├── BatchStateError                                 a batch was acked or nacked twice, or after its lease
-    ├── DirectoryInUse                                  another process owns the buffer's directory
-    ├── FormatError                                     a file there is of an unknown version, or another buffer's
-    └── SinkGone                    (also OSError)      a sink will never take anything again
+    ├── ConfigError           (also ValueError) a config field is out of its range
+    ├── InvalidEvents         (also ValueError) what was given can never be accepted
+    │   └── EventTooLarge     one event is larger than its lane
+    ├── NotNow                refused for now; `retry_after` says for how long
+    │   ├── BufferFull        (also queue.Full) no room
+    │   ├── RateLimited       over the rate, or shed by emergency mode
+    │   ├── CircuitOpenError  the circuit breaker lets no call through
+    │   ├── DiskFull          no room on the disk, or max_disk_bytes reached
+    │   └── DiskFailed        the disk answered with another error
+    ├── NeverAdmitted         (also ValueError) no token will ever come, the rate is 0
+    ├── BufferClosed          the buffer was closed
+    ├── BatchStateError       a batch was acked or nacked twice
+    ├── DirectoryInUse        another process owns the buffer's directory
+    ├── FormatError           a file is of an unknown version, or another buffer's
+    └── SinkGone              (also OSError) a sink will never take anything again
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds
 to wait), or never (`InvalidEvents`, `NeverAdmitted`)? Nothing was changed by a call
 that raised one of these. A buffer refuses by its answer, an `Admission`, whose
-`raise_for_rejection` raises them for those who prefer it.
+`raise_for_rejection` raises them where exceptions are preferred.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class EventTooLarge(InvalidEvents):
 
     def __init__(self, index: int, nbytes: int, limit: int) -> None:
         super().__init__(
-            f"event {index} has {nbytes:,} bytes, and the lane can hold at most {limit:,} in one event: "
-            f"raise lane_bytes, or split the event"
+            f"event {index} has {nbytes:,} bytes, and the lane can hold at most {limit:,} in one "
+            f"event: raise lane_bytes, or split the event"
         )
         self.index = index
         self.nbytes = nbytes
@@ -130,7 +130,7 @@ class DiskFailed(NotNow):
 
 
 class NeverAdmitted(BackpressureError, ValueError):
-    """The rate is 0 and the burst is spent: waiting can not help, raising the rate can."""
+    """The rate is 0 and the burst is spent: raise the rate, waiting does not help."""
 
 
 class BufferClosed(BackpressureError):

@@ -1,5 +1,5 @@
 """What a buffer tells about itself: typed, frozen events. `event_dispatcher.py` carries
-them to whoever listens.
+them to those that listen.
 """
 
 from __future__ import annotations
@@ -185,11 +185,11 @@ class BufferClosing(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Event):
-    """Somebody changed `setting` by hand: "flow_control_rate", "batch_size" or
+    """A setting was changed by hand: "flow_control_rate", "burst_size", "batch_size" or
     "circuit_breaker" (a reset).
 
-    `old` and `new` are events per second, events, or names of `State`. `by` says who,
-    as "code" or "http 127.0.0.1:50312".
+    `old` and `new` are events per second, events, or names of `State`. `by` says from
+    where, as "code" or "http 127.0.0.1:50312".
     """
 
     type: EventType = EventType.TUNED

@@ -1,6 +1,6 @@
 """Histogram: counts of values between fixed bounds, the way Prometheus keeps them.
 
-ringbuf.LatencyHistogram resolves to 1 % and serves the policies. What leaves the
+ringbuf.LatencyHistogram resolves to 1 %, in thousands of buckets. What leaves the
 process needs the same few bounds for ever, exact at each of them, and few enough to be
 a handful of series: that is this one. It is written under its owner's lock, once for
 each batch, and read as a frozen snapshot.
@@ -30,9 +30,8 @@ class HistogramStats:
     """One histogram at one moment."""
 
     bounds: tuple[float, ...]  #: upper bounds, ascending; a value on a bound lies below it
-    counts: tuple[
-        int, ...
-    ]  #: values between each bound and the one before it, and at last those above all
+    #: Values between each bound and the one before it, and at last those above all.
+    counts: tuple[int, ...]
     sum: float  #: of all values
 
     @property

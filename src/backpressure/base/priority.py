@@ -26,7 +26,7 @@ PRIORITY_LEVELS = len(Priority)
 
 
 def check_priority(priority: int) -> int:
-    """`priority` as a plain int from 1 to 5, or InvalidEvents saying what is allowed."""
+    """`priority` as a plain int from 1 to 5; InvalidEvents where it is none."""
     if (
         isinstance(priority, bool)
         or not isinstance(priority, int)

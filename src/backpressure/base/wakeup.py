@@ -1,5 +1,6 @@
-"""Wakeup: threads and coroutines wait for a buffer to change, at no cost to the one that
-changes it while none waits.
+"""Wakeup: threads and coroutines wait for a buffer to change.
+
+While none waits, the change costs its cause nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Waiter(NamedTuple):
     wakeup: Wakeup
     #: Whether there is reason to look again; asked without a lock, before the sleep.
     done: Callable[[], bool]
-    #: After so many seconds time alone may have given one.
+    #: After that many seconds time alone may have given one.
     seconds: float
 
     def wait(self, most: float) -> None:

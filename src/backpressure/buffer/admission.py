@@ -15,7 +15,9 @@ _LIMITED: Final[dict[str, str]] = {
     "rate": "over the rate; raise it (adjust_flow_control_rate) or offer less",
     "share": "the tokens that are left belong to other priorities; offer less",
     "delay": "they would wait longer than delay_target; offer less, or at a more urgent priority",
-    "emergency": "the sink fails, and the least urgent are shed; offer less, or at a more urgent priority",
+    "emergency": (
+        "the sink fails, and the least urgent are shed; offer less, or at a more urgent priority"
+    ),
 }
 
 
@@ -43,7 +45,7 @@ class Admission(NamedTuple):
 
         BufferFull for "full"; RateLimited for "rate", "share", "delay" and "emergency";
         both are NotNow and have the `retry_after` of this admission. NeverAdmitted
-        where the rate is 0 and the burst is spent, so that waiting can not help;
+        where the rate is 0 and the burst is spent, so that waiting cannot help;
         BufferClosed for "closed". Whatever is raised, what was accepted stays accepted:
         only the rest is to be tried again.
 
@@ -51,7 +53,7 @@ class Admission(NamedTuple):
         >>> refused = Admission(accepted=1, rejected=2, reason="rate", retry_after=0.5)
         >>> refused.raise_for_rejection()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over the rate; ...
+        backpressure.base.errors.RateLimited: 2 of 3 events were rejected: over ...
         """
         if not self.rejected:
             return
@@ -66,14 +68,15 @@ class Admission(NamedTuple):
             raise BufferClosed(f"{what}: the buffer is closed and accepts no more")
         if self.reason == "full":
             raise BufferFull(
-                f"{what}: the lane is full; {taken}try {'the rest' if taken else 'them'} again when consumers have made room, "
-                "or wait for that with a longer timeout",
+                f"{what}: the lane is full; {taken}try {'the rest' if taken else 'them'} again "
+                "when consumers have made room, or wait for that with a longer timeout",
                 self.retry_after,
             )
         if self.reason == "rate" and self.retry_after == math.inf:
             raise NeverAdmitted(
-                f"{what}: the rate is 0 and the burst is spent, so waiting can not help; {taken}raise the rate "
-                f"(adjust_flow_control_rate) before you try {'the rest' if taken else 'them'} again"
+                f"{what}: the rate is 0 and the burst is spent, so waiting cannot help; {taken}"
+                f"raise the rate (adjust_flow_control_rate) before you try "
+                f"{'the rest' if taken else 'them'} again"
             )
         # A rate of 0 leaves nothing to reckon with, but what others leave of the burst
         # may be had some time.

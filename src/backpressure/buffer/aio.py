@@ -220,7 +220,7 @@ class EventFeed:
             def wake() -> None:
                 try:
                     loop.call_soon_threadsafe(woken.set)
-                except RuntimeError:  # the loop has been closed: nobody waits
+                except RuntimeError:  # the loop has been closed: none waits
                     pass
 
             self._subscription.wake = wake

@@ -192,6 +192,6 @@ class Batch:
 
     def __repr__(self) -> str:
         return (
-            f"Batch({len(self)} events, {self.nbytes} bytes, priority={self.priority}, first_seq={self.first_seq}, "
-            f"attempt={self.attempt})"
+            f"Batch({len(self)} events, {self.nbytes} bytes, priority={self.priority}, "
+            f"first_seq={self.first_seq}, attempt={self.attempt})"
         )

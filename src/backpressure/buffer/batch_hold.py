@@ -11,7 +11,7 @@ say. A batch does not wait
 
 So at most one lane at a time has a batch that waits. Its consumers sleep on a wakeup of
 their own: not every arrival wakes them, and a producer pays for that only while
-somebody waits. The wait is a decision by the buffer's clock; the sleep only says when
+one waits. The wait is a decision by the buffer's clock; the sleep only says when
 to look again.
 
 Safe for any thread.

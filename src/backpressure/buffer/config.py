@@ -93,7 +93,7 @@ class BufferConfig:
     """
 
     directory: str | os.PathLike[str] | None = None
-    # 280,000 access-log lines, or half a minute's backlog at 10,000 a second.
+    # 280,000 access-log lines, or half a minute of 10,000 a second.
     lane_bytes: int = 64 * 1024 * 1024
     # Large enough for 50,000 lines of an access log; small enough that a sink can take
     # it whole.
@@ -121,7 +121,8 @@ class BufferConfig:
         if self.longest_backoff < self.retry_backoff:
             raise ConfigError(
                 "max_retry_backoff",
-                f"must be at least retry_backoff ({self.retry_backoff}), not {self.max_retry_backoff}",
+                f"must be at least retry_backoff ({self.retry_backoff}), "
+                f"not {self.max_retry_backoff}",
             )
         check_kind(self, WhenFull, "when_full")
         check_kind(self, Durability, "durability")
@@ -153,7 +154,7 @@ class BufferConfig:
         )
 
     def _refuse_disk_tier(self) -> None:
-        """Say so, rather than accept a promise that a buffer in memory does not keep."""
+        """ConfigError for a promise that a buffer in memory does not keep."""
         for name, value, default in (
             ("durability", self.durability, Durability.PROCESS),
             ("max_disk_bytes", self.max_disk_bytes, None),
@@ -164,6 +165,6 @@ class BufferConfig:
         if self.when_full is WhenFull.DROP_LOWEST_PRIORITY:
             raise ConfigError(
                 "when_full",
-                "DROP_LOWEST_PRIORITY needs a directory: in memory every lane has room of its own, and what another one drops "
-                "helps nobody; use DROP_OLDEST, REJECT or BLOCK",
+                "DROP_LOWEST_PRIORITY needs a directory: in memory every lane has room of its "
+                "own, and what another one drops makes no room; use DROP_OLDEST, REJECT or BLOCK",
             )

@@ -1,12 +1,13 @@
 """EventDispatcher: carries a buffer's events to handlers and to subscriptions, and
-never lets one of them harm who emits.
+never lets one of them harm the emitter.
 
-    emit(event) ──> number it ──> recent (a small ring, for who comes late)
-                        ├──> subscriptions: a bounded queue each; a slow reader loses the oldest, and is told how many
+    emit(event) ──> number it ──> recent (a small ring, for late subscribers)
+                        ├──> subscriptions: a bounded queue each; a slow reader
+                        │    loses the oldest, and is told how many
                         └──> handlers: one bounded queue, one thread
 
 A handler runs in a thread of the dispatcher, one after another, in the order of the
-events. Whoever emits waits for it, but for no longer than a budget: 1 % of the time
+events. The emitter waits for it, but for no longer than a budget: 1 % of the time
 that passes, 50 ms at once. So a handler that returns promptly has run when the call
 that caused the event returns, and one that blocks costs its causer 50 ms once. What
 finds the queue full is not handed over, and counted (`overflows`). A handler that
@@ -36,7 +37,8 @@ __all__ = ["EventDispatcher", "Subscription"]
 
 _log = logging.getLogger("backpressure")
 
-# Who connects again after a short break finds what it missed; a few hundred KB at most.
+# A subscriber that comes back after a short break finds what it missed; a few hundred
+# KB at most.
 _RECENT: Final = 512
 # Events that wait for handlers; more are not handed over. Hours of ordinary changes, or
 # a moment of drops.
@@ -45,7 +47,7 @@ _QUEUE: Final = 1024
 # seconds that it may save up. A prompt handler needs some 50 microseconds.
 _WAIT_SHARE: Final = 0.01
 _WAIT_AT_ONCE: Final = 0.05
-# The thread ends after so many seconds without an event.
+# The thread ends after that many seconds without an event.
 _IDLE: Final = 5.0
 
 Handler = Callable[[Any], object]
@@ -77,7 +79,7 @@ class Subscription:
         self._limit = limit
         self._pending: deque[Event] = deque()
         self._signalled = False
-        #: Events lost because nobody took them in time.
+        #: Events lost because they were not taken in time.
         self.missed = 0
         #: No event will come any more; those that wait can still be taken.
         self.ended = False
@@ -298,7 +300,7 @@ class EventDispatcher:
                 event, handlers, done = self._queue.popleft()
             self._call(event, handlers)
             done.set()
-            del event, handlers, done  # an idle thread keeps nobody's objects alive
+            del event, handlers, done  # an idle thread keeps no objects alive
 
     def _call(self, event: Event, handlers: tuple[tuple[int, Handler], ...]) -> None:
         for _, handler in handlers:

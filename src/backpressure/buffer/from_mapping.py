@@ -1,7 +1,7 @@
 """Configs out of plain mappings: what a TOML file, a JSON document or logging's
 dictConfig can say, made into frozen dataclasses.
 
-A mapping's keys are the dataclass's fields. What plain data can not say is taken as
+A mapping's keys are the dataclass's fields. What plain data cannot say is taken as
 text: an enum by its value ("drop_oldest"), a size by its unit ("64M", for fields that
 end with `_bytes`), a config within a config as a table of its own. All else is left to
 the config's own checks.
@@ -89,8 +89,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"{text!r} is no size: write bytes as a whole number, or with a unit of 1024 as 64K, 64M, 1G or 1T "
-            f"(64KB and 64KiB are the same)"
+            f"{text!r} is no size: write bytes as a whole number, or with a unit of 1024 as "
+            f"64K, 64M, 1G or 1T (64KB and 64KiB are the same)"
         )
     return int(match["digits"]) * (_UNITS[match["unit"].upper()] if match["unit"] else 1)
 
@@ -150,7 +150,7 @@ def _member(kind: type[Enum], value: str, where: str) -> Enum:
 
 
 def _check_kind(hint: Any, value: object, where: str) -> None:
-    """ConfigError where the value is of a kind that the field can not have. Ranges are
+    """ConfigError where the value is of a kind that the field cannot have. Ranges are
     the config's own business.
     """
     options = _options(hint)

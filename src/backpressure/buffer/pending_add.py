@@ -131,7 +131,7 @@ class PendingAdd:
         return ring.used_bytes + needed <= ring.capacity_bytes
 
     def pause(self) -> float:
-        """Seconds until time alone could help. A lane that gets room says so earlier."""
+        """Seconds until time alone could help. A lane with room says so earlier."""
         if self._reason == "full":
             return _LONGEST_PAUSE
         return min(max(self._retry_after, _SHORTEST_PAUSE), _LONGEST_PAUSE)

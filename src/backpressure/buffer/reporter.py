@@ -1,7 +1,7 @@
 """EventReporter: what happens in a buffer, said as events to handlers and as lines in
 the log.
 
-It decides nothing: whoever changes something tells it, and it knows how to say that,
+It decides nothing: what changes something tells it, and it knows how to say that,
 how often a line is worth writing, and what has to be added up over time (trips, time
 under pressure).
 
@@ -40,7 +40,7 @@ from backpressure.policies.circuit_breaker import State
 __all__ = ["EventReporter"]
 
 _log = logging.getLogger("backpressure")
-# Who changed what by hand: one line each, never limited.
+# What was changed by hand, and from where: one line each, never limited.
 _audit = logging.getLogger("backpressure.audit")
 
 
@@ -113,7 +113,7 @@ class EventReporter:
             self.notifications.emit(RateChanged(at=now, old=old, new=new))
 
     def tuned(self, setting: str, old: float | str, new: float | str, by: str) -> Tuned:
-        """Somebody changed a setting by hand."""
+        """A setting was changed by hand."""
         _audit.info("%s: %s -> %s, by %s", setting, old, new, by)
         return self.notifications.emit(
             Tuned(at=self._now(), setting=setting, old=old, new=new, by=by)
@@ -158,7 +158,7 @@ class EventReporter:
         if events:
             _log.warning("lane %d is full: its %d oldest events were dropped", priority, events)
 
-    # ------------------------------------------------------------ the disk, the beginning and the end
+    # ------------------------------------------------------------ beginning and end
 
     def disk_changed(self, error: NotNow | None) -> None:
         self.notifications.emit(
@@ -166,16 +166,18 @@ class EventReporter:
         )
 
     def salvaged(self, priority: int, events: int) -> None:
-        """Events that were in memory when the machine went down reached the disk whole."""
+        """Events that were in memory when the machine went down are whole."""
         _log.warning(
-            "priority %d: %d events in memory when the machine went down are whole, and are delivered",
+            "priority %d: %d events in memory when the machine went down are whole, "
+            "and are delivered",
             priority,
             events,
         )
 
     def missing(self, priority: int, first_seq: int, end_seq: int) -> None:
         _log.error(
-            "priority %d: the numbers from %d to %d were in memory when the machine went down, and are lost",
+            "priority %d: the numbers from %d to %d were in memory when the machine went down, "
+            "and are lost",
             priority,
             first_seq,
             end_seq - 1,
@@ -194,7 +196,7 @@ class EventReporter:
         _log.warning("what is left stays in the ring file, as the disk refuses: %s", error)
 
     def closed(self, lost: int) -> None:
-        """The last that is said: what no line was due for until now, and what was lost."""
+        """Say what no line was due for until now, and what was lost."""
         for priority, events in self._few_lines.rest().items():
             if isinstance(priority, int):
                 self._log_dropped(priority, events)

@@ -2,7 +2,7 @@
 there is none.
 
 The most urgent lane that has something goes first; one that has been passed over often
-enough goes before it, once: delivery starves nobody for ever.
+enough goes before it, once: no lane starves.
 """
 
 from __future__ import annotations

@@ -48,18 +48,17 @@ class BufferStats:
     backpressure_seconds: float  #: time under backpressure so far
     circuit_trips: int  #: times that the breaker opened
     handler_errors: int  #: event handlers that raised
-    handler_overflows: (
-        int  #: events not handed to handlers, because those that were before them took too long
-    )
+    #: Events not handed to handlers, because those before them took too long.
+    handler_overflows: int
     closed: bool
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
-    dead_letters: (
-        int | None
-    )  #: given up, in this run or an earlier one, and neither replayed nor purged; None: in memory only
-    recovery_seconds: (
-        float | None
-    )  #: that opening the directory took, with all that was found there; None: in memory only
+    #: Given up, in this run or an earlier one, and neither replayed nor purged; None:
+    #: in memory only.
+    dead_letters: int | None
+    #: That opening the directory took, with all that was found there; None: in memory
+    #: only.
+    recovery_seconds: float | None
     pressure: Pressure
     circuit_breaker: CircuitBreakerMetrics
     batching: AdaptiveBatchMetrics
@@ -77,9 +76,10 @@ class BufferStats:
 
 
 _SUMS: Final = (
-    "offered", "accepted", "acked", "dead_lettered", "resident", "waiting", "in_flight", "retrying", "redelivered",
-    "batches_acked", "batches_nacked", "used_bytes", "capacity_bytes",
-)  # fmt: skip
+    *("offered", "accepted", "acked", "dead_lettered", "resident", "waiting", "in_flight"),
+    *("retrying", "redelivered", "batches_acked", "batches_nacked"),
+    *("used_bytes", "capacity_bytes"),
+)
 
 
 def sum_lanes(lanes: Sequence[LaneStats]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the sink holds. May raise where the last of the data can not
+        """Give back what the sink holds. May raise where the last of the data cannot
         be written; a second call does nothing.
         """
         ...

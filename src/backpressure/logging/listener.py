@@ -26,7 +26,7 @@ Target: TypeAlias = Sink | Sequence[logging.Handler]
 _log = logging.getLogger("backpressure")
 
 # How long the listener collects between two batches (seconds): a line is in its file
-# before anybody looks, and thirty wake-ups a second cost nothing beside one for each
+# before a reader looks, and thirty wake-ups a second cost nothing beside one for each
 # line.
 _LINGER: Final = 0.03
 # How long it sleeps where there is nothing (seconds); a record wakes it.
@@ -77,7 +77,7 @@ class BufferListener:
         self._thread.start()
 
     def flush(self, timeout: float | None = 5.0) -> bool:
-        """Wait until all that is in the buffer now has been delivered, for so many
+        """Wait until all that is in the buffer now has been delivered, for that many
         seconds at most (None: as long as it takes); False: it was not, in that time.
         """
         seconds = timeout_seconds(timeout)
@@ -94,7 +94,7 @@ class BufferListener:
             time.sleep(0.001)
 
     def stop(self, timeout: float | None = 5.0) -> bool:
-        """Deliver what is left, for so many seconds at most (None: as long as it
+        """Deliver what is left, for that many seconds at most (None: as long as it
         takes), and end.
 
         False: something is left, or is still being sent.

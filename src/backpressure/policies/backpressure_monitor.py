@@ -4,12 +4,15 @@ nothing by itself.
 Five signals are judged once per `monitoring_interval`. Each becomes a severity, value /
 threshold (throughput the other way round), so that one law serves all:
 
-    signal      value over the interval                            threshold
-    delay       MINIMUM age of the oldest event, in seconds        delay_threshold, adapted
-    depth       events waiting: the latest; the maximum while hot  queue_depth_threshold, adapted downwards
-    latency     median duration of the sink's calls, in seconds    latency_threshold, adapted
-    error_rate  failed / (ok + failed)                             error_rate_threshold
-    throughput  events delivered per second while a queue grows    half of the learnt normal
+    signal      value over the interval                 threshold
+    delay       MINIMUM age (s) of the oldest event     delay_threshold, adapted
+    depth       events waiting: the latest; while hot   queue_depth_threshold,
+                the maximum                             adapted downwards
+    latency     median duration (s) of the sink's       latency_threshold, adapted
+                calls
+    error_rate  failed / (ok + failed)                  error_rate_threshold
+    throughput  events delivered per second while a     half of the learnt normal
+                queue grows
 
 - The minimum delay is the idea of CoDel (Nichols and Jacobson, 2012; RFC 8289): a burst
   that drains within an interval leaves a low minimum, a standing queue does not. So
@@ -58,7 +61,7 @@ __all__ = ["BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"]
 # An adapted threshold is this multiple of what is normal: less than that is everyday
 # variation.
 _HEADROOM = 3.0
-# ... but within these factors of the configured value, so that a setting keeps its meaning.
+# ... but within these factors of the configured value: a setting keeps its meaning.
 _LOWEST, _HIGHEST = 0.5, 2.0
 # Delivering less than half of what is normal is a fault, not variation.
 _THROUGHPUT_RATIO = 0.5
@@ -72,9 +75,9 @@ _STANDING = 0.1
 # Sink calls kept for the median: enough for it to be steady, and sorted in about 20
 # microseconds.
 _LATENCIES = 256
-# An activation within so many dwells of the end of the last one is the same overload,
-# that comes and goes. Its dwell is twice as long, up to so many times `min_dwell`: a
-# minute at the default.
+# An activation within `_SOON` dwells of the end of the last one is the same overload,
+# that comes and goes. Its dwell is twice as long, up to `_LONGEST_DWELL` times
+# `min_dwell`: a minute at the default.
 _SOON = 2.0
 _LONGEST_DWELL = 12.0
 # `pressure` snaps to its goal from this distance: no consumer can tell the difference.
@@ -395,7 +398,7 @@ class BackpressureMonitor:
 
     def _begin_interval(self, now: float) -> None:
         self._start, self._due = now, now + self.config.monitoring_interval
-        # A queue is not empty because nobody looked: it begins with what was last
+        # A queue is not empty because none was reported: it begins with what was last
         # known.
         self._depth_first = self._depth_min = self._depth_max = self._depth
         self._delay_min, self._delay_seen = self._delay, False

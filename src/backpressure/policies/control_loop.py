@@ -60,7 +60,7 @@ class QueueReading(NamedTuple):
 
 
 class Backoff(NamedTuple):
-    """How long a nacked batch pauses: doubling from `first` to `longest` seconds."""
+    """How long a nacked batch pauses: from `first` to `longest` seconds, doubling."""
 
     first: float = 0.01
     longest: float = 5.0
@@ -69,8 +69,11 @@ class Backoff(NamedTuple):
     feeds_breaker: bool = True
 
 
+_DEFAULT_BACKOFF: Final = Backoff()
+
+
 class ControlLoop:
-    """The policies as one. `rng`: the source of jitter; `backoff`: of nacked batches."""
+    """The policies as one. rng: the source of jitter; backoff: of nacked batches."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class ControlLoop:
         flow: FlowControlManager,
         *,
         rng: random.Random,
-        backoff: Backoff = Backoff(),
+        backoff: Backoff = _DEFAULT_BACKOFF,
     ) -> None:
         self.breaker: Final = breaker
         self.monitor: Final = monitor
@@ -118,8 +121,8 @@ class ControlLoop:
     ) -> None:
         """Report what became of a batch of `events` events after `latency` seconds.
 
-        filled: whether it had as many events as the batch size asks for; None: something
-            else kept it smaller, or it was a redelivery.
+        filled: whether it had as many events as the batch size asks for; None: it was
+            kept smaller by something else, or was a redelivery.
         """
         if ok:
             permit.success(latency)

@@ -1,4 +1,4 @@
-"""The line latency = a * n + b of a sink, learnt online. Not safe for several threads."""
+"""The line latency = a * n + b of a sink, learnt online. For one thread at a time."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ class AffineFit:
     __slots__ = ("_latency", "_size", "_slope", "_spread", "_together", "_weight", "fresh")
 
     def __init__(self) -> None:
-        self._weight = self._size = self._latency = (
-            0.0  # of the past: weight, mean size, mean latency
-        )
-        self._spread = self._together = (
-            0.0  # weighted sums of squares: size by size, size by latency
-        )
+        # Of the past: its weight, its mean size, its mean latency.
+        self._weight = self._size = self._latency = 0.0
+        # Weighted sums of squares: size by size, size by latency.
+        self._spread = self._together = 0.0
         self._slope: float | None = None  # the last one that was told apart from b
         self.fresh = False  # whether the sizes still remembered tell a from b
 
@@ -78,7 +76,7 @@ class AffineFit:
         return self._slope, self._latency - self._slope * self._size
 
     def latency_of(self, size: int) -> float:
-        """How many seconds so many events take."""
+        """How many seconds `n` events take."""
         a, b = self.line()
         return a * size + b
 

@@ -368,7 +368,7 @@ class AdaptiveBatchManager:
 
         p95 = period.p95
         if period.beyond:
-            # Nobody used the size. What the fit does not tell about it is not worth a
+            # No batch had this size. What the fit does not tell about it is not worth a
             # trial.
             p95 = period.tail * fit.latency_of(size) if fit.fresh else 0.0
         if p95 > cfg.target_latency:

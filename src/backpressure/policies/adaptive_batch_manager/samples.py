@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 __all__ = ["FEWEST", "BatchSamples", "Period", "Sample"]
 
 # Batches of each kind that are kept at least, where there are more: six lie above the
-# p95 of so many, and sorting them takes microseconds. They are spread evenly over the
+# p95 of these, and sorting them takes microseconds. They are spread evenly over the
 # interval: the latest alone would not show a burst at its beginning.
 _KEPT: Final = 128
 # Batches that decide anything: without the slowest, four are left.

@@ -1,14 +1,15 @@
 """A circuit breaker: stop calling what fails, and find out with a few probes when it
 works again.
 
-    state         admits                               results of its own permits
-    CLOSED        every call; while ramping up a       fill the rolling windows, which may trip the breaker
-                  growing share of them
-    OPEN          none, until the open time is over;   a success of a canary leads to HALF_OPEN
-                  then, with `canary`, one by one
-    HALF_OPEN     `half_open_requests` probes          decide: back to CLOSED, or OPEN again
-    FORCED_OPEN   none, until `reset()`                -
-    DISABLED      every call                           fill the windows, and change nothing
+    state        admits                            results of its own permits
+    CLOSED       every call; while ramping up a    fill the rolling windows, which may
+                 growing share of them             trip the breaker
+    OPEN         none, until the open time is      a success of a canary leads to
+                 over; with `canary` then single   HALF_OPEN
+                 calls
+    HALF_OPEN    `half_open_requests` probes       decide: CLOSED, or OPEN again
+    FORCED_OPEN  none, until `reset()`             -
+    DISABLED     every call                        fill the windows, change nothing
 
 Invariants
  1. A permit belongs to the generation of the state that gave it. Every change of state
@@ -19,12 +20,12 @@ Invariants
  3. In HALF_OPEN, probes that are out plus probe results never exceed
     `half_open_requests`. An ignored probe gives its slot back. A probe has a lease:
     once that is over and no slot is free, the next caller takes its slot and its result
-    is late. So a probe that never answers can not hold the breaker in HALF_OPEN. One
+    is late. So a probe that never answers cannot hold the breaker in HALF_OPEN. One
     whose permit is dropped (a batch that is neither acked nor nacked) gives its slot
     back at once.
  4. HALF_OPEN is decided by `min(min_requests, half_open_requests)` results: enough to
-    judge by, and reachable. It opens again as soon as so many of them have failed that
-    the rate can not come out below its threshold.
+    judge by, and reachable. It opens again as soon as enough of them have failed
+    that the rate cannot come out below its threshold.
  5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire`
     that finds the open time over, and `state` shows OPEN until then. With `canary` that
     call only goes as one, and after it, answered or not, the next one each
@@ -52,23 +53,20 @@ may therefore overlap.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import math
 import random
 import threading
-from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from collections.abc import Callable
+from typing import Final
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
-from backpressure.base.errors import CircuitOpenError
 from backpressure.base.validation import check_outcomes
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
 from backpressure.policies.circuit_breaker.fast_path import FastPath
+from backpressure.policies.circuit_breaker.guard import Guard
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
-from backpressure.policies.circuit_breaker.permit import Outcome, Permit, Probe, held, innermost
+from backpressure.policies.circuit_breaker.permit import Outcome, Permit, Probe, fill
 from backpressure.policies.circuit_breaker.probes import Probes
 from backpressure.policies.circuit_breaker.ramp import Ramp
 from backpressure.policies.circuit_breaker.reset_time import ResetTime
@@ -77,8 +75,6 @@ from backpressure.policies.circuit_breaker.windows import CountWindow, TimeWindo
 
 __all__ = ["CircuitBreaker"]
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _log = logging.getLogger("backpressure")
 
 # Of probes that are out most answer long before their lease ends: ask again after this
@@ -86,20 +82,16 @@ _log = logging.getLogger("backpressure")
 _GLANCES: Final = 10
 
 # A share that is judged after every call exceeds the true one by a few standard
-# deviations sooner or later, by mere chance. By so many it does not within years. Less
-# has to last: a callee that fails right at the threshold for a few seconds, and does
-# most of its work, is not gone (in the flapping of bench/overload each trip cost half a
-# minute of it).
+# deviations sooner or later, by mere chance. By this many it does not within years.
+# Less has to last: a callee that fails right at the threshold for a few seconds, and
+# does most of its work, is not gone (in the flapping of bench/overload each trip cost
+# half a minute of it).
 _DEVIATIONS: Final = 4.0
-
-# What most functions return, and nobody awaits. To ask a type for what it has not costs
-# a third of a guarded call before 3.12.
-_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict, set))
 
 _Change = tuple[State, State, str]
 
 
-class CircuitBreaker:
+class CircuitBreaker(Guard):
     """Admits or refuses calls by how earlier ones went.
 
     `clock` gives the time, `rng` the jitter. `on_change(old, new, reason)` is called
@@ -123,7 +115,7 @@ class CircuitBreaker:
         self.config: Final = config if config is not None else CircuitBreakerConfig()
         clock = clock if clock is not None else MonotonicClock()
         # Bound once: an attribute look-up less for every call.
-        self._read: Final = clock.now
+        self._read = clock.now
         self._clock: Final = ForwardClock(clock)
         self._on_change = on_change
         self._lock = threading.Lock()
@@ -174,7 +166,7 @@ class CircuitBreaker:
         """Seconds until it is worth asking again; 0.0 where a call would be admitted
         now.
 
-        Exact while OPEN; while ramping up, as far as nobody else asks before. With
+        Exact while OPEN; while ramping up, as long as no other caller asks before. With
         every probe slot taken it is the time to the end of the oldest lease, at most a
         tenth of `monitoring_interval`, as probes mostly answer long before. FORCED_OPEN
         has no known end: `reset_timeout`, as a pace to poll at.
@@ -205,153 +197,6 @@ class CircuitBreaker:
             self._set_fast_path(now)
         if change is not None:
             self._notify(change)
-
-    # --- calls
-
-    def call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """`fn(*args, **kwargs)` under a permit, its result reported; CircuitOpenError
-        where there is none.
-
-        Where `fn` is an `async` function the permit is taken now, and the result
-        reported when the coroutine ends.
-        """
-        # On the healthy path no permit need be made: the fast path does the counting,
-        # and without another Python call.
-        fast_path = self._fast_path
-        try:
-            fast_path.admissions.pop()
-        except IndexError:
-            pass  # the call from in here would have this as the context of its errors
-        else:
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:
-                _fill(Permit(), fast_path).failure(error)
-                raise
-            plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
-            if plain and fast_path.since <= fast_path.read() < fast_path.until:
-                try:
-                    fast_path.successes.pop()
-                    return result
-                except IndexError:
-                    pass
-            return _finish(_fill(Permit(), fast_path), result)
-        return self._call(fn, *args, **kwargs)
-
-    def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Decorate a plain or `async` function; TypeError for a generator, which works
-        after it returned.
-        """
-        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            raise TypeError(
-                f"a generator can not be guarded as a call; use `with breaker:` inside {fn!r}"
-            )
-        if inspect.iscoroutinefunction(fn):
-
-            @functools.wraps(fn)
-            async def call_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-                permit = self._acquire()
-                try:
-                    result = await fn(*args, **kwargs)
-                except BaseException as error:
-                    permit.failure(error)
-                    raise
-                permit.success()
-                return result
-
-            return cast(Callable[_P, _R], call_async)
-
-        read = self._read
-
-        @functools.wraps(fn)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            # The body of `call` once more: to call it from here would cost as much
-            # again (bench/compare).
-            fast_path = self._fast_path
-            try:
-                fast_path.admissions.pop()
-            except IndexError:
-                pass
-            else:
-                try:
-                    result = fn(*args, **kwargs)
-                except BaseException as error:
-                    _fill(Permit(), fast_path).failure(error)
-                    raise
-                plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
-                if plain and fast_path.since <= read() < fast_path.until:
-                    try:
-                        fast_path.successes.pop()
-                        return result
-                    except IndexError:
-                        pass
-                return _finish(_fill(Permit(), fast_path), result)
-            return self._call(fn, *args, **kwargs)
-
-        return call
-
-    # A block is entered and left on the healthy path without another Python call, which
-    # saves a twelfth of the whole: what `try_acquire`, `innermost` and `Permit.success`
-    # do there is done in line.
-
-    def __enter__(self) -> Permit:
-        fast_path = self._fast_path
-        permit = None
-        try:
-            fast_path.admissions.pop()
-        except IndexError:
-            pass  # as in `try_acquire`
-        else:
-            permit = Permit()
-            permit._answer = [None]
-            permit._fast_path = fast_path
-        if permit is None:
-            permit = self._acquire()
-        outer = held.get()
-        permit._outer = outer if outer is None or not outer._left else innermost(outer)
-        permit._left = False
-        held.set(permit)
-        return permit
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        permit = held.get()
-        if permit is None or permit._left or permit._fast_path.owner is not self:
-            permit = innermost(permit, self)
-            if permit is None:
-                return  # entered in another context, as some test frameworks split fixtures: its lease runs out
-        permit._left = True
-        if error is not None:
-            permit.failure(error)
-            return
-        try:
-            permit._answer.pop()
-        except IndexError:
-            self._repeated()
-            return
-        fast_path = permit._fast_path
-        if fast_path.since <= fast_path.read() < fast_path.until:
-            try:
-                fast_path.successes.pop()
-                return
-            except IndexError:
-                pass
-        self._settle(permit, Outcome.OK, None)
-
-    async def __aenter__(self) -> Permit:
-        return self.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, trace)
 
     # --- by hand
 
@@ -584,7 +429,7 @@ class CircuitBreaker:
             now = self._catch_up()
             if self._state is State.OPEN and now >= self._open_until:
                 if self.config.canary:
-                    permit = _fill(Permit(), self._fast_path, now)
+                    permit = fill(Permit(), self._fast_path, now)
                     # Whatever becomes of it: one in this time, and so no more than the
                     # probes in a reset time.
                     length = max(self._reset_time.last, self.config.reset_timeout)
@@ -598,11 +443,11 @@ class CircuitBreaker:
                 if number is not None:
                     probe = Probe()
                     probe._number = number
-                    permit = _fill(probe, self._fast_path, now)
+                    permit = fill(probe, self._fast_path, now)
             elif state is State.DISABLED or (
                 state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))
             ):
-                permit = _fill(Permit(), self._fast_path, now)
+                permit = fill(Permit(), self._fast_path, now)
             if permit is None:
                 self._rejected += 1
             else:
@@ -671,29 +516,6 @@ class CircuitBreaker:
 
     # --- below: what is called without it
 
-    def _acquire(self) -> Permit:
-        """A permit, or CircuitOpenError."""
-        permit = self.try_acquire()
-        if permit is None:
-            raise self._refusal()
-        return permit
-
-    def _refusal(self) -> CircuitOpenError:
-        return CircuitOpenError(
-            f"the circuit breaker is {self._state.name} and lets no call through",
-            self.retry_after(),
-        )
-
-    def _call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """`call`, with a permit."""
-        permit = self._acquire()
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            permit.failure(error)
-            raise
-        return _finish(permit, result)
-
     def _notify(self, change: _Change) -> None:
         """A new generation of the same state is no news."""
         old, new, reason = change
@@ -704,30 +526,3 @@ class CircuitBreaker:
         except Exception:
             # It must not turn the caller's finished call into a failed one.
             _log.exception("on_change %r failed at %s -> %s", self._on_change, old.name, new.name)
-
-
-def _fill(permit: Permit, fast_path: FastPath, since: float = 0.0) -> Permit:
-    """What the constructor of a permit would do."""
-    permit._answer = [None]
-    permit._fast_path = fast_path
-    permit._since = since
-    return permit
-
-
-def _finish(permit: Permit, result: _R) -> _R:
-    """Report a call that returned; where it returned a coroutine, when that has ended."""
-    if isinstance(result, Coroutine):
-        return cast(_R, _guarded(permit, result))
-    permit.success()
-    return result
-
-
-async def _guarded(permit: Permit, work: Coroutine[Any, Any, _R]) -> _R:
-    """Await `work` and report how it went."""
-    try:
-        result = await work
-    except BaseException as error:
-        permit.failure(error)
-        raise
-    permit.success()
-    return result

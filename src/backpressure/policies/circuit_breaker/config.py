@@ -46,12 +46,12 @@ class CircuitBreakerConfig:
     monitoring_interval: float = 5.0
     #: Fewer calls than this in a window decide nothing.
     min_requests: int = 10
-    #: A second window beside that of seconds: the last so many results, however old.
+    #: A second window beside that of seconds: the last results, however old.
     #: Whichever reaches a threshold first opens. It finds a dead callee sooner under
     #: many calls (after 43 of them instead of 173, in the outage of bench/overload with
     #: 100) and at all under few, where no interval ever holds `min_requests`. None: no
-    #: such window, as it is also the one that takes a hiccup of so many calls for an
-    #: outage, and 100 quick calls are a fraction of a second.
+    #: such window, as it also takes a hiccup of that many calls for an outage, and 100
+    #: quick calls are a fraction of a second.
     window_size: int | None = None
     slow_call_duration: float | None = None
     #: Opens when at least this share of the calls in a window was slow.
@@ -98,9 +98,8 @@ class CircuitBreakerConfig:
         check_fields(self, float, 0.0, 0.99, "reset_timeout_jitter")
         check_bool(self, "canary")
         if self.window_size is not None:
-            check_fields(
-                self, int, self.min_requests, 2**31, "window_size"
-            )  # a smaller one could never decide
+            # A smaller one could never decide.
+            check_fields(self, int, self.min_requests, 2**31, "window_size")
         if self.slow_call_duration is not None:
             check_fields(self, float, _SHORTEST, _LONGEST, "slow_call_duration")
         if self.max_reset_timeout is not None:
@@ -125,15 +124,15 @@ class CircuitBreakerConfig:
 
     @property
     def quorum(self) -> int:
-        """How many probe results decide HALF_OPEN: enough to judge by, and reachable."""
+        """How many probe results decide HALF_OPEN: enough to judge by, reachable."""
         return min(self.min_requests, self.half_open_requests)
 
     def over(self, failed: int, slow: int, of: int, deviations: float = 0.0) -> str | None:
         """Which threshold these shares of `of` calls reach, in words; None where they
         reach none.
 
-        deviations: by how many standard deviations, of the share of so many calls at
-            the threshold, they must exceed it.
+        deviations: by how many standard deviations, of the share of `of` calls at the
+            threshold, they must exceed it.
         """
         spread = deviations / math.sqrt(of)
         if failed / of >= _raised(self.failure_threshold, spread):
@@ -145,7 +144,7 @@ class CircuitBreakerConfig:
 
 
 def _raised(threshold: float, spread: float) -> float:
-    """A threshold so many standard deviations of one call higher; all calls always
-    reach it.
+    """A threshold `spread` standard deviations of one call higher. All calls failing
+    always reach it.
     """
     return min(1.0, threshold + spread * math.sqrt(threshold * (1.0 - threshold)))

@@ -1,11 +1,11 @@
 """Counting what goes by, without a lock: the circuit breaker's way in and out while all
 is well.
 
-A fast path has two piles of tokens, one for calls that are let in and one for those
-that succeed. Whoever takes a token has been counted. `list.pop` is atomic with and
-without the GIL, so none is counted twice or left out. Who finds a pile empty takes the
-lock of the fast path's owner and counts there; the owner refills the piles whenever it
-holds its lock.
+A fast path has two lists of tokens, one for calls that are let in and one for those
+that succeed. A call that takes a token is counted by that. `list.pop` is atomic with
+and without the GIL, so none is counted twice or left out. A call that finds a list
+empty takes the lock of the fast path's owner and is counted there; the owner refills
+the lists whenever it holds its lock.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["FastPath"]
 
 # Calls that pass between two visits to the lock. With 256 the visits were a tenth of
-# what a call costs, with 1,024 they are a fortieth; to take out so many tokens when it
-# shuts takes some 40 us.
+# what a call costs, with 1,024 they are a fortieth; to empty the list when it shuts
+# takes some 40 us.
 _TOKENS: Final = 1024
 
 
 class FastPath:
     """For one generation of the owner's state; shut at first.
 
-    While it is shut its piles are empty, so that nobody gets by, and a success that
+    While it is shut its lists are empty: no call gets by, and a success that
     comes too late finds none and learns under the lock that its generation is over.
     Threads without the lock take tokens and read; they change nothing else.
     """
@@ -67,7 +67,7 @@ class FastPath:
         self.since, self.until = since, until
 
     def shut(self) -> tuple[int, int]:
-        """Let nobody by; how many admissions and successes there were since the last
+        """Let no call by; how many admissions and successes there were since the last
         count.
         """
         if not self.is_open:
@@ -81,7 +81,7 @@ class FastPath:
         """How many admissions and successes there were since the last count."""
         if not self.is_open:
             return 0, 0
-        # In this order, so that whoever reads the counts never sees more successes than
+        # In this order, so that a reader of the counts never sees more successes than
         # admissions.
         succeeded = self._tokens - len(self.successes)
         admitted = self._tokens - len(self.admissions)
@@ -90,14 +90,14 @@ class FastPath:
         return admitted, succeeded
 
 
-def _empty(pile: list[None]) -> int:
+def _empty(tokens: list[None]) -> int:
     """Take all that is in it, one by one as others may be taking too; how many there
     were.
     """
     count = 0
     try:
         while True:
-            pile.pop()
+            tokens.pop()
             count += 1
     except IndexError:
         return count

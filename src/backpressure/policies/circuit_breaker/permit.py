@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from backpressure.policies.circuit_breaker.fast_path import FastPath
 
 if TYPE_CHECKING:
-    from backpressure.policies.circuit_breaker.breaker import CircuitBreaker
+    pass
 
-__all__ = ["Outcome", "Permit", "Probe", "held", "innermost"]
+__all__ = ["Outcome", "Permit", "Probe", "fill", "held", "innermost"]
 
 
 class Outcome(Enum):
@@ -31,12 +31,11 @@ class Permit:
 
     # There is no `__init__`: it would add a sixth to what a permit costs from end to
     # end. The breaker fills these in.
-    _fast_path: (
-        FastPath  # of the generation that gave it: where a success may be counted without the lock
-    )
-    _answer: list[
-        None
-    ]  # whoever takes the None out gives the result; `pop` is atomic with and without the GIL
+    #: Of the generation that gave it: a success may be counted there without the lock.
+    _fast_path: FastPath
+    #: The report that takes the None out counts; `pop` is atomic with and without the
+    #: GIL.
+    _answer: list[None]
     _since: float  # when it was given; only where slow calls are watched
     _outer: Permit | None  # of a `with` block: the one around it, and whether it is over
     _left: bool
@@ -97,9 +96,17 @@ class Permit:
         return f"<Permit generation={self.generation} {'settled' if self._done else 'out'}>"
 
 
+def fill(permit: Permit, fast_path: FastPath, since: float = 0.0) -> Permit:
+    """What the constructor of a permit would do."""
+    permit._answer = [None]
+    permit._fast_path = fast_path
+    permit._since = since
+    return permit
+
+
 class Probe(Permit):
-    """A permit that holds a slot of HALF_OPEN, which is free again as soon as nobody
-    has the permit any more.
+    """A permit that holds a slot of HALF_OPEN; the slot is free again when the permit
+    is dropped.
     """
 
     __slots__ = ("_number",)
@@ -120,7 +127,7 @@ class Probe(Permit):
 held: Final[ContextVar[Permit | None]] = ContextVar("backpressure_permits", default=None)
 
 
-def innermost(permit: Permit | None, breaker: CircuitBreaker | None = None) -> Permit | None:
+def innermost(permit: Permit | None, breaker: object = None) -> Permit | None:
     """The first block, from this one outwards, that has not been left; of that breaker,
     where one is given.
 

@@ -16,7 +16,7 @@ __all__ = ["Probes"]
 
 
 class Probes:
-    """`slots` probes, each with a lease of so many seconds."""
+    """`slots` probes, each with a lease of `lease` seconds."""
 
     __slots__ = (
         "_lease",
@@ -37,7 +37,7 @@ class Probes:
         # To the end of its lease; the oldest comes first, as all leases are equally
         # long.
         self._out: dict[int, float] = {}
-        #: Numbers of probes that nobody can report any more, whether they were or not;
+        #: Numbers of probes whose permits are gone, whether they were reported or not;
         #: `append` is atomic.
         self.dropped: deque[int] = deque()
         #: Results of this half-open period, and of them the failures and the slow ones.

@@ -35,7 +35,7 @@ class ResetTime:
         self.last = 0.0
 
     def trip(self, healthy: float, answered: bool = False) -> float:
-        """The open time of a trip after so many seconds in CLOSED, or after probes of
+        """The open time of a trip after `healthy` seconds in CLOSED, or after probes of
         which some were `answered` well.
         """
         config = self._config
@@ -47,7 +47,7 @@ class ResetTime:
         return self.last
 
     def remembers(self, healthy: float) -> int:
-        """How many trips still count after so many seconds in CLOSED."""
+        """How many trips still count after `healthy` seconds in CLOSED."""
         return max(0, self._remembered - int(healthy / self._config.reset_timeout))
 
     def forget(self) -> None:

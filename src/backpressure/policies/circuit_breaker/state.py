@@ -33,7 +33,7 @@ class Cause(Enum):
     DISABLED = "disable()"
 
 
-# Every change of state there is. A pair that is missing can not come up.
+# Every change of state there is. A missing pair cannot come up.
 NEXT: Final[dict[tuple[State, Cause], State]] = {
     (State.CLOSED, Cause.TRIPPED): State.OPEN,
     (State.OPEN, Cause.WAITED): State.HALF_OPEN,

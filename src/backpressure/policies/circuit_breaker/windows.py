@@ -1,7 +1,7 @@
 """Rolling windows of call results: how many of the latest calls failed, and how many
 were slow.
 
-`TimeWindow` covers the last seconds, in buckets; `CountWindow` the last so many
+`TimeWindow` covers the last seconds, in buckets; `CountWindow` the last
 results, however old they are. Both keep running totals, so that reading a rate costs
 nothing. Not safe for several threads: the circuit breaker's lock guards them.
 """

@@ -4,8 +4,8 @@ An event is admitted only while the events that are delivered before it, of its 
 priority and of more urgent ones, are so few that the sink takes them in the time that
 is allowed:
 
-- A burst may wait `_BURST` targets: the backlog as a whole is at most what the sink
-  takes in that time.
+- A burst may wait `_BURST` targets: all that waits is at most what the sink takes in
+  that time.
 - A queue that stays above the target all through an interval stands. While more is
   offered than the sink takes, each priority may then wait one target: what lies ahead
   of it is at most what the sink takes of it and of less urgent ones in that time, which
@@ -16,7 +16,7 @@ CoDel tells bursts from standing queues in the same way (Nichols and Jacobson, 2
 8289), but drops what has waited; this refuses what would, and a caller can come back.
 The length of a standing queue decides about delay only: as many are refused per second
 with a long one. The least urgent are refused first, because all the others lie ahead of
-them. Priority 1 never is: a full lane of it is a backlog that keeps all others out.
+them. Priority 1 never is: a full lane of it keeps all others out.
 
 `enough` events may always wait, so that the sink never runs dry. But where a priority
 was refused in the last interval, those below it share only a trickle of that: the sink
@@ -26,8 +26,8 @@ What the sink takes is measured by what leaves the queue while at least a batch 
 otherwise that shows only what was offered, and is a lower bound. Where the sink is not
 called, or nothing was taken for an interval, it is not slow but gone, and to outlast
 that is what the room is for: the bound stands aside. So it does until something was
-measured, and for a consumer that comes by less often than that, for whom such a target
-is out of reach.
+measured, and for a consumer that comes by less often than that: such a target is out of
+its reach.
 
 Not safe for several threads: FlowControlManager calls it under its lock.
 """
@@ -57,10 +57,11 @@ _TRICKLE = 0.05
 # Part of an interval over which the offer is compared with what the sink takes: the end
 # of a burst shows at once.
 _OFFER_PART = 0.25
-# The sink's rate is measured over at least so many seconds and takings: a batch more or
-# less then matters little ...
+# The sink's rate is measured over at least this many seconds and takings: a batch more
+# or less then matters little ...
 _SPAN, _TAKINGS = 1.0, 4
-# ... but the first so many seconds of a backlog count already: without them a steep step would fill the lanes.
+# ... but the first seconds of a queue count from here on: without them a steep step
+# would fill the lanes.
 _LEAST_SPAN = 0.2
 
 
@@ -106,15 +107,15 @@ class DelayBound:
         """Take in the queue as it is: events waiting and events taken so far, by
         priority, the most urgent first.
         """
-        backlog = sum(waiting)
+        total = sum(waiting)
         self._looked_at = now
-        self._measure(now, backlog >= enough / 2, tuple(taken))
+        self._measure(now, total >= enough / 2, tuple(taken))
         self.armed = calling and self.rates[0] > 0.0 and not self._has_stopped(now)
         if not self.armed:
             self.standing, self._short_at = False, now
             return
         outpaced = self._is_outpaced(now)
-        if backlog <= max(self._target * self.rates[0], enough):
+        if total <= max(self._target * self.rates[0], enough):
             self._short_at = now
         if self.standing:
             self.standing = now - self._refused_at < self._interval * _CALM
@@ -138,12 +139,12 @@ class DelayBound:
         return max(0, int(self._room[p]))
 
     def fill(self, p: int, n: int) -> None:
-        """`n` more of p wait (fewer, where n is negative), until the next look tells."""
+        """`n` more of p wait (fewer if negative), until the next look tells."""
         for q in range(p, PRIORITY_LEVELS):
             self._room[q] -= n
 
     def refused(self, seconds: float) -> bool:
-        """Whether an event was refused in so many seconds before the last look."""
+        """Whether an event was refused in the last `seconds` before the last look."""
         return self.armed and self._looked_at - self._refused_at <= seconds
 
     def retry_after(self, p: int) -> float:

@@ -144,7 +144,7 @@ class FlowControlManager:
     `on_change(what, old, new)` hears "rate_changed" (events per second),
     "emergency_entered" (the threshold; the failure rate) and "emergency_left" (the
     failure rate; seconds since it was entered). What it raises reaches the caller.
-    `rng` spreads the `retry_after` of what is shed: not everybody comes back at once.
+    `rng` spreads the `retry_after` of what is shed: not all come back at once.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class FlowControlManager:
 
     def give_back(self, n: int, priority: int) -> None:
         """Return `n` events that were granted and not used: tokens, claim, rate and
-        demand are as if nobody had asked for them. ValueError where n is negative or
+        demand are as if they had not been asked for. ValueError where n is negative or
         more than was granted.
         """
         p = check_priority(priority) - 1
@@ -286,7 +286,8 @@ class FlowControlManager:
         """
         if not len(waiting) == len(taken) == PRIORITY_LEVELS:
             raise ValueError(
-                f"waiting and taken must have {PRIORITY_LEVELS} numbers each, not {len(waiting)} and {len(taken)}"
+                f"waiting and taken must have {PRIORITY_LEVELS} numbers each, "
+                f"not {len(waiting)} and {len(taken)}"
             )
         with self._lock:
             now = self._now()
@@ -392,8 +393,8 @@ class FlowControlManager:
             self._sure = 0.0
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
-        """Grant what the shares leave of `wanted`: the pool is too low for everybody to
-        be sure of theirs.
+        """Grant what the shares leave of `wanted`: the pool is too low for each
+        priority to be sure of its own.
         """
         rate = self._bucket.rate
         offer = min(wanted.granted, self._shares.offer(p, now, tokens, rate))

@@ -12,9 +12,9 @@ One call of p may take
   reservation, as in telephone networks): they find room at once, and what they took of
   a reserve fills up before the flood goes on.
 - A flood from above leaves the claims of the less urgent: each goes on at its share,
-  and nobody starves.
-- Whoever is alone has all of c: the whole rate, the whole burst. What nobody claims the
-  most urgent get.
+  and none starves.
+- A priority that is alone has all of c: the whole rate, the whole burst. What none
+  claims the most urgent get.
 - While the pool stays above the sum of all caps nothing has to be looked up: that is
   the common case.
 
@@ -29,15 +29,15 @@ from backpressure.base.priority import PRIORITY_LEVELS
 
 __all__ = ["PriorityShares"]
 
-# Guaranteed parts of the rate, most urgent first. A fifth is nobody's: it goes to the
-# most urgent that asks.
+# Guaranteed parts of the rate, most urgent first. A fifth is unassigned: it goes to
+# the most urgent that asks.
 _SHARES = (0.40, 0.20, 0.10, 0.06, 0.04)
-# The part of a share of the burst that is kept in reserve. What is reserved can not
+# The part of a share of the burst that is kept in reserve. What is reserved cannot
 # take up what flows in between two calls of a flood: with all of it, a flood that calls
 # rarely would lose some of the rate.
 _RESERVE = 0.5
-# Who did not ask for so long has no claim: longer than pauses between batches, but
-# frees a reserve soon.
+# A priority that did not ask for this long (seconds) has no claim: longer than pauses
+# between batches, but frees a reserve soon.
 _ACTIVE_SECONDS = 10.0
 # A claim that lacks less than this of an event is whole: rounding of floats. The bucket
 # counts exactly.
@@ -61,7 +61,7 @@ class PriorityShares:
         self.resize(burst)
 
     def resize(self, burst: int) -> None:
-        # A claim that can not reach one event would never admit any.
+        # A claim that cannot reach one event would never admit any.
         caps = [max(1.0, share * burst * _RESERVE) for share in _SHARES]
         # Too small a burst is not divided: first come, first served.
         self._caps = caps if sum(caps) <= burst else [0.0] * PRIORITY_LEVELS
@@ -104,8 +104,8 @@ class PriorityShares:
         self._claims[p] -= self._drawn[p]
         if rate == 0.0:
             return math.inf
-        # Whichever is first: the claim reaches one event, or the pool has one that it
-        # keeps for nobody.
+        # Whichever is first: the claim reaches one event, or the pool has one that
+        # is free for all.
         by_claim = (1.0 - self._claims[p]) / (_SHARES[p] * rate) if self._caps[p] else math.inf
         by_pool = (1.0 + self._short + granted) / ((1.0 - self._growth) * rate)
         return max(0.0, min(by_claim, by_pool))

@@ -16,6 +16,8 @@ from backpressure import (
     BufferClosed,
     BufferConfig,
     BufferManager,
+    ConfigError,
+    EventTooLarge,
     EventType,
     Priority,
 )
@@ -275,3 +277,56 @@ def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory:
     lane.ring = lane.ring._ring
     assert len(drain(buffer)) == buffer.stats().accepted
     buffer.close()
+
+
+def test_positions_are_the_numbers_that_come_next() -> None:
+    with BufferManager() as buffer:
+        assert buffer.positions() == (0,) * 5
+        admission = buffer.add_events([b"a", b"b"], Priority.HIGH)
+        assert admission.first_seq == 0
+        assert buffer.positions() == (0, 2, 0, 0, 0)
+        assert buffer.resident == 2
+        batch = buffer.get_batch()
+        assert batch is not None
+        batch.ack()
+        assert (buffer.positions(), buffer.resident) == ((0, 2, 0, 0, 0), 0)
+
+
+def test_the_burst_is_tuned_as_the_rate_is() -> None:
+    with BufferManager() as buffer:
+        tuned = buffer.adjust_burst_size(1_000, by="test")
+        assert (tuned.setting, tuned.old, tuned.new) == ("burst_size", 2_000_000, 1_000)
+        assert buffer.stats().flow_control.burst == 1_000
+        with pytest.raises(ConfigError, match="burst"):
+            buffer.adjust_burst_size(0)
+
+
+def test_a_loop_of_ones_own_sleeps_on_a_waiter_and_is_woken() -> None:
+    with BufferManager() as buffer:
+        stopping = threading.Event()
+        woken = threading.Event()
+
+        def wait() -> None:
+            while not stopping.is_set():
+                buffer.batch_waiter().unless(stopping.is_set).wait(60.0)
+            woken.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        stopping.set()
+        buffer.wake_waiters()
+        assert woken.wait(30.0), "slept on"
+        thread.join()
+        assert not buffer.batch_waiter().done()
+        buffer.add_events([b"x"])
+        assert buffer.batch_waiter().done()
+        buffer.close(timeout=0)
+
+
+def test_a_caller_may_allow_less_in_a_line_than_the_lane_does() -> None:
+    with BufferManager() as buffer:
+        assert buffer.add_lines(b"12345\n", max_event_bytes=5).accepted == 1
+        with pytest.raises(EventTooLarge) as caught:
+            buffer.add_lines(b"1\n123456\n", max_event_bytes=5)
+        assert (caught.value.index, caught.value.limit) == (1, 5)
+        buffer.close(timeout=0)

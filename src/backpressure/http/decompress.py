@@ -18,7 +18,7 @@ __all__ = ["UNPACKERS", "BadEncoding", "Unpacker"]
 
 # Bytes that a gzip step gives at most.
 _PIECE: Final = 1 << 18
-# Fed to the zstd decoder at once, in bytes. It can not be told to stop, and four bytes
+# Fed to the zstd decoder at once, in bytes. It cannot be told to stop, and four bytes
 # can make a block of 128 KiB: so that is 8 MiB at most. Of honest data a whole network
 # chunk at once would be a third faster, still at 2 GB/s.
 _ZSTD_STEP: Final = 256
@@ -37,7 +37,7 @@ class Unpacker(Protocol):
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
         """What `data`, the next bytes of the upload, unpacks to; BadEncoding where it
-        can not be.
+        cannot be.
         """
         ...
 

@@ -5,7 +5,7 @@
     data: {"type": "rate_changed", …}     the event's fields
 
 A client that connects again with Last-Event-ID gets what it missed from the last 512
-events. What it can not get any more, or lost because it read too slowly, is announced:
+events. What it cannot get any more, or lost because it read too slowly, is announced:
 `event: missed`, with the number of events. In silence a comment shows that the stream
 lives. A client that does not read at all is dropped after a while. Nothing of this ever
 waits in the buffer's own path: the events wait in a bounded queue of each stream's own.

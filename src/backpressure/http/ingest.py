@@ -266,6 +266,5 @@ def _retry_after(reply: IngestReply, buffer: BufferManager) -> int:
 
 
 def _body_too_large(config: HttpConfig) -> BadUpload:
-    return BadUpload(
-        413, f"the body may have at most {config.max_body_bytes:,} bytes: send it in parts"
-    )
+    most = f"{config.max_body_bytes:,}"
+    return BadUpload(413, f"the body may have at most {most} bytes: send it in parts")

@@ -15,12 +15,10 @@ from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpTarget,
-    Mistakes,
     TcpLines,
-    load,
-    parse,
 )
 from backpressure.service.explain import explain
+from backpressure.service.load import Mistakes, load, parse
 from backpressure.service.reload import differences, reload_plan
 from tests.support.paths import ROOT
 

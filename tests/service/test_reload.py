@@ -15,7 +15,8 @@ import pytest
 from backpressure.base.events import EventType, Tuned
 from backpressure.cli import main
 from backpressure.service import reload
-from backpressure.service.config import Mistakes, ServeConfig, parse
+from backpressure.service.config import ServeConfig
+from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import (
     TUNABLES,
     Tunable,

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 
 from backpressure.base.errors import ConfigError
-from backpressure.service.config import (
-    Mistakes,
-    ServeConfig,
-    parse,
-)
+from backpressure.service.config import ServeConfig
+from backpressure.service.feed import Feed
+from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import put_in_force
-from backpressure.service.service import Feed, Service
+from backpressure.service.service import Service
 from backpressure.sinks import SinkGone
 from tests.support.threads import until
 
@@ -167,7 +165,7 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
         ({"http": {"port": 0, "token_file": "/nowhere/token"}}, ConfigError, "http"),
     ],
 )
-def test_what_can_not_be_opened(
+def test_what_cannot_be_opened(
     tmp_path: Path, tables: dict, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""HttpConfig: which requests the HTTP app answers, and how much of anything it takes."""
+"""HttpConfig: what the HTTP app answers, and how much of anything it takes."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ __all__ = ["UNPACKERS", "BadEncoding", "Unpacker"]
 
 # Bytes that a gzip step gives at most.
 _PIECE: Final = 1 << 18
-# Bytes that the zstd decoder is given at once. It cannot be told to stop, and four bytes
-# can make a block of 128 KiB: 256 bytes make 8 MiB at most. Honest data would unpack a
-# third faster by whole network chunks; this still does 2 GB/s.
+# Bytes that the zstd decoder is given at once. It cannot be told to stop, and four
+# bytes can make a block of 128 KiB: 256 bytes make 8 MiB at most. Honest data would
+# unpack a third faster by whole network chunks; this still does 2 GB/s.
 _ZSTD_STEP: Final = 256
 # The largest window that RFC 9659 lets a sender use over HTTP, in bytes.
 _ZSTD_WINDOW: Final = 8 << 20

@@ -44,7 +44,7 @@ class BufferHandler(logging.Handler):
     timeout: seconds that a call may wait for room; 0 never waits. drain_timeout:
         seconds that `close` may take to deliver.
 
-    A record that is refused is counted in `refused`. One that can not be formatted, or
+    A record that is refused is counted in `refused`. One that cannot be formatted, or
     is larger than its lane, goes to `handleError`, as with every handler.
     """
 

@@ -19,7 +19,7 @@ __all__ = ["FAMILIES", "Family", "Kind", "Reading", "cumulative"]
 #: Label values, in the order of `Family.labels`, and what was read for them.
 Reading: TypeAlias = tuple[tuple[str, ...], float | HistogramStats]
 #: "amount" is a gauge whose values can be added up over its labels; of a plain "gauge"
-#: they can not.
+#: they cannot.
 Kind: TypeAlias = Literal["counter", "amount", "gauge", "histogram"]
 
 _REJECTED: Final = ("full", "rate", "share", "delay", "emergency", "closed")

@@ -118,7 +118,7 @@ class FileSink(LineSink):
     unless `append`.
 
     Exact as long as the process lives: whatever a failed write left behind is cut off
-    before anything else is written. OSError where the file can not be opened, or is
+    before anything else is written. OSError where the file cannot be opened, or is
     none of the regular kind (`open_sink` takes those too).
     """
 
@@ -170,7 +170,7 @@ class FileSink(LineSink):
 
 
 class StreamSink(LineSink):
-    """Writes to a descriptor that can not be cut: a pipe, a terminal, stdout.
+    """Writes to a descriptor that cannot be cut: a pipe, a terminal, stdout.
 
     Where a write failed half-way and the same batch comes again, it goes on behind the
     last byte that got through. Where another one comes first (several priorities), the
@@ -244,7 +244,7 @@ def _refuse_sources(fd: int, name: str, sources: Iterable[str]) -> None:
         try:
             found = os.fstat(0) if source == "-" else os.stat(source)
         except OSError:
-            continue  # a source that can not be read says so itself
+            continue  # a source that cannot be read says so itself
         if os.path.samestat(sink, found):
             shown = "stdin" if source == "-" else source
             raise OSError(

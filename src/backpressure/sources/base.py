@@ -25,6 +25,6 @@ class ServiceSource(Protocol):
 
     def run(self, put: Put, stopping: threading.Event) -> None:
         """Read lines and put them, until `stopping` is set or there will never be more.
-        OSError: it can not go on.
+        OSError: it cannot go on.
         """
         ...

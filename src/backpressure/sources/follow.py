@@ -83,7 +83,7 @@ class FollowSource:
         self._complained: set[str] = set()
 
     def run(self, put: Put, stopping: threading.Event) -> None:
-        """As ServiceSource. A file that can not be opened is reported once and tried
+        """As ServiceSource. A file that cannot be opened is reported once and tried
         again.
         """
         next_scan = float("-inf")

@@ -77,7 +77,7 @@ class LineReader:
     """Iterates over the lines of `sources` (paths; `-` is stdin) as chunks of whole
     lines.
 
-    Raises OSError for a source that can not be read, and LineTooLong for a line of more
+    Raises OSError for a source that cannot be read, and LineTooLong for a line of more
     than `max_line_bytes` without its newline; each after every line before it was given
     out.
 
@@ -155,7 +155,7 @@ class LineReader:
 
 
 def check_source(source: str) -> None:
-    """OSError where `source` can not be read; looks only, and neither opens nor waits."""
+    """OSError where `source` cannot be read; looks only, and neither opens nor waits."""
     if source == "-":
         return
     if stat.S_ISDIR(os.stat(source).st_mode):

@@ -9,7 +9,7 @@ itself: there a position is committed at once.)
 A file is known by device, inode and a checksum of its beginning: inodes are used again,
 and a name is anyone's.
 
-The state file is replaced whole: written beside, synced, renamed. One that can not be
+The state file is replaced whole: written beside, synced, renamed. One that cannot be
 read is refused with its name; it is never overwritten unread.
 
 Thread safety: one lock around all of it; nothing waits under it but `save` for the

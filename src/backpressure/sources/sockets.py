@@ -9,7 +9,7 @@ comes after the last newline when the peer closes is a line too. One longer than
 `max_line_bytes` is skipped and counted. At the end no new connection is taken, and what
 the system has already received from the others is still read.
 
-There is no answer to a line, so a sender can not know what was accepted; where that
+There is no answer to a line, so a sender cannot know what was accepted; where that
 matters, send by HTTP.
 """
 

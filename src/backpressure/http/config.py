@@ -37,7 +37,7 @@ class HttpConfig:
     max_event_bytes: int = 1 << 20
     #: For `make_server` and `serve`: connections at a time, bytes in the head of a
     #: request, and seconds from a connection's begin or the end of a response to the
-    #: end of the next head. Where the app is mounted in one of your own, that server has
+    #: end of the next head. Where the app is mounted in one of your own, its server has
     #: to set such limits.
     max_connections: int = 512
     max_head_bytes: int = 1 << 16

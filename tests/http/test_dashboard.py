@@ -27,7 +27,7 @@ from tests.support.http import TOKEN, Client, serving
 from tests.support.threads import until
 
 FILES = Path(dashboard.__file__).parent
-CHARTS = ["rates", "delay", "depth", "pressure", "batch", "circuit"]
+CHARTS = ["rates", "delay", "waiting", "pressure", "batch", "circuit"]
 
 
 # ---------------------------------------------------------------- what is served
@@ -172,7 +172,7 @@ def painted(browser: webdriver.Chrome, chart: str) -> int:
             return found;
             """,
             chart,
-            {"rates": "--in", "delay": "--threshold", "depth": "--p5"}.get(chart, f"--{chart}"),
+            {"rates": "--in", "delay": "--threshold", "waiting": "--p5"}.get(chart, f"--{chart}"),
         )
     )
 

@@ -108,7 +108,7 @@ class TcpLines(_Lines):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixLines(_Lines):
-    """Listen for lines over a Unix socket. mode: who may connect, in octal."""
+    """Listen for lines over a Unix socket. mode: of the socket's file, in octal."""
 
     path: str
     mode: str = "0660"

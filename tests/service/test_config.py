@@ -1,5 +1,6 @@
-"""The configuration of `forebay serve`: files, the environment, mistakes, and what a
-reload can change.
+"""The configuration of `forebay serve`.
+
+Files, the environment, mistakes, and what a reload can change.
 """
 
 from __future__ import annotations

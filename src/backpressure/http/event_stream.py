@@ -104,7 +104,7 @@ class EventStream(Response):
         start = self._buffer._events.last_seq if self._since is None else self._since
         feed = self._buffer.aio.events(since=start, limit=_QUEUE)
         with self._streams.holding(feed):
-            writer = asyncio.create_task(self._write(feed, start, send))
+            writer = asyncio.create_task(self._write_stream(feed, start, send))
             listener = asyncio.create_task(_until_gone(receive))
             try:
                 await asyncio.wait((writer, listener), return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +113,7 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(writer, listener, return_exceptions=True)
 
-    async def _write(self, feed: EventFeed, start: int, send: Send) -> None:
+    async def _write_stream(self, feed: EventFeed, start: int, send: Send) -> None:
         async with asyncio.timeout(self._config.send_timeout):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for text in self._texts(feed, start):

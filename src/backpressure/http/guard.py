@@ -94,11 +94,11 @@ class Guard:
                 self._check_token(scope["headers"])
             if _route_path(scope) != INGEST_PATH:
                 self._check_control_body(scope["headers"])
-                receive = self._limited(receive)
+                receive = self._count_body(receive)
         except _Refused as refused:
             if scope["method"] not in _SAFE_METHODS:
-                self._log(scope, refused)
-            await _answer(send, refused)
+                self._log_refusal(scope, refused)
+            await _send_refusal(send, refused)
             return
         await self._app(scope, receive, _with_headers(send))
 
@@ -148,7 +148,7 @@ class Guard:
     def _check_control_body(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         length = (_values(headers, b"content-length") or ["0"])[0]
         if not length.isdecimal() or int(length) > self._config.max_control_bytes:
-            raise _Refused(413, self._too_large())
+            raise _Refused(413, self._body_too_large())
         if length != "0" or _values(headers, b"transfer-encoding"):
             content_type = (_values(headers, b"content-type") or [""])[0]
             if content_type.partition(";")[0].strip() != "application/json":
@@ -156,7 +156,7 @@ class Guard:
                     415, "the body must be JSON: send it with Content-Type: application/json"
                 )
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _count_body(self, receive: Receive) -> Receive:
         """`receive`, counting: the length of the body may not be announced."""
         seen = 0
 
@@ -165,15 +165,15 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._config.max_control_bytes:
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, self._body_too_large())
             return message
 
         return limited
 
-    def _too_large(self) -> str:
+    def _body_too_large(self) -> str:
         return f"the body may have at most {self._config.max_control_bytes:,} bytes"
 
-    def _log(self, scope: Scope, refused: _Refused) -> None:
+    def _log_refusal(self, scope: Scope, refused: _Refused) -> None:
         if times := self._few_lines.add(refused.status, 1, time.monotonic()):
             _audit.warning(
                 "refused %s %r, by %s: %s (%d such since the last line)",
@@ -218,7 +218,7 @@ def _with_headers(send: Send) -> Send:
     return with_headers
 
 
-async def _answer(send: Send, refused: _Refused) -> None:
+async def _send_refusal(send: Send, refused: _Refused) -> None:
     body = json.dumps({"detail": str(refused)}).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -91,8 +91,8 @@ class _Lines:
                 self._held.append(piece[:cut])
                 if not await self.push(final=False):
                     return False
-                return await self._put(memoryview(piece)[cut:], final=False)
-            return await self._put(piece, final=False)
+                return await self._put_chunk(memoryview(piece)[cut:], final=False)
+            return await self._put_chunk(piece, final=False)
         self._held.append(piece)
         self._held_bytes += len(piece)
         return self._held_bytes < _PUSH or await self.push(final=False)
@@ -102,9 +102,9 @@ class _Lines:
 
         What follows the last newline is a line only if this is the `final` part.
         """
-        return await self._put(b"".join(self._held), final)
+        return await self._put_chunk(b"".join(self._held), final)
 
-    async def _put(self, chunk: bytes | memoryview, final: bool) -> bool:
+    async def _put_chunk(self, chunk: bytes | memoryview, final: bool) -> bool:
         """Put all of `chunk` into the lane, and hold what follows its last newline."""
         buffer, reply = self._buffer, self.reply
         try:

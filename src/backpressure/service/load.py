@@ -103,17 +103,19 @@ def parse(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
             mistakes.append(str(error))
             return None
 
-    tables = checked(lambda: _expand(_override(given, environment), environment, ""))
+    tables = checked(
+        lambda: _expand_variables(_apply_overrides(given, environment), environment, "")
+    )
     if tables is None:
         raise Mistakes(mistakes)
     mistakes += [str(unknown_key("", key, _TABLES)) for key in tables if key not in _TABLES]
     buffer = checked(lambda: build(BufferConfig, tables.get("buffer", {}), "buffer"))
     given_sources = _source_tables(tables, mistakes)
     sources = [
-        checked(partial(_typed, _SOURCES, one, f"source[{number}]"))
+        checked(partial(_build_typed, _SOURCES, one, f"source[{number}]"))
         for number, one in enumerate(given_sources)
     ]
-    sink = checked(partial(_typed, _SINKS, tables.get("sink"), "sink"))
+    sink = checked(partial(_build_typed, _SINKS, tables.get("sink"), "sink"))
     http = (
         checked(lambda: build(HttpSettings, tables["http"], "http")) if "http" in tables else None
     )
@@ -165,7 +167,7 @@ def _source_tables(tables: Mapping[str, Any], mistakes: list[str]) -> list[Any]:
     return []
 
 
-def _typed(kinds: Mapping[str, type[T]], given: Any, where: str) -> T:
+def _build_typed(kinds: Mapping[str, type[T]], given: Any, where: str) -> T:
     """The other keys as the dataclass that the key `type` names."""
     allowed = ", ".join(kinds)
     if given is None:
@@ -178,7 +180,7 @@ def _typed(kinds: Mapping[str, type[T]], given: Any, where: str) -> T:
     return build(kind, {key: value for key, value in given.items() if key != "type"}, where)
 
 
-def _override(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+def _apply_overrides(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """What is given, with FOREBAY_TABLE__KEY variables in their places."""
     tables: dict[str, Any] = _copied(given)
     for name, text in sorted(environment.items()):
@@ -219,15 +221,18 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _expand(value: Any, environment: Mapping[str, str], where: str) -> Any:
+def _expand_variables(value: Any, environment: Mapping[str, str], where: str) -> Any:
     """`value` with each ${NAME} in its texts replaced."""
     if isinstance(value, dict):
         return {
-            key: _expand(one, environment, f"{where}.{key}" if where else key)
+            key: _expand_variables(one, environment, f"{where}.{key}" if where else key)
             for key, one in value.items()
         }
     if isinstance(value, list):
-        return [_expand(one, environment, f"{where}[{number}]") for number, one in enumerate(value)]
+        return [
+            _expand_variables(one, environment, f"{where}[{number}]")
+            for number, one in enumerate(value)
+        ]
     if not isinstance(value, str):
         return value
 

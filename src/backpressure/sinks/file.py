@@ -133,7 +133,7 @@ class FileSink(LineSink):
 
         Otherwise the output would be read as input.
         """
-        fd = _open(path)
+        fd = _open_for_writing(path)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(
@@ -153,20 +153,20 @@ class FileSink(LineSink):
 
     def send(self, batch: Batch) -> None:
         if self._done:
-            self._cut()  # it did not succeed after the failed write
+            self._cut_off_batch()  # it did not succeed after the failed write
         try:
             for piece in self._pieces(batch):
                 self._write(piece)
         except BaseException:
             try:
-                self._cut()
+                self._cut_off_batch()
             except OSError:
                 pass  # the write's error is what counts, and the next send cuts first
             raise
         self._good += self._done
         self._done = 0
 
-    def _cut(self) -> None:
+    def _cut_off_batch(self) -> None:
         """Make the file end where the present batch began."""
         os.ftruncate(self._fd, self._good)
         os.lseek(self._fd, self._good, os.SEEK_SET)
@@ -231,10 +231,10 @@ def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -
         regular = True
     if regular:
         return FileSink(path, append=append, sources=sources)
-    return StreamSink(_open(path), path)
+    return StreamSink(_open_for_writing(path), path)
 
 
-def _open(path: str | os.PathLike[str]) -> int:
+def _open_for_writing(path: str | os.PathLike[str]) -> int:
     """Open for writing without emptying: first it must be known not to be a source."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
 

@@ -97,14 +97,14 @@ class HttpSink:
         try:
             kept = self._connection is not None
             try:
-                self._post(body, headers)
+                self._post_body(body, headers)
             except (http.client.RemoteDisconnected, ConnectionError):
                 # A server may end a kept connection at any time. Only then is a second
                 # try worth it.
                 if not kept:
                     raise
                 self.close()
-                self._post(body, headers)
+                self._post_body(body, headers)
         except http.client.HTTPException as error:
             self.close()
             raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
@@ -120,7 +120,7 @@ class HttpSink:
         if connection is not None:
             connection.close()
 
-    def _post(self, body: bytes, headers: Mapping[str, str]) -> None:
+    def _post_body(self, body: bytes, headers: Mapping[str, str]) -> None:
         if self._connection is None:
             if self._secure:
                 self._connection = http.client.HTTPSConnection(

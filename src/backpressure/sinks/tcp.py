@@ -61,7 +61,7 @@ class TcpSink:
 
     def _connection(self) -> socket.socket:
         """The connection, made anew where there is none or the peer has ended it."""
-        if self._socket is not None and _ended(self._socket):
+        if self._socket is not None and _peer_has_closed(self._socket):
             self.close()
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
@@ -70,7 +70,7 @@ class TcpSink:
         return self._socket
 
 
-def _ended(connection: socket.socket) -> bool:
+def _peer_has_closed(connection: socket.socket) -> bool:
     """Whether the peer has closed: a first write would still succeed, and be lost.
 
     What the peer sends is read and dropped.

@@ -84,7 +84,7 @@ class FollowSource:
         self._grace = grace
         self._files: dict[str, _Followed] = {}
         self._finished: list[tuple[str, FileId]] = []
-        self._complained: set[str] = set()
+        self._warned: set[str] = set()
 
     def run(self, put: Put, stopping: threading.Event) -> None:
         """As ServiceSource.
@@ -97,7 +97,7 @@ class FollowSource:
             while not stopping.is_set():
                 now = time.monotonic()
                 if now >= next_scan:
-                    self._scan(first)
+                    self._open_matches(first)
                     first = False
                     next_scan = now + _SCAN_SECONDS
                 news = False
@@ -113,7 +113,7 @@ class FollowSource:
                 file.close()
             self._files.clear()
 
-    def _scan(self, first: bool) -> None:
+    def _open_matches(self, first: bool) -> None:
         """Open what has appeared."""
         paths = glob.glob(self._pattern) if glob.has_magic(self._pattern) else [self._pattern]
         for path in sorted(paths):
@@ -130,7 +130,7 @@ class FollowSource:
         before = self._positions.get(path)
         if before is not None:
             known, offset = before
-            found = _find(path, known)
+            found = _open_known(path, known)
             if found is not None:
                 return _Followed(found, offset)
         fd = self._try_open(path)
@@ -163,18 +163,18 @@ class FollowSource:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._complain(path, error.strerror or str(error))
+            self._warn_once(path, error.strerror or str(error))
             return None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            self._complain(path, "only regular files can be followed")
+            self._warn_once(path, "only regular files can be followed")
             return None
-        self._complained.discard(path)
+        self._warned.discard(path)
         return fd
 
-    def _complain(self, path: str, reason: str) -> None:
-        if path not in self._complained:
-            self._complained.add(path)
+    def _warn_once(self, path: str, reason: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
             _log.warning("%s: %s; trying again", path, reason)
 
     def _put_news(
@@ -198,7 +198,7 @@ class FollowSource:
                 if lines and not self._put_lines(path, file, lines, put):
                     return None
             return None
-        if not _is_at(file.fd, path):
+        if not _is_still_at(file.fd, path):
             # Renamed or deleted. After a silence its writer has reopened the next file.
             if time.monotonic() - file.quiet_since < self._grace:
                 return False
@@ -297,7 +297,7 @@ class _Followed:
         os.close(self.fd)
 
 
-def _find(path: str, known: FileId) -> int | None:
+def _open_known(path: str, known: FileId) -> int | None:
     """Open the known file, at its path or under another name in the same directory.
 
     None: it is gone.
@@ -325,7 +325,7 @@ def _find(path: str, known: FileId) -> int | None:
     return None
 
 
-def _is_at(fd: int, path: str) -> bool:
+def _is_still_at(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

@@ -130,7 +130,7 @@ class Positions:
                     indent=1,
                 )
             try:
-                _replace(self._path, text.encode())
+                _replace_file(self._path, text.encode())
             except BaseException:
                 with self._lock:
                     self._changed = True
@@ -157,7 +157,7 @@ class Positions:
             ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace_file(path: Path, content: bytes) -> None:
     """Replace a file so that a crash leaves either the old or the new content."""
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

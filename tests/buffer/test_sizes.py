@@ -11,7 +11,7 @@ from backpressure.buffer.config import BufferConfig
 from backpressure.buffer.from_mapping import build, format_size, parse_size
 from backpressure.cli.pump.arguments import parse as parse_pump
 from backpressure.logging import BufferHandler
-from backpressure.service.config import parse as parse_serve
+from backpressure.service.load import parse as parse_serve
 
 # Every spelling means the same everywhere. Units are powers of 1024.
 SIZES = {

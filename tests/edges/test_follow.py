@@ -1,5 +1,6 @@
-"""Following files: growth, rotation in every way, restarts, hostile lines; positions
-are committed when delivered.
+"""Following files: growth, rotation in every way, restarts, hostile lines.
+
+Positions are committed when delivered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ pytestmark = [
 
 
 class Run:
-    """A source in a thread of its own, and what it put."""
+    """A source in a thread of its own, and what it has put."""
 
     def __init__(self, pattern: Path | str, positions: Positions | None = None, **options) -> None:
         options = {"start": "beginning", "poll": 0.005, "grace": 0.05, **options}
@@ -121,7 +122,7 @@ def test_rename_and_create(tmp_path: Path) -> None:
         with path.open("ab", buffering=0) as writer:
             path.rename(tmp_path / "a.log.1")
             path.write_bytes(b"three\n")
-            time.sleep(0.1)  # many looks; but the writer has not reopened yet
+            time.sleep(0.1)  # many looks, but the writer has not reopened yet
             writer.write(b"two\nno newline")
             run.expect(b"one\ntwo\nno newlinethree\n")
 
@@ -381,7 +382,7 @@ def test_identity(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_state_file_that_says_what_can_not_be_is_refused_by_its_name(
+def test_a_state_file_that_says_what_cannot_be_is_refused_by_its_name(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     state = tmp_path / "state"

@@ -1,5 +1,6 @@
-"""What monitoring systems read: each scrape satisfies the books, counters only grow,
-names and labels stay.
+"""The metrics: each scrape satisfies the books, and counters only grow.
+
+Names and labels stay.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def make(clock: FakeClock | None = None, **fields: object) -> BufferManager:
 
 
 def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Sample name and labels (without the empty ones) -> value, as a Prometheus server
-    would keep them.
+    """Value by sample name and labels, as a Prometheus server would keep them.
+
+    Empty labels are left out.
     """
     body, content_type = exposition(buffers)
     assert content_type.startswith("text/plain")
@@ -49,7 +51,7 @@ def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def total(samples, name: str, **labels: str) -> float:
-    """Sum of the samples of that name which have those labels."""
+    """Sum of the samples with this name and these labels."""
     return sum(
         value
         for (one, its), value in samples.items()
@@ -138,7 +140,7 @@ def test_every_priority_and_reason_is_there_from_the_start() -> None:
             )
 
 
-def test_a_reason_that_nobody_knew_is_counted_too() -> None:
+def test_an_unknown_reason_is_counted_too() -> None:
     buffer = make()
     buffer._lanes[2].reject(7, "moon phase")
     samples = scrape(buffer)
@@ -198,8 +200,7 @@ def test_histograms() -> None:
         }
         for name in ("queue_delay_seconds", "batch_latency_seconds", "batch_events")
     }
-    # Of what was delivered a second time only the first delivery tells how long it had
-    # queued.
+    # Only an event's first delivery tells how long it was queued.
     assert (at["queue_delay_seconds"]["0.25"], at["queue_delay_seconds"]["0.5"]) == (0, 2)
     assert total(samples, "queue_delay_seconds_sum") == pytest.approx(0.6)
     assert [at["batch_latency_seconds"][bound] for bound in ("0.0001", "1.0", "2.5")] == [1, 1, 2]
@@ -226,7 +227,7 @@ def test_histogram_bounds_and_quantiles() -> None:
     assert (stats.count, stats.sum) == (5, pytest.approx(1021.6))
     assert stats.quantile(0.2) == pytest.approx(0.5)
     assert 1.0 < stats.quantile(0.5) <= 10.0
-    assert stats.quantile(1.0) == 100.0  # above the last bound nothing is known but that
+    assert stats.quantile(1.0) == 100.0  # above the last bound only that is known
     assert list(EVENTS) == sorted(EVENTS)
 
 
@@ -390,7 +391,7 @@ def test_one_snapshot_for_one_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(taken) == 1
 
 
-# ---------------------------------------------------------------- the library's own rules
+# ---------------------------------------------------------------- rules of the library
 
 
 def test_names_units_and_help() -> None:

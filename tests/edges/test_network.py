@@ -1,5 +1,6 @@
-"""Lines over sockets in, batches over HTTP and TCP out: at least once, bounded, and
-backpressure that senders feel.
+"""Lines in over sockets, batches out over HTTP and TCP.
+
+At least once, bounded, and with backpressure that senders feel.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def test_at_the_end_what_was_received_is_still_read() -> None:
         collected.gate.clear()
         peer.sendall(b"two\n")
         until(lambda: collected.putting == 2)
-        peer.sendall(b"three\n")  # nobody reads this before the end has begun
+        peer.sendall(b"three\n")  # not read before the end has begun
         stopping.set()
         until(lambda: source._listener.fileno() == -1)
         time.sleep(0.05)
@@ -215,8 +216,9 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 class Server:
-    """An HTTP server that answers as told: `answers` are (status, body), or None to
-    break the connection.
+    """An HTTP server that answers as told.
+
+    `answers` are (status, body), or None to break the connection.
     """
 
     def __init__(self) -> None:
@@ -328,7 +330,7 @@ def test_a_new_connection_that_fails_is_a_failure_at_once(server: Server) -> Non
     sink.close()
 
 
-def test_nobody_there() -> None:
+def test_no_server_there() -> None:
     with tcp_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
     sink = HttpSink(f"http://127.0.0.1:{port}/")
@@ -370,7 +372,7 @@ def test_what_is_no_http_is_an_os_error() -> None:
         ("http://user:pw@host/", "Authorization"),
     ],
 )
-def test_urls_that_can_not_work(url: str, message: str) -> None:
+def test_urls_that_cannot_work(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         HttpSink(url)
     assert "pw" not in str(caught.value)

@@ -1,6 +1,4 @@
-"""The sinks: what is in the output after failures, short writes, redeliveries and odd
-files.
-"""
+"""The sinks: the output after failures, short writes, redeliveries, odd files."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from backpressure.testing import FailingSink, MemorySink
 
 
 def batch_of(*events: bytes, priority: int = 3, buffer: BufferManager | None = None) -> Batch:
-    """A real batch with these events, and with the next sequence numbers of its lane."""
+    """A real batch of these events, with the next sequence numbers of its lane."""
     buffer = buffer or BufferManager()
     assert buffer.add_events(list(events), priority=priority).accepted == len(events)
     batch = buffer.get_batch()
@@ -33,8 +31,9 @@ def batch_of(*events: bytes, priority: int = 3, buffer: BufferManager | None = N
 
 
 class Stumbling:
-    """A writer that writes at most `step` bytes at a time and fails once, after
-    `fail_after` bytes.
+    """A writer that writes at most `step` bytes and fails once.
+
+    It fails after `fail_after` bytes.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ def test_a_file_sink_appends_where_asked(tmp_path: Path) -> None:
     batch = batch_of(b"one")
     with pytest.raises(OSError, match="space"):
         sink.send(batch)
-    assert path.read_bytes() == b"zero\n"  # the cut spares what was there before
+    assert path.read_bytes() == b"zero\n"  # the cut keeps what was there before
     sink.send(batch)
     sink.close()
     assert path.read_bytes() == b"zero\none\n"

@@ -1,6 +1,4 @@
-"""The sources: whole lines out of files and stdin, whatever the sizes of reads, buffers
-and lines.
-"""
+"""The sources: whole lines of files and stdin, at all sizes of reads and lines."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from backpressure.sources import LineChunk, LineReader, LineTooLong, check_sourc
 
 
 def read_all(reader: LineReader) -> tuple[bytes, LineTooLong | OSError | None]:
-    """All that `reader` gives, and what ended it."""
+    """All that `reader` gives, and the error that ended it."""
     got = bytearray()
     try:
         for chunk in reader:
@@ -39,7 +37,7 @@ def write_files(folder: Path, contents: Sequence[bytes]) -> list[str]:
 
 
 def check_chunk(chunk: LineChunk, files: dict[str, bytes]) -> None:
-    """A chunk holds whole lines, and every byte of it is where it says that it is."""
+    """A chunk holds whole lines, and every byte is where it says."""
     data = bytes(chunk.data)
     assert data
     assert data.endswith(b"\n") != chunk.unterminated
@@ -147,7 +145,7 @@ def test_stopping_ends_a_wait_for_a_pipe_and_says_what_is_left_over() -> None:
     timer = threading.Timer(0.01, stop.set)
     timer.start()
     started = time.monotonic()
-    assert list(chunks) == []  # nobody writes: only the stop ends this
+    assert list(chunks) == []  # nothing is written: only the stop ends this
     assert time.monotonic() - started < 5
     assert not reader.exhausted
     assert reader.carried_bytes == len(b"half a li")
@@ -206,7 +204,7 @@ def test_check_source_without_permission(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_bytes(b"")
     monkeypatch.setattr(
         os, "access", lambda path, mode: False
-    )  # the tests may run as root, who may read all
+    )  # root may read all, and the tests may run as root
     with pytest.raises(PermissionError, match=r"a\.log"):
         check_source(str(path))
 

@@ -1,5 +1,6 @@
-"""What a connection may take of the server before it has said anything sensible:
-memory, time, descriptors, lines in the log.
+"""What a connection may take before a request is complete.
+
+Memory, time, descriptors, lines in the log.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from backpressure.sources.sockets import tcp_listener
 from tests.support.http import AUTH, serving
 from tests.support.threads import until
 
-# Of each kind of limit one that a test reaches soon.
+# One limit of each kind, which a test reaches soon.
 QUICK = HttpConfig(head_timeout=0.3, send_timeout=0.3, max_head_bytes=4096, max_connections=8)
 
 
@@ -50,7 +51,7 @@ def answer(connection: socket.socket) -> bytes:
 
 
 def pour(connection: socket.socket, parts: Iterator[bytes], limit: int) -> int:
-    """Send until the server takes no more; how many bytes that were."""
+    """Send until the server takes no more; returns how many bytes that were."""
     sent = 0
     try:
         for part in parts:
@@ -98,7 +99,7 @@ def test_a_head_that_is_just_too_large_is_told_so(buffer: BufferManager) -> None
     with serving(buffer, config=QUICK) as address:
         for extra, status in ((3000, b"200"), (4096, b"431")):
             with closing(connect(address)) as connection:
-                # Not ended: whether it is too large is known before.
+                # Not ended: that it is too large is known before its end.
                 connection.sendall(HEAD + b"X: " + b"x" * extra)
                 if status == b"200":
                     connection.sendall(b"\r\nConnection: close\r\n\r\n")
@@ -130,10 +131,10 @@ def test_a_body_of_small_chunks_is_no_head(buffer: BufferManager) -> None:
         "silent",
         "within the head",
         "within the second head",
-        "within a body that nobody waits for",
+        "within a body that no route waits for",
     ],
 )
-def test_who_says_nothing_is_let_go(buffer: BufferManager, begin: bytes) -> None:
+def test_a_silent_client_is_dropped(buffer: BufferManager, begin: bytes) -> None:
     with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
         connection.sendall(begin)
         assert answer(connection).count(b"HTTP/1.1 ") == begin.count(b"\r\n\r\n")
@@ -147,8 +148,7 @@ def test_a_connection_that_is_used_stays(buffer: BufferManager) -> None:
         closing(connect(address)) as silent,
     ):
         client.get(f"{address}/buffer/health")
-        # As long as it takes until the one that says nothing is let go, and the time is
-        # up several times over.
+        # Until the silent one is dropped: the time is up several times over.
         opened = len(client._transport._pool.connections)
         done = False
         while not done:
@@ -169,7 +169,7 @@ def test_an_upload_that_takes_its_time_is_not_given_up(buffer: BufferManager) ->
 
         def content() -> Iterator[bytes]:
             yield b"one\n"
-            answer(silent)  # until that one has been given up
+            answer(silent)  # until that one is dropped
             yield b"two\n"
 
         assert (
@@ -177,7 +177,7 @@ def test_an_upload_that_takes_its_time_is_not_given_up(buffer: BufferManager) ->
         )
 
 
-def test_who_does_not_read_is_let_go(buffer: BufferManager) -> None:
+def test_a_client_that_does_not_read_is_dropped(buffer: BufferManager) -> None:
     with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = b"GET /buffer/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -199,7 +199,7 @@ def test_requests_that_wait_on_one_connection_are_limited(buffer: BufferManager)
         assert is_well(address)
 
 
-def test_there_are_only_so_many_connections(buffer: BufferManager) -> None:
+def test_the_number_of_connections_is_limited(buffer: BufferManager) -> None:
     config = HttpConfig(max_connections=8)
     with serving(buffer, config=config) as address:
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
@@ -235,9 +235,7 @@ def test_rubbish_does_not_flood_the_log(
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """What is accepted by the listener of `forebay serve` has Nagle's algorithm turned
-    off.
-    """
+    """The listener of `forebay serve` accepts without Nagle's algorithm."""
 
     async def main() -> int:
         accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()

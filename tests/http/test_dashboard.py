@@ -1,5 +1,6 @@
-"""The dashboard in a real browser: it draws, it acts, it shows that the connection is
-lost, and it heals.
+"""The dashboard in a real browser: it draws and acts.
+
+It shows that the connection is lost, and recovers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.support.http import TOKEN, Client, serving
 from tests.support.threads import until
 
 FILES = Path(dashboard.__file__).parent
-CHARTS = ["rates", "delay", "depth", "pressure", "batch", "circuit"]
+CHARTS = ["rates", "delay", "waiting", "pressure", "batch", "circuit"]
 
 
 # ---------------------------------------------------------------- what is served
@@ -124,8 +125,8 @@ def closing_browser(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def buffer() -> Iterator[BufferManager]:
-    """One with a little traffic through it."""
-    # Some of it waits for long, and is not to be taken for overload.
+    """A buffer with a little traffic through it."""
+    # Some of it waits long, which is not to count as overload.
     monitor = BackpressureMonitorConfig(delay_threshold=600.0, adaptive_thresholds=False)
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20, monitor=monitor))
     done = threading.Event()
@@ -154,38 +155,46 @@ def text(browser: webdriver.Chrome, selector: str) -> str:
 
 
 def painted(browser: webdriver.Chrome, chart: str) -> int:
-    """How many pixels of a chart have the colour of its (last) series: none of an empty
-    one.
+    """How many pixels of a chart have the colour of its (last) series.
+
+    None of an empty one.
     """
     return int(
         browser.execute_script(
             """
             const canvas = document.querySelector(`[data-chart=${arguments[0]}] canvas`);
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            const wanted = getComputedStyle(document.documentElement).getPropertyValue(arguments[1]).trim();
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            const style = getComputedStyle(document.documentElement);
+            const wanted = style.getPropertyValue(arguments[1]).trim();
             const [r, g, b] = [1, 3, 5].map((at) => parseInt(wanted.slice(at, at + 2), 16));
             let found = 0;
             for (let at = 0; at < data.length; at += 4) {
-              const away = Math.abs(data[at] - r) + Math.abs(data[at + 1] - g) + Math.abs(data[at + 2] - b);
+              const [red, green, blue] = data.slice(at, at + 3);
+              const away = Math.abs(red - r) + Math.abs(green - g) + Math.abs(blue - b);
               found += away < 12 && data[at + 3] > 200;
             }
             return found;
             """,
             chart,
-            {"rates": "--in", "delay": "--threshold", "depth": "--p5"}.get(chart, f"--{chart}"),
+            {"rates": "--in", "delay": "--threshold", "waiting": "--p5"}.get(chart, f"--{chart}"),
         )
     )
 
 
 def until_painted(browser: webdriver.Chrome) -> None:
-    """Until each chart shows its series; a look costs, and what is painted stays."""
+    """Wait until each chart shows its series.
+
+    A look costs, and what is painted stays.
+    """
     for chart in CHARTS:
         until(lambda chart=chart: painted(browser, chart) >= 8)
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
-    """What the browser's console says, of a violated policy, a failed request or an
-    exception, but for `painted` itself.
+    """The browser's console without what `painted` itself causes.
+
+    Violated policies, failed requests, exceptions.
     """
     return [
         entry["message"]
@@ -294,7 +303,7 @@ def test_a_lost_connection_is_shown_and_heals(
     assert "Connection lost" in text(browser, "#lost")
     assert text(browser, "#connection .text") == "connection lost"
     assert text(browser, "#health .text") == "unknown"
-    buffer.adjust_batch_size(7654)  # while nobody can see it
+    buffer.adjust_batch_size(7654)  # while no client can see it
     with serving(buffer, port=int(address.rpartition(":")[2])):
         until(lambda: text(browser, "#connection .text") == "live")
         assert not browser.find_element(By.ID, "lost").is_displayed()
@@ -340,7 +349,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG 2 defines it."""
+    """The contrast as WCAG 2 defines it."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -353,13 +362,15 @@ def test_contrast_in_light_and_dark(scheme: str) -> None:
             r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if scheme == "dark" else "")
         )
     )
-    for front, back in (("text", "card"), ("text", "page"), ("soft", "card"), ("soft", "page"), ("good", "good-back"),
-                        ("warn", "warn-back"), ("bad", "bad-back"), ("bad", "card"), ("good", "card"), ("accent", "card"),
-                        ("on-accent", "accent")):  # fmt: skip
+    for front, back in (
+        *(("text", "card"), ("text", "page"), ("soft", "card"), ("soft", "page")),
+        *(("good", "good-back"), ("warn", "warn-back"), ("bad", "bad-back")),
+        *(("bad", "card"), ("good", "card"), ("accent", "card"), ("on-accent", "accent")),
+    ):
         assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
     for line in ("in", "out", "refused", "delay", "threshold", "batch", "pressure", "circuit"):
         assert contrast(colours[line], colours["card"]) >= 3.0, line
-    # Neighbours of the stack differ in lightness, which every eye sees.
+    # Neighbours in the stack differ in lightness, which everyone can see.
     ladder = [luminance(colours[f"p{priority}"]) for priority in range(1, 6)]
     assert ladder == sorted(ladder)
     assert all(contrast(colours[f"p{n}"], colours[f"p{n + 1}"]) > 1.15 for n in range(1, 5))

@@ -1,5 +1,6 @@
-"""GET /buffer/events: server-sent events over a real connection, with resumption,
-heartbeats, and clients that misbehave.
+"""GET /buffer/events: server-sent events over a real connection.
+
+Resumption, heartbeats, and clients that misbehave.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Stream:
         self.start = ""
 
     def frame(self) -> dict[str, str]:
-        """The next one: its fields; a comment has the field ""."""
+        """The next frame: its fields; a comment has the field ""."""
         fields: dict[str, str] = {}
         for line in self._lines:
             if not line:
@@ -77,7 +78,7 @@ def streaming(address: str, **headers: str) -> Iterator[Stream]:
 
 
 def test_events_come_with_number_type_and_fields(buffer: BufferManager) -> None:
-    buffer.adjust_batch_size(2000)  # before anybody looks
+    buffer.adjust_batch_size(2000)  # before a client connects
     with serving(buffer) as address, streaming(address) as stream:
         buffer.adjust_flow_control_rate(float("inf"), by='a "quoted"\nline')
         changed, tuned = stream.event(), stream.event()
@@ -88,7 +89,7 @@ def test_events_come_with_number_type_and_fields(buffer: BufferManager) -> None:
         assert tuned["data"]["seq"] == 4
 
 
-def test_who_connects_again_misses_nothing(buffer: BufferManager) -> None:
+def test_a_client_that_connects_again_misses_nothing(buffer: BufferManager) -> None:
     with serving(buffer) as address:
         with streaming(address) as stream:
             buffer.adjust_batch_size(2000)
@@ -103,7 +104,7 @@ def test_who_connects_again_misses_nothing(buffer: BufferManager) -> None:
             assert [stream.event()["data"]["seq"] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_who_lost_the_connection_before_the_first_event_misses_none_either(
+def test_a_client_that_lost_its_connection_before_the_first_event_misses_none_either(
     buffer: BufferManager,
 ) -> None:
     buffer.adjust_batch_size(2000)
@@ -160,9 +161,13 @@ def test_a_stream_ends_with_its_buffer(buffer: BufferManager) -> None:
             stream.event()
 
 
-def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferManager) -> None:
-    """Nobody but itself: events go on at their pace, others see all of them, and the
-    server lets it go in the end.
+def test_a_client_that_does_not_read_harms_only_itself_and_is_dropped(
+    buffer: BufferManager,
+) -> None:
+    """It harms only itself.
+
+    Events go on at their pace, other clients see all of them, and the server drops it
+    in the end.
     """
     with serving(buffer, config=HttpConfig(send_timeout=0.5)) as address:
         host, port = address.removeprefix("http://").split(":")
@@ -177,8 +182,9 @@ def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferM
             with streaming(address) as stream:
 
                 def tell() -> bool:
-                    """Until it is dropped: 50 KB a time, soon more than all that lies
-                    on the way to it can hold.
+                    """Write until it is dropped.
+
+                    50 KB a time, soon more than the way to it can hold.
                     """
                     nonlocal slowest
                     begin = time.monotonic()
@@ -189,16 +195,17 @@ def test_a_client_that_does_not_read_harms_nobody_and_is_dropped(buffer: BufferM
                     return own.ended
 
                 until(tell)
-            # It was dropped by its time-out, of half a second: nobody waited that long
+            # Its time-out of half a second dropped it, and no other waited that long
             # for it.
             assert slowest < 0.4
             assert len(own._pending) <= 256
             until(lambda: subscribers(buffer) == 0)
 
 
-def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
-    """An emitter never waits for a subscription, also where the loop that reads it is
-    busy with something else.
+def test_emitting_costs_the_same_with_any_listener(buffer: BufferManager) -> None:
+    """An emitter never waits for a subscription.
+
+    Also where the loop that reads it is busy with something else.
     """
     entered, leave = threading.Event(), threading.Event()
 
@@ -206,7 +213,7 @@ def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
         feed = buffer.aio.events()
         assert await feed.get(timeout=0.001) is None
         entered.set()
-        assert leave.wait(30)  # the loop does nothing for anybody
+        assert leave.wait(30)  # the loop does nothing else
         feed.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(busy()))
@@ -221,8 +228,9 @@ def test_emitting_costs_the_same_whoever_listens(buffer: BufferManager) -> None:
 
 
 def test_a_torrent_leaves_others_their_turn(buffer: BufferManager) -> None:
-    """Neither `get` nor `send` has to wait here: without a pause nothing else would run
-    until the last event is sent.
+    """Neither `get` nor `send` has to wait here.
+
+    Without a pause nothing else would run until the last event is sent.
     """
     for _ in range(125):
         buffer.adjust_batch_size(2000)

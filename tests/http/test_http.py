@@ -1,5 +1,6 @@
-"""The HTTP app: what it shows, what it changes, and whom it refuses. Uploads and
-streams have files of their own.
+"""The HTTP app: what it shows, what it changes, and what it refuses.
+
+Uploads and streams have files of their own.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def test_health_says_whether_and_why_not() -> None:
     shown = client.get("/buffer/health")
     assert (shown.status_code, shown.json()["status"]) == (200, "degraded")
     assert "circuit is open" in shown.json()["reasons"][0]
-    # A flood of what is least urgent is no reason to send nothing any more.
+    # A flood of the least urgent is no reason to stop sending.
     buffer.add_events([b"x" * 900] * 5, priority=5)
     buffer.add_events([b"x" * 60] * 60, priority=5)
     shown = client.get("/buffer/health")
@@ -268,8 +269,9 @@ def test_bad_input_says_what_was_wrong_and_changes_nothing(
 
 
 def test_a_deep_body_is_refused(buffer: BufferManager, client: Client) -> None:
-    """Python before 3.12 runs out of stack here and others out of input: both are the
-    client's fault.
+    """Python before 3.12 runs out of stack here and others out of input.
+
+    Both are the client's fault.
     """
     before = settings(buffer)
     reply = client.post(
@@ -309,7 +311,7 @@ def test_a_body_without_a_length_is_limited_as_well(buffer: BufferManager, clien
     assert settings(buffer) == before
 
 
-# ---------------------------------------------------------------- whom it refuses
+# ---------------------------------------------------------------- what it refuses
 
 
 @pytest.mark.parametrize(
@@ -354,8 +356,9 @@ def test_the_scheme_of_the_token_is_not_case_sensitive(client: Client) -> None:
 def test_tokens_are_compared_in_constant_time(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides have the same length whatever was sent, and nothing but compare_digest
-    looks at them.
+    """Both sides have the same length, whatever was sent.
+
+    Only compare_digest looks at them.
     """
     compared: list[tuple[bytes, bytes]] = []
 
@@ -369,7 +372,7 @@ def test_tokens_are_compared_in_constant_time(
 
 
 @pytest.mark.parametrize("token", ["", "with space", "ümlaut", "line\nbreak", 5])
-def test_a_token_that_nobody_could_send_is_refused(token: Any, buffer: BufferManager) -> None:
+def test_a_token_that_no_client_could_send_is_refused(token: Any, buffer: BufferManager) -> None:
     with pytest.raises(ConfigError, match="token"):
         create_app(buffer, token)
 
@@ -539,7 +542,7 @@ def test_config_errors_name_the_field(field: str, value: Any) -> None:
         HttpConfig(**{field: value})
 
 
-def test_the_document_knows_the_bounds_of_this_buffer() -> None:
+def test_the_document_has_the_bounds_of_this_buffer() -> None:
     batching = AdaptiveBatchConfig(min_batch_size=10, initial_batch_size=20, max_batch_size=30)
     document = (
         Client(BufferManager(BufferConfig(lane_bytes=4096, batching=batching)))

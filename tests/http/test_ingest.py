@@ -1,5 +1,6 @@
-"""POST /events: what is accepted is exactly a prefix, however the body is cut, packed,
-refused or broken off.
+"""POST /events: exactly a prefix is accepted.
+
+However the body is cut, packed, refused or broken off.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def test_an_empty_body_is_no_event() -> None:
     assert buffer.stats().offered == 0
 
 
-# ---------------------------------------------------------------- what is not, for the moment
+# ---------------------------------------------------------------- what is not, for now
 
 
 def resend(client: Client, body: bytes, reply: httpx.Response) -> httpx.Response:
@@ -215,8 +216,9 @@ def test_rate_limited_answers_429() -> None:
 
 
 def test_nothing_overtakes_a_line_that_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long line that came in two pieces is refused: the short ones after it would
-    fit, and are not part of a prefix.
+    """A long line that came in two pieces is refused.
+
+    The short ones after it would fit, and are not part of a prefix.
     """
     monkeypatch.setattr("backpressure.http.ingest._LARGE", 1)
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
@@ -321,8 +323,13 @@ def test_a_blocking_buffer_does_not_hold_an_upload_for_ever(
     assert (reply.status_code, reply.json()["reason"]) == (503, "full")
 
 
-@pytest.mark.parametrize("query", ["priority=0", "priority=6", "priority=high", "priority=3.5", "timeout=-1", "timeout=31",
-                                   "timeout=nan", "prio=1", "priority=1&x=2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("priority=0", "priority=6", "priority=high", "priority=3.5", "priority=1&x=2"),
+        *("timeout=-1", "timeout=31", "timeout=nan", "prio=1"),
+    ],
+)
 def test_a_bad_query_changes_nothing(query: str) -> None:
     buffer = small()
     reply = Client(buffer).post(f"/events?{query}", content=b"x\n")
@@ -433,8 +440,9 @@ def test_a_line_that_the_lane_can_never_hold() -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 @pytest.mark.parametrize("content", [b"x", b"\n", b"line of some length\n"])
 def test_a_bomb_costs_no_memory(encoding: str, content: bytes) -> None:
-    """256 MB out of some KB: refused by the line's length, the lane's room, or the
-    limit, and never held.
+    """256 MB out of some KB: refused, and never held.
+
+    By the length of the line, the room of the lane, or the limit.
     """
     if encoding == "gzip":
         packer = zlib.compressobj(9, wbits=31)
@@ -469,7 +477,7 @@ def test_a_bomb_costs_no_memory(encoding: str, content: bytes) -> None:
 
 
 def test_zstd_blocks_that_repeat_one_byte_give_no_more_than_some_mib_at_once() -> None:
-    """The densest bomb there is: blocks of 4 bytes, each of which unpacks to 128 KiB."""
+    """The densest bomb: blocks of 4 bytes, each of which unpacks to 128 KiB."""
     block = (1 << 1 | (128 << 10) << 3).to_bytes(3, "little") + b"x"
     bomb = b"\x28\xb5\x2f\xfd\x00\x38" + block * 16_000
     unpacker = UNPACKERS["zstd"]()
@@ -513,7 +521,8 @@ def test_a_client_that_stops_sending_is_let_go() -> None:
     with serving(buffer, config=HttpConfig(read_timeout=0.2)) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            head = f"POST /events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100\r\n\r\n"
+            head = f"POST /events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+            head += "Content-Length: 100\r\n\r\n"
             connection.sendall(head.encode() + b"one\ntwo\n")
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -539,8 +548,8 @@ def test_a_server_that_stops_tells_what_was_accepted(
     with ExitStack() as cleaning:
         with serving(buffer) as address:
             host, port = address.removeprefix("http://").split(":")
-            head = f"POST /events?timeout=30 HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
-            head += "Content-Length: 500000\r\n\r\n"
+            head = f"POST /events?timeout=30 HTTP/1.1\r\nHost: {host}\r\n"
+            head += f"Authorization: Bearer {TOKEN}\r\nContent-Length: 500000\r\n\r\n"
             connection = cleaning.enter_context(
                 socket.create_connection((host, int(port)), timeout=30)
             )
@@ -558,8 +567,9 @@ def test_a_server_that_stops_tells_what_was_accepted(
 
 
 def test_a_silent_client_leaves_no_cancellation_behind() -> None:
-    """The task goes on after the reply: middleware of others must not find it half
-    cancelled.
+    """The task goes on after the reply.
+
+    Other middleware must not find it half cancelled.
     """
     app = create_app(small(), TOKEN, HttpConfig(read_timeout=0.01))
     sent: list[Any] = []
@@ -587,7 +597,8 @@ def test_a_connection_that_breaks_keeps_what_was_accepted(caplog: pytest.LogCapt
     with serving(buffer) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            head = f"POST /events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9999999\r\n\r\n"
+            head = f"POST /events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+            head += "Content-Length: 9999999\r\n\r\n"
             connection.sendall(head.encode() + b"0123456789\n" * 100_000)
             until(lambda: buffer.stats().accepted > 50_000)
         until(lambda: "broke off" in caplog.text)
@@ -629,7 +640,7 @@ make_server(buffer, port=0, token=sys.argv[2]).run(sockets=[listener])
 
 
 def resident(pid: int, field: str) -> int:
-    """Bytes that a process has in memory (VmRSS), or had at most (VmHWM)."""
+    """The memory of a process in bytes: now (VmRSS), or at most (VmHWM)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

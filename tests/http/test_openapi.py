@@ -1,5 +1,6 @@
-"""The OpenAPI document is true: schemathesis makes requests from it, good and bad, with
-all of its checks.
+"""The OpenAPI document is true: schemathesis makes requests from it.
+
+Good and bad ones, with all of its checks.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ HOST = {"Host": "localhost"}
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[BufferManager]:
-    """A buffer that is never full: "not now" is an answer as well, but here it would
-    hide others.
+    """A buffer that is never full.
+
+    "Not now" is an answer as well, but here it would hide others.
     """
     flow = FlowControlConfig(max_events_per_second=1e12, burst_size=1 << 50)
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20, flow_control=flow))
@@ -60,8 +62,9 @@ def schema(served: BufferManager) -> schemathesis.BaseSchema:
 
 @pytest.fixture(autouse=True)
 def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the Prometheus client /metrics answers 501: to be expected there, and a
-    fault anywhere else.
+    """Without the Prometheus client /metrics answers 501.
+
+    That is expected there, and a fault anywhere else.
     """
     if find_spec("backpressure.metrics") is None or find_spec("prometheus_client") is None:
         module = types.ModuleType("backpressure.metrics")

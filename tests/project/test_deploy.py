@@ -13,7 +13,7 @@ import pytest
 
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics import FAMILIES
-from backpressure.service.config import load
+from backpressure.service.load import load
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -18,6 +18,7 @@ import ringbuf
 
 #: What is made of other arguments than one text.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "BadUpload": (400, "the upload broke off"),
     "BufferFull": ("full", 1.5),
     "CircuitOpenError": ("open", 1.5),
     "ConfigError": ("rate", "too high"),

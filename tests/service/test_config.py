@@ -1,5 +1,6 @@
-"""The configuration of `forebay serve`: files, the environment, mistakes, and what a
-reload can change.
+"""The configuration of `forebay serve`.
+
+Files, the environment, mistakes, and what a reload can change.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpTarget,
-    Mistakes,
     TcpLines,
-    load,
-    parse,
 )
 from backpressure.service.explain import explain
+from backpressure.service.load import Mistakes, load, parse
 from backpressure.service.reload import differences, reload_plan
 from tests.support.paths import ROOT
 

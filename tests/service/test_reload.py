@@ -1,5 +1,6 @@
-"""Reload: one table says what can be changed while the service runs, and everything
-that reloads goes by it.
+"""Reload: one table says what can change while the service runs.
+
+Everything that reloads goes by it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pytest
 from backpressure.base.events import EventType, Tuned
 from backpressure.cli import main
 from backpressure.service import reload
-from backpressure.service.config import Mistakes, ServeConfig, parse
+from backpressure.service.config import ServeConfig
+from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import (
     TUNABLES,
     Tunable,
@@ -39,7 +41,7 @@ VALUES: dict[str, Any] = {
 
 
 def tables(values: dict[str, Any]) -> dict[str, Any]:
-    """What a TOML file holds that sets these."""
+    """The tables of a TOML file with these values."""
     given: dict[str, Any] = {"source": [{"type": "stdin"}], "sink": {"type": "stdout"}}
     for name, value in values.items():
         *places, key = name.split(".")
@@ -62,7 +64,7 @@ def value_of(config: object, name: str) -> Any:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """One that is not started."""
+    """A service that is not started."""
     given = {**tables({}), "sink": {"type": "file", "path": str(tmp_path / "out.log")}}
     service = Service(parse(given, {}))
     level = logging.getLogger("backpressure").level
@@ -77,7 +79,7 @@ def changed(service: Service, values: dict[str, Any]) -> ServeConfig:
 
 
 def test_each_has_a_value_here() -> None:
-    """So that what follows sees a tunable that comes anew."""
+    """The tests below then cover a new tunable."""
     assert set(VALUES) == set(TUNABLES)
 
 
@@ -147,7 +149,7 @@ def test_what_applying_does_and_which_of_it_is_audited(service: Service) -> None
 def test_fields_that_a_check_weighs_against_each_other_are_taken_over_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each by itself, either would be beyond the other's old value."""
+    """Each by itself would be beyond the other's old value."""
     names = ("buffer.batching.min_batch_size", "buffer.batching.initial_batch_size")
     monkeypatch.setattr(reload, "TUNABLES", {name: Tunable(name, print) for name in names})
     old = config(**dict.fromkeys(names, 2000))
@@ -169,8 +171,9 @@ def test_what_the_buffer_refuses_is_told_by_its_name(service: Service) -> None:
 def test_a_reload_that_is_refused_half_way_is_remembered_as_far_as_it_came(
     service: Service,
 ) -> None:
-    """The next reload compares with what runs: what was put in force is not tried
-    again, what was not is.
+    """The next reload compares with what runs.
+
+    What was put in force is not tried again, what was not is.
     """
 
     def refuse(buffer: object, value: object) -> None:

@@ -1,5 +1,6 @@
-"""`forebay serve` as a process of its own: signals, sinks that are down, kills,
-systemd, HTTP.
+"""`forebay serve` as a process of its own.
+
+Signals, sinks that are down, kills, systemd, HTTP.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.support.threads import until
 
 
 class Process:
-    """`forebay serve` with a config, and what it writes to stderr."""
+    """`forebay serve` with a config, and its stderr."""
 
     def __init__(self, tmp_path: Path, toml: str, **environment: str) -> None:
         self.config = tmp_path / "forebay.toml"
@@ -124,8 +125,8 @@ def test_sighup_reloads_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None
 
 
 def test_a_sink_that_is_down_ends_in_time_and_says_what_is_lost(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
         toml = f"""
             [[source]]
             type = "tcp"
@@ -133,7 +134,7 @@ def test_a_sink_that_is_down_ends_in_time_and_says_what_is_lost(tmp_path: Path) 
             [sink]
             type = "tcp"
             host = "127.0.0.1"
-            port = {nobody.getsockname()[1]}
+            port = {unused.getsockname()[1]}
             [service]
             drain_timeout = 0.3
         """
@@ -171,8 +172,7 @@ def test_killed_and_started_again_nothing_of_a_file_is_lost(tmp_path: Path) -> N
                 running.process.kill()
                 running.process.wait(20)
     with Process(tmp_path, toml) as running:
-        # Something for this one to do: when it is done, the process is up, and takes a
-        # signal for what it means.
+        # Something to do: when it is done, the process is up, and handles signals.
         expected.append(b"the last")
         with source.open("ab", buffering=0) as writer:
             writer.write(b"the last\n")
@@ -182,8 +182,8 @@ def test_killed_and_started_again_nothing_of_a_file_is_lost(tmp_path: Path) -> N
 
 def test_with_a_directory_what_was_accepted_is_delivered_after_a_crash(tmp_path: Path) -> None:
     out = tmp_path / "out.log"
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
         common = f"""
             [buffer]
             lane_bytes = "1M"
@@ -195,10 +195,8 @@ def test_with_a_directory_what_was_accepted_is_delivered_after_a_crash(tmp_path:
             drain_timeout = 0.2
             [sink]
         """
-        down = (
-            common
-            + f'    type = "tcp"\n            host = "127.0.0.1"\n            port = {nobody.getsockname()[1]}\n'
-        )
+        indent, port = " " * 12, unused.getsockname()[1]
+        down = f'{common}    type = "tcp"\n{indent}host = "127.0.0.1"\n{indent}port = {port}\n'
         with (
             Process(tmp_path, down) as running,
             socket.create_connection(address_of(running, "tcp")) as peer,

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 
 from backpressure.base.errors import ConfigError
-from backpressure.service.config import (
-    Mistakes,
-    ServeConfig,
-    parse,
-)
+from backpressure.service.config import ServeConfig
+from backpressure.service.feed import Feed
+from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import put_in_force
-from backpressure.service.service import Feed, Service
+from backpressure.service.service import Service
 from backpressure.sinks import SinkGone
 from tests.support.threads import until
 
@@ -86,9 +84,9 @@ def test_a_service_from_file_to_file(tmp_path: Path) -> None:
 
 def test_what_is_not_delivered_is_counted_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "in.log").write_bytes(b"one\ntwo\n")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         down = {"type": "tcp", "host": "127.0.0.1", "port": port}
         settings = {"state_file": str(tmp_path / "state"), "drain_timeout": 0.2}
         service = Service(make(tmp_path, sink=down, service=settings))
@@ -108,13 +106,13 @@ def test_a_sink_that_is_gone_ends_the_service(
     service = Service(make(tmp_path))
 
     def send(batch) -> None:
-        raise SinkGone(32, "nobody reads this")
+        raise SinkGone(32, "the reader is gone")
 
     monkeypatch.setattr(service._sink, "send", send)
     service.start()
     until(lambda: service.finished)
     assert service.stop() == 1
-    assert "nobody reads this" in service.errors[0]
+    assert "the reader is gone" in service.errors[0]
 
 
 def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
         ({"http": {"port": 0, "token_file": "/nowhere/token"}}, ConfigError, "http"),
     ],
 )
-def test_what_can_not_be_opened(
+def test_what_cannot_be_opened(
     tmp_path: Path, tables: dict, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias, get_args
 
-__all__ = ["DROP_REASONS", "REJECT_REASONS", "DropReason", "LimitReason", "RejectReason"]
+__all__ = [
+    *("DROP_REASONS", "LIMIT_REASONS", "REJECT_REASONS"),
+    *("DropReason", "LimitReason", "RejectReason"),
+]
 
 #: What flow control refuses for: no token is left ("rate"), those that are left belong
 #: to other priorities ("share"), the event would wait too long ("delay"), or demand is
@@ -21,5 +24,6 @@ RejectReason: TypeAlias = Literal["full", "rate", "share", "delay", "emergency",
 DropReason: TypeAlias = Literal["oldest", "closed", "damaged", "priority"]
 
 #: All of them, in the order in which tables and metrics list them.
+LIMIT_REASONS: Final[tuple[LimitReason, ...]] = get_args(LimitReason)
 REJECT_REASONS: Final[tuple[RejectReason, ...]] = get_args(RejectReason)
 DROP_REASONS: Final[tuple[DropReason, ...]] = get_args(DropReason)

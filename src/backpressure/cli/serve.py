@@ -24,8 +24,9 @@ from backpressure.cli.common import (
     noted_signals,
     say,
 )
-from backpressure.service.config import Mistakes, ServeConfig, load
+from backpressure.service.config import ServeConfig
 from backpressure.service.explain import explain
+from backpressure.service.load import Mistakes, load
 from backpressure.service.reload import put_in_force, tunable_titles
 from backpressure.service.service import Service
 from backpressure.service.systemd import notify, watchdog_seconds

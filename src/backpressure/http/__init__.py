@@ -1,10 +1,11 @@
-"""A buffer over HTTP: statistics, health, metrics, events, controls, uploads and a
-dashboard. `pip install 'forebay[http]'`
+"""A buffer over HTTP: statistics, controls, uploads, and a dashboard.
 
-from backpressure.http import create_app
+from backpressure.http import create_app, serve    # pip install 'forebay[http]'
 
-app.mount("/ingest", create_app(buffer, token=TOKEN))        # into an ASGI app of your own
-serve(buffer, token=TOKEN)                                   # or alone, on http://127.0.0.1:8127/buffer/
+# into an ASGI app of your own
+app.mount("/ingest", create_app(buffer, token=TOKEN))
+# or alone, on http://127.0.0.1:8127/buffer/
+serve(buffer, token=TOKEN)
 """
 
 try:

@@ -1,4 +1,4 @@
-"""HttpConfig: whom the HTTP app answers, and how much of anything it takes."""
+"""HttpConfig: what the HTTP app answers, and how much of anything it takes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
-    """Limits and names; each field has a default that is safe on a developer's machine."""
+    """Limits and names; the defaults are safe on a developer's machine."""
 
     #: Names in the Host header that are answered, without port; "*.example.com" for all
-    #: below one, "*" for all. Anything else may be a page elsewhere whose name was
-    #: pointed at this address (DNS rebinding).
+    #: names below one, "*" for all. A request with any other may come from a page
+    #: elsewhere whose name was pointed at this address (DNS rebinding).
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     #: Origins other than the app's own whose pages may call it, as
     #: "https://ops.example.com"; also the app's own where a proxy rewrites Host.
     allowed_origins: tuple[str, ...] = ()
-    #: Bytes in the body of a control request: no sensible one has a hundred.
+    #: Bytes in the body of a control request; sensible ones have less than a hundred.
     max_control_bytes: int = 4096
     #: Bytes in the body of an upload as they come, and as they unpack to.
     max_body_bytes: int = 1 << 30
@@ -35,9 +35,10 @@ class HttpConfig:
     #: Bytes in one line of an upload: what an upload may keep in memory besides its
     #: buffer. A lane may set a lower limit.
     max_event_bytes: int = 1 << 20
-    #: Of a server of ours (`make_server`, `serve`): connections at a time, bytes in the
-    #: head of a request, and seconds from a connection's begin or the end of a response
-    #: to the end of the next head. In an app of your own its server has to see to it.
+    #: For `make_server` and `serve`: connections at a time, bytes in the head of a
+    #: request, and seconds from a connection's begin or the end of a response to the
+    #: end of the next head. Where the app is mounted in one of your own, its server has
+    #: to set such limits.
     max_connections: int = 512
     max_head_bytes: int = 1 << 16
     head_timeout: float = 10.0
@@ -45,8 +46,8 @@ class HttpConfig:
     read_timeout: float = 60.0
     #: Event streams (`GET /buffer/events`) at a time.
     max_streams: int = 32
-    #: Seconds after which a stream ends and its client connects again, so that none is
-    #: forgotten.
+    #: Seconds after which a stream ends and its client connects again, so that a stream
+    #: without a client does not stay.
     stream_seconds: float = 3600.0
     #: Seconds of silence on a stream after which a comment shows that it lives; half of
     #: what proxies commonly bear.
@@ -86,8 +87,9 @@ class HttpConfig:
 
 
 def check_token(token: str | None) -> str | None:
-    """`token`, or ConfigError where no client could ever send it. None: nothing can be
-    changed over HTTP.
+    """`token`, or ConfigError where no client could ever send it.
+
+    None: nothing can be changed over HTTP.
     """
     if token is None:
         return None

@@ -1,14 +1,18 @@
-"""What one connection may take of the server, before any request of it is complete:
+"""What one connection may take of the server before a request of it is complete.
+
 uvicorn itself sets no limit there.
 
     requests      33 at a time on one connection
-    heads         of max_head_bytes at most, trailers and the framing of chunks included: else 431
-    time          head_timeout seconds from a connection's begin, or the end of a response, to the end of the next head
-    reading       a client that does not read what it asked for is dropped after send_timeout seconds
-    connections   max_connections at a time; who comes too late gets 503
+    heads         max_head_bytes at most, trailers and the framing of chunks included,
+                  else 431
+    time          head_timeout seconds from a connection's begin, or the end of a
+                  response, to the end of the next head
+    reading       a client that does not read what it asked for is dropped after
+                  send_timeout seconds
+    connections   max_connections at a time; a further one gets 503
 
-Whoever can reach the port can open connections and send bytes, with or without the
-token: none of that may fill the memory or use up the file descriptors, which the disk
+Anything that reaches the port can open connections and send bytes, with or without the
+token. None of that may fill the memory or use up the file descriptors, which the disk
 tier needs as well.
 """
 
@@ -32,8 +36,8 @@ __all__ = ["LimitedProtocol", "limited"]
 
 _log = logging.getLogger("backpressure")
 
-# Requests that wait on one connection. Nobody sends so many, and one packet may hold
-# thousands, each of which takes some KiB.
+# Requests that wait on one connection. No client pipelines as many, and one packet may
+# hold thousands, each of which takes some KiB.
 _MOST_PIPELINED: Final = 32
 # struct linger: on, 0 s.
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -47,20 +51,20 @@ def limited(config: HttpConfig) -> type[LimitedProtocol]:
 
 
 class _Ended(Exception):
-    """Ends the parser."""
+    """Stops the parser."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Made by the server, in its event loop."""
 
     limits: HttpConfig
-    few_lines: (
-        LogLimiter  #: whoever sends rubbish must not fill the disk with what is logged about it
-    )
+    #: A client that sends rubbish must not fill the disk with log lines.
+    few_lines: LogLimiter
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._unaccounted = 0  #: bytes since the last end of a head, a message, or piece of a body
+        #: Bytes since the last end of a head, of a message, or of a piece of a body.
+        self._unaccounted = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
             problem = f"more than {self.limits.max_connections} connections"
-            self._refuse(b"503 Service Unavailable", problem, b"retry-after: 5\r\n")
+            self._answer_and_close(b"503 Service Unavailable", problem, b"retry-after: 5\r\n")
         else:
             self._expect_head()
 
@@ -87,17 +91,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         _cancel(self._head_timer)
-        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._too_slow)
+        self._head_timer = self.loop.call_later(self.limits.head_timeout, self._drop_idle_client)
 
-    def _too_slow(self) -> None:
-        # No line in the log: browsers open connections that they may need, and say
-        # nothing on them.
+    def _drop_idle_client(self) -> None:
+        # Not logged: browsers open connections in advance, and send nothing on them.
         self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._send_timer = self.loop.call_later(
-            self.limits.send_timeout, self._give_up, "the client does not read"
+            self.limits.send_timeout, self._drop_client, "the client does not read"
         )
 
     def resume_writing(self) -> None:
@@ -112,16 +115,18 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._unaccounted > self.limits.max_head_bytes and not self.transport.is_closing():
             problem = f"a head of more than {self.limits.max_head_bytes:,} bytes"
             if self.cycle is None or self.cycle.response_complete:
-                self._refuse(b"431 Request Header Fields Too Large", problem)
+                self._answer_and_close(b"431 Request Header Fields Too Large", problem)
             else:
-                self._give_up(problem)
+                self._drop_client(problem)
 
     def on_headers_complete(self) -> None:
         self._unaccounted = 0
         _cancel(self._head_timer)
         if len(self.pipeline) >= _MOST_PIPELINED:
-            self._give_up(f"more than {_MOST_PIPELINED} requests before the first one was answered")
-            raise _Ended  # the parser stops in the midst of what came
+            self._drop_client(
+                f"more than {_MOST_PIPELINED} requests before the first one was answered"
+            )
+            raise _Ended  # stops the parser within the bytes that it was given
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -135,12 +140,12 @@ class LimitedProtocol(HttpToolsProtocol):
     # ------------------------------------------------------------ ends
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", "no HTTP")
+        self._answer_and_close(b"400 Bad Request", "no HTTP")
 
-    def _refuse(self, status: bytes, problem: str, header: bytes = b"") -> None:
+    def _answer_and_close(self, status: bytes, problem: str, header: bytes = b"") -> None:
         if self.transport.is_closing():
             return
-        self._tell(problem)
+        self._log_problem(problem)
         self.transport.write(
             b"HTTP/1.1 "
             + status
@@ -150,16 +155,16 @@ class LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _give_up(self, problem: str) -> None:
-        self._tell(problem)
-        # Else the system keeps what was not read, some MiB, and tries for minutes to
-        # get rid of it.
+    def _drop_client(self, problem: str) -> None:
+        self._log_problem(problem)
+        # Otherwise the system keeps what was not read, some MiB, and tries for minutes
+        # to send it.
         self.transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
         )
         self.transport.abort()
 
-    def _tell(self, problem: str) -> None:
+    def _log_problem(self, problem: str) -> None:
         if times := self.few_lines.add(problem, 1, time.monotonic()):
             client = client_of({"client": self.client})
             _log.warning(

@@ -1,9 +1,9 @@
-"""Unpacking an upload piece by piece: never more than some MiB at once, however much a
-few hostile bytes would unpack to.
+"""Unpacks an upload piece by piece.
 
-One call of `unpack` gives pieces; between two of them nothing is held but the decoder's
-own state and window. Both formats may consist of several members (frames) end to end,
-as `cat a.gz b.gz` makes them.
+Never more than some MiB at once, however much a few hostile bytes unpack to: one call
+of `unpack` gives pieces, and between two of them nothing is held but the decoder's own
+state and window. Both formats may consist of several members (frames) end to end, as
+`cat a.gz b.gz` makes them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["UNPACKERS", "BadEncoding", "Unpacker"]
 
 # Bytes that a gzip step gives at most.
 _PIECE: Final = 1 << 18
-# Fed to the zstd decoder at once, in bytes. It can not be told to stop, and four bytes
-# can make a block of 128 KiB: so that is 8 MiB at most. Of honest data a whole network
-# chunk at once would be a third faster, still at 2 GB/s.
+# Bytes that the zstd decoder is given at once. It cannot be told to stop, and four
+# bytes can make a block of 128 KiB: 256 bytes make 8 MiB at most. Honest data would
+# unpack a third faster by whole network chunks; this still does 2 GB/s.
 _ZSTD_STEP: Final = 256
 # The largest window that RFC 9659 lets a sender use over HTTP, in bytes.
 _ZSTD_WINDOW: Final = 8 << 20
@@ -36,9 +36,7 @@ class Unpacker(Protocol):
     """One upload's decoder."""
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
-        """What `data`, the next bytes of the upload, unpacks to; BadEncoding where it
-        can not be.
-        """
+        """What `data`, the next bytes of the upload, unpacks to; or BadEncoding."""
         ...
 
     def finish(self) -> None:
@@ -70,8 +68,8 @@ class _Gzip:
             if piece:
                 yield piece
             self._whole = self._member.eof
-            # What a member has still to give when all its input is read comes with the
-            # input after it: its own checksum, if nothing else.
+            # What a member still holds when all its input is read comes out with the
+            # next input: at least its own checksum is yet to follow.
             data = self._member.unused_data if self._whole else self._member.unconsumed_tail
 
     def finish(self) -> None:

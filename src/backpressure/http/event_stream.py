@@ -1,14 +1,15 @@
 """GET /buffer/events: the buffer's events as server-sent events.
 
-    id: 3f2a9c01-17                       the buffer's run and the event's number: what a client sends back as Last-Event-ID
+    id: 3f2a9c01-17                       the buffer's run and the event's number: what
+                                          a client sends back as Last-Event-ID
     event: rate_changed                   the EventType
     data: {"type": "rate_changed", …}     the event's fields
 
-A client that connects again with Last-Event-ID gets what it missed from the last 512
-events. What it can not get any more, or lost because it read too slowly, is announced:
-`event: missed`, with the number of events. In silence a comment shows that the stream
-lives. A client that does not read at all is dropped after a while. Nothing of this ever
-waits in the buffer's own path: the events wait in a bounded queue of each stream's own.
+A client that connects again with Last-Event-ID gets what it missed of the last 512
+events. What it cannot get any more, or lost because it read too slowly, is announced as
+`event: missed` with the number of events. In silence a comment shows that the stream
+lives. A client that does not read at all is dropped after `send_timeout`. The buffer
+never waits for a stream: each stream has a bounded queue of its own.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _RETRY_MS: Final = 2000
 # Events that wait for one client.
 _QUEUE: Final = 256
 
-# One of the stream's events, for the OpenAPI document: the stream itself is no value
-# that a schema could describe.
+# One event of the stream, for the OpenAPI document: a schema cannot describe the stream
+# itself.
 EVENT_SCHEMA: Final = {
     "type": "object",
     "properties": {
@@ -74,9 +75,7 @@ class Streams:
             feed.close()
 
     def end(self) -> None:
-        """End all of them, as a server has to that wants to stop: they would not by
-        themselves.
-        """
+        """End all of them, so that the server can stop: none ends by itself."""
         for feed in tuple(self._open):
             feed.close()
 
@@ -89,8 +88,7 @@ class EventStream(Response):
     def __init__(
         self, buffer: BufferManager, config: HttpConfig, streams: Streams, since: int | None
     ) -> None:
-        # Not X-Accel-Buffering only: a cache or a proxy that collects makes a feed
-        # useless.
+        # Cache-Control too: a cache or a proxy that collects makes a feed useless.
         super().__init__(
             headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
         )
@@ -101,12 +99,12 @@ class EventStream(Response):
         self._since = since
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Read before the feed begins: so a client that loses its connection before its
-        # first event misses none either.
+        # Read before the feed begins, so that a client that loses its connection before
+        # its first event misses none either.
         start = self._buffer.aio.last_event_seq if self._since is None else self._since
         feed = self._buffer.aio.events(since=start, limit=_QUEUE)
         with self._streams.holding(feed):
-            writer = asyncio.create_task(self._write(feed, start, send))
+            writer = asyncio.create_task(self._write_stream(feed, start, send))
             listener = asyncio.create_task(_until_gone(receive))
             try:
                 await asyncio.wait((writer, listener), return_when=asyncio.FIRST_COMPLETED)
@@ -115,15 +113,14 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(writer, listener, return_exceptions=True)
 
-    async def _write(self, feed: EventFeed, start: int, send: Send) -> None:
+    async def _write_stream(self, feed: EventFeed, start: int, send: Send) -> None:
         async with asyncio.timeout(self._config.send_timeout):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for text in self._texts(feed, start):
             # A client that does not read fills its connection, and then this waits.
             async with asyncio.timeout(self._config.send_timeout):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            # While events pour in, neither `get` nor `send` suspends: others have their
-            # turn here.
+            # While events pour in, neither `get` nor `send` suspends: yield to others.
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
@@ -156,8 +153,9 @@ def _frame(run: str, event: Event) -> str:
 
 
 def parse_id(text: str | None, buffer: BufferManager) -> int | None:
-    """The `since` that a Last-Event-ID asks for: None without one, 0 (all that is kept)
-    where it is of another run.
+    """The `since` that a Last-Event-ID asks for.
+
+    None without one; 0 (all that is kept) where it is of another run.
     """
     if not text:
         return None

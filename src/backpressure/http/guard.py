@@ -1,13 +1,17 @@
 """Guard: what every request has to pass before any route sees it.
 
-    Host       one of the allowed names, else 421: a page elsewhere may have pointed its own name at this address (DNS rebinding)
-    Origin     absent, the app's own, or an allowed one, else 403: a page elsewhere must not act with the user's browser
-    token      for whatever is no GET, HEAD or OPTIONS: 403 where none is configured, 401 where it is missing or wrong
-    body       of control requests: JSON only (415), and small (413), however its length is announced
+    Host       one of the allowed names, else 421: a page elsewhere may have pointed its
+               own name at this address (DNS rebinding)
+    Origin     absent, the app's own, or an allowed one, else 403: a page elsewhere must
+               not act with the user's browser
+    token      for every method but GET, HEAD and OPTIONS: 403 where none is configured,
+               401 where it is missing or wrong
+    body       of control requests: JSON only (415), and small (413), however its length
+               is announced
 
 It goes by method and not by route, so a route that is added later is guarded from the
 start. It also gives every response the headers that keep a browser from doing anything
-unexpected with it. Refusals to change something are in the audit log.
+unexpected with it. Refused attempts to change something are in the audit log.
 """
 
 from __future__ import annotations
@@ -29,12 +33,12 @@ __all__ = ["INGEST_PATH", "Guard", "client_of"]
 
 _audit = logging.getLogger("backpressure.audit")
 
-#: The one route whose body is no control request.
+#: The one route whose body is not a control request.
 INGEST_PATH: Final = "/events"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Nothing from elsewhere, nothing inline, no frames: the dashboard needs no more, and
-# nothing else is a page.
+# Nothing from elsewhere, nothing inline, no frames: the dashboard, the only page, needs
+# no more.
 _CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -76,8 +80,7 @@ class Guard:
             host[1:].lower() for host in config.allowed_hosts if host.startswith("*")
         )
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
-        # Somebody who guesses tokens must not fill the disk with what is logged about
-        # it.
+        # A client that guesses tokens must not fill the disk with log lines.
         self._few_lines = LogLimiter(1.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,11 +94,11 @@ class Guard:
                 self._check_token(scope["headers"])
             if _route_path(scope) != INGEST_PATH:
                 self._check_control_body(scope["headers"])
-                receive = self._limited(receive)
+                receive = self._count_body(receive)
         except _Refused as refused:
             if scope["method"] not in _SAFE_METHODS:
-                self._log(scope, refused)
-            await _answer(send, refused)
+                self._log_refusal(scope, refused)
+            await _send_refusal(send, refused)
             return
         await self._app(scope, receive, _with_headers(send))
 
@@ -106,20 +109,21 @@ class Guard:
         if name not in self._hosts and not any(name.endswith(suffix) for suffix in self._suffixes):
             raise _Refused(
                 421,
-                f"the host {host[:200]!r} is not answered here: use localhost, or add it to allowed_hosts",
+                f"the host {host[:200]!r} is not answered here: "
+                "use localhost, or add it to allowed_hosts",
             )
 
     def _check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         for origin in _values(headers, b"origin"):
             # Host was checked before. The scheme is left out of the comparison: behind
             # a proxy it is not known here.
-            own = origin.startswith(("http://", "https://")) and origin.partition("://")[
-                2
-            ] in _values(headers, b"host")
+            scheme, _, host = origin.partition("://")
+            own = scheme in ("http", "https") and host in _values(headers, b"host")
             if not own and origin not in self._origins:
                 raise _Refused(
                     403,
-                    f"pages of {origin[:200]!r} may not call this server: add it to allowed_origins",
+                    f"pages of {origin[:200]!r} may not call this server: "
+                    "add it to allowed_origins",
                 )
 
     def _check_token(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -134,8 +138,8 @@ class Guard:
                 401, "send the token, in one header: Authorization: Bearer <token>", challenge
             )
         scheme, _, token = given[0].partition(b" ")
-        # Of both the digests are compared, in constant time: neither length nor content
-        # can be told from how long it takes.
+        # The digests of both are compared, in constant time: how long it takes tells
+        # neither length nor content.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(
             _digest(token.strip()), self._token
         ):
@@ -144,7 +148,7 @@ class Guard:
     def _check_control_body(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         length = (_values(headers, b"content-length") or ["0"])[0]
         if not length.isdecimal() or int(length) > self._config.max_control_bytes:
-            raise _Refused(413, self._too_large())
+            raise _Refused(413, self._body_too_large())
         if length != "0" or _values(headers, b"transfer-encoding"):
             content_type = (_values(headers, b"content-type") or [""])[0]
             if content_type.partition(";")[0].strip() != "application/json":
@@ -152,8 +156,8 @@ class Guard:
                     415, "the body must be JSON: send it with Content-Type: application/json"
                 )
 
-    def _limited(self, receive: Receive) -> Receive:
-        """A body without a length is counted as it comes."""
+    def _count_body(self, receive: Receive) -> Receive:
+        """`receive`, counting: the length of the body may not be announced."""
         seen = 0
 
         async def limited() -> Message:
@@ -161,15 +165,15 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._config.max_control_bytes:
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, self._body_too_large())
             return message
 
         return limited
 
-    def _too_large(self) -> str:
+    def _body_too_large(self) -> str:
         return f"the body may have at most {self._config.max_control_bytes:,} bytes"
 
-    def _log(self, scope: Scope, refused: _Refused) -> None:
+    def _log_refusal(self, scope: Scope, refused: _Refused) -> None:
         if times := self._few_lines.add(refused.status, 1, time.monotonic()):
             _audit.warning(
                 "refused %s %r, by %s: %s (%d such since the last line)",
@@ -178,7 +182,7 @@ class Guard:
 
 
 def client_of(scope: Scope) -> str:
-    """Who sent a request, for the logs and `Tuned.by`."""
+    """The sender of a request, for the logs and `Tuned.by`."""
     client = scope.get("client")
     return f"http {client[0]}:{client[1]}" if client else "http"
 
@@ -214,7 +218,7 @@ def _with_headers(send: Send) -> Send:
     return with_headers
 
 
-async def _answer(send: Send, refused: _Refused) -> None:
+async def _send_refusal(send: Send, refused: _Refused) -> None:
     body = json.dumps({"detail": str(refused)}).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -1,7 +1,6 @@
-"""What goes over the wire: requests, which are checked, and responses, which follow the
-library's own snapshots.
+"""The models of requests, which are checked, and of responses.
 
-The models of `GET /buffer/stats` and its like are made from the dataclasses themselves
+The models of `GET /buffer/stats` and its like are made from the library's own snapshots
 (`model_of`), so that a field that is added to a snapshot is in the response and in the
 OpenAPI document at once. JSON has no infinity: it is written as null.
 """
@@ -20,6 +19,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from backpressure.base.priority import PRIORITY_LEVELS, Priority
+from backpressure.base.reasons import RejectReason
 from backpressure.buffer.stats import BufferStats
 from backpressure.policies.backpressure_monitor import Pressure
 from backpressure.policies.flow_control_manager import FlowControlMetrics
@@ -74,7 +74,7 @@ def _type_of(hint: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A snapshot as what JSON knows."""
+    """A snapshot as the values that JSON has."""
     if dataclasses.is_dataclass(value):
         return {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
@@ -120,7 +120,7 @@ class BatchSizeChange(_Request):
     @field_validator("size", mode="before")
     @classmethod
     def _whole(cls, size: object) -> object:
-        """To JSON 5000.0 is an integer as well."""
+        """5000.0 is an integer in JSON too."""
         return int(size) if isinstance(size, float) and size.is_integer() else size
 
 
@@ -129,7 +129,7 @@ class Nothing(_Request):
 
 
 class IngestQuery(_Request):
-    """How an upload is to be treated."""
+    """Where an upload goes, and how long it may wait."""
 
     priority: int = Field(
         default=Priority.NORMAL.value,
@@ -147,7 +147,7 @@ class IngestQuery(_Request):
 
 
 class HealthQuery(_Request):
-    """Which question is asked."""
+    """Which of two questions is asked."""
 
     probe: Literal["ready", "live"] = Field(
         default="ready",
@@ -173,17 +173,18 @@ class Change(BaseModel):
 
 
 class IngestReply(BaseModel):
-    """What became of an upload. Whatever the status: exactly the first `accepted` lines
-    were accepted.
+    """What became of an upload.
+
+    Whatever the status: exactly the first `accepted` lines were accepted.
     """
 
     accepted: int = Field(description="lines accepted, always a prefix of the upload")
     rejected: int = Field(
-        description="lines read and not accepted; of what follows them nothing was looked at"
+        description="lines read and not accepted; what follows them was not looked at"
     )
-    reason: Literal["full", "rate", "share", "delay", "emergency", "closed", "invalid"] | None = (
-        Field(
-            description="null where all was accepted; invalid: the upload itself is at fault, see detail"
+    reason: RejectReason | Literal["invalid"] | None = Field(
+        description=(
+            "null where all was accepted; invalid: the upload itself is at fault, see detail"
         )
     )
     retry_after: float | None = Field(

@@ -1,5 +1,6 @@
-"""serve: the HTTP app on a socket, with settings that suit it. For a program of your
-own; `create_app` is for your own server.
+"""serve: the HTTP app on a socket of its own, for a program without a web server.
+
+For a server of your own there is `create_app`.
 """
 
 from __future__ import annotations
@@ -17,24 +18,22 @@ from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
 from backpressure.http.connection_limits import limited
 from backpressure.http.event_stream import Streams
-from backpressure.http.ingest import Uploads
+from backpressure.http.uploads import Uploads
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
-#: This machine only: an admin API that listens everywhere is found by everybody.
+#: This machine only: an admin API that listens on all addresses is soon found.
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8127
 
-# Seconds after which the server ends when it is told to, and before that those in which
-# uploads may come to their own end.
+# When the server is told to end: seconds until it does, and until it ends the uploads
+# that are still under way.
 _GRACE: Final = 2
 _UPLOAD_GRACE: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that ends event streams and uploads before it waits for its connections
-    to end.
-    """
+    """Ends event streams and uploads before it waits for its connections to end."""
 
     def __init__(self, config: uvicorn.Config, streams: Streams, uploads: Uploads) -> None:
         super().__init__(config)
@@ -55,10 +54,10 @@ def make_server(
     token: str | None = None,
     config: HttpConfig | None = None,
 ) -> uvicorn.Server:
-    """A uvicorn server over `buffer`, not yet running: `server.run()`, or
-    `await server.serve()`; `server.should_exit` ends it.
+    """A uvicorn server over `buffer`, not yet running.
 
-    The address that it listens on is added to the allowed hosts, unless that is all
+    `server.run()` or `await server.serve()` runs it, `server.should_exit = True` ends
+    it. The address that it listens on is added to the allowed hosts, unless that is all
     addresses ("0.0.0.0"): then name in `HttpConfig.allowed_hosts` those by which it is
     to be reached.
     """
@@ -74,13 +73,12 @@ def make_server(
             port=port,
             lifespan="off",
             http=limited(config),
-            # It has no web sockets; otherwise each request for one would be a line in
-            # the log.
+            # It has no web sockets. Without this each request for one is a line in the
+            # log.
             ws="none",
             access_log=False,
             server_header=False,
-            # What clients do wrong is told by connection_limits.py, which does not let
-            # them fill the log.
+            # connection_limits.py logs what clients do wrong, at a limited rate.
             log_level="error",
             # The client's address in the audit log must be the one that connected, not
             # one that it claims.

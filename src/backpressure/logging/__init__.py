@@ -2,8 +2,8 @@
 BufferListener that of QueueListener.
 
     handler = BufferHandler(sink="app.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s
-    %(message)s")) logging.getLogger().addHandler(handler)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
 
 What a QueueHandler does not promise: memory is bounded; a call never waits longer than
 `timeout`, which is 0; what was refused is counted by reason (`BufferHandler.refused`,
@@ -11,14 +11,16 @@ and in `buffer.stats()`); a sink that fails gets its lines later, in order. A re
 that was accepted is in the buffer when the logging call returns.
 
 Records are formatted in the thread that logs, as with QueueHandler: arguments may
-change later. Each level is a priority, so what is urgent is delivered first and
-survives a full buffer: lines keep their order within a level, and not between levels;
-`priority=3` puts all into one line.
+change later. Each level is a priority, so what is urgent is delivered first and has
+room of its own. Lines keep their order within a level, and not between levels;
+`priority=3` keeps one order for all.
 
-Forks. A child has a buffer of its own, in memory: what its parent had accepted stays
-the parent's, as does its directory. It is made, and its listener started, when the
-child first logs. Interpreter shutdown: `logging.shutdown` closes the handler, which
-delivers what is left for up to `drain_timeout` seconds.
+Forks: a child gets a buffer of its own, in memory. What the parent had accepted stays
+the parent's, as does its directory. The child's buffer is made, and its listener
+started, when the child first logs.
+
+Interpreter shutdown: `logging.shutdown` closes the handler, which delivers what is left
+for up to `drain_timeout` seconds.
 
 Thread safety: any number of threads. No lock is held while a record is formatted or
 added.

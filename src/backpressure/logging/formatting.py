@@ -1,4 +1,4 @@
-"""The usual format with the text of its second kept: the same lines, at half the cost."""
+"""QuickFormat: the lines of logging.Formatter at half the cost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _FORMAT_TIME: Final = logging.Formatter.formatTime
 
 
 def quick_format(formatter: logging.Formatter | None) -> QuickFormat | None:
-    """What writes the same as `formatter` in less time; None where there is no such
-    thing.
+    """A QuickFormat that writes the same as `formatter`; None where none can.
+
+    It must be a plain Formatter: that writes the same text for every time within a
+    second, but for the milliseconds.
     """
-    # An exact Formatter writes the same text for every time within a second but for the
-    # milliseconds.
     plain = (
         type(formatter) is logging.Formatter
         and logging.Formatter.formatTime is _FORMAT_TIME
@@ -29,14 +29,15 @@ def quick_format(formatter: logging.Formatter | None) -> QuickFormat | None:
 
 
 class QuickFormat:
-    """What `logging.Formatter.format` does, with the text of the second kept: it is
-    half of the whole work otherwise.
+    """`logging.Formatter.format` that keeps the text of the present second.
+
+    To write the time is otherwise half of the whole work.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self._formatter = formatter
-        # Second, the formatter's converter and pattern, and the text; replaced whole,
-        # so any thread may read it.
+        # The second, the formatter's converter and pattern, and the text. Replaced as a
+        # whole, so any thread may read it.
         self._kept: tuple[float | None, object, str, str] = (None, None, "", "")
 
     def format(self, record: logging.LogRecord) -> str:
@@ -50,8 +51,7 @@ class QuickFormat:
         kept_second, kept_converter, kept_pattern, text = self._kept
         if second != kept_second or converter is not kept_converter or pattern != kept_pattern:
             text = time.strftime(pattern, converter(record.created))
-            # Of these two it is known that they look at whole seconds only. One's own
-            # may round what it has added to.
+            # These two use whole seconds only. Another converter may use the fraction.
             if converter is time.localtime or converter is time.gmtime:
                 self._kept = (second, converter, pattern, text)
         if not datefmt and formatter.default_msec_format:

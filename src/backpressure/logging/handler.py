@@ -1,5 +1,6 @@
-"""BufferHandler: puts what is logged into a buffer; also in a forked child, where it
-begins anew.
+"""BufferHandler: puts what is logged into a buffer.
+
+In a forked child it makes a buffer of its own.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ class BufferHandler(logging.Handler):
 
     buffer: a BufferManager, which the caller owns and closes; or a BufferConfig, or its
         fields as a dict (the way of dictConfig), or None for the defaults: then the
-        handler has one of its own, and closes it with itself.
+        handler has a buffer of its own, and closes it with itself.
     sink: where the handler's own BufferListener delivers: a Sink, a path ("app.log",
-        which is added to; "-" is stdout), or logging handlers. None: somebody else
+        which is appended to; "-" is stdout), or logging handlers. None: the caller
         consumes the buffer.
-    priority: one for all levels, or by level (a name or a number; levels between take
+    priority: one for all levels, or by level (a name or a number; levels between have
         the lower one's), or None for `priority_of`.
-    timeout: seconds that a call may wait for room; 0 never waits. drain_timeout:
-        seconds that `close` may take to deliver.
+    timeout: seconds that a call may wait for room; 0 never waits.
+    drain_timeout: seconds that `close` may take to deliver.
 
-    A record that is refused is counted in `refused`. One that can not be formatted, or
+    A record that is refused is counted in `refused`. One that cannot be formatted, or
     is larger than its lane, goes to `handleError`, as with every handler.
     """
 
@@ -59,7 +60,7 @@ class BufferHandler(logging.Handler):
         drain_timeout: float = 5.0,
     ) -> None:
         for name, seconds in (("timeout", timeout), ("drain_timeout", drain_timeout)):
-            # None would have a log call, or the end of the process, wait for ever.
+            # None would make a log call, or the end of the process, wait for ever.
             if timeout_seconds(seconds, name) == math.inf:
                 raise ValueError(f"{name} must be a number of seconds from 0 on, not {seconds!r}")
         by_level = Priorities(priority)
@@ -91,8 +92,9 @@ class BufferHandler(logging.Handler):
 
     @property
     def refused(self) -> dict[str, int]:
-        """Records that were not accepted, by reason: those of Admission, and "error"
-        for what went to `handleError`.
+        """Records that were not accepted, by reason.
+
+        The reasons are those of Admission, and "error" for what went to `handleError`.
         """
         with self._counting:
             return dict(self._refused)
@@ -111,13 +113,13 @@ class BufferHandler(logging.Handler):
         return super().format(record)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """As `Handler.handle`, without its lock: nothing here needs one, and a fork
-        could leave it held.
+        """As `Handler.handle`, without its lock.
+
+        Nothing here needs one, and a fork could leave it held.
         """
         if self.filters or type(self).filter is not logging.Handler.filter:
-            passed: Any = self.filter(
-                record
-            )  # a bool, or from Python 3.12 on also a record that takes this one's place
+            # A bool, or from Python 3.12 on also a record in the place of this one.
+            passed: Any = self.filter(record)
             if not passed:
                 return False
             record = passed if isinstance(passed, logging.LogRecord) else record
@@ -132,14 +134,11 @@ class BufferHandler(logging.Handler):
             try:
                 reason = self._events.add(text, priority)
             except BackpressureError:
-                # Half of a surrogate pair has no UTF-8. A line that shows it escaped is
-                # better than none.
+                # Half of a surrogate pair has no UTF-8: the line shows it escaped.
                 escaped = text.encode("utf-8", "backslashreplace")
                 reason = self._events.add(escaped, priority)
-        except (
-            RecursionError
-        ):  # as logging's own handlers do: there is no stack left to report it with
-            raise
+        except RecursionError:
+            raise  # as logging's own handlers do: no stack is left to report it with
         except Exception:
             self._count("error")
             self.handleError(record)
@@ -152,15 +151,17 @@ class BufferHandler(logging.Handler):
             self._refused[reason] += 1
 
     def flush(self) -> None:
-        """Wait until the handler's own listener has delivered what was logged before
-        this call, for `drain_timeout` at most.
+        """Wait, for `drain_timeout` at most, until what was logged is delivered.
+
+        Only the handler's own listener is waited for.
         """
         if self.listener is not None and not self._closed:
             self.listener.flush(self._drain_timeout)
 
     def close(self) -> None:
-        """Deliver what is left, for `drain_timeout` at most, and end. What is logged
-        from now on counts as refused.
+        """Deliver what is left, for `drain_timeout` at most, and end.
+
+        What is logged from now on counts as refused.
         """
         if not self._closed and self._pid == os.getpid():
             self._closed = True
@@ -169,20 +170,18 @@ class BufferHandler(logging.Handler):
             if self.listener is not None:
                 self.listener.stop(self._drain_timeout)
             if self._owns:
-                # A listener has had its time. Without one, somebody else consumes, and
-                # may need some.
-                self.buffer.close(
-                    timeout=0.0
-                    if self.listener is not None
-                    else max(0.0, deadline - time.monotonic())
-                )
+                # The handler's listener has had its time. Without one the caller
+                # consumes, and may need some.
+                left = max(0.0, deadline - time.monotonic())
+                self.buffer.close(timeout=0.0 if self.listener is not None else left)
         super().close()
 
     # ------------------------------------------------------------ forks
 
-    def _forked(self) -> None:
-        """In the child, before anything else runs: no lock of the parent's buffer can
-        be trusted, and no thread of it is here.
+    def _forget_parent(self) -> None:
+        """In the child, before anything else runs: forget the parent's buffer.
+
+        Its locks may be held for ever, and its threads do not run here.
         """
         self._counting = threading.Lock()
         self._refused = Counter()
@@ -192,23 +191,22 @@ class BufferHandler(logging.Handler):
     def _start_in_child(self) -> None:
         config = self.buffer.config
         if config.directory is not None:
-            # It is the parent's: one process for one directory.
+            # The directory is the parent's: one belongs to one process.
             config = replace(
                 config,
                 directory=None,
                 durability=Durability.PROCESS,
                 max_disk_bytes=None,
                 max_attempts=None,
-                # What it would drop of other priorities makes no room in memory.
+                # In memory, dropping other priorities makes no room.
                 when_full=WhenFull.DROP_OLDEST
                 if config.when_full is WhenFull.DROP_LOWEST_PRIORITY
                 else config.when_full,
             )
-        # Kept, so that no finaliser of what belongs to the parent runs here.
+        # Kept, so that no finaliser of the parent's objects runs here.
         self._parents = self.buffer
         self._start(BufferManager(config))
-        # A child of multiprocessing ends without atexit, and so without
-        # logging.shutdown.
+        # A child of multiprocessing ends without atexit: without logging.shutdown.
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             util.Finalize(None, self.flush, exitpriority=0)
 
@@ -238,7 +236,7 @@ _handlers: weakref.WeakSet[BufferHandler] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for handler in list(_handlers):
-        handler._forked()
+        handler._forget_parent()
 
 
 if hasattr(os, "register_at_fork"):

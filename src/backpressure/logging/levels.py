@@ -21,8 +21,9 @@ LEVELS: Final = {
 
 
 def priority_of(levelno: int) -> int:
-    """The priority of a level: CRITICAL 1, ERROR 2, WARNING 3, INFO 4, all below 5; a
-    level between takes the lower one's.
+    """The priority of a level: CRITICAL 1, ERROR 2, WARNING 3, INFO 4, all below 5.
+
+    A level between two has the lower one's.
     """
     for priority, least in LEVELS.items():
         if levelno >= least:
@@ -31,9 +32,7 @@ def priority_of(levelno: int) -> int:
 
 
 class Priorities(dict[int, int]):
-    """Priority by level number; a level that comes for the first time is looked up
-    once.
-    """
+    """Priority by level number. Each level is looked up once, when it first comes."""
 
     def __init__(self, given: int | Mapping[int | str, int] | None) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class Priorities(dict[int, int]):
         if self._steps is None:
             priority = priority_of(levelno)
         else:
-            # Below the lowest that is named there is only the lowest.
+            # Levels below the lowest that is named have its priority.
             priority = next(
                 (one for least, one in self._steps if levelno >= least), self._steps[-1][1]
             )

@@ -1,12 +1,11 @@
-"""What a monitoring system reads of a buffer: one table of metrics, for Prometheus and
-for OpenTelemetry.
+"""The metrics of a buffer: one table, for Prometheus and for OpenTelemetry.
 
-    from prometheus_client import REGISTRY
-    REGISTRY.register(Collector(buffer))                 # pip install 'forebay[prometheus]'
+    from prometheus_client import REGISTRY           # pip install 'forebay[prometheus]'
+    REGISTRY.register(Collector(buffer))
 
-    instrument(buffer, get_meter("my-service"))          # pip install 'forebay[otel]'
+    instrument(buffer, get_meter("my-service"))      # pip install 'forebay[otel]'
 
-Everything is computed when somebody looks, from one `buffer.stats()`, so that what is
+Everything is computed at the scrape, from one `buffer.stats()`, so that what is
 exported at one moment fits together: both conservation lines (see lanes/stats.py) hold
 within each scrape. Nothing here is called while events pass.
 
@@ -20,7 +19,8 @@ Thread safety: everything may be called from any thread.
 
 from __future__ import annotations
 
-from backpressure.metrics.families import FAMILIES, Family, Reading
+from backpressure.metrics.families import FAMILIES
+from backpressure.metrics.family import Family, Reading
 from backpressure.metrics.opentelemetry import instrument
 from backpressure.metrics.prometheus import Collector, exposition
 

@@ -10,28 +10,30 @@ from typing import TYPE_CHECKING, Final
 from backpressure.base.histogram import HistogramStats
 from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
-from backpressure.metrics.families import FAMILIES, Family, cumulative
+from backpressure.metrics.families import FAMILIES
+from backpressure.metrics.family import Family, cumulative
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 __all__ = ["instrument"]
 
-# A collection cycle asks every instrument within this time (seconds); one that asks
-# later wants new numbers.
+# Seconds within which a collection cycle asks every instrument; one that asks later
+# gets new numbers.
 _CYCLE_SECONDS: Final = 1.0
 
 
 def instrument(
     buffer: BufferManager, meter: Meter, attributes: Mapping[str, str] | None = None
 ) -> None:
-    """Make an observable instrument of each metric. Needs opentelemetry-api, the extra
-    `otel`.
+    """Make an observable instrument of each metric.
 
-    Names are those of Prometheus with dots, `backpressure.buffer.events` for
-    `backpressure_buffer_events_total`. The API has no observable histograms, so each
-    becomes the counters `….bucket` (with the attribute `le`), `….count` and `….sum`.
-    attributes: are added to all that is observed; instrument several buffers with one
+    Needs opentelemetry-api, the extra `otel`. Names are those of Prometheus with dots,
+    `backpressure.buffer.events` for `backpressure_buffer_events_total`. The API has no
+    observable histograms, so each becomes the counters `….bucket` (with the attribute
+    `le`), `….count` and `….sum`.
+
+    attributes: are added to every observation; instrument several buffers with one
         meter each.
     """
     source = _Cycle(buffer)
@@ -56,8 +58,9 @@ def instrument(
 
 
 class _Cycle:
-    """One snapshot for all instruments of a collection cycle: it is taken anew when one
-    of them asks a second time.
+    """One snapshot for all instruments of a collection cycle.
+
+    It is taken anew when one of them asks a second time.
     """
 
     def __init__(self, buffer: BufferManager) -> None:
@@ -94,7 +97,7 @@ def _observer(
                 **{name: label for name, label in zip(family.labels, labels, strict=True) if label},
             }
             if not isinstance(value, HistogramStats):
-                # A bool is an int to Python, and no number to an exporter.
+                # A bool is an int in Python, and exporters do not take it for a number.
                 yield Observation(
                     float(value) if isinstance(value, (bool, float)) else value, attributes
                 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.histogram import HistogramStats
 from backpressure.buffer_manager import BufferManager
-from backpressure.metrics.families import FAMILIES, Family, Kind, cumulative
+from backpressure.metrics.families import FAMILIES
+from backpressure.metrics.family import Family, Kind, cumulative
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -16,11 +17,13 @@ __all__ = ["Collector", "exposition"]
 
 
 class Collector:
-    """Give it to `CollectorRegistry.register`. Needs prometheus_client, the extra
-    `prometheus`.
+    """Give it to `CollectorRegistry.register`.
+
+    Needs prometheus_client, the extra `prometheus`.
 
     buffers: one buffer, or several by name: their series then have a label `buffer`.
-    Register one collector for all of them, since a metric can be exported once only.
+        Register one collector for all of them, since a metric can be exported once
+        only.
     """
 
     def __init__(self, buffers: BufferManager | Mapping[str, BufferManager]) -> None:
@@ -33,9 +36,7 @@ class Collector:
         )
 
     def describe(self) -> Iterator[Metric]:
-        """The metrics without their values: how a registry sees that two collectors
-        would clash.
-        """
+        """The metrics without values: a registry sees whether two collectors clash."""
         return (self._metric(family) for family in FAMILIES)
 
     def collect(self) -> Iterator[Metric]:
@@ -74,8 +75,9 @@ class Collector:
 def exposition(
     buffers: BufferManager | Mapping[str, BufferManager], accept: str = ""
 ) -> tuple[bytes, str]:
-    """Body and content type of an answer to a scrape. `accept`: the request's header,
-    "" gives the plain text format.
+    """Body and content type of an answer to a scrape.
+
+    accept: the request's header; "" gives the plain text format.
     """
     collector = Collector(buffers)
     next(collector.describe())  # says which extra is missing, if it is

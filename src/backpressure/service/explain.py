@@ -21,11 +21,11 @@ __all__ = ["explain"]
 
 
 def explain(config: ServeConfig) -> str:
-    """Lines for people."""
+    """The configuration in words, several lines."""
     buffer = config.buffer
     lines = ["this configuration is valid", ""]
     for number, source in enumerate(config.source):
-        lines.append(f"source[{number}]  {_source(source)}")
+        lines.append(f"source[{number}]  {_explain_source(source)}")
         rules = "".join(
             f", {rule.rpartition('=')[2]} where {rule.rpartition('=')[0]!r} matches"
             for rule in source.priority_by
@@ -37,19 +37,22 @@ def explain(config: ServeConfig) -> str:
         lines.append(
             f"positions  kept in {kept}: a restart goes on where delivery ended"
             if kept
-            else "positions  not kept (service.state_file): after a restart, files are read as if for the first time"
+            else "positions  not kept (service.state_file): "
+            "after a restart, files are read as if for the first time"
         )
     lines += [
         f"buffer     {PRIORITY_LEVELS} lanes of {format_size(buffer.lane_bytes)}: "
         f"at most {format_size(PRIORITY_LEVELS * buffer.lane_bytes)} of memory, used as it fills",
-        f"           {_when_full(buffer.when_full)}",
+        f"           {_explain_when_full(buffer.when_full)}",
         f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
         + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
         "           in memory: what is buffered is lost if the process is killed"
         if buffer.directory is None
-        else f"           in {buffer.directory}, durability {buffer.durability.value}: what was accepted survives the process",
-        f"sink       {_sink(config.sink)}",
-        f"           a batch that fails comes again after {buffer.retry_backoff:g} to {buffer.longest_backoff:g} s; "
+        else f"           in {buffer.directory}, durability {buffer.durability.value}: "
+        "what was accepted survives the process",
+        f"sink       {_explain_sink(config.sink)}",
+        f"           a batch that fails comes again after {buffer.retry_backoff:g} to "
+        f"{buffer.longest_backoff:g} s; "
         f"the circuit opens at {buffer.circuit_breaker.failure_threshold:.0%} failures, "
         f"for {buffer.circuit_breaker.reset_timeout:g} s",
     ]
@@ -68,7 +71,7 @@ def explain(config: ServeConfig) -> str:
     return "\n".join(lines)
 
 
-def _source(source: SourceConfig) -> str:
+def _explain_source(source: SourceConfig) -> str:
     if isinstance(source, FileFollow):
         where = "their end" if source.start == "end" else "their beginning"
         return (
@@ -77,21 +80,26 @@ def _source(source: SourceConfig) -> str:
     if isinstance(source, StdinLines):
         return "stdin, to its end"
     if isinstance(source, TcpLines):
-        return f"lines over TCP on {source.host}:{source.port}, at most {source.max_connections} connections"
-    return f"lines over the Unix socket {source.path} (mode {source.mode}), at most {source.max_connections} connections"
+        where = f"TCP on {source.host}:{source.port}"
+    else:
+        where = f"the Unix socket {source.path} (mode {source.mode})"
+    return f"lines over {where}, at most {source.max_connections} connections"
 
 
-def _sink(sink: SinkConfig) -> str:
+def _explain_sink(sink: SinkConfig) -> str:
     if isinstance(sink, FileTarget):
         return f"adds to {sink.path}"
     if isinstance(sink, StdoutTarget):
         return "stdout"
     if isinstance(sink, HttpTarget):
         return f"POST {sink.url}, compression {sink.compression}, timeout {sink.timeout:g} s"
-    return f"lines over TCP to {sink.host}:{sink.port}: delivered is what the system took, there is no answer"
+    return (
+        f"lines over TCP to {sink.host}:{sink.port}: "
+        "delivered is what the system took, there is no answer"
+    )
 
 
-def _when_full(when_full: WhenFull) -> str:
+def _explain_when_full(when_full: WhenFull) -> str:
     if when_full is WhenFull.DROP_OLDEST:
         return "when a lane is full, its oldest events are dropped and counted"
     if when_full is WhenFull.DROP_LOWEST_PRIORITY:

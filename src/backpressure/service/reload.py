@@ -1,8 +1,8 @@
-"""Reload: what of a new configuration can be put in force while the service runs.
+"""Reload: puts in force what can change while the service runs.
 
-TUNABLES is the one list of it. What it names is told apart from what needs a restart
-(`reload_plan`), applied (`put_in_force`), and taken over into the config in force
-(`config_in_force`), so that the next reload compares with what really runs.
+TUNABLES is the one list of such settings. `reload_plan` tells them apart from what
+needs a restart, `put_in_force` applies them, and `config_in_force` carries them into
+the config in force, so that the next reload compares with what really runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from backpressure.base.errors import BackpressureError
 from backpressure.base.events import Tuned
 from backpressure.buffer_manager import BufferManager
-from backpressure.service.config import Mistakes, ServeConfig
+from backpressure.service.config import ServeConfig
+from backpressure.service.load import Mistakes
 
 if TYPE_CHECKING:
     from backpressure.service.service import Service
@@ -41,13 +42,12 @@ class Tunable:
     """A setting that a reload changes."""
 
     title: str  #: for people
-    #: Puts a value in force. Where that is audited it returns the event that tells of
-    #: it.
+    #: Puts a value in force. Returns its audit event where there is one.
     apply: Callable[[BufferManager, Any], Tuned | None]
 
 
-def _nothing(buffer: BufferManager, value: object) -> None:
-    """For what is read from the config in force each time that it is needed."""
+def _apply_nothing(buffer: BufferManager, value: object) -> None:
+    """For a setting that is read from the config in force whenever it is needed."""
 
 
 #: By the name in the configuration; everything else needs a restart.
@@ -62,33 +62,35 @@ TUNABLES: Final[dict[str, Tunable]] = {
         "batch size", lambda buffer, value: buffer.adjust_batch_size(value, by="reload")
     ),
     "service.log_level": Tunable("log level", lambda buffer, value: _log.setLevel(value.upper())),
-    "service.drain_timeout": Tunable("drain timeout", _nothing),
+    "service.drain_timeout": Tunable("drain timeout", _apply_nothing),
 }
 
 
 def tunable_titles() -> str:
-    """All of them for people, as "rate, burst and log level"."""
+    """The titles in words, as "rate, burst and log level"."""
     *titles, last = (tunable.title for tunable in TUNABLES.values())
     return f"{', '.join(titles)} and {last}"
 
 
 def reload_plan(old: ServeConfig, new: ServeConfig) -> tuple[dict[str, Any], list[str]]:
-    """What a reload can put in force, by name, and the names of what needs a restart."""
+    """The values that a reload can put in force, and the names that need a restart."""
     changed = differences(old, new)
     now = {name: value for name, (_, value) in changed.items() if name in TUNABLES}
     return now, [name for name in changed if name not in TUNABLES]
 
 
 def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[str]]:
-    """Reload: change what can be changed while it runs. Returns the names of what was,
-    and of what needs a restart.
+    """Change what can change while `service` runs.
+
+    Returns the names of the settings that were changed, and of those that need a
+    restart. Mistakes where one is refused; those before it are in force.
     """
     now, later = reload_plan(service.config, new)
     batching = service.buffer.config.batching
     size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
     if not batching.min_batch_size <= size <= batching.max_batch_size:
-        # Within the bounds of the new file, but those need a restart. Said before
-        # anything is changed.
+        # It is within the bounds of the new file, but those need a restart. Refused
+        # before anything is changed.
         bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
         raise Mistakes(
             [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
@@ -102,8 +104,8 @@ def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[st
                 raise Mistakes([f"{name}: {error}"]) from None
             done.append(name)
     finally:
-        # Also where one was refused: those before it run, and the next reload compares
-        # with what runs.
+        # Also where one was refused: those before it are in force, and the next reload
+        # compares with what runs.
         service.config = config_in_force(service.config, new, done)
     service.reopen()
     return done, later
@@ -131,8 +133,9 @@ def _with_tunables(old: T, new: T, where: str, names: Collection[str]) -> T:
 
 
 def differences(old: object, new: object, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs, by dotted name: a config within a config is
-    compared field by field.
+    """What differs between two configs, by dotted name, as (old, new).
+
+    A config within a config is compared field by field.
     """
     if type(old) is type(new) and dataclasses.is_dataclass(old) and not isinstance(old, type):
         found: dict[str, tuple[Any, Any]] = {}

@@ -1,18 +1,18 @@
-"""Service: what `forebay serve` runs. Sources put lines into a buffer, one deliverer
-takes batches to the sink.
+"""Service: what `forebay serve` runs: sources, a buffer, a deliverer, and HTTP.
 
-    source threads ──put──> BufferManager ──get_batch──> deliverer thread ──> sink
-                                 │
-    main thread: signals, positions of followed files, systemd's watchdog        HTTP thread: admin API, POST /events
+    source threads ──Feed.put──> BufferManager ──get_batch──> deliverer thread ──> sink
+
+    main thread    signals, positions of followed files, systemd's watchdog
+    HTTP thread    the admin API, POST /events
 
 Everything that can be refused (ports, files, the token) is opened by the constructor,
-before anything runs. Sources wait while the buffer is full: that is the backpressure
-that their senders feel. A sink that fails gets its batches again; it ends the service
-only where it is gone for good.
+before anything runs. Sources wait while the buffer is full, and their senders wait with
+them: that is the backpressure. A sink that fails gets its batches again; it ends the
+service only where it is gone for good.
 
 The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds,
-positions are saved. What is not delivered by then is counted and said: it stays in the
-buffer's directory where it has one; lines of followed files are read again.
+positions are saved. What is not delivered by then is counted and reported. It stays in
+the buffer's directory where there is one; lines of followed files are read again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from backpressure.base.errors import BufferClosed, ConfigError
-from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import (
@@ -41,86 +40,29 @@ from backpressure.service.config import (
     StdoutTarget,
     TcpLines,
 )
+from backpressure.service.feed import Feed
 from backpressure.sinks import Sink, SinkGone, open_sink
 from backpressure.sources import LineReader, LineTooLong
 from backpressure.sources.base import Marks, ServiceSource
 from backpressure.sources.positions import Positions
-from backpressure.sources.priority_rules import PriorityRules, parse_rule
-from ringbuf._messages.ring import count_lines
 
-__all__ = ["Feed", "Service", "make_sink", "read_token"]
+__all__ = ["Service", "make_sink", "read_token"]
 
 _log = logging.getLogger("backpressure")
 
-# How long the deliverer waits for a batch before it looks whether the service ends
-# (seconds).
-_LOOK_SECONDS = 0.2
-# How long the end waits for threads that have nothing to wait for themselves (seconds).
+# Seconds that the deliverer waits for a batch before it checks whether to end.
+_BATCH_WAIT_SECONDS = 0.2
+# Seconds that the end waits for each thread; by then none has anything to wait for.
 _JOIN_SECONDS = 5.0
-# How long the HTTP server may take to start (seconds).
+# Seconds that the HTTP server may take to start.
 _HTTP_START_SECONDS = 10.0
 
 
-class Feed:
-    """Puts a source's lines into the buffer, each with its priority; waits while they
-    are not taken. For one thread or many.
-    """
-
-    def __init__(self, buffer: BufferManager, priority: int, rules: Sequence[str]) -> None:
-        self._buffer = buffer
-        self._priority = priority
-        self._rules = (
-            PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
-        )
-        self._durable = buffer.config.directory is not None
-        #: Lines that were read and not accepted, since the buffer was closed before;
-        #: followed files have them still.
-        self.unaccepted = 0
-
-    def put(self, lines: memoryview) -> Marks | None:
-        """As `backpressure.sources.base.Put`."""
-        buffer = self._buffer
-        parts: Sequence[tuple[int, memoryview | list[bytes]]]
-        parts = [(self._priority, lines)] if self._rules is None else self._rules.split(lines)
-        unaccepted = 0
-        for priority, part in parts:
-            unaccepted += self._put_part(part, priority)
-        if unaccepted:
-            self.unaccepted += unaccepted
-            return None
-        if self._durable:
-            return (0,) * PRIORITY_LEVELS
-        used = {priority for priority, _ in parts}
-        # Others may have put more meanwhile: that makes a mark later than need be, and
-        # never too early.
-        return tuple(
-            position if priority in used else 0
-            for priority, position in enumerate(buffer.positions(), start=1)
-        )
-
-    def _put_part(self, part: memoryview | list[bytes], priority: int) -> int:
-        """Put lines of one priority, waiting; how many were not accepted, because the
-        buffer was closed.
-        """
-        buffer = self._buffer
-        try:
-            while len(part):
-                if isinstance(part, list):
-                    admission = buffer.add_events(part, priority, timeout=None)
-                    part = part[admission.accepted :]
-                else:
-                    admission = buffer.add_lines(part, priority, timeout=None)
-                    part = part[admission.consumed :]
-                if admission.reason == "closed":
-                    break
-        except BufferClosed:
-            pass
-        return len(part) if isinstance(part, list) else count_lines(part)
-
-
 class Service:
-    """One run. OSError or BackpressureError from the constructor: something can not be
-    opened, and nothing is open any more.
+    """One run, from the opening of its parts to the end.
+
+    OSError or BackpressureError from the constructor: something cannot be opened, and
+    nothing is left open.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -128,9 +70,9 @@ class Service:
         self.stopping = threading.Event()
         #: Events that stay in the buffer's directory at the end, for the next start.
         self.kept = 0
-        #: What ended a source or the delivery before its time.
+        #: Why a source, the delivery or HTTP ended before its time.
         self.errors: list[str] = []
-        self._ended = threading.Event()  # the deliverer is to end
+        self._stop_delivery = threading.Event()
         self._reopen = threading.Event()
         self._failing_since: float | None = None
         self._cleanups: list[Callable[[], object]] = []
@@ -139,7 +81,7 @@ class Service:
             self._positions = Positions(config.service.state_file)
             self.buffer = BufferManager(config.buffer)
             self._cleanups.append(lambda: self.buffer.close(timeout=0.0))
-            self._sink = self._opened(make_sink(config.sink))
+            self._sink = self._close_at_end(make_sink(config.sink))
             self._sources = [self._make_source(one) for one in config.source]
             self._http_socket = None
             if config.http is not None:
@@ -164,9 +106,9 @@ class Service:
         )
         self._http = threading.Thread(target=self._serve_http, name="forebay-http", daemon=True)
 
-    # ------------------------------------------------------------ what it is made of
+    # ------------------------------------------------------------ its parts
 
-    def _opened(self, thing: Any) -> Any:
+    def _close_at_end(self, thing: Any) -> Any:
         self._cleanups.append(thing.close)
         return thing
 
@@ -191,10 +133,10 @@ class Service:
         from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
 
         if isinstance(config, TcpLines):
-            listener = self._opened(tcp_listener(config.host, config.port))
+            listener = self._close_at_end(tcp_listener(config.host, config.port))
             name, path = f"tcp:{config.host}:{listener.getsockname()[1]}", None
         else:
-            listener = self._opened(unix_listener(config.path, int(config.mode, 8)))
+            listener = self._close_at_end(unix_listener(config.path, int(config.mode, 8)))
             name, path = f"unix:{config.path}", config.path
         return SocketSource(
             listener, name, max_connections=config.max_connections, max_line_bytes=limit, path=path
@@ -207,8 +149,8 @@ class Service:
             http = import_module("backpressure.http")
         except ImportError as error:
             raise ConfigError("http", f"{error}") from error
-        # Bound here, so that a port that is taken is an error like any other.
-        listener = self._opened(tcp_listener(config.host, config.port))
+        # Bound here, so that a port in use is an error like any other.
+        listener = self._close_at_end(tcp_listener(config.host, config.port))
         defaults = http.HttpConfig()
         settings = http.HttpConfig(
             allowed_hosts=(*defaults.allowed_hosts, *config.allowed_hosts),
@@ -228,7 +170,7 @@ class Service:
 
     @property
     def addresses(self) -> list[str]:
-        """What it listens on, ports chosen by the system included."""
+        """The addresses it listens on, with the ports that the system chose."""
         listening = [source.name for source in self._sources if not isinstance(source, _Stdin)]
         if self._http_socket is not None:
             host, port = self._http_socket.getsockname()[:2]
@@ -238,7 +180,7 @@ class Service:
     # ------------------------------------------------------------ its life
 
     def start(self) -> None:
-        """Begin; RuntimeError where the HTTP server does not come up."""
+        """Start all threads; RuntimeError where the HTTP server does not start."""
         self._deliverer.start()
         for thread in self._threads:
             thread.start()
@@ -252,17 +194,16 @@ class Service:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more can come in, and all is delivered; or the delivery has
-        ended.
-        """
+        """Whether no more can come in and all is delivered, or delivery has ended."""
         if not self._deliverer.is_alive():
             return True
         running = any(thread.is_alive() for thread in self._threads)
         return not running and self._server is None and not self.buffer.resident
 
     def save_positions(self) -> None:
-        """Commit and save how far followed files have been delivered. An error is
-        logged: the next save tries again.
+        """Commit and save how far followed files have been delivered.
+
+        An error is logged, and the next save tries again.
         """
         lanes = self.buffer.stats().lanes
         settled = [
@@ -275,15 +216,15 @@ class Service:
             _log.error("positions are not saved: %s", reason(error))
 
     def reopen(self) -> None:
-        """Have a sink that is a file opened anew before the next batch, for logrotate."""
+        """Open a sink that is a file anew before the next batch, for logrotate."""
         self._reopen.set()
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
-        """Read no more, deliver what is left for up to `drain_timeout` seconds or until
-        `hurry()`, end.
+        """Read no more, deliver what is left, end.
 
-        Returns how many events were not delivered, those included that were read and
-        not accepted any more.
+        Delivery goes on for up to `drain_timeout` seconds, or until `hurry()` is true.
+        Returns how many events were not delivered, including those that were read and
+        no longer accepted.
         """
         deadline = time.monotonic() + self.config.service.drain_timeout
         self.stopping.set()
@@ -294,9 +235,9 @@ class Service:
             if not busy and not self.buffer.resident:
                 break
             time.sleep(0.02)
-        self._ended.set()
-        # Before the buffer drops what is left: that is not delivered, and its position
-        # must not be committed.
+        self._stop_delivery.set()
+        # Before the buffer drops what is left: dropped counts as settled, and these
+        # positions must not be committed.
         self.save_positions()
         stats = self.buffer.close(timeout=0.0)
         undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident
@@ -312,15 +253,15 @@ class Service:
         try:
             source.run(feed.put, self.stopping)
         except (OSError, LineTooLong) as error:
-            self._failed(f"{source.name}: {reason(error)}")
+            self._add_error(f"{source.name}: {reason(error)}")
         except Exception as error:
             _log.exception("%s failed", source.name)
-            self._failed(f"{source.name}: {error}")
+            self._add_error(f"{source.name}: {error}")
 
     def _deliver(self) -> None:
         try:
-            while not self._ended.is_set():
-                batch = self.buffer.get_batch(timeout=_LOOK_SECONDS)
+            while not self._stop_delivery.is_set():
+                batch = self.buffer.get_batch(timeout=_BATCH_WAIT_SECONDS)
                 if self._reopen.is_set():
                     self._reopen.clear()
                     self._reopen_sink()
@@ -332,7 +273,7 @@ class Service:
                     batch.nack(error)
                     if isinstance(error, SinkGone):
                         raise
-                    self._report(error)
+                    self._note_failure(error)
                 else:
                     batch.ack()
                     if self._failing_since is not None:
@@ -344,16 +285,13 @@ class Service:
         except BufferClosed:
             pass
         except Exception as error:
-            self._failed(f"sink: {reason(error)}")
+            self._add_error(f"sink: {reason(error)}")
 
-    def _report(self, error: Exception) -> None:
-        """Say once that the sink fails."""
+    def _note_failure(self, error: Exception) -> None:
+        """Log once that the sink fails, until it works again."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            _log.warning(
-                "the sink fails, events are kept: %s",
-                reason(error),
-            )
+            _log.warning("the sink fails, events are kept: %s", reason(error))
 
     def _reopen_sink(self) -> None:
         if not isinstance(self.config.sink, FileTarget):
@@ -365,7 +303,7 @@ class Service:
             return
         old, self._sink = self._sink, fresh
         self._cleanups.remove(old.close)
-        self._opened(fresh)
+        self._close_at_end(fresh)
         try:
             old.close()
         except OSError as error:
@@ -376,15 +314,15 @@ class Service:
             self._server.run(sockets=[self._http_socket])
         except Exception as error:
             _log.exception("the HTTP server failed")
-            self._failed(f"http: {error}")
+            self._add_error(f"http: {error}")
 
-    def _failed(self, message: str) -> None:
+    def _add_error(self, message: str) -> None:
         self.errors.append(message)
         _log.error("%s", message)
 
 
 class _Stdin:
-    """stdin as a source of a service."""
+    """stdin as a ServiceSource."""
 
     name = "stdin"
 
@@ -420,7 +358,7 @@ def make_sink(config: SinkConfig) -> Sink:
 
 
 def read_token(config: HttpSettings) -> str | None:
-    """The token, out of its file where it has one. ConfigError."""
+    """The token, from its file where it has one. ConfigError."""
     if config.token_file is None:
         return config.token
     try:

@@ -1,5 +1,6 @@
-"""systemd's notification protocol (sd_notify(3)): one datagram for each change of
-state. Does nothing under anybody else.
+"""systemd's notification protocol (sd_notify(3)): a datagram for each change of state.
+
+Does nothing under another service manager.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ __all__ = ["notify", "watchdog_seconds"]
 
 
 def notify(*lines: str) -> None:
-    """Send assignments like "READY=1". What goes wrong is ignored: the service is more
-    important than its status.
+    """Send assignments like "READY=1".
+
+    Errors are ignored: the service is more important than its status.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or not hasattr(socket, "AF_UNIX"):
@@ -27,7 +29,7 @@ def notify(*lines: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """How often "WATCHDOG=1" has to come; None: nobody watches."""
+    """Seconds within which "WATCHDOG=1" has to come; None: there is no watchdog."""
     text = os.environ.get("WATCHDOG_USEC", "")
     watched = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(text) / 1e6 if watched and text.isdecimal() and int(text) else None

@@ -1,5 +1,6 @@
-"""Where events go: the `Sink` protocol, and sinks for files and streams. `sinks.http`
-and `sinks.tcp` send over the network.
+"""Where events go: the `Sink` protocol, and sinks for files and streams.
+
+`sinks.http` and `sinks.tcp` send over the network.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """Sinks that write each event and a newline to a file descriptor.
 
-    LineSink              what both have: the bytes of a batch, and a write loop that survives short writes
-    ├── FileSink          a regular file: a batch whose write failed is cut off again, so a redelivery doubles nothing
-    └── StreamSink        a pipe, a terminal, stdout: what is out is out, so a redelivery goes on where the write stopped
+    LineSink           what both have: the bytes of a batch, and a write loop that
+                       survives short writes
+    ├── FileSink       a regular file: a batch whose write failed is cut off again, so a
+    │                  redelivery doubles nothing
+    └── StreamSink     a pipe, a terminal, stdout: what is written cannot be undone, so
+                       a redelivery goes on where the write stopped
 
 A batch is joined piece by piece in one small buffer: that stays in the cache, and no
 batch is ever copied as a whole.
 
-Not safe for several threads: a sink belongs to the one that delivers.
+Not safe for several threads: a sink belongs to the thread that delivers.
 """
 
 from __future__ import annotations
@@ -30,19 +33,19 @@ Writer: TypeAlias = Callable[[int, memoryview], int]
 
 _STDOUT = 1
 _NEWLINE = 10
-# A quarter of a second-level cache: the join writes it, and the system call reads it
-# from there.
+# Fits into a second-level cache: the join writes it, and the system call reads it from
+# there.
 _PIECE_BYTES = 256 * 1024
-# How long to sleep at a time until a non-blocking descriptor has room; only a bound,
-# room ends it at once.
+# Seconds to sleep at a time until a non-blocking descriptor has room. Only a bound:
+# room ends the sleep at once.
 _ROOM_WAIT_SECONDS = 1.0
 
 
 class LineSink(ABC):
-    """Writes batches to the descriptor `fd`, which it owns; `name` stands in error
-    messages.
+    """Writes batches to the descriptor `fd`, which it owns.
 
-    `writer` does the writing: tests and drills put one in that fails.
+    `name` stands in error messages. `writer` does the writing: tests and drills put one
+    in that fails.
     """
 
     def __init__(self, fd: int, name: str) -> None:
@@ -54,28 +57,29 @@ class LineSink(ABC):
         self._piece = memoryview(bytearray(_PIECE_BYTES))
 
     def leave_open(self, priority: int, seq: int) -> None:
-        """Event `seq` of `priority` ends an input whose last line has no newline: write
-        none after it.
-        """
+        """Write no newline after event `seq` of `priority`: its input had none."""
         self._end = (priority, seq)
 
     @abstractmethod
     def send(self, batch: Batch) -> None:
-        """Write all of `batch`; OSError where that fails, SinkGone where it can never
-        succeed again.
+        """Write all of `batch`.
+
+        OSError where that fails, SinkGone where it can never succeed again.
         """
 
     def close(self) -> None:
-        """Close the descriptor; OSError where the system could not write what it had
-        taken (NFS, quotas).
+        """Close the descriptor.
+
+        OSError where the system could not write what it had taken (NFS, quotas).
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def _text(self, batch: Batch, skip: int = 0) -> Iterator[memoryview]:
-        """The bytes of `batch` as they stand in the output, without the first `skip`;
-        each piece is valid until the next.
+    def _pieces(self, batch: Batch, skip: int = 0) -> Iterator[memoryview]:
+        """The bytes of `batch` as they stand in the output, without the first `skip`.
+
+        Each piece is valid until the next.
         """
         count = len(batch)
         left_open = (batch.priority, batch.first_seq + count - 1) == self._end
@@ -101,8 +105,8 @@ class LineSink(ABC):
             try:
                 written = self.writer(self._fd, text)
             except BlockingIOError:
-                # Someone made the descriptor non-blocking (a terminal shared with such
-                # a program).
+                # The descriptor is non-blocking, as a terminal is that another program
+                # has set so.
                 select.select([], [self._fd], [], _ROOM_WAIT_SECONDS)
                 continue
             except BrokenPipeError as error:
@@ -114,34 +118,34 @@ class LineSink(ABC):
 
 
 class FileSink(LineSink):
-    """Writes to the regular file `path`, which is made where it is missing and emptied
-    unless `append`.
+    """Writes to the regular file `path`.
 
-    Exact as long as the process lives: whatever a failed write left behind is cut off
-    before anything else is written. OSError where the file can not be opened, or is
-    none of the regular kind (`open_sink` takes those too).
+    It is made where it is missing, and emptied unless `append`. Exact as long as the
+    process lives: what a failed write left behind is cut off before anything else is
+    written. OSError where the file cannot be opened, or is not a regular one
+    (`open_sink` takes those too).
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, append: bool = False, sources: Iterable[str] = ()
     ) -> None:
-        """`sources` are paths (`-` is stdin) that must not be this very file: it would
-        eat its own input.
+        """sources: paths (`-` is stdin) that must not be this very file.
+
+        Otherwise the output would be read as input.
         """
-        fd = _open(path)
+        fd = _open_for_writing(path)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(
                     f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices"
                 )
             _refuse_sources(fd, os.fspath(path), sources)
-            # An empty file is not cut: ext4 takes a cut to nothing for a replacing of
-            # the file, and writes it out at the close.
+            # An empty file is not truncated: ext4 takes a truncation to 0 for the
+            # replacement of a file, and writes it out when it is closed.
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
-            self._good = os.lseek(
-                fd, 0, os.SEEK_END
-            )  # the length of the file that holds whole batches only
+            # The length of the file without what a failed write left.
+            self._good = os.lseek(fd, 0, os.SEEK_END)
         except BaseException:
             os.close(fd)
             raise
@@ -149,20 +153,20 @@ class FileSink(LineSink):
 
     def send(self, batch: Batch) -> None:
         if self._done:
-            self._cut()  # the cut after the failed write did not succeed: try again, before anything else
+            self._cut_off_batch()  # it did not succeed after the failed write
         try:
-            for piece in self._text(batch):
+            for piece in self._pieces(batch):
                 self._write(piece)
         except BaseException:
             try:
-                self._cut()
+                self._cut_off_batch()
             except OSError:
-                pass  # the failure of the write is what counts, and the next send cuts first
+                pass  # the write's error is what counts, and the next send cuts first
             raise
         self._good += self._done
         self._done = 0
 
-    def _cut(self) -> None:
+    def _cut_off_batch(self) -> None:
         """Make the file end where the present batch began."""
         os.ftruncate(self._fd, self._good)
         os.lseek(self._fd, self._good, os.SEEK_SET)
@@ -170,22 +174,23 @@ class FileSink(LineSink):
 
 
 class StreamSink(LineSink):
-    """Writes to a descriptor that can not be cut: a pipe, a terminal, stdout.
+    """Writes to a descriptor that cannot be cut: a pipe, a terminal, stdout.
 
     Where a write failed half-way and the same batch comes again, it goes on behind the
-    last byte that got through. Where another one comes first (several priorities), the
-    torn line is ended, and the batch that it belongs to comes whole later.
+    last byte that was written. Where another batch comes first (several priorities),
+    the torn line is ended with a newline, and the torn batch comes again whole.
     """
 
     def __init__(
         self, fd: int = _STDOUT, name: str = "stdout", *, sources: Iterable[str] = ()
     ) -> None:
-        """`sources` as for FileSink: stdout may have been redirected into one of them."""
+        """sources: as for FileSink; stdout may be redirected into one of them."""
         _refuse_sources(fd, name, sources)
         _set_binary(fd)
         super().__init__(fd, name)
-        self._torn: str | None = None  # id of the batch of which only `_done` bytes are out
-        self._in_line = False  # they end in the middle of a line
+        #: Id of the batch of which only `_done` bytes are written.
+        self._torn: str | None = None
+        self._in_line = False  # they end within a line
 
     def send(self, batch: Batch) -> None:
         if self._torn != batch.id:
@@ -194,7 +199,7 @@ class StreamSink(LineSink):
                 self._in_line = False
             self._done = 0
         try:
-            for piece in self._text(batch, self._done):
+            for piece in self._pieces(batch, self._done):
                 begun = self._done
                 try:
                     self._write(piece)
@@ -208,16 +213,15 @@ class StreamSink(LineSink):
         self._in_line = False
 
     def close(self) -> None:
-        """Close the descriptor; but stdout stays open, since others in the process may
-        still use it.
-        """
+        """Close the descriptor, unless it is stdout, which others may still use."""
         if self._fd != _STDOUT:
             super().close()
 
 
 def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -> LineSink:
-    """The sink for `path`: `-` is stdout, a regular or missing file a FileSink, the
-    rest a StreamSink.
+    """The sink for `path`.
+
+    `-` is stdout. A regular or missing file gets a FileSink, the rest a StreamSink.
     """
     if path == "-":
         return StreamSink(sources=sources)
@@ -227,10 +231,10 @@ def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -
         regular = True
     if regular:
         return FileSink(path, append=append, sources=sources)
-    return StreamSink(_open(path), path)
+    return StreamSink(_open_for_writing(path), path)
 
 
-def _open(path: str | os.PathLike[str]) -> int:
+def _open_for_writing(path: str | os.PathLike[str]) -> int:
     """Open for writing without emptying: first it must be known not to be a source."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
 
@@ -244,7 +248,7 @@ def _refuse_sources(fd: int, name: str, sources: Iterable[str]) -> None:
         try:
             found = os.fstat(0) if source == "-" else os.stat(source)
         except OSError:
-            continue  # a source that can not be read says so itself
+            continue  # a source that cannot be read says so itself
         if os.path.samestat(sink, found):
             shown = "stdin" if source == "-" else source
             raise OSError(

@@ -1,12 +1,11 @@
-"""HttpSink: each batch as one POST of newline-delimited events, over a connection that
-is kept.
+"""HttpSink: each batch as one POST of newline-delimited events.
 
-A batch is delivered when the answer is 2xx; anything else raises, and it comes again.
-The header `Idempotency-Key` carries `batch.id`, the same at every redelivery, so a
-server can recognise what it has had. Redirects are not followed: a POST that wanders is
-a mistake in the URL.
+A batch is delivered when the answer is 2xx; anything else raises, and the batch comes
+again. The header `Idempotency-Key` carries `batch.id`, the same at every redelivery, so
+that a server can recognise what it already has. Redirects are not followed: a POST that
+is redirected is a mistake in the URL. The connection is kept between batches.
 
-Not safe for several threads: a sink belongs to the one that delivers.
+Not safe for several threads: a sink belongs to the thread that delivers.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from backpressure.buffer.batch import Batch
 
 __all__ = ["HttpSink", "HttpSinkError"]
 
-# Of an answer that says no, so much goes into the error.
+# Bytes of the answer that go into an HttpSinkError.
 _SHOWN_BYTES = 200
-# An answer is read to its end so that the connection can be used again; a longer one is
-# not worth it.
+# An answer is read to its end so that the connection can be used again. For a longer
+# one a new connection costs less.
 _ANSWER_BYTES = 1 << 20
 
 
 class HttpSinkError(OSError):
-    """The server said no. `status` is its code."""
+    """The server answered with an error. `status` is its code."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -47,10 +46,11 @@ class HttpSinkError(OSError):
 class HttpSink:
     """Posts to `url` (http or https).
 
-    headers: are added to each request. timeout: seconds that connecting, and each wait
-        for the peer, may take.
-    compression: "none", "gzip" or "zstd", as Content-Encoding. ValueError for what can
-        never work.
+    headers: are added to each request.
+    timeout: seconds that connecting, and each wait for the peer, may take.
+    compression: "none", "gzip" or "zstd", as Content-Encoding.
+
+    Raises ValueError for what can never work.
     """
 
     def __init__(
@@ -87,9 +87,7 @@ class HttpSink:
         self._connection: http.client.HTTPConnection | None = None
 
     def send(self, batch: Batch) -> None:
-        """Post `batch`; raises OSError, of which HttpSinkError is one, where it was not
-        taken.
-        """
+        """Post `batch`; OSError where it was not taken (HttpSinkError is one)."""
         body = batch.join(end=b"\n")
         if self._compression == "gzip":
             body = gzip.compress(body, compresslevel=1)
@@ -99,14 +97,14 @@ class HttpSink:
         try:
             kept = self._connection is not None
             try:
-                self._post(body, headers)
+                self._post_body(body, headers)
             except (http.client.RemoteDisconnected, ConnectionError):
                 # A server may end a kept connection at any time. Only then is a second
-                # try not a repeated failure.
+                # try worth it.
                 if not kept:
                     raise
                 self.close()
-                self._post(body, headers)
+                self._post_body(body, headers)
         except http.client.HTTPException as error:
             self.close()
             raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
@@ -122,7 +120,7 @@ class HttpSink:
         if connection is not None:
             connection.close()
 
-    def _post(self, body: bytes, headers: Mapping[str, str]) -> None:
+    def _post_body(self, body: bytes, headers: Mapping[str, str]) -> None:
         if self._connection is None:
             if self._secure:
                 self._connection = http.client.HTTPSConnection(

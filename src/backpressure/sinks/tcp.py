@@ -5,7 +5,7 @@ of it. What the peer had not read when it died is lost, and neither side knows h
 where that matters, use HttpSink, or a file. A batch whose write failed comes again
 whole, over a new connection, so its beginning may arrive twice.
 
-Not safe for several threads: a sink belongs to the one that delivers.
+Not safe for several threads: a sink belongs to the thread that delivers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _PIECE_BYTES = 256 * 1024
 
 
 class TcpSink:
-    """Connects to `host`:`port` with the first batch. `timeout`: seconds that
-    connecting, and each write, may take.
+    """Connects to `host`:`port` with the first batch.
+
+    timeout: seconds that connecting, and each write, may take.
     """
 
     def __init__(self, host: str, port: int, *, timeout: float = 10.0) -> None:
@@ -60,19 +61,19 @@ class TcpSink:
 
     def _connection(self) -> socket.socket:
         """The connection, made anew where there is none or the peer has ended it."""
-        if self._socket is not None and _ended(self._socket):
+        if self._socket is not None and _peer_has_closed(self._socket):
             self.close()
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
-            # So that a peer that is gone without a word is noticed also while nothing
-            # is sent.
+            # To notice, also while nothing is sent, that the peer has vanished.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return self._socket
 
 
-def _ended(connection: socket.socket) -> bool:
-    """Whether the peer has closed: a write would still succeed, into nothing. What it
-    says otherwise is not for us.
+def _peer_has_closed(connection: socket.socket) -> bool:
+    """Whether the peer has closed: a first write would still succeed, and be lost.
+
+    What the peer sends is read and dropped.
     """
     timeout = connection.gettimeout()
     connection.settimeout(0.0)

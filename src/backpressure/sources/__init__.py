@@ -1,5 +1,6 @@
-"""Where events come from: lines of files and stdin. `sources.follow` and
-`sources.sockets` are those of a service.
+"""Where events come from: lines of files and stdin.
+
+`sources.follow` and `sources.sockets` are for a service.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a source of a service does with its lines, and how a service runs it."""
+"""The protocol between a service and its sources."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Protocol, TypeAlias
 
 __all__ = ["Marks", "Put", "ServiceSource"]
 
-#: For each priority the sequence number up to which its lane must be delivered, so that
-#: what was put is.
+#: What was put is delivered once each priority's lane is, up to this sequence number.
 Marks: TypeAlias = tuple[int, ...]
 
 #: Puts whole lines (with their newlines) into the buffer, waiting for room as long as
-#: it takes; they may be overwritten after it. None: the service ends, and some or all
-#: of them were not accepted.
+#: it takes; the memory may be overwritten afterwards. None: the service ends, and some
+#: or all of them were not accepted.
 Put: TypeAlias = Callable[[memoryview], Marks | None]
 
 
@@ -24,7 +23,8 @@ class ServiceSource(Protocol):
     name: str
 
     def run(self, put: Put, stopping: threading.Event) -> None:
-        """Read lines and put them, until `stopping` is set or there will never be more.
-        OSError: it can not go on.
+        """Read lines and put them, until `stopping` is set or there will be no more.
+
+        OSError: it cannot go on.
         """
         ...

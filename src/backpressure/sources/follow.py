@@ -1,21 +1,24 @@
 """FollowSource: the lines of files that grow, through rotation, and across restarts.
 
-    rename and create    the old file is read to its end, and for a moment longer, since its writer may not have reopened yet;
-                         then the new one from its beginning
-    copy and truncate    a file that is shorter than what was read is read from its beginning; what was written between the copy
-                         and the truncation is lost, as it is for everybody
+    rename and create    the old file is read to its end, and for a moment longer, since
+                         its writer may not have reopened yet; then the new one from its
+                         beginning
+    copy and truncate    a file that is shorter than what was read is read from its
+                         beginning; what was written between the copy and the truncation
+                         is lost, as it is for every reader
     deleted              read to its end, then forgotten
-    restart              goes on at the committed position, also in a file that was renamed within its directory meanwhile
+    restart              goes on at the committed position, also in a file that was
+                         renamed within its directory meanwhile
 
 Lines are put in the order of each file. A last line without a newline waits for its
 end, and is taken as it is when its file has been rotated away. A line longer than
-`max_line_bytes` is skipped and counted. A pattern had better not match the names that
-rotated files get: within a run they are recognised, but to the next they are files that
-it never read.
+`max_line_bytes` is skipped and counted. A pattern should not match the names that
+rotated files get: within a run they are recognised, but the next run takes them for
+files that were never read.
 
-Needs pread, so not for Windows.
+Needs pread, which Windows does not have.
 
-Runs in one thread; the counters may be read by others.
+Runs in one thread; the counters may be read by any.
 """
 
 from __future__ import annotations
@@ -35,17 +38,16 @@ __all__ = ["FollowSource"]
 
 _log = logging.getLogger("backpressure")
 
-# How often files are looked at (seconds): nobody notices the delay, and a look costs
-# some system calls.
+# Seconds between two looks at the files: too short to notice, and a look costs some
+# system calls.
 _POLL_SECONDS = 0.2
-# How often a pattern is looked up anew (seconds).
+# Seconds after which a pattern is looked up anew.
 _SCAN_SECONDS = 1.0
-# A rotated file is given so long (seconds) without news before it counts as complete:
-# writers reopen within that.
+# Seconds without news after which a rotated file counts as complete: its writer has
+# reopened by then.
 _GRACE_SECONDS = 2.0
 _CHUNK_BYTES = 256 * 1024
-# So many rotated files are remembered, for a pattern that finds them under their new
-# names.
+# Rotated files that are remembered: a pattern may find them under their new names.
 _REMEMBERED = 100
 
 
@@ -53,8 +55,10 @@ class FollowSource:
     """Follows the files that `pattern` names: a path, or one with *, ? and [].
 
     start: where to begin with files that are there at the start and were never read:
-        "end" or "beginning". What appears later is read from its beginning. positions:
-        what is remembered; shared by all sources of a service.
+        "end" or "beginning". What appears later is read from its beginning.
+    positions: what is remembered; shared by all sources of a service.
+    poll: seconds between two looks. grace: seconds after which a rotated file without
+        news counts as complete.
     """
 
     def __init__(
@@ -80,11 +84,12 @@ class FollowSource:
         self._grace = grace
         self._files: dict[str, _Followed] = {}
         self._finished: list[tuple[str, FileId]] = []
-        self._complained: set[str] = set()
+        self._warned: set[str] = set()
 
     def run(self, put: Put, stopping: threading.Event) -> None:
-        """As ServiceSource. A file that can not be opened is reported once and tried
-        again.
+        """As ServiceSource.
+
+        A file that cannot be opened is logged once and tried again.
         """
         next_scan = float("-inf")
         first = True
@@ -92,12 +97,12 @@ class FollowSource:
             while not stopping.is_set():
                 now = time.monotonic()
                 if now >= next_scan:
-                    self._scan(first)
+                    self._open_matches(first)
                     first = False
                     next_scan = now + _SCAN_SECONDS
                 news = False
                 for path, file in list(self._files.items()):
-                    outcome = self._advance(path, file, put, stopping)
+                    outcome = self._put_news(path, file, put, stopping)
                     if outcome is None:
                         return
                     news |= outcome
@@ -108,7 +113,7 @@ class FollowSource:
                 file.close()
             self._files.clear()
 
-    def _scan(self, first: bool) -> None:
+    def _open_matches(self, first: bool) -> None:
         """Open what has appeared."""
         paths = glob.glob(self._pattern) if glob.has_magic(self._pattern) else [self._pattern]
         for path in sorted(paths):
@@ -118,13 +123,14 @@ class FollowSource:
                     self._files[path] = file
 
     def _open(self, path: str, first: bool) -> _Followed | None:
-        """Start to follow `path`, or what had been it when it was last read; None:
-        there is nothing to open yet.
+        """Start to follow `path`, or the file that had this name when it was last read.
+
+        None: there is nothing to open yet.
         """
         before = self._positions.get(path)
         if before is not None:
             known, offset = before
-            found = _find(path, known)
+            found = _open_known(path, known)
             if found is not None:
                 return _Followed(found, offset)
         fd = self._try_open(path)
@@ -138,43 +144,45 @@ class FollowSource:
         return _Followed(fd, _last_line_start(fd) if at_end else 0)
 
     def _is_known(self, path: str, fd: int) -> bool:
-        """Whether this is a file of ours under another name, which a pattern may find
-        when it was rotated.
+        """Whether this file is or was followed under another name.
+
+        A pattern may find it again after it was rotated.
         """
         found = os.fstat(fd)
         if any(os.path.samestat(found, os.fstat(file.fd)) for file in self._files.values()):
             return True
-        # Under its old name it is a new file, whose inode is used again.
+        # Under its old name it is a new file that reuses the inode.
         return any(
             known.fits(fd) for old, known in self._finished if old != path and known.head_bytes
         )
 
     def _try_open(self, path: str) -> int | None:
         try:
-            # Not blocking: opening a named pipe would wait for its writer.
+            # Non-blocking: opening a named pipe would wait for its writer.
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._complain(path, error.strerror or str(error))
+            self._warn_once(path, error.strerror or str(error))
             return None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            self._complain(path, "only regular files can be followed")
+            self._warn_once(path, "only regular files can be followed")
             return None
-        self._complained.discard(path)
+        self._warned.discard(path)
         return fd
 
-    def _complain(self, path: str, reason: str) -> None:
-        if path not in self._complained:
-            self._complained.add(path)
+    def _warn_once(self, path: str, reason: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
             _log.warning("%s: %s; trying again", path, reason)
 
-    def _advance(
+    def _put_news(
         self, path: str, file: _Followed, put: Put, stopping: threading.Event
     ) -> bool | None:
-        """Put what is new in the file. Whether there was anything; None: the service
-        ends.
+        """Put what is new in the file.
+
+        Returns whether there was anything; None: the service ends.
         """
         size = os.fstat(file.fd).st_size
         if size < file.offset:
@@ -187,15 +195,14 @@ class FollowSource:
                 lines = self._read_lines(file)
                 if lines is None:
                     return True
-                if lines and not self._put(path, file, lines, put):
+                if lines and not self._put_lines(path, file, lines, put):
                     return None
             return None
-        if not _is_at(file.fd, path):
-            # Renamed or deleted. Silence for a while means that its writer has gone on
-            # to the next.
+        if not _is_still_at(file.fd, path):
+            # Renamed or deleted. After a silence its writer has reopened the next file.
             if time.monotonic() - file.quiet_since < self._grace:
                 return False
-            if not self._finish(path, file, put):
+            if not self._put_last_line(path, file, put):
                 return None
             self._finished = [*self._finished[-_REMEMBERED:], (path, file.identity())]
             file.close()
@@ -211,8 +218,9 @@ class FollowSource:
         return None if fd is None else _Followed(fd, 0)
 
     def _read_lines(self, file: _Followed) -> bytes | None:
-        """The next whole lines behind the file's offset, b"" where a part of a too long
-        one was skipped; None: no more.
+        """The next whole lines from the file's offset on; None: no more.
+
+        b"" where a part of a line that is too long was skipped.
         """
         most = self._max_line_bytes + 1
         want = min(_CHUNK_BYTES, most)
@@ -240,7 +248,7 @@ class FollowSource:
             else:
                 want = min(want * 2, most)
 
-    def _put(self, path: str, file: _Followed, lines: bytes, put: Put) -> bool:
+    def _put_lines(self, path: str, file: _Followed, lines: bytes, put: Put) -> bool:
         marks = put(memoryview(lines))
         if marks is None:
             return False
@@ -248,15 +256,17 @@ class FollowSource:
         self._positions.note(path, file.identity(), file.offset, marks)
         return True
 
-    def _finish(self, path: str, file: _Followed, put: Put) -> bool:
-        """Take the last line of a complete file as it is."""
+    def _put_last_line(self, path: str, file: _Followed, put: Put) -> bool:
+        """Put the last line of a complete file, without its newline."""
         rest = b"" if file.skipping else os.pread(file.fd, self._max_line_bytes, file.offset)
-        return not rest or self._put(path, file, rest, put)
+        return not rest or self._put_lines(path, file, rest, put)
 
 
 class _Followed:
-    """One open file. `offset`: bytes that were put, always at the start of a line
-    unless `skipping` a too long one.
+    """One open file.
+
+    `offset`: bytes that were put or skipped; always at the start of a line, unless
+    `skipping` one that is too long.
     """
 
     __slots__ = ("_id", "fd", "offset", "quiet_since", "seen", "skipping")
@@ -273,8 +283,9 @@ class _Followed:
         self.offset, self.seen, self.skipping, self._id = 0, -1, False, None
 
     def identity(self) -> FileId:
-        """Taken again while the file is short: only what was read counts, since it does
-        not change any more.
+        """The file's id, with a checksum over what was read of its head.
+
+        That part does not change any more. Computed anew while the file is short.
         """
         nbytes = min(self.offset, HEAD_BYTES)
         if self._id is None or self._id.head_bytes != nbytes:
@@ -286,9 +297,10 @@ class _Followed:
         os.close(self.fd)
 
 
-def _find(path: str, known: FileId) -> int | None:
-    """Open the known file, at its path or wherever in the same directory it was renamed
-    to; None: it is gone.
+def _open_known(path: str, known: FileId) -> int | None:
+    """Open the known file, at its path or under another name in the same directory.
+
+    None: it is gone.
     """
     directory = Path(path).parent
     try:
@@ -313,7 +325,7 @@ def _find(path: str, known: FileId) -> int | None:
     return None
 
 
-def _is_at(fd: int, path: str) -> bool:
+def _is_still_at(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
@@ -321,8 +333,9 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def _last_line_start(fd: int) -> int:
-    """Where the last, incomplete line of a file begins; its size where it ends with a
-    newline.
+    """Where the last, incomplete line of a file begins.
+
+    Its size where it ends with a newline.
     """
     end = os.fstat(fd).st_size
     while end:

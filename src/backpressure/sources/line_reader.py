@@ -1,15 +1,14 @@
-"""Reads newline-delimited files and stdin, one after the other, in large chunks of
-whole lines.
+"""LineReader: newline-delimited files and stdin in large chunks of whole lines.
 
 The sources make one stream of bytes, as with `cat`: a source that ends without a
 newline goes on in the next one's first line. Only the very last line may lack its
 newline.
 
-Cost: one read into a buffer that is used again and again, and one look for the last
-newline. A line longer than the buffer makes it twice as large, and each byte is
-searched once, so a line of n bytes costs O(n).
+Cost of a chunk: one read into a buffer that is used again, and one search for the last
+newline. A line longer than the buffer doubles it, and each byte is searched once, so a
+line of n bytes costs O(n).
 
-Not safe for several threads; only the attributes may be read by others.
+Not safe for several threads; the attributes may be read by any.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from typing import Any
 
 __all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]
 
-#: How much is asked of the system at once: large enough that a call costs nothing
-#: beside its copy, small enough to stay in the second-level cache until the lane has
-#: taken it.
+#: Bytes of one read: enough that the call costs nothing beside its copy, and few enough
+#: to stay in the second-level cache until the lane has taken them.
 CHUNK_BYTES = 1 << 20
 
 _STDIN = 0
-# How long to wait for a pipe or a terminal before looking whether to stop: too short to
-# notice, too long to cost.
-_LOOK_SECONDS = 0.05
+# Seconds to wait for a pipe or a terminal before checking whether to stop: too short to
+# notice, long enough to cost nothing.
+_WAIT_SECONDS = 0.05
 
 
 class LineTooLong(ValueError):
-    """A line has more than `limit` bytes. `source` and `offset` (in bytes) say where it
-    begins.
+    """A line has more than `limit` bytes.
+
+    `source` and `offset` (in bytes) say where it begins.
     """
 
     def __init__(self, source: str, offset: int, limit: int) -> None:
@@ -74,15 +73,14 @@ class LineChunk:
 
 
 class LineReader:
-    """Iterates over the lines of `sources` (paths; `-` is stdin) as chunks of whole
-    lines.
-
-    Raises OSError for a source that can not be read, and LineTooLong for a line of more
-    than `max_line_bytes` without its newline; each after every line before it was given
-    out.
+    """Iterates over `sources` (paths; `-` is stdin) as chunks of whole lines.
 
     stopping: is asked before each read, and while waiting for a pipe or terminal (not
-        on Windows); True ends the iteration. chunk_bytes: how much to read at once.
+        on Windows); True ends the iteration.
+    chunk_bytes: how much to read at once.
+
+    Raises OSError for a source that cannot be read, and LineTooLong for a line of more
+    than `max_line_bytes` without its newline; in both cases after all lines before it.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class LineReader:
                             break
                         buffer = _resized(buffer, min(2 * carried, most))
                         view = memoryview(buffer)
-                    if not self._ready(file):
+                    if not self._wait_readable(file):
                         return
                     count = _read(file, view[carried : carried + self._chunk_bytes], source)
                     if not count:
@@ -145,17 +143,17 @@ class LineReader:
         if carried:
             yield LineChunk(view[:carried], tuple(origins), unterminated=True)
 
-    def _ready(self, file: FileIO) -> bool:
-        """Wait until a read would not block; False: it is time to stop."""
+    def _wait_readable(self, file: FileIO) -> bool:
+        """Wait until a read would not block; False: stop."""
         if sys.platform != "win32" and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             while not self._stopping():
-                if select.select([file], [], [], _LOOK_SECONDS)[0]:
+                if select.select([file], [], [], _WAIT_SECONDS)[0]:
                     return True
         return not self._stopping()
 
 
 def check_source(source: str) -> None:
-    """OSError where `source` can not be read; looks only, and neither opens nor waits."""
+    """OSError where `source` cannot be read, found without opening or waiting."""
     if source == "-":
         return
     if stat.S_ISDIR(os.stat(source).st_mode):
@@ -171,9 +169,7 @@ def _open(source: str) -> FileIO:
 
 
 def _read(file: FileIO, into: memoryview, source: str) -> int:
-    """Read some bytes; 0 is the end. The system's error does not name the file, so it
-    is put in.
-    """
+    """Read some bytes; 0 is the end. An OSError names the file."""
     try:
         count = file.readinto(into)
     except OSError as error:

@@ -1,19 +1,20 @@
-"""Positions: how far files have been read and delivered, kept across restarts in one
-small JSON file.
+"""Positions: how far files have been read and delivered.
 
-A position is committed only when what lies before it is the sink's business: after a
-crash reading goes on there, so a line may come twice and none is lost, also from a
-buffer that lives in memory only. (One with a directory keeps what it has accepted by
-itself: there a position is committed at once.)
+They are kept across restarts in one small JSON file.
 
-A file is known by device, inode and a checksum of its beginning: inodes are used again,
-and a name is anyone's.
+A position is committed only when all before it is settled: after a crash reading goes
+on there, so a line may come twice and none is lost, also where the buffer is in memory
+only. (A buffer with a directory keeps what it has accepted, so there a position is
+committed at once.)
 
-The state file is replaced whole: written beside, synced, renamed. One that can not be
+A file is known by device, inode and a checksum of its beginning: inodes are reused, and
+any file can have any name.
+
+The state file is replaced whole: written beside, synced, renamed. One that cannot be
 read is refused with its name; it is never overwritten unread.
 
-Thread safety: one lock around all of it; nothing waits under it but `save` for the
-disk.
+Thread safety: any number of threads. One lock guards the positions, another one the
+saving, which waits for the disk.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ from backpressure.sources.base import Marks
 
 __all__ = ["HEAD_BYTES", "FileId", "Positions", "head_of"]
 
-#: How much of a file's beginning tells it from another one: more than any common header
-#: of log files.
+#: Bytes at a file's beginning that tell it from others: more than common headers of log
+#: files have.
 HEAD_BYTES = 1024
-# So many positions may wait for their delivery; beyond that the newest ones are merged,
-# which only makes them coarser.
+# Positions that may wait for delivery; beyond that the newest ones are merged, which
+# only makes them coarser.
 _MOST_PENDING = 4096
-# What can be read from: nothing that a system call would refuse later.
+# Values that a state file may have: none that a system call would refuse later.
 _MOST = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
 class FileId:
-    """What tells a file from others: `head` is the CRC-32 of its first `head_bytes`
-    bytes.
+    """What tells a file from others.
+
+    `head` is the CRC-32 of its first `head_bytes` bytes.
     """
 
     dev: int
@@ -66,8 +68,10 @@ def head_of(fd: int, nbytes: int) -> int:
 
 
 class Positions:
-    """Positions by path; `path` None keeps them in memory only. ValueError where the
-    state file is not one.
+    """Positions by path.
+
+    path: the state file; None keeps them in memory only. ValueError where it is not
+        one.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -81,15 +85,14 @@ class Positions:
             self._load(self._path)
 
     def get(self, path: str) -> tuple[FileId, int] | None:
-        """The file that was last read under that path, and its committed offset in
-        bytes.
-        """
+        """The file last read under that path, and its committed offset in bytes."""
         with self._lock:
             return self._kept.get(path)
 
     def note(self, path: str, file: FileId, offset: int, marks: Marks) -> None:
-        """The file has been read to `offset`; to be committed once the lanes have
-        delivered to `marks`.
+        """The file has been read to `offset`.
+
+        It is committed once the lanes have delivered up to `marks`.
         """
         with self._lock:
             if len(self._pending) >= _MOST_PENDING and self._pending[-1][1] == path:
@@ -97,8 +100,9 @@ class Positions:
             self._pending.append((marks, path, file, offset))
 
     def commit(self, delivered: Sequence[int]) -> None:
-        """Commit what is before these numbers, one for each priority: all events of the
-        lane below it are settled.
+        """Commit the positions whose marks are reached.
+
+        delivered: for each priority, the number below which its events are settled.
         """
         with self._lock:
             while self._pending and all(
@@ -126,7 +130,7 @@ class Positions:
                     indent=1,
                 )
             try:
-                _replace(self._path, text.encode())
+                _replace_file(self._path, text.encode())
             except BaseException:
                 with self._lock:
                     self._changed = True
@@ -146,17 +150,15 @@ class Positions:
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise ValueError(f"{path.parent}: there is no such directory") from None
-        # A text that is nested without end is a RecursionError.
+        # JSON that is nested too deep is a RecursionError.
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path}: this is no state file of forebay ({error}); move it away to begin anew"
             ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Put a file in the place of another so that a crash leaves either the old or the
-    new one.
-    """
+def _replace_file(path: Path, content: bytes) -> None:
+    """Replace a file so that a crash leaves either the old or the new content."""
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:

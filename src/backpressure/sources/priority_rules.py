@@ -1,6 +1,4 @@
-"""Rules that give lines their priority: `--priority-by REGEX=N`, the first that matches
-wins.
-"""
+"""Rules REGEX=N that give lines their priority: the first that matches wins."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ Rule: TypeAlias = tuple[re.Pattern[bytes], int]
 
 
 def parse_rule(text: str) -> Rule:
-    """`REGEX=N` as a compiled pattern of bytes and a priority; ValueError says what is
-    wrong with it.
+    """`REGEX=N` as a compiled pattern of bytes and a priority.
+
+    ValueError says what is wrong with it.
     """
     pattern, equals, number = text.rpartition("=")
     if not equals:
@@ -33,8 +32,10 @@ def parse_rule(text: str) -> Rule:
 
 
 class PriorityRules:
-    """Splits a chunk of lines by priority; `default` is for those that no rule matches.
-    Immutable, so any thread may use it.
+    """Splits a chunk of lines by priority.
+
+    default: the priority of lines that no rule matches.
+    Thread safety: immutable, so any thread may use it.
     """
 
     def __init__(self, rules: Sequence[Rule], default: int = Priority.NORMAL) -> None:
@@ -42,8 +43,9 @@ class PriorityRules:
         self._rules = [(pattern.search, priority) for pattern, priority in rules]
 
     def split(self, chunk: memoryview) -> list[tuple[int, list[bytes]]]:
-        """The lines of `chunk` (without newlines) by priority, most urgent first; order
-        is kept within each.
+        """The lines of `chunk` (without newlines) by priority, the most urgent first.
+
+        Order is kept within each.
         """
         lines = bytes(chunk).split(b"\n")
         if not lines[-1]:

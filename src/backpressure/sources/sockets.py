@@ -1,15 +1,15 @@
-"""SocketSource: lines from whoever connects, over TCP or a Unix socket.
+"""SocketSource: lines from connections, over TCP or a Unix socket.
 
 Backpressure reaches the sender: while the buffer is full nothing is read from its
-connection, so its own writes begin to wait.
+connection, so its writes begin to wait.
 
 Each connection has a thread, and there are at most `max_connections`; a further one is
 closed at once. A line ends with b"\\n" (a b"\\r" before it belongs to the line); what
 comes after the last newline when the peer closes is a line too. One longer than
-`max_line_bytes` is skipped and counted. At the end no new connection is taken, and what
-the system has already received from the others is still read.
+`max_line_bytes` is skipped and counted. At the end no new connection is accepted, and
+what the system has already received on the others is still read.
 
-There is no answer to a line, so a sender can not know what was accepted; where that
+There is no answer to a line, so a sender cannot know what was accepted; where that
 matters, send by HTTP.
 """
 
@@ -29,19 +29,19 @@ __all__ = ["SocketSource", "tcp_listener", "unix_listener"]
 _log = logging.getLogger("backpressure")
 
 _CHUNK_BYTES = 256 * 1024
-# How soon the thread that accepts sees that it shall end (seconds).
-_LOOK_SECONDS = 0.2
-# How long the end waits for connections whose last lines are on their way into the
-# buffer (seconds).
+# Seconds that the accepting thread waits before it checks whether to end.
+_ACCEPT_SECONDS = 0.2
+# Seconds that the end waits for connections whose last lines are on their way into the
+# buffer.
 _JOIN_SECONDS = 5.0
 
 
 def tcp_listener(host: str, port: int) -> socket.socket:
     """A listening TCP socket. OSError, with the address in its text."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named asyncio knows that it is TCP, and turns off Nagle's
-    # algorithm: otherwise each answer of more than one packet waits for the client's
-    # delayed acknowledgement, 40 ms.
+    # The protocol is named so that asyncio knows it as TCP, and turns off Nagle's
+    # algorithm. Otherwise each answer of more than one packet waits 40 ms for the
+    # client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,13 +54,14 @@ def tcp_listener(host: str, port: int) -> socket.socket:
 
 
 def unix_listener(path: str, mode: int = 0o660) -> socket.socket:
-    """A listening Unix socket at `path`; one that was left behind there is replaced,
-    anything else is not. OSError.
+    """A listening Unix socket at `path`.
+
+    A stale socket there is replaced; for anything else there it is an OSError.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        # The mode is set before anybody can connect: nobody can before listen().
+        # The mode is set before a client can connect: none can before listen().
         listener.bind(path)
         os.chmod(path, mode)
         listener.listen()
@@ -86,8 +87,9 @@ def _remove_stale(path: str) -> None:
 
 
 class SocketSource:
-    """Lines from the connections to `listener`, which it owns from now on; `path` is
-    removed at the end where it has one.
+    """Lines from the connections to `listener`, which it owns.
+
+    path: of a Unix socket, which is removed at the end.
     """
 
     def __init__(
@@ -100,9 +102,9 @@ class SocketSource:
         path: str | None = None,
     ) -> None:
         self.name = name
-        #: Lines skipped because they were too long, and connections closed because
-        #: there were too many.
+        #: Lines skipped because they were too long.
         self.oversized = 0
+        #: Connections closed because there were too many.
         self.refused_connections = 0
         self._listener = listener
         self._path = path
@@ -113,15 +115,13 @@ class SocketSource:
 
     @property
     def address(self) -> str:
-        """What it listens on, with the port that the system chose where 0 was asked
-        for.
-        """
+        """The address it listens on, with the port that the system chose for 0."""
         bound = self._listener.getsockname()
         return f"{bound[0]}:{bound[1]}" if isinstance(bound, tuple) else str(bound)
 
     def run(self, put: Put, stopping: threading.Event) -> None:
         """As ServiceSource."""
-        self._listener.settimeout(_LOOK_SECONDS)
+        self._listener.settimeout(_ACCEPT_SECONDS)
         try:
             while not stopping.is_set():
                 try:
@@ -137,9 +137,10 @@ class SocketSource:
                         errno.ENOMEM,
                     ):
                         raise
-                    stopping.wait(_LOOK_SECONDS)  # too many open files: others will be closed
+                    # Too many open files: others will be closed.
+                    stopping.wait(_ACCEPT_SECONDS)
                     continue
-                self._welcome(connection, put)
+                self._start_connection(connection, put)
         finally:
             self._listener.close()
             if self._path is not None:
@@ -149,20 +150,22 @@ class SocketSource:
                     pass
             self._end_connections()
 
-    def _welcome(self, connection: socket.socket, put: Put) -> None:
+    def _start_connection(self, connection: socket.socket, put: Put) -> None:
         with self._lock:
             if len(self._connections) >= self._max_connections:
                 self.refused_connections += 1
                 connection.close()
                 return
             thread = threading.Thread(
-                target=self._serve, args=(connection, put), name=f"forebay-{self.name}", daemon=True
+                target=self._run_connection,
+                args=(connection, put),
+                name=f"forebay-{self.name}",
+                daemon=True,
             )
             self._connections[connection] = thread
         connection.settimeout(None)  # it would inherit the listener's on some systems
         if connection.family != getattr(socket, "AF_UNIX", None):
-            # So that a peer that vanished without a word does not hold its place for
-            # ever.
+            # So that a peer that vanished does not hold its place for ever.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         thread.start()
 
@@ -177,10 +180,10 @@ class SocketSource:
         for thread in open_now.values():
             thread.join(_JOIN_SECONDS)
 
-    def _serve(self, connection: socket.socket, put: Put) -> None:
+    def _run_connection(self, connection: socket.socket, put: Put) -> None:
         try:
             with connection:
-                self._read(connection, put)
+                self._read_lines(connection, put)
         except OSError as error:
             _log.info("%s: a connection broke: %s", self.name, error.strerror or error)
         except Exception:
@@ -189,7 +192,7 @@ class SocketSource:
             with self._lock:
                 self._connections.pop(connection, None)
 
-    def _read(self, connection: socket.socket, put: Put) -> None:
+    def _read_lines(self, connection: socket.socket, put: Put) -> None:
         most = self._max_line_bytes + 1
         buffer = bytearray(min(_CHUNK_BYTES, most))
         carried = 0  # buffer[:carried] begins a line
@@ -197,7 +200,7 @@ class SocketSource:
         while True:
             if carried == len(buffer):
                 if carried >= most:
-                    self._too_long()
+                    self._count_oversized()
                     skipping, carried = True, 0
                 else:
                     buffer.extend(bytes(min(carried, most - carried)))
@@ -223,7 +226,7 @@ class SocketSource:
                 carried = filled - start
                 view[:carried] = bytes(view[start:filled])
 
-    def _too_long(self) -> None:
+    def _count_oversized(self) -> None:
         with self._lock:
             self.oversized += 1
         _log.warning("%s: a line has more than %d bytes: skipped", self.name, self._max_line_bytes)

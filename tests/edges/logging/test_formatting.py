@@ -1,4 +1,4 @@
-"""BufferHandler: the text of a record is the one that logging would have made."""
+"""BufferHandler: a record's text is the one that logging would have made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS = [
 
 
 def elsewhere(seconds: float | None) -> time.struct_time:
-    """A time zone that is no test machine's."""
+    """A time zone that no test machine has."""
     return time.gmtime((seconds or 0.0) + 12_345)
 
 
@@ -37,7 +37,7 @@ def elsewhere(seconds: float | None) -> time.struct_time:
         st.sampled_from([time.gmtime, time.localtime, elsewhere]), min_size=5, max_size=5
     ),
 )
-# The sum that the converter makes is rounded to a second that its moments are not in.
+# The converter's sum is rounded to another second than its terms are in.
 @example(moments=[-1.0, -1e-60], which=FORMATS[0], converters=[elsewhere] * 5)
 @example(moments=[0.5, 1 - 2**-53], which=FORMATS[0], converters=[elsewhere] * 5)
 def test_the_text_is_what_the_formatter_makes(

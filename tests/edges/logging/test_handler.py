@@ -1,5 +1,6 @@
-"""BufferHandler: records become events, what is refused is counted, and nothing blocks
-the application.
+"""BufferHandler: records become events, and nothing blocks the application.
+
+What is refused is counted.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def test_a_record_is_in_the_buffer_when_the_call_returns() -> None:
     stats = buffer.stats()
     stats.check()
     handler.close()
-    # What had been admitted ahead was given back, and the buffer is its owner's.
+    # What was admitted ahead is given back, and the buffer stays its owner's.
     assert sum(buffer.stats().flow_control.admitted) == 200
     assert not buffer.stats().closed
 
 
-def test_its_arrival_is_noted_and_wakes_whoever_waits() -> None:
+def test_its_arrival_is_noted_and_wakes_a_waiting_consumer() -> None:
     clock = FakeClock()
     buffer = BufferManager(clock=clock)
     logger = logger_with(BufferHandler(buffer, priority=3))
@@ -157,10 +158,10 @@ def test_a_full_buffer_never_blocks_and_counts(when_full: WhenFull) -> None:
     stats.check()
     assert handler.refused == {"full": 200 - stats.accepted}
     assert stats.rejected["full"] == 200 - stats.accepted > 0
-    # The urgent ones have room of their own.
+    # Urgent ones have room of their own.
     logger.error("x" * 100)
     assert buffer.stats().lanes[2].accepted == 1
-    # What flow control had admitted and the lane did not take was given back.
+    # What flow control admitted and the lane did not take is given back.
     handler.close()
     stats = buffer.stats()
     assert sum(stats.flow_control.admitted) == stats.accepted
@@ -176,7 +177,7 @@ def test_a_timeout_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.1 <= time.monotonic() - begun < 5.0
     batch = buffer.get_batch(max_events=1)
     threading.Timer(0.02, batch.ack).start()
-    logger.info("x" * 10)  # waits for the room that comes
+    logger.info("x" * 10)  # waits until there is room
     assert handler.refused == {"full": 1}
 
 
@@ -192,7 +193,7 @@ def test_dropping_the_oldest() -> None:
     assert buffer.stats().dropped["oldest"] > 0
 
 
-def test_what_can_not_be_logged_goes_to_handle_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_logged_goes_to_handle_error(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     handler = BufferHandler(buffer)
     seen = []

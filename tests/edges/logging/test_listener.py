@@ -22,7 +22,7 @@ from tests.support.threads import until
 
 
 class SlowSink(MemorySink):
-    """Takes nothing before it is let."""
+    """Takes nothing before it is allowed to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ def test_a_sink_that_is_gone_ends_the_delivery_and_says_so(
 ) -> None:
     class Gone(MemorySink):
         def send(self, batch) -> None:
-            raise SinkGone(32, "nobody reads")
+            raise SinkGone(32, "the reader is gone")
 
     handler = BufferHandler(sink=Gone(), drain_timeout=0.5)
     logger_with(handler).info("x")
     assert handler.listener is not None
     until(lambda: handler.listener.error)
-    assert "nobody reads" in caplog.text
+    assert "the reader is gone" in caplog.text
     begun = time.monotonic()
     handler.flush()
     handler.close()

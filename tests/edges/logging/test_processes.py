@@ -1,4 +1,4 @@
-"""BufferHandler at the end of the interpreter, and in processes that were forked."""
+"""BufferHandler at the end of the interpreter, and in forked processes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_the_directory_is_the_parents(tmp_path: Path) -> None:
         import logging, os, sys, warnings
         warnings.simplefilter("ignore")
         from backpressure.logging import BufferHandler
-        config = {"directory": sys.argv[2], "lane_bytes": "1M", "durability": "commit", "when_full": "drop_lowest_priority"}
+        config = {"directory": sys.argv[2], "lane_bytes": "1M", "durability": "commit",
+                  "when_full": "drop_lowest_priority"}
         handler = BufferHandler(config, sink=sys.argv[1], priority=3)
         logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
         logging.info("parent before")
@@ -136,7 +137,8 @@ def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
         import logging, multiprocessing, sys, warnings
         warnings.simplefilter("ignore")
         from backpressure.logging import BufferHandler
-        logging.basicConfig(handlers=[BufferHandler(sink=sys.argv[1])], format="%(message)s", level="INFO")
+        handler = BufferHandler(sink=sys.argv[1])
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
         def work(n):
             logging.info("child %d", n)
         context = multiprocessing.get_context("fork")

@@ -1,5 +1,6 @@
-"""The dashboard: one page and what belongs to it, served from memory. No build step,
-and nothing from elsewhere.
+"""The dashboard: one page with its scripts and styles, served from memory.
+
+There is no build step, and the page loads nothing from elsewhere.
 
 uPlot.* is uPlot 1.6.32 (https://github.com/leeoniya/uPlot) as its npm package has it,
 under the MIT licence of uPlot.LICENSE.
@@ -16,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 __all__ = ["add_routes"]
 
 _PAGE: Final = "index.html"
-# What is served, and as what: nothing else of this folder is.
+# All that is served of this folder, with its content type.
 _FILES: Final = {
     _PAGE: "text/html; charset=utf-8",
     "dashboard.css": "text/css; charset=utf-8",
@@ -38,8 +39,8 @@ def add_routes(app: FastAPI) -> None:
     }
 
     def serve(name: str, request: Request) -> Response:
-        # Asked about at each use, so that a page and its script are never of two
-        # versions.
+        # no-cache: a browser asks at each use, so that a page and its script are never
+        # of two versions.
         headers = {"ETag": tags[name], "Cache-Control": "no-cache", "Content-Type": _FILES[name]}
         if request.headers.get("if-none-match") == tags[name]:
             return Response(status_code=304, headers=headers)

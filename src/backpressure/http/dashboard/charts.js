@@ -1,4 +1,4 @@
-// The charts: what each one shows of the history, and how it is drawn. uPlot is loaded before this.
+// The charts: what each shows of the history, and how it is drawn. uPlot is loaded before.
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
@@ -15,7 +15,7 @@ const share = (value) => (value == null ? "–" : value.toFixed(2));
 
 const STATES = ["closed", "half-open", "open"];
 
-// Lines differ by dashes as well as by colour. A stacked chart is drawn from the back: the sum first, then less and less of it.
+// Lines differ by dashes as well as by colour. A stacked chart is drawn from the back: the whole sum first.
 const CHARTS = {
   rates: {
     format: count,
@@ -32,11 +32,11 @@ const CHARTS = {
       { key: "delayThreshold", label: "threshold", color: "--threshold", dash: [6, 5], width: 1.5 },
     ],
   },
-  depth: {
+  waiting: {
     format: count,
     stacked: true,
     series: [5, 4, 3, 2, 1].map((priority) => (
-      { key: `depth${priority}`, label: `${priority}`, color: `--p${priority}`, fill: 1, width: 1 }
+      { key: `waiting${priority}`, label: `${priority}`, color: `--p${priority}`, fill: 1, width: 1 }
     )),
     extra: { key: "disk", label: "on disk", color: "--disk", dash: [3, 3] },
   },
@@ -90,7 +90,7 @@ class Chart {
     return this.extra ? [...series, extra] : series;
   }
 
-  // Made anew when the colours change: uPlot keeps them as they were.
+  // Built anew when the colours change: uPlot keeps the old ones.
   build() {
     this.plot?.destroy();
     const { format, range, splits, stepped } = this.definition;

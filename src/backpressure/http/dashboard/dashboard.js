@@ -1,15 +1,15 @@
-// The page: asks for the statistics every second, listens to the events, and sends what the controls say.
-// All text goes into the page as text, never as markup: events carry whatever a sink or a caller said.
+// The page: polls the statistics every second, listens to the events, and sends the controls' changes.
+// All text goes into the page as text, never as markup: events carry text of sinks and callers.
 
 import { Charts, count, seconds } from "./charts.js";
 
-const POLL = 1000; // ms between two looks
+const POLL = 1000; // ms between two polls
 const PATIENCE = 5000; // ms for an answer
-const KEPT = 15 * 60; // looks that are kept, as many as the longest window shows
-const LINES = 200; // of the feed
+const KEPT = 15 * 60; // polls that are kept, as many as the longest window shows
+const LINES = 200; // in the list of events
 const KEYS = [
   "accepted", "delivered", "refused", "delay", "delayThreshold", "pressure", "pressureThreshold", "batch", "circuit", "disk",
-  "depth1", "depth2", "depth3", "depth4", "depth5",
+  "waiting1", "waiting2", "waiting3", "waiting4", "waiting5",
 ];
 const STATE = { closed: 0, disabled: 0, half_open: 1, open: 2, forced_open: 2 };
 const NAME = { closed: "closed", disabled: "disabled", half_open: "half-open", open: "open", forced_open: "forced open" };
@@ -26,7 +26,7 @@ class History {
     this.before = null;
   }
 
-  // A look: what is counted since the start becomes a rate. Across a restart, or a lost connection, there is none.
+  // Adds a poll: counts since the start become rates. Across a restart or a lost connection there is no rate.
   add(time, stats, thresholds) {
     const before = this.before;
     const elapsed = before && stats.at - before.at;
@@ -46,7 +46,7 @@ class History {
       batch: stats.batching.batch_size,
       circuit: STATE[stats.circuit_breaker.state],
       disk: stats.disk?.events ?? null,
-      ...Object.fromEntries(lanes.map((lane) => [`depth${lane.priority}`, lane.waiting])),
+      ...Object.fromEntries(lanes.map((lane) => [`waiting${lane.priority}`, lane.waiting])),
     });
     this.before = stats;
   }
@@ -66,14 +66,14 @@ class History {
   }
 }
 
-// ------------------------------------------------------------------ looking
+// ------------------------------------------------------------------ polling
 
 const history = new History();
 let charts;
 let thresholds = null;
 let lostSince = null;
 
-async function look() {
+async function poll() {
   const asked = Date.now() / 1000;
   try {
     thresholds ??= (await get("backpressure")).thresholds;
@@ -81,13 +81,13 @@ async function look() {
     history.add(asked, stats, thresholds);
     showTiles(stats);
     showHealth(health);
-    found();
+    showConnected();
   } catch (error) {
-    lost(error);
+    showLost(error);
     history.gap(asked);
   }
   draw();
-  setTimeout(look, POLL);
+  setTimeout(poll, POLL);
 }
 
 async function get(path) {
@@ -100,16 +100,16 @@ function draw() {
   charts.draw(history, Number($("#window").value));
 }
 
-function found() {
+function showConnected() {
   pill("#connection", "ok", "●", "live");
   if (lostSince === null) return;
   lostSince = null;
-  thresholds = null; // the server may have been started anew, with others
+  thresholds = null; // the server may have restarted with others
   $("#lost").hidden = true;
   listen();
 }
 
-function lost(error) {
+function showLost(error) {
   if (lostSince === null) {
     lostSince = new Date();
     const at = lostSince.toLocaleTimeString("en-GB");
@@ -166,18 +166,18 @@ function suggest(selector, value) {
 
 let source = null;
 
-// The browser connects again by itself, but not after an answer that is no stream: the next look that succeeds does then.
+// The browser connects again by itself, but not after an answer that is no stream: then the next poll that succeeds does.
 function listen() {
   if (source && source.readyState !== EventSource.CLOSED) return;
   source = new EventSource("events");
-  for (const type of Object.keys(DESCRIPTIONS)) source.addEventListener(type, (message) => tell(type, JSON.parse(message.data)));
+  for (const type of Object.keys(DESCRIPTIONS)) source.addEventListener(type, (message) => showEvent(type, JSON.parse(message.data)));
   source.onerror = () => { if (source.readyState === EventSource.CLOSED) setTimeout(listen, 5 * POLL); };
 }
 
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const value = (one) => (one == null ? "no limit" : typeof one === "number" ? one.toLocaleString("en") : String(one).toLowerCase().replace("_", "-"));
 
-// Of each type: tone, mark, and what to say.
+// For each type: tone, mark, and text.
 const DESCRIPTIONS = {
   backpressure_activated: (e) => ["bad", "▲", `Backpressure: ${e.signal} is ${value(e.value)}, above ${value(e.threshold)}`],
   backpressure_deactivated: (e) => ["good", "✓", `Backpressure is over, after ${seconds(e.active_for)}`],
@@ -195,7 +195,7 @@ const DESCRIPTIONS = {
   missed: (e) => ["", "…", `${plural(e.events, "event")} came too fast to be shown`],
 };
 
-function tell(type, event) {
+function showEvent(type, event) {
   const [tone, mark, text] = DESCRIPTIONS[type](event);
   const line = document.createElement("li");
   line.dataset.tone = tone;
@@ -291,8 +291,8 @@ function wire() {
   showToken();
 }
 
-// uPlot comes with a deferred script, and deferred scripts run in the order of the page: it is there.
+// uPlot is loaded: its script is deferred, and deferred scripts run in the order of the page.
 charts = new Charts(document);
 wire();
 listen();
-look();
+poll();

@@ -26,12 +26,11 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
-from backpressure.base.reasons import LimitReason
+from backpressure.base.reasons import LIMIT_REASONS, LimitReason
 from backpressure.base.validation import (
     check_bool,
     check_fields,
@@ -175,7 +174,7 @@ class FlowControlManager:
         # Tokens that the bucket holds at least: what it held when it was last asked,
         # less what was taken since.
         self._sure = 0.0
-        self._refused: dict[str, int] = dict.fromkeys(get_args(LimitReason), 0)
+        self._refused: dict[str, int] = dict.fromkeys(LIMIT_REASONS, 0)
         # The last full grant of each priority: callers ask for the same number again
         # and again.
         self._full = [Grant(0)] * PRIORITY_LEVELS

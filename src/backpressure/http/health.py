@@ -1,0 +1,52 @@
+"""The readiness rules behind `GET /buffer/health`.
+
+Unready: what is sent with priority 3, the default, or more urgent is not accepted. A
+load balancer should send elsewhere.
+Degraded: anything else that is not as it should be. The buffer is there to bear just
+that, so a load balancer should go on sending.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backpressure.base.priority import Priority
+from backpressure.buffer.config import WhenFull
+from backpressure.buffer_manager import BufferManager
+from backpressure.http.models import Health
+from backpressure.policies.circuit_breaker import State
+
+__all__ = ["check_health"]
+
+# A lane whose memory is filled to this part has no room for an event of ordinary size:
+# records and alignment take their part.
+_FULL: Final = 0.95
+
+
+def check_health(buffer: BufferManager) -> Health:
+    """Whether `buffer` can take events, with the reasons where something is wrong."""
+    stats = buffer.stats()
+    unready: list[str] = []
+    degraded: list[str] = []
+    if buffer.closing:
+        unready.append("the buffer is closed" if stats.closed else "the buffer is closing")
+    if buffer.config.when_full in (WhenFull.REJECT, WhenFull.BLOCK):
+        for priority, lane in stats.lanes.items():
+            if lane.used_bytes >= _FULL * lane.capacity_bytes:
+                reasons = unready if priority <= Priority.NORMAL else degraded
+                reasons.append(
+                    f"lane {priority} is full: {lane.used_bytes:,} of {lane.capacity_bytes:,} bytes"
+                )
+    if stats.circuit_breaker.state not in (State.CLOSED, State.DISABLED):
+        state = stats.circuit_breaker.state.value.replace("_", " ")
+        degraded.append(f"the circuit is {state}: the sink is not, or hardly, called")
+    if stats.backpressure_active:
+        pressure = stats.pressure
+        degraded.append(
+            f"backpressure: {pressure.signal} is {pressure.value:.3g}, above {pressure.threshold:g}"
+        )
+    if stats.flow_control.emergency:
+        rate = stats.flow_control.failure_rate
+        degraded.append(f"emergency mode: {rate:.0%} of what the sink was given failed")
+    status = "unready" if unready else "degraded" if degraded else "ok"
+    return Health(status=status, live=True, ready=not unready, reasons=unready + degraded)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_what_was_accepted_is_there_at_the_next_start(
 
 
 def drain_some(buffer: BufferManager, count: int) -> list[bytes]:
-    """The urgent one, then so many of the others."""
+    """The urgent one, then `count` of the others."""
     got: list[bytes] = []
     for most in (1, count):
         batch = buffer.get_batch(most)
@@ -197,7 +197,7 @@ def test_the_good_half_of_a_bad_batch_is_acked_by_itself(tmp_path: Path) -> None
     again.close()
 
 
-# ---------------------------------------------------------------- a ring under another boot id
+# ---------------------------------------------------------------- another boot id
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_checksums_can_be_turned_on_and_off(tmp_path: Path) -> None:
         BufferConfig(directory=tmp_path, ring_checksums="yes")  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- the disk below the ring
+# ---------------------------------------------------------------- the disk tier
 
 
 def test_a_ring_that_fills_goes_to_disk_in_order(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_what_consumers_hold_goes_to_disk_before_what_waits(tmp_path: Path) -> N
 
 def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
     """Consumers look without a lock: at every line of a move, and of a take, what is
-    owed has to be in some tier.
+    owed has to be counted in some tier.
     """
     buffer = open_buffer(tmp_path)
     add_all(buffer, numbered(50))
@@ -422,7 +422,7 @@ def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
             pass
     finally:
         sys.settrace(None)
-    assert {"spill", "_store_out", "_store_front"} <= lines
+    assert {"spill", "_store_handed_out", "_store_front"} <= lines
     assert batch is not None
     batch.ack()
     assert drain(buffer) == numbered(50)[10:]
@@ -481,8 +481,8 @@ def test_a_batch_that_is_held_keeps_files_and_gives_them_back(tmp_path: Path) ->
         except DiskFull:
             refused += 1
         assert drain(buffer) == events
-    # What is kept for nothing shows, is bounded, and hinders nobody who is served from
-    # the ring.
+    # What is kept for nothing shows, is bounded, and delays no consumer that is served
+    # from the ring.
     stats = buffer.stats().disk
     assert stats is not None
     assert stats.events == 1

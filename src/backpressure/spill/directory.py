@@ -62,7 +62,9 @@ class BufferDirectory:
         release wrote it, DiskFailed or DiskFull.
         """
         self.path = os.fspath(path)
-        self._files = Files(fs or LocalFileSystem())
+        #: What its files, and those of its lanes, are read and written through.
+        self.fs: FileSystem = fs or LocalFileSystem()
+        self._files = Files(self.fs)
         self._lock_fd: int | None = None
         try:
             self._make_directory(self.path)

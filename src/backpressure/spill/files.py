@@ -260,6 +260,10 @@ class Files:
     def listdir(self, path: str) -> list[str]:
         return sorted(_again(self.fs.listdir, path))
 
+    def exists(self, path: str) -> bool:
+        """Whether the directory of `path`, which is there, has that name."""
+        return os.path.basename(path) in _again(self.fs.listdir, os.path.dirname(path))
+
     def sync_directory(self, path: str) -> None:
         _again(self.fs.sync_directory, path)
 

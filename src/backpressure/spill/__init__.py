@@ -17,7 +17,7 @@ from backpressure.spill.config import SpillConfig
 from backpressure.spill.dead_letters import DeadLetter, DeadLetterStore
 from backpressure.spill.directory import BufferDirectory
 from backpressure.spill.files import FileSystem, LocalFileSystem
-from backpressure.spill.reader import Lost, Run
+from backpressure.spill.runs import Lost, Run
 from backpressure.spill.stats import SpillStats
 from backpressure.spill.store import SpillStore
 

@@ -32,7 +32,7 @@ import numpy as np
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from backpressure.spill.store import SpillStore
 
 __all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore"]

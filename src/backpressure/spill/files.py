@@ -249,6 +249,13 @@ class Files:
         except FileNotFoundError:
             pass
 
+    def try_unlink(self, path: str) -> None:
+        """Gone, unless the file system refuses: then it stays."""
+        try:
+            self.unlink(path)
+        except OSError:
+            pass
+
     def mkdir(self, path: str) -> bool:
         """There, also where it was before; True where it is new."""
         try:

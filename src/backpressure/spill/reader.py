@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,57 +17,14 @@ import numpy.typing as npt
 
 from backpressure.spill.blocks import BlockHeader, Decoder, Link, stored_is_sound
 from backpressure.spill.files import UNREADABLE, Files
+from backpressure.spill.runs import Lost, Run, decoded_run, part_of
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable
-from ringbuf import Messages
 
-__all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View", "decoded_run"]
+__all__ = ["Gap", "Missing", "Reader", "View"]
 
 _OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
 _NONE: Final = 1 << 64  # larger than any serial
 _MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at most
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and
-    has number first_seq + i.
-    """
-
-    data: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    first_seq: int
-    #: When the first of them was written, in ns since 1970; 0 where nobody said.
-    time_ns: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def end_seq(self) -> int:
-        """The number after the last one."""
-        return self.first_seq + len(self)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of payload."""
-        return int(self.offsets[-1] - self.offsets[0])
-
-    def messages(self) -> Messages:
-        """The same memory as Messages."""
-        return Messages.from_columns(self.data, self.offsets, self.first_seq)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were
-    events, are gone.
-    """
-
-    first_seq: int
-    end_seq: int
-    events: int
-    #: The file, and what is wrong in it.
-    reason: str
 
 
 class View(NamedTuple):
@@ -230,7 +186,7 @@ class Reader:
                         break
                     return self._senseless(found)
                 self._cached = run
-            part = _part(
+            part = part_of(
                 run, at, min(stop, at + max_events - events), max_bytes - used, alone=not pieces
             )
             if len(part) == 0:
@@ -394,28 +350,3 @@ class Reader:
     ) -> Missing:
         lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")
         return Missing(segment.serial, lost, gap_start)
-
-
-def decoded_run(
-    decoder: Decoder, header: BlockHeader, block: memoryview, target: npt.NDArray[np.uint8]
-) -> Run | None:
-    """The events of a block, with the payload in `target`; None where its content is no
-    block's.
-    """
-    offsets = decoder.decode(header, block, target)
-    if offsets is None:
-        return None
-    return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
-
-
-def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
-    """The events of `run` from number `start` on, before `stop`, that fit into `room`
-    bytes; if `alone`, one at least.
-    """
-    low = start - run.first_seq
-    high = min(stop, run.end_seq) - run.first_seq
-    fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1
-    high = min(high, max(fits, low + 1) if alone else fits)
-    return Run(
-        data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns
-    )

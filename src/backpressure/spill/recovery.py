@@ -14,7 +14,8 @@ from backpressure.base.errors import FormatError
 from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
 from backpressure.spill.files import READ, UNREADABLE, Files
 from backpressure.spill.ledger import LEDGER_NAME, Record, read_record
-from backpressure.spill.reader import Lost
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.runs import Lost
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     Segment,
@@ -27,19 +28,15 @@ from backpressure.spill.segments import (
 from backpressure.spill.settled import Settled
 
 __all__ = [
-    "QUARANTINE_SUFFIX",
     "Recovered",
     "end_seq_of",
     "find_tail",
+    "has_record_beyond_end",
     "missing_tail_of",
     "recover",
     "settled_of",
-    "speaks_of_what_is_gone",
 ]
 
-#: Behind the name of a segment that had damage, and is kept aside after everything in
-#: it was settled.
-QUARANTINE_SUFFIX = ".damaged"
 # Of a block only the header is looked at, and its neighbours come with it.
 _HEADER_WINDOW_BYTES = 4096
 # A record larger than this was not written by us.
@@ -164,7 +161,7 @@ def settled_of(found: Recovered) -> Settled:
     return settled if settled.events <= found.link.rank else Settled(start, rank)
 
 
-def speaks_of_what_is_gone(found: Recovered) -> bool:
+def has_record_beyond_end(found: Recovered) -> bool:
     """Whether the record knows of numbers behind the end: acked, or even durable, and
     gone with the power.
     """

@@ -265,8 +265,9 @@ class Writer:
             self._files.sync_directory(self._directory)
         except BaseException:
             self._files.close(fd)
-            self._remove(fresh)
-            self._remove(path)
+            # They hold nothing that counts, and their successor supersedes them.
+            self._files.try_unlink(fresh)
+            self._files.try_unlink(path)
             # If it has its name already, power loss may bring it back: as the newest
             # file, which says where the one before it ended. So nothing more goes into
             # that one; the next file, whose serial is higher, supersedes both.
@@ -291,12 +292,6 @@ class Writer:
             segments, size, end = self.view
             self.nbytes -= sum(segment.size for segment in segments[:count])
             self.view = View(segments[count:], size, end)
-
-    def _remove(self, path: str) -> None:
-        try:
-            self._files.unlink(path)
-        except OSError:
-            pass  # it holds nothing that counts, and its successor supersedes it
 
     def _not_durable(self, reader: SegmentFile) -> Iterator[tuple[Body, BlockHeader]]:
         at = self._durable_size

@@ -16,7 +16,7 @@ from backpressure.base.wording import reason
 from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, exit_codes, say
 from backpressure.cli.progress import make_display, megabytes
 from backpressure.spill.offline.directory_view import BufferView, NotABuffer, describe_owner
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 
 __all__ = [
     "Ticker",

@@ -31,7 +31,7 @@ from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
 from backpressure.spill.dead_letters import _unpack
 from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
 from backpressure.spill.offline.lane_reader import stored_events
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import MessageRing, Messages
 
 __all__ = ["main"]

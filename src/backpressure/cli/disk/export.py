@@ -34,7 +34,7 @@ from backpressure.spill.offline.directory_view import (
     look_at_lane,
 )
 from backpressure.spill.offline.lane_reader import end_seq_of, stored_events, with_quarantined
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import Messages
 
 __all__ = ["main"]

@@ -27,7 +27,7 @@ from backpressure.spill.offline.lane_reader import (
     settled_of,
     stored_events,
 )
-from backpressure.spill.reader import Run
+from backpressure.spill.runs import Run
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile
 
 __all__ = ["main"]

@@ -31,7 +31,7 @@ from backpressure.spill.offline.directory_view import (
 )
 from backpressure.spill.offline.inspect import repair_lane
 from backpressure.spill.offline.lane_reader import end_seq_of
-from backpressure.spill.recovery import QUARANTINE_SUFFIX
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
 from ringbuf import MessageRing
 
 __all__ = ["main"]

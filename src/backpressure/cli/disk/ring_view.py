@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from backpressure.lanes.ring_debt import RingDebt, debt_of, implausible
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._messages.look import next_seq_of, used_parts
 

@@ -28,7 +28,7 @@ from backpressure.spill.offline.directory_view import (
 )
 from backpressure.spill.offline.inspect import BlockState, SegmentReport, inspect_lane
 from backpressure.spill.offline.lane_reader import end_seq_of, stored_events
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 
 __all__ = ["check_lane", "check_ring", "main"]
 

@@ -33,7 +33,7 @@ from backpressure.spill.offline.lane_reader import (
     settled_of,
     stored_events,
 )
-from backpressure.spill.reader import Run
+from backpressure.spill.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -26,8 +26,9 @@ from backpressure.spill.blocks import (
     stored_is_sound,
 )
 from backpressure.spill.files import READ, Files, FileSystem, LocalFileSystem
-from backpressure.spill.reader import Run, decoded_run
-from backpressure.spill.recovery import QUARANTINE_SUFFIX, recover
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.recovery import recover
+from backpressure.spill.runs import Run, decoded_run
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     Segment,

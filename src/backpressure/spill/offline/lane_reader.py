@@ -16,14 +16,15 @@ import numpy as np
 
 from backpressure.spill.blocks import Decoder, stored_is_sound
 from backpressure.spill.offline.directory_view import BufferView, LaneView, look_at_lane
-from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View, decoded_run
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.reader import Gap, Missing, Reader, View
 from backpressure.spill.recovery import (
-    QUARANTINE_SUFFIX,
     Recovered,
     end_seq_of,
     missing_tail_of,
     settled_of,
 )
+from backpressure.spill.runs import Lost, Run, decoded_run
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     SegmentFile,
@@ -62,7 +63,7 @@ def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> I
                 settled = Settled(found.segments[0].base, found.segments[0].link.rank)
             for item in _read_all(reader, found, settled, position):
                 if isinstance(item, Missing):
-                    if not os.path.exists(os.path.join(lane.path, _name_of(found, item.serial))):
+                    if not view.files.exists(os.path.join(lane.path, _name_of(found, item.serial))):
                         break  # a running owner deleted it just now, as all in it was acked: look again
                     yield item.lost
                     position = item.lost.end_seq

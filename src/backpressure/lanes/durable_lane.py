@@ -52,8 +52,9 @@ _RING_NAME: Final = "ring"
 
 
 class DurableLane(Lane):
-    """One priority's lane in a buffer's directory. Opened, it holds what it held when
-    it was closed, killed, or cut off.
+    """One priority's lane in a buffer's directory.
+
+    Opened, it holds what it held when it was closed, killed, or cut off.
     """
 
     def __init__(
@@ -126,11 +127,11 @@ class DurableLane(Lane):
         return self.ring.used_bytes / self.ring.capacity_bytes
 
     def spill(self, pressure: float) -> int:
-        """Move the oldest piece of what the ring holds to disk. Returns its bytes of
-        payload, at least 1; 0: nothing is left.
+        """Move the oldest piece of what the ring holds to disk.
 
-        `pressure` (0 to 1) chooses how much time compression may take. Raises DiskFull
-        or DiskFailed; then nothing is lost, and the same call may be tried again.
+        Returns its bytes of payload, at least 1; 0: nothing is left. `pressure` (0 to
+        1) chooses how much time compression may take. Raises DiskFull or DiskFailed;
+        then nothing is lost, and the same call may be tried again.
         """
         with self._taking:
             return self._store_handed_out(pressure) or self._store_waiting(pressure)
@@ -149,8 +150,9 @@ class DurableLane(Lane):
         return self._store_front(pressure)
 
     def _store_handed_out(self, pressure: float) -> int:
-        """Write what the ring holds and consumers have, or have given back: it is older
-        than what waits there.
+        """Write what the ring holds for consumers that have it or gave it back.
+
+        It is older than what waits in the ring.
         """
         with self._lock:
             self._collect_abandoned()
@@ -308,8 +310,9 @@ class DurableLane(Lane):
         return self._disk_waiting + self._front_events + self._count_in_ring(next_seq)
 
     def _count_in_ring(self, next_seq: int) -> int:
-        """Events below `next_seq` that wait in the ring: those of the start, and those
-        that came since.
+        """Events below `next_seq` that wait in the ring.
+
+        Those are the ones of the start, and those that came since.
         """
         return self._in_ring_before + next_seq - self._taken
 
@@ -336,8 +339,10 @@ class DurableLane(Lane):
     # ------------------------------------------------------------ failing events
 
     def nack(self, handout: Handout, not_before: float) -> int:
-        """As of any lane; but a batch that failed `max_attempts` times is halved until
-        the single bad event is found, which becomes a dead letter.
+        """As of any lane, up to `max_attempts`.
+
+        A batch that failed that often is halved until the single bad event is found,
+        which becomes a dead letter.
         """
         if self._max_attempts is None or handout.attempt < self._max_attempts:
             return super().nack(handout, not_before)

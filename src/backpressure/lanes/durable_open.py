@@ -145,8 +145,9 @@ def _salvage_ring(path: str, store: SpillStore) -> tuple[int, int, list[tuple[in
 
 
 def _move_all(ring: MessageRing, store: SpillStore) -> None:
-    """Put on disk all that a ring holds which does not fit: what an earlier run had
-    taken from it, then what waits.
+    """Put on disk all that a ring holds, since the ring does not fit.
+
+    First what an earlier run had taken from it, then what waits.
     """
     while len(messages := ring.take(None, PIECE_BYTES)):
         rest = messages[_count_stored(messages, store) :]

@@ -17,9 +17,7 @@ __all__ = ["Handout", "TakenMessages"]
 
 
 class TakenMessages:
-    """Messages that were taken and are still owed, and where they are kept until they
-    are settled.
-    """
+    """Messages that were taken and are still owed, and where they are kept."""
 
     __slots__ = ("held", "messages", "moving", "stored")
 
@@ -33,8 +31,9 @@ class TakenMessages:
         self.moving = False
 
     def split(self, ring: MessageRing, count: int) -> tuple[TakenMessages, TakenMessages]:
-        """Two in place of this one, the first of `count` messages; each is settled
-        without the other.
+        """Two in place of this one, the first of `count` messages.
+
+        Each is settled without the other.
         """
         first, rest = self.messages[:count], self.messages[count:]
         if count <= self.stored:
@@ -46,11 +45,11 @@ class TakenMessages:
 
 
 class Handout:
-    """One delivery of messages: from the moment a consumer gets them until it settles
-    them, and then until the next delivery if it nacked them.
+    """One delivery of messages, to a consumer and back.
 
-    A redelivery is a new Handout, so that a Batch of the old one, which may still
-    exist, cannot settle the new one.
+    It begins when a consumer gets them. A nack keeps it until they are delivered again,
+    by a new Handout: a Batch of the old one, which may still exist, cannot settle the
+    new one.
     """
 
     __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")

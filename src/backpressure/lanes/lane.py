@@ -38,8 +38,9 @@ _MAX_MARKS: Final = 1024
 
 
 class Lane:
-    """One priority's ring, its deliveries, and its counts. In memory; see
-    durable_lane.py for the one with a disk tier.
+    """One priority's ring, its deliveries, and its counts.
+
+    In memory; see durable_lane.py for the one with a disk tier.
     """
 
     def __init__(self, priority: int, ring: MessageRing) -> None:
@@ -125,8 +126,9 @@ class Lane:
     # ------------------------------------------------------------ consumers
 
     def ready(self, now: float) -> bool:
-        """Whether `next_handout` is worth calling: it may find nothing, but what waits
-        is never overlooked.
+        """Whether `next_handout` is worth calling.
+
+        It may find nothing, but what waits is never overlooked.
         """
         if self.abandoned:
             return True
@@ -140,8 +142,10 @@ class Lane:
         return None if front is None else front.not_before
 
     def next_handout(self, max_events: int, max_bytes: int, now: float) -> Handout | None:
-        """The oldest events that are owed and with no consumer: a nacked batch as it
-        was, else what waits. None: there are none, or a nacked batch still pauses.
+        """The oldest events that are owed and with no consumer.
+
+        A nacked batch as it was, else what waits. None: there are none, or a nacked
+        batch still pauses.
         """
         with self._taking:
             with self._lock:
@@ -163,7 +167,8 @@ class Lane:
             return handout
 
     def ack(self, handout: Handout, latency: float) -> None:
-        """The events were processed, `latency` seconds after they were handed out.
+        """The events were processed, `latency` seconds after the handout.
+
         Raises BatchStateError, BufferClosed.
         """
         events = len(handout.messages)
@@ -183,8 +188,10 @@ class Lane:
                 pass
 
     def nack(self, handout: Handout, not_before: float) -> int:
-        """Owe the batch again, not before that time. Returns how many of its events
-        were given up instead. Raises BatchStateError, BufferClosed.
+        """Owe the batch again, not before that time.
+
+        Returns how many of its events were given up instead. Raises BatchStateError,
+        BufferClosed.
         """
         with self._lock:
             self._end_delivery(handout)
@@ -193,8 +200,9 @@ class Lane:
         return 0
 
     def discard(self, reason: str) -> int:
-        """Drop everything, also what is with consumers, and deliver nothing from now
-        on. Returns how many events.
+        """Drop everything and deliver nothing from now on.
+
+        Also what is with consumers. Returns how many events.
         """
         with self._taking:
             with self._lock:
@@ -227,8 +235,9 @@ class Lane:
             return self._count_waiting(self.ring.next_seq)
 
     def oldest_age(self, now: float) -> float:
-        """Seconds that the oldest waiting event has waited, to the interval of the
-        marks; 0.0 where none waits.
+        """Seconds that the oldest waiting event has waited; 0.0: none waits.
+
+        As fine as the interval of the marks.
         """
         with self._lock:
             return self._oldest_age(now)
@@ -266,8 +275,9 @@ class Lane:
     # ------------------------------------------------------------ what DurableLane over
 
     def _fetch_oldest(self, max_events: int, max_bytes: int) -> TakenMessages | None:
-        """The oldest events that were never delivered. Under `_taking`; the caller
-        counts them with `_count_taken`.
+        """The oldest events that were never delivered.
+
+        Under `_taking`; the caller counts them with `_count_taken`.
         """
         messages = self.ring.take(max_events, max_bytes)
         return TakenMessages(messages, messages) if len(messages) else None
@@ -300,8 +310,9 @@ class Lane:
     # ------------------------------------------------------------ under the lock
 
     def _hand_out_again(self, now: float) -> Handout | None:
-        """The nacked batch at the front, or None while it pauses: nothing newer
-        overtakes it.
+        """The nacked batch at the front, or None while it pauses.
+
+        Nothing newer overtakes it.
         """
         if self._retries[0].not_before > now:
             return None
@@ -331,8 +342,9 @@ class Lane:
         return min((handout.messages.first_seq for handout in self._out), default=float("inf"))
 
     def _end_delivery(self, handout: Handout) -> None:
-        """A consumer settles it: once, and not after the end. Raises BatchStateError,
-        BufferClosed.
+        """A consumer settles it: once, and not after the end.
+
+        Raises BatchStateError, BufferClosed.
         """
         if not handout.out:
             if self._closed:

@@ -49,8 +49,9 @@ def implausible(seq: int) -> str | None:
 
 
 def check_numbers(path: str, seq: int) -> None:
-    """Raise FormatError where what lies at `path` gives the next event the number `seq`
-    and no lane comes that far.
+    """Raise FormatError where a file gives the next event an impossible number.
+
+    `path` is where `seq` was read.
     """
     if wrong := implausible(seq):
         raise FormatError(path, f"{wrong}: see `forebay verify` and `forebay repair`")

@@ -96,8 +96,9 @@ class Spiller:
         self._wake.set()
 
     def wait_durable(self, lane: DurableLane, seq: int) -> bool:
-        """Wait until every event of the lane below `seq` is durable. False: the spiller
-        was stopped first.
+        """Wait until every event of the lane below `seq` is durable.
+
+        False: the spiller was stopped first.
         """
         while lane.durable_seq < seq:
             if self._stop:

@@ -44,8 +44,9 @@ class DiskStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStats:
-    """One lane at one moment. Counts are events since the start unless they say
-    otherwise.
+    """One lane at one moment.
+
+    Counts are events since the start unless they say otherwise.
     """
 
     priority: int

@@ -13,8 +13,9 @@ __all__ = ["lengths_of"]
 def lengths_of(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The sizes of the events data[offsets[i]:offsets[i + 1]]; ValueError or TypeError
-    where these are not columns of events.
+    """The sizes of the events data[offsets[i]:offsets[i + 1]].
+
+    Raises ValueError or TypeError where these are not columns of events.
     """
     if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
         raise TypeError(

@@ -20,8 +20,9 @@ QUARANTINE_SUFFIX: Final = ".damaged"
 
 
 class Quarantine:
-    """The files kept aside in one directory, at most `most_bytes` of them: the oldest
-    are deleted first.
+    """The files kept aside in one directory, at most `most_bytes` of them.
+
+    The oldest are deleted first.
     """
 
     def __init__(

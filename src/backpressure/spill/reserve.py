@@ -52,7 +52,8 @@ class Reserve:
             self._files.close(fd)
 
     def run(self, action: Callable[[], object]) -> None:
-        """Call `action`; where the disk is full, give up the reserve and call it again.
+        """Call `action`; on a full disk, give up the reserve and call it again.
+
         Raises what the last call raised.
         """
         try:

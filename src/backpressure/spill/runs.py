@@ -15,14 +15,15 @@ __all__ = ["Lost", "Run", "decoded_run", "part_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and
-    has number first_seq + i.
+    """Events with consecutive numbers.
+
+    Event i is data[offsets[i]:offsets[i + 1]] and has number first_seq + i.
     """
 
     data: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
     first_seq: int
-    #: When the first of them was written, in ns since 1970; 0 where nobody said.
+    #: When the first of them was written, in ns since 1970; 0: not known.
     time_ns: int
 
     def __len__(self) -> int:
@@ -39,14 +40,15 @@ class Run:
         return int(self.offsets[-1] - self.offsets[0])
 
     def messages(self) -> Messages:
-        """The same memory as Messages."""
+        """The events as Messages over the same memory."""
         return Messages.from_columns(self.data, self.offsets, self.first_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were
-    events, are gone.
+    """Numbers that are gone: from `first_seq` up to, not including, `end_seq`.
+
+    Of these, `events` were events.
     """
 
     first_seq: int
@@ -59,8 +61,9 @@ class Lost:
 def decoded_run(
     decoder: Decoder, header: BlockHeader, block: memoryview, target: npt.NDArray[np.uint8]
 ) -> Run | None:
-    """The events of a block, with the payload in `target`; None where its content is no
-    block's.
+    """The events of a block, with the payload in `target`.
+
+    None where the content is not what the header says.
     """
     offsets = decoder.decode(header, block, target)
     if offsets is None:
@@ -69,8 +72,9 @@ def decoded_run(
 
 
 def part_of(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
-    """The events of `run` from number `start` on, before `stop`, that fit into `room`
-    bytes; if `alone`, one at least.
+    """The events of `run` from `start` on, before `stop`, within `room` bytes.
+
+    With `alone`, one at least.
     """
     low = start - run.first_seq
     high = min(stop, run.end_seq) - run.first_seq

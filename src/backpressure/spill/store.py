@@ -64,8 +64,9 @@ _LAST_SEQ = (1 << 64) - 1
 
 
 class SpillStore:
-    """The disk tier of one lane. `directory` exists and belongs to this store alone
-    (see directory.py).
+    """The disk tier of one lane.
+
+    `directory` exists and belongs to this store alone (see directory.py).
     """
 
     def __init__(
@@ -148,8 +149,9 @@ class SpillStore:
 
     @property
     def end_seq(self) -> int:
-        """The number after the last one that was stored or settled: the lowest that can
-        be appended.
+        """The number after the last one that was stored or settled.
+
+        It is the lowest that can be appended.
         """
         return self._writer.end_seq
 
@@ -213,14 +215,15 @@ class SpillStore:
         pressure: float = 0.0,
         time_ns: int = 0,
     ) -> None:
-        """Store events with consecutive numbers from `first_seq` on, which is `end_seq`
-        or more; numbers left out are a gap. Durable after sync().
+        """Store events with consecutive numbers. Durable after sync().
 
-        Event i is data[offsets[i]:offsets[i + 1]]. `pressure` from 0 to 1 chooses how
-        much time compression may take; `time_ns` since 1970 is kept with the events.
-        They are stored block by block: after DiskFull or DiskFailed, `end_seq` says how
-        far it came, and the rest is to be given again. Raises ValueError and TypeError
-        for wrong arguments.
+        `first_seq` is `end_seq` or more; numbers left out are a gap. Event i is
+        data[offsets[i]:offsets[i + 1]]. `pressure` from 0 to 1 chooses how much time
+        compression may take; `time_ns` since 1970 is kept with the events.
+
+        Events are stored block by block: after DiskFull or DiskFailed, `end_seq` says
+        how far it came, and the rest is to be given again. Raises ValueError and
+        TypeError for wrong arguments.
         """
         lengths = lengths_of(data, offsets)
         if not 0 <= time_ns <= _LAST_SEQ:
@@ -255,15 +258,16 @@ class SpillStore:
                         self._settled.settle(self._settled.seq, first_seq, 0)
 
     def sync(self) -> None:
-        """Make durable what was appended. After DiskFull or DiskFailed durable_seq is
-        as it was.
+        """Make durable what was appended.
+
+        After DiskFull or DiskFailed durable_seq is as it was.
         """
         with self._writing:
             self._check_open()
             self._attempt("sync", self._writer.sync)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Call `action`; what the file system refuses becomes DiskFull or DiskFailed."""
+        """Call `action`; a refusal of the file system becomes one of the store."""
         try:
             action()
         except (OSError, DiskFull) as error:
@@ -282,8 +286,7 @@ class SpillStore:
     # ------------------------------------------------------------ reading
 
     def read(self, from_seq: int, max_events: int, max_bytes: int) -> Run | Lost | None:
-        """Events from `from_seq` on, or from the first one after it that is not
-        settled; None where there is none.
+        """The first events from `from_seq` on that are not settled, or None.
 
         At most max_events, and at most max_bytes of payload unless one event alone is
         larger. A Run ends before a number that is settled, a gap or damage. Lost
@@ -352,11 +355,11 @@ class SpillStore:
     # ------------------------------------------------------------ acking
 
     def ack(self, first_seq: int, count: int) -> None:
-        """These events need no delivery any more; in any order. ValueError where one of
-        them is acked already or not stored.
+        """Settle these events: they need no delivery any more. In any order.
 
-        A file system that refuses raises nothing: what could not be recorded may be
-        delivered again after a restart.
+        Raises ValueError where one of them is acked already or not stored. A file
+        system that refuses raises nothing: what could not be recorded may be delivered
+        again after a restart.
         """
         if count < 0:
             raise ValueError(f"count: must be 0 or more, not {count}")
@@ -381,19 +384,19 @@ class SpillStore:
         self._close_deleted()
 
     def sync_acks(self) -> bool:
-        """Make durable what was acked, as far as the record has room for it; False
-        where the file system refused.
+        """Make durable what was acked; False where the file system refused.
 
-        Without it a power loss costs redelivery and nothing else: the store does this
-        itself before it deletes a file.
+        Only as far as the record has room for it. Without this call a power loss costs
+        redelivery and nothing else: the store does it itself before it deletes a file.
         """
         with self._settling:
             self._check_open()
             return not self._writer.view.segments or self._make_record_durable(self._settled.seq)
 
     def _close_gaps(self) -> None:
-        """Where every event is settled, settle the numbers between them too: the reader
-        may never come to them.
+        """Where every event is settled, settle the numbers between them too.
+
+        The reader may never come to them.
         """
         end = self._writer.view.end  # of one moment: an append may go on
         if self._settled.events == end.rank:
@@ -407,8 +410,9 @@ class SpillStore:
             self._failed_acks += 1
 
     def _delete_settled(self) -> None:
-        """Delete the files in which everything is settled, after the record of that is
-        durable.
+        """Delete the files in which everything is settled.
+
+        The record of that is made durable first.
         """
         segments = self._writer.view.segments
         done = self._count_settled_segments()
@@ -431,7 +435,8 @@ class SpillStore:
         segments = self._writer.view.segments
         if not segments or not self._reader.has_before(segments[0].serial):
             return
-        # A thread that reads now opens nothing older, and the next ack comes here again.
+        # A thread that reads now opens nothing older, and the next ack comes here
+        # again.
         if self._reading.acquire(blocking=False):
             try:
                 self._reader.close_before(segments[0].serial)
@@ -457,8 +462,9 @@ class SpillStore:
         return durable is not None and durable.prefix >= prefix
 
     def _free_room(self) -> None:
-        """Delete what could not be deleted when it was acked, because a full disk had
-        no room for the record either.
+        """Delete what could not be deleted when it was acked.
+
+        A full disk had no room for the record either.
         """
         with self._settling:
             self._delete_settled()
@@ -473,8 +479,9 @@ class SpillStore:
             self._files.unlink(os.path.join(self.directory, segment.name))
 
     def _restart_if_drained(self) -> None:
-        """Where nothing is owed, begin a new, empty file, which says where the lane is,
-        and delete the old ones.
+        """Where nothing is owed, begin an empty file and delete the others.
+
+        Its header says where the lane is.
         """
         if self._writer.view.size < min(_RESTART_BYTES, self.config.effective_segment_bytes // 2):
             return
@@ -500,8 +507,9 @@ class SpillStore:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Make everything durable, as far as possible, and close the files. Raises
-        nothing; a second call does nothing.
+        """Make everything durable, as far as possible, and close the files.
+
+        Raises nothing; a second call does nothing.
         """
         with self._writing, self._reading, self._settling:
             if self._closed:
@@ -548,8 +556,9 @@ class SpillStore:
         return self._writer.view.end.rank - self._settled.events
 
     def _limit_to_stored(self, events: int) -> int:
-        """That many, but no more than are there: links and records may contradict each
-        other.
+        """That many, but no more than are there.
+
+        Links and records may contradict each other.
         """
         return max(min(events, self._events_on_disk()), 0)
 
@@ -558,8 +567,9 @@ class SpillStore:
             raise BufferClosed(f"the store in {self.directory} was closed")
 
     def _check(self) -> None:
-        """Assert every invariant that needs no reading of files: for tests, while no
-        other call is under way.
+        """Assert every invariant that needs no reading of files.
+
+        For tests, while no other call is under way.
         """
         writer = self._writer
         segments, size, end = writer.view

@@ -28,7 +28,7 @@ from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.framing import FORMATS, framed
 from backpressure.cli.disk.ring_view import look_at_ring
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
-from backpressure.spill.dead_letters import _unpack
+from backpressure.spill.dead_letters import unpack_letter
 from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
 from backpressure.spill.offline.lane_reader import stored_events
 from backpressure.spill.runs import Lost
@@ -186,7 +186,7 @@ def _read_letters(view: BufferView, lost: list[Lost]) -> Iterator[DeadLetter]:
             lost.append(item)
             continue
         for number, raw in enumerate(item.messages(), item.first_seq):
-            yield _unpack(raw, number)
+            yield unpack_letter(raw, number)
 
 
 def _described(letter: DeadLetter) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""A durable lane: what was accepted outlives it, in order, once, also a restart of the
-machine; the disk below its ring.
+"""A durable lane: what was accepted outlives it, in order, once; the disk tier.
+
+Also a restart of the machine.
 """
 
 from __future__ import annotations
@@ -269,8 +270,9 @@ def test_what_was_acked_from_memory_is_no_loss(tmp_path: Path, reboot: Any, capl
 def test_what_the_disk_lost_is_taken_from_the_ring_again(
     tmp_path: Path, reboot: Any, caplog: Any
 ) -> None:
-    """Spilled, released, never synced: power loss takes the file, and the ring still
-    has the frames.
+    """Spilled, released, never synced.
+
+    Power loss takes the file, and the ring still has the frames.
     """
     buffer = open_buffer(tmp_path, ring_checksums=True)
     events = numbered(300)
@@ -400,8 +402,9 @@ def test_what_consumers_hold_goes_to_disk_before_what_waits(tmp_path: Path) -> N
 
 
 def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
-    """Consumers look without a lock: at every line of a move, and of a take, what is
-    owed has to be counted in some tier.
+    """Consumers look without a lock.
+
+    At every line of a move, and of a take, what is owed has to be counted in some tier.
     """
     buffer = open_buffer(tmp_path)
     add_all(buffer, numbered(50))
@@ -431,8 +434,9 @@ def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_took_of_a_batch_leaves_the_ring(tmp_path: Path) -> None:
-    """A disk that fills in the midst of a piece: the part that it took is there once,
-    the rest is in the ring, and acks hold.
+    """A disk fills in the middle of a piece.
+
+    The part that it took is there once, the rest is in the ring, and acks hold.
     """
     buffer = open_buffer(tmp_path, lane_bytes=1 << 16, max_disk_bytes=1 << 30)
     events = numbered(400, 100)

@@ -1,6 +1,4 @@
-"""What every command shares: exit codes and how --help tells them, messages, argument
-types, signals.
-"""
+"""What every command shares: exit codes, messages, argument types, signals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`forebay serve`: lines from files and sockets through a buffer to a sink, as a
-service that one TOML file describes.
+"""`forebay serve`: lines from files and sockets through a buffer to a sink.
+
+It runs as a service that one TOML file describes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""DurableLane: a lane whose ring is a file, with a disk tier below it: what it has
-accepted outlives the process.
+"""DurableLane: a lane whose ring is a file, with a disk tier below it.
+
+What it has accepted outlives the process.
 
     0 ......... acked ......... read ......... write
                 [===== on disk =====|===== in the ring =====)

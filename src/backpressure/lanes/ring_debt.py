@@ -1,5 +1,6 @@
-"""What a lane's ring owes when its file comes back under another boot id: after power
-loss, or on another host.
+"""What a lane's ring owes when its file comes back under another boot id.
+
+That is after power loss, or on another host.
 
 Such a file may hold less than was put into it. Of the lane's numbers
 

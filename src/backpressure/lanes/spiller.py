@@ -1,5 +1,4 @@
-"""Spiller: the thread that moves events from the rings to the disk, and makes them
-durable.
+"""Spiller: the thread that moves events from rings to disk and makes them durable.
 
 `Durability.PROCESS`: only under pressure, when a ring is more than half full, and then
 down to a quarter. INTERVAL and COMMIT: all the time, and every `sync_interval` what was

@@ -1,5 +1,4 @@
-"""The disk tier: what a lane's ring cannot hold, compressed, in order, and there again
-after a crash.
+"""The disk tier: what a lane's ring cannot hold, in order, there again after a crash.
 
     store.py         SpillStore: append, read, ack, sync
     writer.py        the newest segment

@@ -1,5 +1,6 @@
-"""Dead letters: events that were given up after their last attempt, kept until they are
-replayed or purged.
+"""Dead letters: events that were given up after their last attempt.
+
+They are kept until they are replayed or purged.
 
 The format is a lane's (blocks.py, segments.py, ledger.py) with lane number 0, and
 outlives restarts as a lane does. A letter's id is its number in this store. Each event

@@ -1,5 +1,6 @@
-"""The file system as the disk tier sees it: a few plain calls, each of which a test can
-replace.
+"""The file system as the disk tier sees it.
+
+It is a few plain calls, each of which a test can replace.
 
 `FileSystem` is what can be injected; `LocalFileSystem` is the real one. `Files` is what
 directories, stores and lanes call: the same calls, but whole writes and whole reads,

@@ -1,5 +1,6 @@
-"""Quarantine: damaged segments, kept aside after everything in them was settled, for
-`forebay repair` and `forebay export --all`.
+"""Quarantine: damaged segments, kept aside after everything in them was settled.
+
+`forebay repair` and `forebay export --all` use them.
 
 For one thread at a time.
 """

@@ -1,5 +1,6 @@
-"""Reserve: room that is given up when the disk is full, so that acks can still be
-recorded and files begun and deleted.
+"""Reserve: room that is given up when the disk is full.
+
+So acks can still be recorded, and files begun and deleted.
 
 For one thread at a time.
 """

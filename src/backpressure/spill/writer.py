@@ -1,5 +1,4 @@
-"""Writer: the newest segment of a lane, what is appended to it, and when that is
-durable.
+"""Writer: the newest segment of a lane, what is appended to it, when it is durable.
 
 Invariants
 

@@ -1,5 +1,6 @@
-"""`forebay bench`: the hot paths of this machine, each beside its yardstick, in under a
-minute.
+"""`forebay bench`: the hot paths of this machine, each beside its yardstick.
+
+It takes less than a minute.
 
 Every figure is a ratio of two times measured in one run, turn by turn, because absolute
 times on a shared machine mean little: the library's over that of a well-known yardstick

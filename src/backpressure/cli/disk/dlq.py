@@ -1,5 +1,6 @@
-"""`forebay dlq`: the dead letters of a buffer, events that were given up after their
-last attempt.
+"""`forebay dlq`: the dead letters of a buffer.
+
+These are events that were given up after their last attempt.
 
 `list` reads beside a running owner. `replay` and `purge` change the store, and need a
 directory that no other process has open. What is replayed is durable in its new place

@@ -1,5 +1,6 @@
-"""`forebay export`: the events in a buffer's directory, lane by lane and in order, to a
-file or to stdout. Changes nothing.
+"""`forebay export`: the events in a buffer's directory, to a file or to stdout.
+
+Lane by lane and in order. Nothing is changed.
 
 What is written is what the next start would deliver; with --all, also what was acked
 and is still there, and what can be read of damaged files that were kept aside.

@@ -1,5 +1,7 @@
-"""`forebay inspect`: what a buffer's directory holds. Reads headers only, never bodies,
-and changes nothing.
+"""`forebay inspect`: what a buffer's directory holds.
+
+It reads headers, the oldest stored events of each lane and, where the directory has no
+owner, the rings. Nothing is changed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""`forebay repair`: make a damaged directory one that a buffer opens, and reads without
-searching behind damage. Nothing is deleted.
+"""`forebay repair`: put damage aside, so that a buffer opens the directory.
+
+It also spares the buffer a search behind damage. Nothing is deleted.
 
 A damaged segment is written anew from its good blocks, and the old one kept beside it.
 A ring file that cannot be opened is moved aside. An empty one that goes on with the

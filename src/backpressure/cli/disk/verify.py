@@ -1,5 +1,6 @@
-"""`forebay verify`: whether everything in a buffer's directory is as it was written.
-Reads every byte of the segments and changes nothing.
+"""`forebay verify`: whether a buffer's directory is as it was written.
+
+It reads every byte of the segments and changes nothing.
 
 In a segment every byte has a checksum. In a ring file the header has one, and so has,
 with ring_checksums, what was pushed; its positions are checked for whether they make

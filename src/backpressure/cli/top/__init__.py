@@ -1,5 +1,6 @@
-"""`forebay top URL|DIR`: a buffer live: a running one by its HTTP server, or any by its
-directory.
+"""`forebay top URL|DIR`: a buffer, live.
+
+A running one by its HTTP server, or any by its directory.
 """
 
 from __future__ import annotations

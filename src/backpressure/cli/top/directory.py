@@ -1,8 +1,7 @@
-"""What `forebay top DIR` shows: a buffer's directory from outside, beside its owner or
-after it.
+"""What `forebay top DIR` shows: a buffer's directory from outside.
 
-Nothing is written. What only the owner knows (delays, policies, refusals) its HTTP
-server reports: `forebay top URL`.
+Beside its owner or after it. Nothing is written. What only the owner knows (delays,
+policies, refusals) its HTTP server reports: `forebay top URL`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What `forebay top URL` shows: a running buffer, from the `/buffer/stats` of its HTTP
-server.
+"""What `forebay top URL` shows: a running buffer, by its `/buffer/stats`.
 
 Rates are differences of two readings over the buffer's own clock, so a slow network
 does not change them. A reading below the one before comes from a new process, and has

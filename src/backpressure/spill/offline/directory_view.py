@@ -1,5 +1,7 @@
-"""A buffer's directory seen from outside: without its lock, and so beside a running
-owner. Always in the real file system.
+"""A buffer's directory seen from outside.
+
+It is read without its lock, and so beside a running owner; always in the real file
+system.
 
 A file that the owner deletes between a listing and an open makes the listing start
 again. It held nothing that was still owed.

@@ -8,6 +8,7 @@
     settled.py       which numbers need no delivery any more
     blocks.py, segments.py, ledger.py, directory.py
                      the format, each part with its invariants and layout
+    reclaimer.py     the record of acks, and deleting the files that it lets go
     reserve.py       room that is given up when the disk is full
     quarantine.py    damaged files that are kept aside
     dead_letters.py  events that were given up

@@ -27,7 +27,6 @@ import dataclasses
 import itertools
 import os
 import threading
-from bisect import bisect_right
 from collections.abc import Callable
 from types import TracebackType
 from uuid import UUID
@@ -39,9 +38,8 @@ from backpressure.base.errors import BufferClosed, DiskFull
 from backpressure.spill.columns import lengths_of
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import Files, FileSystem, LocalFileSystem, refusal
-from backpressure.spill.ledger import Ledger
-from backpressure.spill.quarantine import Quarantine
 from backpressure.spill.reader import Gap, Missing, Reader
+from backpressure.spill.reclaimer import Reclaimer
 from backpressure.spill.recovery import (
     end_seq_of,
     has_record_beyond_end,
@@ -49,9 +47,7 @@ from backpressure.spill.recovery import (
     recover,
     settled_of,
 )
-from backpressure.spill.reserve import Reserve
 from backpressure.spill.runs import Lost, Run
-from backpressure.spill.segments import Segment
 from backpressure.spill.stats import SpillStats
 from backpressure.spill.writer import Writer, level_for
 
@@ -107,24 +103,11 @@ class SpillStore:
             end_seq_of(found),
         )
         self._reader = Reader(self._files, self.directory)
-        self._ledger = Ledger(
-            self._files, self.directory, lane, buffer_id, self.config.ack_record_bytes, found.record
-        )
-        self._damaged: set[int] = {
-            segment.serial for segment in found.segments if not segment.sound
-        }
-        self._quarantine = Quarantine(
-            self._files,
-            self.directory,
-            self.config.effective_quarantine_bytes,
-            found.quarantined,
-        )
         self._torn_bytes = found.torn_bytes
         self._damaged_headers = found.damaged_headers
         self._acked_events = 0
         self._lost_events = 0
         self._lost_ranges = 0
-        self._failed_acks = 0
         self._refused_full = 0
         # What was durable once and is missing at the end of the newest file: to be
         # reported before anything else.
@@ -133,16 +116,23 @@ class SpillStore:
             # One that cannot be deleted is in the way of nothing; the next opening
             # tries again.
             self._files.try_unlink(os.path.join(self.directory, name))
-        self._reserve = Reserve(self._files, self.directory, self.config.effective_reserve_bytes)
-        self._count_other_bytes()
+        self._reclaimer = Reclaimer(
+            self._files,
+            self.directory,
+            lane,
+            buffer_id,
+            self.config,
+            found,
+            self._settled,
+            self._writer,
+        )
         if has_record_beyond_end(found):
             # Otherwise it would be read, after further appends, as if the events that
             # are gone were among them.
             try:
-                self._reserve.run(lambda: self._ledger.write(self._settled, self._writer.durable))
-                self._reserve.run(self._ledger.sync)
+                self._reclaimer.sync_record()
             except OSError as error:
-                self._ledger.close()
+                self._reclaimer.close()
                 raise refusal(f"cannot write the ack record in {self.directory}", error) from error
 
     # ------------------------------------------------------------ what there is
@@ -198,10 +188,10 @@ class SpillStore:
                 lost_ranges=self._lost_ranges,
                 torn_bytes=self._torn_bytes,
                 damaged_headers=self._damaged_headers,
-                quarantined_segments=len(self._quarantine),
-                quarantined_bytes=self._quarantine.nbytes,
+                quarantined_segments=len(self._reclaimer.quarantine),
+                quarantined_bytes=self._reclaimer.quarantine.nbytes,
                 failed_syncs=writer.failed_syncs,
-                failed_acks=self._failed_acks,
+                failed_acks=self._reclaimer.failed_acks,
                 refused_full=self._refused_full,
             )
 
@@ -345,11 +335,11 @@ class SpillStore:
             most = lost.events - before - self._settled.events_in(start, lost.end_seq)
             events = self._settled.settle(start, lost.end_seq, self._limit_to_stored(most))
             if events:
-                self._damaged.add(missing.serial)
+                self._reclaimer.mark_damaged(missing.serial)
                 self._lost_events += events
                 self._lost_ranges += 1
                 # Otherwise it would be reported again after a restart.
-                self._write_record()
+                self._reclaimer.write_record()
         return dataclasses.replace(lost, first_seq=start, events=events) if events else None
 
     # ------------------------------------------------------------ acking
@@ -378,8 +368,8 @@ class SpillStore:
             self._settled.settle(first_seq, end, self._limit_to_stored(count))
             self._acked_events += count
             self._close_gaps()
-            self._write_record()
-            self._delete_settled()
+            self._reclaimer.write_record()
+            self._reclaimer.delete_settled()
         self._restart_if_drained()
         self._close_deleted()
 
@@ -391,7 +381,7 @@ class SpillStore:
         """
         with self._settling:
             self._check_open()
-            return not self._writer.view.segments or self._make_record_durable(self._settled.seq)
+            return not self._writer.view.segments or self._reclaimer.make_durable(self._settled.seq)
 
     def _close_gaps(self) -> None:
         """Where every event is settled, settle the numbers between them too.
@@ -401,34 +391,6 @@ class SpillStore:
         end = self._writer.view.end  # of one moment: an append may go on
         if self._settled.events == end.rank:
             self._settled.jump(max(self._settled.end, end.end))
-
-    def _write_record(self) -> None:
-        """Write the ack record, not yet durably."""
-        try:
-            self._reserve.run(lambda: self._ledger.write(self._settled, self._writer.durable))
-        except OSError:
-            self._failed_acks += 1
-
-    def _delete_settled(self) -> None:
-        """Delete the files in which everything is settled.
-
-        The record of that is made durable first.
-        """
-        segments = self._writer.view.segments
-        done = self._count_settled_segments()
-        if done == 0 or not self._make_record_durable(segments[done].base):
-            return
-        gone = 0
-        for segment in segments[:done]:
-            try:
-                self._delete_segment(segment)
-            except OSError:
-                break  # next time
-            gone += 1
-        self._writer.drop_oldest(gone)
-        if gone:
-            self._reserve.make()
-        self._count_other_bytes()
 
     def _close_deleted(self) -> None:
         """Close the files that were deleted: until then they take room."""
@@ -443,40 +405,14 @@ class SpillStore:
             finally:
                 self._reading.release()
 
-    def _count_settled_segments(self) -> int:
-        """How many of the oldest files, never the newest, hold nothing that is owed."""
-        segments = self._writer.view.segments
-        # The base of the next one is where a file's numbers end.
-        return max(
-            bisect_right(segments, self._settled.seq, key=lambda segment: segment.base) - 1, 0
-        )
-
-    def _make_record_durable(self, prefix: int) -> bool:
-        """Whether it is durable that everything below `prefix` is settled."""
-        try:
-            self._reserve.run(lambda: self._ledger.write(self._settled, self._writer.durable))
-            self._reserve.run(self._ledger.sync)
-        except OSError:
-            self._failed_acks += 1
-        durable = self._ledger.durable
-        return durable is not None and durable.prefix >= prefix
-
     def _free_room(self) -> None:
         """Delete what could not be deleted when it was acked.
 
         A full disk had no room for the record either.
         """
         with self._settling:
-            self._delete_settled()
+            self._reclaimer.delete_settled()
         self._restart_if_drained()
-
-    def _delete_segment(self, segment: Segment) -> None:
-        """Delete its file, or keep it aside if it was damaged. Raises OSError."""
-        if segment.serial in self._damaged:
-            self._quarantine.add(segment)
-            self._damaged.discard(segment.serial)
-        else:
-            self._files.unlink(os.path.join(self.directory, segment.name))
 
     def _restart_if_drained(self) -> None:
         """Where nothing is owed, begin an empty file and delete the others.
@@ -490,17 +426,10 @@ class SpillStore:
             return
         try:
             with self._settling:
-                writer = self._writer
                 if self._events_on_disk():
                     return
-                self._settled.jump(writer.end_seq)
-                if not self._make_record_durable(writer.end_seq):
-                    return
-                try:
-                    self._reserve.run(writer.restart)
-                except OSError:
-                    return
-                self._delete_settled()
+                self._settled.jump(self._writer.end_seq)
+                self._reclaimer.replace_all()
         finally:
             self._writing.release()
 
@@ -520,10 +449,10 @@ class SpillStore:
             except OSError:
                 pass
             if self._writer.view.segments:
-                self._make_record_durable(self._settled.seq)
+                self._reclaimer.make_durable(self._settled.seq)
             self._writer.close()
             self._reader.close()
-            self._ledger.close()
+            self._reclaimer.close()
 
     def __enter__(self) -> SpillStore:
         return self
@@ -583,9 +512,3 @@ class SpillStore:
             assert before.base <= after.base
             assert before.link.rank <= after.link.rank <= end.rank
         assert writer.nbytes == sum(segment.size for segment in segments[:-1]) + size
-
-    def _count_other_bytes(self) -> None:
-        """Tell the writer what of max_disk_bytes is not segments."""
-        self._writer.other_bytes = (
-            self._ledger.nbytes + self._reserve.nbytes + self._quarantine.nbytes
-        )

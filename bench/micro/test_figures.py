@@ -1,6 +1,6 @@
 """The figures of `forebay bench` in their long form, under pytest-benchmark.
 
-Each run of a figure checks its result before it counts (see backpressure/cli/bench.py).
+Each run of a figure checks its result before it counts (see backpressure/cli/bench).
 `extra_info` holds the ratio to the yardstick, measured in turn in the same process;
 that is what a comparison between machines or commits should look at.
 """

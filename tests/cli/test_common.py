@@ -1,4 +1,4 @@
-"""What the commands share: one set of exit codes and messages, argument types, signals."""
+"""What the commands share: exit codes, messages, argument types, signals."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`forebay top URL`: rates from two readings, and a screen that says what is not as it
-should be.
-"""
+"""`forebay top URL`: rates from two readings, and a screen that shows what is wrong."""
 
 from __future__ import annotations
 
@@ -185,7 +183,7 @@ def test_an_answer_that_is_none(server, answer: bytes, capsys: pytest.CaptureFix
     assert "no statistics" in capsys.readouterr().err
 
 
-def test_nobody_there_and_the_wrong_path(server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_and_the_wrong_path(server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", f"http://127.0.0.1:{server.server_port}/elsewhere"]) == 1
     assert "404" in capsys.readouterr().err
     server.server_close()

@@ -88,7 +88,8 @@ def test_after_the_owner_died_it_shows_what_is_owed_and_changes_nothing(
     source = (
         "import os, signal; from backpressure import BufferConfig, BufferManager\n"
         f"buffer = BufferManager(BufferConfig(directory={str(path)!r}, lane_bytes=1 << 16))\n"
-        "buffer.add_events([b'x'] * 50); buffer.get_batch(max_events=20).ack(); batch = buffer.get_batch(max_events=10)\n"
+        "buffer.add_events([b'x'] * 50); buffer.get_batch(max_events=20).ack()\n"
+        "batch = buffer.get_batch(max_events=10)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert run_python(source).returncode == -signal.SIGKILL
@@ -96,7 +97,7 @@ def test_after_the_owner_died_it_shows_what_is_owed_and_changes_nothing(
     monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
     assert main(["top", str(path), "--once"]) == 0
     text = capsys.readouterr().out
-    assert "nobody has it open" in text
+    assert "no process has it open" in text
     [lane] = [line.split() for line in text.splitlines() if line.split()[:1] == ["3"]][:1]
     assert lane == ["3", "0", "0", "0", "30", "20", "10", "0", "-"]
     assert fingerprint(path) == before
@@ -153,4 +154,4 @@ def test_live_it_survives_a_directory_that_goes_and_comes_back(
     gone, back = out.getvalue().split("is not a directory")
     assert "1,234" in gone
     assert "what follows is old" in back
-    assert "nobody has it open" in back.split("what follows is old")[1]
+    assert "no process has it open" in back.split("what follows is old")[1]

@@ -1,5 +1,6 @@
-"""A durable lane: what was accepted outlives it, in order, once, also a restart of the
-machine; the disk below its ring.
+"""A durable lane: what was accepted outlives it, in order, once; the disk tier.
+
+Also a restart of the machine.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def test_what_was_accepted_is_there_at_the_next_start(
 
 
 def drain_some(buffer: BufferManager, count: int) -> list[bytes]:
-    """The urgent one, then so many of the others."""
+    """The urgent one, then `count` of the others."""
     got: list[bytes] = []
     for most in (1, count):
         batch = buffer.get_batch(most)
@@ -197,7 +198,7 @@ def test_the_good_half_of_a_bad_batch_is_acked_by_itself(tmp_path: Path) -> None
     again.close()
 
 
-# ---------------------------------------------------------------- a ring under another boot id
+# ---------------------------------------------------------------- another boot id
 
 
 @pytest.fixture
@@ -269,8 +270,9 @@ def test_what_was_acked_from_memory_is_no_loss(tmp_path: Path, reboot: Any, capl
 def test_what_the_disk_lost_is_taken_from_the_ring_again(
     tmp_path: Path, reboot: Any, caplog: Any
 ) -> None:
-    """Spilled, released, never synced: power loss takes the file, and the ring still
-    has the frames.
+    """Spilled, released, never synced.
+
+    Power loss takes the file, and the ring still has the frames.
     """
     buffer = open_buffer(tmp_path, ring_checksums=True)
     events = numbered(300)
@@ -359,7 +361,7 @@ def test_checksums_can_be_turned_on_and_off(tmp_path: Path) -> None:
         BufferConfig(directory=tmp_path, ring_checksums="yes")  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- the disk below the ring
+# ---------------------------------------------------------------- the disk tier
 
 
 def test_a_ring_that_fills_goes_to_disk_in_order(tmp_path: Path) -> None:
@@ -400,8 +402,9 @@ def test_what_consumers_hold_goes_to_disk_before_what_waits(tmp_path: Path) -> N
 
 
 def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
-    """Consumers look without a lock: at every line of a move, and of a take, what is
-    owed has to be in some tier.
+    """Consumers look without a lock.
+
+    At every line of a move, and of a take, what is owed has to be counted in some tier.
     """
     buffer = open_buffer(tmp_path)
     add_all(buffer, numbered(50))
@@ -422,7 +425,7 @@ def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
             pass
     finally:
         sys.settrace(None)
-    assert {"spill", "_store_out", "_store_front"} <= lines
+    assert {"spill", "_store_handed_out", "_store_front"} <= lines
     assert batch is not None
     batch.ack()
     assert drain(buffer) == numbered(50)[10:]
@@ -431,8 +434,9 @@ def test_nothing_is_overlooked_while_it_moves_to_disk(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_took_of_a_batch_leaves_the_ring(tmp_path: Path) -> None:
-    """A disk that fills in the midst of a piece: the part that it took is there once,
-    the rest is in the ring, and acks hold.
+    """A disk fills in the middle of a piece.
+
+    The part that it took is there once, the rest is in the ring, and acks hold.
     """
     buffer = open_buffer(tmp_path, lane_bytes=1 << 16, max_disk_bytes=1 << 30)
     events = numbered(400, 100)
@@ -481,8 +485,8 @@ def test_a_batch_that_is_held_keeps_files_and_gives_them_back(tmp_path: Path) ->
         except DiskFull:
             refused += 1
         assert drain(buffer) == events
-    # What is kept for nothing shows, is bounded, and hinders nobody who is served from
-    # the ring.
+    # What is kept for nothing shows, is bounded, and delays no consumer that is served
+    # from the ring.
     stats = buffer.stats().disk
     assert stats is not None
     assert stats.events == 1

@@ -1,8 +1,7 @@
-"""Files whose checksums are right and whose content has no sense, as a writer with an
-error or an attacker leaves them.
+"""Files whose checksums are right and whose content makes no sense.
 
-They cost what they hold, and nothing else: no allocation of what they claim, no count
-below zero, no error but those documented.
+A faulty writer or an attacker leaves them. They cost what they hold, and nothing else:
+no allocation of what they claim, no count below zero, no error but those documented.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ LAST = (1 << 64) - 1
 
 @pytest.fixture(autouse=True)
 def little_memory() -> Iterator[None]:
-    """What is claimed and not there can not be allocated: no machine has so much, so
-    that is seen on each.
-    """
+    """Limit memory, so that allocating what a file claims would fail everywhere."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
@@ -40,9 +37,7 @@ def little_memory() -> Iterator[None]:
 
 
 def three_blocks() -> tuple[dict[str, bytes], str]:
-    """Blocks of the numbers 10 to 20, 20 to 30 and 30 to 40 in the one segment of a
-    lane, and its name.
-    """
+    """A lane's one segment with the blocks 10 to 20, 20 to 30, 30 to 40; its name."""
     disk = disk_with_lane()
     with opened(disk) as store:
         for first in (10, 20, 30):
@@ -53,8 +48,9 @@ def three_blocks() -> tuple[dict[str, bytes], str]:
 
 
 def changed(content: bytes, at: int, *fields: tuple[int, str, int]) -> bytes:
-    """With other values in the header at `at`, each given as its offset, its format and
-    itself, and the checksums right.
+    """`content` with other values in the header at `at`, and right checksums.
+
+    Each is given as offset, format and value.
     """
     data = bytearray(content)
     for offset, kind, value in fields:
@@ -182,8 +178,9 @@ PREFIX, RANK, RANGES, FIRST_RANGE = 40, 48, 80, 96
 
 
 def with_record() -> tuple[dict[str, bytes], int]:
-    """Numbers 0 to 40, of which 0 to 5 and 10 to 15 are acked, and where the newer slot
-    of the record is.
+    """Numbers 0 to 40, of which 0 to 5 and 10 to 15 are acked.
+
+    Also where the newer slot of the record is.
     """
     disk = disk_with_lane()
     with opened(disk) as store:
@@ -219,7 +216,7 @@ def ranges(*given: tuple[int, int, int]) -> list[tuple[int, str, int]]:
             (RANK, "Q", 1 << 40),
             (PREFIX, "Q", 1 << 40),
             (72, "Q", 1 << 40),
-        ],  # a durable link that has no sense
+        ],  # a durable link that makes no sense
     ],
     ids=str,
 )
@@ -255,9 +252,7 @@ def test_a_record_of_more_events_than_were_ever_stored_is_not_believed() -> None
 
 
 def lying(content: bytes) -> bytes:
-    """Every block, and the segment, say that they are of half the events that were
-    stored before.
-    """
+    """Every block, and the segment, claim half the events stored before."""
     for at in (*heads_of(content, SEGMENT), *heads_of(content, BLOCK)):
         offset = 72 if at == 0 else 48
         (rank,) = struct.unpack_from("<Q", content, at + offset)
@@ -268,8 +263,9 @@ def lying(content: bytes) -> bytes:
 
 
 def test_what_was_acked_within_a_loss_is_not_lost_as_well() -> None:
-    """Nothing crafted in this one: two blocks are damaged, some of one is acked, and a
-    gap lies between them.
+    """Nothing is crafted here.
+
+    Two blocks are damaged, some of one is acked, and a gap lies between them.
     """
     disk = disk_with_lane()
     with opened(disk) as store:

@@ -1,5 +1,6 @@
-"""Damage: every byte flipped, every length cut, everything that can be gone. At most
-one block is lost, counted exactly, once.
+"""Damage: every byte flipped, every length cut, every file gone.
+
+At most one block is lost, counted exactly, once.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def segments_of(files: dict[str, bytes]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lane() -> tuple[dict[str, bytes], Blocks]:
-    """Three segments of four blocks, raw and compressed in turn, with gaps between
-    blocks and between segments.
+    """Three segments of four blocks, raw and compressed in turn.
+
+    Gaps lie between blocks and between segments.
     """
     disk = disk_with_lane()
     blocks = []
@@ -85,8 +87,9 @@ def everything(blocks: Blocks) -> dict[int, bytes]:
 def check(
     files: dict[str, bytes], blocks: Blocks, most_blocks: int
 ) -> tuple[list[Lost], CrashingFileSystem]:
-    """Open, drain: what is not delivered is whole blocks, reported exactly, once, and a
-    reopened store knows of it.
+    """Open and drain: only whole blocks are lost, reported exactly, once.
+
+    A reopened store knows of it.
     """
     disk = disk_of(files)
     with opened(disk) as store:
@@ -210,8 +213,9 @@ def test_flipped_bytes_of_the_manifest_change_nothing() -> None:
 
 
 def hostile_payloads(content: bytes) -> Iterator[bytes]:
-    """Events that hold what a segment holds: headers, whole blocks, the file itself, at
-    every alignment.
+    """Events that hold what a segment holds, at every alignment.
+
+    Headers, whole blocks, and the file itself.
     """
     for shift in range(8):
         yield bytes(shift) + content
@@ -265,8 +269,9 @@ def places_of(content: bytes) -> list[int]:
 def test_a_sound_header_at_another_place_is_no_header(
     lane: tuple[dict[str, bytes], Blocks], from_segment: int, from_block: int, to_block: int
 ) -> None:
-    """What a disk wrote to the wrong place, in the same file or in another: position
-    and salt tell. One block is lost.
+    """A disk writes to the wrong place, in the same file or in another.
+
+    Position and salt show it. One block is lost.
     """
     files, blocks = lane
     names = segments_of(files)
@@ -355,7 +360,7 @@ def test_another_error_is_not_taken_for_damage(lane: tuple[dict[str, bytes], Blo
         assert drain(store) == (everything(blocks), [])
 
 
-# ---------------------------------------------------------------- quarantine, inspection, repair
+# ---------------------------------------------------------------- repair
 
 
 def test_a_damaged_file_is_kept_aside_when_all_in_it_is_settled(

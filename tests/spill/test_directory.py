@@ -41,7 +41,10 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
-    script = "import os, sys; from backpressure.spill import BufferDirectory as D; d = D(sys.argv[1]); os.kill(os.getpid(), 9)"
+    script = (
+        "import os, sys; from backpressure.spill import BufferDirectory as D; "
+        "d = D(sys.argv[1]); os.kill(os.getpid(), 9)"
+    )
     assert run_python(script, tmp_path).returncode == -9
     BufferDirectory(tmp_path).close()
 

@@ -1,6 +1,4 @@
-"""The disk format: version 1 is read and written for ever as the golden files have it,
-and as its layout says.
-"""
+"""The disk format: version 1 is read and written as golden files and layout say."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Damaged and crafted files of the disk tier, by the hundred: see
-tests/torture/fuzz_files.py, which does more by command.
+"""Damaged and crafted files of the disk tier, by the hundred.
+
+The command in tests/torture/fuzz_files.py does more.
 """
 
 from __future__ import annotations

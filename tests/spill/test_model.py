@@ -1,5 +1,6 @@
-"""The store against a model: append, read, ack in any order, damage of nothing, kill,
-power loss, reopen.
+"""The store against a model.
+
+Append, read, ack in any order, kill, power loss and reopen; nothing is damaged.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(closing=st.booleans())
     def restart(self, closing: bool) -> None:
-        """A clean end, or the death of the process: nothing is lost, and the acks that
-        the record has room for are known.
+        """A clean end, or the death of the process.
+
+        Nothing is lost, and the acks that the record has room for are known.
         """
         ranges = self.store.stats().acked_ranges
         if closing:
@@ -156,8 +158,9 @@ class StoreModel(RuleBasedStateMachine):
         self.read_to = 0
 
     def adopt_redelivered(self) -> None:
-        """After a crash: everything durable and owed is there; what else is there
-        becomes owed.
+        """After a crash everything durable and owed is there.
+
+        What else is there becomes owed.
         """
         there: dict[int, bytes] = {}
         seq = 0

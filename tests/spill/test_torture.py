@@ -1,5 +1,6 @@
-"""A share of the torture under pytest: power loss, and an error at every call. By
-command there is more of both.
+"""A share of the torture under pytest: power loss, and an error at every call.
+
+The commands in tests/torture do more of both.
 """
 
 from __future__ import annotations

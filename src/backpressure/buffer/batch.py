@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ringbuf import Messages
 
 if TYPE_CHECKING:
-    from backpressure.lanes.lane import Handout
+    from backpressure.lanes.handout import Handout
     from backpressure.policies.circuit_breaker import Permit
 
 __all__ = ["Batch"]

@@ -33,7 +33,7 @@ from backpressure.base.events import (
 )
 from backpressure.base.log_limiter import LogLimiter
 from backpressure.buffer.event_dispatcher import EventDispatcher
-from backpressure.lanes.lane import Handout
+from backpressure.lanes.handout import Handout
 from backpressure.policies.backpressure_monitor import Pressure
 from backpressure.policies.circuit_breaker import State
 

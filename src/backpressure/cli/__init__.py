@@ -11,7 +11,7 @@
     forebay bench                        measure this machine
 
 Each sub-command is a module with `main(argv) -> int`, imported only when it is called:
-a command line tool is as fast as what it imports.
+a command starts as fast as what it imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (None: the process's own) and return the exit code."""
+    """Run the command line `argv` (None: the process's own); the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in _COMMANDS:
         module = import_module(_COMMANDS[arguments[0]][0])

@@ -1,6 +1,4 @@
-"""What every command shares: exit codes and how --help tells them, messages, argument
-types, signals.
-"""
+"""What every command shares: exit codes, messages, argument types, signals."""
 
 from __future__ import annotations
 
@@ -32,8 +30,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# More digits no number here has; int() refuses thousands in words that name no
-# argument.
+# No number here has more digits; int() refuses thousands of them in a message that
+# names no argument.
 _DIGITS: Final = re.compile(r"[0-9]{1,30}")
 
 OK: Final = 0
@@ -45,27 +43,31 @@ BY_CTRL_C: Final = BY_SIGNAL + signal.SIGINT
 
 
 def exit_codes(meanings: Mapping[int, str]) -> str:
-    """The part of a --help text that tells the exit codes; a meaning may have several
-    lines.
+    """The part of a --help text that lists the exit codes.
+
+    A meaning may have several lines.
     """
     lines = [f"  {code:<5}" + text.replace("\n", "\n" + 7 * " ") for code, text in meanings.items()]
     return "\n".join(["exit codes:", *lines, ""])
 
 
 def say(text: str) -> None:
-    """A message of the command itself, on stderr, so that stdout has only what was
-    asked for.
+    """Print a message of the command itself on stderr.
+
+    So stdout has only what was asked for.
     """
     print(f"forebay: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def noted_signals(*names: str) -> Iterator[list[int]]:
-    """A list of the signals that arrive, oldest first. An exception could break the
-    code that it hits: this only leaves a note.
+    """A list of the signals that arrive, oldest first.
 
-    names: as "SIGTERM"; one that the system does not have is passed over. Outside of
-    the main thread nothing is noted, since only the main thread may have handlers.
+    The handler only adds to the list: an exception could break the code that it hits.
+
+    names: as "SIGTERM"; one that the system does not have is passed over.
+
+    Outside of the main thread nothing is noted, since only that one may have handlers.
     """
     received: list[int] = []
 
@@ -81,18 +83,18 @@ def noted_signals(*names: str) -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            if (
-                handler is not None
-            ):  # None: it was not installed from Python, which can not put it back
+            # None: it was not installed from Python, and cannot be put back from there.
+            if handler is not None:
                 signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------- types of arguments, for argparse's `type=`
+# ---------------------------------------------------------------- argument types
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """What `parse` makes of an argument; its ValueError in the words that it has, which
-    argparse would swallow.
+    """A type for argparse that keeps the message of a ValueError of `parse`.
+
+    argparse by itself replaces it.
     """
 
     def convert(text: str) -> T:

@@ -20,20 +20,20 @@ __all__ = ["Display", "Row", "make_display", "megabytes"]
 
 Row: TypeAlias = tuple[str, str]
 
-# Often enough to see that it is alive, seldom enough for a log file.
+# Often enough to see that it runs, seldom enough for a log file.
 _PLAIN_SECONDS = 5.0
-# Faster than this no eye reads a number.
+# No eye reads numbers that change faster.
 _LIVE_SECONDS = 0.1
 
 
 class Display(Protocol):
     """Shows a run."""
 
-    #: How many seconds may pass from one `update` to the next.
+    #: At most this many seconds pass from one `update` to the next.
     interval: float
 
     def update(self, progress: Progress, state: str) -> None:
-        """Show how far a transfer is; `state` says what holds it up, if anything does."""
+        """Show how far a transfer is; `state` says what holds it up, or nothing."""
         ...
 
     def show(self, text: str, nbytes: int) -> None:
@@ -45,7 +45,7 @@ class Display(Protocol):
         ...
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """Show the closing table, if it has rows, and nothing any more."""
+        """Show the closing table, if it has rows. Nothing is shown after that."""
         ...
 
 
@@ -63,7 +63,7 @@ def make_display(*, quiet: bool, total_bytes: int | None) -> Display:
 
 def describe(progress: Progress, state: str) -> str:
     """One line of numbers, and what holds the run up."""
-    seconds = max(progress.seconds, 1e-9)  # the first look may come within one tick of the clock
+    seconds = max(progress.seconds, 1e-9)  # 0 within the clock's first tick
     return (
         f"{progress.events:,} events, {megabytes(progress.nbytes)}, "
         f"{progress.events / seconds:,.0f} events/s, {megabytes(progress.nbytes / seconds)}/s, "

@@ -1,5 +1,6 @@
-"""`forebay serve`: lines from files and sockets through a buffer to a sink, as a
-service that one TOML file describes.
+"""`forebay serve`: lines from files and sockets through a buffer to a sink.
+
+It runs as a service that one TOML file describes.
 """
 
 from __future__ import annotations
@@ -37,21 +38,22 @@ _log = logging.getLogger("backpressure")
 
 # The handler only leaves a note; this is how soon it is read.
 _SIGNAL_SECONDS = 0.1
-# How often positions are committed and saved (seconds): what a crash makes come twice
-# is what was delivered since.
+# How often positions are committed and saved (seconds): what was delivered since then
+# comes twice after a crash.
 _SAVE_SECONDS = 1.0
 
 _SIGNALS = f"""\
 signals:
-  SIGTERM, SIGINT  end: sources stop, what is buffered is delivered for up to service.drain_timeout seconds; a second one
-                   ends it at once
+  SIGTERM, SIGINT  end: sources stop, what is buffered is delivered for up to
+                   service.drain_timeout seconds; a second one ends it at once
   SIGHUP           read the configuration again: {tunable_titles()} change at once,
                    what needs a restart is named, a sink that is a file is opened anew
 
 """
 _CODES = {
     OK: "everything that came in was delivered (after a signal as well)",
-    FAILED: "something could not be opened, a source or the sink failed for good, or events were not delivered",
+    FAILED: "something could not be opened, a source or the sink failed for good, or events\n"
+    "were not delivered",
     USAGE: "the configuration is wrong: nothing was opened",
     BY_CTRL_C: "ended by Ctrl-C (SIGINT), 143 by SIGTERM, and events were not delivered",
 }
@@ -61,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay serve` with these arguments; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="forebay serve",
-        description="Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
+        description="Carry lines from files and sockets through a buffer to a sink, "
+        "as one TOML file says.",
         epilog=_SIGNALS + exit_codes(_CODES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -112,19 +115,20 @@ def _serve(path: str, config: ServeConfig) -> int:
         notify("READY=1", "STATUS=" + ", ".join(service.addresses))
         _watch(path, service, signals)
         notify("STOPPING=1")
-        # The one that ended it, and a second one; a wish to reload is none at this
-        # point.
-        lost = service.stop(lambda: len(_ends(signals)) > 1)
+        # A second signal ends it at once; one that asks for a reload does not.
+        lost = service.stop(lambda: len(_ending(signals)) > 1)
     if service.kept:
         say(
-            f"{service.kept:,} events stay in {config.buffer.directory} and are delivered at the next start"
+            f"{service.kept:,} events stay in {config.buffer.directory} "
+            "and are delivered at the next start"
         )
     if lost:
         say(
-            f"{lost:,} events were NOT delivered; those from followed files are read again at the next start"
+            f"{lost:,} events were NOT delivered; "
+            "those from followed files are read again at the next start"
         )
     if lost or service.errors:
-        return BY_SIGNAL + _ends(signals)[0] if lost and _ends(signals) else FAILED
+        return BY_SIGNAL + _ending(signals)[0] if lost and _ending(signals) else FAILED
     return OK
 
 
@@ -169,7 +173,8 @@ def _reload(path: str, service: Service) -> None:
     notify("READY=1")
 
 
-def _ends(signals: list[int]) -> list[int]:
+def _ending(signals: list[int]) -> list[int]:
+    """Those that end the service."""
     return [number for number in signals if not _is_reload(number)]
 
 
@@ -178,7 +183,7 @@ def _is_reload(number: int) -> bool:
 
 
 def _log_to_stderr(level: str) -> None:
-    """Plain lines; with a time unless the journal, which has its own, reads them."""
+    """Plain lines, with a time unless the journal reads them, which adds its own."""
     journal = "JOURNAL_STREAM" in os.environ
     pattern = "%(levelname)s %(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stderr, format=pattern, level="WARNING")

@@ -2,11 +2,15 @@
 
     0 ......... acked ......... read ......... write          acked ≤ read ≤ write
 
-Invariants. Events are delivered in the order of their numbers, redeliveries in their
-place before anything newer; what is accepted is acked, dropped and counted, or
-resident. A push takes no lock: the ring is lock-free, and its write position is the
-count of what was accepted. Everything on the consumers' side is under the lane's lock,
-which is held for one copy at most and never across anybody else's code.
+Invariants
+
+ 1. Events are delivered in the order of their numbers, and a nacked batch again before
+    anything newer.
+ 2. What is accepted is acked, dead-lettered, dropped and counted, or resident.
+ 3. A push takes no lock: the ring is lock-free, and its write position is the count of
+    what was accepted.
+ 4. Everything on the consumers' side is under the lane's lock, which is never held
+    while the application's code runs.
 """
 
 from __future__ import annotations
@@ -20,103 +24,47 @@ from typing import Final
 from backpressure.base.errors import BatchStateError, BufferClosed
 from backpressure.base.histogram import EVENTS, SECONDS, Histogram
 from backpressure.base.reasons import DropReason, RejectReason
+from backpressure.lanes.handout import Handout, TakenMessages
 from backpressure.lanes.stats import DiskStats, LaneStats
-from ringbuf import MessageRing, Messages
+from ringbuf import MessageRing
 
-__all__ = ["TakenMessages", "Handout", "Lane"]
+__all__ = ["Lane"]
 
-# The time of arrival is noted this often (seconds): a finer reading of an event's age
-# helps nobody …
+# The time of arrival is noted this often (seconds): no decision needs an event's age
+# more finely …
 _MARK_INTERVAL: Final = 0.01
-# … and at most this many notes are kept: an old backlog is noted more coarsely.
+# … and at most this many notes are kept: for more waiting events they lie further
+# apart.
 _MAX_MARKS: Final = 1024
 
 
-class TakenMessages:
-    """Messages that have been taken and are still owed, and where they are kept until
-    they are settled.
-
-    One for all deliveries of the same events. Changed under the lane's lock.
-    """
-
-    __slots__ = ("held", "messages", "moving", "stored")
-
-    def __init__(self, messages: Messages, held: Messages | None, stored: int = 0) -> None:
-        self.messages = messages
-        #: Those of them that the ring keeps for us; None: it keeps none, as they are on
-        #: disk.
-        self.held = held
-        #: How many of them, from the front, are on disk.
-        self.stored = stored
-        #: Being written to disk at this moment: nobody may settle it meanwhile.
-        self.moving = False
-
-    def split(self, ring: MessageRing, count: int) -> tuple[TakenMessages, TakenMessages]:
-        """Two in place of this one, the first for so many messages; what either settles
-        the other does not wait for.
-        """
-        first, rest = self.messages[:count], self.messages[count:]
-        if count <= self.stored:
-            return TakenMessages(first, None, count), TakenMessages(
-                rest, self.held, self.stored - count
-            )
-        assert self.held is not None
-        mine, others = ring.split(self.held, count - self.stored)
-        return TakenMessages(first, mine, self.stored), TakenMessages(rest, others)
-
-
-class Handout:
-    """One handing-out of messages, from the moment they are taken until it is settled,
-    and until the next one if it is nacked.
-
-    A redelivery is a new Handout: the old one's Batch may still be around, and must not
-    speak for the new one.
-    """
-
-    __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")
-
-    def __init__(
-        self, lane: Lane, taken: TakenMessages, attempt: int = 1, error: str | None = None
-    ) -> None:
-        self.lane = lane
-        self.taken = taken
-        self.messages = taken.messages
-        self.attempt = attempt
-        self.error = error  #: what the last nack said
-        self.not_before = 0.0
-        #: With a consumer, neither acked nor nacked.
-        self.out = True
-
-    def __lt__(self, other: Handout) -> bool:
-        return self.messages.first_seq < other.messages.first_seq
-
-
 class Lane:
-    """One priority's ring, its deliveries, and its books. In memory; see
-    durable_lane.py for the one with a disk tier.
+    """One priority's ring, its deliveries, and its counts.
+
+    In memory; see durable_lane.py for the one with a disk tier.
     """
 
     def __init__(self, priority: int, ring: MessageRing) -> None:
         self.priority = priority
         self.ring = ring
-        #: Deliveries whose Batch was lost: appended without the lock, by a finaliser.
+        #: Handouts whose Batch was garbage-collected unsettled: appended without the
+        #: lock, by a finaliser.
         self.abandoned: deque[Handout] = deque()
         self._lock = threading.Lock()
         # One consumer at a time takes, so that batches leave in order.
         self._taking = threading.Lock()
         self._out: set[Handout] = set()
         self._retries: list[Handout] = []  # a heap by first_seq
-        self._marks: deque[tuple[int, float]] = (
-            deque()
-        )  # (sequence number, time at which it had arrived)
+        # (sequence number, time at which it had arrived)
+        self._marks: deque[tuple[int, float]] = deque()
         self._mark_interval = _MARK_INTERVAL
         self._closed = False
-        # The books, in events. What was accepted is the ring's own count of what was
+        # Counts of events. What was accepted is the ring's own count of what was
         # pushed.
         self._rejected: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._taken = 0  # from the ring
-        self._next_seq = ring.next_seq  # the number of the next event that nobody has had yet
+        self._next_seq = ring.next_seq  # of the next event that was never delivered
         self._acked = 0
         self._in_flight = 0
         self._retrying = 0
@@ -141,8 +89,8 @@ class Lane:
             elif len(marks) >= _MAX_MARKS:
                 self._marks = marks = deque(list(marks)[::2])
                 self._mark_interval *= 2
-            # Of two producers the later number may come first; the line of marks has to
-            # ascend in both.
+            # Two producers may come here in the other order than they pushed; marks
+            # ascend in both number and time.
             if not marks or (first_seq > marks[-1][0] and now > marks[-1][1]):
                 marks.append((first_seq, now))
 
@@ -152,33 +100,37 @@ class Lane:
             self._rejected[reason] += events
 
     def drop_oldest(self, events: int, nbytes: int, reason: DropReason = "oldest") -> int:
-        """Drop about that many of the oldest events that no consumer holds; returns how
-        many, 0 where that makes no room.
+        """Drop about that many of the oldest events that no consumer holds.
+
+        Returns how many were dropped, 0 where that makes no room.
         """
         with self._taking:
             with self._lock:
                 self._collect_abandoned()
-                if self._retries and self._retries[0].messages.first_seq < self._oldest_out():
+                if self._retries and self._retries[0].messages.first_seq < self._oldest_seq_out():
                     handout = heapq.heappop(self._retries)
                     self._retrying -= len(handout.messages)
-                    self._drop(handout.taken, reason)
+                    self._drop_messages(handout.taken, reason)
                     return len(handout.messages)
                 if self._out:
                     # What a consumer holds is older than all that waits, and room is
                     # made from the oldest on.
                     return 0
-            taken = self._fetch(max(events, 1), max(nbytes, 1))
+            taken = self._fetch_oldest(max(events, 1), max(nbytes, 1))
             if taken is None:
                 return 0
             with self._lock:
                 self._count_taken(taken)
-                self._drop(taken, reason)
+                self._drop_messages(taken, reason)
             return len(taken.messages)
 
     # ------------------------------------------------------------ consumers
 
     def ready(self, now: float) -> bool:
-        """Whether `next_handout` would have something."""
+        """Whether `next_handout` is worth calling.
+
+        It may find nothing, but what waits is never overlooked.
+        """
         if self.abandoned:
             return True
         retry_at = self.retry_at() if self._retries else None
@@ -186,13 +138,15 @@ class Lane:
 
     def retry_at(self) -> float | None:
         """When the pause of the nacked batch at the front ends, or None."""
-        # Without the lock: an iterator of a list bears its changing.
+        # Without the lock: a list may change while it is iterated.
         front = next(iter(self._retries), None)
         return None if front is None else front.not_before
 
     def next_handout(self, max_events: int, max_bytes: int, now: float) -> Handout | None:
-        """The oldest events that are owed to a consumer: a nacked batch as it was, else
-        what waits.
+        """The oldest events that are owed and with no consumer.
+
+        A nacked batch as it was, else what waits. None: there are none, or a nacked
+        batch still pauses.
         """
         with self._taking:
             with self._lock:
@@ -200,9 +154,9 @@ class Lane:
                 if self._closed:
                     return None
                 if self._retries:
-                    return self._redeliver(now)
+                    return self._hand_out_again(now)
                 waited = self._oldest_age(now)
-            taken = self._fetch(max_events, max_bytes)
+            taken = self._fetch_oldest(max_events, max_bytes)
             if taken is None:
                 return None
             handout = Handout(self, taken)
@@ -214,16 +168,20 @@ class Lane:
             return handout
 
     def ack(self, handout: Handout, latency: float) -> None:
+        """The events were processed, `latency` seconds after the handout.
+
+        Raises BatchStateError, BufferClosed.
+        """
         events = len(handout.messages)
         while True:
             with self._lock:
                 if not handout.taken.moving:
-                    self._take_back(handout)
+                    self._end_delivery(handout)
                     self._acked += events
                     self._batches_acked += 1
                     self._batch_latency.record(latency)
                     self._batch_events.record(events)
-                    self._settle(handout.taken)
+                    self._settle_messages(handout.taken)
                     return
             # An ack that returned while its events were on their way to disk could be
             # forgotten by a crash.
@@ -231,18 +189,21 @@ class Lane:
                 pass
 
     def nack(self, handout: Handout, not_before: float) -> int:
-        """Owe the batch again, not before that time. Returns how many of its events
-        were given up.
+        """Owe the batch again, not before that time.
+
+        Returns how many of its events were given up instead. Raises BatchStateError,
+        BufferClosed.
         """
         with self._lock:
-            self._take_back(handout)
+            self._end_delivery(handout)
             self._batches_nacked += 1
-            self._owe(handout, not_before)
+            self._owe_again(handout, not_before)
         return 0
 
     def discard(self, reason: DropReason) -> int:
-        """Give up everything, also what is with consumers; from now on nothing is
-        delivered. Returns how many events.
+        """Drop everything and deliver nothing from now on.
+
+        Also what is with consumers. Returns how many events.
         """
         with self._taking:
             with self._lock:
@@ -250,14 +211,14 @@ class Lane:
                 lost = self._in_flight + self._retrying
                 for handout in (*self._out, *self._retries):
                     handout.out = False
-                    self._drop(handout.taken, reason)
+                    self._drop_messages(handout.taken, reason)
                 self._out.clear()
                 self._retries.clear()
                 self._in_flight = self._retrying = 0
-            while (taken := self._fetch(1 << 30, 1 << 20)) is not None:
+            while (taken := self._fetch_oldest(1 << 30, 1 << 20)) is not None:
                 with self._lock:
                     self._count_taken(taken)
-                    self._drop(taken, reason)
+                    self._drop_messages(taken, reason)
                 lost += len(taken.messages)
         return lost
 
@@ -265,27 +226,29 @@ class Lane:
 
     @property
     def resident(self) -> int:
-        """Events accepted and neither acked, dropped nor dead."""
+        """Events accepted and neither acked, dropped nor dead-lettered."""
         with self._lock:
-            return self._waiting(self.ring.next_seq) + self._in_flight + self._retrying
+            return self._count_waiting(self.ring.next_seq) + self._in_flight + self._retrying
 
     def waiting(self) -> int:
-        """Events that were never delivered."""
+        """Events that were never delivered, in the ring and on disk."""
         with self._lock:
-            return self._waiting(self.ring.next_seq)
+            return self._count_waiting(self.ring.next_seq)
 
     def oldest_age(self, now: float) -> float:
-        """Seconds that the oldest waiting event has waited, to the interval of the
-        marks; 0.0 where none waits.
+        """Seconds that the oldest waiting event has waited; 0.0: none waits.
+
+        As fine as the interval of the marks.
         """
         with self._lock:
             return self._oldest_age(now)
 
     def stats(self, now: float) -> LaneStats:
+        """A snapshot of one moment."""
         with self._lock:
             self._collect_abandoned()
-            next_seq = self.ring.next_seq  # once: producers do not stand still while we look
-            accepted, waiting = self._accepted(next_seq), self._waiting(next_seq)
+            next_seq = self.ring.next_seq  # read once: producers go on meanwhile
+            accepted, waiting = self._count_accepted(next_seq), self._count_waiting(next_seq)
             return LaneStats(
                 priority=self.priority,
                 offered=accepted + self._rejected.total(),
@@ -310,34 +273,36 @@ class Lane:
                 disk=self._disk_stats(),
             )
 
-    # ------------------------------------------------------------ what another kind of lane does otherwise
+    # ------------------------------------------------------------ what DurableLane over
 
-    def _fetch(self, max_events: int, max_bytes: int) -> TakenMessages | None:
-        """The oldest events that nobody has had yet; under `_taking`, and to be counted
-        by `_count_taken`.
+    def _fetch_oldest(self, max_events: int, max_bytes: int) -> TakenMessages | None:
+        """The oldest events that were never delivered.
+
+        Under `_taking`; the caller counts them with `_count_taken`.
         """
         messages = self.ring.take(max_events, max_bytes)
         return TakenMessages(messages, messages) if len(messages) else None
 
     def _has_waiting(self) -> bool:
-        # Without a lock.
+        """Whether any event was never delivered. Called without a lock."""
         return len(self.ring) > 0
 
     def _count_taken(self, taken: TakenMessages) -> None:
-        """Under the lock, as all that follows."""
+        """Count what `_fetch_oldest` returned. Under the lock, as all that follows."""
         self._taken += len(taken.messages)
         self._next_seq = taken.messages.first_seq + len(taken.messages)
 
-    def _settle(self, taken: TakenMessages) -> None:
-        """Nothing of it is owed any more."""
+    def _settle_messages(self, taken: TakenMessages) -> None:
+        """None of these messages is owed any more: free their room."""
         if taken.held is not None:
             self.ring.release(taken.held)
 
-    def _waiting(self, next_seq: int) -> int:
-        """Events that nobody has had, of those below `next_seq`."""
+    def _count_waiting(self, next_seq: int) -> int:
+        """Events below `next_seq` that were never delivered."""
         return next_seq - self._taken
 
-    def _accepted(self, next_seq: int) -> int:
+    def _count_accepted(self, next_seq: int) -> int:
+        """Events that were accepted, of those below `next_seq`."""
         return next_seq
 
     def _disk_stats(self) -> DiskStats | None:
@@ -345,9 +310,10 @@ class Lane:
 
     # ------------------------------------------------------------ under the lock
 
-    def _redeliver(self, now: float) -> Handout | None:
-        """The nacked batch at the front, or None while it pauses: nothing newer may
-        overtake it.
+    def _hand_out_again(self, now: float) -> Handout | None:
+        """The nacked batch at the front, or None while it pauses.
+
+        Nothing newer overtakes it.
         """
         if self._retries[0].not_before > now:
             return None
@@ -360,23 +326,27 @@ class Lane:
         self._out.add(handout)
         return handout
 
-    def _drop(self, taken: TakenMessages, reason: DropReason) -> None:
+    def _drop_messages(self, taken: TakenMessages, reason: DropReason) -> None:
         self._dropped[reason] += len(taken.messages)
-        self._settle(taken)
+        self._settle_messages(taken)
 
     def _oldest_age(self, now: float) -> float:
         marks = self._marks
         while len(marks) > 1 and marks[1][0] <= self._next_seq:
             marks.popleft()
-        if not marks or self._waiting(self.ring.next_seq) == 0:
+        if not marks or self._count_waiting(self.ring.next_seq) == 0:
             marks.clear()
             return 0.0
         return max(0.0, now - marks[0][1])
 
-    def _oldest_out(self) -> float:
+    def _oldest_seq_out(self) -> float:
         return min((handout.messages.first_seq for handout in self._out), default=float("inf"))
 
-    def _take_back(self, handout: Handout) -> None:
+    def _end_delivery(self, handout: Handout) -> None:
+        """A consumer settles it: once, and not after the end.
+
+        Raises BatchStateError, BufferClosed.
+        """
         if not handout.out:
             if self._closed:
                 raise BufferClosed("the buffer was closed and has counted this batch as lost")
@@ -385,15 +355,17 @@ class Lane:
         self._out.discard(handout)
         self._in_flight -= len(handout.messages)
 
-    def _owe(self, handout: Handout, not_before: float) -> None:
+    def _owe_again(self, handout: Handout, not_before: float) -> None:
+        """Its messages are to be delivered again, not before that time."""
         handout.not_before = not_before
         self._retrying += len(handout.messages)
         heapq.heappush(self._retries, handout)
 
     def _collect_abandoned(self) -> None:
+        """Nack what no consumer can settle any more."""
         while self.abandoned:
             handout = self.abandoned.popleft()
             if handout.out:
-                self._take_back(handout)
+                self._end_delivery(handout)
                 self._batches_nacked += 1
-                self._owe(handout, 0.0)
+                self._owe_again(handout, 0.0)

@@ -1,13 +1,12 @@
-"""Spiller: the thread that moves events from the rings to the disk, and makes them
-durable.
+"""Spiller: the thread that moves events from rings to disk and makes them durable.
 
 `Durability.PROCESS`: only under pressure, when a ring is more than half full, and then
 down to a quarter. INTERVAL and COMMIT: all the time, and every `sync_interval` what was
 written is synced, once for all events that came meanwhile (group commit).
 
-A disk that is full, or fails, is tried again after a pause, for ever: then the rings
-fill, and `when_full` says what becomes of new events. Producers never wait for this
-thread, except to be durable (COMMIT).
+A disk that is full, or fails, is tried again after a pause, without limit: meanwhile
+the rings fill, and `when_full` says what becomes of new events. Producers never wait
+for this thread, except to be durable (COMMIT).
 """
 
 from __future__ import annotations
@@ -26,21 +25,20 @@ __all__ = ["Spiller"]
 
 _log = logging.getLogger("backpressure")
 
-# Spilling begins in time to keep up, at half a ring, and goes on until it need not
-# begin again at once.
+# Spilling begins in time to keep up, at half a ring, and ends where it need not begin
+# again at once.
 _HIGH: Final = 0.5
 _LOW: Final = 0.25
-# How often (seconds) the rings are looked at: a ring of 64 MiB fills in no less where
-# the lines are real.
-_LOOK: Final = 0.01
-# So far ahead of the producers (bytes) a ring that fills is made ready, at each look:
-# what comes until the next one at 1.6 GB a second, which is also about what one thread
-# can make ready.
+# How often (seconds) the fill of the rings is checked: real lines take longer to fill a
+# ring of 64 MiB.
+_CHECK_INTERVAL: Final = 0.01
+# Each check prefaults a ring that fills this far (bytes) ahead of the producers: what
+# comes until the next one at 1.6 GB a second, which is also about what one thread can
+# prefault.
 _WARM_AHEAD: Final = 16 << 20
-# Pause (seconds) after the disk refused: room comes back in seconds rather than in
-# microseconds.
+# Pause (seconds) after the disk refused: room comes back in seconds, not microseconds.
 _PAUSE: Final = 0.2
-# The same complaint goes to the log this often (seconds) at most.
+# A disk that goes on refusing is logged this often (seconds) at most.
 _LOG_INTERVAL: Final = 10.0
 
 
@@ -57,10 +55,14 @@ class Spiller:
         moved: Callable[[], object],
         failed: Callable[[NotNow | None], object],
     ) -> None:
-        """sync_interval: None spills under pressure only. make_room(lane): drop
-        something less urgent; whether it did.
-        moved: called when rings have room, or events became durable. failed: called
-        with the error when the disk refuses, and None when it has recovered.
+        """One for these lanes, not yet started.
+
+        sync_interval: seconds between syncs; None spills under pressure only.
+        make_room: drops something less urgent than the given lane's events, and returns
+            whether it did.
+        moved: called when rings have room, or events became durable.
+        failed: called with the error when the disk begins to refuse, and with None when
+            it takes events again.
         """
         self._lanes = lanes
         self._interval = sync_interval
@@ -72,16 +74,16 @@ class Spiller:
         self._durable = Wakeup()
         self._stop = False
         self._logged_at = float("-inf")
-        #: Why the disk refuses at present, or None.
+        #: Why the disk refuses events now, or None.
         self.error: NotNow | None = None
         self._thread = threading.Thread(target=self._run, name="backpressure-spiller", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the piece at hand."""
+        """End the thread, after the piece it is writing."""
         self._stop = True
         self._wake.set()
         self._durable.notify()
@@ -89,12 +91,13 @@ class Spiller:
             self._thread.join()
 
     def wake(self) -> None:
-        """Look at the rings now."""
+        """Check the rings now."""
         self._wake.set()
 
     def wait_durable(self, lane: DurableLane, seq: int) -> bool:
-        """Wait until every event of the lane below `seq` is durable; False: the spiller
-        was stopped before.
+        """Wait until every event of the lane below `seq` is durable.
+
+        False: the spiller was stopped first.
         """
         while lane.durable_seq < seq:
             if self._stop:
@@ -106,20 +109,20 @@ class Spiller:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        look = _LOOK if self._interval is None else max(self._interval, 0.0005)
+        interval = _CHECK_INTERVAL if self._interval is None else max(self._interval, 0.0005)
         while not self._stop:
-            self._wake.wait(_PAUSE if self.error is not None else look)
+            self._wake.wait(_PAUSE if self.error is not None else interval)
             self._wake.clear()
             if self._stop:
                 return
             try:
-                moved = self._round()
+                moved = self._serve_lanes()
             except NotNow as error:
-                self._refused(error)
+                self._note_refusal(error)
                 continue
             except Exception:
-                # A fault of ours, or of a store: say so, and go on; the rings still
-                # hold what is owed.
+                # An error in this library: log it and go on; the rings still hold what
+                # is owed.
                 _log.exception("spilling failed")
                 time.sleep(_PAUSE)
                 continue
@@ -130,18 +133,18 @@ class Spiller:
             if moved:
                 self._moved()
 
-    def _round(self) -> bool:
-        """Look at each lane once; whether anything was moved."""
+    def _serve_lanes(self) -> bool:
+        """Spill and sync each lane once; whether anything was moved."""
         moved = False
         error: NotNow | None = None
         for lane in self._lanes:
             try:
-                moved = self._spill(lane) or moved
+                moved = self._spill_lane(lane) or moved
                 if self._interval is not None and lane.store.durable_seq < lane.store.end_seq:
                     lane.store.sync()
                     moved = True
             except NotNow as refused:
-                # The other lanes have a chance of their own.
+                # Another lane may have better luck.
                 error = refused
         # Also where nothing was moved: what consumers have acked meanwhile need not be
         # durable any more.
@@ -150,7 +153,8 @@ class Spiller:
             raise error
         return moved
 
-    def _spill(self, lane: DurableLane) -> bool:
+    def _spill_lane(self, lane: DurableLane) -> bool:
+        """Spill until the ring is as empty as it should be; whether anything moved."""
         moved = False
         lane.ring.warm_ahead(_WARM_AHEAD)
         fill = lane.fill()
@@ -169,6 +173,7 @@ class Spiller:
         return moved
 
     def _check_budget(self, lane: DurableLane) -> None:
+        """Raise DiskFull where max_disk_bytes leaves no room for this lane's events."""
         if self._max_disk_bytes is None:
             return
         while sum(one.store.bytes_on_disk for one in self._lanes) >= self._max_disk_bytes:
@@ -179,7 +184,7 @@ class Spiller:
                     retry_after=_PAUSE,
                 )
 
-    def _refused(self, error: NotNow) -> None:
+    def _note_refusal(self, error: NotNow) -> None:
         before, self.error = self.error, error
         now = time.monotonic()
         if before is None or now - self._logged_at >= _LOG_INTERVAL:

@@ -6,8 +6,8 @@ At every moment:
     accepted = acked + dead_lettered + dropped{reason} + resident
 
 `resident` is not computed from the others: it is what the lane holds (`waiting` in the
-ring, `in_flight` with consumers, `retrying` after a nack), so that the second line can
-fail, and a test asserts that it does not.
+ring and on disk, `in_flight` with consumers, `retrying` after a nack), so that the
+second line can fail, and a test asserts that it does not.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ __all__ = ["DiskStats", "LaneStats"]
 class DiskStats:
     """The disk tier of one lane, or of all, at one moment."""
 
-    recovered: int  #: events that an earlier run had accepted, found at the start; they count as offered and accepted
-    waiting: int  #: of the events that wait, those on disk
+    #: Events that an earlier run had accepted, found at the start. They count as
+    #: offered and accepted.
+    recovered: int
+    waiting: int  #: of the lane's waiting events, those on disk
     events: int  #: on disk and not settled, waiting or with consumers
     used_bytes: int  #: all files but the ring
     spilled: int  #: events written to disk since the start
     spilled_bytes: int  #: their payload
-    stored_bytes: int  #: what became of it, compressed
-    durable_seq: (
-        int  #: every accepted event below it is settled or survives power loss; for all lanes: 0
-    )
+    stored_bytes: int  #: the size on disk of that payload, compressed, with headers
+    #: Every accepted event below it is settled or survives power loss; of all lanes
+    #: together: 0.
+    durable_seq: int
     unsynced: int  #: numbers accepted and not durable yet
     lost_ranges: int  #: damaged ranges passed over; their events are in `dropped`
     failed_syncs: int
@@ -42,18 +44,22 @@ class DiskStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStats:
-    """One lane at one moment. Counts are events since the start unless they say
-    otherwise.
+    """One lane at one moment.
+
+    Counts are events since the start unless they say otherwise.
     """
 
     priority: int
-    offered: int  #: given to add_events or add_lines, each time that they were
+    offered: int  #: given to add_events or add_lines, again at each call
     accepted: int
-    rejected: Mapping[str, int]  #: by `RejectReason`
+    #: By `RejectReason`.
+    rejected: Mapping[str, int]
     acked: int
     dead_lettered: int
-    dropped: Mapping[str, int]  #: accepted and given up, by `DropReason`
-    resident: int  #: accepted, and none of the above yet: waiting + in_flight + retrying
+    #: Accepted and given up, by `DropReason`.
+    dropped: Mapping[str, int]
+    #: Accepted, and none of the above yet: waiting + in_flight + retrying.
+    resident: int
     waiting: int  #: in the ring or on disk, and never yet delivered
     in_flight: int  #: with a consumer
     retrying: int  #: nacked, to be delivered again
@@ -61,9 +67,10 @@ class LaneStats:
     batches_acked: int
     batches_nacked: int
     used_bytes: int  #: of the ring, headers included
-    capacity_bytes: int
+    capacity_bytes: int  #: of the ring
     oldest_age: float  #: seconds that the oldest waiting event has waited
-    queue_delay: HistogramStats  #: seconds from arrival to first delivery, to 10 ms, of each batch's oldest event
+    #: Seconds from arrival to first delivery, to 10 ms, of each batch's oldest event.
+    queue_delay: HistogramStats
     batch_latency: HistogramStats  #: seconds from get_batch to the ack, of each acked batch
     batch_events: HistogramStats  #: events in each acked batch
     disk: DiskStats | None = None  #: None: in memory only

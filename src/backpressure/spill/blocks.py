@@ -5,35 +5,42 @@ Invariants
  1. A block lies at a multiple of 8 in its file and its length, padding included, is a
     multiple of 8.
  2. The header's own checksum covers all of it before that field; the body's covers
-    header, stored bytes and padding. One changed bit anywhere is noticed.
+    header, stored bytes and padding. One changed bit anywhere is detected.
  3. A header is valid in one file at one place only: it holds the file's salt (8 random
-    bytes, in the file's name and header) and its own position. So bytes of a payload,
-    be they a copy of another block, or of this very one, are never taken for a header,
-    and what a disk wrote to the wrong place is noticed.
+    bytes, in the file's name and header) and its own position. So bytes of a payload
+    are never taken for a header, even a copy of another block or of this very one, and
+    what a disk wrote to the wrong place is detected.
  4. The events of a block have consecutive sequence numbers, and blocks of a lane
     ascend. Numbers between the end of one block and the start of the next never carried
     an event: a gap, which is not a loss.
  5. Every header repeats what was before it (its `link`): where the preceding block
     began and ended, and the rank, which is the number of events ever stored before. So
-    when blocks are missing, the next good one says how many events are lost, exactly,
+    when blocks are missing, the next good one says exactly how many events are lost,
     and where one block is missing, also which.
 
-Layout, little-endian; offsets in bytes
+Layout, little-endian; offsets and sizes in bytes
 
-     0 8 magic "PNSTKBLK" 8 8 salt of the file 16 8 position of this header in the file
-     24 8 first_seq: number of the first event 32 8 link.first: first_seq of the block
-     before; of the first block ever, its own first_seq 40 8 link.end: the number after
-     the last one of the block before 48 8 link.rank: events stored in this lane before
-     this block 56 8 time in ns since 1970 as the caller gave it, 0 where it gave none
-     64 4 count: events in this block 68 1 codec: 0 stored as it is, 1 zstd 69 1 width:
-     bytes of each length, 1, 2 or 4 70 2 zero 72 8 raw length: count × width + the
-     payloads 80 8 stored length, without padding 88 4 CRC-32 of bytes 0 to 88, the
-     stored bytes and the padding 92 4 CRC-32 of bytes 0 to 92 96 … stored bytes, then
-     zeros up to a multiple of 8
+     0  8  magic "PNSTKBLK"
+     8  8  salt of the file
+    16  8  position of this header in the file
+    24  8  first_seq: number of the first event
+    32  8  link.first: first_seq of the block before; in the first block ever, its own
+    40  8  link.end: the number after the last one of the block before
+    48  8  link.rank: events stored in this lane before this block
+    56  8  time in ns since 1970 as the caller gave it, 0 where it gave none
+    64  4  count: events in this block
+    68  1  codec: 0 stored as it is, 1 zstd
+    69  1  width: bytes of each length, 1, 2 or 4
+    70  2  zero
+    72  8  raw length: count × width + the payloads
+    80  8  stored length, without padding
+    88  4  CRC-32 of bytes 0 to 88, the stored bytes and the padding
+    92  4  CRC-32 of bytes 0 to 92
+    96  …  stored bytes, then zeros up to a multiple of 8
 
 The stored bytes are the `count` lengths, then the payloads end to end; compressed, each
-of the two is a zstd frame of its own, one after the other. With one frame for both the
-payloads would have to be copied behind the lengths first, which took 6 % of the time of
+of the two is a zstd frame of its own, one after the other. With one frame for both, the
+payloads would first have to be copied behind the lengths, which took 6 % of the time of
 spilling.
 """
 
@@ -77,21 +84,21 @@ _WIDTHS: Final[dict[int, np.dtype[Any]]] = {
     2: np.dtype("<u2"),
     4: np.dtype("<u4"),
 }
-#: The largest event: its length has four bytes.
+#: The largest event (bytes): its length has four bytes.
 MAX_EVENT_BYTES: Final = (1 << 32) - 1
 #: Payload of a block of several events: the most that `block_bytes` may be.
 MAX_BLOCK_BYTES: Final = 64 << 20
 # A block holds no more events than a quarter of its bytes, see Writer.append.
 _MOST_EVENTS: Final = MAX_BLOCK_BYTES // 4
-# A frame of zstd gives at most 128 KiB for each of its blocks, and none takes less than
-# these four bytes (RFC 8878, 3.1.1.2).
+# Each block of a zstd frame yields at most 128 KiB and takes at least four bytes (RFC
+# 8878, 3.1.1.2).
 _MOST_EXPANSION: Final = (128 << 10) // 4
 #: The last number: `first_seq + events` has eight bytes as well.
 _LAST_SEQ: Final = (1 << 64) - 1
 
 
 class Link(NamedTuple):
-    """What lies before a place in the lane."""
+    """What was stored before a place in the lane."""
 
     first: int  #: first_seq of the last block before
     end: int  #: the number after its last event
@@ -99,14 +106,16 @@ class Link(NamedTuple):
 
     @property
     def is_plausible(self) -> bool:
-        """The last block ends no earlier than it began, and no more events lie before a
+        """Whether it makes sense.
+
+        The last block ends no earlier than it began, and no more events lie before a
         number than there are numbers.
         """
         return self.first <= self.end and self.end - self.first <= self.rank <= self.end
 
 
 class BlockHeader(NamedTuple):
-    """A header that was found sound."""
+    """A header whose checksum is right and whose fields make sense."""
 
     position: int
     first_seq: int
@@ -142,7 +151,7 @@ class BlockHeader(NamedTuple):
 
 
 class Body(NamedTuple):
-    """A block's content, before it has a place."""
+    """A block's content, without its place in a file."""
 
     codec: int
     width: int
@@ -176,8 +185,8 @@ def frame_block(
         0,
     )[:_BODY_CRC_AT]
     padding = bytes(_padded(size) - size)
-    # The checksum runs over the parts, so nothing is copied for it, and without the GIL
-    # over a long one.
+    # Over the parts as they are: nothing is copied for the checksum, and zlib releases
+    # the GIL for a long one.
     crc = zlib.crc32(head)
     for part in body.parts:
         crc = zlib.crc32(part, crc)
@@ -186,9 +195,7 @@ def frame_block(
 
 
 def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> BlockHeader | None:
-    """The header in these 96 bytes, or None where they are not a sound one of that file
-    at that position.
-    """
+    """The header in these 96 bytes; None: no sound one of that file and place."""
     if len(raw) < BLOCK_HEADER_BYTES:
         return None
     (
@@ -212,8 +219,8 @@ def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> B
         return None
     if _CRC.unpack_from(raw, _HEADER.size)[0] != zlib.crc32(raw[: _HEADER.size]):
         return None
-    # A sound checksum proves no sense: a writer may have an error, and anybody can
-    # compute one.
+    # A right checksum does not prove that the fields make sense: a writer may be
+    # faulty, and an attacker can compute one.
     header = BlockHeader(
         position,
         first,
@@ -230,8 +237,10 @@ def parse_block_header(raw: bytes | memoryview, salt: bytes, position: int) -> B
 
 
 def _is_plausible(header: BlockHeader) -> bool:
-    """Whether a writer could have made it: so that nobody allocates what is not there,
-    or counts beyond the last number.
+    """Whether a writer could have made it.
+
+    Otherwise a reader could allocate what is not there, or count beyond the last
+    number.
     """
     events, payload = header.events, header.payload_length
     if header.width not in _WIDTHS or payload < 0 or not 0 < events <= _MOST_EVENTS:
@@ -256,21 +265,22 @@ def stored_is_sound(raw: bytes | memoryview, header: BlockHeader) -> bool:
 
 
 class Encoder:
-    """Makes bodies of events; keeps one zstd context for each level. For one thread at
-    a time.
+    """Compresses events into bodies. For one thread at a time.
+
+    It keeps one zstd context for each level.
     """
 
     def __init__(self) -> None:
         self._contexts: dict[int, zstandard.ZstdCompressor] = {}
-        # A context of their own: zstd sets up its tables anew where sizes differ as
+        # A context of their own: zstd sets its tables up anew where sizes differ as
         # much as those of lengths and payloads.
         self._lengths_context = zstandard.ZstdCompressor(level=1, write_content_size=True)
 
     def encode(self, payload: memoryview, lengths: npt.NDArray[Any], level: int | None) -> Body:
-        """`lengths` as narrow() returns them. `level` None: stored as it is, which is
-        also done where compression gains nothing.
+        """The body of one block, with `lengths` as narrow() returns them.
 
-        The body may share the memory of its arguments.
+        `level` None stores the events as they are, as does compression that gains
+        nothing. The body may share the memory of its arguments.
         """
         count, width = len(lengths), lengths.itemsize
         size = count * width + len(payload)
@@ -281,7 +291,7 @@ class Encoder:
                 context = self._contexts[level] = zstandard.ZstdCompressor(
                     level=level, write_content_size=True
                 )
-            # Both without the GIL.
+            # Both release the GIL.
             body = Body(
                 ZSTD,
                 width,
@@ -301,7 +311,7 @@ def narrow(lengths: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
 
 
 class Decoder:
-    """Takes events out of blocks; keeps one zstd context. For one thread at a time."""
+    """Decompresses blocks; keeps one zstd context. For one thread at a time."""
 
     def __init__(self) -> None:
         self._context = zstandard.ZstdDecompressor()
@@ -309,11 +319,10 @@ class Decoder:
     def decode(
         self, header: BlockHeader, block: bytes | memoryview, target: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.int64] | None:
-        """Payloads of a sound block into `target` (exactly `payload_length` bytes);
-        where each one starts and the last one ends.
+        """Write the payloads of a sound block into `target`; returns their offsets.
 
-        None where the content is not what the header says: nothing that this module has
-        written.
+        `target` has exactly `payload_length` bytes. None where the content is not what
+        the header says, which this module never writes.
         """
         stored = memoryview(block)[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
         lengths = np.empty(header.events * header.width, np.uint8)
@@ -330,8 +339,8 @@ class Decoder:
         return offsets if offsets[-1] == header.payload_length else None
 
     def _decompress(self, stored: memoryview, *targets: npt.NDArray[np.uint8]) -> bool:
-        # Straight into where it is wanted: with a bytes object between, draining took
-        # twice as long.
+        # Directly into the target: with a bytes object in between, draining took twice
+        # as long.
         try:
             if zstandard.frame_content_size(stored) != len(targets[0]):
                 return False

@@ -18,30 +18,32 @@ _MIB = 1024 * 1024
 class SpillConfig:
     """The disk tier of one lane; each field has a default that works.
 
-    segment_bytes: a file is closed at this size and the next begun. Space comes back a
+    segment_bytes: at this size a file is closed and the next begun. Space comes back a
         whole file at a time.
-    block_bytes: events are compressed, checksummed and lost to damage this many bytes
-        of payload at a time, before compression; a larger event has a block of its own.
-    max_disk_bytes: no more than this is used, all files together; None: until the disk
-        is full.
-    slowest_level, fastest_level: bounds for the zstd level, which goes down as the
-        pressure goes up. A fastest_level of None allows no compression at all.
-    reserve_bytes: kept allocated, so that a full disk can still be told what was acked.
-    ack_record_bytes: size of one slot of the ack record; 24 bytes of it remember one
-        range acked out of turn.
+    block_bytes: payload of a block, before compression. Events are compressed,
+        checksummed and lost to damage a block at a time; a larger event has a block of
+        its own.
+    max_disk_bytes: all files together take no more than this; None: until the disk is
+        full.
+    slowest_level, fastest_level: bounds for the zstd level, which falls as the pressure
+        rises. With a fastest_level of None, the highest pressure stores events without
+        compression.
+    reserve_bytes: kept allocated, so that acks can be recorded on a full disk.
+    ack_record_bytes: size of one slot of the ack record; each range acked out of turn
+        takes 24 bytes of it.
     max_quarantine_bytes: damaged files that are kept aside for `forebay repair` and
-        `export`, oldest given up first.
+        `export`, the oldest deleted first.
     """
 
-    # 100 GB are then 1,600 files: an index of half a megabyte, and about 30 ms to read
+    # 100 GB are then 1,500 files: an index of half a megabyte, and about 30 ms to read
     # their headers.
     segment_bytes: int = 64 * _MIB
     # Log lines take 19 % less room than with 64 KiB. 1 MiB would save another 10 %, and
     # a flipped bit cost four times as much.
     block_bytes: int = 256 * _KIB
     max_disk_bytes: int | None = None
-    # With blocks of this size level 3 gains nothing on logs: on an access log 0.3 % for
-    # twice the time, on JSON it stores more.
+    # With blocks of this size level 3 gains nothing on logs: 0.3 % for twice the time
+    # on an access log, and JSON becomes larger.
     slowest_level: int = 1
     fastest_level: int | None = None
     reserve_bytes: int = _MIB
@@ -59,7 +61,8 @@ class SpillConfig:
             if self.fastest_level > self.slowest_level:
                 raise ConfigError(
                     "fastest_level",
-                    f"must be at most slowest_level ({self.slowest_level}), not {self.fastest_level}",
+                    f"must be at most slowest_level ({self.slowest_level}), "
+                    f"not {self.fastest_level}",
                 )
         check_fields(self, int, 0, 1 << 40, "reserve_bytes", "max_quarantine_bytes")
         check_fields(self, int, 512, 64 * _MIB, "ack_record_bytes")
@@ -71,8 +74,9 @@ class SpillConfig:
 
     @property
     def effective_segment_bytes(self) -> int:
-        """`segment_bytes`, less where max_disk_bytes allows too few files of that size
-        for space to come back in time.
+        """`segment_bytes`, or less, so that max_disk_bytes holds eight files.
+
+        Space comes back a whole file at a time.
         """
         if self.max_disk_bytes is None:
             return self.segment_bytes

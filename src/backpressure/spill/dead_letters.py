@@ -1,9 +1,10 @@
-"""Dead letters: events that were given up after their last attempt, kept until somebody
-has looked at them.
+"""Dead letters: events that were given up after their last attempt.
 
-The same format as a lane's (blocks.py, segments.py, ledger.py) with lane number 0. A
-letter has an id, its number in this store, and the store is kept across restarts like
-any other. What is an event to the store is, little-endian
+They are kept until they are replayed or purged.
+
+The format is a lane's (blocks.py, segments.py, ledger.py) with lane number 0, and
+outlives restarts as a lane does. A letter's id is its number in this store. Each event
+of the store is, little-endian
 
      0  1  version, 1
      1  1  priority of the lane that gave the event up
@@ -32,15 +33,15 @@ import numpy as np
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from backpressure.spill.store import SpillStore
 
-__all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore"]
+__all__ = ["DEAD_LETTER_CONFIG", "DeadLetter", "DeadLetterStore", "unpack_letter"]
 
 LANE: Final = 0
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<BBHIQQI")
-# What a sink says may quote the whole event; the beginning tells enough.
+# A sink's error may quote the whole event; its beginning says enough.
 _MOST_ERROR_BYTES: Final = 4096
 _CHUNK_EVENTS: Final = 256
 _CHUNK_BYTES: Final = 1 << 20
@@ -67,9 +68,12 @@ class DeadLetterStore:
     """Keeps dead letters in a directory that exists and belongs to it alone."""
 
     def __init__(
-        self, directory: str | os.PathLike[str], buffer_id: UUID, config: SpillConfig = DEAD_LETTER_CONFIG,
+        self,
+        directory: str | os.PathLike[str],
+        buffer_id: UUID,
+        config: SpillConfig = DEAD_LETTER_CONFIG,
         fs: FileSystem | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Raises as SpillStore does."""
         self._store = SpillStore(directory, LANE, buffer_id, config, fs)
         # An id is taken and used in one step.
@@ -80,9 +84,9 @@ class DeadLetterStore:
 
     def add(self, letters: Sequence[DeadLetter]) -> int:
         """Keep them, durably; returns the id of the first, and the others follow.
-        Raises DiskFull, DiskFailed.
 
-        After one of these some may be kept; adding them again keeps those twice.
+        Raises DiskFull or DiskFailed. Then some may be kept, and adding all again keeps
+        those twice.
         """
         packed = [_pack(letter) for letter in letters]
         offsets = np.zeros(len(packed) + 1, np.int64)
@@ -97,9 +101,7 @@ class DeadLetterStore:
         return first
 
     def letters(self, from_id: int = 0) -> Iterator[DeadLetter]:
-        """Those that are kept, in the order of their ids. Damage is passed over, and
-        counted in stats().
-        """
+        """Those that are kept, in the order of their ids. Damage is passed over."""
         while True:
             found = self._store.read(from_id, _CHUNK_EVENTS, _CHUNK_BYTES)
             if found is None:
@@ -107,17 +109,16 @@ class DeadLetterStore:
             if isinstance(found, Lost):
                 continue
             for number, one in enumerate(found.messages(), found.first_seq):
-                yield _unpack(one, number)
+                yield unpack_letter(one, number)
             from_id = found.end_seq
 
     def replay(
         self, deliver: Callable[[DeadLetter], object], letters: Iterable[DeadLetter] | None = None
     ) -> int:
-        """Hand letters (None: all) to `deliver` and purge each one that it returned
-        from; returns how many.
+        """Deliver letters (None: all), each purged after that; returns how many.
 
         What `deliver` raises ends the replay and is passed on; that letter stays. A
-        crash may make it see a letter twice.
+        crash may make `deliver` see a letter twice.
         """
         count = 0
         try:
@@ -130,13 +131,14 @@ class DeadLetterStore:
         return count
 
     def purge(self, letters: Iterable[DeadLetter] | None = None) -> int:
-        """Forget letters (None: all that are there now); returns how many. ValueError
-        for one that is not there.
+        """Delete letters (None: all that are there now); returns how many.
+
+        Raises ValueError for one that is not there.
         """
         return self.replay(lambda letter: None, letters)
 
     def close(self) -> None:
-        """Let go of the files. A second call does nothing."""
+        """Close the files. A second call does nothing."""
         self._store.close()
 
     def __repr__(self) -> str:
@@ -151,20 +153,22 @@ def _pack(letter: DeadLetter) -> bytes:
     return head + error + letter.event
 
 
-def _unpack(raw: bytes, number: int) -> DeadLetter:
-    """A letter. Of what is none, all bytes are its event: somebody may know what they
-    are, and they can be purged.
+def unpack_letter(raw: bytes, number: int) -> DeadLetter:
+    """The letter in an event of the store.
+
+    Bytes that are none become a letter whose event is all of them, so that they can be
+    seen and purged.
     """
     if len(raw) < _HEAD.size:
-        return _senseless(raw, number, f"it has {len(raw)} bytes")
+        return _malformed_letter(raw, number, f"it has {len(raw)} bytes")
     version, priority, _, attempts, seq, time_ns, size = _HEAD.unpack_from(raw)
     start = _HEAD.size + size
     if version != _VERSION:
-        return _senseless(
+        return _malformed_letter(
             raw, number, f"it has version {version}, and this release reads {_VERSION}"
         )
     if start > len(raw) or not 1 <= priority <= PRIORITY_LEVELS:
-        return _senseless(raw, number, "its head has no sense")
+        return _malformed_letter(raw, number, "its head makes no sense")
     # Cut to a number of bytes, the text may end within a character.
     error = raw[_HEAD.size : start].decode("utf-8", "replace")
     return DeadLetter(
@@ -178,7 +182,13 @@ def _unpack(raw: bytes, number: int) -> DeadLetter:
     )
 
 
-def _senseless(raw: bytes, number: int, why: str) -> DeadLetter:
+def _malformed_letter(raw: bytes, number: int, why: str) -> DeadLetter:
     return DeadLetter(
-        event=raw, error=f"this is no dead letter: {why}", attempts=0, priority=PRIORITY_LEVELS, seq=0, time_ns=0, id=number,
-    )  # fmt: skip
+        event=raw,
+        error=f"this is no dead letter: {why}",
+        attempts=0,
+        priority=PRIORITY_LEVELS,
+        seq=0,
+        time_ns=0,
+        id=number,
+    )

@@ -1,12 +1,12 @@
-"""The directory of a buffer: who owns it, and whose it is.
+"""The directory of a buffer: the process that owns it, and the buffer that it is of.
 
-    directory/lock          flock of the process that has the buffer open; holds its process id, for a person to read
+    directory/lock          flock of the process that has the buffer open; holds its
+                            process id, for people to read
               manifest      format version and UUID of the buffer, twice
               lane-1/ …     one SpillStore each
               dead-letters/ one more
 
-One process at a time owns it. The lock dies with the process, so there is never a stale
-one.
+One process at a time owns it. The lock ends with the process, so none is ever stale.
 
 Layout of a record in the manifest, little-endian; the second copy lies at byte 512, in
 another sector
@@ -17,9 +17,8 @@ another sector
     12 16  UUID
     28  4  CRC-32 of bytes 0 to 28
 
-A manifest of which neither copy is sound says nothing; then the UUID is what the
-segments' headers say, and a new manifest is written. A directory with neither gets a
-new UUID.
+Where neither copy of the manifest is sound, the UUID is taken from a segment's header,
+and a new manifest is written. A directory with neither gets a new UUID.
 """
 
 from __future__ import annotations
@@ -56,13 +55,15 @@ class BufferDirectory:
     """A directory that belongs to this process until close()."""
 
     def __init__(self, path: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
-        """Create or open it; the directory above it has to be there.
+        """Create or open it, through `fs` (None: the real one). Its parent exists.
 
         Raises DirectoryInUse where another process has it, FormatError where a later
         release wrote it, DiskFailed or DiskFull.
         """
         self.path = os.fspath(path)
-        self._files = Files(fs or LocalFileSystem())
+        #: What its files, and those of its lanes, are read and written through.
+        self.fs: FileSystem = fs or LocalFileSystem()
+        self._files = Files(self.fs)
         self._lock_fd: int | None = None
         try:
             self._make_directory(self.path)
@@ -74,24 +75,25 @@ class BufferDirectory:
             self.buffer_id: UUID = self._find_buffer_id()
         except OSError as error:
             self.close()
-            raise refusal(f"can not use {self.path}", error) from error
+            raise refusal(f"cannot use {self.path}", error) from error
         except BaseException:
             self.close()
             raise
 
     def lane(self, name: str) -> str:
-        """The path of a directory inside, which is there and durable when this returns.
+        """The path of a directory inside, which exists durably on return.
+
         Raises DiskFailed, DiskFull.
         """
         path = self._join(name)
         try:
             self._make_directory(path)
         except OSError as error:
-            raise refusal(f"can not make {path}", error) from error
+            raise refusal(f"cannot make {path}", error) from error
         return path
 
     def close(self) -> None:
-        """Let others have it. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         if self._lock_fd is not None:
             self._files.close(self._lock_fd)
             self._lock_fd = None
@@ -115,8 +117,7 @@ class BufferDirectory:
 
     def _make_directory(self, path: str) -> None:
         self._files.mkdir(path)
-        # Also where it was there before: the process that made it may have died before
-        # this.
+        # Also where it existed: the process that made it may have died before this.
         self._files.sync_directory(os.path.dirname(os.path.abspath(path)))
 
     def _find_buffer_id(self) -> UUID:
@@ -134,8 +135,9 @@ class BufferDirectory:
 
 
 def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
-    """The UUID of a buffer and whether both copies say so, or None where nothing says.
-    Raises FormatError, OSError.
+    """The UUID of a buffer, and whether both copies of the manifest have it.
+
+    None where no file has one. Raises FormatError, OSError.
     """
     unreadable: OSError | None = None
     try:
@@ -173,8 +175,8 @@ def read_buffer_id(files: Files, path: str) -> tuple[UUID, bool] | None:
                 if owner is not None:
                     return owner, False
     if unreadable is not None:
-        # Perhaps it can be read another time; a new one would make everything here
-        # somebody else's.
+        # Perhaps it can be read another time; with a new UUID, everything here would
+        # belong to another buffer.
         raise unreadable
     return None
 
@@ -197,6 +199,7 @@ def _parse(raw: bytes, path: str) -> UUID | None:
     if version != VERSION:
         raise FormatError(
             path,
-            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+            f"has format version {version}, and this release reads version {VERSION}: "
+            "use a later release",
         )
     return UUID(bytes=buffer_id)

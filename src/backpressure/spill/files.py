@@ -1,13 +1,15 @@
-"""The file system as the disk tier sees it: a dozen plain calls, so that a test can
-stand in for every one of them.
+"""The file system as the disk tier sees it.
 
-`FileSystem` is what can be injected; `LocalFileSystem` is the real one; `Files` is what
-the store itself calls: the same calls, but whole writes and whole reads, and a call
-that was interrupted by a signal is made again. Every call the disk tier makes to an
-operating system goes through here.
+It is a few plain calls, each of which a test can replace.
 
-Files are addressed by absolute position (pread, pwrite), so no descriptor has a
-position that threads could fight over.
+`FileSystem` is what can be injected; `LocalFileSystem` is the real one. `Files` is what
+directories, stores and lanes call: the same calls, but whole writes and whole reads,
+and a call that a signal interrupted is made again. They make no call to the operating
+system elsewhere, but for the ring files, which `ringbuf` maps; the views in offline/
+look at the real file system.
+
+Files are addressed by absolute position (pread, pwrite), so threads share no file
+position.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 #: What "no room" looks like.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-#: Errors that say that these bytes can not be read, and that others may: EBADMSG is XFS
+#: Errors that say that these bytes cannot be read, though others may: EBADMSG is XFS
 #: and ext4 for a bad checksum, EUCLEAN for structures that make no sense.
 UNREADABLE: Final = frozenset(
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO}
@@ -48,16 +50,14 @@ UNREADABLE: Final = frozenset(
 
 _T = TypeVar("_T")
 
-# A signal that comes again at each of so many tries is no signal but a broken driver.
+# Where this many tries in a row are interrupted, a driver is broken.
 _INTERRUPTED_TRIES: Final = 100
 _RETRY_AFTER_FULL: Final = 0.25  # seconds: about what a consumer needs to settle a batch
 _RETRY_AFTER_ERROR: Final = 1.0  # seconds: a disk that fails needs longer
 
 
 class FileSystem(Protocol):
-    """Calls with the meaning that POSIX gives them; each raises OSError. A path is a
-    str.
-    """
+    """Calls as POSIX defines them; each raises OSError. Paths are str."""
 
     def open(self, path: str, flags: int) -> int:
         """A descriptor for a regular file, mode 0o600 where it is created."""
@@ -74,9 +74,7 @@ class FileSystem(Protocol):
     def size(self, fd: int) -> int: ...
 
     def allocate(self, fd: int, size: int) -> None:
-        """Make sure that the first `size` bytes have room on the disk
-        (posix_fallocate).
-        """
+        """Reserve room on the disk for the first `size` bytes (posix_fallocate)."""
         ...
 
     def fsync(self, fd: int) -> None: ...
@@ -98,8 +96,9 @@ class FileSystem(Protocol):
         ...
 
     def lock(self, fd: int) -> None:
-        """An exclusive lock that dies with the process; BlockingIOError where somebody
-        else has it.
+        """Take an exclusive lock, which ends with the process.
+
+        Raises BlockingIOError where it is held already.
         """
         ...
 
@@ -107,8 +106,9 @@ class FileSystem(Protocol):
 
 
 class LocalFileSystem:
-    """The operating system's own calls. POSIX only: elsewhere there are no positioned
-    reads and no flock.
+    """The operating system's own calls.
+
+    POSIX only: elsewhere there are no positioned reads and no flock.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class LocalFileSystem:
 
     def fsync(self, fd: int) -> None:
         if sys.platform == "darwin":
-            # There fsync leaves it to the disk when to write.
+            # There fsync lets the disk choose when to write.
             import fcntl
 
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
@@ -174,7 +174,7 @@ class LocalFileSystem:
             os.close(fd)
 
     def lock(self, fd: int) -> None:
-        import fcntl  # not there on Windows, where this class can not be made
+        import fcntl  # not on Windows, where this class cannot be made
 
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -183,8 +183,9 @@ class LocalFileSystem:
 
 
 class Files:
-    """A FileSystem with whole reads, whole writes, no interrupted calls, and a second
-    try at what can not be read.
+    """A FileSystem with whole reads and writes, and no interrupted calls.
+
+    What cannot be read is tried a second time.
     """
 
     def __init__(self, fs: FileSystem) -> None:
@@ -194,8 +195,9 @@ class Files:
         return _twice(self.fs.open, path, flags)
 
     def close(self, fd: int) -> None:
-        """Never raises: a descriptor is gone whatever close() says, and what was
-        written is judged by fsync.
+        """Close a descriptor. Never raises.
+
+        The descriptor is gone in any case, and whether its writes succeeded fsync says.
         """
         try:
             self.fs.close(fd)
@@ -203,7 +205,7 @@ class Files:
             pass
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
-        """`size` bytes, fewer only at the end of the file."""
+        """Read `size` bytes, fewer only at the end of the file."""
         data = _twice(self.fs.pread, fd, size, offset)
         if len(data) == size or not data:
             return data
@@ -215,7 +217,7 @@ class Files:
         return b"".join(parts)
 
     def write(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """All of it."""
+        """Write all of `data`."""
         written = _again(self.fs.pwrite, fd, data, offset)
         rest = memoryview(data)
         while written < len(rest):
@@ -243,14 +245,21 @@ class Files:
         _again(self.fs.rename, old, new)
 
     def unlink(self, path: str) -> None:
-        """Gone, also where it was before."""
+        """Delete a file, if it exists."""
         try:
             _again(self.fs.unlink, path)
         except FileNotFoundError:
             pass
 
+    def try_unlink(self, path: str) -> None:
+        """Delete a file, if it exists and the file system lets it. Never raises."""
+        try:
+            self.unlink(path)
+        except OSError:
+            pass
+
     def mkdir(self, path: str) -> bool:
-        """There, also where it was before; True where it is new."""
+        """Make a directory, unless it exists; whether it is new."""
         try:
             _again(self.fs.mkdir, path)
         except FileExistsError:
@@ -260,6 +269,10 @@ class Files:
     def listdir(self, path: str) -> list[str]:
         return sorted(_again(self.fs.listdir, path))
 
+    def exists(self, path: str) -> bool:
+        """Whether the directory of `path`, which is there, has that name."""
+        return os.path.basename(path) in _again(self.fs.listdir, os.path.dirname(path))
+
     def sync_directory(self, path: str) -> None:
         _again(self.fs.sync_directory, path)
 
@@ -268,16 +281,19 @@ class Files:
             _again(self.fs.lock, fd)
         except BlockingIOError:
             raise DirectoryInUse(
-                f"{path} is locked: another process, or another buffer in this one, uses the directory. "
-                f"Close that one first, or give this one a directory of its own"
+                f"{path} is locked: another process, or another buffer in this one, "
+                "uses the directory. Close that one first, or give this one a directory "
+                "of its own"
             ) from None
 
     def random_bytes(self, size: int) -> bytes:
         return self.fs.random_bytes(size)
 
     def write_new(self, path: str, parts: list[bytes]) -> None:
-        """A file under a temporary name, made durable, renamed to `path`, its directory
-        made durable: all of it or nothing.
+        """Write a file durably, in one step: a crash leaves all of it or nothing.
+
+        It is written under a temporary name, synced, renamed to `path`, and its
+        directory is synced.
         """
         fresh = path + ".tmp"
         self.unlink(fresh)
@@ -295,14 +311,14 @@ class Files:
 
 
 def refusal(what: str, error: OSError) -> NotNow:
-    """The exception that a caller sees where the file system refused."""
+    """DiskFull or DiskFailed, as the error of the file system says."""
     if error.errno in FULL:
         return DiskFull(f"{what}: {error.strerror}", _RETRY_AFTER_FULL)
     return DiskFailed(f"{what}: {error.strerror or error}", _RETRY_AFTER_ERROR, error.errno)
 
 
 def _again(call: Callable[..., _T], *arguments: Any) -> _T:
-    """Call until it is not interrupted."""
+    """Call until no signal interrupts it."""
     for _ in range(_INTERRUPTED_TRIES):
         try:
             return call(*arguments)
@@ -312,8 +328,9 @@ def _again(call: Callable[..., _T], *arguments: Any) -> _T:
 
 
 def _twice(call: Callable[..., _T], *arguments: Any) -> _T:
-    """Once more where something could not be read: a fault that passes must not cost
-    events.
+    """Call once more where something could not be read.
+
+    A passing fault must not cost events.
     """
     try:
         return _again(call, *arguments)

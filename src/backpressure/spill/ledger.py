@@ -3,8 +3,8 @@
 Invariants
 
  1. It is a hint: without it events are delivered again, and none is lost.
- 2. A slot counts where its checksum is right; of two, the one with the higher
-    generation does.
+ 2. A slot is valid where its checksum is right; of two, the one with the higher
+    generation counts.
  3. The slot that was made durable last is not written to before the other one has been:
     power loss in the middle of a write leaves the older record.
  4. Files are deleted only below a prefix that is durable here.
@@ -14,12 +14,21 @@ Invariants
 Layout of a slot, little-endian; the file is two slots of one size, a whole number of
 sectors
 
-     0 8 magic "PNSTKACK" 8 2 version, 1 10 2 zero 12 4 lane 16 16 UUID of the buffer 32
-     8 generation 40 8 prefix: every number below it is settled 48 8 rank: events ever
-     stored below it 56 24 link at the durable end of the lane: what is missing up to
-     there at recovery is lost, not merely unwritten 80 4 number of ranges 84 4 size of
-     the slot 88 4 CRC-32 of bytes 0 to 88 and of the ranges 92 4 CRC-32 of bytes 0 to
-     92 96 24 for each range beyond the prefix: start, end, events
+     0  8  magic "PNSTKACK"
+     8  2  version, 1
+    10  2  zero
+    12  4  lane
+    16 16  UUID of the buffer
+    32  8  generation
+    40  8  prefix: every number below it is settled
+    48  8  rank: events ever stored below it
+    56 24  link at the durable end of the lane: what is missing up to there at recovery
+           is lost, not merely unwritten
+    80  4  number of ranges
+    84  4  size of the slot
+    88  4  CRC-32 of bytes 0 to 88 and of the ranges
+    92  4  CRC-32 of bytes 0 to 92
+    96 24  for each range beyond the prefix: start, end, events
 
 Where there are more ranges than fit, the first ones are recorded.
 """
@@ -48,7 +57,7 @@ _CRC: Final = struct.Struct("<I")
 _HEADER_BYTES: Final = _HEAD.size + 2 * _CRC.size
 assert _HEADER_BYTES == 96
 _RANGE: Final = struct.Struct("<QQQ")
-# Each write has one more, and there must be room for it.
+# Each write has one more: a larger one is damage, and would leave no room to go on.
 _LAST_GENERATION: Final = 1 << 63
 
 
@@ -93,9 +102,7 @@ class Ledger:
         return 2 * self._slot_bytes
 
     def write(self, settled: Settled, durable: Link) -> None:
-        """Put the present state into the file; OSError where that fails, and then the
-        next write begins a new file.
-        """
+        """Write the present state. After OSError the next write begins a new file."""
         record = Record(
             self._generation + 1, settled.seq, settled.rank, durable,
             tuple(itertools.islice(settled.ranges(), self._most_ranges)),
@@ -103,29 +110,29 @@ class Ledger:
         if self.written is not None and record[1:] == self.written[1:]:
             return
         if self._fd is None:
-            self._begin(record)
+            self._begin_file(record)
             return
         try:
-            self._files.write(self._fd, self._frame(record), self._slot * self._slot_bytes)
+            self._files.write(self._fd, self._frame_slot(record), self._slot * self._slot_bytes)
         except OSError:
-            self._give_up()
+            self._abandon_file()
             raise
         self.written = record
         self._generation = record.generation
 
     def sync(self) -> None:
-        """Make what was written durable; OSError where that fails."""
+        """Make durable what was written. Raises OSError."""
         if self.written is None or self.written is self.durable:
             return
         if self._fd is None:
             # From an earlier process, and perhaps in the page cache only: a new file,
-            # since nobody knows of its errors.
-            self._begin(self.written._replace(generation=self._generation + 1))
+            # since the errors of the old one are unknown.
+            self._begin_file(self.written._replace(generation=self._generation + 1))
             return
         try:
             self._files.fdatasync(self._fd)
         except OSError:
-            self._give_up()
+            self._abandon_file()
             raise
         self.durable = self.written
         self._slot = 1 - self._slot
@@ -135,9 +142,9 @@ class Ledger:
             self._files.close(self._fd)
             self._fd = None
 
-    def _begin(self, record: Record) -> None:
+    def _begin_file(self, record: Record) -> None:
         """A new file with that record in both slots, durable."""
-        slot = self._frame(record)
+        slot = self._frame_slot(record)
         self._files.write_new(self._path, [slot, slot])
         fd = self._files.open(self._path, WRITE)
         self.close()
@@ -146,27 +153,38 @@ class Ledger:
         self.written = self.durable = record
         self._generation = record.generation
 
-    def _give_up(self) -> None:
+    def _abandon_file(self) -> None:
+        """The next write begins a new one."""
         self.close()
         self.written = None
 
-    def _frame(self, record: Record) -> bytes:
+    def _frame_slot(self, record: Record) -> bytes:
         head = _HEAD.pack(
-            MAGIC, VERSION, 0, self._lane, self._buffer_id.bytes, record.generation, record.prefix, record.rank,
-            *record.durable, len(record.ranges), self._slot_bytes,
-        )  # fmt: skip
+            MAGIC,
+            VERSION,
+            0,
+            self._lane,
+            self._buffer_id.bytes,
+            record.generation,
+            record.prefix,
+            record.rank,
+            *record.durable,
+            len(record.ranges),
+            self._slot_bytes,
+        )
         ranges = b"".join(_RANGE.pack(*one) for one in record.ranges)
         head += _CRC.pack(zlib.crc32(ranges, zlib.crc32(head)))
         return (head + _CRC.pack(zlib.crc32(head)) + ranges).ljust(self._slot_bytes, b"\0")
 
 
 def read_record(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
-    """The newest sound record in a file's bytes, or None; FormatError where it is of a
-    later version or of another buffer.
+    """The newest sound record in a file's bytes, or None.
+
+    Raises FormatError where one is of a later version or of another buffer.
     """
     best = None
-    # Slot sizes are whole sectors, so the second one can be found without the first.
-    # Ranges hold no magic by chance alone, and no checksum.
+    # Slot sizes are whole sectors, so the second one is found without the first. A
+    # magic among the ranges has no right checksum.
     at = raw.find(MAGIC)
     while at >= 0:
         if at % 512 == 0:
@@ -198,7 +216,8 @@ def _parse(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
     if version != VERSION:
         raise FormatError(
             path,
-            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+            f"has format version {version}, and this release reads version {VERSION}: "
+            "use a later release",
         )
     if its_lane != lane or its_buffer != buffer_id.bytes:
         raise FormatError(
@@ -216,8 +235,10 @@ def _parse(raw: bytes, path: str, lane: int, buffer_id: UUID) -> Record | None:
 
 
 def _is_plausible(record: Record) -> bool:
-    """Whether a store could have written it: a sound checksum proves no sense, and a
-    record is only a hint.
+    """Whether a store could have written it.
+
+    A right checksum does not prove that the fields make sense, and a record is only a
+    hint.
     """
     end = record.prefix
     for start, stop, events in record.ranges:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,62 +17,20 @@ import numpy.typing as npt
 
 from backpressure.spill.blocks import BlockHeader, Decoder, Link, stored_is_sound
 from backpressure.spill.files import UNREADABLE, Files
+from backpressure.spill.runs import Lost, Run, decoded_run, part_of
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile, Unreadable
-from ringbuf import Messages
 
-__all__ = ["Gap", "Lost", "Missing", "Reader", "Run", "View", "decoded_run"]
+__all__ = ["Gap", "Missing", "Reader", "View"]
 
 _OPEN_SEGMENTS: Final = 2  # one for what is new, one for what is delivered again
 _NONE: Final = 1 << 64  # larger than any serial
-_MARK_EVERY: Final = 16  # blocks; a jump back walks over so many headers at most
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Events with consecutive numbers: event i is data[offsets[i]:offsets[i + 1]] and
-    has number first_seq + i.
-    """
-
-    data: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    first_seq: int
-    #: When the first of them was written, in ns since 1970; 0 where nobody said.
-    time_ns: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def end_seq(self) -> int:
-        """The number after the last one."""
-        return self.first_seq + len(self)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of payload."""
-        return int(self.offsets[-1] - self.offsets[0])
-
-    def messages(self) -> Messages:
-        """The same memory as Messages."""
-        return Messages.from_columns(self.data, self.offsets, self.first_seq)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """Numbers from `first_seq` up to, not including, `end_seq`, of which `events` were
-    events, are gone.
-    """
-
-    first_seq: int
-    end_seq: int
-    events: int
-    #: The file, and what is wrong in it.
-    reason: str
+_MARK_EVERY: Final = 16  # blocks: a jump back reads that many headers at most
 
 
 class View(NamedTuple):
-    """What there is to read: replaced as a whole by the writer, so that a reader sees
-    one moment.
+    """What there is to read.
+
+    The writer replaces it as a whole, so that a reader sees one moment.
     """
 
     segments: tuple[Segment, ...]
@@ -82,9 +39,7 @@ class View(NamedTuple):
 
 
 class _Located(NamedTuple):
-    """A sound block, and the number after the block before it: the numbers between are
-    a gap.
-    """
+    """A sound block. The numbers from `gap_start` to its first are a gap."""
 
     header: BlockHeader
     block: memoryview
@@ -100,31 +55,28 @@ class Gap(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Damage, in which file, and the number after the last block before: up to the
-    loss, the numbers are a gap.
-    """
+    """Damage. The numbers from `gap_start` to the first lost one are a gap."""
 
-    serial: int
+    serial: int  #: of the file
     lost: Lost
     gap_start: int
 
 
 class _Point(NamedTuple):
-    """A place between two blocks: the next one starts here, and that much is known of
-    what lies before.
-    """
+    """A place between two blocks, and what lies before it."""
 
-    position: int
-    seq: int
-    rank: int
+    position: int  #: where the next block starts
+    seq: int  #: the number after the last event before
+    rank: int  #: events stored before
 
 
 def _start_of(segment: Segment) -> _Point:
+    """The place of its first block."""
     return _Point(SEGMENT_HEADER_BYTES, segment.link.end, segment.link.rank)
 
 
 class _Opened:
-    """A segment that is being read, and the places in it that are known already."""
+    """A segment that is being read, and the places in it that are known."""
 
     def __init__(self, file: SegmentFile, segment: Segment) -> None:
         self.file = file
@@ -134,12 +86,12 @@ class _Opened:
         self._since_mark = 0
 
     def point_for(self, seq: int) -> _Point:
-        """The best known place from which the block of `seq` is found by going forward."""
+        """The best known place from which going forward finds the block of `seq`."""
         mark = self.points[max(bisect_right(self.points, seq, key=lambda point: point.seq) - 1, 0)]
         return self.latest if mark.seq <= self.latest.seq <= seq else mark
 
-    def passed(self, point: _Point) -> None:
-        """Reading has come to here."""
+    def advance_to(self, point: _Point) -> None:
+        """Reading has come to this place."""
         self.latest = point
         if point.position > self._furthest:
             self._furthest = point.position
@@ -156,16 +108,15 @@ class Reader:
         self._files = files
         self._directory = directory
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
-        self._come_to: dict[
-            int, _Point
-        ] = {}  # up to where segments were read that are closed, and not yet settled
-        self._oldest = _NONE  # the lowest serial among them
+        # Up to where segments were read that are closed, and not yet settled.
+        self._come_to: dict[int, _Point] = {}
+        self._oldest = _NONE  # the lowest serial among those that are open
         self._decoder = Decoder()
-        # The block that was decoded last, of which a part may not have been asked for
-        # yet.
+        # The block that was decoded last: a part of it may still be asked for.
         self._cached: Run | None = None
 
     def close(self) -> None:
+        """Close all files."""
         for opened in self._opened.values():
             opened.file.close()
         self._opened.clear()
@@ -173,7 +124,7 @@ class Reader:
         self._cached = None
 
     def has_before(self, serial: int) -> bool:
-        """Whether a segment older than that is open; for any thread."""
+        """Whether a segment older than that is open; safe for any thread."""
         return self._oldest < serial
 
     def close_before(self, serial: int) -> None:
@@ -188,11 +139,10 @@ class Reader:
     def read(
         self, seq: int, stop: int, max_events: int, max_bytes: int, view: View
     ) -> Run | Missing | Gap | None:
-        """Events from `seq` on, before `stop`, up to the limits, of which max_bytes
-        does not count for a single event.
+        """Events from `seq` on, before `stop`, within the limits.
 
-        Missing or Gap where `seq` lies before damage or in a gap; None where nothing
-        comes after. Raises OSError.
+        max_bytes does not limit a single event. Missing or Gap where `seq` lies before
+        damage or in a gap; None where nothing comes after. Raises OSError.
         """
         pieces: list[_Located | Run] = []
         events = used = 0
@@ -200,7 +150,7 @@ class Reader:
         while at < stop and events < max_events and (used < max_bytes or not pieces):
             run = self._cached
             if run is None or not run.first_seq <= at < run.end_seq:
-                found = self._locate(at, view)
+                found = self._locate_block(at, view)
                 if not isinstance(found, _Located) or found.header.first_seq > at:
                     if pieces:
                         break
@@ -223,24 +173,24 @@ class Reader:
                         used + header.payload_length,
                     )
                     continue
-                # Of this block not all is wanted: the rest will be, most likely next.
-                run = self._decode(found, np.empty(header.payload_length, np.uint8))
+                # Not all of this block is wanted: the rest is, most likely next.
+                run = self._decode_block(found, np.empty(header.payload_length, np.uint8))
                 if run is None:
                     if pieces:
                         break
-                    return self._senseless(found)
+                    return self._malformed_block(found)
                 self._cached = run
-            part = _part(
+            part = part_of(
                 run, at, min(stop, at + max_events - events), max_bytes - used, alone=not pieces
             )
             if len(part) == 0:
                 break
             pieces.append(part)
             at, events, used = part.end_seq, events + len(part), used + part.nbytes
-        return self._joined(pieces, used) if pieces else None
+        return self._join_pieces(pieces, used) if pieces else None
 
-    def _joined(self, pieces: list[_Located | Run], size: int) -> Run | Missing:
-        """One Run of them all, without a copy where it is only a part of one block."""
+    def _join_pieces(self, pieces: list[_Located | Run], size: int) -> Run | Missing:
+        """One Run of them all; not copied where it is a part of one block."""
         first = pieces[0]
         if len(pieces) == 1 and isinstance(first, Run):
             return first
@@ -254,10 +204,10 @@ class Reader:
                 data[at : at + piece.nbytes] = piece.data[low : low + piece.nbytes]
                 run = piece
             else:
-                decoded = self._decode(piece, data[at : at + piece.header.payload_length])
+                decoded = self._decode_block(piece, data[at : at + piece.header.payload_length])
                 if decoded is None:
                     if not runs:
-                        return self._senseless(piece)
+                        return self._malformed_block(piece)
                     break
                 run = decoded
             runs.append(run)
@@ -270,17 +220,17 @@ class Reader:
             time_ns=runs[0].time_ns,
         )
 
-    def _decode(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:
+    def _decode_block(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:
         return decoded_run(self._decoder, located.header, located.block, target)
 
-    def _senseless(self, located: _Located) -> Missing:
+    def _malformed_block(self, located: _Located) -> Missing:
         header, segment = located.header, located.segment
-        reason = f"block at {header.position} has no sense, though its checksum is right"
-        return self._missing(
+        reason = f"block at {header.position} makes no sense, though its checksum is right"
+        return self._missing_of(
             segment, located.gap_start, header.first_seq, header.end_seq, header.events, reason
         )
 
-    def _locate(self, seq: int, view: View) -> _Located | Missing | None:
+    def _locate_block(self, seq: int, view: View) -> _Located | Missing | None:
         """The block that holds `seq`, or the first one after."""
         segments = view.segments
         index = max(bisect_right(segments, seq, key=lambda segment: segment.base) - 1, 0)
@@ -301,20 +251,21 @@ class Reader:
     def _locate_in(
         self, segment: Segment, seq: int, size: int, bound: Link
     ) -> _Located | Missing | None:
-        # The next file's link says how many events lie before it: when so many have
-        # passed, this file has no more that count.
+        # The next file's link says how many events lie before it: once that many have
+        # passed, the rest of this file is superseded.
         if segment.link.rank >= bound.rank:
             return None
         try:
-            opened = self._open(segment)
+            opened = self._open_segment(segment)
         except OSError as error:
             if error.errno not in UNREADABLE and not isinstance(error, FileNotFoundError):
                 raise
-            # What was read before it was closed may be with a consumer, and is not
-            # lost.
+            # What was read before it was closed may be with a consumer: it is not lost.
             known = self._come_to.get(segment.serial)
             start = known if known is not None and known.seq <= seq else _start_of(segment)
-            return self._skip(segment, seq, start, bound, f"can not be opened: {error.strerror}")
+            return self._lose_rest(
+                segment, seq, start, bound, f"cannot be opened: {error.strerror}"
+            )
         point = opened.point_for(seq)
         while point.rank < bound.rank:
             header = opened.file.header_at(point.position, size)
@@ -326,13 +277,15 @@ class Reader:
                 or header.first_seq < point.seq
                 or header.end_seq > bound.end
             ):
-                # An older block again, or one of numbers that the lane never came to:
-                # nothing of what follows can be trusted.
+                # An older block again, or numbers that the lane never came to: nothing
+                # that follows can be trusted.
                 header = None
             if header is None or header.link.rank >= bound.rank:
-                return self._skip(segment, seq, point, bound, f"no sound block at {point.position}")
+                return self._lose_rest(
+                    segment, seq, point, bound, f"no sound block at {point.position}"
+                )
             if header.link.rank > point.rank:
-                lost = self._loss(
+                lost = self._loss_before(
                     segment, point, header.link, f"no sound block at {point.position}"
                 )
                 if lost.lost.end_seq > seq:
@@ -342,23 +295,23 @@ class Reader:
                 point = point._replace(position=header.position)
             after = _Point(header.end_position, header.end_seq, header.link.rank + header.events)
             if header.end_seq <= seq:
-                opened.passed(after)
+                opened.advance_to(after)
                 point = after
                 continue
             try:
                 block = opened.file.block(header)
             except Unreadable:
                 block = memoryview(b"")
-            opened.passed(after)
+            opened.advance_to(after)
             if not stored_is_sound(block, header):
                 reason = f"block at {header.position} is damaged"
-                return self._missing(
+                return self._missing_of(
                     segment, point.seq, header.first_seq, header.end_seq, header.events, reason
                 )
             return _Located(header, block, point.seq, segment)
         return None
 
-    def _open(self, segment: Segment) -> _Opened:
+    def _open_segment(self, segment: Segment) -> _Opened:
         opened = self._opened.get(segment.serial)
         if opened is None:
             file = SegmentFile(
@@ -373,49 +326,24 @@ class Reader:
         self._opened.move_to_end(segment.serial)
         return opened
 
-    def _skip(
+    def _lose_rest(
         self, segment: Segment, seq: int, point: _Point, bound: Link, reason: str
     ) -> Missing | None:
-        """Everything from here to the end of the segment is gone."""
-        lost = self._loss(segment, point, bound, reason)
+        """The loss from `point` to the end of the segment, unless all before `seq`."""
+        lost = self._loss_before(segment, point, bound, reason)
         return lost if lost.lost.end_seq > seq else None
 
-    def _loss(self, segment: Segment, point: _Point, link: Link, reason: str) -> Missing:
-        """What lies between a known place and the next sound link."""
+    def _loss_before(self, segment: Segment, point: _Point, link: Link, reason: str) -> Missing:
+        """The loss between a known place and the next sound link."""
         events = link.rank - point.rank
-        # If just the one block before the link is missing, the link says where it
-        # began; else a gap may be among the numbers.
+        # If only the block before the link is missing, the link says where it began;
+        # otherwise a gap may be among the numbers.
         start = link.first if link.end - link.first == events else point.seq
         start = max(start, point.seq, segment.base)
-        return self._missing(segment, point.seq, start, max(link.end, start), events, reason)
+        return self._missing_of(segment, point.seq, start, max(link.end, start), events, reason)
 
-    def _missing(
+    def _missing_of(
         self, segment: Segment, gap_start: int, start: int, end: int, events: int, reason: str
     ) -> Missing:
         lost = Lost(first_seq=start, end_seq=end, events=events, reason=f"{segment.name}: {reason}")
         return Missing(segment.serial, lost, gap_start)
-
-
-def decoded_run(
-    decoder: Decoder, header: BlockHeader, block: memoryview, target: npt.NDArray[np.uint8]
-) -> Run | None:
-    """The events of a block, with the payload in `target`; None where its content is no
-    block's.
-    """
-    offsets = decoder.decode(header, block, target)
-    if offsets is None:
-        return None
-    return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
-
-
-def _part(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
-    """The events of `run` from number `start` on, before `stop`, that fit into `room`
-    bytes; if `alone`, one at least.
-    """
-    low = start - run.first_seq
-    high = min(stop, run.end_seq) - run.first_seq
-    fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1
-    high = min(high, max(fits, low + 1) if alone else fits)
-    return Run(
-        data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns
-    )

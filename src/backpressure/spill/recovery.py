@@ -1,6 +1,6 @@
 """Recovery: what a lane's directory says about itself, read without changing anything.
 
-Every refusal (a later version, somebody else's file) happens here, before a byte was
+A file of a later version, or of another buffer, is refused here, before anything is
 changed.
 """
 
@@ -14,7 +14,8 @@ from backpressure.base.errors import FormatError
 from backpressure.spill.blocks import BlockHeader, Link, stored_is_sound
 from backpressure.spill.files import READ, UNREADABLE, Files
 from backpressure.spill.ledger import LEDGER_NAME, Record, read_record
-from backpressure.spill.reader import Lost
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.runs import Lost
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     Segment,
@@ -27,22 +28,18 @@ from backpressure.spill.segments import (
 from backpressure.spill.settled import Settled
 
 __all__ = [
-    "QUARANTINE_SUFFIX",
     "Recovered",
     "end_seq_of",
     "find_tail",
+    "has_record_beyond_end",
     "missing_tail_of",
     "recover",
     "settled_of",
-    "speaks_of_what_is_gone",
 ]
 
-#: Behind the name of a segment that had damage, and is kept aside after everything in
-#: it was settled.
-QUARANTINE_SUFFIX = ".damaged"
-# Of a block only the header is looked at, and its neighbours come with it.
+# Of a block only the header is wanted; one read brings its neighbours along.
 _HEADER_WINDOW_BYTES = 4096
-# A record larger than this was not written by us.
+# No store writes a larger record.
 _MOST_RECORD_BYTES = 256 << 20
 # The next file would have no name.
 _LAST_SERIAL = (1 << 64) - 1
@@ -56,15 +53,15 @@ class Recovered(NamedTuple):
     record: Record | None
     torn_bytes: int  #: behind the last sound block
     leftovers: tuple[str, ...]  #: names of temporary files
-    quarantined: tuple[
-        tuple[str, int], ...
-    ]  #: name and size of damaged files kept aside, oldest first
-    damaged_headers: int
+    #: Name and size of damaged files kept aside, oldest first.
+    quarantined: tuple[tuple[str, int], ...]
+    damaged_headers: int  #: of segments
 
 
 def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recovered:
-    """Read headers of all segments and of the blocks in the newest. Raises FormatError,
-    OSError.
+    """Read the headers of all segments, and of the blocks in the newest.
+
+    Raises FormatError, OSError.
     """
     segments: list[Segment] = []
     leftovers: list[str] = []
@@ -90,7 +87,7 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
                 os.path.join(directory, segments[-1].name),
                 "has the last number that a file can have, which no lane comes to: move it aside",
             )
-        segments = _distrusted(segments)
+        segments = _mark_contradicting(segments)
         damaged_headers = sum(not segment.sound for segment in segments)
         segments = _mend_links(files, directory, segments)
         tail = segments[-1]
@@ -98,7 +95,7 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
         torn_bytes = tail.size - end
         segments[-1] = tail._replace(size=end)
         link = tail.link if last is None else last.end_link
-        segments = _in_order(segments, link)
+        segments = _clamp_links(segments, link)
     return Recovered(
         tuple(segments),
         link,
@@ -111,9 +108,7 @@ def recover(files: Files, directory: str, lane: int, buffer_id: UUID) -> Recover
 
 
 def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | None, int]:
-    """The last sound block of a segment and where it ends: whatever lies behind is
-    torn.
-    """
+    """The last sound block of a segment, and where it ends. The rest is torn."""
     reader = SegmentFile(files, path, segment.salt, _HEADER_WINDOW_BYTES)
     try:
         limit = reader.size()
@@ -125,8 +120,8 @@ def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | 
                 break
             sound_headers.append(header)
             at = header.end_position
-        # Only behind the last sound block is a tail. One before it with a damaged body
-        # is found when it is read, and reported.
+        # Only what lies behind the last sound block is a tail. A block before it with a
+        # damaged body is found when it is read, and reported then.
         while sound_headers:
             header = sound_headers.pop()
             try:
@@ -140,7 +135,7 @@ def find_tail(files: Files, path: str, segment: Segment) -> tuple[BlockHeader | 
 
 
 def settled_of(found: Recovered) -> Settled:
-    """What the record says of the numbers that are there."""
+    """What the record says is settled, of the numbers that are there."""
     start, rank = (
         (found.segments[0].base, found.segments[0].link.rank)
         if found.segments
@@ -154,19 +149,19 @@ def settled_of(found: Recovered) -> Settled:
     after, events = start, rank
     if record.prefix > start:
         after, events = record.prefix, record.rank
-    # Of a range that reaches past the end nobody knows how many of its events are still
-    # there: they are delivered again.
+    # How many events of a range that reaches past the end are still there is unknown:
+    # they are delivered again.
     settled = Settled(
         after, events, (one for one in record.ranges if after < one[0] and one[1] <= found.link.end)
     )
-    # A record that knows of more events than were ever stored is another lane's, or has
-    # no sense: it is only a hint.
+    # A record of more events than were ever stored is wrong, and it is only a hint.
     return settled if settled.events <= found.link.rank else Settled(start, rank)
 
 
-def speaks_of_what_is_gone(found: Recovered) -> bool:
-    """Whether the record knows of numbers behind the end: acked, or even durable, and
-    gone with the power.
+def has_record_beyond_end(found: Recovered) -> bool:
+    """Whether the record knows of numbers behind the end of the files.
+
+    They were acked, or even durable, and a power loss took them.
     """
     record = found.record
     if record is None:
@@ -178,8 +173,10 @@ def speaks_of_what_is_gone(found: Recovered) -> bool:
 
 
 def end_seq_of(found: Recovered) -> int:
-    """A number that was ever settled must not be given to another event: it would be
-    taken for settled.
+    """The lowest number that may be appended.
+
+    One that was ever settled must not be given to another event, which would then count
+    as settled.
     """
     ends = [found.link.end]
     if found.segments:
@@ -194,8 +191,9 @@ def end_seq_of(found: Recovered) -> int:
 
 
 def missing_tail_of(found: Recovered) -> Lost | None:
-    """What was durable when the record was written, was not settled, and is missing at
-    the end.
+    """What is missing at the end of the files, though it was durable once.
+
+    The record says so; what it says was settled is not missing.
     """
     record = found.record
     if record is None or record.durable.rank <= found.link.rank:
@@ -234,14 +232,16 @@ def _read_segment(files: Files, path: str, lane: int, buffer_id: UUID) -> Segmen
     if segment_name(found.serial, found.base, found.salt) != os.path.basename(path):
         raise FormatError(
             path,
-            f"was {segment_name(found.serial, found.base, found.salt)} when it was written: rename it back",
+            f"was {segment_name(found.serial, found.base, found.salt)} when it was written: "
+            "rename it back",
         )
     return found._replace(size=size)
 
 
-def _distrusted(segments: list[Segment]) -> list[Segment]:
-    """Those whose link contradicts that of a later file count as damaged: numbers and
-    ranks never go back.
+def _mark_contradicting(segments: list[Segment]) -> list[Segment]:
+    """Mark as damaged the segments whose link contradicts a later file's.
+
+    Numbers and ranks never go back.
     """
     kept: list[Segment] = []
     bound: Link | None = None
@@ -256,9 +256,10 @@ def _distrusted(segments: list[Segment]) -> list[Segment]:
     return kept[::-1]
 
 
-def _in_order(segments: list[Segment], end: Link) -> list[Segment]:
-    """With links that never go back, up to the end of the lane: what was mended is a
-    guess, and may contradict it.
+def _clamp_links(segments: list[Segment], end: Link) -> list[Segment]:
+    """Lower links that go beyond the next one, or the end of the lane.
+
+    A mended link is a guess, and may be too high.
     """
     kept: list[Segment] = []
     bound = end
@@ -274,7 +275,7 @@ def _in_order(segments: list[Segment], end: Link) -> list[Segment]:
 
 
 def _mend_links(files: Files, directory: str, segments: list[Segment]) -> list[Segment]:
-    """Where a header is damaged, find out otherwise what it said."""
+    """The segments, with the links of damaged headers found out otherwise."""
     mended: list[Segment] = []
     for index, segment in enumerate(segments):
         if not segment.sound:
@@ -303,13 +304,13 @@ def _mended_link(
         later = reader.next_header(SEGMENT_HEADER_BYTES, segment.size)
     finally:
         reader.close()
-    # The first block is damaged as well: the next sound link tells its size, if it is
-    # the only one.
+    # The first block is damaged as well: the next sound link says how many events it
+    # had, if it is the only one.
     bound = later.link if later is not None else following
     if bound is not None and bound.first == segment.base:
         return Link(segment.base, segment.base, bound.rank - (bound.end - bound.first))
-    # And that one too: what the file before ends with, and without one, that each
-    # number up to the next sound link was an event.
+    # Otherwise the link is the end of the file before; without one, every number up to
+    # the next sound link counts as an event.
     for one in before:
         last, _ = find_tail(files, os.path.join(directory, one.name), one)
         end = one.link if last is None else last.end_link

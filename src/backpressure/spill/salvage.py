@@ -1,5 +1,6 @@
-"""A look at a lane's files without opening the store: the documented name of
-`spill.offline.inspect`.
+"""The state of a lane's files without opening its store, and a repair.
+
+The documented name of `spill.offline.inspect`.
 """
 
 from backpressure.spill.offline.inspect import (

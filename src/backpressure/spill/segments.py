@@ -4,20 +4,19 @@ Invariants
 
  1. A file is called <serial>-<base>-<salt>.seg, each as 16 hexadecimal digits. Serials
     ascend by one for each new file of a lane; the base is the number of the first event
-    that it is for; the salt is random. What a damaged header would have said is so
-    known, but for the link, which the first block repeats.
+    that it is for; the salt is random. So the name repeats what a damaged header said,
+    but for the link, which the first block repeats.
  2. A file appears under its name complete: it is written as <name>.tmp, made durable,
-    renamed, and the directory is made durable, all before its first block is counted as
-    stored. A file <name>.tmp is a trace of a crash, and deleted.
- 3. Only the newest file is written to. Before the next one is made it was made durable,
-    or the record that all in it was acked. So only the newest has a torn tail that
-    matters.
- 4. A file speaks for the numbers from its base up to the base of the next. Should its
-    link say that fewer events lie before than are in the files before it, then those
-    beyond the base were written again (after an fsync that failed), and the later file
-    counts.
+    renamed, and the directory is made durable, all before its first block counts as
+    stored. A file <name>.tmp is what a crash left, and is deleted.
+ 3. Only the newest file is written to. Before the next one is made, it is made durable,
+    or the record that everything in it was acked is. So only the newest has a torn tail
+    that matters.
+ 4. A file is for the numbers from its base up to the base of the next. Where its link
+    says that fewer events lie before than are in the files before it, those beyond the
+    base were written again (after an fsync that failed), and the later file counts.
  5. The first 96 bytes keep magic, version and checksum in the same places in every
-    version to come. So a later version is told from damage, and refused.
+    later version. So a later version is told from damage, and refused.
 
 Layout of the header, little-endian; blocks (see blocks.py) start at byte 96
 
@@ -38,8 +37,8 @@ Recovery
  The directory is listed; of every file the header is read, of the newest also the
  blocks' headers, one after the other. Behind the last sound block is the torn tail; it
  is cut. Damage before it is found when it is read: then the reader looks for the next
- sound header, whose link tells exactly what is missing, reports that once, and goes on.
- `forebay inspect` shows the state of every block.
+ sound header, whose link says exactly what is missing, reports that once, and goes on.
+ `forebay verify` names every damaged block.
 """
 
 from __future__ import annotations
@@ -80,9 +79,9 @@ SEGMENT_HEADER_BYTES: Final = _HEADER.size + _CRC.size
 assert SEGMENT_HEADER_BYTES == 96
 _NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.seg")
 
-# One read for several blocks. More gains nothing: the kernel reads ahead by itself.
+# One read for several blocks. A larger one gains nothing: the kernel reads ahead.
 _WINDOW_BYTES: Final = 1 << 20
-# What a disk can not read it can not read by the page.
+# A disk fails to read whole pages.
 _PAGE_BYTES: Final = 4096
 
 
@@ -93,7 +92,7 @@ class Segment(NamedTuple):
     base: int
     salt: bytes
     link: Link
-    size: int  #: bytes that count; of the newest one while it is written, see View
+    size: int  #: bytes that count; see View for the newest one, while it is written
     sound: bool = True  #: whether the header was as it was written
 
     @property
@@ -115,19 +114,27 @@ def parse_segment_name(name: str) -> tuple[int, int, bytes] | None:
 
 def frame_segment_header(lane: int, buffer_id: UUID, segment: Segment) -> bytes:
     head = _HEADER.pack(
-        SEGMENT_MAGIC, VERSION, SEGMENT_HEADER_BYTES, lane, buffer_id.bytes, segment.serial, segment.base, segment.salt,
-        *segment.link, bytes(12),
-    )  # fmt: skip
+        SEGMENT_MAGIC,
+        VERSION,
+        SEGMENT_HEADER_BYTES,
+        lane,
+        buffer_id.bytes,
+        segment.serial,
+        segment.base,
+        segment.salt,
+        *segment.link,
+        bytes(12),
+    )
     return head + _CRC.pack(zlib.crc32(head))
 
 
 def parse_segment_header(
     raw: bytes, path: str, lane: int, buffer_id: UUID | None
 ) -> Segment | None:
-    """The header, or None where it is damaged; FormatError where it is sound, but of a
-    later version or of somebody else.
+    """The header, or None where it is damaged. buffer_id None: of any buffer.
 
-    buffer_id None: whose it is does not matter.
+    Raises FormatError where it is sound, but of a later version, or of another buffer
+    or lane.
     """
     if len(raw) < SEGMENT_HEADER_BYTES:
         return None
@@ -139,12 +146,14 @@ def parse_segment_header(
     if version != VERSION:
         raise FormatError(
             path,
-            f"has format version {version}, and this release reads version {VERSION}: use a later release",
+            f"has format version {version}, and this release reads version {VERSION}: "
+            "use a later release",
         )
     if buffer_id is not None and (its_buffer != buffer_id.bytes or its_lane != lane):
         raise FormatError(
             path,
-            f"belongs to lane {its_lane} of buffer {UUID(bytes=its_buffer)}, not to lane {lane} of {buffer_id}: move it back",
+            f"belongs to lane {its_lane} of buffer {UUID(bytes=its_buffer)}, "
+            f"not to lane {lane} of {buffer_id}: move it back",
         )
     segment = Segment(serial, base, salt, Link(*link), 0)
     return segment if segment.link.is_plausible and segment.link.end <= base else None
@@ -160,7 +169,7 @@ def segment_owner(raw: bytes) -> UUID | None:
 
 
 class Unreadable(Exception):
-    """The disk can not read these bytes (EIO and the like), also not at a second try."""
+    """The disk cannot read these bytes (EIO and the like), nor at a second try."""
 
 
 class SegmentFile:
@@ -184,8 +193,9 @@ class SegmentFile:
         return self._files.size(self._fd)
 
     def view(self, position: int, size: int, limit: int) -> memoryview:
-        """`size` bytes at `position`, of which none from `limit` on count; fewer where
-        the file ends. Raises Unreadable.
+        """`size` bytes at `position`, fewer where the file ends.
+
+        Empty where they reach beyond `limit`. Raises Unreadable.
         """
         if position + size > limit:
             return memoryview(b"")
@@ -209,12 +219,13 @@ class SegmentFile:
         return header if header is not None and header.end_position <= limit else None
 
     def next_header(self, position: int, limit: int) -> BlockHeader | None:
-        """The first sound header at `position` or after: how reading goes on behind
-        damage.
+        """The first sound header at `position` or after.
+
+        Reading goes on there behind damage.
         """
         pattern = BLOCK_MAGIC + self._salt
         while position + BLOCK_HEADER_BYTES <= limit:
-            chunk = self._whatever_is_readable(position, min(_WINDOW_BYTES, limit - position))
+            chunk = self._read_with_zeros(position, min(_WINDOW_BYTES, limit - position))
             found = chunk.find(pattern)
             while found >= 0:
                 header = self.header_at(position + found, limit)
@@ -235,7 +246,7 @@ class SegmentFile:
         except OSError as error:
             if error.errno not in UNREADABLE:
                 raise
-        # Perhaps the fault lies behind what is needed, or was a passing one.
+        # The fault may lie behind what is needed, or have passed.
         try:
             return self._files.read(self._fd, needed, position)
         except OSError as error:
@@ -243,7 +254,8 @@ class SegmentFile:
                 raise
             raise Unreadable from error
 
-    def _whatever_is_readable(self, position: int, size: int) -> bytes:
+    def _read_with_zeros(self, position: int, size: int) -> bytes:
+        """These bytes, with zeros for the pages that cannot be read."""
         try:
             return bytes(self.view(position, size, position + size)) or bytes(size)
         except Unreadable:

@@ -1,9 +1,8 @@
-"""Settled: which numbers of a lane need no delivery any more, be they acked, lost or
-never used.
+"""Settled: which numbers of a lane are acked, lost or never used.
 
-Everything below `seq` is settled; beyond it, single ranges are. Each knows how many
-events it stands for, so that what is left on disk can be counted, although gaps are
-settled too and are no events. For one thread at a time.
+They need no delivery. Everything below `seq` is settled, and beyond it single ranges
+are. Each range knows how many events it stands for, so that what is left on disk can be
+counted although gaps are settled too. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ __all__ = ["Settled"]
 
 
 class Settled:
-    """A set of numbers as a prefix and ranges behind it, sorted, apart from each other,
-    none empty.
-    """
+    """A set of numbers: a prefix, and sorted, disjoint ranges behind it."""
 
     def __init__(
         self, seq: int = 0, rank: int = 0, ranges: Iterable[tuple[int, int, int]] = ()
@@ -78,8 +75,9 @@ class Settled:
         return parts
 
     def empty_in(self, start: int, end: int) -> int:
-        """How many settled numbers from `start` to `end` are known to have carried no
-        event; of the prefix none is.
+        """How many settled numbers from `start` to `end` carried no event.
+
+        Those of the prefix are not known, and not counted.
         """
         return sum(
             last - first - events
@@ -88,16 +86,18 @@ class Settled:
         )
 
     def events_in(self, start: int, end: int) -> int:
-        """Events of the ranges that lie from `start` to `end`; of the prefix none is
-        known.
+        """Events of the ranges that lie from `start` to `end`.
+
+        Those of the prefix are not counted.
         """
         return sum(
             events for first, last, events in self.ranges() if start <= first and last <= end
         )
 
     def settle(self, start: int, end: int, events: int) -> int:
-        """Settle what of `start` to `end` is open, which holds at most `events` events;
-        returns how many it took for that.
+        """Settle what is open from `start` to `end`; returns as how many events.
+
+        It counts as `events` events, but as no more than there are numbers.
         """
         taken = 0
         for part_start, part_end in self.open_in(start, end):
@@ -107,8 +107,9 @@ class Settled:
         return taken
 
     def jump(self, seq: int) -> None:
-        """Everything below `seq` is settled: nothing was stored between the ranges, nor
-        between the last one and `seq`.
+        """Settle everything below `seq`.
+
+        No event was stored between the ranges, or between the last one and `seq`.
         """
         assert seq >= self.end
         self.rank = self.events
@@ -122,7 +123,7 @@ class Settled:
             return
         assert not self.overlaps(start, end)
         index = bisect_left(self._starts, start)
-        # What touches becomes one range, so that their number stays small.
+        # Ranges that touch become one, so that there are few.
         if index < len(self._starts) and self._starts[index] == end:
             end, events = self._ends[index], events + self._events[index]
             self._delete(index)

@@ -9,7 +9,10 @@ __all__ = ["SpillStats"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpillStats:
-    """A store at one moment. Counts are since it was opened unless they say otherwise."""
+    """A store at one moment.
+
+    Counts are since it was opened unless they say otherwise.
+    """
 
     first_seq: int  #: the oldest number that is not settled
     end_seq: int  #: the number after the last one
@@ -20,7 +23,7 @@ class SpillStats:
     acked_ranges: int  #: ranges acked out of turn, at this moment
     appended_events: int
     appended_bytes: int  #: of payload
-    stored_bytes: int  #: what became of them, with headers
+    stored_bytes: int  #: the size on disk of that payload, with headers
     acked_events: int
     lost_events: int  #: reported as Lost
     lost_ranges: int
@@ -29,5 +32,6 @@ class SpillStats:
     quarantined_segments: int  #: kept aside, at this moment
     quarantined_bytes: int
     failed_syncs: int
-    failed_acks: int  #: times that the ack record could not be written: costs redelivery at most
+    #: Times that the ack record could not be written; each costs redelivery at most.
+    failed_acks: int
     refused_full: int  #: appends that raised DiskFull

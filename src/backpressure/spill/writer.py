@@ -1,14 +1,16 @@
-"""Writer: the newest segment of a lane, what is appended to it, and when that is
-durable.
+"""Writer: the newest segment of a lane, what is appended to it, when it is durable.
 
-Invariants. Blocks are written at positions that are kept here, so a write that failed
-half-way leaves nothing that counts, and the next one goes over it. A segment is durable
-before its successor exists. After an fsync that failed the file is never written to nor
-synced again: what was not durable is read back, checked, and written into a new file,
-which then supersedes it.
+Invariants
 
-Not safe for threads: the store's lock is held around each call. `view` alone may be
-read at any time, and drop_oldest called.
+ 1. The position of the next block is kept here. So a write that failed half-way leaves
+    nothing that counts, and the next one goes over it.
+ 2. A segment is durable before its successor exists, or everything in it is settled,
+    durably.
+ 3. After an fsync that failed, the file is never written to or synced again: what was
+    not durable is read back, checked, and written into a new file, which supersedes the
+    old one.
+
+For one thread at a time; only `view` and drop_oldest are safe for any.
 """
 
 from __future__ import annotations
@@ -45,15 +47,16 @@ from backpressure.spill.segments import (
 
 __all__ = ["Writer", "level_for"]
 
-# (up to this pressure, zstd level), and above them none at all; the first one counts
-# where slowest_level allows it. On an access log -5 takes 0.8 times as long as 1 and
-# stores 45 % more.
+# (up to this pressure, this zstd level); above, no compression. slowest_level may
+# forbid the first. On an access log -5 takes 0.8 times as long as 1 and stores 45 %
+# more.
 _LEVELS = ((0.25, 3), (0.6, 1), (0.95, -5))
 
 
 def level_for(pressure: float, config: SpillConfig) -> int | None:
-    """The zstd level for a pressure from 0 to 1, within the config's bounds; None:
-    store as it is.
+    """The zstd level for a pressure from 0 to 1; None: no compression.
+
+    It is within the config's bounds.
     """
     level = next((level for limit, level in _LEVELS if pressure <= limit), None)
     if level is None:
@@ -68,9 +71,16 @@ class Writer:
     """Appends to the newest segment and begins new ones."""
 
     def __init__(
-        self, files: Files, directory: str, lane: int, buffer_id: UUID, config: SpillConfig,
-        segments: tuple[Segment, ...], link: Link, end_seq: int,
-    ) -> None:  # fmt: skip
+        self,
+        files: Files,
+        directory: str,
+        lane: int,
+        buffer_id: UUID,
+        config: SpillConfig,
+        segments: tuple[Segment, ...],
+        link: Link,
+        end_seq: int,
+    ) -> None:
         self._files = files
         self._directory = directory
         self._lane = lane
@@ -78,24 +88,24 @@ class Writer:
         self._config = config
         self._segment_bytes = config.effective_segment_bytes
         self._encoder = Encoder()
-        self._changing = (
-            threading.Lock()
-        )  # of `view`, which a thread that acks shortens while another appends
-        #: The number after the last one that is stored or was ever settled: the least
+        # Held while `view` is replaced: one thread appends while another, which acks,
+        # drops the oldest segments.
+        self._changing = threading.Lock()
+        #: The number after the last one that is stored or was ever settled: the lowest
         #: that may be appended.
         self.end_seq = end_seq
         self.view = View(segments, segments[-1].size if segments else 0, link)
-        # Of an earlier process's newest file nobody knows what is durable; of the files
-        # before it all is.
+        # What is durable of an earlier process's newest file is unknown; of the files
+        # before it, everything is.
         self._durable_size = SEGMENT_HEADER_BYTES
         #: Where the durable part of the lane ends.
         self.durable = segments[-1].link if segments else link
         self._fd: int | None = None
         self._next_serial = segments[-1].serial + 1 if segments else 0
-        # The newest file is not to be written to: of an earlier process, or its fsync
+        # Whether the newest file takes no more blocks: it is an earlier process's, or
         # failed.
         self._closed = True
-        self._failed = False
+        self._failed = False  # its fsync has
         #: Sum of all segments' sizes.
         self.nbytes = sum(segment.size for segment in segments)
         #: What other files take of max_disk_bytes.
@@ -108,6 +118,7 @@ class Writer:
 
     @property
     def is_durable(self) -> bool:
+        """Whether everything that was appended is."""
         return self.durable.rank == self.view.end.rank
 
     def close(self) -> None:
@@ -119,25 +130,30 @@ class Writer:
     # ------------------------------------------------------------ appending
 
     def append(
-        self, first_seq: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64],
-        level: int | None, time_ns: int,
-    ) -> None:  # fmt: skip
-        """Write block after block; raises OSError or DiskFull, and then `end_seq` tells
-        how far it came.
+        self,
+        first_seq: int,
+        data: npt.NDArray[np.uint8],
+        offsets: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        level: int | None,
+        time_ns: int,
+    ) -> None:
+        """Write block after block.
+
+        After OSError or DiskFull `end_seq` says how far it came.
         """
         count = len(lengths)
         block_bytes = self._config.block_bytes
-        most = (
-            block_bytes // 4
-        )  # so that the lengths of tiny events do not make up a multiple of it
+        # Otherwise the lengths of tiny events could take several times block_bytes.
+        most = block_bytes // 4
         payload = data.data
         narrowed = narrow(lengths)
         at = 0
         while at < count:
             start = int(offsets[at])
             stop = int(np.searchsorted(offsets, start + block_bytes, "right")) - 1
-            # Events of no bytes at the very end are found at once, and one that is
-            # larger has a block of its own.
+            # Empty events at the end of the block belong to it; an event larger than a
+            # block has one of its own.
             stop = max(min(stop, at + most, count), at + 1)
             end = int(offsets[stop])
             self._check_room(0)
@@ -166,7 +182,7 @@ class Writer:
         try:
             self._files.write(self._fd, block, position)
         except OSError:
-            self._cut(position)
+            self._cut_file(position)
             raise
         with self._changing:
             after = Link(first_seq, first_seq + body.events, end.rank + body.events)
@@ -183,9 +199,10 @@ class Writer:
                 f"{self._directory} holds {used:,} bytes of max_disk_bytes={limit:,}", 0.25
             )
 
-    def _cut(self, size: int) -> None:
-        """Give back the room of a block that was written in part. Where that fails the
-        next block is written over it.
+    def _cut_file(self, size: int) -> None:
+        """Give back the room of a block that was written in part.
+
+        Where that fails, the next block goes over it.
         """
         assert self._fd is not None
         try:
@@ -196,13 +213,11 @@ class Writer:
     # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Everything that was appended is durable when this returns; OSError where it
-        can not be made so.
-        """
+        """Make durable everything that was appended. Raises OSError."""
         if self.is_durable:
             return
         if self._failed:
-            self._supersede()
+            self._supersede_failed()
             return
         segments, size, end = self.view
         try:
@@ -214,7 +229,7 @@ class Writer:
         except OSError:
             self.failed_syncs += 1
             self._failed = self._closed = True
-            self._supersede()
+            self._supersede_failed()
             return
         self.durable = end
         self._durable_size = size
@@ -222,31 +237,34 @@ class Writer:
     def begin_segment(self, base: int) -> None:
         """Begin the next segment, after the newest was made durable."""
         self.sync()
-        self._begin(base, self.view.end, ())
+        self._begin_file(base, self.view.end, ())
 
     def restart(self) -> None:
-        """Begin a segment although the newest may not be durable: everything in it was
-        settled, durably.
-        """
-        self._begin(self.end_seq, self.view.end, ())
+        """Begin the next segment without making the newest durable.
 
-    def _supersede(self) -> None:
-        """Write what is not durable into a new file, from the old one as the kernel
-        still has it.
+        Everything in the newest is settled, durably.
         """
+        self._begin_file(self.end_seq, self.view.end, ())
+
+    def _supersede_failed(self) -> None:
+        """Write what is not durable into a new file, as read back from the old one."""
         old = self.view.segments[-1]
         reader = SegmentFile(self._files, os.path.join(self._directory, old.name), old.salt)
         try:
-            self._begin(max(self.durable.end, old.base), self.durable, self._not_durable(reader))
+            self._begin_file(
+                max(self.durable.end, old.base), self.durable, self._read_not_durable(reader)
+            )
         finally:
             reader.close()
 
-    def _begin(self, base: int, link: Link, blocks: Iterable[tuple[Body, BlockHeader]]) -> None:
-        """A new file with these blocks, complete and durable before it has its name."""
+    def _begin_file(
+        self, base: int, link: Link, blocks: Iterable[tuple[Body, BlockHeader]]
+    ) -> None:
+        """Begin a file with these blocks; it is durable before it has its name."""
         segment = Segment(
             self._next_serial, base, self._files.random_bytes(8), link, SEGMENT_HEADER_BYTES
         )
-        # Also where this fails: a file of that name may be left.
+        # Also where this fails: a file with this serial may be left.
         self._next_serial += 1
         path = os.path.join(self._directory, segment.name)
         fresh = path + ".tmp"
@@ -265,9 +283,10 @@ class Writer:
             self._files.sync_directory(self._directory)
         except BaseException:
             self._files.close(fd)
-            self._remove(fresh)
-            self._remove(path)
-            # If it has its name already, power loss may bring it back: as the newest
+            # They hold nothing that counts, and their successor supersedes them.
+            self._files.try_unlink(fresh)
+            self._files.try_unlink(path)
+            # If it had its name already, power loss may bring it back, as the newest
             # file, which says where the one before it ended. So nothing more goes into
             # that one; the next file, whose serial is higher, supersedes both.
             self._closed = True
@@ -292,13 +311,8 @@ class Writer:
             self.nbytes -= sum(segment.size for segment in segments[:count])
             self.view = View(segments[count:], size, end)
 
-    def _remove(self, path: str) -> None:
-        try:
-            self._files.unlink(path)
-        except OSError:
-            pass  # it holds nothing that counts, and its successor supersedes it
-
-    def _not_durable(self, reader: SegmentFile) -> Iterator[tuple[Body, BlockHeader]]:
+    def _read_not_durable(self, reader: SegmentFile) -> Iterator[tuple[Body, BlockHeader]]:
+        """The sound blocks behind the durable part of the newest file."""
         at = self._durable_size
         limit = self.view.size
         while at < limit:
@@ -310,7 +324,7 @@ class Writer:
                 block = reader.block(header)
             except Unreadable:
                 continue
-            # One that is damaged is left out; its successor's link tells so.
+            # A damaged block is left out; the link of the next one shows it.
             if stored_is_sound(block, header):
                 stored = block[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length]
                 yield (

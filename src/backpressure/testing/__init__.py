@@ -1,8 +1,8 @@
 """Tools for testing code that uses this library: public, and used by its own tests.
 
-`FakeClock` stands in for the real clock of any policy, so that a test owns time and
+`FakeClock` replaces the real clock of any policy, so that a test sets the time and
 never sleeps. `MemorySink` keeps what is sent to it, and `FailingSink` makes any sink
-fail now and then, the same way each time. The file systems stand in for the disk:
+fail at random, but the same way each time. The file systems replace the disk:
 `CrashingFileSystem` loses power, `FaultyFileSystem` fails and `RecordingFileSystem`
 records.
 """

@@ -1,4 +1,4 @@
-"""FakeClock: time that a test owns."""
+"""FakeClock: time that a test sets."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class FakeClock:
         return self._now
 
     def advance(self, seconds: float) -> float:
-        """Move forward by `seconds` and return the new reading; ValueError where it is
-        negative.
+        """Move forward by `seconds` and return the new reading.
+
+        Raises ValueError where it is negative.
         """
         seconds = _finite("seconds", seconds)
         if seconds < 0.0:
@@ -41,8 +42,9 @@ class FakeClock:
             return self._now
 
     def set(self, seconds: float) -> None:
-        """Jump to the reading `seconds`: also backwards, to test what a clock that
-        steps back does.
+        """Jump to the reading `seconds`, also backwards.
+
+        A test of a clock that steps back needs that.
         """
         with self._lock:
             self._now = _finite("seconds", seconds)
@@ -52,8 +54,9 @@ class FakeClock:
 
 
 def _finite(name: str, value: float) -> float:
-    """`value` as a finite float; one that is not would make every later comparison
-    meaningless.
+    """`value` as a finite float.
+
+    Any other would make every later comparison meaningless.
     """
     value = float(value)
     if not math.isfinite(value):

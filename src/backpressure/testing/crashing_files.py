@@ -1,9 +1,9 @@
 """A file system in memory that loses power.
 
-It stands in for `backpressure.spill.LocalFileSystem`. It keeps apart what was made
-durable and what was only written, and yields what a disk may hold after power loss, as
-ALICE (Pillai et al., OSDI '14) does: un-synced writes may have reached it or not, each
-by itself, whole or by sectors, and so may un-synced changes of directories.
+It replaces `backpressure.spill.LocalFileSystem`. It tells what was made durable from
+what was only written, and yields what a disk may hold after power loss, as ALICE
+(Pillai et al., OSDI '14) does: un-synced writes may have reached it or not, each by
+itself, whole or by sectors, and so may un-synced changes of directories.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ SECTOR_BYTES: Final = 512  # what a disk writes whole or not at all
 
 
 class _File:
-    """Content as processes see it, as the disk has it for certain, and what was done
-    since: (offset, bytes), or a new size.
+    """A file: its content for processes, on the disk, and the changes between.
+
+    A change is (offset, bytes), or a new size.
     """
 
     def __init__(self, synced: bytes = b"") -> None:
@@ -33,8 +34,9 @@ class _File:
 
 
 class _Directory:
-    """Names as processes see them, as the disk has them, and what was done since:
-    (name, what it names or None), as steps.
+    """A directory: its names for processes, on the disk, and the steps between.
+
+    A step is one or more of (name, what it names or None).
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,8 @@ class CrashingFileSystem:
     >>> fd = disk.open("/log", os.O_RDWR | os.O_CREAT)
     >>> disk.pwrite(fd, b"written, not synced", 0)
     19
-    >>> sorted({tuple(disk.image(random.Random(seed)).listdir("/")) for seed in range(9)})
+    >>> images = [disk.image(random.Random(seed)) for seed in range(9)]
+    >>> sorted({tuple(image.listdir("/")) for image in images})
     [(), ('log',)]
     """
 
@@ -77,7 +80,7 @@ class CrashingFileSystem:
         return len(self._descriptors)
 
     def kill(self) -> None:
-        """The process dies: its descriptors are closed, and nothing else happens."""
+        """End the process: its descriptors are closed, and nothing else happens."""
         for fd in list(self._descriptors):
             self.close(fd)
 
@@ -87,12 +90,13 @@ class CrashingFileSystem:
         return _used(self._root)
 
     def image(self, rng: random.Random) -> CrashingFileSystem:
-        """What the disk may hold after power loss at this moment: all of it durable,
-        and in a state that processes see.
+        """What the disk may hold after power loss at this moment.
+
+        In the new file system all of that is durable, and processes see it.
         """
         after = CrashingFileSystem(capacity=self.capacity, seed=rng.randrange(1 << 32))
-        # All kept, all lost, an ordered part, or each by itself: the first two are rare
-        # among the last, and telling.
+        # All kept, all lost, an ordered part, or each by itself: chance alone would
+        # seldom keep or lose all.
         fate = rng.choice((_all_kept, _none_kept, _first_ones_kept, _any_kept, _any_kept))
         after._root = _directory_after(self._root, rng, fate)
         return after
@@ -164,8 +168,9 @@ class CrashingFileSystem:
         self.fsync(fd)
 
     def lose_unsynced(self, fd: int) -> None:
-        """What an fsync that fails does on ext4, XFS and Btrfs: the pages count as
-        clean, and never reach the disk.
+        """Do what a failed fsync does on ext4, XFS and Btrfs.
+
+        The pages count as clean, and never reach the disk.
         """
         self._file(fd).pending.clear()
 

@@ -36,13 +36,12 @@ class MemorySink:
 
 
 class FailingSink:
-    """Passes on to `inner`, but fails in the share `rate` (0 to 1) of all calls: for
-    one `seed` the same.
+    """Passes on to `inner`, but fails in the share `rate` (0 to 1) of all calls.
 
-    Every second failure, on average, comes before anything is written. The others come
-    when a part of the batch has been: such a cut needs an `inner` that writes to a
-    descriptor (a `LineSink`), and is the first kind for any other. What is raised is an
-    OSError (EIO), as from a bad disk.
+    For one `seed` the same calls fail. Every second failure, on average, comes before
+    anything is written. The others come when a part of the batch has been: that needs
+    an `inner` that writes to a descriptor (a `LineSink`), and becomes the first kind
+    for any other. What is raised is an OSError (EIO), as from a bad disk.
     """
 
     def __init__(self, inner: Sink, rate: float, *, seed: int = 0) -> None:

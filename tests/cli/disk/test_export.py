@@ -1,6 +1,4 @@
-"""`forebay export`: what it gives is what the next start would deliver, in every
-format.
-"""
+"""`forebay export`: it writes what the next start would deliver, in every format."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ def test_looking_changes_nothing_and_export_is_what_the_next_start_delivers(
     assert report["dead_letters"]["events"] == 0
     code, text, _ = forebay("inspect", path)
     assert code == 0
-    assert "nobody has it open" in text
+    assert "no process has it open" in text
     assert "and 5-14" in text
     assert forebay("verify", path)[0] == 0
     code, said, errors = forebay("export", path, "--to", tmp_path / "out", "--json")

@@ -1,5 +1,6 @@
-"""`forebay verify` and `repair`: damage is found, named and put aside, and the rest is
-delivered.
+"""`forebay verify` and `repair`: damage is found, named and put aside.
+
+The rest is delivered.
 """
 
 from __future__ import annotations

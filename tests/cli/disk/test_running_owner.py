@@ -1,5 +1,5 @@
-"""The commands beside an owner that lives: they change nothing, and say what they can
-not know.
+"""The commands beside a running owner: they change nothing, and say what they cannot
+know.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ OWNER = """
     import sys
     from backpressure import BufferConfig, BufferManager
     from backpressure.spill import SpillConfig
-    buffer = BufferManager(BufferConfig(directory=sys.argv[1], lane_bytes=1 << 14, spill=SpillConfig(reserve_bytes=1 << 13)))
+    spill = SpillConfig(reserve_bytes=1 << 13)
+    buffer = BufferManager(BufferConfig(directory=sys.argv[1], lane_bytes=1 << 14, spill=spill))
     events = [b"%06d" % i for i in range(5000)]
     while events:
         events = events[buffer.add_events(events, timeout=10.0).accepted:]
@@ -49,8 +50,9 @@ OWNER = """
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has a directory open, with 5,000 events on disk and one in a ring;
-    a line on its stdin lets it deliver.
+    """A process that has a directory open.
+
+    5,000 events are on disk and one in a ring; a line on its stdin lets it deliver.
     """
     with subprocess.Popen(
         python(OWNER, tmp_path / "buffer"),

@@ -1,4 +1,4 @@
-"""`forebay pump` when something is wrong: with the command line, a source, or the sink."""
+"""`forebay pump` when something is wrong: command line, source, or sink."""
 
 from __future__ import annotations
 

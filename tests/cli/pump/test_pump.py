@@ -1,4 +1,4 @@
-"""`forebay pump`, end to end: what comes out, what is said, and with which exit code."""
+"""`forebay pump`, end to end: its output, its messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -249,9 +249,9 @@ def test_a_second_signal_ends_at_once_and_what_is_missing_is_counted() -> None:
     process.stdin.write(b"".join(b"%0999d\n" % number for number in range(lines)))
     process.stdin.close()
     output = process.stdout.fileno()
-    # Nobody reads: the pipe fills up, and the write that filled it hangs. How much it
-    # holds depends on the sizes of the writes, which share no page; but then it holds
-    # no more for as long as anybody looks.
+    # No process reads: the pipe fills up, and the write that filled it hangs. How much
+    # it holds depends on the sizes of the writes, which share no page; but from then on
+    # it holds no more.
     filled = [0]
     until(
         lambda: (

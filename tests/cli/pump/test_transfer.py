@@ -1,5 +1,6 @@
-"""The transfer of `forebay pump`: every line that was read is delivered or counted,
-however it ends.
+"""The transfer of `forebay pump`: each line that was read is delivered or counted.
+
+However the run ends.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Gate:
 
 @pytest.fixture(params=["file", "pipe"])
 def give(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
-    """Makes a source with some content: a regular file, which is carried in lockstep,
-    or a pipe, which two threads carry.
+    """Makes a source with some content.
+
+    A regular file, which is carried in lockstep, or a pipe, which two threads carry.
     """
     writers: list[threading.Thread] = []
 
@@ -112,7 +114,7 @@ def test_what_a_sink_that_hangs_holds_up_is_counted_too(
     assert progress.undelivered == transfer.position[1] // 100
     gate.open.set()
     assert transfer.wait(30)
-    assert transfer.sink_error is None  # that the batch came too late is nobody's fault
+    assert transfer.sink_error is None  # a batch that came too late is no error of the sink
     assert transfer.progress().undelivered == progress.undelivered
 
 

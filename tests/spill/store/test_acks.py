@@ -35,7 +35,7 @@ def test_files_go_when_all_in_them_is_acked() -> None:
         assert len([name for name in disk.listdir(LANE) if name.endswith(".seg")]) == 1
 
 
-def test_a_gap_that_nobody_read_keeps_no_file() -> None:
+def test_a_gap_that_was_never_read_keeps_no_file() -> None:
     disk = disk_with_lane()
     with opened(disk) as store:
         put(store, 0, bytes(3000), pressure=1.0)
@@ -62,8 +62,9 @@ def test_deleted_files_are_not_kept_open() -> None:
 
 
 def test_an_ack_while_an_append_is_under_way_settles_nothing_else() -> None:
-    """The appended event is read and acked before append() has come back, while an
-    older one is still with a consumer.
+    """The appended event is read and acked before append() has returned.
+
+    An older one is with a consumer all the while.
     """
     disk = disk_with_lane()
     store = opened(disk)
@@ -95,8 +96,9 @@ def test_an_empty_store_remembers_its_numbers_without_the_record() -> None:
 
 
 def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> None:
-    """Events read and acked before they were durable: the record may be all that is
-    left of them.
+    """Events are read and acked before they are durable.
+
+    The record may be all that is left of them.
     """
     disk = disk_with_lane()
     store = opened(disk)
@@ -129,8 +131,9 @@ def test_numbers_that_were_acked_are_not_given_out_again_after_power_loss() -> N
 
 
 def test_a_range_acked_before_it_was_durable_counts_no_other_events() -> None:
-    """Of two events acked out of turn the second is gone with the power; its number
-    stays taken, and the count stays right.
+    """Of two events acked out of turn, power loss takes the second.
+
+    Its number stays taken, and the count stays right.
     """
     disk = disk_with_lane()
     store = opened(disk)
@@ -172,8 +175,9 @@ def test_the_record_holds_so_many_ranges_and_the_rest_is_delivered_again() -> No
 
 
 def test_power_loss_leaves_the_last_durable_record() -> None:
-    """A slot of several sectors, all of which matter: a torn write must hit the other
-    one.
+    """A slot of several sectors, all of which matter.
+
+    A torn write must hit the other slot.
     """
     disk = disk_with_lane()
     with opened(disk, SpillConfig(ack_record_bytes=2048)) as store:

@@ -84,8 +84,8 @@ def test_acks_that_could_not_be_recorded_are_when_there_is_room() -> None:
             store.ack(seq, 1)
         assert store.stats().segments > 3, "without a reserve there is no room for the record"
         assert store.stats().failed_acks > 0
-        # Somebody else makes room, for the record and no more. Nobody acks any more,
-        # and nobody has to.
+        # Another process makes room, for the record and no more. No further ack is
+        # needed.
         disk.capacity += 1100
         with pytest.raises(DiskFull):
             put(store, store.end_seq, rng.randbytes(5000))
@@ -113,8 +113,9 @@ def test_a_full_disk_leaves_the_block_out_and_nothing_else() -> None:
 
 
 def test_after_a_new_file_was_given_up_nothing_more_goes_into_the_one_before() -> None:
-    """Power loss may bring its name back; it would be the newest, and hide what came
-    into the old one since.
+    """Power loss may bring its name back.
+
+    It would be the newest, and hide what came into the old one since.
     """
     disk = disk_with_lane()
     faulty = FaultyFileSystem(disk, fail_at=1 << 30, only={"sync_directory"})
@@ -149,7 +150,7 @@ def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"a file system of 2 MiB can not be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"a file system of 2 MiB cannot be mounted here: {mounted.stderr.strip()}")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
 

@@ -65,8 +65,8 @@ def test_gaps_are_no_losses() -> None:
         assert everything(store) == {200: b"y"}
         store.ack(200, 1)
         assert (store.first_seq, store.events_on_disk, store.stats().lost_events) == (202, 0, 0)
-        # Nothing waits: the next numbers may start anywhere, and nobody waits for those
-        # between.
+        # Nothing waits: the next numbers may start anywhere, and those between are
+        # settled.
         put(store, 1 << 40, b"far")
         assert store.first_seq == 1 << 40
 
@@ -177,12 +177,13 @@ def test_pressure_trades_room_for_time() -> None:
         assert everything(store) == {0: event, 1: event, 2: noise}
 
 
-# ---------------------------------------------------------------- opening a large backlog
+# ---------------------------------------------------------------- a large directory
 
 
 def test_opening_reads_headers_only_and_remembers_little(tmp_path: Path) -> None:
-    """100 GB in sparse files: three calls and 96 bytes for each but the newest, and an
-    index of a few hundred bytes each.
+    """100 GB in sparse files: four calls and 96 bytes for each but the newest.
+
+    The index takes a few hundred bytes each.
     """
     lane = tmp_path / "lane"
     lane.mkdir()
@@ -295,4 +296,4 @@ def test_another_buffer_id_is_another_store() -> None:
     disk = disk_with_lane()
     opened(disk).close()
     with SpillStore(LANE, 4, UUID(int=1), SMALL, disk) as store:
-        assert store.end_seq == 0, "an empty directory belongs to whoever comes"
+        assert store.end_seq == 0, "an empty directory belongs to the next buffer"

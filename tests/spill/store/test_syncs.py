@@ -42,8 +42,9 @@ def test_a_failed_sync_writes_anew_and_never_syncs_that_file_again() -> None:
 
 
 def test_what_a_failed_sync_has_ruined_is_reported_and_not_written_anew() -> None:
-    """After the failure the kernel may have read the old pages again: what is copied
-    from there is checked.
+    """After the failure the kernel may have read the old pages again.
+
+    What is copied from there is checked.
     """
     disk = disk_with_lane()
     faulty = FaultyFileSystem(disk, fail_at=1, only={"fdatasync"})

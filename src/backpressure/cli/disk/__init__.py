@@ -1,6 +1,4 @@
-"""What the commands on a buffer's directory share: their parser, how they end, and what
-they show meanwhile.
-"""
+"""What the commands on a buffer's directory share: parser, exit codes, progress."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from backpressure.base.wording import reason
 from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, exit_codes, say
 from backpressure.cli.progress import make_display, megabytes
 from backpressure.spill.offline.directory_view import BufferView, NotABuffer, describe_owner
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 
 __all__ = [
     "Ticker",
@@ -29,21 +27,22 @@ __all__ = [
 
 
 def refuse_owner(view: BufferView, command: str) -> None:
-    """Raise DirectoryInUse if somebody has the directory."""
+    """Raise DirectoryInUse if a process has the directory open."""
     if view.owner is not None:
         raise DirectoryInUse(
-            f"{view.path} is in use by {describe_owner(view.owner)}: {command} changes it, so end that one first; "
-            f"inspect, verify, export and dlq list work beside it"
+            f"{view.path} is in use by {describe_owner(view.owner)}: "
+            f"{command} changes it, so end that one first; "
+            "inspect, verify, export and dlq list work beside it"
         )
 
 
 def owner_report(view: BufferView) -> dict[str, Any] | None:
-    """The owner as --json tells it."""
+    """The owner as --json shows it."""
     return None if view.owner is None else {"pid": view.owner.pid}
 
 
 def loss_report(lost: Lost) -> dict[str, Any]:
-    """Numbers that are lost as --json tells them, the last one included."""
+    """Numbers that are lost as --json shows them, the last one included."""
     return {
         "first_seq": lost.first_seq,
         "last_seq": lost.end_seq - 1,
@@ -55,11 +54,12 @@ def loss_report(lost: Lost) -> dict[str, Any]:
 def make_parser(
     name: str, description: str, *, ok: str, failed: str, changes: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with DIR, --json and --quiet, whose help tells the exit codes."""
+    """A parser with DIR, --json and --quiet, whose help lists the exit codes."""
     codes = {
         OK: ok,
         FAILED: failed,
-        USAGE: "the command line is wrong, or DIR is not the directory of a buffer; nothing was done",
+        USAGE: "the command line is wrong, or DIR is not the directory of a buffer; "
+        "nothing was done",
     }
     if changes:
         codes[IN_USE] = "another process has the directory open; nothing was done"
@@ -88,41 +88,43 @@ def run_command(
         sys.stdout.flush()
         return code
     except NotABuffer as error:
-        return _end(str(error), USAGE)
+        return _end_with(str(error), USAGE)
     except DirectoryInUse as error:
-        return _end(str(error), IN_USE)
+        return _end_with(str(error), IN_USE)
     except BackpressureError as error:
-        return _end(str(error), FAILED)
+        return _end_with(str(error), FAILED)
     except BrokenPipeError:
-        # Whoever reads has enough. What is still in the buffers would raise again at
-        # the exit of the interpreter.
+        # The reader of stdout has closed it. What is still buffered would raise again
+        # when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _end(reason(error, options.directory), FAILED)
+        return _end_with(reason(error, options.directory), FAILED)
     except KeyboardInterrupt:
-        return _end("interrupted", BY_CTRL_C)
+        return _end_with("interrupted", BY_CTRL_C)
 
 
-def _end(text: str, code: int) -> int:
+def _end_with(text: str, code: int) -> int:
+    """Say why, and return the exit code."""
     say(text)
     return code
 
 
 class Ticker:
-    """Shows how far a long command is, as often as the display likes it. Use as a
-    context manager.
+    """Shows how far a long command is, as often as the display wants it.
+
+    Use as a context manager.
     """
 
     def __init__(self, options: argparse.Namespace, total_bytes: int | None = None) -> None:
         self._display = make_display(quiet=options.quiet, total_bytes=total_bytes)
         self._total = total_bytes
         self._shown = time.monotonic()
-        #: What was done before what advance() speaks of.
+        #: Bytes done so far.
         self.nbytes = 0
 
     def advance(self, nbytes: int, what: str) -> None:
-        """So many bytes more are done."""
+        """That many bytes more are done, of what `what` names."""
         self.nbytes += nbytes
         now = time.monotonic()
         if now - self._shown >= self._display.interval:

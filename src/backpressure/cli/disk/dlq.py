@@ -1,9 +1,10 @@
-"""`forebay dlq`: the dead letters of a buffer, events that were given up after their
-last attempt.
+"""`forebay dlq`: the dead letters of a buffer.
 
-`list` reads beside a running owner. `replay` and `purge` change the store, and so need
-the directory for themselves. What is replayed is durable in its new place before it is
-purged: a crash in between makes it come twice, and never loses it.
+These are events that were given up after their last attempt.
+
+`list` reads beside a running owner. `replay` and `purge` change the store, and need a
+directory that no other process has open. What is replayed is durable in its new place
+before it is purged: after a crash in between it comes twice, and is never lost.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.framing import FORMATS, framed
 from backpressure.cli.disk.ring_view import look_at_ring
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
-from backpressure.spill.dead_letters import _unpack
+from backpressure.spill.dead_letters import unpack_letter
 from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
 from backpressure.spill.offline.lane_reader import stored_events
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import MessageRing, Messages
 
 __all__ = ["main"]
 
-# So many letters are added, made durable and then purged at a time.
+# This many letters at a time are added, made durable and then purged.
 _CHUNK: Final = 1000
 # How long (seconds) an event may wait for room in its lane, while the spiller moves
 # others to disk.
 _PATIENCE: Final = 10.0
-# Of an event or an error as much as a terminal shows of a line.
+# Characters of an event or an error: about a line of a terminal.
 _SHOWN: Final = 100
 
 
@@ -63,7 +64,7 @@ def _main_list(argv: Sequence[str]) -> int:
         "dlq list",
         "List dead letters, the oldest first. Changes nothing; works beside a running owner.",
         ok="listed, be they any or none",
-        failed="some are lost to damage, or the directory can not be read",
+        failed="some are lost to damage, or the directory cannot be read",
     )
     _add_filters(parser)
     return run_command(_list, parser, argv)
@@ -72,10 +73,10 @@ def _main_list(argv: Sequence[str]) -> int:
 def _main_replay(argv: Sequence[str]) -> int:
     parser = make_parser(
         "dlq replay",
-        "Put dead letters back into the lane that they come from, or write their events to the end of a file; each one is purged "
-        "when it is durable there.",
+        "Put dead letters back into the lane that they come from, or write their events to the end "
+        "of a file; each one is purged when it is durable there.",
         ok="all that were chosen are back, be they any or none",
-        failed="some stayed dead letters, for a reason that is told",
+        failed="some stayed dead letters, for a reason that is printed",
         changes=True,
     )
     _add_filters(parser)
@@ -84,8 +85,8 @@ def _main_replay(argv: Sequence[str]) -> int:
         "--format",
         choices=FORMATS,
         default="lines",
-        help="of FILE; lines: each event and a newline (the default; events that hold a newline stay); "
-        "records: 4 bytes of length, little-endian, then the event",
+        help="of FILE; lines: each event and a newline (the default; events that hold a newline "
+        "stay); records: 4 bytes of length, little-endian, then the event",
     )
     return run_command(_replay, parser, argv)
 
@@ -93,7 +94,7 @@ def _main_replay(argv: Sequence[str]) -> int:
 def _main_purge(argv: Sequence[str]) -> int:
     parser = make_parser(
         "dlq purge",
-        "Forget dead letters for ever. Without --yes it only says how many it would purge.",
+        "Delete dead letters for ever. Without --yes it only says how many it would purge.",
         ok="purged, or none is chosen",
         failed="without --yes: some would be purged",
         changes=True,
@@ -126,7 +127,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=whole_number(0), metavar="N", help="at most the N oldest")
 
 
-def _chosen(options: argparse.Namespace, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:
+def _choose(options: argparse.Namespace, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:
     ids = frozenset(options.ids)
     found = (
         letter
@@ -144,7 +145,7 @@ def _chosen(options: argparse.Namespace, letters: Iterator[DeadLetter]) -> Itera
 def _list(options: argparse.Namespace) -> int:
     view = look_at_buffer(options.directory)
     lost: list[Lost] = []
-    letters = list(_chosen(options, _read_letters(view, lost)))
+    letters = list(_choose(options, _read_letters(view, lost)))
     if options.json:
         report = {
             "directory": view.path,
@@ -159,12 +160,12 @@ def _list(options: argparse.Namespace) -> int:
         for letter in letters:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(letter.time_ns / 1e9))
             print(
-                f"{letter.id}  {when} UTC  priority {letter.priority}, number {letter.seq}, {letter.attempts} attempts"
+                f"{letter.id}  {when} UTC  priority {letter.priority}, number {letter.seq}, "
+                f"{letter.attempts} attempts"
             )
             print(f"    error  {_shown(letter.error)}")
-            print(
-                f"    event  {len(letter.event):,} bytes: {_shown(letter.event.decode('utf-8', 'backslashreplace'))}"
-            )
+            event = letter.event.decode("utf-8", "backslashreplace")
+            print(f"    event  {len(letter.event):,} bytes: {_shown(event)}")
         if not letters and not options.quiet:
             print(
                 "no dead letters"
@@ -172,13 +173,14 @@ def _list(options: argparse.Namespace) -> int:
             )
         for one in lost:
             say(
-                f"{one.events:,} letters, ids {one.first_seq} to {one.end_seq - 1}, are lost: {one.reason}"
+                f"{one.events:,} letters, ids {one.first_seq} to {one.end_seq - 1}, "
+                f"are lost: {one.reason}"
             )
     return FAILED if lost else OK
 
 
 def _read_letters(view: BufferView, lost: list[Lost]) -> Iterator[DeadLetter]:
-    """Without the store, and so beside its owner."""
+    """All letters, read without the store, and so beside its owner."""
     if view.dead_letters is None:
         return
     for item in stored_events(view, view.dead_letters):
@@ -186,14 +188,18 @@ def _read_letters(view: BufferView, lost: list[Lost]) -> Iterator[DeadLetter]:
             lost.append(item)
             continue
         for number, raw in enumerate(item.messages(), item.first_seq):
-            yield _unpack(raw, number)
+            yield unpack_letter(raw, number)
 
 
 def _described(letter: DeadLetter) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "id": letter.id, "priority": letter.priority, "seq": letter.seq, "attempts": letter.attempts,
-        "time_ns": letter.time_ns, "error": letter.error,
-    }  # fmt: skip
+        "id": letter.id,
+        "priority": letter.priority,
+        "seq": letter.seq,
+        "attempts": letter.attempts,
+        "time_ns": letter.time_ns,
+        "error": letter.error,
+    }
     try:
         described["event"] = letter.event.decode("utf-8")
     except UnicodeDecodeError:
@@ -202,7 +208,7 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _shown(text: str) -> str:
-    """One line of it that no terminal takes for a command."""
+    """The text as one line, with what a terminal could act on escaped."""
     line = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text[: _SHOWN + 1]
@@ -238,7 +244,7 @@ def _to_buffer(
     view: BufferView, options: argparse.Namespace, ticker: Ticker
 ) -> tuple[int, dict[str, int]]:
     looks = [look_at_ring(lane.ring_path) for lane in view.lanes]
-    # Rings of the size that they have: another one would have the next start move what
+    # Rings of the size that they have: another size would make the next start move what
     # is in them.
     lane_bytes = max(
         (look.capacity_bytes for look in looks if look is not None and look.damage is None),
@@ -256,13 +262,13 @@ def _to_buffer(
     try:
         store = buffer.dead_letters
         assert store is not None
-        letters = _chosen(options, store.letters())
+        letters = _choose(options, store.letters())
         while chunk := list(islice(letters, _CHUNK)):
             fits = [letter for letter in chunk if len(letter.event) <= largest]
             if len(fits) < len(chunk):
                 why = f"larger than a lane can hold ({largest:,} bytes)"
                 stayed[why] = stayed.get(why, 0) + len(chunk) - len(fits)
-            added = _add(buffer, fits)
+            added = _add_events(buffer, fits)
             buffer.flush()
             replayed += store.purge(fits[:added])
             ticker.advance(sum(len(letter.event) for letter in fits[:added]), "replayed")
@@ -275,9 +281,10 @@ def _to_buffer(
     return replayed, stayed
 
 
-def _add(buffer: BufferManager, letters: Sequence[DeadLetter]) -> int:
-    """Add their events, each priority's in order; returns how many of them, from the
-    front, were accepted.
+def _add_events(buffer: BufferManager, letters: Sequence[DeadLetter]) -> int:
+    """Add the events of letters, each priority's in order.
+
+    Returns how many of the letters, from the front, were accepted.
     """
     added = 0
     for priority, group in groupby(letters, key=lambda letter: letter.priority):
@@ -295,13 +302,16 @@ def _to_file(
     replayed = 0
     stayed: dict[str, int] = {}
     with _owned_letters(view) as store, open(options.to, "ab") as out:
-        letters = _chosen(options, store.letters())
+        letters = _choose(options, store.letters())
         while chunk := list(islice(letters, _CHUNK)):
             clear = [
                 letter for letter in chunk if options.format != "lines" or b"\n" not in letter.event
             ]
             if len(clear) < len(chunk):
-                why = "their events hold newlines, so lines would not tell where they end: use --format records"
+                why = (
+                    "their events hold newlines, so lines would not show where they end: "
+                    "use --format records"
+                )
                 stayed[why] = stayed.get(why, 0) + len(chunk) - len(clear)
             for letter in clear:
                 out.write(framed(_one(letter.event), options.format))
@@ -314,7 +324,8 @@ def _to_file(
 
 @contextmanager
 def _owned_letters(view: BufferView) -> Iterator[DeadLetterStore]:
-    """The dead letters of a directory that nobody else has: this owns it meanwhile.
+    """The dead letters of a directory that this process owns meanwhile.
+
     Raises DirectoryInUse.
     """
     with BufferDirectory(view.path) as directory:
@@ -339,12 +350,12 @@ def _purge(options: argparse.Namespace) -> int:
     view = look_at_buffer(options.directory)
     refuse_owner(view, "dlq purge")
     if not options.yes:
-        count = sum(1 for _ in _chosen(options, _read_letters(view, [])))
+        count = sum(1 for _ in _choose(options, _read_letters(view, [])))
     elif view.dead_letters is None:
         count = 0
     else:
         with _owned_letters(view) as store:
-            count = store.purge(list(_chosen(options, store.letters())))
+            count = store.purge(list(_choose(options, store.letters())))
     if options.json:
         print(json.dumps({"directory": view.path, "done": options.yes, "letters": count}, indent=2))
     elif options.yes:

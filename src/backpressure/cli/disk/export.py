@@ -1,8 +1,9 @@
-"""`forebay export`: the events in a buffer's directory, lane by lane and in order, to a
-file or to stdout. Changes nothing.
+"""`forebay export`: the events in a buffer's directory, to a file or to stdout.
 
-What is written is what the next start would deliver, and with --all also what was acked
-and is still there, and what can be read of the damaged files that were kept aside.
+Lane by lane and in order. Nothing is changed.
+
+What is written is what the next start would deliver; with --all, also what was acked
+and is still there, and what can be read of damaged files that were kept aside.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from backpressure.spill.offline.directory_view import (
     look_at_lane,
 )
 from backpressure.spill.offline.lane_reader import end_seq_of, stored_events, with_quarantined
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import Messages
 
 __all__ = ["main"]
@@ -44,10 +45,12 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay export` with these arguments; returns the exit code."""
     parser = make_parser(
         "export",
-        "Write the events that a buffer's directory still owes, the most urgent lane first, each lane in order. Changes nothing. "
-        "Beside a running owner it writes what is on disk, and leaves out what is only in the owner's rings.",
+        "Write the events that a buffer's directory still owes, the most urgent lane first, each "
+        "lane in order. Changes nothing. Beside a running owner it writes what is on disk, and "
+        "leaves out what is only in the owner's rings.",
         ok="all was written, but for the rings of a running owner",
-        failed="something was lost to damage, or could not be read, written, or told apart as lines; the rest was written",
+        failed="something was lost to damage, or could not be read, written, or told apart as "
+        "lines;\nthe rest was written",
     )
     add = parser.add_argument
     add(
@@ -73,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
         "--format",
         choices=FORMATS,
         default="lines",
-        help="lines: each event and a newline (the default); records: 4 bytes of length, little-endian, then the event",
+        help="lines: each event and a newline (the default); records: 4 bytes of length, "
+        "little-endian, then the event",
     )
     return run_command(_export, parser, argv)
 
@@ -91,7 +95,7 @@ def _export(options: argparse.Namespace) -> int:
         export = _Export(view, out, options.format, stack.enter_context(Ticker(options)))
         for lane in view.lanes:
             if options.priority is None or lane.number in options.priority:
-                export.lane(lane, everything=options.all)
+                export.write_lane(lane, everything=options.all)
         out.flush()
     return _conclude(options, view, export)
 
@@ -109,10 +113,10 @@ class _Export:
         self.with_newlines = 0
         self.lost: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        #: A ring was left out that perhaps nobody else will deliver.
+        #: A ring was left out, perhaps with events that no running owner delivers.
         self.unread = False
 
-    def lane(self, lane: LaneView, *, everything: bool) -> None:
+    def write_lane(self, lane: LaneView, *, everything: bool) -> None:
         for item in (
             with_quarantined(self._view, lane) if everything else stored_events(self._view, lane)
         ):
@@ -128,14 +132,15 @@ class _Export:
         elif self._view.owner is not None:
             # Its owner delivers what is in it.
             self.notes.append(
-                f"{lane.title}: {look.used_bytes:,} bytes in the ring of {describe_owner(self._view.owner)} are left out"
+                f"{lane.title}: {look.used_bytes:,} bytes in the ring of "
+                f"{describe_owner(self._view.owner)} are left out"
             )
         elif look.from_before_reboot:
-            self._salvaged(look, lane)
+            self._write_salvaged(look, lane)
         else:
-            self._ring(look, lane)
+            self._write_ring(look, lane)
 
-    def _salvaged(self, look: RingFileView, lane: LaneView) -> None:
+    def _write_salvaged(self, look: RingFileView, lane: LaneView) -> None:
         found, debt = salvage_ring(look, end_seq_of(look_at_lane(self._view, lane)))
         if self._view.had_owner_since():
             self._leave_out(
@@ -152,18 +157,18 @@ class _Export:
         for one in lost_in_ring(debt):
             self.lost.append({"priority": lane.number, **loss_report(one)})
 
-    def _ring(self, look: RingFileView, lane: LaneView) -> None:
+    def _write_ring(self, look: RingFileView, lane: LaneView) -> None:
         end_seq = end_seq_of(look_at_lane(self._view, lane))
         pieces = ring_events(look)
-        first = next(pieces, None)  # now it has been copied
+        first = next(pieces, None)  # which copies the ring
         if self._view.had_owner_since():
             self._leave_out(
                 f"{look.path} was opened by another process meanwhile: left out; export again"
             )
             return
         while first is not None:
-            # What is on disk as well was written by an owner that died before it let go
-            # of it.
+            # What is on disk as well was written by an owner that died before it freed
+            # the room in the ring.
             rest = first[max(end_seq - first.first_seq, 0) :]
             if len(rest):
                 self._write(rest, lane)
@@ -199,7 +204,7 @@ def _conclude(options: argparse.Namespace, view: BufferView, tally: _Export) -> 
         "notes": tally.notes,
     }
     if options.json:
-        # Where stdout has the events, they are all that is in it.
+        # stdout carries the events and nothing else.
         print(json.dumps(report, indent=2), file=sys.stderr if options.to == "-" else sys.stdout)
     else:
         if view.owner is not None and not options.quiet:
@@ -208,12 +213,13 @@ def _conclude(options: argparse.Namespace, view: BufferView, tally: _Export) -> 
             say(note)
         for one in tally.lost:
             say(
-                f"priority {one['priority']}: {one['events']:,} events, numbers {one['first_seq']} to {one['last_seq']}, "
-                f"are lost: {one['reason']}"
+                f"priority {one['priority']}: {one['events']:,} events, "
+                f"numbers {one['first_seq']} to {one['last_seq']}, are lost: {one['reason']}"
             )
         if tally.with_newlines:
             say(
-                f"{tally.with_newlines:,} events hold newlines, so lines do not tell where they end: use --format records"
+                f"{tally.with_newlines:,} events hold newlines, so lines do not show where they "
+                "end: use --format records"
             )
         if not options.quiet:
             say(f"{report['events']:,} events written, {tally.nbytes:,} bytes")

@@ -1,6 +1,6 @@
-"""Events as bytes in a file: as lines, or as records of which each says its length.
+"""Events as bytes in a file: as lines, or as records that begin with their length.
 
-lines     event, b"\\n". An event that holds a newline itself can not be told from two.
+lines     event, b"\\n". An event that holds a newline itself cannot be told from two.
 records   length as 4 bytes, little-endian, then the event. Takes any event.
 """
 

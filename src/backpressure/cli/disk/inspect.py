@@ -1,5 +1,7 @@
-"""`forebay inspect`: what a buffer's directory holds. Reads headers only, never bodies,
-and changes nothing.
+"""`forebay inspect`: what a buffer's directory holds.
+
+It reads headers, the oldest stored events of each lane and, where the directory has no
+owner, the rings. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from backpressure.spill.offline.lane_reader import (
     settled_of,
     stored_events,
 )
-from backpressure.spill.reader import Run
+from backpressure.spill.runs import Run
 from backpressure.spill.segments import SEGMENT_HEADER_BYTES, Segment, SegmentFile
 
 __all__ = ["main"]
 
-# Of a block only the header is wanted, and its neighbours come with it.
+# Of a block only the header is wanted; one read brings its neighbours along.
 _HEADER_WINDOW_BYTES: Final = 4096
 # A lane with more ranges than this is shown by their number.
 _SHOWN_RANGES: Final = 3
@@ -42,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay inspect` with these arguments; returns the exit code."""
     parser = make_parser(
         "inspect",
-        "Show what a buffer's directory holds: owner, rings, segments, acks, dead letters. Changes nothing; works beside a "
-        "running owner.",
-        ok="shown, whatever it is like: `forebay verify` judges",
-        failed="the directory can not be read, or a later release wrote it",
+        "Show what a buffer's directory holds: owner, rings, segments, acks, dead letters. "
+        "Changes nothing; works beside a running owner.",
+        ok="shown, damaged or not: `forebay verify` judges",
+        failed="the directory cannot be read, or a later release wrote it",
     )
     return run_command(_inspect, parser, argv)
 
@@ -61,20 +63,20 @@ def _inspect(options: argparse.Namespace) -> int:
             "lanes": [
                 {
                     "priority": lane.number,
-                    "ring": _ring(view, lane),
-                    "disk": _disk(view, lane, ticker),
+                    "ring": _describe_ring(view, lane),
+                    "disk": _describe_disk(view, lane, ticker),
                 }
                 for lane in view.lanes
             ],
             "dead_letters": None
             if view.dead_letters is None
-            else _disk(view, view.dead_letters, ticker),
+            else _describe_disk(view, view.dead_letters, ticker),
         }
     print(json.dumps(report, indent=2) if options.json else _text(report, view))
     return OK
 
 
-def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
+def _describe_ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
     look = look_at_ring(lane.ring_path)
     if look is None:
         return None
@@ -87,8 +89,8 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
         events, missing = debt.events, debt.missing
     elif view.owner is None:
         end_seq = end_seq_of(look_at_lane(view, lane))
-        # What lies below is on disk as well: a crash came between writing and letting
-        # go.
+        # What lies below end_seq is on disk as well: a crash came before its room in
+        # the ring was freed.
         events = sum(
             min(len(part), max(part.first_seq + len(part) - end_seq, 0))
             for part in ring_events(look)
@@ -106,13 +108,12 @@ def _ring(view: BufferView, lane: LaneView) -> dict[str, Any] | None:
     }
 
 
-def _disk(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
+def _describe_disk(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
     found = look_at_lane(view, lane)
     settled = settled_of(found)
     end_seq = end_seq_of(found)
-    durable = [
-        segment.link.end for segment in found.segments[-1:]
-    ]  # each file is durable before the next is made
+    # Each file is durable before the next is made.
+    durable = [segment.link.end for segment in found.segments[-1:]]
     if found.record is not None:
         durable.append(found.record.durable.end)
     first = next((item for item in stored_events(view, lane) if isinstance(item, Run)), None)
@@ -156,19 +157,20 @@ def _count_blocks(view: BufferView, lane: LaneView, segment: Segment, ticker: Ti
     return blocks
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- as text
 
 
 def _text(report: dict[str, Any], view: BufferView) -> str:
     owner = (
-        "nobody has it open"
+        "no process has it open"
         if view.owner is None
         else f"open in {describe_owner(view.owner)}, which changes it meanwhile"
     )
     lines = [f"{view.path}: buffer {report['buffer_id']}, {owner}"]
     if view.manifest != "sound":
         lines.append(
-            f"  the manifest is {view.manifest}: the next start, or `forebay repair`, writes it anew"
+            f"  the manifest is {view.manifest}: "
+            "the next start, or `forebay repair`, writes it anew"
         )
     for lane in report["lanes"]:
         lines += [
@@ -198,7 +200,10 @@ def _ring_text(ring: dict[str, Any] | None) -> str:
         if ring["events"] is None
         else f"{ring['events']:,} events owed"
     )
-    return f"{events}, {ring['used_bytes']:,} of {ring['capacity_bytes']:,} bytes used, next number {ring['next_seq']}"
+    return (
+        f"{events}, {ring['used_bytes']:,} of {ring['capacity_bytes']:,} bytes used, "
+        f"next number {ring['next_seq']}"
+    )
 
 
 def _disk_lines(disk: dict[str, Any]) -> list[str]:
@@ -217,13 +222,15 @@ def _disk_lines(disk: dict[str, Any]) -> list[str]:
             f", the oldest written {max(time.time() - disk['oldest_ns'] / 1e9, 0.0):,.0f} s ago"
         )
     lines = [
-        f"  disk   {disk['events']:,} events owed{oldest}; {disk['segments']} segments, {disk['blocks']:,} blocks, "
-        f"{disk['bytes']:,} bytes",
-        f"         numbers {disk['first_seq']} to {disk['end_seq']}, durable at least below {disk['durable_seq']}; acked {acked}",
+        f"  disk   {disk['events']:,} events owed{oldest}; {disk['segments']} segments, "
+        f"{disk['blocks']:,} blocks, {disk['bytes']:,} bytes",
+        f"         numbers {disk['first_seq']} to {disk['end_seq']}, "
+        f"durable at least below {disk['durable_seq']}; acked {acked}",
     ]
     if disk["torn_bytes"]:
         lines.append(
-            f"         {disk['torn_bytes']:,} bytes behind the last sound block: of a write under way, or cut off"
+            f"         {disk['torn_bytes']:,} bytes behind the last sound block: "
+            "of a write under way, or cut off"
         )
     if disk["damaged_headers"]:
         lines.append(f"         {disk['damaged_headers']} segments with a damaged header")

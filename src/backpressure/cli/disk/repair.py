@@ -1,9 +1,10 @@
-"""`forebay repair`: make a damaged directory one that a buffer opens and reads without
-stumbling. Nothing is deleted.
+"""`forebay repair`: put damage aside, so that a buffer opens the directory.
+
+It also spares the buffer a search behind damage. Nothing is deleted.
 
 A damaged segment is written anew from its good blocks, and the old one kept beside it.
-A ring file that can not be opened is moved aside. In its place comes an empty one that
-goes on with the numbers: a number is part of a batch's id, and must not be given out
+A ring file that cannot be opened is moved aside. An empty one that goes on with the
+numbers takes its place: a number is part of a batch's id, and must not be given out
 again.
 """
 
@@ -31,12 +32,12 @@ from backpressure.spill.offline.directory_view import (
 )
 from backpressure.spill.offline.inspect import repair_lane
 from backpressure.spill.offline.lane_reader import end_seq_of
-from backpressure.spill.recovery import QUARANTINE_SUFFIX
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
 from ringbuf import MessageRing
 
 __all__ = ["main"]
 
-# The buffer makes one of its own size when it opens.
+# When the buffer opens, it makes one of its own size.
 _SMALL_RING_BYTES: Final = 4096
 
 
@@ -44,8 +45,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay repair` with these arguments; returns the exit code."""
     parser = make_parser(
         "repair",
-        "Put what is damaged in a buffer's directory aside, so that a buffer opens it. Without --yes it only says what it would "
-        "do. Nothing is deleted: what was damaged is kept as *.damaged, for `forebay export --all`.",
+        "Put what is damaged in a buffer's directory aside, so that a buffer opens it. Without "
+        "--yes it only says what it would do. Nothing is deleted: what was damaged is kept as "
+        "*.damaged, for `forebay export --all`.",
         ok="nothing is damaged, or all of it was put aside",
         failed="without --yes: something is damaged. With it: something could not be put aside",
         changes=True,
@@ -60,13 +62,12 @@ def _repair(options: argparse.Namespace) -> int:
     with Ticker(options) as ticker:
         if not options.yes:
             return _conclude(options, view, _plan(view, ticker), done=False)
-        with BufferDirectory(
-            options.directory
-        ) as directory:  # which writes a damaged manifest anew
+        # This writes a damaged manifest anew.
+        with BufferDirectory(options.directory) as directory:
             view = dataclasses.replace(view, buffer_id=directory.buffer_id)
             steps = _plan(view, ticker)
             for lane in view.everything():
-                _mend(view, lane, steps)
+                _mend_lane(view, lane, steps)
             left = [
                 step
                 for step in _plan(look_at_buffer(options.directory), ticker)
@@ -81,7 +82,7 @@ def _plan(view: BufferView, ticker: Ticker) -> list[dict[str, Any]]:
     """What is to be done, a step for each file."""
     steps: list[dict[str, Any]] = []
     if view.manifest != "sound":
-        what = "one copy is damaged" if view.manifest == "damaged" else "it is missing"
+        what = "at least one copy is damaged" if view.manifest == "damaged" else "it is missing"
         steps.append(
             {
                 "action": "manifest",
@@ -111,7 +112,8 @@ def _plan(view: BufferView, ticker: Ticker) -> list[dict[str, Any]]:
     return steps
 
 
-def _mend(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None:
+def _mend_lane(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None:
+    """Take the steps of one lane."""
     mine = [step for step in steps if step["lane"] == lane.number]
     if any(step["action"] == "rewrite" for step in mine):
         repair_lane(lane.path, lane.number, view.buffer_id)
@@ -120,32 +122,32 @@ def _mend(view: BufferView, lane: LaneView, steps: list[dict[str, Any]]) -> None
         if look is not None:
             _replace_ring(view, lane, look)
         else:
-            os.rename(path, _name_aside(path))
+            view.files.rename(path, _name_aside(path))
             view.files.sync_directory(lane.path)
 
 
 def _replace_ring(view: BufferView, lane: LaneView, look: RingFileView) -> None:
-    """Move the ring aside, and put an empty one there which goes on with the numbers.
+    """Move the ring aside; an empty one that goes on with the numbers follows.
+
     Power loss leaves one or the other.
     """
     end_seq = end_seq_of(look_at_lane(view, lane))
     check_numbers(lane.path, end_seq)
     next_seq = next_seq_in(look)
     building = look.path + ".new"
-    if os.path.exists(building):
-        os.unlink(building)
+    view.files.unlink(building)
     first_seq = end_seq + NUMBERS_JUMP
-    # Of what was given out before a reboot a file may know less than there was.
+    # A file from before a reboot may not know the last numbers that were given out.
     if next_seq is not None and not look.from_before_reboot and end_seq <= next_seq <= MOST_SEQ:
         first_seq = next_seq
     MessageRing(_SMALL_RING_BYTES, path=building, first_seq=first_seq).close()
     os.link(look.path, _name_aside(look.path))
-    os.replace(building, look.path)
+    view.files.rename(building, look.path)
     view.files.sync_directory(lane.path)
 
 
 def _name_aside(path: str) -> str:
-    """One that nothing has: what was put aside before stays."""
+    """A name that is free: what was put aside before stays."""
     aside, number = path + QUARANTINE_SUFFIX, 1
     while os.path.exists(aside):
         number += 1
@@ -165,13 +167,13 @@ def _conclude(
             print(f"{view.path}: nothing is damaged")
     else:
         for step in steps:
-            print(f"{_said(step['action'], done)} {step['path']}: {step['what']}")
+            print(f"{_wording_of(step['action'], done)} {step['path']}: {step['what']}")
         if to_do and not done:
             print("Nothing was done: `--yes` does it.")
     return FAILED if by_hand or (to_do and not done) else OK
 
 
-def _said(action: str, done: bool) -> str:
+def _wording_of(action: str, done: bool) -> str:
     if action == "leave":
         return (
             "left as it is, since a later release may have written it (if none has, move it away):"

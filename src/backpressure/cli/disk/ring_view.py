@@ -1,7 +1,7 @@
-"""A lane's ring file as the commands see it, which take no part in it.
+"""A lane's ring file as the commands see it, which never become a participant of it.
 
-An owner that runs notices nothing. Without an owner the events can be had as well, from
-a private copy in memory, since taking part in the file itself would change it.
+A running owner is not disturbed. Without an owner the events can be read too, from a
+private copy in memory, since a participant of the file itself would change it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from backpressure.lanes.ring_debt import RingDebt, debt_of, implausible
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 from ringbuf import MessageRing, Messages, Salvage, SharedFileError, salvage
 from ringbuf._messages.look import next_seq_of, used_parts
 
@@ -30,21 +30,23 @@ _PIECE_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingFileView:
-    """A ring file at one moment, or what is wrong with it. What is damaged has zeros."""
+    """A ring file at one moment, or what is wrong with it.
+
+    Where it is damaged, the numbers are 0.
+    """
 
     path: str
     size: int  #: of the file, bytes
     capacity_bytes: int = 0
     used_bytes: int = 0  #: not free: waiting, or taken and not acked
-    acked_seq: int = 0  #: what is in use begins here
-    read_seq: int = 0  #: what nobody has taken begins here
-    next_seq: int | None = None  #: the number that the next event gets; None: nothing says so
-    from_before_reboot: bool = (
-        False  #: then only what checksums prove whole is delivered: see salvage_ring
-    )
-    #: Why a buffer can not use it, or None.
+    acked_seq: int = 0  #: the lowest number whose room is in use
+    read_seq: int = 0  #: the lowest number that was never taken
+    next_seq: int | None = None  #: the number that the next event gets; None: not known
+    #: Then only what checksums prove whole is delivered: see salvage_ring.
+    from_before_reboot: bool = False
+    #: Why a buffer cannot use it, or None.
     damage: str | None = None
-    #: A header that is not of this format, which a later release may have written.
+    #: The header has another format: a later release may have written it.
     other_format: bool = False
 
 
@@ -58,8 +60,8 @@ def look_at_ring(path: str) -> RingFileView | None:
         except SharedFileError:
             if not from_before_reboot:
                 raise
-            # Power loss may leave positions that make no sense. What is whole is told
-            # by the frames themselves.
+            # Power loss may leave positions that make no sense. The frames themselves
+            # prove what is whole.
             return RingFileView(path=path, size=size, from_before_reboot=True)
     except FileNotFoundError:
         return None
@@ -82,25 +84,27 @@ def look_at_ring(path: str) -> RingFileView | None:
 
 
 def next_seq_in(look: RingFileView) -> int | None:
-    """The number that the next event would have got, from a file that is damaged
-    elsewhere; None where nothing says so.
+    """The number that the next event would have got, of a damaged file.
+
+    None where the file does not say.
     """
     return next_seq_of(look.path)
 
 
 def salvage_ring(look: RingFileView, end_seq: int) -> tuple[Salvage, RingDebt]:
-    """Of a ring from before a reboot, beside a store that ends at `end_seq`: what the
-    next start will deliver, and what is lost.
+    """What the next start will deliver of a ring from before a reboot.
 
-    Takes as much memory as the ring has capacity. Raises SharedFileError, OSError.
+    Also what is lost of it; `end_seq` is where the lane's store ends. Takes as much
+    memory as the ring has capacity. Raises SharedFileError, OSError.
     """
     found = salvage(look.path)
     return found, debt_of(found, end_seq)
 
 
 def lost_in_ring(debt: RingDebt) -> list[Lost]:
-    """What of a ring from before a reboot is lost. Each of its numbers was an event, as
-    far as anything tells.
+    """What of a ring from before a reboot is lost.
+
+    Each of its numbers counts as an event.
     """
     return [
         Lost(
@@ -114,10 +118,10 @@ def lost_in_ring(debt: RingDebt) -> list[Lost]:
 
 
 def ring_events(look: RingFileView) -> Iterator[Messages]:
-    """What a ring holds that nobody has open, by ascending numbers; the file stays as
-    it is.
+    """What a ring without an owner holds, by ascending numbers.
 
-    Takes as much memory as the ring is filled. Raises SharedFileError, OSError.
+    The file stays as it is. Takes as much memory as the ring is filled. Raises
+    SharedFileError, OSError.
     """
     fd = _private_copy(look)
     try:
@@ -138,8 +142,9 @@ def ring_events(look: RingFileView) -> Iterator[Messages]:
 
 
 def _private_copy(look: RingFileView) -> int:
-    """A descriptor of a file in memory with all of the ring but the parts of its data
-    that are free.
+    """A descriptor of a copy of the ring in memory.
+
+    Its free room is left out.
     """
     source = os.open(look.path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,9 +1,10 @@
-"""`forebay verify`: whether everything in a buffer's directory is as it was written.
-Reads all of it and changes nothing.
+"""`forebay verify`: whether a buffer's directory is as it was written.
 
-Of segments every byte has a checksum. Of a ring file the header has, and what was
-pushed into it; of its positions one can say whether they make sense. What was pushed is
-looked at where it matters, in a ring from before a reboot.
+It reads every byte of the segments and changes nothing.
+
+In a segment every byte has a checksum. In a ring file the header has one, and so has,
+with ring_checksums, what was pushed; its positions are checked for whether they make
+sense. What was pushed is checked only in a ring from before a reboot.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from backpressure.spill.offline.directory_view import (
 )
 from backpressure.spill.offline.inspect import BlockState, SegmentReport, inspect_lane
 from backpressure.spill.offline.lane_reader import end_seq_of, stored_events
-from backpressure.spill.reader import Lost
+from backpressure.spill.runs import Lost
 
 __all__ = ["check_lane", "check_ring", "main"]
 
@@ -37,10 +38,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay verify` with these arguments; returns the exit code."""
     parser = make_parser(
         "verify",
-        "Check every block's checksums in a buffer's directory, and say which numbers are lost. Changes nothing; works beside a "
-        "running owner.",
-        ok="all is as it was written; a write that was cut off at the end of the newest file is no damage",
-        failed="something is damaged, or can not be read, or a later release wrote it",
+        "Check every block's checksums in a buffer's directory, and say which numbers are lost. "
+        "Changes nothing; works beside a running owner.",
+        ok="all is as it was written; a write that was cut off at the end of the newest file\n"
+        "is no damage",
+        failed="something is damaged, or cannot be read, or a later release wrote it",
     )
     return run_command(_verify, parser, argv)
 
@@ -71,9 +73,7 @@ def _total_bytes(view: BufferView) -> int:
 
 
 def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, Any]:
-    """What is damaged in a lane, and which of the numbers that are owed are lost by
-    that.
-    """
+    """What is damaged in a lane, and which owed numbers are lost by that."""
     blocks = nbytes = torn = 0
     damage: list[dict[str, Any]] = []
     for report in _reports(view, lane):
@@ -84,15 +84,15 @@ def check_lane(view: BufferView, lane: LaneView, ticker: Ticker) -> dict[str, An
         damage += _damage_of(report)
     found = look_at_lane(view, lane)
     ledger = os.path.join(lane.path, LEDGER_NAME)
-    if found.record is None and os.path.exists(ledger):
+    if found.record is None and view.files.exists(ledger):
         damage.append(
             {
                 "path": ledger,
                 "what": "no sound record of what was acked: events will be delivered again",
             }
         )
-    # Only where something is damaged can something be lost, but for the end of the
-    # newest file, which the record tells of.
+    # Something is lost only where something is damaged, or where the end of the newest
+    # file is missing, which the record shows.
     missing_tail = found.record is not None and found.record.durable.rank > found.link.rank
     lost = []
     if damage or missing_tail:
@@ -132,8 +132,9 @@ def check_ring(lane: LaneView) -> list[dict[str, Any]]:
 
 
 def _reports(view: BufferView, lane: LaneView) -> Iterator[SegmentReport]:
-    """Of each segment; a running owner may delete some meanwhile, and then the rest is
-    listed anew.
+    """A report of each segment.
+
+    A running owner may delete some meanwhile; then the rest is listed again.
     """
     seen: set[str] = set()
     while True:
@@ -170,26 +171,30 @@ def _damage_of(report: SegmentReport) -> list[dict[str, Any]]:
 def _print(report: dict[str, Any], view: BufferView, *, quiet: bool) -> None:
     if view.owner is not None and not quiet:
         print(
-            f"{view.path} is open in {describe_owner(view.owner)}: what that writes meanwhile is not judged"
+            f"{view.path} is open in {describe_owner(view.owner)}: "
+            "what that writes meanwhile is not judged"
         )
     if view.manifest == "damaged":
         print(
-            f"{os.path.join(view.path, 'manifest')}: one copy is damaged; the next start writes it anew"
+            f"{os.path.join(view.path, 'manifest')}: at least one copy is damaged; "
+            "the next start writes it anew"
         )
     for lane, checked in zip(view.everything(), report["lanes"], strict=True):
         if not quiet:
             torn = (
-                f", {checked['torn_bytes']:,} bytes of a write that was cut off"
+                f", of which {checked['torn_bytes']:,} of a write that was cut off"
                 if checked["torn_bytes"]
                 else ""
             )
             print(
-                f"{lane.title}: {checked['blocks']:,} blocks, {checked['bytes']:,} bytes are sound{torn}"
+                f"{lane.title}: {checked['blocks']:,} sound blocks "
+                f"in {checked['bytes']:,} bytes{torn}"
             )
         for one in checked["damage"]:
             where = f" at {one['position']:,}, {one['bytes']:,} bytes" if "position" in one else ""
             print(f"  DAMAGED {one['path']}{where}: {one['what']}")
         for one in checked["lost"]:
             print(
-                f"  LOST {one['events']:,} events, numbers {one['first_seq']} to {one['last_seq']}: {one['reason']}"
+                f"  LOST {one['events']:,} events, "
+                f"numbers {one['first_seq']} to {one['last_seq']}: {one['reason']}"
             )

@@ -27,11 +27,11 @@ from ringbuf import MessageRing
 
 __all__ = ["main"]
 
-# How long a batch that is being sent when the run is given up may still take before it
-# counts as not delivered.
+# How long a batch that is being sent when the run is abandoned may still take (seconds)
+# before it counts as not delivered.
 _SETTLE_SECONDS = 1.0
 # Twice as fast as the buffer's 16 MiB, which leave the cache between the copy out of
-# the lane and the write; and large enough that the calls for each batch cost nothing.
+# the lane and the write; and large enough that the cost of calls does not matter.
 _BATCH_BYTES = 1 << 20
 # The handler only leaves a note; this is how soon it is read.
 _SIGNAL_SECONDS = 0.1
@@ -40,14 +40,11 @@ _SIGNAL_SECONDS = 0.1
 def main(argv: Sequence[str]) -> int:
     """Run `forebay pump` with these arguments; returns the exit code."""
     options = parse(argv)
-    logging.getLogger("backpressure").addHandler(
-        logging.NullHandler()
-    )  # what is lost is said below, once
+    # The command reports what is lost, once.
+    logging.getLogger("backpressure").addHandler(logging.NullHandler())
     try:
         return _pump(options)
-    except (
-        KeyboardInterrupt
-    ):  # before or after the run itself, which handles signals by its own means
+    except KeyboardInterrupt:  # before the run, which handles signals itself
         say("interrupted before anything was read")
         return BY_CTRL_C
 
@@ -59,8 +56,8 @@ def _pump(options: argparse.Namespace) -> int:
         say(str(error))
         return USAGE
     try:
-        # In this order, so that a mistake in the sources never costs the contents of
-        # the sink.
+        # In this order: a mistake in the sources must not cost the contents of the
+        # sink.
         for source in options.sources:
             check_source(source)
         sink = open_sink(options.to, append=options.append, sources=options.sources)
@@ -70,7 +67,7 @@ def _pump(options: argparse.Namespace) -> int:
     transfer = Transfer(
         buffer,
         options.sources,
-        _drilled(sink, options),
+        _with_failures(sink, options),
         max_line_bytes=_max_line_bytes(buffer.config),
         rules=PriorityRules(options.priority_by) if options.priority_by else None,
         batch_size=options.batch_size,
@@ -83,7 +80,7 @@ def _pump(options: argparse.Namespace) -> int:
         settled = _watch(transfer, buffer, display, signals)
         progress = transfer.progress()
         if settled:
-            _close(sink, transfer)
+            _close_sink(sink, transfer)
         display.finish(_rows(progress, buffer))
         return _conclude(transfer, progress, signals, settled)
 
@@ -97,7 +94,8 @@ def _config(options: argparse.Namespace) -> BufferConfig:
     if options.lane_bytes is not None:
         config = replace(config, lane_bytes=options.lane_bytes)
     if options.rate is not None:
-        # A second's worth may pass at once: less would cut chunks of lines into crumbs.
+        # A second's worth may pass at once: less would split chunks of lines too
+        # finely.
         flow = FlowControlConfig(
             max_events_per_second=options.rate, burst_size=max(1, round(options.rate))
         )
@@ -106,14 +104,15 @@ def _config(options: argparse.Namespace) -> BufferConfig:
 
 
 def _max_line_bytes(config: BufferConfig) -> int:
-    """The longest line that a lane takes: asked of a ring like its own, whose memory is
-    never touched.
+    """The longest line that a lane takes.
+
+    A ring like the lane's own says so, whose memory is never touched.
     """
     return MessageRing(config.lane_bytes).max_message_bytes
 
 
-def _drilled(sink: LineSink, options: argparse.Namespace) -> Sink:
-    """The sink, failing as often as the drill asks for."""
+def _with_failures(sink: LineSink, options: argparse.Namespace) -> Sink:
+    """The sink, failing as often as --inject-failures asks for."""
     if not options.inject_failures:
         return sink
     from backpressure.testing import FailingSink
@@ -122,8 +121,9 @@ def _drilled(sink: LineSink, options: argparse.Namespace) -> Sink:
 
 
 def _watch(transfer: Transfer, buffer: BufferManager, display: Display, signals: list[int]) -> bool:
-    """Show the run until it ends or a signal ends it; False: a batch is still being
-    sent.
+    """Show the run until it ends or a signal ends it.
+
+    False: a batch is still being sent.
     """
     shown = time.monotonic()
     deadline = None
@@ -138,11 +138,11 @@ def _watch(transfer: Transfer, buffer: BufferManager, display: Display, signals:
             break
         if now - shown >= display.interval:
             shown = now
-            display.update(transfer.progress(), _state(buffer))
+            display.update(transfer.progress(), _what_holds_up(buffer))
     return transfer.settle(_SETTLE_SECONDS)
 
 
-def _state(buffer: BufferManager) -> str:
+def _what_holds_up(buffer: BufferManager) -> str:
     """What holds the run up, in words."""
     held_up = []
     if buffer.is_circuit_breaker_open():
@@ -152,10 +152,8 @@ def _state(buffer: BufferManager) -> str:
     return ", ".join(held_up)
 
 
-def _close(sink: Sink, transfer: Transfer) -> None:
-    """Close the sink; an error at this point is one of its, unless there is one
-    already.
-    """
+def _close_sink(sink: Sink, transfer: Transfer) -> None:
+    """Close the sink; its error counts unless there is one already."""
     try:
         sink.close()
     except OSError as error:
@@ -165,7 +163,7 @@ def _close(sink: Sink, transfer: Transfer) -> None:
 def _rows(progress: Progress, buffer: BufferManager) -> list[Row]:
     """The closing table."""
     stats = buffer.stats()
-    seconds = max(progress.seconds, 1e-9)  # one tick of the clock may be all it took
+    seconds = max(progress.seconds, 1e-9)  # 0 within the clock's first tick
     mean = progress.events / max(progress.batches, 1)
     smallest, largest = progress.smallest_batch, progress.largest_batch
     return [

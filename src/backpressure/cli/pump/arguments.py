@@ -1,4 +1,4 @@
-"""The command line of `forebay pump`, and the exit codes that it promises."""
+"""The command line of `forebay pump`, and its exit codes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["DRAIN_SECONDS", "parse"]
 
-# After a signal: long enough to write out a full lane on a slow disk, short enough for
-# someone in a hurry.
+# After a signal (seconds): long enough to write a full lane to a slow disk, short
+# enough for a person who waits.
 DRAIN_SECONDS = 2.0
 
 _CODES = {
     OK: "every event was delivered",
     FAILED: "a source or the sink failed, or events were not delivered",
     USAGE: "the command line is wrong; nothing was read or written",
-    BY_CTRL_C: f"ended by Ctrl-C (SIGINT), 143 by SIGTERM: reading stops at once, what is buffered is\n"
-    f"delivered for up to {DRAIN_SECONDS:g} s, and the rest is counted; a second signal ends it at once",
+    BY_CTRL_C: "ended by Ctrl-C (SIGINT), 143 by SIGTERM: reading stops at once, what is\n"
+    f"buffered is delivered for up to {DRAIN_SECONDS:g} s, and the rest is counted; a second\n"
+    "signal ends it at once",
 }
 _ORDER = """
-Without --priority-by the output is byte for byte the input. With it, each priority keeps its order, and every
-line is ended with a newline.
+Without --priority-by the output is byte for byte the input. With it, each priority
+keeps its order, and every line ends with a newline.
 """
 
 
@@ -46,7 +47,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options in `argv`; exits with code 2 and a message where they are wrong."""
     parser = argparse.ArgumentParser(
         prog="forebay pump",
-        description="Carry lines from files or stdin through a buffer to a sink, at least once and in order.",
+        description="Carry lines from files or stdin through a buffer to a sink, at least once "
+        "and in order.",
         epilog=exit_codes(_CODES) + _ORDER,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,7 +74,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--lane-bytes",
         type=checked(parse_size),
         metavar="SIZE",
-        help="memory for each priority: bytes, or K, M, G or T of 1024 (64K, 64KB and 64KiB are the same; default: 64M)",
+        help="memory for each priority: bytes, or K, M, G or T of 1024 (64K, 64KB and 64KiB are "
+        "the same; default: 64M)",
     )
     add("--rate", type=_positive, metavar="N", help="carry at most N events a second")
     add(
@@ -93,7 +96,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=_seconds,
         default=30.0,
         metavar="S",
-        help="give up when the sink has failed for S seconds on end; 0: at once (default: %(default)s)",
+        help="give up when the sink has failed for S seconds on end; 0: at once "
+        "(default: %(default)s)",
     )
     add(
         "--inject-failures",

@@ -1,15 +1,15 @@
 """Carries lines from sources through a buffer to a sink.
 
-From a pipe or a terminal two threads carry, so that a slow source never holds back what
-is buffered and a slow sink never stops the reading before the buffer is full: the
-feeder puts chunks of lines into the buffer, the deliverer takes batches out and sends
-them. Regular files neither wait nor go away, so there the feeder delivers as well, in
+For pipes and terminals there are two threads: the feeder puts chunks of lines into the
+buffer, and the deliverer takes batches out and sends them. So a slow source never holds
+back what is buffered, and a slow sink never stops the reading before the buffer is
+full. Regular files neither wait nor go away, so there one thread feeds and delivers in
 lockstep: what it has just put in is still in its cache, and nothing is handed from
 thread to thread (measured: a third less time).
 
-The caller only watches (`wait`, `progress`), ends it early where it must (`stop`,
-`abandon`), and at last `settle`s it. The threads are daemons, so that one that hangs in
-a system call can not keep the process alive.
+The caller only watches (`wait`, `progress`), ends the run early if needed (`stop`,
+`abandon`), and calls `settle` at the end. The threads are daemons: one that hangs in a
+system call does not keep the process alive.
 
 Every line that was read is at any moment in exactly one of these: acked, resident in
 the buffer, or not yet accepted.
@@ -37,11 +37,11 @@ from ringbuf._messages.ring import count_lines
 
 __all__ = ["Progress", "Transfer"]
 
-# How long the deliverer waits before it looks whether it shall end: nobody notices, and
+# How often the deliverer checks whether it has to end: too short a delay to notice, and
 # it costs nothing.
-_LOOK_SECONDS = 0.05
-# What was refused is offered again after this at the latest: the time that a refusal
-# names is an estimate.
+_CHECK_SECONDS = 0.05
+# What was refused is offered again after this at the latest (seconds): the time that a
+# refusal gives is an estimate.
 _REFUSAL_SECONDS = 1.0
 
 
@@ -50,24 +50,25 @@ class Progress:
     """How far a transfer is; sizes in events unless they say bytes."""
 
     seconds: float
-    events: int  # delivered, as are all that follow
-    nbytes: int
-    batches: int
+    events: int  # delivered
+    nbytes: int  # delivered
+    batches: int  # delivered
     smallest_batch: int
     largest_batch: int
     undelivered: int  # read, and not delivered (yet)
 
 
 class Transfer:
-    """One run from `sources` to `sink` through `buffer`, which must be empty and used
-    by nobody else.
+    """One run from `sources` to `sink` through `buffer`.
+
+    The buffer is empty, and no other code uses it.
 
     rules: give the priorities; None puts every line into one lane, so that the order
         stays as it is.
     max_line_bytes: the longest line that a lane takes, for LineReader.
     batch_size: most events in a batch; None leaves it to the buffer.
-    retry_for: seconds in which a sink that fails must take a batch again, or the run
-        ends; 0: at once.
+    retry_for: seconds within which a sink that fails must take a batch again, or the
+        run ends; 0: at once.
     leave_open: is called with priority and sequence number of a last line that has no
         newline, before it is sent; not where `rules` are given, since another line may
         then be the last to come out.
@@ -101,7 +102,7 @@ class Transfer:
         self._fed = threading.Event()
         self._done = threading.Event()
         # Held while a last line without newline is put in and noted in `_end`, so that
-        # it can not be sent before.
+        # it cannot be sent before it is noted.
         self._marking = threading.Lock()
         self._end: tuple[int, int] | None = None  # its priority and sequence number
         self._lockstep = all(map(_is_regular, sources))
@@ -130,7 +131,7 @@ class Transfer:
             thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long for the end; True: it has come."""
+        """Wait at most that long for the end; whether it has come."""
         return self._done.wait(seconds)
 
     def stop(self) -> None:
@@ -143,15 +144,14 @@ class Transfer:
         self._abandoned.set()
 
     def settle(self, seconds: float) -> bool:
-        """End a transfer that is over, or was abandoned: afterwards the numbers stand
-        still.
+        """End a transfer that is over or abandoned: then the numbers are final.
 
-        Waits at most so long for the batch that is being sent; False: it still is, and
-        counts as undelivered.
+        Waits at most `seconds` for the batch that is being sent; False: it still is,
+        and counts as undelivered.
         """
         settled = self._done.wait(seconds)
-        self._buffer.close(timeout=0.0)  # so that the feeder waits for room no longer
-        if not self._lockstep:  # where the feeder is also the one that sends, and still does, there is nothing to wait for
+        self._buffer.close(timeout=0.0)  # the feeder waits for room no longer
+        if not self._lockstep:  # otherwise the feeder may be the thread that still sends
             self._fed.wait(seconds)
         return settled
 
@@ -180,15 +180,16 @@ class Transfer:
             for chunk in self.reader:
                 self.position = chunk.locate(len(chunk.data))
                 self.unaccepted += count_lines(chunk.data)
-                self._offer(chunk)
+                self._offer_chunk(chunk)
         except Exception as error:
             self.source_error = error
         finally:
             self._fed.set()
 
-    def _offer(self, chunk: LineChunk) -> None:
-        """Put the lines of `chunk` into the buffer, waiting for room; those left when
-        abandoned stay unaccepted.
+    def _offer_chunk(self, chunk: LineChunk) -> None:
+        """Put the lines of `chunk` into the buffer, waiting for room.
+
+        Those left when the run is abandoned stay unaccepted.
         """
         if self._rules is None:
             self._offer_lines(chunk)
@@ -197,7 +198,7 @@ class Transfer:
         for priority, events in parts:
             while events and not self._abandoned.is_set():
                 admission = self._buffer.add_events(
-                    events, priority=priority, timeout=self._patience()
+                    events, priority=priority, timeout=self._room_timeout()
                 )
                 events = events[admission.accepted :]
                 self.unaccepted -= admission.accepted
@@ -213,41 +214,41 @@ class Transfer:
                         self._end = (Priority.NORMAL, admission.first_seq)
                         self._leave_open(*self._end)
                 if not admission.accepted and not self._lockstep:
-                    self._abandoned.wait(
-                        _LOOK_SECONDS
-                    )  # outside of the lock, or nothing would ever be sent
+                    # Outside of the lock, or nothing would ever be sent.
+                    self._abandoned.wait(_CHECK_SECONDS)
             else:
-                admission = self._buffer.add_lines(rest, timeout=self._patience(), final=True)
+                admission = self._buffer.add_lines(rest, timeout=self._room_timeout(), final=True)
             rest = rest[admission.consumed :]
             self.unaccepted -= admission.accepted
             self._deliver_in_step(admission)
 
-    def _patience(self) -> float | None:
-        """How long to wait for room. In lockstep nobody else makes any."""
+    def _room_timeout(self) -> float | None:
+        """How long to wait for room. In lockstep no other thread makes any."""
         return 0.0 if self._lockstep else None
 
     def _deliver_in_step(self, admission: Admission) -> None:
-        """In lockstep: deliver all that is ready; where something was refused, go on
-        until it can be offered again.
+        """In lockstep, deliver all that is ready.
+
+        Where something was refused, go on until it can be offered again.
         """
         if not self._lockstep:
             return
-        # A full lane gets room with the first batch. Other refusals name their time,
-        # and to ask before would count as demand.
+        # A full lane has room after the first batch. Other refusals say when to retry,
+        # and a retry before that would count as demand.
         full = admission.reason == "full"
-        wait = _LOOK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
+        wait = _CHECK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
         deadline = time.monotonic() + wait
         try:
             while not self._abandoned.is_set():
                 left = max(0.0, deadline - time.monotonic())
-                batch = self._buffer.get_batch(self._batch_size, timeout=min(left, _LOOK_SECONDS))
+                batch = self._buffer.get_batch(self._batch_size, timeout=min(left, _CHECK_SECONDS))
                 if batch is not None:
-                    self._send(batch)
+                    self._send_batch(batch)
                     deadline = 0.0 if full else deadline
                 elif not left:
                     return
         except Exception as error:
-            self._give_up(error)
+            self._end_run(error)
 
     # ---------------------------------------------------------------- the deliverer
 
@@ -256,25 +257,26 @@ class Transfer:
             while not self._abandoned.is_set():
                 if self._fed.is_set() and not self._buffer.stats().resident:
                     return
-                batch = self._buffer.get_batch(self._batch_size, timeout=_LOOK_SECONDS)
+                batch = self._buffer.get_batch(self._batch_size, timeout=_CHECK_SECONDS)
                 if batch is not None:
-                    self._send(batch)
+                    self._send_batch(batch)
         except Exception as error:
-            self._give_up(error)
+            self._end_run(error)
         finally:
             self._ended = self._clock.now()
             self._done.set()
 
-    def _give_up(self, error: Exception) -> None:
-        """End the run because of `error`, unless it only says that the run was settled
-        before a batch was through.
+    def _end_run(self, error: Exception) -> None:
+        """End the run because of `error`.
+
+        BufferClosed only says that the run was settled before a batch was through.
         """
         if not isinstance(error, BufferClosed):
             self.sink_error = error
         self.abandon()
 
-    def _send(self, batch: Batch) -> None:
-        """Send one batch and settle it; raises where the run can not go on."""
+    def _send_batch(self, batch: Batch) -> None:
+        """Send one batch and settle it; raises where the run cannot go on."""
         count, priority = len(batch), int(batch.priority)
         with self._marking:
             newlines = count - (self._end == (priority, batch.first_seq + count - 1))
@@ -302,8 +304,9 @@ class Transfer:
 
 
 def _is_regular(source: str) -> bool:
-    """Whether `source` is a regular file. One that can not be looked at says so when it
-    is read.
+    """Whether `source` is a regular file.
+
+    The error of one that cannot be examined comes when it is read.
     """
     try:
         return stat.S_ISREG((os.fstat(0) if source == "-" else os.stat(source)).st_mode)

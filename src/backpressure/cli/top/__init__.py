@@ -1,5 +1,6 @@
-"""`forebay top URL|DIR`: a buffer, refreshed live: a running one by its HTTP server, or
-any by its directory.
+"""`forebay top URL|DIR`: a buffer, live.
+
+A running one by its HTTP server, or any by its directory.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ __all__ = ["main"]
 
 _CODES = {
     OK: "shown; Ctrl-C ends it",
-    FAILED: "it can not be read, or rich is not installed",
-    USAGE: "the command line is wrong, or it names neither a directory nor the URL of an HTTP server",
+    FAILED: "it cannot be read, or rich is not installed",
+    USAGE: "the command line is wrong, or it names neither a directory nor the URL of an\n"
+    "HTTP server",
 }
 _interval = number("a number of seconds from 0.1 to 3600", lambda value: 0.1 <= value <= 3600)
 
 
 class _View(Protocol):
-    """Something to watch. A reading is made from the one before, for the rates."""
+    """What is watched. Each reading gets the one before it, for the rates."""
 
     def read(self, before: Any) -> Any: ...
 
@@ -39,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay top` with these arguments; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="forebay top",
-        description="Watch a buffer: a running one by its HTTP server, or any by its directory, which is only read.",
+        description="Watch a buffer: a running one by its HTTP server, or any by its directory, "
+        "which is only read.",
         epilog=exit_codes(_CODES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

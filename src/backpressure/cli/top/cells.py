@@ -1,5 +1,6 @@
-"""The tables of `forebay top` and the numbers in them; "-" is what is not known. They
-fit into a terminal of 80 columns.
+"""The tables of `forebay top` and the numbers in them, for 80 columns.
+
+"-" stands for what is not known.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ def make_table(*names: str) -> Table:
 
 
 def number(value: Any, pattern: str = ",.0f") -> str:
-    """A number as text. JSON has no infinity, so a server writes null where there is no
-    limit; what is missing is null too.
+    """A number as text; None is "-".
+
+    JSON has no infinity, so a server writes null where there is no limit, as for what
+    is missing.
     """
     return "-" if value is None else format(value, pattern)
 

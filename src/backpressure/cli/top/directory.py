@@ -1,152 +1,29 @@
-"""What `forebay top DIR` shows: a buffer's directory from outside, beside its owner or
-after it.
+"""What `forebay top DIR` shows: a buffer's directory from outside.
 
-It is all read from the files, and nothing is written: positions of the rings, ends of
-the segments, acks. Numbers tell what has happened: the next number of a lane less the
-one of a second ago is what it accepted, and what is owed has grown by that less what
-was acked, given up or dropped. What only the owner knows (delays, policies, refusals)
-its HTTP server tells: `forebay top URL`.
+Beside its owner or after it. Nothing is written. What only the owner knows (delays,
+policies, refusals) its HTTP server reports: `forebay top URL`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from backpressure.base.errors import BackpressureError
-from backpressure.cli.disk.ring_view import RingFileView, look_at_ring
 from backpressure.cli.top.cells import bar, make_table, number, seconds, short
+from backpressure.cli.top.directory_reading import DirectoryReading, LaneState
 from backpressure.spill.offline.directory_view import (
-    BufferView,
-    LaneView,
     NotABuffer,
     Owner,
     describe_owner,
     look_at_buffer,
-    look_at_lane,
 )
-from backpressure.spill.offline.lane_reader import (
-    end_seq_of,
-    owed_on_disk,
-    settled_of,
-    stored_events,
-)
-from backpressure.spill.reader import Run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["DirectoryReading", "DirectoryView", "LaneState"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneState:
-    """One priority's files, or those of the dead letters, at one moment."""
-
-    number: int  #: 1 to 5, or 0 for the dead letters
-    ring: RingFileView | None  #: None: there is none
-    segments: int
-    disk_bytes: int  #: of the segments
-    disk_events: int  #: on disk, and owed
-    disk_end: int  #: the number after the last one on disk
-    acked_below: int  #: as the disk knows: every event with a lower number is settled
-    oldest_ns: int  #: when the oldest event on disk was written there, ns since 1970; 0: nothing is there, or it is not known
-    damaged_headers: int
-    quarantined: int  #: files
-    quarantined_bytes: int
-
-    @property
-    def next_seq(self) -> int:
-        """The number that the next event gets: how many there have been."""
-        ring = None if self.ring is None else self.ring.next_seq
-        return self.disk_end if ring is None else max(ring, self.disk_end)
-
-    @property
-    def ring_waiting(self) -> int:
-        """Numbers in the ring that nobody has taken."""
-        ring = self.ring
-        return (
-            0
-            if ring is None or ring.next_seq is None
-            else max(ring.next_seq - max(ring.read_seq, self.disk_end), 0)
-        )
-
-    @property
-    def ring_out(self) -> int:
-        """Numbers in the ring that are with a consumer, or on their way to disk."""
-        ring = self.ring
-        if ring is None or ring.next_seq is None:
-            return 0
-        return max(ring.read_seq - max(ring.acked_seq, self.disk_end), 0)
-
-    @property
-    def owed(self) -> int:
-        """Events accepted and not settled; a number that a killed producer took and
-        never used counts until it is passed.
-        """
-        return self.ring_waiting + self.ring_out + self.disk_events
-
-
-class DirectoryReading:
-    """The directory at one moment, and the rates since the reading before."""
-
-    def __init__(self, view: BufferView, at: float, before: DirectoryReading | None = None) -> None:
-        """Reads it. Raises FormatError, OSError."""
-        self.view = view
-        self.at = at  #: seconds, of a steady clock
-        self.lanes = {lane.number: _look(view, lane) for lane in view.lanes}
-        self.dead_letters = None if view.dead_letters is None else _look(view, view.dead_letters)
-        self._before = (
-            before
-            if before is not None and before.view.buffer_id == view.buffer_id and at > before.at
-            else None
-        )
-
-    def rate(self, count: Callable[[LaneState], int], priority: int | None = None) -> float | None:
-        """How fast a count of a lane, or of all, has grown, 1/s; None: nobody knows
-        yet.
-        """
-        if self._before is None:
-            return None
-        total = 0
-        for lane in self.lanes.values():
-            if priority in (None, lane.number):
-                then = self._before.lanes.get(lane.number)
-                if (
-                    then is None or lane.next_seq < then.next_seq
-                ):  # another directory in the same place
-                    return None
-                total += count(lane) - count(then)
-        return total / (self.at - self._before.at)
-
-
-def _look(view: BufferView, lane: LaneView) -> LaneState:
-    # The ring first: what goes to disk between the two looks is then in both, and
-    # counted once by its numbers.
-    ring = look_at_ring(lane.ring_path) if lane.number else None
-    found = look_at_lane(view, lane)
-    owed = owed_on_disk(found)
-    first = (
-        next((item for item in stored_events(view, lane) if isinstance(item, Run)), None)
-        if owed
-        else None
-    )
-    end_seq = end_seq_of(found)
-    return LaneState(
-        number=lane.number,
-        ring=ring,
-        segments=len(found.segments),
-        disk_bytes=sum(segment.size for segment in found.segments),
-        disk_events=owed,
-        disk_end=end_seq,
-        acked_below=min(settled_of(found).next_open(0), end_seq),
-        oldest_ns=0 if first is None else first.time_ns,
-        damaged_headers=found.damaged_headers,
-        quarantined=len(found.quarantined),
-        quarantined_bytes=sum(size for _, size in found.quarantined),
-    )
+__all__ = ["DirectoryView"]
 
 
 class DirectoryView:
@@ -157,7 +34,7 @@ class DirectoryView:
         self._clock = clock
 
     def read(self, before: DirectoryReading | None) -> DirectoryReading:
-        """What it is like now. OSError or ValueError, in words."""
+        """A reading. Raises OSError or ValueError, in words for people."""
         try:
             return DirectoryReading(look_at_buffer(self.path), self._clock(), before)
         except (NotABuffer, BackpressureError) as error:
@@ -175,21 +52,21 @@ class DirectoryView:
             head.append(f"\n{problem}; what follows is old", style="bold red")
         return Group(
             head,
-            _owner(reading.view.owner),
+            _owner_line(reading.view.owner),
             "",
-            _events(reading),
+            _flow_table(reading),
             "",
-            _files(reading),
+            _file_table(reading),
             "",
-            *_below(reading),
+            *_remarks(reading),
         )
 
 
-def _owner(owner: Owner | None) -> RenderableType:
+def _owner_line(owner: Owner | None) -> RenderableType:
     from rich.text import Text
 
     if owner is None:
-        return Text(" nobody has it open ", "black on yellow")
+        return Text(" no process has it open ", "black on yellow")
     return Text(f" open in {describe_owner(owner)} ", "black on green")
 
 
@@ -209,29 +86,29 @@ _COUNTS: Final[tuple[_Column, ...]] = (
 )
 
 
-def _events(reading: DirectoryReading) -> RenderableType:
-    """Flow, and where what is owed is."""
+def _flow_table(reading: DirectoryReading) -> RenderableType:
+    """Rates, and where the owed events are."""
     table = make_table("priority", *(name for name, _ in (*_RATES, *_COUNTS)), "oldest")
     for priority, lane in reading.lanes.items():
         table.add_row(
             str(priority),
-            *_numbers(reading, [lane], priority),
+            *_counts_of(reading, [lane], priority),
             _age(lane.oldest_ns),
             style=None if lane.owed else "dim",
         )
     lanes = list(reading.lanes.values())
     table.add_section()
     oldest = min((lane.oldest_ns for lane in lanes if lane.oldest_ns), default=0)
-    table.add_row("all", *_numbers(reading, lanes, None), _age(oldest), style="bold")
+    table.add_row("all", *_counts_of(reading, lanes, None), _age(oldest), style="bold")
     return table
 
 
-def _files(reading: DirectoryReading) -> RenderableType:
+def _file_table(reading: DirectoryReading) -> RenderableType:
     """Positions and files."""
     table = make_table("priority", "next number", "acked below", "segments", "disk bytes", "ring")
     for priority, lane in reading.lanes.items():
         ring = lane.ring
-        # With nothing on disk the ring knows better.
+        # With nothing on disk, the ring's position is the newer one.
         acked = (
             lane.acked_below
             if ring is None or lane.disk_events
@@ -250,17 +127,20 @@ def _files(reading: DirectoryReading) -> RenderableType:
     return table
 
 
-def _numbers(reading: DirectoryReading, lanes: list[LaneState], priority: int | None) -> list[str]:
+def _counts_of(
+    reading: DirectoryReading, lanes: list[LaneState], priority: int | None
+) -> list[str]:
     rates = [reading.rate(count, priority) for _, count in _RATES]
-    # Ring and disk are read one after the other, so a rate near nothing may come out
-    # below it.
+    # Ring and disk are read one after the other, so a rate near 0 may come out
+    # negative.
     return [
         *(short(None if rate is None else max(rate, 0.0)) for rate in rates),
         *(short(sum(count(lane) for lane in lanes)) for _, count in _COUNTS),
     ]
 
 
-def _below(reading: DirectoryReading) -> list[RenderableType]:
+def _remarks(reading: DirectoryReading) -> list[RenderableType]:
+    """Dead letters, and what is damaged."""
     from rich.text import Text
 
     letters = reading.dead_letters
@@ -279,20 +159,15 @@ def _below(reading: DirectoryReading) -> list[RenderableType]:
         if lane.ring is not None and lane.ring.damage is not None:
             lines.append(Text(f"{title}: {lane.ring.damage}", "bold red"))
         if lane.ring is not None and lane.ring.from_before_reboot:
-            lines.append(
-                Text(
-                    f"{title}: the ring is from before a reboot: the next start drops what is only there",
-                    "bold red",
-                )
-            )
+            text = "the ring is from before a reboot: the next start salvages what is whole"
+            lines.append(Text(f"{title}: {text}", "bold red"))
         if lane.damaged_headers or lane.quarantined:
-            text = f"{title}: {lane.damaged_headers} segments with a damaged header, {lane.quarantined} damaged files kept aside"
-            lines.append(
-                Text(
-                    f"{text}, {lane.quarantined_bytes:,} bytes: forebay verify {reading.view.path}",
-                    "bold red",
-                )
+            text = (
+                f"{title}: {lane.damaged_headers} segments with a damaged header, "
+                f"{lane.quarantined} damaged files kept aside, {lane.quarantined_bytes:,} bytes: "
+                f"forebay verify {reading.view.path}"
             )
+            lines.append(Text(text, "bold red"))
     return lines
 
 

@@ -1,9 +1,8 @@
-"""What `forebay top URL` shows: a running buffer, as the `/buffer/stats` of its HTTP
-server tells.
+"""What `forebay top URL` shows: a running buffer, by its `/buffer/stats`.
 
 Rates are differences of two readings over the buffer's own clock, so a slow network
-does not bend them. A reading that is below the one before comes from a new process: it
-starts a new difference. What the server does not tell is shown as "-".
+does not change them. A reading below the one before comes from a new process, and has
+no rates. What the answer lacks is shown as "-".
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reading", "ServerView", "stats_url"]
 
-# A reading takes microseconds on the server; a server that needs longer than this is
-# not well (seconds).
+# A server answers within microseconds: after this (seconds) something is wrong with it.
 _TIMEOUT = 3.0
-# No sensible answer is larger.
+# No answer is larger.
 _MOST_BYTES = 4 << 20
 
 
@@ -46,8 +44,9 @@ class Reading:
         return sorted(self.stats["lanes"].items(), key=lambda item: int(item[0]))
 
     def rate(self, name: str, priority: str | None = None) -> float | None:
-        """A counter's increase a second, of a lane or the whole; a counter by reason is
-        added up.
+        """A counter's increase a second, of a lane or of all.
+
+        A counter by reason is added up.
         """
         if self._before is None:
             return None
@@ -56,16 +55,17 @@ class Reading:
 
 
 class ServerView:
-    """A buffer behind the HTTP server at this address. ValueError where it is no
-    address of one.
+    """A buffer behind the HTTP server at this address.
+
+    Raises ValueError where it is no address of one.
     """
 
     def __init__(self, where: str) -> None:
         self.url = stats_url(where)
 
     def read(self, before: Reading | None) -> Reading:
-        """What it is like now. OSError or ValueError, in words."""
-        return Reading(_fetch(self.url), before)
+        """A reading. Raises OSError or ValueError, in words for people."""
+        return Reading(_fetch_stats(self.url), before)
 
     def screen(self, reading: Reading, problem: str | None) -> RenderableType:
         """What to show; `problem`: why there is no newer reading."""
@@ -73,8 +73,9 @@ class ServerView:
 
 
 def stats_url(where: str) -> str:
-    """The address of the statistics of the server at `where`. ValueError where it is no
-    address of one.
+    """The address of the statistics of the server at `where`.
+
+    Raises ValueError where it is no address of one.
     """
     parts = urlsplit(where if "://" in where else f"http://{where}")
     try:
@@ -83,7 +84,8 @@ def stats_url(where: str) -> str:
         port = -1
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
         raise ValueError(
-            f"{where!r} is neither a directory nor the URL of an HTTP server, as http://127.0.0.1:8127"
+            f"{where!r} is neither a directory nor the URL of an HTTP server, "
+            "as http://127.0.0.1:8127"
         )
     path = parts.path.rstrip("/")
     if not path.endswith("/buffer/stats"):
@@ -91,8 +93,8 @@ def stats_url(where: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def _fetch(url: str) -> Mapping[str, Any]:
-    """What the server says. OSError or ValueError, in words."""
+def _fetch_stats(url: str) -> Mapping[str, Any]:
+    """The statistics. Raises OSError or ValueError, in words for people."""
     request = urllib.request.Request(
         url, headers={"Accept": "application/json", "User-Agent": "forebay-top"}
     )
@@ -120,11 +122,13 @@ def screen(reading: Reading, url: str, problem: str | None) -> RenderableType:
     head = Text.assemble(("forebay top  ", "bold"), (url, "dim"))
     if problem is not None:
         head.append(f"\n{problem}; what follows is old", style="bold red")
-    return Group(head, _states(reading.stats), *_lane_tables(reading), "", _policies(reading))
+    return Group(
+        head, _signal_line(reading.stats), *_lane_tables(reading), "", _policy_lines(reading)
+    )
 
 
-def _states(stats: Mapping[str, Any]) -> RenderableType:
-    """What is not as it should be, first."""
+def _signal_line(stats: Mapping[str, Any]) -> RenderableType:
+    """Pressure, circuit and emergency."""
     from rich.text import Text
 
     line = Text()
@@ -184,20 +188,25 @@ def _lane_tables(reading: Reading) -> Iterator[RenderableType]:
     yield from ("", counts, "", times)
 
 
-def _policies(reading: Reading) -> RenderableType:
+def _policy_lines(reading: Reading) -> RenderableType:
     from rich.text import Text
 
     stats = reading.stats
     flow, batching = _part(stats, "flow_control", table=""), _part(stats, "batching", table="")
     breaker = _part(stats, "circuit_breaker", table="")
     rows = [
-        f"rate limit {number(flow.get('rate_limit'))}/s, in force {number(flow.get('rate_in_force'))}/s, "
-        f"tokens {number(flow.get('tokens'))}, sink failures {number(flow.get('failure_rate'), '.1%')}",
-        f"batch size {number(batching.get('batch_size'))}, score {number(batching.get('score'), '.2f')}, "
-        f"acked {number(stats.get('batches_acked'))}, nacked {number(stats.get('batches_nacked'))}, "
+        f"rate limit {number(flow.get('rate_limit'))}/s, "
+        f"in force {number(flow.get('rate_in_force'))}/s, "
+        f"tokens {number(flow.get('tokens'))}, "
+        f"sink failures {number(flow.get('failure_rate'), '.1%')}",
+        f"batch size {number(batching.get('batch_size'))}, "
+        f"score {number(batching.get('score'), '.2f')}, "
+        f"acked {number(stats.get('batches_acked'))}, "
+        f"nacked {number(stats.get('batches_nacked'))}, "
         f"redelivered events {number(stats.get('redelivered'))}",
         f"circuit trips {number(stats.get('circuit_trips'))}, "
-        f"failure rate {number(breaker.get('failure_rate'), '.0%')}, tries again in {seconds(breaker.get('retry_after'))}; "
+        f"failure rate {number(breaker.get('failure_rate'), '.0%')}, "
+        f"tries again in {seconds(breaker.get('retry_after'))}; "
         f"under backpressure {seconds(stats.get('backpressure_seconds'))}",
     ]
     refused = ", ".join(
@@ -231,8 +240,9 @@ def _count(value: Any) -> float | None:
 
 
 def _quantile(histograms: Sequence[Any], q: float) -> float | None:
-    """Of several histograms with the same bounds together; None where they hold
-    nothing.
+    """The quantile of several histograms with the same bounds together.
+
+    None where they hold nothing.
     """
     try:
         bounds = tuple(histograms[0]["bounds"])

@@ -1,8 +1,10 @@
-"""A buffer's directory as those see it that only look: without its lock, and so beside
-a running owner.
+"""A buffer's directory seen from outside.
 
-What an owner does meanwhile is met in one way: files that it deletes between a listing
-and an open are looked for again. They held nothing that was still owed.
+It is read without its lock, and so beside a running owner; always in the real file
+system.
+
+A file that the owner deletes between a listing and an open makes the listing start
+again. It held nothing that was still owed.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ __all__ = [
     "look_at_lane",
 ]
 
-#: Number of the dead letters, beside the priorities.
+#: The lane number of the dead letters; the others are the priorities.
 DEAD_LETTERS: Final = 0
-# A lane whose owner deletes files in the midst of each of so many listings is not being
-# read but raced.
-_LOOKS: Final = 100
+# An owner that deletes files during each of this many listings in a row is too busy for
+# its directory to be read.
+_TRIES: Final = 100
 
 
 class NotABuffer(Exception):
@@ -44,7 +46,7 @@ class NotABuffer(Exception):
 
 
 class Owner(NamedTuple):
-    """Who has a directory open."""
+    """The process that has a directory open."""
 
     pid: int | None  #: as the lock file says; None where it says nothing
 
@@ -70,14 +72,13 @@ class BufferView:
 
     path: str
     buffer_id: UUID
-    #: "sound", "damaged": one copy is, or "missing": then the segments' headers say
-    #: whose it is, or nothing does.
+    #: "sound", "damaged" (one copy or both are) or "missing". Then the UUID comes from
+    #: the headers of the segments; it is 0 where there are none.
     manifest: str
     owner: Owner | None
-    #: When somebody last became the owner, as the lock file's time in ns; 0: nobody
-    #: ever did.
+    #: When a process last became the owner, as the lock file's time in ns; 0: none did.
     owned_ns: int
-    lanes: tuple[LaneView, ...]  #: the most urgent first; what was never made is not there
+    lanes: tuple[LaneView, ...]  #: those that exist, the most urgent first
     dead_letters: LaneView | None
     files: Files
 
@@ -86,12 +87,15 @@ class BufferView:
         return self.lanes if self.dead_letters is None else (*self.lanes, self.dead_letters)
 
     def had_owner_since(self) -> bool:
-        """Whether somebody has opened the directory after this look at it."""
+        """Whether a process has opened the directory after this view was made."""
         return _owned_ns(self.path) != self.owned_ns
 
 
 def look_at_buffer(path: str) -> BufferView:
-    """Raises NotABuffer, FormatError for what a later release wrote, OSError."""
+    """The buffer's directory at `path`.
+
+    Raises NotABuffer, FormatError for what a later release wrote, OSError.
+    """
     if not os.path.isdir(path):
         raise NotABuffer(f"{path} is not a directory")
     files = Files(LocalFileSystem())
@@ -106,7 +110,7 @@ def look_at_buffer(path: str) -> BufferView:
         raise NotABuffer(
             f"{path} is not the directory of a buffer: it has neither a manifest nor lanes"
         )
-    owned_ns = _owned_ns(path)  # asked first: of who comes later had_owner_since() will tell
+    owned_ns = _owned_ns(path)  # first, so that had_owner_since() misses no owner
     found = read_buffer_id(files, path)
     buffer_id, sound = found if found is not None else (UUID(int=0), False)
     return BufferView(
@@ -122,8 +126,8 @@ def look_at_buffer(path: str) -> BufferView:
 
 
 def look_at_lane(view: BufferView, lane: LaneView) -> Recovered:
-    """What a lane's directory says of itself. Raises FormatError, OSError."""
-    for _ in range(_LOOKS):
+    """What a lane's directory says about itself. Raises FormatError, OSError."""
+    for _ in range(_TRIES):
         try:
             return recover(view.files, lane.path, lane.number, view.buffer_id)
         except FileNotFoundError:
@@ -135,9 +139,9 @@ def look_at_lane(view: BufferView, lane: LaneView) -> Recovered:
 def find_owner(path: str) -> Owner | None:
     """The process that has the directory open, or None.
 
-    The lock itself is asked, since a process id may be another's by now, or of another
-    container. Where nobody has it, it is held for an instant, shared, so that two that
-    look do not take each other for an owner.
+    The lock itself is tested, since a process id may belong to another process by now,
+    or to another container. Where it is free, the test holds it for an instant, shared,
+    so that two tests at once do not take each other for an owner.
     """
     try:
         fd = os.open(os.path.join(path, "lock"), READ)

@@ -1,4 +1,4 @@
-"""Salvage: a look at the files of a lane without opening its store, and a repair.
+"""The state of a lane's files without opening its store, and a repair.
 
 `inspect_lane` and `export_lane` only read, and need no lock: what a running process
 writes meanwhile looks like a torn tail. `repair_lane` writes, so its caller holds the
@@ -26,8 +26,9 @@ from backpressure.spill.blocks import (
     stored_is_sound,
 )
 from backpressure.spill.files import READ, Files, FileSystem, LocalFileSystem
-from backpressure.spill.reader import Run, decoded_run
-from backpressure.spill.recovery import QUARANTINE_SUFFIX, recover
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.recovery import recover
+from backpressure.spill.runs import Run, decoded_run
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     Segment,
@@ -49,12 +50,12 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 class BlockState(Enum):
-    """What became of a stretch of a file."""
+    """The state of a stretch of a file."""
 
     GOOD = "good"
-    #: The header is sound and says what is lost, the rest is not as it was written.
+    #: The header is sound and says what is lost; the rest is not as it was written.
     DAMAGED = "damaged"
-    #: No sound header: what was here is known from the next one.
+    #: No sound header: the next one says what was here.
     GARBAGE = "garbage"
     #: Behind the last sound block of the newest file: a write that was cut off.
     TORN = "torn"
@@ -64,8 +65,9 @@ class BlockState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockReport:
-    """One stretch of a file. The numbers and sizes of events are those of the header,
-    and 0 where there is none.
+    """One stretch of a file.
+
+    The numbers and sizes of events are those of the header, and 0 where there is none.
     """
 
     position: int
@@ -90,7 +92,7 @@ class SegmentReport:
 
     @property
     def is_good(self) -> bool:
-        """Nothing in it is damaged; a torn tail is no damage."""
+        """Whether nothing in it is damaged; a torn tail is no damage."""
         return self.header_is_sound and not any(
             block.state in (BlockState.DAMAGED, BlockState.GARBAGE) for block in self.blocks
         )
@@ -99,8 +101,9 @@ class SegmentReport:
 def inspect_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> Iterator[SegmentReport]:
-    """A report of each segment, oldest first; one segment's blocks are in memory at a
-    time. Raises FormatError, OSError.
+    """A report of each segment, oldest first.
+
+    One segment's blocks are in memory at a time. Raises FormatError, OSError.
     """
     files = Files(fs or LocalFileSystem())
     for segment, bound, newest in _segments(files, os.fspath(directory), lane, buffer_id):
@@ -108,7 +111,9 @@ def inspect_lane(
         reader = SegmentFile(files, path, segment.salt)
         try:
             size = reader.size()
-            blocks = tuple(report for report, _ in _walk(reader, size, segment, bound, newest))
+            blocks = tuple(
+                report for report, _ in _walk_blocks(reader, size, segment, bound, newest)
+            )
         finally:
             reader.close()
         yield SegmentReport(
@@ -124,15 +129,16 @@ def inspect_lane(
 def export_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> Iterator[Run]:
-    """The events of every good block, also of those that were acked, in order, a block
-    at a time. Raises FormatError, OSError.
+    """The events of every good block, acked or not, in order, a block at a time.
+
+    Raises FormatError, OSError.
     """
     files = Files(fs or LocalFileSystem())
     decoder = Decoder()
     for segment, bound, newest in _segments(files, os.fspath(directory), lane, buffer_id):
         reader = SegmentFile(files, os.path.join(directory, segment.name), segment.salt)
         try:
-            for report, header in _walk(reader, reader.size(), segment, bound, newest):
+            for report, header in _walk_blocks(reader, reader.size(), segment, bound, newest):
                 if report.state is BlockState.GOOD and header is not None:
                     data = np.empty(header.payload_length, np.uint8)
                     run = decoded_run(decoder, header, reader.block(header), data)
@@ -145,12 +151,12 @@ def export_lane(
 def repair_lane(
     directory: str | os.PathLike[str], lane: int, buffer_id: UUID, fs: FileSystem | None = None
 ) -> list[SegmentReport]:
-    """Write every damaged segment anew from what is good in it, and keep the old one
-    beside it; returns what they were like.
+    """Write every damaged segment anew from its good blocks; returns the damage.
 
-    The lost numbers stay lost, and the store will report them; but it need not look for
-    the next sound block any more. A crash in the middle leaves either file. The old
-    files take room until the store gives them up (max_quarantine_bytes).
+    The old files are kept beside the new ones, until the store deletes them
+    (max_quarantine_bytes). The lost numbers stay lost, and the store reports them, but
+    it need not search for the next sound block any more. A crash in the middle leaves
+    either file.
     """
     files = Files(fs or LocalFileSystem())
     directory = os.fspath(directory)
@@ -166,7 +172,7 @@ def repair_lane(
         try:
             good = [frame_segment_header(lane, buffer_id, segment)]
             at = SEGMENT_HEADER_BYTES
-            for report, header in _walk(reader, reader.size(), segment, bound, newest):
+            for report, header in _walk_blocks(reader, reader.size(), segment, bound, newest):
                 if report.state is BlockState.GOOD and header is not None:
                     stored = reader.block(header)[
                         BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + header.stored_length
@@ -182,7 +188,7 @@ def repair_lane(
                     at += len(good[-1])
         finally:
             reader.close()
-        files.write_new(path + QUARANTINE_SUFFIX, _whole(files, path))
+        files.write_new(path + QUARANTINE_SUFFIX, _read_parts(files, path))
         files.write_new(path, good)
     return damaged
 
@@ -197,9 +203,10 @@ def _segments(
         yield segment, found.link if newest else found.segments[index + 1].link, newest
 
 
-def _walk(
+def _walk_blocks(
     reader: SegmentFile, size: int, segment: Segment, bound: Link, newest: bool
 ) -> Iterator[tuple[BlockReport, BlockHeader | None]]:
+    """Every stretch of a file, and its header where it has a sound one."""
     at = SEGMENT_HEADER_BYTES
     torn_from = segment.size if newest else size
     while at < size:
@@ -218,13 +225,16 @@ def _walk(
             state = BlockState.SUPERSEDED
         elif not _is_sound(reader, header):
             state = BlockState.DAMAGED
-        yield (
-            BlockReport(
-                position=at, nbytes=header.total_length, state=state, first_seq=header.first_seq, end_seq=header.end_seq,
-                raw_bytes=header.payload_length, time_ns=header.time_ns,
-            ),
-            header,
-        )  # fmt: skip
+        report = BlockReport(
+            position=at,
+            nbytes=header.total_length,
+            state=state,
+            first_seq=header.first_seq,
+            end_seq=header.end_seq,
+            raw_bytes=header.payload_length,
+            time_ns=header.time_ns,
+        )
+        yield report, header
         at = header.end_position
 
 
@@ -235,8 +245,8 @@ def _is_sound(reader: SegmentFile, header: BlockHeader) -> bool:
         return False
 
 
-def _whole(files: Files, path: str) -> list[bytes]:
-    """The content of a file in parts, with zeros for what can not be read."""
+def _read_parts(files: Files, path: str) -> list[bytes]:
+    """The content of a file in parts, with zeros for what cannot be read."""
     fd = files.open(path, READ)
     try:
         parts = []

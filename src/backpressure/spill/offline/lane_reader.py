@@ -1,8 +1,7 @@
-"""The events in a lane's files, read without its store, so that nothing is changed and
-nothing settled.
+"""The events in a lane's files, read without its store: nothing is changed or settled.
 
-What is yielded is what the store itself would deliver (the same reader reads), and what
-it would report as lost.
+What is yielded is what the store itself would deliver, by the same reader, and what it
+would report as lost.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ import numpy as np
 
 from backpressure.spill.blocks import Decoder, stored_is_sound
 from backpressure.spill.offline.directory_view import BufferView, LaneView, look_at_lane
-from backpressure.spill.reader import Gap, Lost, Missing, Reader, Run, View, decoded_run
+from backpressure.spill.quarantine import QUARANTINE_SUFFIX
+from backpressure.spill.reader import Gap, Missing, Reader, View
 from backpressure.spill.recovery import (
-    QUARANTINE_SUFFIX,
     Recovered,
     end_seq_of,
     missing_tail_of,
     settled_of,
 )
+from backpressure.spill.runs import Lost, Run, decoded_run
 from backpressure.spill.segments import (
     SEGMENT_HEADER_BYTES,
     SegmentFile,
@@ -45,8 +45,9 @@ def owed_on_disk(found: Recovered) -> int:
 
 
 def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> Iterator[Run | Lost]:
-    """Ascending runs of what is owed, and what of it is lost; `acked`: of everything
-    that the segments hold.
+    """Ascending runs of what is owed, and what of it is lost.
+
+    With `acked`, of everything that the segments hold.
     """
     reader = Reader(view.files, lane.path)
     position = 0
@@ -62,8 +63,11 @@ def stored_events(view: BufferView, lane: LaneView, *, acked: bool = False) -> I
                 settled = Settled(found.segments[0].base, found.segments[0].link.rank)
             for item in _read_all(reader, found, settled, position):
                 if isinstance(item, Missing):
-                    if not os.path.exists(os.path.join(lane.path, _name_of(found, item.serial))):
-                        break  # a running owner deleted it just now, as all in it was acked: look again
+                    name = _name_of(found, item.serial)
+                    if not view.files.exists(os.path.join(lane.path, name)):
+                        # A running owner deleted it just now, as all in it was acked:
+                        # list the lane again.
+                        break
                     yield item.lost
                     position = item.lost.end_seq
                 else:
@@ -114,8 +118,9 @@ def _name_of(found: Recovered, serial: int) -> str:
 
 
 def with_quarantined(view: BufferView, lane: LaneView) -> Iterator[Run | Lost]:
-    """All that can be read: of the segments, acked or not, and of the files kept aside;
-    each number once.
+    """All that can be read of segments and files kept aside, each number once.
+
+    Whether it was acked does not matter.
     """
     names = [name for name, _ in look_at_lane(view, lane).quarantined]
     parts = [
@@ -158,7 +163,7 @@ def _quarantined(view: BufferView, lane: LaneView, name: str) -> Iterator[Run]:
     try:
         file = SegmentFile(view.files, os.path.join(lane.path, name), named[2])
     except FileNotFoundError:
-        return  # given up meanwhile, for its room
+        return  # its owner has deleted it for its room
     decoder = Decoder()
     try:
         at, size = SEGMENT_HEADER_BYTES, file.size()

@@ -1,120 +1,44 @@
-"""`forebay bench`: the hot paths of this machine, each beside its yardstick, in under a
-minute.
+"""What `forebay bench` measures: the hot paths, each beside a yardstick.
 
-Every figure is a ratio of two times measured in one run, turn by turn, because absolute
-times on a shared machine mean little: ours over a yardstick that everybody knows (a
-copy, a deque, `cat`). What is timed is checked first. The same figures, in their long
-form, are the benches in bench/micro.
+The yardstick does the same work without the library: a copy, a deque, `cat`. What is
+timed is checked, outside of the time that counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from backpressure.buffer_manager import BufferManager
-from backpressure.cli.common import FAILED, OK, USAGE, exit_codes
+from backpressure.cli.bench.measurement import Figure
 from ringbuf import MessageRing, TokenBucket
 
-__all__ = ["Figure", "Measurement", "figures", "main", "measure"]
-
-# What the library promises on one core, with all policies on.
-_PROMISE = 10_000_000
-
-_CODES = {
-    OK: "every figure keeps its limit, and the buffer its promise",
-    FAILED: "a figure is over its limit, or the buffer below its promise",
-    USAGE: "the command line is wrong",
-}
+__all__ = ["figures"]
 
 _CHUNK = 1 << 20
 _SHORT_LINES = 400_000
 _LONG_LINES = 2_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One comparison. `ours` and `theirs` do their work once, check it, and return the
-    seconds that the timed part took.
-    """
-
-    name: str
-    yardstick: str
-    ours: Callable[[], float]
-    theirs: Callable[[], float]
-    #: The most that ours may take, in times of the yardstick; None: only the rate
-    #: counts.
-    limit: float | None
-    #: Events that `ours` carries; 0 where it makes no sense as a rate.
-    events: int
-    #: How often to measure the pair.
-    rounds: int
-    #: Removes what the figure has made on disk.
-    close: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The medians of a figure's rounds. `ratio` is the median of the ratios of each
-    pair.
-    """
-
-    figure: Figure
-    ours: float
-    theirs: float
-    ratio: float
-
-    @property
-    def rate(self) -> float:
-        """Events per second."""
-        return self.figure.events / self.ours
-
-    @property
-    def within(self) -> bool:
-        """Whether it keeps its limit."""
-        return self.figure.limit is None or self.ratio <= self.figure.limit
-
-
-def measure(figure: Figure) -> Measurement:
-    """Measure ours and the yardstick in turn; the first pair warms up and does not
-    count.
-    """
-    pairs = []
-    gc.collect()
-    for _ in range(figure.rounds + 1):
-        theirs = figure.theirs()
-        pairs.append((figure.ours(), theirs))
-    ours, theirs = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
-    return Measurement(
-        figure, ours, theirs, statistics.median(one / other for one, other in pairs[1:])
-    )
-
-
 @lru_cache(maxsize=1)
 def access_log(lines: int) -> list[bytes]:
-    """Lines like those of a real access log (237 bytes on average) in chunks of 1 MiB
-    that end with a line.
+    """Lines like those of a real access log, 237 bytes on average.
+
+    In chunks of at most 1 MiB that end with a line.
     """
     rng = np.random.default_rng(1)
     pad = (
-        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36 "
-        * 8
-    )
+        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+        b"Chrome/120.0.0.0 Safari/537.36 "
+    ) * 8
     block = []
     # Between the shortest and longest tenth of a real site's lines, with a tail of long
     # ones.
@@ -137,8 +61,9 @@ def access_log(lines: int) -> list[bytes]:
 
 
 def figures(*, long: bool = False) -> list[Callable[[], Figure]]:
-    """Makers of all figures: each is made when it is its turn, since some hold much
-    memory.
+    """Makers of all figures.
+
+    Each is made when it is its turn, since some hold much memory.
     """
     lines = _LONG_LINES if long else _SHORT_LINES
     makers = [
@@ -150,8 +75,8 @@ def figures(*, long: bool = False) -> list[Callable[[], Figure]]:
         _try_acquire,
     ]
     if sys.platform != "win32":
-        # The whole file also in the short form: of a shorter one's time Python's start
-        # would be the half.
+        # The whole file also in the short form: half the time of a shorter one would be
+        # Python's start.
         makers.append(lambda: _pump(access_log(lines) * (_LONG_LINES // lines)))
     return makers
 
@@ -342,7 +267,7 @@ def _try_acquire() -> Figure:
 
     idle = _idle(count)
 
-    # The loop itself is no part of either.
+    # The loop itself is subtracted from both.
     def ours() -> float:
         return loop(bucket.try_acquire) - idle
 
@@ -407,103 +332,6 @@ def _pump(chunks: list[bytes]) -> Figure:
 
 
 def _expect(holds: bool, complaint: str) -> None:
-    """As assert, and also under `python -O`."""
+    """As assert, but also under `python -O`."""
     if not holds:
         raise RuntimeError(f"the bench measures something wrong: {complaint}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The sub-command; the exit code is 0 where every figure keeps its limit."""
-    parser = argparse.ArgumentParser(
-        prog="forebay bench",
-        description="Measure the hot paths of this machine, each beside its yardstick. Run it while nothing else runs.",
-        epilog=exit_codes(_CODES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--long",
-        action="store_true",
-        help="2,000,000 lines instead of 400,000 (needs 2 GB of memory)",
-    )
-    parser.add_argument(
-        "--record",
-        metavar="FILE",
-        help="also write the table to FILE as Markdown, with date and host",
-    )
-    options = parser.parse_args(argv)
-    measurements: list[Measurement] = []
-    print(
-        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}"
-    )
-    row = "{:<42} {:>12} {:>10} {:>7} {:>7}  {}"
-    print(row.format("", "M events/s", "time", "ratio", "limit", "yardstick"))
-    good = True
-    per_batch = per_event = 0.0
-    for make in figures(long=options.long):
-        figure = make()
-        try:
-            measured = measure(figure)
-        finally:
-            figure.close()
-        measurements.append(measured)
-        good &= measured.within
-        if figure.limit is None:
-            per_event = measured.rate
-        per_batch = per_batch or measured.rate
-        print(
-            row.format(
-                figure.name,
-                f"{measured.rate / 1e6:.2f}" if figure.events else "",
-                _duration(measured.ours / max(figure.events, 1)),
-                f"{measured.ratio:.2f}",
-                "" if figure.limit is None else f"{figure.limit:.1f}",
-                figure.yardstick + ("" if measured.within else "   OVER ITS LIMIT"),
-            ),
-            flush=True,
-        )
-    print(f"\n{_PROMISE:,} events a second on one core, all policies on:")
-    for what, rate in (
-        ("per batch (1 MiB chunks of lines)", per_batch),
-        ("per event (one call for each)", per_event),
-    ):
-        verdict = "yes" if rate >= _PROMISE else "no"
-        print(f"  {what:<36} {verdict}, {rate:,.0f}")
-    if options.record:
-        Path(options.record).write_text(_markdown(measurements))
-    return OK if good and per_batch >= _PROMISE else FAILED
-
-
-def _markdown(measurements: Sequence[Measurement]) -> str:
-    """The table of a run, for bench/results."""
-    lines = [
-        f"{date.today()}, {platform.python_implementation()} {platform.python_version()}, {_processor()}, "
-        f"{os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "",
-        "| what | each | million a second | yardstick | ratio | limit |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
-    for one in measurements:
-        figure = one.figure
-        lines.append(
-            f"| {figure.name} | {_duration(one.ours / figure.events)} | {one.rate / 1e6:.1f} | {figure.yardstick} "
-            f"| {one.ratio:.2f} | {'' if figure.limit is None else figure.limit} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.machine()
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in cpuinfo.splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1e9:.1f} ns" if seconds < 1e-6 else f"{seconds * 1e6:.2f} us"

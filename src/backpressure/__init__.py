@@ -48,6 +48,7 @@ from backpressure.base.events import (
 )
 from backpressure.base.histogram import HistogramStats
 from backpressure.base.priority import Priority
+from backpressure.base.version import version as _version
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
@@ -149,6 +150,13 @@ __all__ = [
 
 # What is imported by its own name: `import backpressure.http`.
 _SUBMODULES = ("http", "logging", "metrics", "sinks", "sources", "spill", "testing")
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _version()
 
 
 def __dir__() -> list[str]:

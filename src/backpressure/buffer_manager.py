@@ -11,8 +11,8 @@ other in policies/control_loop.py.
 Thread safety. Every method may be called from any thread. The policies are evaluated by
 the calls that pass by; a buffer with a directory has one thread of its own, the
 spiller, and event handlers have one, which event_dispatcher.py starts when it needs it.
-A forked child finds its parent's buffer closed where that has a directory. No lock is
-held while a handler, a sink or a source runs.
+A forked child finds its parent's buffer closed and empty. No lock is held while a
+handler, a sink or a source runs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.errors import BufferClosed
 from backpressure.base.events import EventType, Tuned
 from backpressure.base.priority import PRIORITY_LEVELS, Priority
-from backpressure.base.validation import timeout_seconds
+from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer.disk_tier import DiskTier
-from backpressure.buffer.intake import Intake
+from backpressure.buffer.event_dispatcher import EventDispatcher
+from backpressure.buffer.intake import FORKED, Intake
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.outlet import Outlet
 from backpressure.buffer.reporter import EventReporter
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BufferManager"]
 
+# Of a lane that nothing will ever come into (bytes).
+_SMALLEST_LANE: Final = 4096
 # A wait of `close` looks again at least this often (seconds).
 _LONGEST_WAIT: Final = 1.0
 _PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
@@ -155,7 +160,7 @@ class BufferManager:
             now=clock.now,
             reporter=self._reporter,
         )
-        self._closed = False
+        self._closed = self._forked = False
         self._close_lock = threading.Lock()
         _buffers.add(self)
         if self._disk is not None:
@@ -192,7 +197,7 @@ class BufferManager:
         self,
         events: Sequence[bytes | str] | Any,
         priority: int = Priority.NORMAL,
-        timeout: float | None = 0.0,
+        timeout: float | NotGiven | None = NOT_GIVEN,
     ) -> Admission:
         """Offer events; returns how many were accepted, always a prefix of what was
         given.
@@ -201,20 +206,20 @@ class BufferManager:
             (one item, one event), or an Arrow binary or string array.
         priority: a Priority, or an int from 1 (most urgent) to 5.
         timeout: seconds to wait for room or tokens. 0 never waits, None waits as long
-            as needed.
+            as needed. Not given: None with `when_full=BLOCK`, else 0.
 
         Raises InvalidEvents (EventTooLarge for an event that its lane can never hold)
         and BufferClosed; in both cases nothing was accepted.
         """
-        seconds = timeout_seconds(timeout)
         intake = self._intake
+        seconds = intake.seconds(timeout)
         return intake.finish(intake.pending_events(events, priority), seconds)
 
     def add_lines(
         self,
         chunk: Any,
         priority: int = Priority.NORMAL,
-        timeout: float | None = 0.0,
+        timeout: float | NotGiven | None = NOT_GIVEN,
         final: bool = True,
         *,
         max_event_bytes: int | None = None,
@@ -230,8 +235,8 @@ class BufferManager:
         priority, timeout, errors: as for `add_events`. `consumed` of the Admission
             tells how many bytes of the chunk were taken.
         """
-        seconds = timeout_seconds(timeout)
         intake = self._intake
+        seconds = intake.seconds(timeout)
         pending = intake.pending_lines(chunk, priority, final, max_event_bytes)
         return intake.finish(pending, seconds)
 
@@ -290,14 +295,38 @@ class BufferManager:
                 return True
         return False
 
-    def _left_behind(self) -> None:
-        """In a forked child: the directory, the threads and the events are the
-        parent's.
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the events, the directory and the threads are the
+        parent's, and its threads may have held any lock. What is left here is a closed
+        buffer with nothing in it.
         """
+        self._forked = True
+        self._intake.forked = self._outlet.forked = True
+        self._intake.closing = self._outlet.closing = True
+        self._set_closed()
+        self._close_lock = threading.Lock()
+        for wakeup in (self._ready, self._room, self._hold.wakeup):
+            wakeup.forget_waiters()
+        self._notifications = EventDispatcher()
+        self._notifications.end()
         if self._disk is not None:
-            self._intake.closing = self._outlet.closing = True
-            self._set_closed()
             self._disk.directory.close()
+
+    @cached_property
+    def _empty(self) -> BufferManager:
+        """In a forked child: whose stats stand for the parent's buffer."""
+        config = self.config
+        empty = BufferManager(
+            BufferConfig(
+                lane_bytes=_SMALLEST_LANE,
+                circuit_breaker=config.circuit_breaker,
+                monitor=config.monitor,
+                batching=config.batching,
+                flow_control=config.flow_control,
+            )
+        )
+        empty.close(timeout=0)
+        return empty
 
     # ------------------------------------------------------------ policies
 
@@ -324,7 +353,7 @@ class BufferManager:
         """Whether the monitor sees the buffer under pressure now: a producer that can
         slow down should.
         """
-        return self._watch.tick(self._now()).active
+        return not self._forked and self._watch.tick(self._now()).active
 
     def is_circuit_breaker_open(self) -> bool:
         """Whether the sink is not being called at all."""
@@ -334,6 +363,7 @@ class BufferManager:
         """Set the admitted rate (events per second) at once. `by`: who, for the log and
         the event, which is returned.
         """
+        self._check_own()
         old = self._control.flow.metrics().rate_limit
         self._control.flow.set_rate(rate)
         return self._reporter.tuned("flow_control_rate", old, float(rate), by)
@@ -342,21 +372,28 @@ class BufferManager:
         """Set the batch size (events) at once; the adaptive law goes on from there.
         `by`: as above.
         """
+        self._check_own()
         old = self._control.batching.batch_size
         self._control.batching.adjust(size)
         return self._reporter.tuned("batch_size", old, size, by)
 
     def adjust_burst_size(self, events: int, *, by: str = "code") -> Tuned:
         """Set how many events may enter at one moment. `by`: as above."""
+        self._check_own()
         old = self._control.flow.metrics().burst
         self._control.flow.set_burst(events)
         return self._reporter.tuned("burst_size", old, events, by)
 
     def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
         """Close the circuit and forget its failures. `by`: as above."""
+        self._check_own()
         old = self._control.breaker.state
         self._control.breaker.reset()
         return self._reporter.tuned("circuit_breaker", old.name, State.CLOSED.name, by)
+
+    def _check_own(self) -> None:
+        if self._forked:
+            raise BufferClosed(FORKED)
 
     def on(self, event_type: EventType, handler: Callable[[Any], object]) -> Callable[[], None]:
         """Call `handler(event)` at each event of that type; returns a function that
@@ -377,12 +414,14 @@ class BufferManager:
     @property
     def resident(self) -> int:
         """How many accepted events are not acked, dropped or given up yet."""
-        return sum(lane.resident for lane in self._lanes)
+        return 0 if self._forked else sum(lane.resident for lane in self._lanes)
 
     def positions(self) -> tuple[int, ...]:
         """The number that each lane's next event gets, the most urgent lane first: what
         was added before this call has lower ones.
         """
+        if self._forked:
+            return (0,) * len(self._lanes)
         return tuple(lane.ring.next_seq for lane in self._lanes)
 
     @cached_property
@@ -395,6 +434,8 @@ class BufferManager:
     def stats(self) -> BufferStats:
         """A frozen snapshot of everything: see `BufferStats`."""
         now = self._now()
+        if self._forked:
+            return replace(self._empty.stats(), at=now, closed_by="fork")
         return BufferStats(
             at=now,
             **sum_lanes([lane.stats(now) for lane in self._lanes]),
@@ -404,6 +445,7 @@ class BufferManager:
             handler_errors=self._notifications.handler_errors,
             handler_overflows=self._notifications.overflows,
             closed=self._closed,
+            closed_by="close" if self._closed else None,
             pressure=self._control.monitor.evaluate(),
             circuit_breaker=self._control.breaker.metrics(),
             batching=self._control.batching.metrics(),
@@ -421,6 +463,8 @@ class BufferManager:
         In memory only nothing is written. A batch that waits to fill goes out at once.
         Raises DiskFull or DiskFailed; the same call may be tried again.
         """
+        if self._forked:
+            return
         self._hold.flush()
         if self._disk is not None and not self._closed:
             self._disk.flush()
@@ -428,8 +472,10 @@ class BufferManager:
 
     @property
     def dead_letters(self) -> DeadLetterStore | None:
-        """The events that were given up after `max_attempts`; None in memory only."""
-        return None if self._disk is None else self._disk.dead_letters
+        """The events that were given up after `max_attempts`; None in memory only, and
+        in a forked child.
+        """
+        return None if self._disk is None or self._forked else self._disk.dead_letters
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
         """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for
@@ -440,6 +486,8 @@ class BufferManager:
         Returns the last stats. A second call only returns them.
         """
         seconds = timeout_seconds(timeout)
+        if self._forked:
+            return self.stats()
         self._intake.closing = self._outlet.closing = True
         self._room.notify()
         self._hold.close()
@@ -466,6 +514,13 @@ class BufferManager:
     def _set_closed(self) -> None:
         self._closed = self._intake.closed = self._outlet.closed = True
 
+    def __len__(self) -> int:
+        """How many events are resident; a buffer without any is true all the same."""
+        return self.resident
+
+    def __bool__(self) -> Literal[True]:
+        return True
+
     def __enter__(self) -> BufferManager:
         return self
 
@@ -480,6 +535,8 @@ class BufferManager:
         return False
 
     def __repr__(self) -> str:
+        if self._forked:
+            return "<BufferManager of the parent process>"
         state = "closed" if self._closed else "closing" if self.closing else "open"
         return f"<BufferManager {state}, {self.resident} events resident>"
 
@@ -487,10 +544,10 @@ class BufferManager:
 _buffers: weakref.WeakSet[BufferManager] = weakref.WeakSet()
 
 
-def _leave_behind_all() -> None:
+def _leave_all_to_parent() -> None:
     for buffer in list(_buffers):
-        buffer._left_behind()
+        buffer._leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_behind_all)
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from backpressure import (
     EventTooLarge,
     EventType,
     Priority,
+    WhenFull,
 )
 from ringbuf import MessageRing
 from tests.support.buffers import EVENT, SMALL, drain
@@ -330,3 +334,48 @@ def test_a_caller_may_allow_less_in_a_line_than_the_lane_does() -> None:
             buffer.add_lines(b"1\n123456\n", max_event_bytes=5)
         assert (caught.value.index, caught.value.limit) == (1, 5)
         buffer.close(timeout=0)
+
+
+def test_a_buffers_length_is_what_it_owes() -> None:
+    with BufferManager() as buffer:
+        assert len(buffer) == 0
+        assert bool(buffer) is True
+        buffer.add_events([b"a", b"b"])
+        assert len(buffer) == 2
+        assert repr(buffer) == "<BufferManager open, 2 events resident>"
+        batch = buffer.get_batch(1)
+        assert batch is not None
+        assert len(buffer) == 2
+        batch.ack()
+        assert len(buffer) == 1
+        buffer.close(timeout=0)
+        assert repr(buffer) == "<BufferManager closed, 0 events resident>"
+
+
+def test_an_admission_is_true_where_nothing_was_rejected() -> None:
+    with BufferManager(BufferConfig(lane_bytes=4096)) as buffer:
+        assert buffer.add_events([b"x"])
+        assert buffer.add_events([])
+        assert not buffer.add_events([bytes(500)] * 100)
+        buffer.close(timeout=0)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_batch_has_one_holder(copied: Callable[[object], object]) -> None:
+    with BufferManager() as buffer:
+        buffer.add_events([b"one"])
+        batch = buffer.get_batch()
+        assert batch is not None
+        with pytest.raises(TypeError, match="only one holder can ack it"):
+            copied(batch)
+        assert buffer.get_batch() is None, "a copy gave it back"
+        batch.ack()
+
+
+def test_an_enum_may_be_given_by_its_value() -> None:
+    config = BufferConfig(when_full="drop_oldest")  # type: ignore[arg-type]
+    assert config.when_full is WhenFull.DROP_OLDEST
+    with pytest.raises(ConfigError, match="when_full: must be one of block, reject"):
+        BufferConfig(when_full="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="durability"):
+        BufferConfig(durability=3)  # type: ignore[arg-type]

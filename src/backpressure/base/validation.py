@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TypeGuard
+from enum import Enum
+from typing import Final, TypeGuard
 
 from backpressure.base.errors import ConfigError
 
 __all__ = [
+    "NOT_GIVEN",
+    "NotGiven",
     "check_bool",
     "check_fields",
     "check_kind",
@@ -88,6 +91,19 @@ def timeout_seconds(timeout: object, name: str = "timeout") -> float:
             f"{name} must be a number of seconds from 0 on, or None for no limit, not {timeout!r}"
         )
     return float(timeout) if timeout <= sys.float_info.max else math.inf
+
+
+class NotGiven(Enum):
+    """The type of `NOT_GIVEN`."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+#: A timeout that the caller leaves to the callee.
+NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 
 def check_outcomes(ok: int, failed: int) -> None:

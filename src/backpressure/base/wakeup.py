@@ -26,6 +26,12 @@ class Wakeup:
         # lock.
         self._listeners: tuple[Callable[[], object], ...] = ()
 
+    def forget_waiters(self) -> None:
+        """In a forked child: what waits here, or holds the lock, is the parent's."""
+        self._condition = threading.Condition()
+        self._waiting = 0
+        self._listeners = ()
+
     def notify(self) -> None:
         """Wake all that wait."""
         if self._waiting:

@@ -31,6 +31,8 @@ class Admission(NamedTuple):
     where that is not known. `first_seq`: the lane's number of the first accepted event,
     None where none was. `consumed`: for `add_lines`, how many bytes of the chunk were
     taken: go on at `chunk[admission.consumed:]`.
+
+    It is true where nothing was rejected: `if not buffer.add_events(events): …`.
     """
 
     accepted: int
@@ -39,6 +41,10 @@ class Admission(NamedTuple):
     retry_after: float = 0.0
     first_seq: int | None = None
     consumed: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether nothing was rejected."""
+        return not self.rejected
 
     def raise_for_rejection(self) -> None:
         """Raise what says why events were rejected; nothing where all were accepted.

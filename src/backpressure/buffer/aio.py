@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import Priority
-from backpressure.base.validation import timeout_seconds
+from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 
@@ -47,17 +47,18 @@ class AsyncBuffer:
         self,
         events: Sequence[bytes | str] | Any,
         priority: int = Priority.NORMAL,
-        timeout: float | None = 0.0,
+        timeout: float | NotGiven | None = NOT_GIVEN,
     ) -> Admission:
         """As `BufferManager.add_events`."""
-        seconds = timeout_seconds(timeout)
-        return await self._finish(self._buffer._intake.pending_events(events, priority), seconds)
+        intake = self._buffer._intake
+        seconds = intake.seconds(timeout)
+        return await self._finish(intake.pending_events(events, priority), seconds)
 
     async def add_lines(
         self,
         chunk: Any,
         priority: int = Priority.NORMAL,
-        timeout: float | None = 0.0,
+        timeout: float | NotGiven | None = NOT_GIVEN,
         final: bool = True,
         *,
         max_event_bytes: int | None = None,
@@ -66,8 +67,9 @@ class AsyncBuffer:
         """As `BufferManager.add_lines`. Waiting ends early where `stop()` holds; what
         makes it hold calls `BufferManager.wake_waiters`.
         """
-        seconds = timeout_seconds(timeout)
-        pending = self._buffer._intake.pending_lines(chunk, priority, final, max_event_bytes)
+        intake = self._buffer._intake
+        seconds = intake.seconds(timeout)
+        pending = intake.pending_lines(chunk, priority, final, max_event_bytes)
         return await self._finish(pending, seconds, stop)
 
     async def get_batch(
@@ -129,19 +131,34 @@ class AsyncBuffer:
         """Press on with an add for that long; what became of it."""
         intake = self._buffer._intake
         try:
-            if not pending.advance():
-                deadline = pending.deadline(seconds)
+            if not pending.advance() and seconds > 0:
+                deadline = time.monotonic() + seconds
                 intake.hurry_disk()
                 while (left := deadline - time.monotonic()) > 0:
                     await _sleep(intake.room_waiter(pending).unless(stop), left)
                     if pending.advance() or intake.closing or stop():
                         break
         finally:
-            # Also when cancelled: the books must show what became of every event.
+            # Also when cancelled: the books show what became of every event, and what
+            # is in is as durable as was promised.
             admission = pending.admission()
-        if intake.awaits_disk(pending):
-            await asyncio.to_thread(intake.wait_durable, pending)
+            if intake.awaits_disk(pending):
+                await _uncancelled(asyncio.to_thread(intake.wait_durable, pending))
         return admission
+
+
+async def _uncancelled(work: Coroutine[Any, Any, object]) -> None:
+    """Await `work` to its end; a cancellation that comes meanwhile is raised then."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 class EventFeed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -181,6 +181,13 @@ class Batch:
             else:
                 self.nack(error)
         return False
+
+    def __reduce__(self) -> NoReturn:
+        # A copy, or what a pickle makes, would be a second owner of the same events.
+        raise TypeError(
+            "a batch cannot be copied or pickled, since only one holder can ack it: "
+            "copy its events (batch.tolist(), batch.join()) instead"
+        )
 
     def __del__(self) -> None:
         # No lock may be taken here: a collection can run in the middle of a method that

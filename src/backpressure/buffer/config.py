@@ -37,8 +37,8 @@ _LONGEST_SECONDS = 86_400.0
 class WhenFull(Enum):
     """What becomes of an event whose lane is full."""
 
-    #: The call waits for room: as long as its `timeout` says, and for ever where that
-    #: is 0 or None.
+    #: The call waits for room: as long as its `timeout` says, and as long as needed
+    #: where none is given.
     BLOCK = "block"
     #: The call returns; its Admission says how many were accepted and why not more.
     REJECT = "reject"
@@ -124,8 +124,8 @@ class BufferConfig:
                 f"must be at least retry_backoff ({self.retry_backoff}), "
                 f"not {self.max_retry_backoff}",
             )
-        check_kind(self, WhenFull, "when_full")
-        check_kind(self, Durability, "durability")
+        self._read_text("when_full", WhenFull)
+        self._read_text("durability", Durability)
         check_bool(self, "ring_checksums")
         check_kind(self, CircuitBreakerConfig, "circuit_breaker")
         check_kind(self, BackpressureMonitorConfig, "monitor")
@@ -143,6 +143,16 @@ class BufferConfig:
                 "directory",
                 f"must be a path, or None for a buffer in memory only, not {self.directory!r}",
             )
+
+    def _read_text(self, name: str, kind: type[Enum]) -> None:
+        """Take an enum's value for its member, as files and dictConfig give it."""
+        value = getattr(self, name)
+        if isinstance(value, str) and not isinstance(value, kind):
+            values = [member.value for member in kind]
+            if value not in values:
+                raise ConfigError(name, f"must be one of {', '.join(values)}, not {value!r}")
+            object.__setattr__(self, name, kind(value))
+        check_kind(self, kind, name)
 
     @property
     def longest_backoff(self) -> float:

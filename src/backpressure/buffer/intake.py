@@ -8,12 +8,14 @@ it; `PendingAdd` does that, and comes back to the intake once for each push (`ar
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import check_priority
+from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch_hold import BatchHold
@@ -26,7 +28,13 @@ from backpressure.buffer.reporter import EventReporter
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
 
-__all__ = ["Intake"]
+__all__ = ["FORKED", "Intake"]
+
+#: What a forked child is told.
+FORKED: Final = (
+    "this process was forked from the one that made the buffer, and the buffer and its events "
+    "stay there: make a buffer in this process"
+)
 
 
 class Intake:
@@ -51,11 +59,14 @@ class Intake:
     ) -> None:
         self.lanes: Final = lanes
         self.control: ControlLoop = control
-        self.blocks = when_full is WhenFull.BLOCK
+        # What a timeout that is not given comes to, in seconds.
+        self._patience = math.inf if when_full is WhenFull.BLOCK else 0.0
         #: No event is accepted any more.
         self.closing = False
         #: What the lanes hold in memory was given up: nothing may come in behind that.
         self.closed = False
+        #: This process was forked from the one that made the buffer.
+        self.forked = False
         self._drops = when_full is WhenFull.DROP_OLDEST
         self._watch = watch
         self._hold = hold
@@ -86,22 +97,32 @@ class Intake:
 
     def _open_lane(self, priority: int) -> Lane:
         if self.closing:
-            raise BufferClosed("the buffer is closed: it accepts no more events")
+            raise BufferClosed(
+                FORKED if self.forked else "the buffer is closed: it accepts no more events"
+            )
         return self.lanes[check_priority(priority) - 1]
 
     # ------------------------------------------------------------ an add goes on
 
+    def seconds(self, timeout: float | NotGiven | None) -> float:
+        """How long an add waits for room or tokens."""
+        return self._patience if timeout is NOT_GIVEN else timeout_seconds(timeout)
+
     def finish(self, pending: PendingAdd, seconds: float) -> Admission:
         """Press on with an add for that long, in this thread; what became of it."""
-        if not pending.advance():
-            deadline = pending.deadline(seconds)
-            self.hurry_disk()
-            while (left := deadline - time.monotonic()) > 0:
-                self.room_waiter(pending).wait(left)
-                if pending.advance() or self.closing:
-                    break
-        admission = pending.admission()
-        self.wait_durable(pending)
+        try:
+            if not pending.advance() and seconds > 0:
+                deadline = time.monotonic() + seconds
+                self.hurry_disk()
+                while (left := deadline - time.monotonic()) > 0:
+                    self.room_waiter(pending).wait(left)
+                    if pending.advance() or self.closing:
+                        break
+        finally:
+            # Also where a signal's handler raises: the books show what became of every
+            # event, and what is in is as durable as was promised.
+            admission = pending.admission()
+            self.wait_durable(pending)
         return admission
 
     def hurry_disk(self) -> None:

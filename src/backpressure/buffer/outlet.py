@@ -14,6 +14,7 @@ from backpressure.base.errors import BufferClosed
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.batch_hold import BatchHold
+from backpressure.buffer.intake import FORKED
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.reporter import EventReporter
 from backpressure.buffer.scheduler import LaneScheduler
@@ -54,6 +55,8 @@ class Outlet:
         self.closing = False
         #: Nothing comes any more: where no lane has anything, `get_batch` raises.
         self.closed = False
+        #: This process was forked from the one that made the buffer.
+        self.forked = False
         self._control = control
         self._watch = watch
         self._hold = hold
@@ -87,6 +90,8 @@ class Outlet:
             isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1
         ):
             raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        if self.forked:
+            raise BufferClosed(FORKED)
         control, hold = self._control, self._hold
         now = self._now()
         if now >= control.next_tick:
@@ -139,6 +144,8 @@ class Outlet:
 
     def settle(self, batch: Batch, ok: bool, error: BaseException | str | None) -> None:
         """What `Batch.ack` and `Batch.nack` call."""
+        if self.forked:
+            raise BufferClosed(FORKED)
         control, handout = self._control, batch._handout
         now = self._now()
         lane, events = handout.lane, len(handout.messages)
@@ -163,6 +170,8 @@ class Outlet:
 
     def batch_waiter(self, max_events: int | None) -> Waiter:
         """What a consumer that got nothing sleeps on."""
+        if self.forked:
+            return Waiter(self._ready, lambda: True, 0.0)
         left = self._hold.seconds_left()
         if left > 0.0:
             asked = max_events if max_events is not None else self._control.batch_size

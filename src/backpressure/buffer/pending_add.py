@@ -6,7 +6,6 @@ caller, which is a thread in `Intake` and a coroutine in `AsyncBuffer`.
 
 from __future__ import annotations
 
-import time
 from typing import Final, Protocol
 
 from backpressure.base.reasons import RejectReason
@@ -31,8 +30,6 @@ class AddPort(Protocol):
 
     #: No event is accepted any more.
     closing: bool
-    #: A full lane is waited for however short the timeout.
-    blocks: bool
     control: ControlLoop
 
     def arrived(self, lane: Lane, first_seq: int) -> None:
@@ -116,11 +113,6 @@ class PendingAdd:
             elif self._reason is not None:
                 return False
         return True
-
-    def deadline(self, seconds: float) -> float:
-        """Until when to press on, in `time.monotonic` seconds."""
-        blocks = self._port.blocks and self._reason in ("full", "delay")
-        return float("inf") if seconds == 0 and blocks else time.monotonic() + seconds
 
     def may_advance(self) -> bool:
         """Whether `advance` could push something now: for a look before a sleep."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.base.validation import timeout_seconds
-from backpressure.buffer.config import Durability, WhenFull
+from backpressure.buffer.config import Durability
 
 if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager
@@ -34,14 +34,10 @@ _STOCK: Final = 64
 # The stocks of all priorities together never hold back more than 2 % of the burst from
 # others.
 _LEAST_BURST: Final = 256
-# A timeout that is over at once. With WhenFull.BLOCK, a plain 0 would wait for ever.
-_NOW: Final = 1e-9
 
 
 class SingleEventWriter:
-    """Adds single events to `buffer`; `timeout` as for `add_events`, but 0 never waits,
-    whatever `when_full` says.
-    """
+    """Adds single events to `buffer`; `timeout` as for `add_events`."""
 
     def __init__(self, buffer: BufferManager, timeout: float | None = 0.0) -> None:
         timeout_seconds(timeout)
@@ -49,7 +45,7 @@ class SingleEventWriter:
         self._buffer = buffer
         self._intake = intake = buffer._intake
         self._lanes = intake.lanes
-        self._timeout = _NOW if timeout == 0 and config.when_full is WhenFull.BLOCK else timeout
+        self._timeout = timeout
         self._stock: tuple[deque[None], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
         # Each COMMIT is for add_events to wait for.
         quick = config.durability is Durability.PROCESS

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from backpressure.base.frozen_dict import FrozenDict
 from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchMetrics
 from backpressure.policies.backpressure_monitor import Pressure
@@ -51,6 +51,9 @@ class BufferStats:
     #: Events not handed to handlers, because those before them took too long.
     handler_overflows: int
     closed: bool
+    #: By `close()`, or by a fork, in whose child the parent's buffer is closed; None: it
+    #: is open.
+    closed_by: Literal["close", "fork"] | None
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
     #: Given up, in this run or an earlier one, and neither replayed nor purged; None:
@@ -91,10 +94,10 @@ def sum_lanes(lanes: Sequence[LaneStats]) -> dict[str, Any]:
         dropped.update(lane.dropped)
     return {
         **{name: sum(getattr(lane, name) for lane in lanes) for name in _SUMS},
-        "rejected": MappingProxyType(dict(rejected)),
-        "dropped": MappingProxyType(dict(dropped)),
+        "rejected": FrozenDict(dict(rejected)),
+        "dropped": FrozenDict(dict(dropped)),
         "oldest_age": max(lane.oldest_age for lane in lanes),
-        "lanes": MappingProxyType({lane.priority: lane for lane in lanes}),
+        "lanes": FrozenDict({lane.priority: lane for lane in lanes}),
         "disk": _sum_disk_stats(lane.disk for lane in lanes),
     }
 

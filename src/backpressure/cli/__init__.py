@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from backpressure.base.version import version
 from backpressure.cli.common import OK, USAGE, say
 
 __all__ = ["main"]
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(_COMMANDS[arguments[0]][0])
         return int(module.main(arguments[1:]))
     if arguments[:1] == ["--version"]:
-        print(f"forebay {_version()}")
+        print(f"forebay {version()}")
         return OK
     if arguments[:1] in (["-h"], ["--help"]):
         print(_usage())
@@ -65,15 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"unknown command {arguments[0]!r}")
     print(_usage(), file=sys.stderr)
     return USAGE
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("forebay")
-    except PackageNotFoundError:
-        return "(run from its source, not installed)"
 
 
 def _usage() -> str:

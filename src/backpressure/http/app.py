@@ -14,13 +14,13 @@ takes some microseconds, and what takes longer yields to others in between.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from backpressure.base.version import version
 from backpressure.buffer_manager import BufferManager
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
@@ -75,7 +75,7 @@ def create_app(
     app = _App(
         buffer,
         title=_TITLE,
-        version=_version(),
+        version=version(),
         description=_DESCRIPTION,
         openapi_url="/buffer/openapi.json",
         # They load scripts from elsewhere.
@@ -105,10 +105,3 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
         place = [str(part) for part in one["loc"]]
         details.append(f"{'.'.join(place[1:]) or place[0]}: {one['msg']}")
     return JSONResponse(Problem(detail="; ".join(details)).model_dump(), 422)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("forebay")
-    except metadata.PackageNotFoundError:
-        return "0"

@@ -72,9 +72,10 @@ class _Lines:
     ) -> None:
         self._buffer = buffer
         self._priority = query.priority
-        # A buffer that blocks would wait for ever where the timeout is 0.
+        # For ever is too long for a connection.
         blocks = buffer.config.when_full is WhenFull.BLOCK
-        self._timeout = LONGEST_WAIT if blocks and query.timeout == 0 else query.timeout
+        patience = LONGEST_WAIT if blocks else 0.0
+        self._timeout = patience if query.timeout is None else query.timeout
         self._largest = max_event_bytes
         self._uploads = uploads
         self._held: list[bytes] = []

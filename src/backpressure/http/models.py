@@ -68,7 +68,7 @@ def _type_of(hint: Any) -> Any:
         return reduce(or_, [_type_of(arg) for arg in args])
     if origin is tuple:
         return list[reduce(or_, {_type_of(arg) for arg in args if arg is not ...})]  # type: ignore[misc]
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return dict[str, _type_of(args[1])]  # type: ignore[misc]
     return hint
 
@@ -137,12 +137,15 @@ class IngestQuery(_Request):
         le=PRIORITY_LEVELS,
         description="1, the most urgent, to 5",
     )
-    timeout: float = Field(
-        default=0.0,
+    timeout: float | None = Field(
+        default=None,
         ge=0,
         le=LONGEST_WAIT,
         allow_inf_nan=False,
-        description="seconds to wait for room or tokens",
+        description=(
+            "seconds to wait for room or tokens; not given: 0, "
+            f"or {LONGEST_WAIT:g} where the buffer blocks (`when_full`)"
+        ),
     )
 
 

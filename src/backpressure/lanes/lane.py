@@ -18,10 +18,10 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import Counter, deque
-from types import MappingProxyType
 from typing import Final
 
 from backpressure.base.errors import BatchStateError, BufferClosed
+from backpressure.base.frozen_dict import FrozenDict
 from backpressure.base.histogram import EVENTS, SECONDS, Histogram
 from backpressure.base.reasons import DropReason, RejectReason
 from backpressure.lanes.handout import Handout, TakenMessages
@@ -253,10 +253,10 @@ class Lane:
                 priority=self.priority,
                 offered=accepted + self._rejected.total(),
                 accepted=accepted,
-                rejected=MappingProxyType(dict(self._rejected)),
+                rejected=FrozenDict(dict(self._rejected)),
                 acked=self._acked,
                 dead_lettered=self._dead_lettered,
-                dropped=MappingProxyType(dict(self._dropped)),
+                dropped=FrozenDict(dict(self._dropped)),
                 resident=waiting + self._in_flight + self._retrying,
                 waiting=waiting,
                 in_flight=self._in_flight,

@@ -42,10 +42,10 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, get_args
 
 from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.frozen_dict import FrozenDict
 from backpressure.base.validation import check_bool, check_fields, check_number, check_positive
 from backpressure.policies.adaptive_batch_manager.affine_fit import AffineFit
 from backpressure.policies.adaptive_batch_manager.samples import BatchSamples, Period
@@ -281,7 +281,7 @@ class AdaptiveBatchManager:
                 batches=self._samples.batches,
                 events=self._samples.events,
                 linger=self.linger,
-                flushes=MappingProxyType(dict(self._flushes)),
+                flushes=FrozenDict(dict(self._flushes)),
                 **self._changes,
             )
 

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from ringbuf import LatencyHistogram, MessageRing, Messages, RingBuffer
 from ringbuf._core.pinning import pins
-from ringbuf._messages.columns import Gathered
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.gathered import Gathered
+from ringbuf._messages.lines import count_lines
 from tests.support.arrow import RELEASE, HandMade
 from tests.support.threads import background, until
 

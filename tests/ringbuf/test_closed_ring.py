@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 from tests.support.threads import until
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.

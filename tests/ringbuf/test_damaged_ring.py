@@ -146,7 +146,9 @@ def test_damage_anywhere_is_refused_or_does_no_harm(
         path.unlink()
     assert len(refused) > 100
     # Or slots say nothing of sense in every seat there is.
-    assert all("is damaged" in message or "seats are taken" in message for message in refused)
+    assert all(
+        "is damaged" in message or "participant slots are taken" in message for message in refused
+    )
 
 
 def work_on_records(path: Path, rng: random.Random) -> None:

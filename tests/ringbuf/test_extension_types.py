@@ -18,7 +18,7 @@ import copy, importlib, pickle, pkgutil, sys
 
 import ringbuf
 from ringbuf import MessageRing, RingBuffer, TokenBucket, RateWindow, LatencyHistogram
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 
 SKIPPED = {
     "__class__", "__dir__", "__doc__", "__init_subclass__", "__new__", "__sizeof__", "__subclasshook__",

@@ -31,7 +31,7 @@ pytestmark = [
 
 #: Longer than the pause between two looks for the dead.
 _A_LOOK = 0.002
-SEATS = 32
+PARTICIPANTS = 32
 
 
 def in_child(work: Callable[[], object]) -> str:
@@ -116,9 +116,9 @@ def limits() -> Iterator[None]:
 
 
 def test_who_only_attaches_uses_no_seat(tmp_path: Path, ring: MessageRing) -> None:
-    others = [MessageRing.attach(tmp_path / "ring") for _ in range(SEATS + 8)]
+    others = [MessageRing.attach(tmp_path / "ring") for _ in range(PARTICIPANTS + 8)]
     assert participants(ring) == 1
-    assert [len(other) for other in others] == [10] * (SEATS + 8)
+    assert [len(other) for other in others] == [10] * (PARTICIPANTS + 8)
     assert others[-1].next_seq == others[0].count() == 10
     others[3].take(1)
     assert participants(ring) == 2
@@ -157,12 +157,14 @@ def test_the_first_use_says_that_all_seats_are_taken_and_the_next_tries_again(
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
     ):
         path = tmp_path / "shared"
-        rings: list[Any] = [make(path) for _ in range(SEATS)]
+        rings: list[Any] = [make(path) for _ in range(PARTICIPANTS)]
         for ring in rings:
             use(ring)
         late = make(path)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"all 32 seats are taken.*fewer processes"):
+            with pytest.raises(
+                RuntimeError, match=r"all 32 participant slots are taken.*fewer processes"
+            ):
                 use(late)
         assert in_child(lambda: use(rings[0])).startswith("RuntimeError: ")  # noqa: B023
         rings.pop().close()

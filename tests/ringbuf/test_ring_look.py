@@ -206,9 +206,9 @@ def test_another_boot(a_ring: Path) -> None:
     [
         (0, b"X", False, "is not a file of ringbuf"),
         (70, b"X", False, "the checksum of its header"),
-        (60, b'{"granules": 65}', True, "speaks of 65 granules"),
+        (60, b'{"granules": 65}', True, "has 65 granules"),
         (60, b'{"granules":128}', True, "too small for 128 granules"),
-        (60, b'{"granules":"a"}', True, "speaks of 'a' granules"),
+        (60, b'{"granules":"a"}', True, "has 'a' granules"),
         (PAGE + layout(64)[0] + 4, b"\xff\xff", False, "its positions make no sense"),
         (PAGE + layout(64)[0] + 64 + 4, b"\xff", False, "its positions make no sense"),
         (PAGE + layout(64)[0] + 128, bytes(8), False, "its positions make no sense"),

@@ -17,7 +17,8 @@ import pytest
 
 from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Salvage, SharedFileError, salvage
-from ringbuf._messages.ring import data_offset, layout_of, positions_offset
+from ringbuf._messages.file import read_meta
+from ringbuf._messages.file_positions import layout
 from ringbuf._messages.salvage import hash_of
 from ringbuf._shared.shared_file import FORMAT
 from tests.torture.ring_images import one_life
@@ -130,7 +131,7 @@ def contents(found: Salvage, start: int = 0, end: int | None = None) -> dict[int
 
 
 def data_of(path: Path, granules: int) -> int:
-    return 4096 + data_offset(granules)
+    return 4096 + layout(granules)[2]
 
 
 def test_what_a_push_leaves_in_the_file(path: Path) -> None:
@@ -140,7 +141,7 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     raw = path.read_bytes()
     length = struct.unpack_from("<I", raw, 56)[0]
     meta = json.loads(raw[60 : 60 + length])
-    granules, key = layout_of("", meta, len(raw) - 4096)
+    granules, key = read_meta("", meta, len(raw) - 4096)
     assert granules == 64
     assert key is not None
     frame = bytearray(raw[data_of(path, 64) :][:64])
@@ -169,10 +170,10 @@ def test_seals_of_large_frames_are_what_python_says(path: Path) -> None:
         assert ring.push_many(messages) == len(messages)
         raw = path.read_bytes()
         length = struct.unpack_from("<I", raw, 56)[0]
-        _, key = layout_of("", json.loads(raw[60 : 60 + length]), len(raw) - 4096)
+        _, key = read_meta("", json.loads(raw[60 : 60 + length]), len(raw) - 4096)
         assert key is not None
         memory = raw[data_of(path, granules) :]
-        (write,) = struct.unpack_from("<Q", raw, 4096 + positions_offset())
+        (write,) = struct.unpack_from("<Q", raw, 4096 + layout(64)[0])
         size = ring.used_bytes
         at = write % granules * 64 - size
         span = bytearray(memory[at:] + memory[: at + size] if at < 0 else memory[at : at + size])
@@ -244,7 +245,7 @@ def test_the_words_say_what_is_settled_and_stored(path: Path) -> None:
     assert debt_of(found, 200) == ([], [])
     assert debt_of(found, 60).events == 40
     # A bit of a word that has turned.
-    at = 4096 + positions_offset()
+    at = 4096 + layout(64)[0]
     raw = bytearray(path.read_bytes())
     for word in (144, 152):
         for bit in range(64):
@@ -362,7 +363,7 @@ def test_every_byte_of_a_file(path: Path) -> None:
         ring.pop_many(rng.randint(0, 6) or None)
     everything = salvage(path).ranges
     assert everything
-    at = 4096 + positions_offset()
+    at = 4096 + layout(64)[0]
     for first, end in ((0, 300), (at, at + 300), (data_of(path, 64), data_of(path, 64) + 4096)):
         for position, _ in flips(path, first, end):
             try:

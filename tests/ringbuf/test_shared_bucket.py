@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ringbuf import RingBuffer, SharedFileError, TokenBucket
-from ringbuf._meters import token_bucket
+from ringbuf._meters import bucket_file, token_bucket
 from tests.torture.step_kill import is_allowed, run_and_kill
 
 pytestmark = [
@@ -220,7 +220,7 @@ def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever in the first acquire it comes; and what it raises leaves no lock behind."""
-    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_file, "TIDYING_SECONDS", 0.05)
     path = tmp_path / "bucket"
     keep = TokenBucket(0, 10**6, path=path)
     taken: list[bool] = []
@@ -272,7 +272,7 @@ def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread
 def test_an_interrupted_first_acquire_leaves_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_full: bool
 ) -> None:
-    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_file, "TIDYING_SECONDS", 0.05)
     path = tmp_path / "bucket"
     keep = TokenBucket(0, 10**6, path=path)
 

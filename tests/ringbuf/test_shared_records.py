@@ -294,7 +294,7 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
             warm.push_many(A)
             operation(warm)()
         ring = RingBuffer.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
         return operation(ring)
 
     return setup

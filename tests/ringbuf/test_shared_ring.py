@@ -190,7 +190,7 @@ def test_seats_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
     rings = [MessageRing(1 << 12, path=tmp_path / "ring") for _ in range(33)]
     for ring in rings[:32]:
         assert not ring.pop_many()
-    with pytest.raises(RuntimeError, match="all 32 seats are taken"):
+    with pytest.raises(RuntimeError, match="all 32 participant slots are taken"):
         rings[32].pop_many()
     del ring, rings[0]
     rings[0].try_push(b"x")
@@ -386,7 +386,7 @@ def attached(
             warm.release(warm.take(count))
             warm.pop_many(count)
         ring = MessageRing.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
         return operation(ring)
 
     return setup
@@ -705,7 +705,7 @@ def test_a_collection_while_no_seat_is_found_does_not_wait_for_itself(tmp_path: 
     gc.callbacks.append(push_too)
     gc.set_threshold(1)
     try:
-        with pytest.raises(RuntimeError, match="seats are taken"):
+        with pytest.raises(RuntimeError, match="participant slots are taken"):
             late.push(b"one")
     finally:
         gc.set_threshold(*threshold)

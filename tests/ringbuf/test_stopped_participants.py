@@ -50,7 +50,7 @@ class Records:
     def attach(self) -> Records:
         again = Records.__new__(Records)
         again.path, again.ring = self.path, RingBuffer.attach(self.path)
-        again.ring._take_seat()
+        again.ring._take_participant_slot()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -98,7 +98,7 @@ class Messages:
     def attach(self) -> Messages:
         again = Messages.__new__(Messages)
         again.path, again.ring = self.path, MessageRing.attach(self.path)
-        again.ring._take_seat()
+        again.ring._take_participant_slot()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -113,7 +113,7 @@ class Messages:
             for _ in range(2):
                 MessageRing(4096).try_push(b"x" * 300)
             ring = MessageRing.attach(self.path)
-            ring._take_seat()
+            ring._take_participant_slot()
             push = ring.try_push
             return lambda: push(b"x" * 300)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
 LONG = 30.0

@@ -49,7 +49,7 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
             warm.try_push(OLD)
             warm.take(1)
         ring = MessageRing.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
 
         def operation() -> None:
             messages = ring.take(1)

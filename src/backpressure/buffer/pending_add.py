@@ -17,8 +17,8 @@ from backpressure.buffer.admission import Admission
 from backpressure.buffer.config import WhenFull
 from ringbuf import MessageRing
 from ringbuf._core.pinning import pins
-from ringbuf._messages.columns import Gathered, MessageTooLarge
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.gathered import Gathered, MessageTooLarge
+from ringbuf._messages.lines import count_lines
 
 if TYPE_CHECKING:
     from backpressure.buffer_manager import BufferManager

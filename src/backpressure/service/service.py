@@ -45,7 +45,7 @@ from backpressure.sources import LineReader, LineTooLong
 from backpressure.sources.base import Marks, ServiceSource
 from backpressure.sources.positions import Positions
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.lines import count_lines
 
 __all__ = ["Feed", "Service", "make_sink", "read_token"]
 

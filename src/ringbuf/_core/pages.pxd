@@ -28,6 +28,11 @@ cdef enum:
     PAGE_BYTES = 4096
 
 
+cdef inline size_t whole_pages(size_t size) noexcept:
+    """`size`, rounded up to whole pages."""
+    return (size + PAGE_BYTES - 1) & ~<size_t>(PAGE_BYTES - 1)
+
+
 cdef inline void prefault(unsigned char* memory, uint64_t size, uint64_t start, uint64_t end) noexcept nogil:
     """Make ready from offset `start` to `end` of a memory of `size` bytes, going on at
     its beginning where it ends.

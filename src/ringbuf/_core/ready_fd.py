@@ -34,8 +34,10 @@ class ReadyFd:
     no more; its timer is its user's to set.
     """
 
-    def __init__(self, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1) -> None:
-        self.seat = seat
+    def __init__(
+        self, file_uuid: bytes | None = None, participant: int = 0, timer: int = -1
+    ) -> None:
+        self.participant = participant
         self.timer = timer
         #: What the socket's name ends with: an older one of the same seat, inherited by
         #: a forked child, is not in its way.

@@ -1,26 +1,6 @@
-from cpython.buffer cimport Py_buffer
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
-
-
-# Messages that are to be pushed: message i has lengths[i] bytes at starts[i].
-cdef struct Column:
-    const char** starts
-    uint32_t* lengths
-    int64_t count
-
-
-cdef class Gathered:
-    cdef Column column
-    cdef object _keep     # what owns the bytes
-
-    cdef _allocate(self, Py_ssize_t count)
-    cdef _gather_objects(self, messages, uint64_t limit)
-    cdef bint _gather_list(self, list messages, uint64_t limit) except -1
-    cdef int _note(self, Py_ssize_t i, object item, uint64_t limit) except -1
-    cdef _gather_array(self, array, uint64_t limit)
-    cdef _gather_arrow(self, array, uint64_t limit)
 
 
 # A piece of the heap; what it is used for comes behind this.
@@ -47,9 +27,9 @@ cdef class Block:
     cdef void leave(self) noexcept
 
 
-# Of one take that was split: how many parts are not released yet.
+# Of one take that was split: how many of its parts are not released yet.
 cdef class Parts:
-    cdef word left
+    cdef word unreleased
 
 
 cdef class Messages:
@@ -76,5 +56,3 @@ cdef class Messages:
     cdef Messages _share(self, Py_ssize_t start, Py_ssize_t count)
 
 cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares)
-cdef const char* text_of(object message, Py_ssize_t* size) except NULL
-cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1

@@ -11,34 +11,31 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from ringbuf._core.atomics cimport word
+from ringbuf._core.pages cimport whole_pages
 from ringbuf._core.pairs cimport Pair, is_before, load_pair, same
 from ringbuf._messages.positions cimport (
     GRANULE, MAX_SEQ, Cursors, Frames, FrameView, frame_at,
 )
-from ringbuf._shared.op_slots cimport SEATS as _SEATS
+from ringbuf._shared.op_slots cimport PARTICIPANTS as _PARTICIPANTS
 from ringbuf._shared.op_slots cimport ControlBlock, place_in
 
 import numpy as np
 
-SEATS = _SEATS
+PARTICIPANTS = _PARTICIPANTS
 
 cdef enum:
     # Beside those who work on the ring a look may not fit together; again and again it
     # can hardly be.
     LOOKS = 1000
 
-cdef size_t PAGE = 4096
-
-
-cdef inline size_t pages(size_t size) noexcept:
-    return (size + PAGE - 1) & ~(PAGE - 1)
-
 
 def layout(uint64_t granules):
     """Where in the body the positions, the index and the data of so many granules
     begin, and the body ends: bytes.
     """
-    cdef size_t cursors = pages(sizeof(ControlBlock)), index = cursors + pages(sizeof(Cursors)), data = index + pages(granules * 8)
+    cdef size_t cursors = whole_pages(sizeof(ControlBlock))
+    cdef size_t index = cursors + whole_pages(sizeof(Cursors))
+    cdef size_t data = index + whole_pages(granules * 8)
     return cursors, index, data, data + granules * GRANULE
 
 

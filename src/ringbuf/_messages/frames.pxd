@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 
 from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
-from ringbuf._messages.columns cimport Column
+from ringbuf._messages.gathered cimport Column
 from ringbuf._messages.frame_checksum cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash
 from ringbuf._messages.positions cimport (
     END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail, claim, end_of, frame_at,

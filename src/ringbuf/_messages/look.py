@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ringbuf._messages.file_positions import SEATS, layout, read_positions
+from ringbuf._messages.file_positions import PARTICIPANTS, layout, read_positions
 from ringbuf._shared import shared_file
 from ringbuf._shared.shared_file import (
     PAGE,
     SharedFileError,
     _need_linux,
-    is_seat_taken,
+    is_participant_slot_taken,
     open_to_read,
     read_header,
 )
@@ -74,7 +74,9 @@ def look(path: str | os.PathLike[str]) -> RingLook:
             acked_seq=found.acked_seq,
             read_seq=found.read_seq,
             next_seq=found.next_seq,
-            participants=sum(is_seat_taken(fd, seat) for seat in range(SEATS)),
+            participants=sum(
+                is_participant_slot_taken(fd, participant) for participant in range(PARTICIPANTS)
+            ),
             survived_reboot=boot != shared_file.boot_id(),
         )
 
@@ -126,7 +128,7 @@ def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
         or not _LEAST_GRANULES <= granules <= _MOST_GRANULES
         or granules & (granules - 1)
     ):
-        raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
+        raise SharedFileError(f"{path} is damaged: its header has {granules!r} granules")
     if size < PAGE + layout(granules)[3]:
         raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
     return granules, boot

@@ -81,18 +81,30 @@ cdef enum:
     FRAME_BYTES = 256 * 1024
     END_BITS = 19            # an end, up to FRAME_BYTES; above it, the mark of the part that begins there
     END_MASK = (1 << END_BITS) - 1
+    MIN_GRANULES = 64        # 4 KiB: one page
+    # An empty ring goes back to its start when it has come this far: half of a
+    # second-level cache of 2 MiB. Measured in bench/micro: 1.9 times two copies of the
+    # same bytes instead of 2.6 for a ring that does not fit the cache.
+    REWIND_GRANULES = 16 * 1024  # 1 MiB
 
 
 cdef extern from *:
     """
     #define RINGBUF_MAX_FIRST_SEQ (1ull << 63)
     #define RINGBUF_MAX_SEQ (3ull << 62)
+    #define RINGBUF_MAX_GRANULES (1ull << 30)
+    #define RINGBUF_MAX_MESSAGE ((1ull << 32) - 1)
     """
     # Numbers are added and compared as if they had no end. A ring that begins with the
     # largest one would have to push a billion messages a second for 146 years to come
     # to MAX_SEQ: what lies beyond it in a file is damage, and no sum wraps before it.
     const uint64_t MAX_FIRST_SEQ "RINGBUF_MAX_FIRST_SEQ"
     const uint64_t MAX_SEQ "RINGBUF_MAX_SEQ"
+    # 64 GiB: as far as the tests go (in files that are mostly holes); a tag would have
+    # room for the lengths of a larger one.
+    const uint64_t MAX_GRANULES "RINGBUF_MAX_GRANULES"
+    # Lengths and ends are uint32.
+    const uint64_t MAX_MESSAGE "RINGBUF_MAX_MESSAGE"
 
 
 cdef struct Cursors:
@@ -189,6 +201,22 @@ cdef inline bint frame_at(Frames* f, uint64_t position, FrameView* view) noexcep
 
 cdef inline uint64_t next_seq_of_frame(FrameView* view) noexcept nogil:
     return view.first_seq + (view.count if view.count > 0 else view.payload)
+
+
+cdef inline void place_cursors(Cursors* cursors, uint64_t position, uint64_t first_seq) noexcept:
+    """Let an empty ring begin at this position, with this sequence number."""
+    store_relaxed(&cursors.tail.position, position)
+    store_relaxed(&cursors.tail.rest, 0)
+    store_relaxed(&cursors.read.position, position)
+    store_relaxed(&cursors.read.rest, 0)
+    store_relaxed(&cursors.write.position, position)
+    store_relaxed(&cursors.write.rest, first_seq)
+    store_relaxed(&cursors.sequence, first_seq)
+    store_relaxed(&cursors.mirror, ~first_seq)
+
+
+cdef inline uint64_t largest_message(Frames* f) noexcept nogil:
+    return min(f.capacity * GRANULE - sizeof(Frame) - (TRAILER_BYTES if f.key != NULL else 0), MAX_MESSAGE)
 
 
 # ---------------------------------------------------------------- producers
@@ -388,3 +416,50 @@ cdef inline bint pass_pads(Frames* f) noexcept nogil:
     ignore_races(False)
     advance_tail(f)
     return load_acquire(&f.cursors.tail.position) != tail
+
+
+# ---------------------------------------------------------------- counts
+
+
+cdef inline uint64_t next_number(Frames* f) noexcept nogil:
+    return load_pair(&f.cursors.write).rest
+
+
+cdef inline uint64_t count_waiting(Frames* f) noexcept nogil:
+    """Messages from `read` on; of a hole that nobody has published yet, none."""
+    cdef FrameView view
+    cdef Pair read
+    cdef uint64_t position, first, next
+    while True:
+        read = load_pair(&f.cursors.read)
+        position = read.position
+        ignore_races(True)
+        first = next = 0
+        while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
+            if view.count > 0:
+                first = view.first_seq + amount_of(read.rest)
+                next = next_number(f)
+                break
+            position += view.granules
+        ignore_races(False)
+        # As long as nobody has taken there, nobody has written over what was read.
+        if same(load_pair(&f.cursors.read), read):
+            return next - first
+
+
+cdef inline uint64_t count_published(Frames* f) noexcept nogil:
+    """Messages in the frames from `read` on."""
+    cdef FrameView view
+    cdef Pair read
+    cdef uint64_t position, count
+    while True:
+        read = load_pair(&f.cursors.read)
+        position = read.position
+        ignore_races(True)
+        count = 0
+        while position < load_acquire(&f.cursors.write.position) and frame_at(f, position, &view):
+            count += view.count
+            position += view.granules
+        ignore_races(False)
+        if same(load_pair(&f.cursors.read), read):
+            return count - (amount_of(read.rest) if count > 0 else 0)

@@ -38,7 +38,8 @@ import os
 import numpy as np
 
 from ringbuf._messages.columns import Messages
-from ringbuf._messages.ring import aligned, data_offset, layout_of, positions_offset
+from ringbuf._messages.file import KIND, aligned, read_meta
+from ringbuf._messages.file_positions import layout
 from ringbuf._shared.shared_file import PAGE, open_to_read, read_header
 
 cdef enum:
@@ -54,7 +55,6 @@ cdef struct Header:
     uint32_t check
 
 
-cdef bytes KIND = b"msgs"
 # So many bytes at a time, of the file and of messages that are given back.
 PIECE_BYTES = 1 << 20
 # What makes a Salvage: its `__new__` alone, called by somebody else, would make one of
@@ -188,11 +188,11 @@ def salvage(path):
     fd = open_to_read(path)
     try:
         header = read_header(found.path, fd, KIND)
-        granules, found._key = layout_of(found.path, header.meta, header.size - PAGE)
-        positions = np.frombuffer(read(fd, PAGE + positions_offset(), sizeof(Cursors)), np.uint8)
-        found._memory = np.frombuffer(
-            bytearray() if found._key is None else read(fd, PAGE + data_offset(granules), granules * GRANULE), np.uint8
-        )
+        granules, found._key = read_meta(found.path, header.meta, header.size - PAGE)
+        cursors, _, data, end = layout(granules)
+        positions = np.frombuffer(read(fd, PAGE + cursors, sizeof(Cursors)), np.uint8)
+        content = bytearray() if found._key is None else read(fd, PAGE + data, end - data)
+        found._memory = np.frombuffer(content, np.uint8)
     finally:
         os.close(fd)
     found.capacity_bytes = granules * GRANULE

@@ -22,7 +22,7 @@ cdef class RecordRingBase:
     cdef object _memory   # the numpy array that owns what `_runs` leads to
     cdef SharedRuns _shared  # of a ring that processes share; else None
     cdef Waiting _waiting
-    cdef object _faces    # of a ring: its handles, as far as they live, by their id
+    cdef object _handles    # of a ring: its handles, as far as they live, by their id
     cdef object __weakref__
 
     cdef word _pad0[8]

@@ -58,6 +58,6 @@ cdef class RecordRingBase:
         self._waiting = ring._waiting
         self.dtype = ring.dtype
         store_relaxed(&self._seen, load_acquire(&ring._seen))
-        ring._faces[id(self)] = self
+        ring._handles[id(self)] = self
         check_open(ring._waiting)  # else `close` may not have seen this one
         return self

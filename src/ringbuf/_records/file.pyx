@@ -11,6 +11,7 @@ cimport cython
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
+from ringbuf._core.pages cimport PAGE_BYTES, whole_pages
 from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of
 from ringbuf._records.shared_positions cimport (
@@ -18,7 +19,7 @@ from ringbuf._records.shared_positions cimport (
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
+    FREE, HELD, ORPHAN, PUSHING, PARTICIPANTS, SLOTS, ControlBlock, OpSlot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
     used_slots,
 )
 from ringbuf._shared.participant cimport Participant
@@ -40,11 +41,6 @@ cdef enum:
 cdef bytes KIND = b"recs"
 # So much of a new file is ready from the start: all of a ring of ordinary size.
 cdef size_t WARM_BYTES = 8 << 20
-cdef size_t PAGE = 4096
-
-
-cdef inline size_t pages(size_t size) noexcept:
-    return (size + PAGE - 1) & ~(PAGE - 1)
 
 
 def create_or_attach(path, slots, dtype):
@@ -80,11 +76,11 @@ def attach(path):
     meta = file.meta if isinstance(file.meta, dict) else {}
     slots = meta.get("records")
     if type(slots) is not int or not 2 <= slots <= 1 << 31 or slots & (slots - 1):
-        raise SharedFileError(f"{file.path} is damaged: it speaks of {slots!r} records")
+        raise SharedFileError(f"{file.path} is damaged: its header has {slots!r} records")
     try:
         dtype = described(meta.get("dtype"))
     except Exception:
-        raise SharedFileError(f"{file.path} is damaged: it speaks of the dtype {meta.get('dtype')!r}") from None
+        raise SharedFileError(f"{file.path} is damaged: its header has the dtype {meta.get('dtype')!r}") from None
     if dtype.itemsize == 0 or dtype.hasobject or body_size(slots, dtype.itemsize) > len(file.memory):
         raise SharedFileError(f"{file.path} is damaged: it is too small for {slots:,} records of dtype {dtype}")
     return file, slots, dtype
@@ -127,7 +123,7 @@ def described(description):
 
 def body_size(slots, itemsize):
     """Bytes; in Python's ints, which do not overflow."""
-    return pages(sizeof(ControlBlock)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
+    return whole_pages(sizeof(ControlBlock)) + whole_pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE_BYTES) * PAGE_BYTES + slots * itemsize
 
 
 cdef const char* judge(void* ring, Range* ranges) noexcept nogil:
@@ -146,11 +142,11 @@ cdef class SharedRuns:
         self.given = deque()
         self.participant = Participant(file)
         self.participant.control = <ControlBlock*>address
-        address += pages(sizeof(ControlBlock))
+        address += whole_pages(sizeof(ControlBlock))
         self.runs.cursors = <RunCursors*>address
-        address += pages(sizeof(RunCursors))
+        address += whole_pages(sizeof(RunCursors))
         self.runs.index = <word*>address
-        address += pages(slots * sizeof(word))
+        address += whole_pages(slots * sizeof(word))
         self.runs.data = <unsigned char*>address
         self.runs.mask = slots - 1
         self.runs.itemsize = itemsize
@@ -160,7 +156,7 @@ cdef class SharedRuns:
 
     cdef int64_t begin(self, OpSlot** slot) except -1:
         """A slot for one operation, and its number; it goes back by `end`."""
-        cdef int64_t number = self.participant.slot()
+        cdef int64_t number = self.participant.op_slot()
         slot[0] = &self.participant.control.slots[number]
         return number
 
@@ -170,7 +166,7 @@ cdef class SharedRuns:
     cdef int return_taken(self, OpSlot* slot, int64_t number, uint64_t position) except -1:
         """Give back what was taken, for anybody to take."""
         leave_orphan(self.participant.control, slot, position)
-        self.participant.rest(number)
+        self.participant.rest_take(number)
         self.given.append((self.participant.epoch, number))
         return 0
 
@@ -188,14 +184,14 @@ cdef class SharedRuns:
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
             slot = &self.participant.control.slots[number]
-            if not self.participant.resume(number):
+            if not self.participant.resume_take(number):
                 continue  # the ring is closed, and the block with others
             if is_empty_orphan(slot):
                 help_taker(self.participant.control, number + 1, load_pair(&slot.left))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
-                self.participant.rest(number)
+                self.participant.rest_take(number)
                 self.given.append((epoch, number))
         return 0
 
@@ -203,17 +199,17 @@ cdef class SharedRuns:
         cdef uint64_t count
         while True:
             count = shared_claim(&self.runs, seen, slot, most, contiguous, position)
-            if count > 0 or not (shared_pass_void(&self.runs, slot) or self.participant.notice(False)):
+            if count > 0 or not (shared_pass_void(&self.runs, slot) or self.participant.notice_dead(False)):
                 return count
 
     cdef uint64_t take(self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
         """What blocks and dead processes gave back; else what waits in the ring."""
         if fetch_add_relaxed(&self.takes, 1) % LOOK_TAKES == LOOK_TAKES - 1:
-            self.participant.notice(False)
+            self.participant.notice_dead(False)
         if len(self.given) > 0:
             self.sweep()
         cdef uint64_t count = self.take_now(slot, most, contiguous, position)
-        if count == 0 and self.participant.notice(False):
+        if count == 0 and self.participant.notice_dead(False):
             count = self.take_now(slot, most, contiguous, position)
         return count
 
@@ -240,7 +236,7 @@ cdef class SharedRuns:
         cdef Runs* r = &self.runs
         cdef Pair read = load_pair(&r.cursors.read)
         cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)
-        cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag, seat, i, kind
+        cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag, participant, i, kind
         cdef uint64_t out = 0, taken = 0, left = 0, reserved = 0, pushing = 0
         cdef OpSlot* slot
         assert tail <= at <= end <= write <= tail + r.mask + 1, (tail, at, end, write)
@@ -265,9 +261,9 @@ cdef class SharedRuns:
                 position += 1
                 reserved += 1
         assert position == write, "a run goes on behind `write`"
-        for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.control, seat)):
-                slot = &r.shared.control.slots[seat * SLOTS + i]
+        for participant in range(<uint64_t>PARTICIPANTS):
+            for i in range(used_slots(r.shared.control, participant)):
+                slot = &r.shared.control.slots[participant * SLOTS + i]
                 kind = kind_of_slot(slot)
                 position = load_acquire(&slot.after.position)
                 if kind == HELD:

@@ -139,7 +139,7 @@ cdef class RingBuffer(RecordRingBase):
         self._waiting = new_waiting(
             &self._runs.cursors.records, self._memory, None if self._shared is None else self._shared.participant
         )
-        self._faces = WeakValueDictionary()
+        self._handles = WeakValueDictionary()
 
     cdef object _allocate(self, uint64_t slots):
         cdef uint64_t itemsize = self.dtype.itemsize
@@ -265,15 +265,15 @@ cdef class RingBuffer(RecordRingBase):
         Of a shared ring this is this process's part: others go on. A block that is open
         ends as ever, and what another thread is doing at the moment it finishes.
         """
-        cdef RecordRingBase face
+        cdef RecordRingBase ring
         self._waiting.close(&self._runs.cursors.room)
         # The short ways do not look whether the ring is closed. They are gone into and
         # come out of without letting the GIL go.
         self._quick = BY_STEPS
-        for handle in self._faces.valuerefs():
-            face = handle()
-            if face is not None:
-                face._quick = BY_STEPS
+        for handle in self._handles.valuerefs():
+            ring = handle()
+            if ring is not None:
+                ring._quick = BY_STEPS
         if self._shared is not None:
             self._shared.participant.close()
 
@@ -301,18 +301,18 @@ cdef class RingBuffer(RecordRingBase):
         """
         return (<RecordRingBase>Consumer.__new__(Consumer, OURS))._share(self)
 
-    def _take_seat(self):
+    def _take_participant_slot(self):
         """Do before the first operation what it would have to do. For tests that count
         the steps of one.
         """
         if self._shared is not None:
-            self._shared.participant.first_seat()
+            self._shared.participant.own_number()
 
     def _start_at(self, uint64_t position):
         """Let a ring that was never used count from there on. For tests of the widths.
         """
         if self._shared is not None:
-            self._shared.participant.first_seat()
+            self._shared.participant.own_number()
         assert load_relaxed(&self._runs.cursors.write.position) == 0
         store_relaxed(&self._runs.cursors.tail, position)
         store_relaxed(&self._seen, position)
@@ -436,148 +436,148 @@ cdef class Consumer(RecordRingBase):
 # ---------------------------------------------------------------- push
 
 
-cdef inline bint push_one(RecordRingBase face, object record) except -1:
+cdef inline bint push_one(RecordRingBase ring, object record) except -1:
     cdef uint64_t bits, position
-    cdef EventCount* bell = &face._runs.cursors.records
+    cdef EventCount* bell = &ring._runs.cursors.records
     # The commonest records, without the general case's choices (measured: 49
     # instructions rather than 103).
-    if face._quick != BY_STEPS and quick_bits(face._quick, record, &bits):
-        if not add_one(&face._runs, &position):
-            return push_word(face, bits)
-        (<uint64_t*>face._runs.data)[position & face._runs.mask] = bits
-        publish(&face._runs, position, 1, PUBLISHED)
+    if ring._quick != BY_STEPS and quick_bits(ring._quick, record, &bits):
+        if not add_one(&ring._runs, &position):
+            return push_word(ring, bits)
+        (<uint64_t*>ring._runs.data)[position & ring._runs.mask] = bits
+        publish(&ring._runs, position, 1, PUBLISHED)
         if wanted(bell):
-            face._waiting.call(bell)
+            ring._waiting.call(bell)
         return True
-    return push_any(face, record)
+    return push_any(ring, record)
 
 
-cdef bint push_any(RecordRingBase face, object record) except -1:
+cdef bint push_any(RecordRingBase ring, object record) except -1:
     cdef uint64_t bits
-    if face._kind == BY_NUMPY:
-        return push_array(face, as_records(face.dtype, [record]), 0) == 1
-    to_bits(face._kind, face._runs.itemsize, record, &bits)
-    return push_word(face, bits)
+    if ring._kind == BY_NUMPY:
+        return push_array(ring, as_records(ring.dtype, [record]), 0) == 1
+    to_bits(ring._kind, ring._runs.itemsize, record, &bits)
+    return push_word(ring, bits)
 
 
-cdef bint push_word(RecordRingBase face, uint64_t bits) except -1:
+cdef bint push_word(RecordRingBase ring, uint64_t bits) except -1:
     """Push a record that is a plain number."""
-    cdef uint64_t position, itemsize = face._runs.itemsize
+    cdef uint64_t position, itemsize = ring._runs.itemsize
     cdef int64_t number
     cdef OpSlot* slot
-    if face._shared is None:
-        check_open(face._waiting)
-        if claim(&face._runs, &face._seen, 1, False, &position) == 0:
+    if ring._shared is None:
+        check_open(ring._waiting)
+        if claim(&ring._runs, &ring._seen, 1, False, &position) == 0:
             return False
-        put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
-        publish(&face._runs, position, 1, PUBLISHED)
+        put_bits(ring._runs.data + (position & ring._runs.mask) * itemsize, itemsize, bits)
+        publish(&ring._runs, position, 1, PUBLISHED)
     else:
-        number = face._shared.begin(&slot)
+        number = ring._shared.begin(&slot)
         try:
-            if face._shared.claim(slot, &face._seen, 1, False, &position) == 0:
+            if ring._shared.claim(slot, &ring._seen, 1, False, &position) == 0:
                 return False
-            put_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize, bits)
-            shared_publish(&face._runs, slot, position, 1, PUBLISHED)
+            put_bits(ring._runs.data + (position & ring._runs.mask) * itemsize, itemsize, bits)
+            shared_publish(&ring._runs, slot, position, 1, PUBLISHED)
         finally:
-            face._shared.end(number)
-    if wanted(&face._runs.cursors.records):
-        face._waiting.call(&face._runs.cursors.records)
+            ring._shared.end(number)
+    if wanted(&ring._runs.cursors.records):
+        ring._waiting.call(&ring._runs.cursors.records)
     return True
 
 
-cdef bint push_patiently(RecordRingBase face, object record, object timeout) except -1:
+cdef bint push_patiently(RecordRingBase ring, object record, object timeout) except -1:
     cdef int64_t deadline
     cdef uint32_t seen
     cdef double seconds = seconds_of(timeout)
-    if push_one(face, record):
+    if push_one(ring, record):
         return True
     if seconds == 0:
         return False
     deadline = deadline_of(seconds)
     while True:
-        seen = before_sleep(&face._runs.cursors.room)
-        if push_one(face, record):
+        seen = before_sleep(&ring._runs.cursors.room)
+        if push_one(ring, record):
             return True
         if steady_ns() >= deadline:
             return False
-        face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
+        ring._waiting.sleep(&ring._runs.cursors.room, seen, deadline)
 
 
-cdef object push_some(RecordRingBase face, object records, object timeout):
+cdef object push_some(RecordRingBase ring, object records, object timeout):
     cdef double seconds = seconds_of(timeout)
-    check_open(face._waiting)
-    if type(records) is np.ndarray and records.dtype is face.dtype and records.ndim == 1 and records.flags.c_contiguous:
-        return push_array(face, records, seconds)
-    return push_array(face, gather(face, records) if face._kind != BY_NUMPY else as_records(face.dtype, records), seconds)
+    check_open(ring._waiting)
+    if type(records) is np.ndarray and records.dtype is ring.dtype and records.ndim == 1 and records.flags.c_contiguous:
+        return push_array(ring, records, seconds)
+    return push_array(ring, gather(ring, records) if ring._kind != BY_NUMPY else as_records(ring.dtype, records), seconds)
 
 
-cdef uint64_t push_array(RecordRingBase face, object array, double seconds) except? 0xFFFFFFFF:
+cdef uint64_t push_array(RecordRingBase ring, object array, double seconds) except? 0xFFFFFFFF:
     """Push what fits of a contiguous array of the ring's dtype, at last after a wait;
     returns how many records did.
     """
     cdef Py_buffer view
-    cdef uint64_t done = 0, total, itemsize = face._runs.itemsize
+    cdef uint64_t done = 0, total, itemsize = ring._runs.itemsize
     cdef int64_t deadline
     cdef uint32_t seen
     PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
     # Other threads run meanwhile, or a signal's handler, which a seat of a shared ring
     # may have to wait for.
-    if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES or face._shared is not None:
+    if not HAS_GIL or seconds > 0 or view.len >= NOGIL_BYTES or ring._shared is not None:
         _held = pins(array)
     try:
         total = view.len // itemsize
         if total > 0:
-            done = push_bytes(face, <unsigned char*>view.buf, total)
+            done = push_bytes(ring, <unsigned char*>view.buf, total)
         if done < total and seconds > 0:
             deadline = deadline_of(seconds)
             while True:
-                seen = before_sleep(&face._runs.cursors.room)
+                seen = before_sleep(&ring._runs.cursors.room)
                 try:
-                    done += push_bytes(face, <unsigned char*>view.buf + done * itemsize, total - done)
+                    done += push_bytes(ring, <unsigned char*>view.buf + done * itemsize, total - done)
                 except ValueError:
                     # Closed meanwhile. Those that are in stay in, and nobody else can
                     # say how many they are.
-                    if done == 0 or load_relaxed(&face._waiting.closed) != CLOSED:
+                    if done == 0 or load_relaxed(&ring._waiting.closed) != CLOSED:
                         raise
                     break
                 if done == total or steady_ns() >= deadline:
                     break
-                face._waiting.sleep(&face._runs.cursors.room, seen, deadline)
+                ring._waiting.sleep(&ring._runs.cursors.room, seen, deadline)
     finally:
         PyBuffer_Release(&view)
     return done
 
 
-cdef uint64_t push_bytes(RecordRingBase face, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+cdef uint64_t push_bytes(RecordRingBase ring, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
     """Push as many of these records as fit; returns how many."""
     cdef uint64_t count, position
     cdef int64_t number
     cdef OpSlot* slot
-    if face._shared is not None:
-        number = face._shared.begin(&slot)
+    if ring._shared is not None:
+        number = ring._shared.begin(&slot)
         try:
-            count = push_shared(face, slot, source, total)
+            count = push_shared(ring, slot, source, total)
         finally:
-            face._shared.end(number)
+            ring._shared.end(number)
     else:
-        check_open(face._waiting)
-        count = claim(&face._runs, &face._seen, total, False, &position)
+        check_open(ring._waiting)
+        count = claim(&ring._runs, &ring._seen, total, False, &position)
         if count > 0:
-            copy_in(&face._runs, position, count, source)
-            publish(&face._runs, position, count, PUBLISHED)
-    if wanted(&face._runs.cursors.records):
-        face._waiting.call(&face._runs.cursors.records)
+            copy_in(&ring._runs, position, count, source)
+            publish(&ring._runs, position, count, PUBLISHED)
+    if wanted(&ring._runs.cursors.records):
+        ring._waiting.call(&ring._runs.cursors.records)
     return count
 
 
-cdef uint64_t push_shared(RecordRingBase face, OpSlot* slot, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
+cdef uint64_t push_shared(RecordRingBase ring, OpSlot* slot, unsigned char* source, uint64_t total) except? 0xFFFFFFFF:
     cdef uint64_t done = 0, count, position
     while done < total:
-        count = face._shared.claim(slot, &face._seen, total - done, False, &position)
+        count = ring._shared.claim(slot, &ring._seen, total - done, False, &position)
         if count == 0:
             break
-        copy_in(&face._runs, position, count, source + done * face._runs.itemsize)
-        shared_publish(&face._runs, slot, position, count, PUBLISHED)
+        copy_in(&ring._runs, position, count, source + done * ring._runs.itemsize)
+        shared_publish(&ring._runs, slot, position, count, PUBLISHED)
         done += count
     return done
 
@@ -585,101 +585,101 @@ cdef uint64_t push_shared(RecordRingBase face, OpSlot* slot, unsigned char* sour
 # ---------------------------------------------------------------- pop
 
 
-cdef inline object pop_one(RecordRingBase face):
+cdef inline object pop_one(RecordRingBase ring):
     cdef uint64_t position, known
-    cdef EventCount* bell = &face._runs.cursors.room
-    if face._quick != BY_STEPS and find_one(&face._runs, &position, &known):
+    cdef EventCount* bell = &ring._runs.cursors.room
+    if ring._quick != BY_STEPS and find_one(&ring._runs, &position, &known):
         # Made first: if memory runs out, the record is still there.
-        record = from_quick(face._quick, (<uint64_t*>face._runs.data)[position & face._runs.mask], face._spares)
-        pass_one(&face._runs, position, known)
+        record = from_quick(ring._quick, (<uint64_t*>ring._runs.data)[position & ring._runs.mask], ring._spares)
+        pass_one(&ring._runs, position, known)
         if wanted(bell):
-            face._waiting.call(bell)
+            ring._waiting.call(bell)
         return record
-    return pop_any(face)
+    return pop_any(ring)
 
 
-cdef object pop_any(RecordRingBase face):
-    if face._kind == BY_NUMPY:
-        array = pop_some(face, 1, None, 0)
+cdef object pop_any(RecordRingBase ring):
+    if ring._kind == BY_NUMPY:
+        array = pop_some(ring, 1, None, 0)
         if len(array) == 0:
             return None
-        return array.item() if face.dtype.kind in "biufc" else array[0]
-    record = pop_word(face)
+        return array.item() if ring.dtype.kind in "biufc" else array[0]
+    record = pop_word(ring)
     if record is None:
-        if not load_relaxed(&face._waiting.listening):
+        if not load_relaxed(&ring._waiting.listening):
             return None
-        face._waiting.listen()
-        record = pop_word(face)
+        ring._waiting.listen()
+        record = pop_word(ring)
         if record is None:
             return None
-        face._waiting.hear()
-    if wanted(&face._runs.cursors.room):
-        face._waiting.call(&face._runs.cursors.room)
+        ring._waiting.hear()
+    if wanted(&ring._runs.cursors.room):
+        ring._waiting.call(&ring._runs.cursors.room)
     return record
 
 
-cdef object pop_word(RecordRingBase face):
+cdef object pop_word(RecordRingBase ring):
     """Take a record that is a plain number; None: nothing there. If memory for it runs
     out, it is given back.
     """
     cdef uint64_t position
     cdef int64_t number
     cdef OpSlot* slot
-    if face._shared is None:
-        check_open(face._waiting)
-        if take(&face._runs, 1, False, &position) == 0:
+    if ring._shared is None:
+        check_open(ring._waiting)
+        if take(&ring._runs, 1, False, &position) == 0:
             return None
         try:
-            record = number_at(face, position)
+            record = number_at(ring, position)
         except BaseException:
-            give_back(&face._runs, position, 1)
+            give_back(&ring._runs, position, 1)
             raise
-        release(&face._runs, position, 1)
+        release(&ring._runs, position, 1)
         return record
-    number = face._shared.begin(&slot)
+    number = ring._shared.begin(&slot)
     try:
-        if face._shared.take(slot, 1, False, &position) == 0:
+        if ring._shared.take(slot, 1, False, &position) == 0:
             return None
         try:
-            record = number_at(face, position)
+            record = number_at(ring, position)
         except BaseException:
-            face._shared.return_taken(slot, number, position)
+            ring._shared.return_taken(slot, number, position)
             number = -1
             raise
-        shared_release(&face._runs, slot, position, 1)
+        shared_release(&ring._runs, slot, position, 1)
         return record
     finally:
         if number >= 0:
-            face._shared.end(number)
+            ring._shared.end(number)
 
 
-cdef inline object number_at(RecordRingBase face, uint64_t position):
-    cdef uint64_t itemsize = face._runs.itemsize
-    return from_bits(face._kind, itemsize, get_bits(face._runs.data + (position & face._runs.mask) * itemsize, itemsize))
+cdef inline object number_at(RecordRingBase ring, uint64_t position):
+    cdef uint64_t itemsize = ring._runs.itemsize
+    return from_bits(ring._kind, itemsize, get_bits(ring._runs.data + (position & ring._runs.mask) * itemsize, itemsize))
 
 
-cdef object pop_patiently(RecordRingBase face, object timeout):
+cdef object pop_patiently(RecordRingBase ring, object timeout):
     cdef int64_t deadline
     cdef uint32_t seen
     cdef double seconds = seconds_of(timeout)
-    record = pop_one(face)
+    record = pop_one(ring)
     if record is not None or seconds == 0:
         return record
     deadline = deadline_of(seconds)
     while True:
-        seen = before_sleep(&face._runs.cursors.records)
-        record = pop_one(face)
+        seen = before_sleep(&ring._runs.cursors.records)
+        record = pop_one(ring)
         if record is not None or steady_ns() >= deadline:
             return record
-        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+        ring._waiting.sleep(&ring._runs.cursors.records, seen, deadline)
 
 
-cdef object pop_some(RecordRingBase face, object max_items, object out, object timeout):
+cdef object pop_some(RecordRingBase ring, object max_items, object out, object timeout):
     cdef double seconds = seconds_of(timeout)
     cdef uint64_t most = min(<uint64_t>at_most(max_items, "max_items"), MAX_CAPACITY), done
     cdef int64_t deadline
     cdef uint32_t seen
-    check_open(face._waiting)
+    check_open(ring._waiting)
     if out is None:
         pass
     elif not isinstance(out, np.ndarray):
@@ -688,35 +688,35 @@ cdef object pop_some(RecordRingBase face, object max_items, object out, object t
         out = np.asarray(out)  # what a subclass says of itself is not asked
     if out is None:
         pass
-    elif out.dtype != face.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out must be a writable, contiguous array of one dimension and dtype {face.dtype}")
+    elif out.dtype != ring.dtype or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out must be a writable, contiguous array of one dimension and dtype {ring.dtype}")
     elif out.size == 0:
         return out
-    array = pop_array(face, most, out, &done)
+    array = pop_array(ring, most, out, &done)
     if done > 0:
         return array
-    if load_relaxed(&face._waiting.listening):
-        face._waiting.listen()
-        array = pop_array(face, most, out, &done)
+    if load_relaxed(&ring._waiting.listening):
+        ring._waiting.listen()
+        array = pop_array(ring, most, out, &done)
         if done > 0:
-            face._waiting.hear()
+            ring._waiting.hear()
             return array
     if seconds == 0:
         return array
     deadline = deadline_of(seconds)
     while True:
-        seen = before_sleep(&face._runs.cursors.records)
-        array = pop_array(face, most, out, &done)
+        seen = before_sleep(&ring._runs.cursors.records)
+        array = pop_array(ring, most, out, &done)
         if done > 0 or steady_ns() >= deadline:
             return array
-        face._waiting.sleep(&face._runs.cursors.records, seen, deadline)
+        ring._waiting.sleep(&ring._runs.cursors.records, seen, deadline)
 
 
-cdef object pop_array(RecordRingBase face, uint64_t most, object array, uint64_t* done):
+cdef object pop_array(RecordRingBase ring, uint64_t most, object array, uint64_t* done):
     """Take up to `most` records into the array, or a new one, and tell how many;
     returns the part that was filled.
     """
-    cdef uint64_t itemsize = face._runs.itemsize
+    cdef uint64_t itemsize = ring._runs.itemsize
     cdef int64_t number
     cdef OpSlot* slot
     cdef Py_buffer view
@@ -724,24 +724,24 @@ cdef object pop_array(RecordRingBase face, uint64_t most, object array, uint64_t
     if is_ours:
         # Allocated before anything is taken: if memory runs out, all is still there.
         # For one at least: only a look at the tags knows that there is nothing.
-        array = np.empty(min(most, max(<uint64_t>len(face), <uint64_t>1)), face.dtype)
+        array = np.empty(min(most, max(<uint64_t>len(ring), <uint64_t>1)), ring.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
     # As in push_array.
-    if not is_ours and (not HAS_GIL or view.len >= NOGIL_BYTES or face._shared is not None):
+    if not is_ours and (not HAS_GIL or view.len >= NOGIL_BYTES or ring._shared is not None):
         _held = pins(array)
     try:
         most = min(most, <uint64_t>view.len // itemsize)
-        if face._shared is not None:
-            number = face._shared.begin(&slot)
+        if ring._shared is not None:
+            number = ring._shared.begin(&slot)
             try:
-                done[0] = pop_shared(face, slot, <unsigned char*>view.buf, most)
+                done[0] = pop_shared(ring, slot, <unsigned char*>view.buf, most)
             finally:
-                face._shared.end(number)
+                ring._shared.end(number)
         else:
-            check_open(face._waiting)
-            done[0] = pop_bytes(&face._runs, <unsigned char*>view.buf, most)
-        if done[0] > 0 and wanted(&face._runs.cursors.room):
-            face._waiting.call(&face._runs.cursors.room)
+            check_open(ring._waiting)
+            done[0] = pop_bytes(&ring._runs, <unsigned char*>view.buf, most)
+        if done[0] > 0 and wanted(&ring._runs.cursors.room):
+            ring._waiting.call(&ring._runs.cursors.room)
         return array if done[0] * itemsize == <uint64_t>view.len else array[:done[0]]
     finally:
         PyBuffer_Release(&view)
@@ -761,14 +761,14 @@ cdef uint64_t pop_bytes(Runs* r, unsigned char* target, uint64_t most) noexcept:
     return done
 
 
-cdef uint64_t pop_shared(RecordRingBase face, OpSlot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
+cdef uint64_t pop_shared(RecordRingBase ring, OpSlot* slot, unsigned char* target, uint64_t most) except? 0xFFFFFFFF:
     cdef uint64_t done = 0, count, position
     while done < most:
-        count = face._shared.take(slot, most - done, False, &position)
+        count = ring._shared.take(slot, most - done, False, &position)
         if count == 0:
             break
-        copy_out(&face._runs, position, count, target + done * face._runs.itemsize)
-        shared_release(&face._runs, slot, position, count)
+        copy_out(&ring._runs, position, count, target + done * ring._runs.itemsize)
+        shared_release(&ring._runs, slot, position, count)
         done += count
     return done
 
@@ -803,21 +803,21 @@ cdef inline void copy(unsigned char* target, const unsigned char* source, uint64
 # ---------------------------------------------------------------- helpers
 
 
-cdef object gather(RecordRingBase face, object records):
+cdef object gather(RecordRingBase ring, object records):
     """A sequence of plain numbers as an array; anything else as `as_records` sees it.
     """
     cdef Py_buffer view
     cdef unsigned char* target
     cdef uint64_t bits
     if not isinstance(records, (list, tuple)):
-        return as_records(face.dtype, records)
+        return as_records(ring.dtype, records)
     records = tuple(records)  # a list could change while it is read
-    array = np.empty(len(records), face.dtype)
+    array = np.empty(len(records), ring.dtype)
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
     target = <unsigned char*>view.buf
     PyBuffer_Release(&view)  # the array is ours and stays where it is
     for record in records:
-        to_bits(face._kind, face._runs.itemsize, record, &bits)
-        put_bits(target, face._runs.itemsize, bits)
-        target += face._runs.itemsize
+        to_bits(ring._kind, ring._runs.itemsize, record, &bits)
+        put_bits(target, ring._runs.itemsize, bits)
+        target += ring._runs.itemsize
     return array

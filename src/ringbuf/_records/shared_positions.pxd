@@ -26,7 +26,7 @@ from ringbuf._records.positions cimport (
     PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, published, release, room,
 )
 from ringbuf._shared.op_slots cimport (
-    AMOUNT_BITS, FREE, ORPHAN, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
+    AMOUNT_BITS, FREE, ORPHAN, PARTICIPANTS, SLOTS, ControlBlock, OpSlot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
     set_state, store_pair, turn_of, used_slots,
 )
 from ringbuf._shared.shared_ring cimport Hooks, SharedRing, claim_at, lay_out, win_take
@@ -160,7 +160,7 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
     """
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t count = amount_of(read.rest), at = read.position + count, end = load_acquire(&r.cursors.write.position), tag
-    cdef uint64_t seat, i
+    cdef uint64_t participant, i
     cdef OpSlot* slot
     while at < end and at - read.position <= r.mask:
         tag = load_acquire(&r.index[at & r.mask])
@@ -170,9 +170,9 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
         else:
             at += 1
     if load_relaxed(&r.shared.control.deaths) != 0:
-        for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.control, seat)):
-                slot = &r.shared.control.slots[seat * SLOTS + i]
+        for participant in range(<uint64_t>PARTICIPANTS):
+            for i in range(used_slots(r.shared.control, participant)):
+                slot = &r.shared.control.slots[participant * SLOTS + i]
                 if kind_of_slot(slot) == ORPHAN:
                     count += load_acquire(&slot.after.position) - load_acquire(&slot.left.position)
     return min(count, r.mask + 1)

@@ -46,9 +46,9 @@ from ringbuf._core.pairs cimport Pair, PairWord, load_pair, pair, same
 
 
 cdef enum:
-    SEATS = 32
-    SLOTS = 64            # of a seat: a word has a bit for each
-    NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most SEATS * SLOTS
+    PARTICIPANTS = 32
+    SLOTS = 64            # of a participant: a word has a bit for each
+    NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most PARTICIPANTS * SLOTS
     AMOUNT_BITS = 12      # of the rest of a source word: how far into a frame, or how many records are known
     WHO_BITS = 12
     TURN_BITS = 40
@@ -103,8 +103,8 @@ cdef struct ParticipantSlot:
 cdef struct ControlBlock:
     word deaths           # goes up when slots become ORPHAN: who has seen it need not look again
     word pad[7]
-    ParticipantSlot seats[SEATS]
-    OpSlot slots[SEATS * SLOTS]
+    ParticipantSlot participants[PARTICIPANTS]
+    OpSlot slots[PARTICIPANTS * SLOTS]
 
 
 # ---------------------------------------------------------------- the rest of a source word
@@ -159,15 +159,15 @@ cdef inline uint64_t number_of(ControlBlock* control, OpSlot* slot) noexcept nog
     return <uint64_t>(slot - control.slots)
 
 
-cdef inline uint64_t used_slots(ControlBlock* control, uint64_t seat) noexcept nogil:
-    return min(load_acquire(&control.seats[seat].used), <uint64_t>SLOTS)
+cdef inline uint64_t used_slots(ControlBlock* control, uint64_t participant) noexcept nogil:
+    return min(load_acquire(&control.participants[participant].used), <uint64_t>SLOTS)
 
 
-cdef inline bint is_clean(ControlBlock* control, uint64_t seat) noexcept nogil:
+cdef inline bint is_clean(ControlBlock* control, uint64_t participant) noexcept nogil:
     """Whether nothing in the slots of this seat waits for anybody."""
     cdef uint64_t i
-    for i in range(used_slots(control, seat)):
-        if kind_of_slot(&control.slots[seat * SLOTS + i]) != FREE:
+    for i in range(used_slots(control, participant)):
+        if kind_of_slot(&control.slots[participant * SLOTS + i]) != FREE:
             return False
     return True
 
@@ -214,7 +214,7 @@ cdef inline OpSlot* claimer(ControlBlock* control, uint64_t tag, uint64_t positi
     """
     if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
         return NULL
-    return &control.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+    return &control.slots[tag >> POSITION_BITS & (PARTICIPANTS * SLOTS - 1)]
 
 
 # ---------------------------------------------------------------- takes
@@ -238,7 +238,7 @@ cdef inline void help_taker(ControlBlock* control, uint64_t source, Pair seen) n
     """
     cdef uint64_t who = who_of(seen.rest), state
     cdef OpSlot* slot
-    if who == NOBODY or who > SEATS * SLOTS:
+    if who == NOBODY or who > PARTICIPANTS * SLOTS:
         return
     slot = &control.slots[who - 1]
     state = load_acquire(&slot.state)  # S

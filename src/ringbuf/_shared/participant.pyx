@@ -3,7 +3,7 @@
 over the others.
 
 All threads of the process that use one ring object share one Participant; slots go from
-hand to hand without a lock. See op_slots.pxd for what a slot is and seat_locks.pyx for
+hand to hand without a lock. See op_slots.pxd for what a slot is and participant_locks.pyx for
 what a seat is.
 
 Seats are taken at need. To attach, a process tidies up and looks whether the ring is
@@ -11,7 +11,7 @@ whole, with the lock for that; from then on it attends, and until it first needs
 it has no seat and changes nothing in the ring. So while no seat is taken nobody works
 on it, whoever attends, and it can be looked through.
 
-A fork leaves the child without a seat (see SeatLocks.watch), so that its first
+A fork leaves the child without a seat (see ParticipantLocks.watch), so that its first
 operation takes one, and tidies up then, as the first of any process does. `epoch` says
 that what was begun before belongs to the parent.
 
@@ -34,7 +34,7 @@ from ringbuf._core.eventcount cimport have_barrier
 from ringbuf._core.pairs cimport PAIRS_ARE_LOCK_FREE, Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport (
-    ORPHAN, SEATS, SLOTS, OpSlot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
+    ORPHAN, PARTICIPANTS, SLOTS, OpSlot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
 )
 from ringbuf._shared.ranges cimport MOST_RANGES, Range
 from ringbuf._shared.shared_ring cimport tidy_up
@@ -58,7 +58,7 @@ cdef enum:
     LOOK_NS = 1000000
     # How long (ns) to wait for a seat while somebody else tidies up.
     JOIN_NS = 10000000000
-    # In `error` of _sit_down, beside errnos.
+    # In `error` of _take_participant_slot, beside errnos.
     ALL_TAKEN = -1
 
 # In _at_work: close() has left this take to others.
@@ -76,8 +76,8 @@ cdef class Participant:
     def __dealloc__(self):
         if self.locks is not None:
             self.locks.watch(NULL, NULL)
-        for seat in range(SEATS):
-            PyMem_Free(self._at_work[seat])
+        for participant in range(PARTICIPANTS):
+            PyMem_Free(self._at_work[participant])
 
     cdef _join(self, Judge judge):
         """Take part: tidy up after all who died. SharedFileError if what is there makes
@@ -99,7 +99,7 @@ cdef class Participant:
         if ranges == NULL:
             raise MemoryError()
         self.locks = self.file.locks
-        self.locks.watch(&self._seats, &self.epoch)
+        self.locks.watch(&self._own, &self.epoch)
         try:
             self._begin_tidying()
             with nogil:
@@ -110,7 +110,7 @@ cdef class Participant:
                 if not taken:
                     damage = self._judge(self.ring.ring, ranges)
                 if damage == NULL:
-                    self._look(not taken and not self.locks.others_attend())
+                    self._tidy_up(not taken and not self.locks.others_attend())
                     self.locks.attend()
                 self.locks.end_tidying()
         finally:
@@ -140,7 +140,7 @@ cdef class Participant:
 
     # ---------------------------------------------------------------- slots
 
-    cdef int64_t slot(self) except -1:
+    cdef int64_t op_slot(self) except -1:
         """The number of a slot for one operation; give it back. Takes another seat
         where all of ours are full.
 
@@ -148,29 +148,29 @@ cdef class Participant:
         taken, and OSError where a forked child can not open the file; a later call
         tries again.
         """
-        cdef int64_t number = self._free_slot()
+        cdef int64_t number = self._free_op_slot()
         while number < 0:
-            number = self._slot_of_another_seat()
+            number = self._op_slot_of_another()
         return number
 
-    cdef int64_t _free_slot(self) noexcept nogil:
-        cdef uint64_t seats = load_acquire(&self._seats), bits, used
-        cdef int seat, bit
-        while seats != 0:
-            seat = lowest_bit(seats)
-            bits = load_relaxed(&self._free[seat])
+    cdef int64_t _free_op_slot(self) noexcept nogil:
+        cdef uint64_t ours = load_acquire(&self._own), bits, used
+        cdef int participant, bit
+        while ours != 0:
+            participant = lowest_bit(ours)
+            bits = load_relaxed(&self._free[participant])
             while bits != 0:
                 bit = lowest_bit(bits)
-                if cas_acq_rel(&self._free[seat], &bits, bits & ~(<uint64_t>1 << bit)):
-                    used = load_relaxed(&self.control.seats[seat].used)
+                if cas_acq_rel(&self._free[participant], &bits, bits & ~(<uint64_t>1 << bit)):
+                    used = load_relaxed(&self.control.participants[participant].used)
                     while used <= <uint64_t>bit:
-                        if cas_acq_rel(&self.control.seats[seat].used, &used, bit + 1):
+                        if cas_acq_rel(&self.control.participants[participant].used, &used, bit + 1):
                             break
-                    return seat * SLOTS + bit
-            seats &= seats - 1
+                    return participant * SLOTS + bit
+            ours &= ours - 1
         return -1
 
-    cdef int64_t _slot_of_another_seat(self) except -2:
+    cdef int64_t _op_slot_of_another(self) except -2:
         """A slot, of a new seat if no other thread has taken one meanwhile; -1: others
         were faster.
         """
@@ -180,9 +180,9 @@ cdef class Participant:
             raise ValueError("the ring is closed")
         self.file.reopen()
         self._begin_tidying()
-        number = self._free_slot()
+        number = self._free_op_slot()
         if number < 0:
-            number = self._sit_down(&error)
+            number = self._take_participant_slot(&error)
         self.locks.end_tidying()
         if load_total(&self._closing):
             # Whoever closed may not have seen this seat.
@@ -197,54 +197,54 @@ cdef class Participant:
             raise OSError(error, os.strerror(error), self.file.path)
         if error == ALL_TAKEN:
             raise RuntimeError(
-                f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
+                f"{self.file.path}: all {PARTICIPANTS} participant slots are taken, by processes or by batches of {SLOTS} operations: "
                 "release what was taken, or let fewer processes attach"
             )
         return number
 
-    cdef int64_t _sit_down(self, int* error) noexcept:
+    cdef int64_t _take_participant_slot(self, int* error) noexcept:
         """Tidy up and take a seat, as the only one who does; a slot of it.
 
         -1: there is none, where `error` says why, by an errno or ALL_TAKEN; or others
         were faster.
         """
-        cdef int seat, taken
+        cdef int participant, taken
         cdef uint64_t i
         cdef word* at_work
         with nogil:
-            self._look(False)
+            self._tidy_up(False)
             self.locks.attend()
-        for seat in range(SEATS):
-            if not is_clean(self.control, seat):
+        for participant in range(PARTICIPANTS):
+            if not is_clean(self.control, participant):
                 continue
-            if self._at_work[seat] == NULL:
-                self._at_work[seat] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
-                if self._at_work[seat] == NULL:
+            if self._at_work[participant] == NULL:
+                self._at_work[participant] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
+                if self._at_work[participant] == NULL:
                     error[0] = ENOMEM
                     return -1
-            taken = self.locks.take(seat)
+            taken = self.locks.take(participant)
             if taken < 0:
                 error[0] = -taken
                 return -1
             if taken == 0:
                 continue
-            at_work = self._at_work[seat]
+            at_work = self._at_work[participant]
             for i in range(<uint64_t>SLOTS):
                 store_relaxed(&at_work[i], 1)
             store_relaxed(&self._seen_deaths, UINT64_MAX)
-            store_release(&self._free[seat], UINT64_MAX)
-            fetch_or_total(&self._seats, <uint64_t>1 << seat)
-            return self._free_slot()
+            store_release(&self._free[participant], UINT64_MAX)
+            fetch_or_total(&self._own, <uint64_t>1 << participant)
+            return self._free_op_slot()
         error[0] = ALL_TAKEN
         return -1
 
-    cdef int first_seat(self) except -1:
+    cdef int own_number(self) except -1:
         """One of the seats that are ours; taken if there is none yet."""
         cdef int64_t number
-        while load_acquire(&self._seats) == 0:
-            number = self.slot()
+        while load_acquire(&self._own) == 0:
+            number = self.op_slot()
             self.give_back(number)
-        return lowest_bit(load_acquire(&self._seats))
+        return lowest_bit(load_acquire(&self._own))
 
     cdef void give_back(self, int64_t number) noexcept nogil:
         """The operation is over; its slot says FREE."""
@@ -258,13 +258,13 @@ cdef class Participant:
     # leave it to others. What is done with it later, its release for one, is work
     # again. Of a slot that does not rest, and of a free one, the count stands at 1.
 
-    cdef void rest(self, int64_t number) noexcept nogil:
+    cdef void rest_take(self, int64_t number) noexcept nogil:
         """The thread that works on this slot is done for now."""
         fetch_sub_total(&self._at_work[number // SLOTS][number % SLOTS], 1)
         if load_total(&self._closing):
             self._leave()
 
-    cdef bint resume(self, int64_t number) noexcept nogil:
+    cdef bint resume_take(self, int64_t number) noexcept nogil:
         """Work on a slot that rests; False: `close` has left it to others."""
         return fetch_add_total(&self._at_work[number // SLOTS][number % SLOTS], 1) & ABANDONED == 0
 
@@ -281,28 +281,28 @@ cdef class Participant:
         """Take out of use what nobody uses, and, when that is all, leave. Several
         threads may be here at once.
         """
-        cdef uint64_t ours = exchange_total(&self._seats, 0), seat, i, bits, none
+        cdef uint64_t ours = exchange_total(&self._own, 0), participant, i, bits, none
         cdef bint all_out = True
         ours |= fetch_or_total(&self._leaving, ours)
-        for seat in range(<uint64_t>SEATS):
-            if not ours >> seat & 1:
+        for participant in range(<uint64_t>PARTICIPANTS):
+            if not ours >> participant & 1:
                 continue
             # The free ones: nobody finds one here any more.
-            bits = exchange_total(&self._free[seat], 0)
-            bits |= fetch_or_total(&self._out_of_use[seat], bits)
+            bits = exchange_total(&self._free[participant], 0)
+            bits |= fetch_or_total(&self._out_of_use[participant], bits)
             for i in range(<uint64_t>SLOTS):
                 none = 0
-                if not bits >> i & 1 and cas_total(&self._at_work[seat][i], &none, ABANDONED):
-                    bits |= fetch_or_total(&self._out_of_use[seat], <uint64_t>1 << i) | <uint64_t>1 << i
+                if not bits >> i & 1 and cas_total(&self._at_work[participant][i], &none, ABANDONED):
+                    bits |= fetch_or_total(&self._out_of_use[participant], <uint64_t>1 << i) | <uint64_t>1 << i
             # Of several threads, the last one to add to these sees all of them.
-            if load_total(&self._out_of_use[seat]) != UINT64_MAX:
+            if load_total(&self._out_of_use[participant]) != UINT64_MAX:
                 all_out = False
         if all_out:
             self.locks.close()
 
     # ---------------------------------------------------------------- the others
 
-    cdef bint notice(self, bint now) noexcept:
+    cdef bint notice_dead(self, bint now) noexcept:
         """Look whether somebody died and left something, unless that was done just now;
         whether things have changed.
 
@@ -310,7 +310,7 @@ cdef class Participant:
         in part when they come here.
         """
         cdef int64_t time_ns = steady_ns()
-        cdef bint[SEATS] dead
+        cdef bint[PARTICIPANTS] dead
         cdef bint changed
         if time_ns < <int64_t>load_relaxed(&self._next_look_ns) and not now:
             return False
@@ -318,31 +318,31 @@ cdef class Participant:
         if not self._find_dead(dead) or self.locks.begin_tidying() <= 0:
             return False
         with nogil:
-            changed = self._look(False)
+            changed = self._tidy_up(False)
             self.locks.end_tidying()
         return changed
 
     cdef bint _is_any_taken(self) noexcept nogil:
-        cdef int seat
-        for seat in range(SEATS):
-            if self.locks.is_taken(seat):
+        cdef int participant
+        for participant in range(PARTICIPANTS):
+            if self.locks.is_taken(participant):
                 return True
         return False
 
     cdef bint _find_dead(self, bint* dead) noexcept nogil:
         """Which seats nobody has, and whether one of them was left in disorder."""
         cdef bint disorder = False
-        cdef int seat
-        for seat in range(SEATS):
-            dead[seat] = not is_clean(self.control, seat) and not self.locks.is_taken(seat)
-            disorder = disorder or dead[seat]
+        cdef int participant
+        for participant in range(PARTICIPANTS):
+            dead[participant] = not is_clean(self.control, participant) and not self.locks.is_taken(participant)
+            disorder = disorder or dead[participant]
         return disorder
 
-    cdef bint _look(self, bint alone) noexcept nogil:
+    cdef bint _tidy_up(self, bint alone) noexcept nogil:
         """Tidy up, as the only one who does. alone: nobody else attends, nor can begin
         to; and we have only just come.
         """
-        cdef bint[SEATS] dead
+        cdef bint[PARTICIPANTS] dead
         if not self._find_dead(dead):
             return False
         tidy_up(&self.ring, dead, alone)
@@ -352,21 +352,21 @@ cdef class Participant:
         """The slot of the oldest take whose process died and of which something is
         left; False: none.
         """
-        cdef uint64_t deaths = load_acquire(&self.control.deaths), seat, i
+        cdef uint64_t deaths = load_acquire(&self.control.deaths), participant, i
         cdef Pair start, oldest
         cdef OpSlot* slot
         cdef bint found = False
         if deaths == load_relaxed(&self._seen_deaths):
             return False
-        for seat in range(SEATS):
-            for i in range(used_slots(self.control, seat)):
-                slot = &self.control.slots[seat * SLOTS + i]
+        for participant in range(PARTICIPANTS):
+            for i in range(used_slots(self.control, participant)):
+                slot = &self.control.slots[participant * SLOTS + i]
                 if kind_of_slot(slot) != ORPHAN or is_empty_orphan(slot):
                     continue
                 start = place_in(load_pair(&slot.left))
                 if not found or is_before(start, oldest):
                     oldest = start
-                    number[0] = seat * SLOTS + i
+                    number[0] = participant * SLOTS + i
                     found = True
         if not found:
             store_relaxed(&self._seen_deaths, deaths)

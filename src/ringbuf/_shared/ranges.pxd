@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire
 from ringbuf._core.pairs cimport Pair, PairWord, is_before, load_pair, pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, OpSlot, amount_of, kind_of_slot, place_in,
+    FREE, ORPHAN, PREPARED, PUSHING, PARTICIPANTS, SLOTS, OpSlot, amount_of, kind_of_slot, place_in,
 )
 from ringbuf._shared.shared_ring cimport SharedRing, has_taken
 
@@ -34,7 +34,7 @@ cdef extern from *:
 
 
 cdef enum:
-    MOST_RANGES = SEATS * SLOTS
+    MOST_RANGES = PARTICIPANTS * SLOTS
 
 
 # Of a walk over all that is taken, from one part to the next: which ranges it has been
@@ -70,23 +70,23 @@ cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, 
 
     ranges: room for MOST_RANGES of them. Nobody else takes part.
     """
-    cdef uint64_t seat, i, used, kind, n = 0
+    cdef uint64_t participant, i, used, kind, n = 0
     cdef OpSlot* slot
     cdef Pair start, end, read = bound(s, s.read)
     if load_acquire(&s.control.deaths) >> 63:
         return b"it counts more deaths than there can have been"
-    for seat in range(<uint64_t>SEATS):
-        used = load_acquire(&s.control.seats[seat].used)
+    for participant in range(<uint64_t>PARTICIPANTS):
+        used = load_acquire(&s.control.participants[participant].used)
         if used > SLOTS:
             return b"a seat has more slots than there are"
         for i in range(<uint64_t>SLOTS):
-            slot = &s.control.slots[seat * SLOTS + i]
+            slot = &s.control.slots[participant * SLOTS + i]
             kind = kind_of_slot(slot)
             if kind > ORPHAN or kind != FREE and i >= used:
                 return b"a slot is in no state that there is"
             if kind in (FREE, PUSHING):
                 continue
-            if load_acquire(&slot.source) > SEATS * SLOTS:
+            if load_acquire(&slot.source) > PARTICIPANTS * SLOTS:
                 return b"a slot names a source that is not there"
             if kind == PREPARED and not has_taken(s, slot):
                 continue

@@ -14,7 +14,7 @@ mapped, and a touch of what is gone then is a SIGBUS too: its size is checked wh
 it is opened, and docs/operations.md says what to keep away from it.
 
 Who is alive. A process that works on the file holds a lock on one byte far behind its
-end, a seat; see seat_locks.pyx. It takes the seat when it first needs one. A forked
+end, a seat; see participant_locks.pyx. It takes the seat when it first needs one. A forked
 child has none, and opens the file anew at its first use.
 
 Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises
@@ -38,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ringbuf._shared.mapping import Mapping
-from ringbuf._shared.seat_locks import SeatLocks
+from ringbuf._shared.participant_locks import ParticipantLocks
 
 if sys.platform == "linux":
     import fcntl
@@ -65,11 +65,11 @@ _ZEROS: Final = bytes(_HUGE)
 _HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, process.
 _FLOCK: Final = struct.Struct("hhqqi4x")
-#: Where the seats lie (see seat_locks.pyx): far behind any file's end, so that no lock
+#: Where the seats lie (see participant_locks.pyx): far behind any file's end, so that no lock
 #: of somebody else's meets them.
-_SEATS_AT: Final = 1 << 60
+_PARTICIPANTS_AT: Final = 1 << 60
 #: Held by a process that builds a file under another name, for as long as it does.
-_BUILDER_AT: Final = _SEATS_AT - 3
+_BUILDER_AT: Final = _PARTICIPANTS_AT - 3
 #: Where the kernel shows a process its own descriptors; tests go without.
 _PROC = "/proc"
 
@@ -86,7 +86,7 @@ class SharedFile:
 
     path: where it was found. size: bytes of the body. meta: what its maker wanted
         remembered. memory: the body, as a memoryview.
-    locks: the SeatLocks of this process. Any number of threads may use it.
+    locks: the ParticipantLocks of this process. Any number of threads may use it.
     """
 
     def __init__(self, path: str, fd: int, kind: bytes) -> None:
@@ -99,7 +99,7 @@ class SharedFile:
         self.memory = memoryview(Mapping(fd, size))[PAGE:]
         base = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         try:
-            self.locks = SeatLocks(base)
+            self.locks = ParticipantLocks(base)
         except BaseException:
             os.close(base)
             raise
@@ -220,11 +220,11 @@ class SharedFile:
         self.locks.give_up()
 
 
-def is_seat_taken(fd: int, seat: int) -> bool:
+def is_participant_slot_taken(fd: int, participant: int) -> bool:
     """Whether another opening of the file than `fd` holds this seat; to ask, it need
     not be open for writing.
     """
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _PARTICIPANTS_AT + participant, 1, 0)
     return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 

@@ -6,7 +6,7 @@ go wrong when a process is killed is the same. op_slots.pxd says what a slot hol
 why no step leaves it open who has what. What only one kind knows, it tells those who
 tidy up by its Hooks.
 
-One participant at a time tidies up (SeatLocks.begin_tidying), while all others go on.
+One participant at a time tidies up (ParticipantLocks.begin_tidying), while all others go on.
 It may itself be killed at any point: every step either changes one word or can be done
 again.
 """
@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport cas_total, fetch_add_release, load_acquire, word
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, ControlBlock, OpSlot, claim_tag, claimer, has_claimed, help_taker,
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, PARTICIPANTS, SLOTS, TURN_BITS, ControlBlock, OpSlot, claim_tag, claimer, has_claimed, help_taker,
     is_empty_orphan, is_of_dead, kind_of_slot, number_of, offer, place_in, prepare_take, set_state, used_slots,
 )
 
@@ -65,7 +65,7 @@ cdef inline void lay_out(
 
 cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil:
     """What a take takes from: the ring's `read`, or what is left of an ORPHAN."""
-    return s.read if source == 0 or source > SEATS * SLOTS else &s.control.slots[source - 1].left
+    return s.read if source == 0 or source > PARTICIPANTS * SLOTS else &s.control.slots[source - 1].left
 
 
 # ---------------------------------------------------------------- pushes
@@ -122,23 +122,23 @@ cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept n
 
     alone: nobody else takes part, nor can begin to.
     """
-    cdef uint64_t seat, i
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
-                settle_take(s, &s.control.slots[seat * SLOTS + i])
+    cdef uint64_t participant, i
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
+                settle_take(s, &s.control.slots[participant * SLOTS + i])
     s.hooks.advance(s.ring)
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
-                orphan_take(s, &s.control.slots[seat * SLOTS + i])
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
+                orphan_take(s, &s.control.slots[participant * SLOTS + i])
     fill_holes(s, dead, alone)
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
                 # Whatever it was to claim, it did not, or it was published or filled.
-                if kind_of_slot(&s.control.slots[seat * SLOTS + i]) == PUSHING:
-                    set_state(&s.control.slots[seat * SLOTS + i], FREE)
+                if kind_of_slot(&s.control.slots[participant * SLOTS + i]) == PUSHING:
+                    set_state(&s.control.slots[participant * SLOTS + i], FREE)
     s.hooks.advance(s.ring)
 
 

@@ -23,7 +23,7 @@ cdef class Waiting:
     cdef int _source              # what to read until it is empty
     cdef int _writer              # -1: there is none, but a timer
     cdef int _timer
-    cdef uint64_t _seat
+    cdef uint64_t _number
     cdef uint64_t _nonce
     cdef uint64_t _source_device, _source_inode, _writer_device, _writer_inode
     cdef uint64_t _epoch          # of the process that listens
@@ -52,6 +52,11 @@ cdef inline int check_made(Waiting waiting) except -1:
     if load_relaxed(&waiting.closed) == UNMADE:
         waiting.refuse()
     return 0
+
+
+cdef inline bint is_closed(Waiting waiting) noexcept:
+    """Whether the ring was closed."""
+    return load_relaxed(&waiting.closed) == CLOSED
 
 
 cdef Waiting new_waiting(EventCount* filled, object memory, Participant participant)

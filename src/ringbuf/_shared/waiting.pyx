@@ -27,9 +27,9 @@ from libc.string cimport strcpy
 from ringbuf._core.atomics cimport exchange_total, fetch_or_total, load_acquire, store_relaxed, store_release, store_total
 from ringbuf._core.eventcount cimport LISTENERS, SLEEPERS, EventCount, barrier, futex_wait, futex_wake, have_barrier, let_settle
 from ringbuf._core.timing cimport steady_ns
-from ringbuf._shared.op_slots cimport SEATS
+from ringbuf._shared.op_slots cimport PARTICIPANTS
 from ringbuf._shared.participant cimport Participant
-from ringbuf._shared.seat_locks cimport fork_count
+from ringbuf._shared.participant_locks cimport fork_count
 
 from ringbuf._core.ready_fd import ReadyFd, prefix_of
 
@@ -163,7 +163,7 @@ cdef class Waiting:
 
     cdef void call(self, EventCount* bell) noexcept:
         """Wake those who sleep, and tell the event loops that listen."""
-        cdef uint64_t seat, nonce, waiters = exchange_total(&bell.waiters, 0)
+        cdef uint64_t participant, nonce, waiters = exchange_total(&bell.waiters, 0)
         if waiters & SLEEPERS:
             futex_wake(&bell.count)
         if not waiters & LISTENERS:
@@ -171,8 +171,8 @@ cdef class Waiting:
         if self.participant is None:
             self.hear()
             return
-        for seat in range(<uint64_t>SEATS):
-            nonce = exchange_total(&self.participant.control.seats[seat].listens, 0)
+        for participant in range(<uint64_t>PARTICIPANTS):
+            nonce = exchange_total(&self.participant.control.participants[participant].listens, 0)
             if nonce != 0:
                 call_ear(self._name, nonce, fork_count())
 
@@ -190,13 +190,13 @@ cdef class Waiting:
             if self.participant is None:
                 ear = ReadyFd()
             else:
-                ear = ReadyFd(self.participant.file.uuid, self.participant.first_seat(), make_timer())
+                ear = ReadyFd(self.participant.file.uuid, self.participant.own_number(), make_timer())
             self.ears.append(ear)
             ear = self.ears[0]  # another thread may have been faster
             self._source = ear.source
             self._writer = ear.writer
             self._timer = ear.timer
-            self._seat = ear.seat
+            self._number = ear.participant
             self._nonce = ear.nonce
             self._source_device, self._source_inode = ear.source_id
             self._writer_device, self._writer_inode = ear.writer_id
@@ -214,7 +214,7 @@ cdef class Waiting:
         drain(self._source)
         if self.participant is not None:
             set_timer(self._timer, LISTEN_NS)
-            store_total(&self.participant.control.seats[self._seat].listens, self._nonce)
+            store_total(&self.participant.control.participants[self._number].listens, self._nonce)
         fetch_or_total(&self.filled.waiters, LISTENERS)
         if not barrier():
             let_settle()
@@ -261,6 +261,8 @@ cdef class Waiting:
             futex_wake(&self.filled.count)
             futex_wake(&room.count)
         self.hear()
+        if self.participant is not None:
+            self.participant.close()
 
     cdef int refuse(self) except -1:
         if load_acquire(&self.closed) == UNMADE:

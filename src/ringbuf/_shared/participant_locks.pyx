@@ -1,5 +1,5 @@
 # cython: freethreading_compatible=True
-"""SeatLocks: the locks by which the processes that share a file know of each other, and
+"""ParticipantLocks: the locks by which the processes that share a file know of each other, and
 what a fork does to them.
 
 All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process,
@@ -55,9 +55,9 @@ cdef extern from * nogil:
     #include <sys/mman.h>
     #endif
 
-    enum { RINGBUF_MOST_SEATS = 1024, RINGBUF_MOST_OPENINGS = 16 };
+    enum { RINGBUF_MOST_PARTICIPANTS = 1024, RINGBUF_MOST_OPENINGS = 16 };
 
-    struct ringbuf_seats {
+    struct ringbuf_locks {
         std::atomic<int> fd{-1};          /* whose locks are ours; -1: none, at the moment or (closed) for ever */
         int base = -1;
         uint64_t device = 0, inode = 0;   /* of the file */
@@ -66,17 +66,17 @@ cdef extern from * nogil:
         bool closed = false;
         std::atomic<uint32_t> busy{0};    /* the spin lock */
         std::atomic<uint32_t> tidying{0}; /* 1: a thread of ours has the lock of that name */
-        std::atomic<uint64_t> held[RINGBUF_MOST_SEATS / 64]{};
+        std::atomic<uint64_t> held[RINGBUF_MOST_PARTICIPANTS / 64]{};
         std::atomic<uint64_t> *owned = nullptr; /* made 0 in a forked child ... */
         uint64_t *epoch = nullptr;              /* ... and this counted up */
-        ringbuf_seats *next = nullptr, *previous = nullptr;
+        ringbuf_locks *next = nullptr, *previous = nullptr;
     };
 
     static std::atomic<uint64_t> ringbuf_forks{0};
-    static ringbuf_seats *ringbuf_all = nullptr;
+    static ringbuf_locks *ringbuf_all = nullptr;
 
     #if !defined(_WIN32)
-    static bool ringbuf_is_of_file(const ringbuf_seats *s, int fd) {
+    static bool ringbuf_is_of_file(const ringbuf_locks *s, int fd) {
         struct stat found;
         return fd >= 0 && fstat(fd, &found) == 0 && (uint64_t)found.st_dev == s->device && (uint64_t)found.st_ino == s->inode;
     }
@@ -89,7 +89,7 @@ cdef extern from * nogil:
     /* The only thread. Whoever was in a call, in the parent, is not here. */
     static void ringbuf_fork_in_child(void) {
         ringbuf_forks.fetch_add(1);
-        for (ringbuf_seats *s = ringbuf_all; s; s = s->next) {
+        for (ringbuf_locks *s = ringbuf_all; s; s = s->next) {
             int fd = s->fd.exchange(-1);
             if (ringbuf_is_of_file(s, fd)) close(fd);
             for (void *&page : s->kept) page = nullptr; /* which are not mapped here */
@@ -106,8 +106,8 @@ cdef extern from * nogil:
         return pthread_atfork(ringbuf_before_fork, ringbuf_fork_in_parent, ringbuf_fork_in_child);
     }
 
-    static ringbuf_seats *ringbuf_new_seats(int base) {
-        ringbuf_seats *s = new (std::nothrow) ringbuf_seats;
+    static ringbuf_locks *ringbuf_new_locks(int base) {
+        ringbuf_locks *s = new (std::nothrow) ringbuf_locks;
         if (!s) return s;
         struct stat found;
         if (fstat(base, &found) == 0) {
@@ -123,7 +123,7 @@ cdef extern from * nogil:
         return s;
     }
 
-    static void ringbuf_seats_watch(ringbuf_seats *s, std::atomic<uint64_t> *owned, uint64_t *epoch) {
+    static void ringbuf_locks_watch(ringbuf_locks *s, std::atomic<uint64_t> *owned, uint64_t *epoch) {
         pthread_mutex_lock(&ringbuf_all_mutex);
         s->owned = owned;
         s->epoch = epoch;
@@ -131,15 +131,15 @@ cdef extern from * nogil:
     }
 
     struct ringbuf_turn {
-        ringbuf_seats *s;
-        explicit ringbuf_turn(ringbuf_seats *seats) : s(seats) {
+        ringbuf_locks *s;
+        explicit ringbuf_turn(ringbuf_locks *seats) : s(seats) {
             uint32_t none = 0;
             while (!s->busy.compare_exchange_weak(none, 1, std::memory_order_acquire)) { none = 0; sched_yield(); }
         }
         ~ringbuf_turn() { s->busy.store(0, std::memory_order_release); }
     };
 
-    static void ringbuf_seats_close(ringbuf_seats *s) {
+    static void ringbuf_locks_close(ringbuf_locks *s) {
         pthread_mutex_lock(&ringbuf_all_mutex);
         {
             ringbuf_turn turn(s);
@@ -158,9 +158,9 @@ cdef extern from * nogil:
         pthread_mutex_unlock(&ringbuf_all_mutex);
     }
 
-    static void ringbuf_delete_seats(ringbuf_seats *s) {
+    static void ringbuf_delete_locks(ringbuf_locks *s) {
         if (!s) return;
-        ringbuf_seats_close(s);
+        ringbuf_locks_close(s);
         pthread_mutex_lock(&ringbuf_all_mutex);
         if (s->previous) s->previous->next = s->next; else ringbuf_all = s->next;
         if (s->next) s->next->previous = s->previous;
@@ -171,19 +171,19 @@ cdef extern from * nogil:
     }
     #else
     static int ringbuf_watch_forks(void) { return 0; }
-    static ringbuf_seats *ringbuf_new_seats(int) { return new (std::nothrow) ringbuf_seats; }
-    static void ringbuf_seats_watch(ringbuf_seats *, std::atomic<uint64_t> *, uint64_t *) {}
-    static void ringbuf_seats_close(ringbuf_seats *s) { s->closed = true; }
-    static void ringbuf_delete_seats(ringbuf_seats *s) { delete s; }
+    static ringbuf_locks *ringbuf_new_locks(int) { return new (std::nothrow) ringbuf_locks; }
+    static void ringbuf_locks_watch(ringbuf_locks *, std::atomic<uint64_t> *, uint64_t *) {}
+    static void ringbuf_locks_close(ringbuf_locks *s) { s->closed = true; }
+    static void ringbuf_delete_locks(ringbuf_locks *s) { delete s; }
     #endif
 
     #if defined(__linux__)
-    static const int64_t ringbuf_seats_at = (int64_t)1 << 60;
-    static const int64_t ringbuf_tidying_at = ringbuf_seats_at - 1, ringbuf_attendance_at = ringbuf_seats_at - 2;
+    static const int64_t ringbuf_participants_at = (int64_t)1 << 60;
+    static const int64_t ringbuf_tidying_at = ringbuf_participants_at - 1, ringbuf_attendance_at = ringbuf_participants_at - 2;
 
     /* Another opening of the file: by `proc` from `base`, or, where that does not lead to it, by its name, if that does. Else a
        negative errno: ENOSYS, where `proc` is not there and would lead to it; ESTALE, where others have closed `base`. */
-    static int ringbuf_open_again(ringbuf_seats *s) {
+    static int ringbuf_open_again(ringbuf_locks *s) {
         char name[200];
         const bool known = ringbuf_is_of_file(s, s->base);
         if (known) {
@@ -200,7 +200,7 @@ cdef extern from * nogil:
     }
 
     /* Have a descriptor to lock by, if `closed` does not forbid it: 0, or an errno. */
-    static int ringbuf_seats_open_again(ringbuf_seats *s) {
+    static int ringbuf_locks_open_again(ringbuf_locks *s) {
         int error = 0;
         pthread_mutex_lock(&ringbuf_all_mutex);
         {
@@ -226,7 +226,7 @@ cdef extern from * nogil:
         return error;
     }
 
-    static int ringbuf_seats_open(ringbuf_seats *s, const char *path, const char *proc) {
+    static int ringbuf_locks_open(ringbuf_locks *s, const char *path, const char *proc) {
         char *mine = strdup(path), *mounted = strdup(proc);
         if (!mine || !mounted) {
             free(mine);
@@ -239,11 +239,11 @@ cdef extern from * nogil:
         s->path = mine;
         s->proc = mounted;
         pthread_mutex_unlock(&ringbuf_all_mutex);
-        return ringbuf_seats_open_again(s);
+        return ringbuf_locks_open_again(s);
     }
 
     /* 1: done; 0: somebody else has it; an errno as a negative number. F_OFD_GETLK: 1: somebody else has it. */
-    static int ringbuf_lock(ringbuf_seats *s, int command, short type, int64_t at) {
+    static int ringbuf_lock(ringbuf_locks *s, int command, short type, int64_t at) {
         for (int round = 0;; ++round) {
             {
                 ringbuf_turn turn(s);
@@ -260,34 +260,34 @@ cdef extern from * nogil:
                 }
             }
             if (round == 3) return -EBADF;
-            int error = ringbuf_seats_open_again(s);
+            int error = ringbuf_locks_open_again(s);
             if (error) return -error;
         }
     }
 
-    static int ringbuf_take_seat(ringbuf_seats *s, int seat) {
-        std::atomic<uint64_t> &word = s->held[seat / 64];
-        const uint64_t bit = (uint64_t)1 << seat % 64;
+    static int ringbuf_take_participant(ringbuf_locks *s, int participant) {
+        std::atomic<uint64_t> &word = s->held[participant / 64];
+        const uint64_t bit = (uint64_t)1 << participant % 64;
         if (word.load() & bit) return 0;
-        int done = ringbuf_lock(s, F_OFD_SETLK, F_WRLCK, ringbuf_seats_at + seat);
+        int done = ringbuf_lock(s, F_OFD_SETLK, F_WRLCK, ringbuf_participants_at + participant);
         /* The locks of one opening are not in each other's way: of two threads, one has it. */
         return done == 1 && word.fetch_or(bit) & bit ? 0 : done;
     }
 
-    static bool ringbuf_seat_is_taken(ringbuf_seats *s, int seat) {
-        if (seat < 0 || seat >= RINGBUF_MOST_SEATS) return false;
-        if (s->held[seat / 64].load() >> seat % 64 & 1) return true;
+    static bool ringbuf_participant_is_taken(ringbuf_locks *s, int participant) {
+        if (participant < 0 || participant >= RINGBUF_MOST_PARTICIPANTS) return false;
+        if (s->held[participant / 64].load() >> participant % 64 & 1) return true;
         /* Without an answer nobody is to be tidied up after. */
-        return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_seats_at + seat) != 0;
+        return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_participants_at + participant) != 0;
     }
 
-    static int ringbuf_attend(ringbuf_seats *s) { return ringbuf_lock(s, F_OFD_SETLK, F_RDLCK, ringbuf_attendance_at); }
+    static int ringbuf_attend(ringbuf_locks *s) { return ringbuf_lock(s, F_OFD_SETLK, F_RDLCK, ringbuf_attendance_at); }
 
-    static bool ringbuf_others_attend(ringbuf_seats *s) {
+    static bool ringbuf_others_attend(ringbuf_locks *s) {
         return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_attendance_at) != 0;
     }
 
-    static int ringbuf_begin_tidying(ringbuf_seats *s) {
+    static int ringbuf_begin_tidying(ringbuf_locks *s) {
         uint32_t none = 0;
         if (!s->tidying.compare_exchange_strong(none, 1)) return 0;
         int done = ringbuf_lock(s, F_OFD_SETLK, F_WRLCK, ringbuf_tidying_at);
@@ -295,29 +295,29 @@ cdef extern from * nogil:
         return done;
     }
 
-    static void ringbuf_end_tidying(ringbuf_seats *s) {
+    static void ringbuf_end_tidying(ringbuf_locks *s) {
         ringbuf_lock(s, F_OFD_SETLK, F_UNLCK, ringbuf_tidying_at);
         s->tidying.store(0);
     }
     #else
-    static int ringbuf_seats_open(ringbuf_seats *, const char *, const char *) { return ENOSYS; }
-    static int ringbuf_take_seat(ringbuf_seats *, int) { return -ENOSYS; }
-    static bool ringbuf_seat_is_taken(ringbuf_seats *, int) { return true; }
-    static int ringbuf_attend(ringbuf_seats *) { return -ENOSYS; }
-    static bool ringbuf_others_attend(ringbuf_seats *) { return true; }
-    static int ringbuf_begin_tidying(ringbuf_seats *) { return -ENOSYS; }
-    static void ringbuf_end_tidying(ringbuf_seats *) {}
+    static int ringbuf_locks_open(ringbuf_locks *, const char *, const char *) { return ENOSYS; }
+    static int ringbuf_take_participant(ringbuf_locks *, int) { return -ENOSYS; }
+    static bool ringbuf_participant_is_taken(ringbuf_locks *, int) { return true; }
+    static int ringbuf_attend(ringbuf_locks *) { return -ENOSYS; }
+    static bool ringbuf_others_attend(ringbuf_locks *) { return true; }
+    static int ringbuf_begin_tidying(ringbuf_locks *) { return -ENOSYS; }
+    static void ringbuf_end_tidying(ringbuf_locks *) {}
     #endif
     static uint64_t ringbuf_fork_count(void) { return ringbuf_forks.load(std::memory_order_relaxed); }
     """
     int watch_forks "ringbuf_watch_forks"()
-    Part* new_seats "ringbuf_new_seats"(int base)
-    void delete_seats "ringbuf_delete_seats"(Part* part)
-    void seats_watch "ringbuf_seats_watch"(Part* part, word* owned, uint64_t* epoch)
-    int seats_open "ringbuf_seats_open"(Part* part, const char* path, const char* proc)
-    void seats_close "ringbuf_seats_close"(Part* part)
-    int take_seat "ringbuf_take_seat"(Part* part, int seat)
-    bint seat_is_taken "ringbuf_seat_is_taken"(Part* part, int seat)
+    Part* new_locks "ringbuf_new_locks"(int base)
+    void delete_locks "ringbuf_delete_locks"(Part* part)
+    void locks_watch "ringbuf_locks_watch"(Part* part, word* owned, uint64_t* epoch)
+    int locks_open "ringbuf_locks_open"(Part* part, const char* path, const char* proc)
+    void locks_close "ringbuf_locks_close"(Part* part)
+    int take_participant_slot "ringbuf_take_participant"(Part* part, int participant)
+    bint participant_is_taken "ringbuf_participant_is_taken"(Part* part, int participant)
     int lock_attendance "ringbuf_attend"(Part* part)
     bint others_attend "ringbuf_others_attend"(Part* part)
     int begin_tidying "ringbuf_begin_tidying"(Part* part)
@@ -334,37 +334,37 @@ cdef uint64_t fork_count() noexcept nogil:
     return forks()
 
 
-cdef class SeatLocks:
+cdef class ParticipantLocks:
     """The locks of one opening of a file. Made by SharedFile; not for others.
 
     base: a descriptor to open the file from; closed with this, if it could be made.
     """
 
     def __cinit__(self, int base):
-        self.part = new_seats(base)
+        self.part = new_locks(base)
         if self.part == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
-        delete_seats(self.part)
+        delete_locks(self.part)
 
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil:
         """What to make 0 in a forked child, and what to count up there; NULL: nothing
         any more.
         """
-        seats_watch(self.part, owned, epoch)
+        locks_watch(self.part, owned, epoch)
 
-    cdef int take(self, int seat) noexcept nogil:
+    cdef int take(self, int participant) noexcept nogil:
         """1: the seat is ours now; 0: it was taken already, by us or others; else a
         negative errno.
         """
-        return take_seat(self.part, seat)
+        return take_participant_slot(self.part, participant)
 
-    cdef bint is_taken(self, int seat) noexcept nogil:
+    cdef bint is_taken(self, int participant) noexcept nogil:
         """Whether a living process has this seat. True where there is no telling; of a
         seat that can not be, False.
         """
-        return seat_is_taken(self.part, seat)
+        return participant_is_taken(self.part, participant)
 
     cdef int attend(self) noexcept nogil:
         """Let others know that we are attached: 1, or a negative errno."""
@@ -384,7 +384,7 @@ cdef class SeatLocks:
 
     cdef void close(self) noexcept nogil:
         """Let go of all locks, for ever. A second call does nothing."""
-        seats_close(self.part)
+        locks_close(self.part)
 
     # ---------------------------------------------------------------- for Python
 
@@ -400,7 +400,7 @@ cdef class SeatLocks:
         cdef const char* mounted = proc
         cdef int error
         with nogil:
-            error = seats_open(self.part, name, mounted)
+            error = locks_open(self.part, name, mounted)
         return error
 
     def try_tidying(self):
@@ -410,10 +410,10 @@ cdef class SeatLocks:
         end_tidying(self.part)
 
     def give_up(self):
-        seats_close(self.part)
+        locks_close(self.part)
 
     def __reduce__(self):
-        raise TypeError("SeatLocks belong to one process and can not be copied or pickled")
+        raise TypeError("ParticipantLocks belong to one process and can not be copied or pickled")
 
 
 cdef bint checked(int done) except -1:

@@ -1,5 +1,5 @@
 # cython: freethreading_compatible=True
-"""Memory that stays where it is while C code has its address.
+"""Memory of a caller's object that stays where it is while C code has its address.
 
 A buffer keeps most objects from moving their memory: bytearray, array.array and mmap
 refuse to be resized while one is exported. numpy does not:
@@ -18,7 +18,7 @@ from ringbuf._core.buffers cimport names_objects
 import numpy as np
 
 cdef object NDARRAY = np.ndarray
-# Not the attribute, which a subclass may have made something else of.
+# Not the attribute, which a subclass may have replaced.
 cdef object GET_BASE = np.ndarray.base.__get__
 
 
@@ -39,8 +39,8 @@ cpdef object pins(object owner):
 
 
 cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1:
-    """The bytes of a caller's object, to be given back by PyBuffer_Release. TypeError
-    where they are pointers to Python objects.
+    """Borrow the bytes of a caller's object, until PyBuffer_Release. TypeError where they
+    are pointers to Python objects.
 
     numpy lends an array of objects as if it were bytes, and lets them be written,
     unless it is asked for the format.
@@ -49,8 +49,8 @@ cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) 
     try:
         PyObject_GetBuffer(owner, buffer, flags | PyBUF_ND | PyBUF_FORMAT)
     except (BufferError, ValueError):
-        # No format has a letter for times; an array of them has bytes all the same. A
-        # subclass is not asked for its dtype.
+        # No format has a letter for times; an array of them has bytes all the same. The
+        # dtype is numpy's own: a subclass may have replaced the attribute.
         if not isinstance(owner, np.ndarray) or np.ndarray.dtype.__get__(owner).hasobject:
             raise
         PyObject_GetBuffer(owner, buffer, flags)

@@ -3,14 +3,14 @@ from libc.stdint cimport int64_t, uint64_t
 from ringbuf._core.atomics cimport word
 
 
-# A piece of the heap; what it is used for comes behind this.
+# A piece of the heap; the usable memory comes behind this.
 cdef struct Chunk:
-    size_t size     # of what comes behind
+    size_t size     # of the usable memory
     size_t padding  # so that it is aligned as the chunk is
 
 
 cdef class Spares:
-    cdef word _chunks[3]  # 0, or a Chunk that nobody uses
+    cdef word _chunks[3]  # 0, or a Chunk that is not in use
     cdef word _turn       # which goes next when there are too many
 
     cdef Chunk* get(self, uint64_t size) except NULL
@@ -19,9 +19,9 @@ cdef class Spares:
 
 cdef class Block:
     cdef Chunk* _chunk
-    cdef Py_ssize_t _nbytes  # of it that are used
+    cdef Py_ssize_t _nbytes  # how much of it is used
     cdef word _users         # Messages and buffers that show it; ENDED: the memory serves others
-    cdef Spares _spares      # whom the memory goes to then, or None
+    cdef Spares _spares      # where the memory goes then, or None
 
     cdef unsigned char* start(self) noexcept
     cdef void leave(self) noexcept
@@ -39,7 +39,8 @@ cdef class Messages:
     cdef Py_ssize_t _count
     cdef Py_ssize_t _size        # bytes at `_data`
     cdef Block _block            # that the offsets lie in
-    cdef object _source          # what lends the data as a buffer: the block, or a memoryview; None: there are none
+    # What lends the data as a buffer: the block, or a memoryview; None: there are none.
+    cdef object _source
     cdef object _pins            # what keeps the data of a numpy array in its place
     cdef object _data_array      # made when they are asked for
     cdef object _offsets_array
@@ -48,7 +49,7 @@ cdef class Messages:
     cdef uint64_t _place
     cdef word _held       # whether they are to be released
     cdef object _ring     # by which ring: its identity
-    cdef int64_t _slot    # that speaks of them in a shared ring, or -1
+    cdef int64_t _slot    # of their take in a shared ring, or -1
     cdef uint64_t _epoch  # of the process that took them there
     cdef Parts _parts     # that they are one of; or None
 

@@ -16,7 +16,9 @@ from cpython.number cimport PyNumber_AsSsize_t
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
+from ringbuf._core.atomics cimport (
+    cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed,
+)
 from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.counts cimport up_to, whole
 from ringbuf._core.nogil cimport NOGIL_BYTES
@@ -29,17 +31,20 @@ from ringbuf._core.masked import has_masked
 
 cdef enum:
     SPARE_BYTES = 64 * 1024  # smaller blocks come from the heap without page faults
-    MAX_SPARES = 3           # (as in columns.pxd) one being filled, one with the consumer, and one for the next
+    # As in columns.pxd: one to fill, one with the consumer, and one for the next.
+    MAX_SPARES = 3
 
 cdef object BYTES = np.dtype(np.uint8)
 cdef object PLACES = np.dtype(np.int64)
 cdef int64_t NOWHERE = 0  # the offsets of no messages
 # In Block._users, above any number of them.
 cdef uint64_t ENDED = <uint64_t>1 << 32
-# What makes Messages and their blocks: `__new__` alone, called by somebody else, would
-# make some of no memory.
+# The key that makes Messages and their blocks: `__new__` alone would make some of no
+# memory.
 cdef object OURS = object()
-cdef tuple KEY = (OURS,)  # one for all, as an argument for each would cost as much as all else that is made for Messages
+# One tuple for all: one for each would cost as much as all else that is made for
+# Messages.
+cdef tuple KEY = (OURS,)
 
 
 cdef extern from "Python.h":
@@ -69,9 +74,12 @@ cdef class Messages:
     """
 
     def __cinit__(self, key=None):
-        self._offsets = &NOWHERE  # until new_messages, from_columns or share have more to say
+        self._offsets = &NOWHERE  # until new_messages, from_columns or _share set it
         if key is not OURS:
-            raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
+            raise TypeError(
+                "Messages are made by MessageRing.pop_many(), MessageRing.take() and "
+                "Messages.from_columns()"
+            )
 
     @staticmethod
     def from_columns(data, offsets, first_seq=0):
@@ -79,11 +87,12 @@ cdef class Messages:
         data[offsets[i]:offsets[i + 1]].
 
         data: C-contiguous numpy array of uint8, offsets: of int64, at least one,
-        ascending, within data. Offsets are copied; data is not, and can not be resized
+        ascending, within data. Offsets are copied; data is not, and cannot be resized
         as long as the messages are used. Raises TypeError or ValueError.
 
         >>> import numpy as np
-        >>> Messages.from_columns(np.frombuffer(b"onetwo", np.uint8), np.array([0, 3, 6]), first_seq=7).tolist()
+        >>> data = np.frombuffer(b"onetwo", np.uint8)
+        >>> Messages.from_columns(data, np.array([0, 3, 6]), first_seq=7).tolist()
         [b'one', b'two']
         """
         cdef Messages messages
@@ -99,7 +108,9 @@ cdef class Messages:
         try:
             count = view.len // 8 - 1
             if count < 0:
-                raise ValueError("offsets must not be empty: there is one more than there are messages")
+                raise ValueError(
+                    "offsets must not be empty: there is one more than there are messages"
+                )
             if not 0 <= number <= <uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>count:
                 raise ValueError(f"first_seq must be from 0 to 2**64 - 1 - {count}, not {number}")
             first = number
@@ -111,7 +122,7 @@ cdef class Messages:
         messages._data = <unsigned char*>view.buf
         messages._size = view.len
         PyBuffer_Release(&view)
-        # Of the copy, which nobody else can change.
+        # Of the copy, which no other thread can change.
         ascending = messages._offsets[0] >= 0 and messages._offsets[count] <= messages._size
         for i in range(count):
             ascending &= messages._offsets[i] <= messages._offsets[i + 1]
@@ -124,14 +135,14 @@ cdef class Messages:
         return messages
 
     def __dealloc__(self):
-        # The arrays first: if nobody else has them, the block is free when we leave it.
+        # The arrays first: if they have no other user, the block is free after `leave`.
         self._data_array = self._offsets_array = self._source = None
         if self._block is not None:
             self._block.leave()
 
     @property
     def data(self):
-        """All payloads: a numpy array of uint8 that can not be written."""
+        """All payloads: a read-only numpy array of uint8."""
         with cython.critical_section(self):
             if self._data_array is None:
                 self._data_array = self._column_of(self._source, BYTES, self._data, self._size)
@@ -141,21 +152,25 @@ cdef class Messages:
     @property
     def offsets(self):
         """Where each message starts in `data`, and at the end where the last one ends:
-        a numpy array of int64 that can not be written.
+        a read-only numpy array of int64.
         """
         with cython.critical_section(self):
             if self._offsets_array is None:
-                self._offsets_array = self._column_of(self._block, PLACES, self._offsets, self._count + 1)
+                self._offsets_array = self._column_of(
+                    self._block, PLACES, self._offsets, self._count + 1
+                )
             array = self._offsets_array
         return array
 
     cdef object _column_of(self, source, dtype, const void* start, Py_ssize_t count):
-        """An array of what lies at `start`. It holds a buffer of `source`, which gives
-        none to be written, so numpy will not make the array writable either.
+        """An array of what lies at `start`. It holds a read-only buffer of `source`, so
+        numpy will not make the array writable either.
         """
         if source is None:
             return np.frombuffer(b"", dtype)
-        cdef const unsigned char* first = self._block.start() if source is self._block else self._data
+        cdef const unsigned char* first = self._data
+        if source is self._block:
+            first = self._block.start()
         return np.frombuffer(source, dtype, count, <const unsigned char*>start - first)
 
     def __len__(self):
@@ -179,25 +194,33 @@ cdef class Messages:
             i += self._count
         if not 0 <= i < self._count:
             raise IndexError(f"message {index} of {self._count}")
-        return PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+        return PyBytes_FromStringAndSize(
+            <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+        )
 
     def __iter__(self):
         cdef Py_ssize_t i
         for i in range(self._count):
-            yield PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+            yield PyBytes_FromStringAndSize(
+                <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+            )
 
     def tolist(self):
         """The messages as a list of bytes."""
         cdef Py_ssize_t i
         return [
-            PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+            PyBytes_FromStringAndSize(
+                <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+            )
             for i in range(self._count)
         ]
 
     def __array__(self, dtype=None, copy=None):
         """The messages as a numpy array of bytes objects."""
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"messages have no common size: their array is one of objects, not of {dtype}")
+            raise TypeError(
+                f"messages have no common size: their array is one of objects, not of {dtype}"
+            )
         if copy is False:
             raise ValueError("an array of bytes objects is always a copy; use .data and .offsets")
         array = np.empty(self._count, dtype=object)
@@ -222,7 +245,7 @@ cdef class Messages:
         cdef bytes joined = PyBytes_FromStringAndSize(NULL, size)
         cdef char* target = PyBytes_AS_STRING(joined)
         cdef const char* between = PyBytes_AS_STRING(separator)
-        # Nobody else has seen the new object yet, so it may be written without the GIL.
+        # No other thread has the new object yet, so it may be written without the GIL.
         if size >= NOGIL_BYTES:
             with nogil:
                 target = join_into(target, self._data, self._offsets, self._count, between, width)
@@ -236,13 +259,13 @@ cdef class Messages:
         by `sep`, as many as fit.
 
         Returns (messages, bytes written); (0, 0) where not even one fits. For sinks
-        that write out of one small buffer, which stays in the cache, rather than out of
-        a second copy of it all.
+        that write from one small buffer, which stays in the cache, instead of a second
+        copy of all messages.
         """
         cdef Py_buffer view
         cdef bytes separator = bytes_of(sep, "sep")
         cdef Py_ssize_t first = up_to(start, "start", self._count), low, high, middle
-        cdef int64_t width = len(separator)
+        cdef int64_t width = len(separator), size
         cdef const char* between
         cdef char* end
         _held = pins(target)
@@ -252,7 +275,8 @@ cdef class Messages:
             low, high = first, self._count
             while low < high:
                 middle = (low + high + 1) // 2
-                if self._offsets[middle] - self._offsets[first] + (middle - first) * width <= view.len:
+                size = self._offsets[middle] - self._offsets[first] + (middle - first) * width
+                if size <= view.len:
                     low = middle
                 else:
                     high = middle - 1
@@ -260,9 +284,15 @@ cdef class Messages:
                 between = PyBytes_AS_STRING(separator)
                 if view.len >= NOGIL_BYTES:
                     with nogil:
-                        end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
+                        end = join_into(
+                            <char*>view.buf, self._data, self._offsets + first, low - first,
+                            between, width
+                        )
                 else:
-                    end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
+                    end = join_into(
+                        <char*>view.buf, self._data, self._offsets + first, low - first, between,
+                        width
+                    )
                 memcpy(end, between, width)
         finally:
             PyBuffer_Release(&view)
@@ -283,12 +313,14 @@ cdef class Messages:
 
 
 cdef bytes bytes_of(object text, str name):
-    """What stands between messages, or after the last."""
+    """The text between messages, or after the last, as bytes."""
     cdef Py_buffer view
     if type(text) is bytes:
         return text
     if not PyObject_CheckBuffer(text):
-        raise TypeError(f"{name} must be bytes, or another buffer of bytes, not {type(text).__name__}")
+        raise TypeError(
+            f"{name} must be bytes, or another buffer of bytes, not {type(text).__name__}"
+        )
     borrow_bytes(text, &view, False, name)
     try:
         return PyBytes_FromStringAndSize(<char*>view.buf, view.len)
@@ -297,7 +329,8 @@ cdef bytes bytes_of(object text, str name):
 
 
 cdef char* join_into(
-    char* target, const unsigned char* data, const int64_t* offsets, Py_ssize_t count, const char* sep, size_t width
+    char* target, const unsigned char* data, const int64_t* offsets, Py_ssize_t count,
+    const char* sep, size_t width
 ) noexcept nogil:
     cdef Py_ssize_t i
     cdef size_t size
@@ -326,9 +359,7 @@ cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
 
 
 cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
-    """Messages whose offsets lie at the start of the block; what the data are is the
-    caller's to say.
-    """
+    """Messages whose offsets lie at the start of the block; the caller sets the data."""
     cdef Messages messages = new_of(Messages, KEY)
     fetch_add_relaxed(&block._users, 1)
     messages._block = block
@@ -346,14 +377,16 @@ cdef Block new_block(uint64_t size, Spares spares):
     return block
 
 
-@cython.no_gc  # so that `_spares` is still there when the last buffer comes back; it refers to nothing
+# So that `_spares` is still there when the last buffer comes back; it refers to
+# nothing.
+@cython.no_gc
 @cython.final
 cdef class Block:
-    """Memory that Messages and arrays show, counting whoever does, with the GIL or
-    without it.
+    """Memory that Messages and arrays show; counts its users, with the GIL or without
+    it.
 
-    Nobody gets a buffer to write, nor one at all once the memory has gone on to
-    `_spares`. Only a ring writes here, before anybody else has seen the Messages.
+    It lends no buffer to write, nor any once the memory has gone on to `_spares`. Only
+    a ring writes here, before other threads have the Messages.
     """
 
     def __cinit__(self, key=None):
@@ -366,7 +399,7 @@ cdef class Block:
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         cdef uint64_t users = load_relaxed(&self._users)
         if flags & PyBUF_WRITABLE:
-            raise BufferError("messages can not be written")
+            raise BufferError("messages cannot be written")
         while True:
             if users & ENDED:
                 raise BufferError("the messages are gone")
@@ -384,7 +417,9 @@ cdef class Block:
     cdef void leave(self) noexcept:
         """One user less; after the last the memory may serve others."""
         cdef uint64_t none = 0
-        if fetch_sub_total(&self._users, 1) == 1 and self._spares is not None and cas_total(&self._users, &none, ENDED):
+        if fetch_sub_total(&self._users, 1) != 1 or self._spares is None:
+            return
+        if cas_total(&self._users, &none, ENDED):
             self._spares.put(self._chunk)
             self._chunk = NULL
 
@@ -404,8 +439,8 @@ cdef class Spares:
     """Memory of messages that are gone, for those to come; for any number of threads.
 
     A fresh block of some MB costs a page fault for every 4 KiB, which is more than
-    copying into it; so the memory of Messages that nobody shows any more is kept, and
-    the next ones get it.
+    copying into it; so the memory of Messages that have no users left is kept, and the
+    next ones get it.
     """
 
     def __dealloc__(self):
@@ -420,18 +455,17 @@ cdef class Spares:
         if size < SPARE_BYTES:
             return new_chunk(size)
         for i in range(MAX_SPARES):
-            # Ours alone from here on.
+            # This thread's alone from here on.
             chunk = <Chunk*>exchange_total(&self._chunks[i], 0)
             if chunk == NULL:
                 continue
-            # One that is much too large is for others.
+            # One that is much too large is left for others.
             if size <= chunk.size <= 4 * size:
                 return chunk
             none = 0
             if not cas_total(&self._chunks[i], &none, <uint64_t>chunk):
                 PyMem_Free(chunk)
-        # Rounded up, so that the next ones, of nearly the same size, can have it as
-        # well.
+        # Rounded up, so that the next ones, of nearly the same size, can use it too.
         return new_chunk((size + size // 8 + 4095) & ~<uint64_t>4095)
 
     cdef void put(self, Chunk* chunk) noexcept:
@@ -442,18 +476,20 @@ cdef class Spares:
                 none = 0
                 if cas_total(&self._chunks[i], &none, <uint64_t>chunk):
                     return
-            chunk = <Chunk*>exchange_total(&self._chunks[fetch_add_relaxed(&self._turn, 1) % MAX_SPARES], <uint64_t>chunk)
+            chunk = <Chunk*>exchange_total(
+                &self._chunks[fetch_add_relaxed(&self._turn, 1) % MAX_SPARES], <uint64_t>chunk
+            )
         PyMem_Free(chunk)
 
 
 cdef object column(name, array, dtype):
-    """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass
-    says of itself is not asked.
-    """
+    """A numpy array of that dtype, one dimension and no gaps, as a plain array."""
     if has_masked(array):
         raise ValueError(f"{name} must not be masked")
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}")
+        raise TypeError(
+            f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}"
+        )
     array = np.asarray(array)
     if array.dtype != dtype:
         raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {array.dtype}")

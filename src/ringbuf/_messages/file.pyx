@@ -87,7 +87,8 @@ def read_meta(path, meta, body_bytes):
     if body_bytes < layout(granules)[3]:
         raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
     if secret is not None:
-        if not isinstance(secret, str) or not re.fullmatch(f"[0-9a-f]{{{2 * SECRET_BYTES}}}", secret):
+        pattern = f"[0-9a-f]{{{2 * SECRET_BYTES}}}"
+        if not isinstance(secret, str) or not re.fullmatch(pattern, secret):
             raise SharedFileError(
                 f"{path} is damaged: it has checksums, and its secret is not {SECRET_BYTES} bytes"
             )

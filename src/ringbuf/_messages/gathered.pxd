@@ -7,7 +7,7 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 
-# Messages that are to be pushed: message i has lengths[i] bytes at starts[i].
+# Messages to be pushed: message i has lengths[i] bytes at starts[i].
 cdef struct Column:
     const char** starts
     uint32_t* lengths
@@ -31,7 +31,7 @@ cdef int refuse_length(size_t index, size_t nbytes, uint64_t limit) except -1
 
 
 cdef inline const char* text_of(object message, Py_ssize_t* size) except NULL:
-    """The bytes of a bytes or str; they live as long as the object does."""
+    """The bytes of a bytes or str; they stay as long as the object does."""
     if PyBytes_Check(message):
         size[0] = PyBytes_GET_SIZE(message)
         return PyBytes_AS_STRING(message)

@@ -8,11 +8,15 @@ change after it was made, so threads may share it.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
+from cpython.tuple cimport (
+    PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM,
+)
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._core.gil cimport HAS_GIL
@@ -65,13 +69,16 @@ cdef extern from "Python.h":
 
 
 class MessageTooLarge(ValueError):
-    """A message that never fits: its `index` in what was given, its size `nbytes`, and
-    the ring's `limit` in bytes.
+    """A message that never fits.
+
+    index: which one of those that were given. nbytes: its size. limit: the ring's, in
+    bytes.
     """
 
     def __init__(self, index, nbytes, limit):
         super().__init__(
-            f"message {index} has {nbytes:,} bytes and the ring holds at most {limit:,} in one message: make the ring larger"
+            f"message {index} has {nbytes:,} bytes and the ring holds at most {limit:,} in one "
+            "message: make the ring larger"
         )
         self.index = index
         self.nbytes = nbytes
@@ -87,8 +94,8 @@ cdef int refuse_length(size_t index, size_t nbytes, uint64_t limit) except -1:
 
 @cython.final
 cdef class Gathered:
-    """Messages from Python objects, checked, as a column of pointers; keeps the
-    objects, and their memory where it is.
+    """Messages from Python objects, checked, as a column of pointers; keeps the objects
+    alive and their memory in place.
 
     Raises TypeError or ValueError for anything that `MessageRing.push_many` does not
     take.
@@ -96,7 +103,10 @@ cdef class Gathered:
 
     def __cinit__(self, messages, uint64_t limit=4294967295):
         if isinstance(messages, (bytes, bytearray, memoryview, str)):
-            raise TypeError(f"messages must be a sequence of bytes or str, not one {type(messages).__name__}: give [message]")
+            raise TypeError(
+                f"messages must be a sequence of bytes or str, not one {type(messages).__name__}: "
+                "give [message]"
+            )
         if type(messages) is list or type(messages) is tuple:
             self._gather_objects(messages, limit)
             return
@@ -104,12 +114,18 @@ cdef class Gathered:
             self._gather_array(messages, limit)
             return
         if isinstance(messages, (Mapping, MappingView, Set)):
-            raise TypeError(f"messages must be a sequence of bytes or str, not a {type(messages).__name__}: give list(...)")
+            raise TypeError(
+                f"messages must be a sequence of bytes or str, not a {type(messages).__name__}: "
+                "give list(...)"
+            )
         if hasattr(messages, "__arrow_c_array__"):
             self._gather_arrow(messages, limit)
             return
         if not hasattr(messages, "__len__"):
-            raise TypeError(f"messages must be a sequence of bytes or str, not {type(messages).__name__}: give list(...)")
+            raise TypeError(
+                f"messages must be a sequence of bytes or str, not {type(messages).__name__}: give "
+                "list(...)"
+            )
         self._gather_objects(messages, limit)
 
     def __dealloc__(self):
@@ -141,10 +157,12 @@ cdef class Gathered:
     cdef _gather_objects(self, messages, uint64_t limit):
         cdef Py_ssize_t i, count
         cdef tuple items
-        # Our own: a list is the caller's, who may change it while its messages wait for
-        # room. Also whatever a subclass says of its length and items, this is what it
-        # has.
-        if HAS_GIL and type(messages) is list and messages and self._gather_list(<list>messages, limit):
+        # A tuple of our own: the caller may change its list while the messages wait for
+        # room, and a subclass may misstate its length and items.
+        if (
+            HAS_GIL and type(messages) is list and messages
+            and self._gather_list(<list>messages, limit)
+        ):
             return
         items = tuple(messages)
         count = PyTuple_GET_SIZE(items)
@@ -156,12 +174,12 @@ cdef class Gathered:
             self._note(i, <object>PyTuple_GET_ITEM(items, i), limit)
 
     cdef bint _gather_list(self, list messages, uint64_t limit) except -1:
-        """Do both in one pass, so that each object is fetched from memory once; False:
-        a collection has changed the list.
+        """Copy and check in one pass, so that each object is fetched from memory once;
+        False: a collection has changed the list.
         """
         cdef Py_ssize_t i, count = PyList_GET_SIZE(messages)
         cdef tuple items = PyTuple_New(count)
-        # Nobody may find it before it is full, and what it holds refers to nothing.
+        # The collector must not find it before it is full; its items refer to nothing.
         PyObject_GC_UnTrack(<void*>items)
         if PyList_GET_SIZE(messages) != count:
             return False
@@ -192,14 +210,22 @@ cdef class Gathered:
         cdef Py_ssize_t i, size, count
         cdef const char* start
         if has_masked(messages):
-            raise ValueError("messages that are masked have no value: fill them (messages.filled(...)) or leave them out")
-        array = np.asarray(messages)  # what a subclass says of itself is not asked
+            raise ValueError(
+                "messages that are masked have no value: fill them (messages.filled(...)) or "
+                "leave them out"
+            )
+        array = np.asarray(messages)  # a plain array: a subclass may misstate itself
         if array.ndim != 1:
             raise ValueError(f"a numpy array of messages must have one dimension, not {array.ndim}")
         if array.dtype.hasobject:
-            raise TypeError("a numpy array of objects has no bytes of its own: give a list of bytes or str")
+            raise TypeError(
+                "a numpy array of objects has no bytes of its own: give a list of bytes or str"
+            )
         if array.dtype.kind == "U":
-            raise TypeError("a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, 'utf-8')")
+            raise TypeError(
+                "a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, "
+                "'utf-8')"
+            )
         array = np.ascontiguousarray(array)
         count = array.size
         self._keep = array, pins(array)
@@ -226,11 +252,16 @@ cdef class Gathered:
         for i in range(column.count):
             end = offset_at(&column, i + 1)
             if not 0 <= start <= end:
-                raise ValueError(f"the offsets of the Arrow array do not ascend: message {i} is from {start} to {end}")
+                raise ValueError(
+                    f"the offsets of the Arrow array do not ascend: message {i} is from {start} to "
+                    f"{end}"
+                )
             if <uint64_t>(end - start) > limit:
                 raise MessageTooLarge(i, end - start, limit)
             if start < end and column.data == NULL:
-                raise ValueError(f"the Arrow array has no data, and message {i} has {end - start} bytes")
+                raise ValueError(
+                    f"the Arrow array has no data, and message {i} has {end - start} bytes"
+                )
             self.column.starts[i] = column.data + start if column.data != NULL else NOTHING
             self.column.lengths[i] = <uint32_t>(end - start)
             start = end

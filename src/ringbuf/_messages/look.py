@@ -1,5 +1,5 @@
 """A look at a MessageRing's file without taking part in it: nothing is written and no
-seat is taken, so nobody notices.
+participant slot is taken, so the ring's users are not disturbed.
 
 Only a header that is sound is believed, but for the one number that must not be
 forgotten: see `next_seq_of`.
@@ -45,8 +45,8 @@ class RingLook:
     acked_seq: int  #: all messages with a lower number have been released
     read_seq: int  #: all with a lower number have been taken: what waits begins here
     next_seq: int  #: the number that the next message gets
-    #: Seats that living processes hold: one for each ring object that has pushed or
-    #: taken, more for one with much under way.
+    #: Participant slots that living processes hold: one for each ring object that has
+    #: pushed or taken, more for one with much under way.
     participants: int
     survived_reboot: (
         bool  #: made by another run of the kernel: then some of it may never have reached the disk

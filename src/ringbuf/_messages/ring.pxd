@@ -23,7 +23,7 @@ cdef class MessageRingBase:
 
 
 cdef class MessageRing(MessageRingBase):
-    cdef word _made                  # 1: once and for all, as far as it went well
+    cdef word _made                  # 1: made, or being made
     cdef uint64_t _warm_until        # up to this position `warm_ahead` has prefaulted memory
     cdef object _key                 # of the checksums: the array that owns it
 

@@ -11,6 +11,9 @@ from ringbuf._messages.columns import Messages
 from ringbuf._messages.gathered import Gathered
 from ringbuf._messages.look import RingLook
 
+# What other compiled modules call.
+__pyx_capi__: dict[str, Any]
+
 @disjoint_base
 class MessageRingBase: ...
 

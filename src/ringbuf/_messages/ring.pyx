@@ -3,16 +3,16 @@
 memory, or in a file that processes share.
 
 Contract. Any number of threads may push and pop, with the GIL or without it, and with
-`path=` any number of processes, up to 32. No method but those with a timeout blocks: a
-push puts in as many messages as fit, from the front, and says how many; a pop gives
-what is there. Messages of one push keep their order, and where they fit into one frame
-(4,096 messages, 256 KiB) no other producer's come between. Only pops allocate (their
-result); the ring itself is allocated once. What a push refuses as invalid changes
-nothing.
+`path=` any number of processes, up to 32. Only the methods with a timeout block: a push
+puts in as many messages as fit, from the front, and says how many; a pop gives what is
+there. Messages of one push keep their order, and where they fit into one frame (4,096
+messages, 256 KiB) no other producer's come between. Only pops allocate (their result);
+the ring itself is allocated once. A push that is refused as invalid changes nothing.
 
-Where things are: frames.pxd has the frames, positions.pxd the positions with ordering
-and progress, _shared/op_slots.pxd and recovery.pxd what makes a killed process
-harmless.
+Where things are: pushing.pxd and taking.pxd have the operations, frames.pxd the frames,
+positions.pxd the positions with ordering and progress, file.pyx the file,
+_shared/op_slots.pxd and recovery.pxd what makes a killed process harmless. Here are the
+classes.
 
 Numbers. Messages carry sequence numbers from 0 on, in the order in which they were
 claimed: the line on which a lane of `backpressure` counts its events. Those of messages
@@ -51,7 +51,8 @@ import os
 
 import numpy as np
 
-from ringbuf._messages.file import KIND, attach, create_or_attach, read_meta
+from ringbuf._messages.file import KIND as _KIND
+from ringbuf._messages.file import attach, create_or_attach, read_meta
 from ringbuf._messages.file_positions import layout
 from ringbuf._messages.look import look as look_at_ring
 from ringbuf._shared import shared_file
@@ -68,7 +69,7 @@ cdef const char* judge_messages(void* ring, Range* ranges) noexcept nogil:
 cdef int refuse_damage(MessageRingBase ring) except -1:
     where = "the ring in memory" if ring._participant is None else ring._participant.file.path
     raise SharedFileError(
-        f"{where}: what was taken is not what was found: somebody has written over the memory"
+        f"{where}: what was taken is not what was found: the memory was written over"
     )
 
 
@@ -89,18 +90,18 @@ cdef class MessageRing(MessageRingBase):
         least 4 KiB; `capacity_bytes` tells the true size. A message takes its own
         length, 4 bytes, and its part of a header for each push.
     path: a file for the ring, which other processes can use at the same time (Linux).
-        It is made, all of it allocated, or, where it is there already, attached to, if
-        it has that capacity: else SharedFileError. What is in it outlives every
-        process; what one has taken and not released when it dies, is delivered again. A
-        process takes one of the 32 seats with its first push or take, and raises
-        RuntimeError there if all are taken; a forked child opens the file anew with its
-        first, and raises OSError if it can not. What failed so can be tried again.
-        Making the file shorter kills all who use it (SIGBUS).
+        It is made, all of it allocated, or, where it is there already, attached to; if
+        that has another capacity: SharedFileError. What is in it outlives every
+        process; what one has taken and not released when it dies is delivered again. A
+        process takes one of the 32 participant slots with its first push or take, and
+        raises RuntimeError there if all are taken; a forked child opens the file anew
+        with its first, and raises OSError if it cannot. An operation that failed so can
+        be tried again. Making the file shorter kills all processes that use it (SIGBUS).
     first_seq: the number that the first message of a new ring gets: at most 2**63, from
         where no ring comes to the last number.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that
         after power loss `ringbuf.salvage` can tell what reached the disk whole. It
-        costs 16 bytes a push, and a reading of what was just written.
+        costs 16 bytes a push, and a second read of what was just written.
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -113,12 +114,12 @@ cdef class MessageRing(MessageRingBase):
     1
 
     After `close`, which the end of `with ring:` does too, every method of the ring and
-    of its handles raises ValueError; the properties tell on.
+    of its handles raises ValueError; the properties still tell.
     """
 
     def __cinit__(self, *args, **kwargs):
-        # Small, in memory, and of no use until __init__ or attach() says otherwise: so
-        # that nothing is missing in a ring that was made without either.
+        # Small, in memory, and of no use until __init__ or attach() is called: so nothing
+        # is missing in a ring that was made without either.
         self._spares = Spares()
         self._identity = object()
         self._allocate(MIN_GRANULES, 0)
@@ -127,18 +128,22 @@ cdef class MessageRing(MessageRingBase):
     def __init__(self, capacity_bytes, *, path=None, first_seq=0, checksums=False):
         size = whole(capacity_bytes, "capacity_bytes")
         if not 0 < size <= MAX_GRANULES * GRANULE:
-            raise ValueError(f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}")
+            raise ValueError(
+                f"capacity_bytes must be from 1 to {MAX_GRANULES * GRANULE:,}, not {size:,}"
+            )
         cdef uint64_t granules = max(MIN_GRANULES, 1 << (-(-size // GRANULE) - 1).bit_length())
         number = whole(first_seq, "first_seq")
         if not 0 <= number <= MAX_FIRST_SEQ:
-            raise ValueError(f"first_seq must be from 0 to 2**63, which leaves 2**63 messages, not {number:,}")
+            raise ValueError(
+                f"first_seq must be from 0 to 2**63, which leaves 2**63 messages, not {number:,}"
+            )
         cdef uint64_t first = number
         cdef bint with_checksums = checksums
         if path is not None:
             path = os.fsdecode(path)
         elif with_checksums:
             raise ValueError("checksums are for a ring in a file: give it a path")
-        # Nothing of the caller's runs from here on, but another thread may be as far.
+        # No code of the caller's runs from here on, but another thread may be as far.
         if exchange_total(&self._made, 1):
             raise TypeError("a MessageRing is made once")
         try:
@@ -147,7 +152,7 @@ cdef class MessageRing(MessageRingBase):
             else:
                 self._allocate(granules, first)
         except BaseException:
-            # As it was: a file that was refused is not worked on.
+            # As it was before, without the file that was refused.
             self._participant = self._key = None
             memset(&self._frames, 0, sizeof(Frames))
             store_release(&self._made, 0)
@@ -156,7 +161,9 @@ cdef class MessageRing(MessageRingBase):
     cdef _allocate(self, uint64_t granules, uint64_t first_seq):
         # Zeroed memory is not touched until it is used. A granule more, so that the
         # first can start on a cache line.
-        self._memory = np.zeros(sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8)
+        self._memory = np.zeros(
+            sizeof(Cursors) + granules * (8 + GRANULE) + GRANULE, dtype=np.uint8
+        )
         cdef size_t address = self._memory.ctypes.data
         address = (address + GRANULE - 1) & ~<size_t>(GRANULE - 1)
         self._frames.capacity = granules
@@ -182,10 +189,10 @@ cdef class MessageRing(MessageRingBase):
     @staticmethod
     def look(path):
         """What the ring in this file is like at the moment, as a RingLook; without
-        taking part in it, so nobody notices.
+        taking part in it.
 
-        Works beside any number of processes that use the ring, and with one for reading
-        only. Raises as `attach` does.
+        Works beside any number of processes that use the ring, and by a file that can
+        only be read. Raises as `attach` does.
         """
         return look_at_ring(path)
 
@@ -194,12 +201,12 @@ cdef class MessageRing(MessageRingBase):
         """Whether the file was made by another run of the kernel: then some of it may
         never have reached the disk.
 
-        Attaching takes such a file at its word; `ringbuf.salvage` takes of it what is
-        proved whole. Raises as attach() does.
+        `attach` trusts such a file; `ringbuf.salvage` takes of it what is proved whole.
+        Raises as attach() does.
         """
         fd = open_to_read(path)
         try:
-            return read_header(os.fsdecode(path), fd, KIND).boot_id != shared_file.boot_id()
+            return read_header(os.fsdecode(path), fd, _KIND).boot_id != shared_file.boot_id()
         finally:
             os.close(fd)
 
@@ -224,15 +231,14 @@ cdef class MessageRing(MessageRingBase):
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
 
     def _take_participant_slot(self):
-        """Do before the first operation what it would have to do. For tests that count
-        the steps of one.
+        """Take the slot that the first operation would take. For tests that count the
+        steps of one.
         """
         if self._participant is not None:
             self._participant.own_number()
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
-        """Let a ring that was never used count from there on. For tests of the widths.
-        """
+        """Let a ring that was never used count from there on. For tests of the widths."""
         cdef Cursors* cursors = self._frames.cursors
         if self._participant is not None:
             self._participant.own_number()
@@ -261,8 +267,8 @@ cdef class MessageRing(MessageRingBase):
 
     @property
     def next_seq(self):
-        """The sequence number that the next message will get: how many have been pushed
-        so far.
+        """The sequence number that the next message will get: `first_seq` and how many
+        have been pushed since.
         """
         check_made(self._waiting)
         return next_number(&self._frames)
@@ -280,7 +286,7 @@ cdef class MessageRing(MessageRingBase):
         return self._frames.key != NULL
 
     def note_stored(self, seq):
-        """Note in the ring's memory that the messages below `seq` are on disk: before
+        """Note in the ring's memory that the messages below `seq` are on disk, before
         one of them is released for that reason.
 
         For the lanes of `backpressure`: after power loss the note tells which of the
@@ -292,8 +298,7 @@ cdef class MessageRing(MessageRingBase):
         store_release(&self._frames.cursors.stored_mirror, ~stored)
 
     def __len__(self):
-        """Messages pushed and not yet taken; while others push or pop it is a moment's
-        truth.
+        """Messages pushed and not yet taken; while others push or pop, only for a moment.
 
         The numbers of messages that a killed process never published count as well:
         `count` leaves them out.
@@ -309,12 +314,12 @@ cdef class MessageRing(MessageRingBase):
         return count_published(&self._frames)
 
     def warm_ahead(self, most_bytes):
-        """Make memory ready in front of the producers, up to `most_bytes` of it, so
-        that they do not wait for it page by page.
+        """Prefault memory in front of the producers, up to `most_bytes` of it, so that
+        they do not wait for it page by page.
 
-        Only in a ring in a file, and only where it fills: one whose consumers keep up
-        goes back to its start, which is ready. For a thread that has time, one at a
-        time.
+        Only in a ring in a file, and only while it fills: one whose consumers keep up
+        goes back to its start, which was prefaulted. For a thread that has time, one at
+        a time.
         """
         cdef uint64_t most = up_to(most_bytes, "most_bytes", UINT64_MAX)
         check_open(self._waiting)
@@ -325,7 +330,7 @@ cdef class MessageRing(MessageRingBase):
         cdef uint64_t capacity = self._frames.capacity, used = write - tail
         if <int64_t>used <= REWIND_GRANULES:
             return
-        # What has filled up so far tells how much is about to come.
+        # How much has filled so far tells how much is about to come.
         end = write + min(min(most // GRANULE, used * 4), capacity - min(used, capacity))
         start = max(write, self._warm_until)
         if end <= start:
@@ -339,11 +344,11 @@ cdef class MessageRing(MessageRingBase):
         """End the use of the ring: every method, of its handles too, raises ValueError
         from now on. A second call does nothing.
 
-        Whoever waits in a push or a pop wakes up and raises it (a push of many of which
-        some are in returns how many), and the descriptor of `fileno` becomes readable.
-        Of a shared ring this is this process's part: others go on, and get what was
-        taken here and not released, which can not be released any more. What another
-        thread is doing at the moment it finishes.
+        A thread that waits in a push or a pop wakes up and raises it (a push of many of
+        which some are in returns how many), and the descriptor of `fileno` becomes
+        readable. In a shared ring only this process's part ends: others go on, and get
+        what was taken here and not released, which cannot be released any more. An
+        operation under way in another thread finishes.
         """
         check_made(self._waiting)
         self._waiting.close(&self._frames.cursors.room)
@@ -376,7 +381,7 @@ cdef class MessageRing(MessageRingBase):
         check_open(self._waiting)
         handle._frames = self._frames
         handle._memory = self._memory
-        handle._owner = self  # the participant tidies up through it
+        handle._owner = self  # the participant tidies up through its frames
         handle._participant = self._participant
         handle._waiting = self._waiting
         handle._identity = self._identity
@@ -386,7 +391,7 @@ cdef class MessageRing(MessageRingBase):
     # ---------------------------------------------------------------- push
 
     def try_push(self, message):
-        """Push one message (bytes or str, which goes in as UTF-8); False: no room now.
+        """Push one message (bytes or str, as UTF-8); False: no room now.
 
         Raises ValueError for a message larger than `max_message_bytes`, which never
         fits.
@@ -394,8 +399,8 @@ cdef class MessageRing(MessageRingBase):
         return push_one(self, message)
 
     def push(self, message, timeout=None):
-        """`try_push` that waits for room, up to `timeout` seconds; None: as long as it
-        takes. False: there was none.
+        """`try_push` that waits for room, up to `timeout` seconds (None: no limit);
+        False: there was none.
         """
         return push_waiting(self, [message], timeout) == 1
 
@@ -408,11 +413,10 @@ cdef class MessageRing(MessageRingBase):
             `__arrow_c_array__`). Everything is checked before anything is pushed:
             TypeError for an item of another type, ValueError for one larger than
             `max_message_bytes`.
-        timeout: seconds to wait for room for all of them; None: as long as it takes. A
-            signal's handler runs meanwhile, and what it raises comes out of here, with
-            nothing but the first part of the messages pushed. If the ring is closed
-            meanwhile, this returns how many went in before; only where that is none,
-            and from the next call on, it raises.
+        timeout: seconds to wait for room for all of them; None: no limit. A signal's
+            handler runs meanwhile; an exception that it raises leaves the first part of
+            the messages pushed. If the ring is closed meanwhile, this returns how many
+            went in before; it raises only where that is none, and from the next call on.
         """
         return push_waiting(self, messages, timeout)
 
@@ -437,9 +441,9 @@ cdef class MessageRing(MessageRingBase):
 
         chunk: anything with a contiguous buffer (bytes, bytearray, memoryview, mmap, a
             numpy array). It is split in C, and no Python object is made for a line.
-        final: whether a last piece without b"\\n" is a line as well. If not, it is
-            left, and `chunk[bytes_consumed:]` is what to put before the next chunk; it
-            is the same where the ring became full.
+        final: whether a last piece without b"\\n" is a line as well. If not, it is not
+            consumed. What is not consumed, also where the ring became full, goes before
+            the next chunk: `chunk[bytes_consumed:]`.
 
         Raises ValueError, and pushes nothing, if a line is larger than
         `max_message_bytes`.
@@ -463,9 +467,9 @@ cdef class MessageRing(MessageRingBase):
         oldest first; returns Messages.
 
         None: no limit of that kind. A first message larger than `max_bytes` comes
-        alone, so that it can not block the ring.
-        timeout: seconds to wait for the first message; None: as long as it takes. Where
-            there is nothing, the result is empty.
+        alone, so that it cannot block the ring.
+        timeout: seconds to wait for the first message; None: no limit. Where there is
+            none, the result is empty.
         """
         return pop_some(self, max_messages, max_bytes, timeout)
 
@@ -493,21 +497,21 @@ cdef class MessageRing(MessageRingBase):
         """`take`, but only what a process had taken that died before it released it;
         empty where there is nothing of that kind.
 
-        `take` itself gives these first. It finds them out after a moment, this looks at
-        once.
+        `take` gives these first as well, but checks for dead processes only now and
+        then; this checks at once.
         """
         cdef int64_t most = at_most(max_messages, "max_messages")
         return hand_out(self, take_orphaned(self, most, at_most(max_bytes, "max_bytes")))
 
     def release(self, Messages messages not None):
-        """Free the room of messages that `take` returned; any order will do. A second
-        call does nothing.
+        """Free the room of messages that `take` returned, in any order. A second call
+        does nothing.
         """
         release_taken(self, messages, True)
 
     def split(self, Messages messages not None, count):
-        """Two parts of what `take` returned: the first `count` messages, and the
-        others, each to be released by itself.
+        """Two parts of what `take` returned: the first `count` messages and the others,
+        each to be released by itself.
 
         The parts share the memory of `messages`, which is released through them only.
         ValueError where it was released, or where a part would be empty. If this
@@ -521,8 +525,7 @@ cdef class MessageRing(MessageRingBase):
         return self._memory[start:start + self._frames.capacity * GRANULE]
 
     def _check(self):
-        """Assert every invariant of a ring that nobody uses at the moment. For tests.
-        """
+        """Assert every invariant of a ring that is not in use. For tests."""
         check_open(self._waiting)
         cdef int64_t waiting = check_frames(&self._frames)
         assert self._participant is not None or waiting == len(self), (waiting, len(self))
@@ -536,13 +539,13 @@ cdef class MessageRing(MessageRingBase):
         return f"MessageRing(capacity_bytes={self.capacity_bytes}, messages={len(self)}{where})"
 
     def __reduce__(self):
-        raise TypeError("a MessageRing is live shared state and can not be copied or pickled")
+        raise TypeError("a MessageRing is live shared state and cannot be copied or pickled")
 
 
 @cython.final
 cdef class MessageProducer(MessageRingBase):
-    """The pushing side of a MessageRing, for one thread; made by
-    `MessageRing.producer()`. Its methods are the ring's.
+    """The pushing side of a MessageRing, for one thread: `MessageRing.producer()` makes
+    it. Its methods are the ring's.
     """
 
     def __cinit__(self, key=None):
@@ -567,13 +570,13 @@ cdef class MessageProducer(MessageRingBase):
         return lines, consumed
 
     def __reduce__(self):
-        raise TypeError("a MessageProducer is live shared state and can not be copied or pickled")
+        raise TypeError("a MessageProducer is live shared state and cannot be copied or pickled")
 
 
 @cython.final
 cdef class MessageConsumer(MessageRingBase):
-    """The popping side of a MessageRing, for one thread; made by
-    `MessageRing.consumer()`. Its methods are the ring's.
+    """The popping side of a MessageRing, for one thread: `MessageRing.consumer()` makes
+    it. Its methods are the ring's.
     """
 
     def __cinit__(self, key=None):
@@ -602,4 +605,4 @@ cdef class MessageConsumer(MessageRingBase):
         return split_taken(self, messages, count)
 
     def __reduce__(self):
-        raise TypeError("a MessageConsumer is live shared state and can not be copied or pickled")
+        raise TypeError("a MessageConsumer is live shared state and cannot be copied or pickled")

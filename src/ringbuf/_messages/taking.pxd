@@ -29,7 +29,7 @@ from ringbuf._shared.op_slots cimport FREE, ORPHAN, OpSlot, kind_of_slot, set_st
 from ringbuf._shared.waiting cimport check_open, deadline_of, seconds_of
 
 cdef enum:
-    # After this many takes a consumer of a shared ring that finds something looks for
+    # After this many takes a consumer of a shared ring that finds something checks for
     # dead processes: what they had taken is to be taken again.
     LOOK_TAKES = 256
 

@@ -20,7 +20,8 @@ from ringbuf._core.timing cimport steady_ns
 cdef struct Law:
     word anchor_ns        # the law starts to count here …
     word anchor_tokens    # … with this many tokens issued …
-    word carry_low        # … and this part of the next one, in units of 1 / (5**9 * 2**shift) (128 bits)
+    # … and this part of the next one, in units of 1 / (5**9 * 2**shift) (128 bits).
+    word carry_low
     word carry_high
     word mult             # tokens per ns = mult / (5**9 * 2**shift)
     word shift
@@ -32,11 +33,14 @@ cdef struct Law:
 # its own.
 cdef struct BucketState:
     word spent
-    word credit           # what may be taken without a look at the clock: see "Credit" in token_bucket.pyx
+    # What may be taken without reading the clock: see "Credit" in token_bucket.pyx.
+    word credit
     word pad[6]
     word version          # law[version & 1] is the one in force
-    word setter           # not 0 while a thread prepares the other slot: which one, and when it began
-    word boot[2]          # of a bucket in a file: the run of the kernel whose clock the law is about
+    # Not 0 while a thread prepares the other slot: which one, and when it began.
+    word setter
+    # Of a bucket in a file: the run of the kernel whose clock the law is about.
+    word boot[2]
     word pad2[4]
     Law law[2]
 
@@ -154,7 +158,7 @@ cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
     cdef uint64_t version
     cdef Law* law
     while True:
-        # Pairs with the release in `publish`: the slot that this version names was
+        # Pairs with the release in `publish_law`: the slot that this version names was
         # written before.
         version = load_acquire(&state.version)
         law = &state.law[version & 1]
@@ -166,7 +170,7 @@ cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
         copy.shift = load_relaxed(&law.shift)
         copy.burst = load_relaxed(&law.burst)
         copy.unlimited = load_relaxed(&law.unlimited)
-        # Keeps the loads above from sinking below the second look at `version`.
+        # Keeps the loads above from sinking below the second load of `version`.
         fence_acquire()
         if load_relaxed(&state.version) == version:
             copy.version = version
@@ -174,10 +178,15 @@ cdef inline void read_law(BucketState* state, LawCopy* copy) noexcept nogil:
 
 
 cdef inline uint64_t issued(LawCopy* law, int64_t now_ns, Rest* rest) noexcept nogil:
-    cdef uint64_t elapsed = <uint64_t>now_ns - <uint64_t>law.anchor_ns if now_ns > law.anchor_ns else 0
+    """Tokens on the line at `now_ns`, and what has come in of the next one."""
+    cdef uint64_t elapsed = 0
+    if now_ns > law.anchor_ns:
+        elapsed = <uint64_t>now_ns - <uint64_t>law.anchor_ns
     rest.low = law.carry_low
     rest.high = law.carry_high
-    return law.anchor_tokens + mul_div(elapsed, law.mult, <unsigned>law.shift, &rest.low, &rest.high)
+    return law.anchor_tokens + mul_div(
+        elapsed, law.mult, <unsigned>law.shift, &rest.low, &rest.high
+    )
 
 
 cdef inline double part_of_token(LawCopy* law, Rest* rest) noexcept nogil:
@@ -204,12 +213,12 @@ cdef inline void set_slope(LawCopy* law, double rate) noexcept nogil:
 
 
 cdef inline void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
-    """Put a law in force. The caller is alone with the idle slot: it made the bucket,
-    or holds `setter`.
+    """Put a law in force. The caller alone writes the idle slot: it made the bucket, or
+    holds `setter`.
     """
     cdef uint64_t version = load_relaxed(&state.version)
     cdef Law* slot = &state.law[(version + 1) & 1]
-    # A reader that still copies this slot, two versions late, must see `version`
+    # A reader that still copies this slot, two versions late, must see that `version` has
     # changed: pairs with the fence in read_law.
     fence_release()
     store_relaxed(&slot.anchor_ns, <uint64_t>law.anchor_ns)
@@ -245,7 +254,7 @@ cdef inline void rescale(Rest* rest, int deeper) noexcept nogil:
 cdef inline bint try_lock(BucketState* state, uint64_t me) noexcept nogil:
     cdef uint64_t expected = 0
     # The time makes it another word each time. Pairs with the release in `unlock`: the
-    # next setter sees the law before it.
+    # next holder sees the law before it.
     return cas_acquire(&state.setter, &expected, <uint64_t>steady_ns() << HOLDER_BITS | me)
 
 
@@ -257,21 +266,25 @@ cdef inline bint has_credit(LawCopy* law) noexcept nogil:
     return law.burst >> CREDIT_SHARE >= CREDIT
 
 
-cdef inline int64_t stock(BucketState* state, LawCopy* law, uint64_t line, uint64_t spent) noexcept nogil:
+cdef inline int64_t stock(
+    BucketState* state, LawCopy* law, uint64_t line, uint64_t spent
+) noexcept nogil:
     """Tokens that can be taken where `line` have been issued; negative while
     reservations are ahead of it.
     """
     cdef uint64_t used = 0, most = law.burst, credit = load_relaxed(&state.credit)
     cdef int64_t available = <int64_t>(line - spent)
-    # What was taken on credit since the last look may have been taken just now, and is
-    # kept from the burst.
+    # What was taken on credit since the clock was read last may have been taken just now:
+    # it is kept from the burst.
     if credit & HAS_CREDIT:
         used = min((spent - credit) & BASE_MASK, CREDIT)
         most = most - used if most > used else 0
     return min(available, <int64_t>most)
 
 
-cdef inline void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, int64_t burst) noexcept nogil:
+cdef inline void settle_law(
+    BucketState* state, int64_t now_ns, LawCopy* slope, int64_t burst
+) noexcept nogil:
     cdef LawCopy law
     cdef Rest rest
     cdef uint64_t line, spent, credit
@@ -282,18 +295,19 @@ cdef inline void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, 
     shift = <int>law.shift
     line = issued(&law, now_ns, &rest)
     # Settle the overflow under the old burst: a larger one must not bring it back. An
-    # unlimited bucket kept no count, and settles as a full one.
+    # unlimited bucket keeps no count, and settles as a full one.
     credit = load_relaxed(&state.credit)
     spent = load_relaxed(&state.spent)
     while True:
         available = <int64_t>law.burst if law.unlimited else stock(state, &law, line, spent)
         if cas_relaxed(&state.spent, &spent, line - <uint64_t>available):
             break
-    # A credit ends here; what someone takes on it who is just about to counts from here
+    # The credit ends here; what an acquire under way still takes on it counts from here
     # on. (No law in force from now on has this version.)
     if credit & HAS_CREDIT:
         cas_relaxed(&state.credit, &credit, (
-            (law.version - 1) << VERSION_SHIFT | HAS_CREDIT | ((line - <uint64_t>available) & BASE_MASK)
+            (law.version - 1) << VERSION_SHIFT | HAS_CREDIT
+            | ((line - <uint64_t>available) & BASE_MASK)
         ))
     full = available == <int64_t>law.burst
     law.anchor_tokens = line
@@ -315,16 +329,19 @@ cdef inline void settle_law(BucketState* state, int64_t now_ns, LawCopy* slope, 
     publish_law(state, &law)
 
 
-cdef inline void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns, uint64_t me) noexcept nogil:
-    """If the bucket is full and more, let the law start anew from a full one, and `law`
-    be that law.
+cdef inline void drop_overflow(
+    BucketState* state, LawCopy* law, int64_t now_ns, uint64_t me
+) noexcept nogil:
+    """If the bucket has overflowed, let the law start anew from a full one, and copy it
+    into `law`.
     """
     cdef Rest rest
     cdef uint64_t line = issued(law, now_ns, &rest)
-    # In a file the difference may be anything: a debt is no more than that.
-    cdef int64_t over = max(<int64_t>(line - load_relaxed(&state.spent)), <int64_t>-1) - <int64_t>law.burst
-    # Without the lock somebody else does this or changes the law; then this call comes
-    # before the change.
+    # In a damaged file the difference may be anything: -1 stands for every debt.
+    cdef int64_t ahead = max(<int64_t>(line - load_relaxed(&state.spent)), <int64_t>-1)
+    cdef int64_t over = ahead - <int64_t>law.burst
+    # If another thread has the lock, it does this or changes the law; then this call
+    # comes before the change.
     if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state, me):
         settle_law(state, now_ns, NULL, -1)
         unlock(state)
@@ -333,7 +350,9 @@ cdef inline void drop_overflow(BucketState* state, LawCopy* law, int64_t now_ns,
 
 cdef inline bint is_sound(LawCopy* law) noexcept nogil:
     """Whether this can be a law at all, and be computed with."""
-    if not 9 <= law.shift <= <uint64_t>MAX_SHIFT or law.mult >> 53 != 0 or law.burst > <uint64_t>MAX_TOKENS:
+    if not 9 <= law.shift <= <uint64_t>MAX_SHIFT or law.mult >> 53 != 0:
+        return False
+    if law.burst > <uint64_t>MAX_TOKENS:
         return False
     if not law.unlimited and law_rate(law) > MAX_RATE:
         return False

@@ -2,8 +2,9 @@
 """An atomic token bucket.
 
 Contract. Any number of threads, with the GIL or without it, may call every method. No
-call blocks or allocates beyond its result; an acquire is lock-free (one
-compare-and-exchange). A request that is refused changes nothing.
+call but a change of the law blocks, and none allocates beyond its result; an acquire is
+lock-free (one compare-and-exchange, and one more where it reads the clock). A request
+that is refused changes nothing.
 
 Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how
 many the rate has put on the line up to time t, `spent` how many have been taken from
@@ -91,7 +92,9 @@ cdef enum:
 cdef double checked_rate(object rate) except -1.0:
     cdef double value = real(rate, "rate")
     if not (0.0 <= value <= MAX_RATE or value == INFINITY):
-        raise ValueError(f"rate must be from 0 to {MAX_RATE:.0e} tokens per second, or inf, not {rate!r}")
+        raise ValueError(
+            f"rate must be from 0 to {MAX_RATE:.0e} tokens per second, or inf, not {rate!r}"
+        )
     return value
 
 
@@ -109,7 +112,9 @@ cdef int64_t checked_initial(object initial_tokens, int64_t burst) except -1:
     return value
 
 
-@cython.no_gc  # so that `_file` is still there when it is deallocated; nothing that it refers to can refer back
+# So that `_file` is still there when it is deallocated; nothing that it refers to can
+# refer back.
+@cython.no_gc
 @cython.final
 cdef class TokenBucket:
     """A token bucket: `rate` tokens per second flow in, at most `burst` are kept, an
@@ -122,11 +127,11 @@ cdef class TokenBucket:
     initial_tokens: how many are there at the start; None means `burst`.
     path: a file for the bucket, which other processes can use at the same time (Linux).
         It is made or, where it is there already, attached to, if its rate and burst are
-        these: else SharedFileError. A process takes one of the 1,024 seats with its
-        first acquire, reserve or change, and raises RuntimeError there if all are
-        taken; a forked child opens the file anew with its first, and raises OSError if
-        it can not. What failed so can be tried again. Making the file shorter kills all
-        who use it (SIGBUS).
+        these: else SharedFileError. A process takes one of the 1,024 participant slots
+        with its first acquire, reserve or change, and raises RuntimeError there if all
+        are taken; a forked child opens the file anew with its first, and raises OSError
+        if it cannot. A call that failed so can be tried again. Making the file shorter
+        kills all processes that use it (SIGBUS).
 
     Over any span of time no more is granted than rate * time + burst (and one token,
     where the burst is over 32,767 and the clock is the bucket's own). Every method that
@@ -154,7 +159,9 @@ cdef class TokenBucket:
             return
         set_slope(&law, checked_rate(rate))
         law.burst = checked_burst(burst)
-        law.anchor_tokens = law.burst if initial_tokens is None else checked_initial(initial_tokens, <int64_t>law.burst)
+        law.anchor_tokens = law.burst
+        if initial_tokens is not None:
+            law.anchor_tokens = checked_initial(initial_tokens, <int64_t>law.burst)
         law.anchor_ns = steady_ns() if now_ns is None else checked_ns(now_ns)
         law.carry_low = law.carry_high = 0
         # One cache line more than needed, so that the state can start on one.
@@ -171,8 +178,9 @@ cdef class TokenBucket:
         self._use_file(attach_file(path))
         if self.rate != law_rate(&law) or self.burst != <int64_t>law.burst:
             raise SharedFileError(
-                f"{self.path} is a bucket of rate {self.rate} and burst {self.burst}, not {law_rate(&law)} and {law.burst}: "
-                "attach(path) takes it as it is, and set_rate() and set_burst() change it"
+                f"{self.path} is a bucket of rate {self.rate} and burst {self.burst}, "
+                f"not {law_rate(&law)} and {law.burst}: attach(path) takes it as it is, "
+                "and set_rate() and set_burst() change it"
             )
 
     @staticmethod
@@ -250,9 +258,11 @@ cdef class TokenBucket:
                     drop_overflow(self._state, &law, now_ns, load_relaxed(&self._me))
                 return self._acquire_by_law(&law, now_ns, n, partial, True)
 
-    cdef int64_t _acquire_by_law(self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend) noexcept nogil:
-        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough for
-        one remains.
+    cdef int64_t _acquire_by_law(
+        self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend
+    ) noexcept nogil:
+        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough tokens
+        for one remain.
         """
         cdef Rest rest
         cdef uint64_t before, line = issued(law, now_ns, &rest)
@@ -263,9 +273,9 @@ cdef class TokenBucket:
             available = stock(self._state, law, line, spent)
             taken = n if available >= n else available if partial and available > 0 else 0
             before = spent
-            # A refusal changes nothing; but a look that lends settles what has flowed
-            # over, and its clock can not go back. Relaxed: the word guards nothing but
-            # itself.
+            # A refusal changes nothing; but with `lend` what has overflowed is settled,
+            # as the clock of that kind of call cannot go back. Relaxed: the word guards
+            # nothing but itself.
             if taken > 0 or lend:
                 spent = line - <uint64_t>available + <uint64_t>taken
             if spent == before or cas_relaxed(&self._state.spent, &before, spent):
@@ -288,7 +298,7 @@ cdef class TokenBucket:
         if n > <int64_t>law.burst:
             return INFINITY
         line = issued(&law, now_ns, &rest)
-        # No reservation goes further ahead; what does, is damaged.
+        # No reservation goes further ahead than MAX_TOKENS; a file that does is damaged.
         n -= max(stock(self._state, &law, line, load_relaxed(&self._state.spent)), -MAX_TOKENS)
         return seconds_until(&law, now_ns, n)
 
@@ -315,7 +325,7 @@ cdef class TokenBucket:
         return self._acquire_at(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
-        """Seconds until `n` tokens could be taken if nobody else takes any; inf where
+        """Seconds until `n` tokens could be taken if no other caller takes any; inf where
         that can never be.
         """
         return self._retry_after(steady_ns(), checked_count(n))
@@ -329,7 +339,7 @@ cdef class TokenBucket:
         is the wait for them.
 
         Where n exceeds the burst, or the rate is 0 and too few are there, nothing is
-        taken, `delay` is inf.
+        taken and `delay` is inf.
         """
         return self.reserve_at(steady_ns(), n)
 
@@ -339,7 +349,7 @@ cdef class TokenBucket:
         cdef int64_t count = checked_count(n)
         cdef LawCopy law
         cdef Rest rest
-        cdef uint64_t line, spent
+        cdef uint64_t line, spent, end
         cdef int64_t available
         cdef double delay
         cdef Reservation reservation = Reservation.__new__(Reservation)
@@ -355,7 +365,7 @@ cdef class TokenBucket:
         spent = load_relaxed(&self._state.spent)
         while True:
             available = stock(self._state, &law, line, spent)
-            # (A sum that can not overflow, wherever a damaged `spent` is.)
+            # (A sum that cannot overflow, wherever a damaged `spent` is.)
             if count > <int64_t>law.burst or available < count - MAX_TOKENS:
                 reservation.delay = INFINITY
                 return reservation
@@ -363,15 +373,16 @@ cdef class TokenBucket:
             if delay == INFINITY:
                 reservation.delay = INFINITY
                 return reservation
-            if cas_relaxed(&self._state.spent, &spent, line - <uint64_t>available + <uint64_t>count):
+            end = line - <uint64_t>available + <uint64_t>count
+            if cas_relaxed(&self._state.spent, &spent, end):
                 reservation.delay = delay
                 store_relaxed(&reservation._n, <uint64_t>count)
-                reservation._end = line - <uint64_t>available + <uint64_t>count
+                reservation._end = end
                 # Beyond 127 years the sum may leave int64: such a reservation never
                 # comes due. Before them the wait alone may: it is added without a sign.
-                reservation._due_ns = (
-                    INT64_MAX if delay * 1e9 + now > 9e18 else <int64_t>(<uint64_t>now + <uint64_t>(delay * 1e9))
-                )
+                reservation._due_ns = INT64_MAX
+                if delay * 1e9 + now <= 9e18:
+                    reservation._due_ns = <int64_t>(<uint64_t>now + <uint64_t>(delay * 1e9))
                 return reservation
 
     def give_back(self, n):
@@ -379,7 +390,7 @@ cdef class TokenBucket:
         back, up to the burst.
 
         While reservations are ahead of the rate their holders have been told when to
-        go, so only what exceeds that debt can come back.
+        act, so only what exceeds that debt can come back.
         """
         return self.give_back_at(steady_ns(), n)
 
@@ -398,7 +409,9 @@ cdef class TokenBucket:
         spent = load_relaxed(&self._state.spent)
         while True:
             available = stock(self._state, &law, line, spent)
-            refund = min(count, <int64_t>law.burst - available) if available >= 0 else count + available
+            refund = count + available
+            if available >= 0:
+                refund = min(count, <int64_t>law.burst - available)
             if refund <= 0:
                 return 0
             if cas_relaxed(&self._state.spent, &spent, spent - <uint64_t>refund):
@@ -415,7 +428,7 @@ cdef class TokenBucket:
         self._change_law(checked_ns(now_ns), checked_rate(rate), -1)
 
     def set_burst(self, burst):
-        """Change the burst; what had flowed over the old one does not come back."""
+        """Change the burst; what had overflowed the old one does not come back."""
         self.set_burst_at(steady_ns(), burst)
 
     def set_burst_at(self, now_ns, burst):
@@ -432,8 +445,8 @@ cdef class TokenBucket:
         prepare(self)
         cdef int64_t deadline = 0
         cdef int tries = 0
-        # Nobody lets go of the GIL between try_lock and unlock: with it, who waits here
-        # waits for another process.
+        # The GIL is not released between try_lock and unlock: with a GIL, this waits for
+        # another process only.
         while not try_lock(self._state, load_relaxed(&self._me)):
             if self._file is not None:
                 free_lock(self._file, self._state, &self._me)
@@ -495,12 +508,12 @@ cdef class TokenBucket:
         return f"TokenBucket(rate={self.rate}, burst={self.burst}, tokens={self.tokens:.1f})"
 
     def __reduce__(self):
-        raise TypeError("a TokenBucket is live shared state and can not be copied or pickled")
+        raise TypeError("a TokenBucket is live shared state and cannot be copied or pickled")
 
 
 cdef inline int prepare(TokenBucket bucket) except -1:
-    """Before what may have to change the law: have a seat to do that from, and open a
-    dead process's lock.
+    """Before a call that may have to change the law: have a participant slot, and free
+    the lock of a process that died.
     """
     if load_relaxed(&bucket._me) == 0 or load_relaxed(&bucket._state.setter) != 0:
         bucket._prepare()

@@ -6,7 +6,7 @@ from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.participant_locks cimport ParticipantLocks
 from ringbuf._shared.shared_ring cimport SharedRing
 
-# What in the ring (Frames or Runs) makes no sense, or NULL; asked while nobody else
+# What is wrong with the ring (Frames or Runs), or NULL; asked while no other process
 # takes part. `ranges`: room for MOST_RANGES.
 ctypedef const char* (*Judge)(void* ring, Range* ranges) noexcept nogil
 
@@ -17,12 +17,14 @@ cdef class Participant:
     cdef readonly object file         # the SharedFile
     cdef ParticipantLocks locks
     cdef Judge _judge
-    cdef word _free[PARTICIPANTS]            # of each seat that is ours: a bit for each slot that is not in use
-    cdef word* _at_work[PARTICIPANTS]        # … and for each slot how many threads work on it; see `rest`
-    cdef word _own                  # which are ours, as bits; 0 in a forked child
-    cdef word _closing                # not 0 from `close` on: no slot is given out any more
-    cdef word _leaving                # the seats that were ours then
-    cdef word _out_of_use[PARTICIPANTS]      # … and of each the slots that nobody can use again
+    # Of each participant slot of ours: a bit for each op slot that is not in use …
+    cdef word _free[PARTICIPANTS]
+    # … and for each op slot how many threads work on it; see `rest_take`.
+    cdef word* _at_work[PARTICIPANTS]
+    cdef word _own                    # which slots are ours, as bits; 0 in a forked child
+    cdef word _closing                # not 0 from `close` on: no op slot is given out any more
+    cdef word _leaving                # the participant slots that were ours then …
+    cdef word _out_of_use[PARTICIPANTS]  # … and of each the op slots that serve no more
     cdef word _seen_deaths
     cdef word _next_look_ns
     cdef readonly uint64_t epoch      # goes up when this process turns out to be a forked child

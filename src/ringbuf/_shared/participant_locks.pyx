@@ -1,34 +1,36 @@
 # cython: freethreading_compatible=True
-"""ParticipantLocks: the locks by which the processes that share a file know of each other, and
-what a fork does to them.
+"""ParticipantLocks: the locks by which the processes that share a file know of each other,
+and what a fork does to them.
 
 All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process,
 however it ends. Each is one byte, far behind the end of any file:
 
-    a seat        exclusive   held by a process that works on the file; see op_slots.pxd and token_bucket.pyx
-    attendance    shared      held by every process that is attached, with a seat or without one
-    tidying       exclusive   held for the moment in which somebody finishes what the dead have begun
+    a participant slot   exclusive   held by a process that works on the file; see
+                                     op_slots.pxd and _meters/bucket_file.pyx
+    attendance           shared      held by every process that is attached, with a slot
+                                     or without one
+    tidying              exclusive   held while a process finishes what dead ones began
 
 Forks. A forked child inherits the descriptor, and with it the locks: as long as it
-keeps that, its parent's seats stay taken. So the child closes it at once, in a handler
-in C that allocates nothing and can not fail, and everything that its owner asked to be
-cleared is cleared: from then on the child has no seat, in any file. It opens the file
-anew when it first needs a lock (SharedFile.reopen), where an error has somebody to go
-to, from `base`: a second opening, which never holds a lock. No fork comes between the
+keeps that, its parent's slots stay taken. So the child closes it at once, in a handler
+in C that allocates nothing and cannot fail, and clears all that the owner of the locks
+asked for: from then on the child has no slot, in any file. It opens the file anew, from
+`base`, when it first needs a lock (SharedFile.reopen), where an error has a caller to go
+to. `base` is a second opening, which never holds a lock. No fork comes between the
 opening of a descriptor to lock by and its entry in the list that the handler goes
 through, nor between its end in that list and its closing: else a child would keep it
 unseen, and with it whatever is locked by it later.
 
 Closed by others. Code that makes a daemon closes every descriptor it finds, and the
-next file that is opened gets the number. So each call looks whether its descriptor is
+next file that is opened gets the number. So each call checks whether its descriptor is
 still one of this file, and opens the file anew where it is not; nothing is locked in
 another file, asked of it, or closed. The locks themselves outlive the number: they last
 as long as the opening, and a page that is mapped from it, and that no child inherits,
 keeps it until `close`.
 
 Threads. Each call takes the descriptor for system calls that do not wait, under a spin
-lock, so that `close` in another thread never makes it meet a number that is somebody
-else's by then. Nothing here runs Python code.
+lock, so that a `close` in another thread never leaves it with a number of another file.
+Nothing here runs Python code.
 """
 
 from libc.stdint cimport uint64_t
@@ -58,10 +60,11 @@ cdef extern from * nogil:
     enum { RINGBUF_MOST_PARTICIPANTS = 1024, RINGBUF_MOST_OPENINGS = 16 };
 
     struct ringbuf_locks {
-        std::atomic<int> fd{-1};          /* whose locks are ours; -1: none, at the moment or (closed) for ever */
+        std::atomic<int> fd{-1};          /* whose locks are ours; -1: none, now or (closed) ever */
         int base = -1;
         uint64_t device = 0, inode = 0;   /* of the file */
-        void *kept[RINGBUF_MOST_OPENINGS] = {}; /* a page of each opening that `fd` was a number of, the latest last */
+        /* A page of each opening that `fd` was a number of, the latest last. */
+        void *kept[RINGBUF_MOST_OPENINGS] = {};
         char *path = nullptr, *proc = nullptr;  /* of the last call of `open` */
         bool closed = false;
         std::atomic<uint32_t> busy{0};    /* the spin lock */
@@ -78,7 +81,8 @@ cdef extern from * nogil:
     #if !defined(_WIN32)
     static bool ringbuf_is_of_file(const ringbuf_locks *s, int fd) {
         struct stat found;
-        return fd >= 0 && fstat(fd, &found) == 0 && (uint64_t)found.st_dev == s->device && (uint64_t)found.st_ino == s->inode;
+        return fd >= 0 && fstat(fd, &found) == 0 && (uint64_t)found.st_dev == s->device
+            && (uint64_t)found.st_ino == s->inode;
     }
 
     static pthread_mutex_t ringbuf_all_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -86,7 +90,7 @@ cdef extern from * nogil:
     static void ringbuf_before_fork(void) { pthread_mutex_lock(&ringbuf_all_mutex); }
     static void ringbuf_fork_in_parent(void) { pthread_mutex_unlock(&ringbuf_all_mutex); }
 
-    /* The only thread. Whoever was in a call, in the parent, is not here. */
+    /* The only thread of the child: threads that were in a call are the parent's. */
     static void ringbuf_fork_in_child(void) {
         ringbuf_forks.fetch_add(1);
         for (ringbuf_locks *s = ringbuf_all; s; s = s->next) {
@@ -123,7 +127,8 @@ cdef extern from * nogil:
         return s;
     }
 
-    static void ringbuf_locks_watch(ringbuf_locks *s, std::atomic<uint64_t> *owned, uint64_t *epoch) {
+    static void ringbuf_locks_watch(
+        ringbuf_locks *s, std::atomic<uint64_t> *owned, uint64_t *epoch) {
         pthread_mutex_lock(&ringbuf_all_mutex);
         s->owned = owned;
         s->epoch = epoch;
@@ -132,9 +137,12 @@ cdef extern from * nogil:
 
     struct ringbuf_turn {
         ringbuf_locks *s;
-        explicit ringbuf_turn(ringbuf_locks *seats) : s(seats) {
+        explicit ringbuf_turn(ringbuf_locks *locks) : s(locks) {
             uint32_t none = 0;
-            while (!s->busy.compare_exchange_weak(none, 1, std::memory_order_acquire)) { none = 0; sched_yield(); }
+            while (!s->busy.compare_exchange_weak(none, 1, std::memory_order_acquire)) {
+                none = 0;
+                sched_yield();
+            }
         }
         ~ringbuf_turn() { s->busy.store(0, std::memory_order_release); }
     };
@@ -179,10 +187,12 @@ cdef extern from * nogil:
 
     #if defined(__linux__)
     static const int64_t ringbuf_participants_at = (int64_t)1 << 60;
-    static const int64_t ringbuf_tidying_at = ringbuf_participants_at - 1, ringbuf_attendance_at = ringbuf_participants_at - 2;
+    static const int64_t ringbuf_tidying_at = ringbuf_participants_at - 1;
+    static const int64_t ringbuf_attendance_at = ringbuf_participants_at - 2;
 
-    /* Another opening of the file: by `proc` from `base`, or, where that does not lead to it, by its name, if that does. Else a
-       negative errno: ENOSYS, where `proc` is not there and would lead to it; ESTALE, where others have closed `base`. */
+    /* Another opening of the file: by `proc` from `base`, or, where that does not lead to it,
+       by its name, if that does. Else a negative errno: ENOSYS, where `proc` is not there and
+       would lead to it; ESTALE, where others have closed `base`. */
     static int ringbuf_open_again(ringbuf_locks *s) {
         char name[200];
         const bool known = ringbuf_is_of_file(s, s->base);
@@ -210,7 +220,8 @@ cdef extern from * nogil:
                 int free = 0;
                 while (free < RINGBUF_MOST_OPENINGS && s->kept[free]) ++free;
                 fd = free < RINGBUF_MOST_OPENINGS ? ringbuf_open_again(s) : -EMFILE;
-                void *page = fd < 0 ? MAP_FAILED : mmap(nullptr, 4096, PROT_NONE, MAP_SHARED, fd, 0);
+                void *page = MAP_FAILED;
+                if (fd >= 0) page = mmap(nullptr, 4096, PROT_NONE, MAP_SHARED, fd, 0);
                 if (page != MAP_FAILED && madvise(page, 4096, MADV_DONTFORK) == 0) {
                     s->kept[free] = page;
                     s->fd = fd;
@@ -242,7 +253,8 @@ cdef extern from * nogil:
         return ringbuf_locks_open_again(s);
     }
 
-    /* 1: done; 0: somebody else has it; an errno as a negative number. F_OFD_GETLK: 1: somebody else has it. */
+    /* 1: done; 0: another process has it; an errno as a negative number. F_OFD_GETLK: 1:
+       another process has it. */
     static int ringbuf_lock(ringbuf_locks *s, int command, short type, int64_t at) {
         for (int round = 0;; ++round) {
             {
@@ -255,7 +267,8 @@ cdef extern from * nogil:
                     lock.l_whence = SEEK_SET;
                     lock.l_start = at;
                     lock.l_len = 1;
-                    if (fcntl(fd, command, &lock) < 0) return errno == EAGAIN || errno == EACCES ? 0 : -errno;
+                    if (fcntl(fd, command, &lock) < 0)
+                        return errno == EAGAIN || errno == EACCES ? 0 : -errno;
                     return command == F_OFD_SETLK || lock.l_type != F_UNLCK;
                 }
             }
@@ -277,11 +290,13 @@ cdef extern from * nogil:
     static bool ringbuf_participant_is_taken(ringbuf_locks *s, int participant) {
         if (participant < 0 || participant >= RINGBUF_MOST_PARTICIPANTS) return false;
         if (s->held[participant / 64].load() >> participant % 64 & 1) return true;
-        /* Without an answer nobody is to be tidied up after. */
+        /* Without an answer it counts as taken: a living process is not tidied up after. */
         return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_participants_at + participant) != 0;
     }
 
-    static int ringbuf_attend(ringbuf_locks *s) { return ringbuf_lock(s, F_OFD_SETLK, F_RDLCK, ringbuf_attendance_at); }
+    static int ringbuf_attend(ringbuf_locks *s) {
+        return ringbuf_lock(s, F_OFD_SETLK, F_RDLCK, ringbuf_attendance_at);
+    }
 
     static bool ringbuf_others_attend(ringbuf_locks *s) {
         return ringbuf_lock(s, F_OFD_GETLK, F_WRLCK, ringbuf_attendance_at) != 0;
@@ -308,7 +323,9 @@ cdef extern from * nogil:
     static int ringbuf_begin_tidying(ringbuf_locks *) { return -ENOSYS; }
     static void ringbuf_end_tidying(ringbuf_locks *) {}
     #endif
-    static uint64_t ringbuf_fork_count(void) { return ringbuf_forks.load(std::memory_order_relaxed); }
+    static uint64_t ringbuf_fork_count(void) {
+        return ringbuf_forks.load(std::memory_order_relaxed);
+    }
     """
     int watch_forks "ringbuf_watch_forks"()
     Part* new_locks "ringbuf_new_locks"(int base)
@@ -349,20 +366,19 @@ cdef class ParticipantLocks:
         delete_locks(self.part)
 
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil:
-        """What to make 0 in a forked child, and what to count up there; NULL: nothing
-        any more.
+        """What to make 0 in a forked child, and what to count up there; NULL: nothing.
         """
         locks_watch(self.part, owned, epoch)
 
     cdef int take(self, int participant) noexcept nogil:
-        """1: the seat is ours now; 0: it was taken already, by us or others; else a
-        negative errno.
+        """Take a participant slot. 1: it is ours now; 0: it was taken already, by us or
+        others; else a negative errno.
         """
         return take_participant_slot(self.part, participant)
 
     cdef bint is_taken(self, int participant) noexcept nogil:
-        """Whether a living process has this seat. True where there is no telling; of a
-        seat that can not be, False.
+        """Whether a living process has this slot. True where there is no telling; of a
+        slot that cannot be, False.
         """
         return participant_is_taken(self.part, participant)
 
@@ -374,8 +390,8 @@ cdef class ParticipantLocks:
         return others_attend(self.part)
 
     cdef int begin_tidying(self) noexcept nogil:
-        """1: until `end_tidying` nobody else tidies up or takes a seat; 0: somebody
-        does now; else a negative errno.
+        """1: until `end_tidying` no other process tidies up or takes a slot; 0: another
+        one does now; else a negative errno.
         """
         return begin_tidying(self.part)
 
@@ -413,7 +429,7 @@ cdef class ParticipantLocks:
         locks_close(self.part)
 
     def __reduce__(self):
-        raise TypeError("ParticipantLocks belong to one process and can not be copied or pickled")
+        raise TypeError("ParticipantLocks belong to one process and cannot be copied or pickled")
 
 
 cdef bint checked(int done) except -1:

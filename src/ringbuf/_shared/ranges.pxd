@@ -1,5 +1,5 @@
-"""Which parts of a shared ring its slots say are taken: for whoever asks if a file
-makes sense (`validate.pxd` of each kind).
+"""Which parts of a shared ring its op slots say are taken: for the validation of a file
+(`validate.pxd` of each kind).
 
 Positions never come again, so no two takes have any part in common; a file in which two
 slots overlap, or one reaches behind `read`, was damaged or made up.
@@ -20,7 +20,8 @@ cdef extern from *:
     #include <cstdint>
     struct ringbuf_range { ringbuf_pair start, end; };
     static inline bool ringbuf_range_before(const ringbuf_range &a, const ringbuf_range &b) {
-        return a.start.position != b.start.position ? a.start.position < b.start.position : a.start.rest < b.start.rest;
+        if (a.start.position != b.start.position) return a.start.position < b.start.position;
+        return a.start.rest < b.start.rest;
     }
     static inline void ringbuf_sort_ranges(ringbuf_range *first, uint64_t count) {
         std::sort(first, first + count, ringbuf_range_before);
@@ -64,11 +65,13 @@ cdef inline Pair bound(SharedRing* s, PairWord* source) noexcept nogil:
     return place if s.has_places else pair(place.position, 0)
 
 
-cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, uint64_t* count) noexcept nogil:
-    """All that is taken and not released, from `tail`, a position and an amount, on,
-    ascending; else what makes no sense.
+cdef inline const char* collect_ranges(
+    SharedRing* s, Pair tail, Range* ranges, uint64_t* count
+) noexcept nogil:
+    """All that is taken and not released, ascending from `tail`, a position and an
+    amount; returns NULL, or what is wrong.
 
-    ranges: room for MOST_RANGES of them. Nobody else takes part.
+    ranges: room for MOST_RANGES of them. No other process takes part.
     """
     cdef uint64_t participant, i, used, kind, n = 0
     cdef OpSlot* slot
@@ -78,7 +81,7 @@ cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, 
     for participant in range(<uint64_t>PARTICIPANTS):
         used = load_acquire(&s.control.participants[participant].used)
         if used > SLOTS:
-            return b"a seat has more slots than there are"
+            return b"a participant has more slots than there are"
         for i in range(<uint64_t>SLOTS):
             slot = &s.control.slots[participant * SLOTS + i]
             kind = kind_of_slot(slot)
@@ -90,8 +93,11 @@ cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, 
                 return b"a slot names a source that is not there"
             if kind == PREPARED and not has_taken(s, slot):
                 continue
-            start, end = bound(s, &slot.left if kind == ORPHAN else &slot.before), bound(s, &slot.after)
-            if kind == ORPHAN and not s.has_places and amount_of(load_acquire(&slot.left.rest) | load_acquire(&slot.after.rest)):
+            start = bound(s, &slot.left if kind == ORPHAN else &slot.before)
+            end = bound(s, &slot.after)
+            if kind == ORPHAN and not s.has_places and amount_of(
+                load_acquire(&slot.left.rest) | load_acquire(&slot.after.rest)
+            ):
                 return b"what is left of a take has an amount"
             if is_before(start, bound(s, &slot.before)) or is_before(end, start):
                 return b"a take ends before it begins"

@@ -10,7 +10,8 @@ from ringbuf._messages.ring import MessageConsumer, MessageProducer, MessageRing
 from ringbuf._messages.salvage import Salvage, salvage
 from ringbuf._meters.latency_histogram import LatencyHistogram
 from ringbuf._meters.rate_window import RateWindow
-from ringbuf._meters.token_bucket import Reservation, TokenBucket
+from ringbuf._meters.reservation import Reservation
+from ringbuf._meters.token_bucket import TokenBucket
 from ringbuf._records.ring import RingBuffer
 from ringbuf._shared.shared_file import SharedFileError
 

@@ -1,4 +1,4 @@
-"""What a ring is given stays the caller's, who may change it at any moment: nothing of
+"""What a ring is given stays the caller's, and may change at any moment: nothing of
 what is pushed changes with it.
 """
 
@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from ringbuf import LatencyHistogram, MessageRing, Messages, RingBuffer
 from ringbuf._core.pinning import pins
-from ringbuf._messages.columns import Gathered
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.gathered import Gathered
+from ringbuf._messages.lines import count_lines
 from tests.support.arrow import RELEASE, HandMade
 from tests.support.threads import background, until
 
@@ -58,7 +58,7 @@ def change_while_waiting(
     change: Callable[[], object],
 ) -> list[bytes]:
     """Push in a thread into a ring that has room for some of it, change the list when
-    the rest waits; what comes out.
+    the rest waits; returns what comes out.
     """
     got: list[bytes] = []
     with background(lambda: push(events, 30.0)):
@@ -190,7 +190,7 @@ def test_masked_messages_are_refused() -> None:
     assert ring.push_many(masked.compressed()) == 1
 
 
-# ---------------------------------------------------------------- memory that stays where it is
+# -------------------------------------------------------- memory that stays where it is
 
 
 @pytest.mark.parametrize("kind", ["messages", "records"])
@@ -255,7 +255,7 @@ def test_an_arrow_array_is_moved_and_released_once(form: bytes) -> None:
     )
     gathered = Gathered(lent)
     assert lent.released == 0
-    assert not lent.array.release, "whoever moved it releases it"
+    assert not lent.array.release, "the one that moved it releases it"
     with pytest.raises(ValueError, match="consumed"):
         Gathered(lent)
     ring = MessageRing(4096)
@@ -284,10 +284,10 @@ def test_offsets_need_not_be_aligned() -> None:
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"length": -1}, "can not be"),
-        ({"offset": -1}, "can not be"),
-        ({"length": (1 << 63) - 1, "offset": (1 << 63) - 1}, "can not be"),
-        ({"offset": (1 << 60) - 1}, "can not be"),
+        ({"length": -1}, "cannot be"),
+        ({"offset": -1}, "cannot be"),
+        ({"length": (1 << 63) - 1, "offset": (1 << 63) - 1}, "cannot be"),
+        ({"offset": (1 << 60) - 1}, "cannot be"),
         ({"n_buffers": 0}, "3 buffers"),
         ({"n_buffers": 2}, "3 buffers"),
         ({"buffers": None}, "3 buffers"),
@@ -367,7 +367,7 @@ def test_columns_are_read_as_they_are_or_refused(
         assert ring.push_many(lent) == length
         assert ring.pop_many().tolist() == [data[start:end] for start, end in pairwise(ends)]
     else:
-        with pytest.raises(ValueError, match=r"ascend|null|can not be"):
+        with pytest.raises(ValueError, match=r"ascend|null|cannot be"):
             ring.push_many(lent)
         assert len(ring) == 0
 
@@ -399,7 +399,7 @@ def test_two_threads_can_not_consume_one_array() -> None:
 @pytest.mark.platform
 @pytest.mark.single_thread
 @pytest.mark.parametrize("way", ["push", "pop"])
-def test_an_array_can_not_be_resized_while_its_ring_takes_a_seat(tmp_path: Path, way: str) -> None:
+def test_an_array_cannot_be_resized_while_its_ring_takes_a_slot(tmp_path: Path, way: str) -> None:
     """The first use of a shared ring runs Python code, and so may a signal's handler
     there.
     """

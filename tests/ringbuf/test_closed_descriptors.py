@@ -74,12 +74,12 @@ def close_all_and_open(directory: Path) -> list[int]:
 
 
 def locks_of(path: Path) -> int:
-    """How many locks there are on this file, by anybody."""
+    """How many locks all processes have on this file."""
     inode = f":{path.stat().st_ino} "
     return sum(inode in line for line in Path("/proc/locks").read_text().splitlines())
 
 
-def test_a_daemon_takes_a_seat_of_the_ring_and_of_nothing_else(
+def test_a_daemon_takes_a_slot_of_the_ring_and_of_nothing_else(
     ring: MessageRing, tmp_path: Path, children: list[Child]
 ) -> None:
     held = ring.take(3)
@@ -96,14 +96,14 @@ def test_a_daemon_takes_a_seat_of_the_ring_and_of_nothing_else(
     assert ring.pop_many().tolist() == ORDERS[5:]
 
 
-def test_whoever_closed_its_descriptors_is_not_taken_for_dead(
+def test_a_process_that_closed_its_descriptors_is_not_taken_for_dead(
     ring: MessageRing, tmp_path: Path, children: list[Child]
 ) -> None:
     def work() -> list[bytes]:
         mine = MessageRing.attach(tmp_path / "ring")
         held = mine.take(4)
         close_all_and_open(tmp_path)
-        mine.push(b"more")  # by the seat that it has
+        mine.push(b"more")  # by the participant slot that it has
         _kept.append((mine, held))
         return held.tolist()
 
@@ -161,7 +161,8 @@ def test_an_event_loop_s_number_that_became_a_file_is_neither_read_nor_written(
         ring.push_many([b"one"])
         assert ring.pop_many().tolist() == [b"one"]
         assert len(ring.pop_many()) == 0
-        assert all(os.pread(f, 99, 0) == b"as it was" and not os.lseek(f, 0, os.SEEK_CUR) for f in files)
+        for file in files:
+            assert os.pread(file, 99, 0) == b"as it was" and not os.lseek(file, 0, os.SEEK_CUR)
         ready = ring.fileno()
         assert ready not in files
         import select

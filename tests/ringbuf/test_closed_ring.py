@@ -1,4 +1,4 @@
-"""Rings that are closed, while others work or wait too, and rings that were never made."""
+"""Rings that are closed, also while others work or wait, or that were never made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 from tests.support.threads import until
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
@@ -47,19 +47,19 @@ def uses_of_messages(ring: MessageRing) -> Iterator[Callable[[], object]]:
     """Every use of the ring and of its handles, made before it is closed."""
     ring.push_many([b"a", b"b", b"c", b"d"])
     held, parts = ring.take(1), ring.take(2)
-    for port in (ring, ring.producer()):
-        yield lambda port=port: port.try_push(b"x")
-        yield lambda port=port: port.push(b"x", timeout=LONG)
-        yield lambda port=port: port.push_many([b"x"])
-        yield lambda port=port: port.push_many([])
-        yield lambda port=port: port.push_lines(b"x\n")
-    for port in (ring, ring.consumer()):
-        yield lambda port=port: port.pop_many()
-        yield lambda port=port: port.pop_many(timeout=LONG)
-        yield lambda port=port: port.take()
-        yield lambda port=port: port.fileno()
-        yield lambda port=port: port.release(held)
-        yield lambda port=port: port.split(parts, 1)
+    for side in (ring, ring.producer()):
+        yield lambda side=side: side.try_push(b"x")
+        yield lambda side=side: side.push(b"x", timeout=LONG)
+        yield lambda side=side: side.push_many([b"x"])
+        yield lambda side=side: side.push_many([])
+        yield lambda side=side: side.push_lines(b"x\n")
+    for side in (ring, ring.consumer()):
+        yield lambda side=side: side.pop_many()
+        yield lambda side=side: side.pop_many(timeout=LONG)
+        yield lambda side=side: side.take()
+        yield lambda side=side: side.fileno()
+        yield lambda side=side: side.release(held)
+        yield lambda side=side: side.split(parts, 1)
     yield lambda: ring.push_gathered(Gathered([b"x"]))
     yield lambda: ring.push_lines_seq(b"x\n")
     yield lambda: ring.take_orphaned()
@@ -77,21 +77,21 @@ def uses_of_records(ring: RingBuffer) -> Iterator[Callable[[], object]]:
     one: Any = 1 if ring.dtype.names is None else (1,)
     ring.push_many([one] * 4)
     array = np.zeros(3, ring.dtype)
-    for face in (ring, ring.producer()):
-        yield lambda face=face: face.try_push(one)
-        yield lambda face=face: face.push(one, timeout=LONG)
-        yield lambda face=face: face.push_many([one])
-        yield lambda face=face: face.push_many(array)
-        yield lambda face=face: face.push_many(array[:0])
-        yield lambda face=face: face.reserve(2).__enter__()
-        yield lambda face=face: len(face)
-    for face in (ring, ring.consumer()):
-        yield lambda face=face: face.try_pop()
-        yield lambda face=face: face.pop(timeout=LONG)
-        yield lambda face=face: face.pop_many()
-        yield lambda face=face: face.pop_many(out=array[:0])
-        yield lambda face=face: face.peek(2).__enter__()
-        yield lambda face=face: face.fileno()
+    for side in (ring, ring.producer()):
+        yield lambda side=side: side.try_push(one)
+        yield lambda side=side: side.push(one, timeout=LONG)
+        yield lambda side=side: side.push_many([one])
+        yield lambda side=side: side.push_many(array)
+        yield lambda side=side: side.push_many(array[:0])
+        yield lambda side=side: side.reserve(2).__enter__()
+        yield lambda side=side: len(side)
+    for side in (ring, ring.consumer()):
+        yield lambda side=side: side.try_pop()
+        yield lambda side=side: side.pop(timeout=LONG)
+        yield lambda side=side: side.pop_many()
+        yield lambda side=side: side.pop_many(out=array[:0])
+        yield lambda side=side: side.peek(2).__enter__()
+        yield lambda side=side: side.fileno()
     yield lambda: ring.producer()
     yield lambda: ring.consumer()
     yield lambda: ring._check()
@@ -189,7 +189,7 @@ def test_who_waits_finds_out(path: Path | None, kind: str) -> None:
     empty, full = make(), make()
     fd = empty.fileno()
     pops = [
-        Call(lambda port=port: port.pop_many(timeout=None)) for port in (empty, empty.consumer())
+        Call(lambda side=side: side.pop_many(timeout=None)) for side in (empty, empty.consumer())
     ]
     assert [call.said for call in pops] == [[], []]
     empty.close()
@@ -198,7 +198,7 @@ def test_who_waits_finds_out(path: Path | None, kind: str) -> None:
 
     while full.try_push(item):
         pass
-    pushes = [Call(lambda port=port: port.push(item)) for port in (full, full.producer())]
+    pushes = [Call(lambda side=side: side.push(item)) for side in (full, full.producer())]
     assert [call.said for call in pushes] == [[], []]
     full.close()
     assert [call.end() for call in pushes] == [["the ring is closed"]] * 2
@@ -212,9 +212,9 @@ def test_a_push_that_met_the_end_half_way_tells_how_much_is_in(
     is_bytes = kind == "messages"
     ring: Any = MessageRing(4096, path=path) if is_bytes else RingBuffer(8, "i8", path=path)
     other = type(ring).attach(path) if path is not None else None
-    port = ring.producer() if handles else ring
+    side = ring.producer() if handles else ring
     items: Any = [b"%02d" % i + b"x" * 500 for i in range(12)] if is_bytes else range(12)
-    call = Call(lambda: port.push_many(items, timeout=None))
+    call = Call(lambda: side.push_many(items, timeout=None))
     until(lambda: len(ring) > 0)
     ring.close()
     (count,) = call.end()
@@ -222,7 +222,7 @@ def test_a_push_that_met_the_end_half_way_tells_how_much_is_in(
     assert 0 < count < len(items)
     if other is not None:
         assert list(other.pop_many()) == list(items[:count])
-    assert_all_raise([lambda: port.push_many(items, timeout=LONG)])
+    assert_all_raise([lambda: side.push_many(items, timeout=LONG)])
 
 
 # ---------------------------------------------------------------- what was under way
@@ -250,10 +250,10 @@ class TestUnderWay:
         other._check()
         assert other.used_bytes == 0
 
-    def test_a_take_that_is_over_leaves_no_seat(self, tmp_path: Path) -> None:
+    def test_a_take_that_is_over_leaves_no_slot(self, tmp_path: Path) -> None:
         ring = MessageRing(4096, path=tmp_path / "ring")
         ring.push_many([b"a"] * 200)
-        held = [ring.take(1) for _ in range(150)]  # of three seats
+        held = [ring.take(1) for _ in range(150)]  # of three participant slots
         assert MessageRing.look(tmp_path / "ring").participants == 3
         ring.release(held[70])
         ring.close()
@@ -265,7 +265,7 @@ class TestUnderWay:
         assert count == 199
 
     @pytest.mark.parametrize("reading", [False, True])
-    def test_an_open_block_keeps_the_seat(self, tmp_path: Path, reading: bool) -> None:
+    def test_an_open_block_keeps_the_slot(self, tmp_path: Path, reading: bool) -> None:
         ring = RingBuffer(8, "i8", path=tmp_path / "ring")
         other = RingBuffer.attach(tmp_path / "ring")
         ring.push_many([1, 2, 3])
@@ -288,7 +288,7 @@ class TestUnderWay:
             assert other.pop_many().tolist() == [7, 8, *range(6)]
         other.pop_many()
         other._check()
-        # Its seat is free: of the 32, one is the other's.
+        # Its participant slot is free: of the 32, one is the other's.
         rings = [RingBuffer.attach(tmp_path / "ring") for _ in range(31)]
         for each in rings:
             each.try_pop()
@@ -307,8 +307,8 @@ class TestUnderWay:
     def test_closing_beside_threads_that_work(
         self, tmp_path: Path, kind: str, in_full: bool
     ) -> None:
-        """What each call said holds, and nobody ever has a seat that another one works
-        in.
+        """What each call returned holds, and no process ever gets a participant slot
+        that another one still uses.
         """
         open_before = len(os.listdir("/proc/self/fd"))  # other tests of this process left some
         for round_number in range(25 if in_full else 8):
@@ -346,7 +346,7 @@ class TestUnderWay:
             time.sleep(0.002 * (round_number % 3))
             ring.close()
             count = 0
-            for _ in range(20):  # takes the seats that get free
+            for _ in range(20):  # takes the slots that get free
                 count += len(other.pop_many(3))
             for thread in threads:
                 thread.join()

@@ -1,7 +1,7 @@
 """The file of a shared ring, damaged anywhere but in its header: it is refused with a
 clear error, or serves; no hang, no crash.
 
-A hang ends by pytest's timeout and a crash ends pytest: both are what is feared here.
+A hang ends by pytest's timeout, and a crash ends pytest.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ pytestmark = [
 ]
 
 PAGE = 4096
-#: Seats and slots: 32 seats with 64 slots each, in cache lines.
-DESK = -(-64 * (1 + 32 + 32 * 64) // PAGE) * PAGE
-#: Where desk, positions, index and data lie; and the words of the positions alone, so
-#: that they are met often.
+#: The control block: 32 participants with 64 op slots each, in cache lines.
+CONTROL = -(-64 * (1 + 32 + 32 * 64) // PAGE) * PAGE
+#: Where control, positions, index and data lie; and the words of the positions alone,
+#: so that they are met often.
 REGIONS = [
-    (PAGE, PAGE + DESK),
-    (PAGE + DESK, PAGE + DESK + 200),
-    (PAGE + DESK + PAGE, PAGE + DESK + PAGE + 64 * 8),
-    (PAGE + DESK + 2 * PAGE, PAGE + DESK + 2 * PAGE + 4096),
+    (PAGE, PAGE + CONTROL),
+    (PAGE + CONTROL, PAGE + CONTROL + 200),
+    (PAGE + CONTROL + PAGE, PAGE + CONTROL + PAGE + 64 * 8),
+    (PAGE + CONTROL + 2 * PAGE, PAGE + CONTROL + 2 * PAGE + 4096),
 ]
 
 
@@ -55,8 +55,8 @@ def damage(data: bytearray, rng: random.Random) -> None:
 
 
 def records(path: Path) -> RingBuffer:
-    """One of 64 records: some taken and released, some taken by one who dies, some
-    left, with a hole among them.
+    """A ring of 64 records: some taken and released, some taken by a process that dies,
+    some left, with a hole among them.
     """
     ring = RingBuffer(64, "i8", path=path)
     ring.push_many(range(40))
@@ -145,8 +145,10 @@ def test_damage_anywhere_is_refused_or_does_no_harm(
             refused.append(str(error))
         path.unlink()
     assert len(refused) > 100
-    # Or slots say nothing of sense in every seat there is.
-    assert all("is damaged" in message or "seats are taken" in message for message in refused)
+    # Or the op slots of every participant make no sense.
+    assert all(
+        "is damaged" in message or "participant slots are taken" in message for message in refused
+    )
 
 
 def work_on_records(path: Path, rng: random.Random) -> None:
@@ -243,9 +245,9 @@ def test_numbers_near_their_end_are_damage(tmp_path: Path) -> None:
     with MessageRing(4096, path=path, first_seq=2**63) as ring:
         assert ring.push_many([b"a", b"b", b"c", b"d"]) == 4
     whole = path.read_bytes()
-    at = PAGE + DESK + 8  # beside the write position
+    at = PAGE + CONTROL + 8  # beside the write position
     assert whole[at : at + 8] == (2**63 + 4).to_bytes(8, "little")
-    first = whole.index((2**63).to_bytes(8, "little"), PAGE + DESK + 2 * PAGE)
+    first = whole.index((2**63).to_bytes(8, "little"), PAGE + CONTROL + 2 * PAGE)
     for next_seq, first_seq, match in (
         (2**64 - 2, 2**64 - 6, "its numbers make no sense|its positions make no sense"),
         (2, 2**64 - 2, "its frames do not follow each other|its positions make no sense"),
@@ -264,7 +266,7 @@ def test_a_ring_whose_file_was_refused_is_none(tmp_path: Path) -> None:
     path = tmp_path / "ring"
     MessageRing(4096, path=path).close()
     whole = bytearray(path.read_bytes())
-    whole[PAGE + DESK : PAGE + DESK + 8] = (1 << 60).to_bytes(8, "little")
+    whole[PAGE + CONTROL : PAGE + CONTROL + 8] = (1 << 60).to_bytes(8, "little")
     path.write_bytes(whole)
     ring = MessageRing.__new__(MessageRing)
     with pytest.raises(SharedFileError, match="its positions make no sense"):

@@ -18,11 +18,12 @@ import copy, importlib, pickle, pkgutil, sys
 
 import ringbuf
 from ringbuf import MessageRing, RingBuffer, TokenBucket, RateWindow, LatencyHistogram
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 
 SKIPPED = {
-    "__class__", "__dir__", "__doc__", "__init_subclass__", "__new__", "__sizeof__", "__subclasshook__",
-    "close", "give_up",  # of a descriptor that may be somebody else's
+    "__class__", "__dir__", "__doc__", "__init_subclass__", "__new__", "__sizeof__",
+    "__subclasshook__",
+    "close", "give_up",  # of a descriptor that may be in other hands
 }
 ARGUMENTS = [(), (None,), (0,), (slice(None),), (b"x",), ("x",), (0, 0), (None, None, None)]
 
@@ -36,7 +37,9 @@ def extension_types():
     for module in pkgutil.walk_packages(ringbuf.__path__, "ringbuf."):
         for value in vars(importlib.import_module(module.name)).values():
             # A heap type is a class of Python's own.
-            if isinstance(value, type) and value.__module__.startswith("ringbuf.") and not value.__flags__ & 1 << 9:
+            if not isinstance(value, type) or value.__flags__ & 1 << 9:
+                continue
+            if value.__module__.startswith("ringbuf."):
                 found.add(value)
     return sorted(found, key=lambda kind: (kind.__module__, kind.__name__))
 
@@ -70,7 +73,8 @@ def try_everything(thing, name):
 
 
 def refuse_copies(thing, name):
-    ways = [copy.copy, copy.deepcopy] + [lambda it, p=p: pickle.dumps(it, p) for p in range(pickle.HIGHEST_PROTOCOL + 1)]
+    ways = [copy.copy, copy.deepcopy]
+    ways += [lambda it, p=p: pickle.dumps(it, p) for p in range(pickle.HIGHEST_PROTOCOL + 1)]
     for number, way in enumerate(ways):
         say(name, "copy", number)
         try:
@@ -108,8 +112,8 @@ for kind in extension_types():
 
 # Those that are whole as they are, or of no ring; each says so itself where it is used.
 allowed = {
-    "HistogramSnapshot", "LatencyHistogram", "Lease", "MessageRing", "Participant", "Parts", "RecordRingBase",
-    "Reservation", "SharedRuns", "Spares", "Waiting",
+    "HistogramSnapshot", "LatencyHistogram", "Lease", "MessageRing", "Participant", "Parts",
+    "RecordRingBase", "Reservation", "SharedRuns", "Spares", "Waiting",
 }
 if made - allowed:
     raise SystemExit(f"made by __new__ alone: {sorted(made - allowed)}")

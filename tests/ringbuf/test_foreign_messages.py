@@ -1,6 +1,4 @@
-"""What one ring has taken is nobody else's to release or to split, and it is released
-once.
-"""
+"""Only the ring that took messages releases or splits them, and releases them once."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def test_of_threads_that_release_the_same_one_does(way: str) -> None:
             assert (len(parts), len(errors)) == (2, 1)
             for part in parts:
                 ring.release(part)
-        assert len(ring) == 1  # what nobody has taken is not freed
+        assert len(ring) == 1  # what was not taken is not freed
         assert ring.pop_many().tolist() == [b"c"]
         ring._check()
         assert ring.used_bytes == 0

@@ -1,5 +1,6 @@
-"""What is shared and a fork, and the seats that are taken at need: whatever a child can
-not do, it does no harm, and says what is missing where it uses it.
+"""A fork of a process that shares rings and buckets, and the participant slots that are
+taken at need. A child that cannot use what it inherits does no harm, and says what is
+missing.
 """
 
 from __future__ import annotations
@@ -29,15 +30,13 @@ pytestmark = [
     pytest.mark.single_thread,
 ]
 
-#: Longer than the pause between two looks for the dead.
+#: Longer than the pause between two checks for dead participants.
 _A_LOOK = 0.002
-SEATS = 32
+PARTICIPANTS = 32
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What it returns, or raises, in a forked child that is killed right after, without
-    any tidying up.
-    """
+    """What `work` returns, or raises, in a forked child that is killed right after."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -112,23 +111,23 @@ def limits() -> Iterator[None]:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
-# ---------------------------------------------------------------- seats at need
+# ------------------------------------------------------------ participant slots at need
 
 
-def test_who_only_attaches_uses_no_seat(tmp_path: Path, ring: MessageRing) -> None:
-    others = [MessageRing.attach(tmp_path / "ring") for _ in range(SEATS + 8)]
+def test_a_process_that_only_attaches_uses_no_slot(tmp_path: Path, ring: MessageRing) -> None:
+    others = [MessageRing.attach(tmp_path / "ring") for _ in range(PARTICIPANTS + 8)]
     assert participants(ring) == 1
-    assert [len(other) for other in others] == [10] * (SEATS + 8)
+    assert [len(other) for other in others] == [10] * (PARTICIPANTS + 8)
     assert others[-1].next_seq == others[0].count() == 10
     others[3].take(1)
     assert participants(ring) == 2
 
 
-def test_a_child_that_touches_nothing_uses_no_seat_and_keeps_none(ring: MessageRing) -> None:
+def test_a_child_that_touches_nothing_uses_no_slot_and_keeps_none(ring: MessageRing) -> None:
     assert in_child(lambda: (participants(ring), len(ring))) == "(1, 10)"
 
 
-def test_many_threads_that_begin_at_once_take_one_seat(ring: MessageRing) -> None:
+def test_many_threads_that_begin_at_once_take_one_slot(ring: MessageRing) -> None:
     assert ring.path is not None
     other = MessageRing.attach(ring.path)
     start = threading.Barrier(8)
@@ -146,7 +145,7 @@ def test_many_threads_that_begin_at_once_take_one_seat(ring: MessageRing) -> Non
     assert len(ring) == 10 + 24
 
 
-def test_the_first_use_says_that_all_seats_are_taken_and_the_next_tries_again(
+def test_the_first_use_says_that_all_slots_are_taken_and_the_next_tries_again(
     tmp_path: Path,
 ) -> None:
     for make, use in (
@@ -157,12 +156,14 @@ def test_the_first_use_says_that_all_seats_are_taken_and_the_next_tries_again(
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
     ):
         path = tmp_path / "shared"
-        rings: list[Any] = [make(path) for _ in range(SEATS)]
+        rings: list[Any] = [make(path) for _ in range(PARTICIPANTS)]
         for ring in rings:
             use(ring)
         late = make(path)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"all 32 seats are taken.*fewer processes"):
+            with pytest.raises(
+                RuntimeError, match=r"all 32 participant slots are taken.*fewer processes"
+            ):
                 use(late)
         assert in_child(lambda: use(rings[0])).startswith("RuntimeError: ")  # noqa: B023
         rings.pop().close()
@@ -170,7 +171,7 @@ def test_the_first_use_says_that_all_seats_are_taken_and_the_next_tries_again(
         path.unlink()
 
 
-# ---------------------------------------------------------------- what a killed child had taken
+# -------------------------------------------------------- what a killed child had taken
 
 
 def test_what_a_killed_child_took_comes_again(ring: MessageRing) -> None:
@@ -323,7 +324,7 @@ def test_fork_beside_threads_that_work(ring: MessageRing) -> None:
     assert ring.used_bytes == 0
 
 
-def test_a_bucket_s_child_takes_its_seat_at_need(tmp_path: Path, no_proc: NoProc) -> None:
+def test_a_bucket_s_child_takes_its_slot_at_need(tmp_path: Path, no_proc: NoProc) -> None:
     bucket = TokenBucket(10, 5, now_ns=0, path=tmp_path / "bucket")
     assert bucket.try_acquire_at(0)
 
@@ -340,7 +341,7 @@ def test_a_bucket_s_child_takes_its_seat_at_need(tmp_path: Path, no_proc: NoProc
     assert bucket.tokens_at(0) == 2.0
 
 
-# ---------------------------------------------------------------- other ways to start a process
+# -------------------------------------------------------- other ways to start a process
 
 
 def take_and_die(path: str, count: int) -> None:
@@ -401,9 +402,9 @@ def test_no_proc_is_not_no_ring(tmp_path: Path, no_proc: NoProc) -> None:
         assert MessageRing.attach(tmp_path / "ring").pop_many().tolist() == [b"x"]
 
 
-def test_a_fork_while_another_thread_attaches_keeps_no_seat(tmp_path: Path) -> None:
-    """Whatever the moment of the fork, the child, which lives on, has nothing by which
-    a seat of its parent's stays taken.
+def test_a_fork_while_another_thread_attaches_keeps_no_slot(tmp_path: Path) -> None:
+    """At whatever moment the fork comes, the child, which lives on, has nothing by
+    which a slot of its parent stays taken.
     """
     path = tmp_path / "ring"
     MessageRing(1 << 12, path=path)

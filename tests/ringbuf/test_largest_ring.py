@@ -63,7 +63,7 @@ def test_the_largest_ring_is_full_where_it_ends(tmp_path: Path) -> None:
     try:
         write_nearly_full(path, MOST_GRANULES)
     except OSError as error:
-        pytest.skip(f"a file of 72 GiB can not be made here: {error}")
+        pytest.skip(f"a file of 72 GiB cannot be made here: {error}")
     ring = MessageRing.attach(path)
     assert ring.capacity_bytes == MOST_GRANULES * 64
     assert ring.capacity_bytes - ring.used_bytes == 2 * 64
@@ -91,7 +91,7 @@ def test_a_larger_one_is_refused(tmp_path: Path) -> None:
     try:
         write_nearly_full(path, 2 * MOST_GRANULES)
     except OSError as error:
-        pytest.skip(f"a file of 144 GiB can not be made here: {error}")
+        pytest.skip(f"a file of 144 GiB cannot be made here: {error}")
     for use in (MessageRing.attach, MessageRing.look):
         with pytest.raises(SharedFileError, match=r"2147483648 granules"):
             use(path)

@@ -197,7 +197,8 @@ def test_record_many_does_what_as_many_records_do(values: list[float]) -> None:
 def test_record_many_takes_what_numpy_takes() -> None:
     flat = np.linspace(0.001, 0.9, 24)
     expected = filled(flat.tolist())
-    for given_as in (flat, flat.reshape(2, 3, 4), np.asfortranarray(flat.reshape(4, 6)), np.repeat(flat, 2)[::2],
+    for given_as in (flat, flat.reshape(2, 3, 4), np.asfortranarray(flat.reshape(4, 6)),
+                     np.repeat(flat, 2)[::2],
                      tuple(flat), flat.astype(">f8"), list(flat)):  # fmt: skip
         histogram = LatencyHistogram()
         histogram.record_many(given_as)
@@ -219,8 +220,9 @@ def test_record_many_takes_what_numpy_takes() -> None:
 @pytest.mark.parametrize(
     ("unit", "count", "seconds"),
     [
-        ("ms", 7, 0.007), ("us", 10**15, 1e9), ("ns", 2**62, 2**62 / 1e9), ("as", 10**18, 1.0), ("s", 3, 3.0),
-        ("25s", 2, 50.0), ("m", 2, 120.0), ("h", 1, 3600.0), ("D", 10**17, 8.64e21), ("W", 1, 604_800.0),
+        ("ms", 7, 0.007), ("us", 10**15, 1e9), ("ns", 2**62, 2**62 / 1e9), ("as", 10**18, 1.0),
+        ("s", 3, 3.0), ("25s", 2, 50.0), ("m", 2, 120.0), ("h", 1, 3600.0),
+        ("D", 10**17, 8.64e21), ("W", 1, 604_800.0),
     ],
 )  # fmt: skip
 def test_a_timedelta_counts_as_its_seconds(unit: str, count: int, seconds: float) -> None:
@@ -277,8 +279,9 @@ def test_what_is_refused_changes_nothing() -> None:
     with pytest.raises(ValueError, match="inhomogeneous"):
         histogram.record_many([[0.1], [0.2, 0.3]])  # type: ignore[list-item]
     for many in (
-        ["fast"], "7", b"7", [b"7"], [object()], [0.1, None], [1j], [True], {0.1: 1}, np.array([0.1], object),
-        np.zeros(2, [("a", "f8")]), np.array(["2026-01-02"], "M8[s]"), np.array([1], "m8[Y]"), np.array([1], "m8"),
+        ["fast"], "7", b"7", [b"7"], [object()], [0.1, None], [1j], [True], {0.1: 1},
+        np.array([0.1], object), np.zeros(2, [("a", "f8")]), np.array(["2026-01-02"], "M8[s]"),
+        np.array([1], "m8[Y]"), np.array([1], "m8"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match="latencies"):
             histogram.record_many(many)  # type: ignore[arg-type]

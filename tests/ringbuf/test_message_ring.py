@@ -311,7 +311,7 @@ def test_payload_can_not_be_taken_for_framing() -> None:
             assert ring.try_push(hostile)
             ring._check()
             assert ring.pop_many().tolist() == [hostile]
-            assert ring.pop_many().tolist() == [], "something was found that nobody pushed"
+            assert ring.pop_many().tolist() == [], "something was found that was not pushed"
 
 
 def test_an_empty_ring_goes_back_to_its_start() -> None:

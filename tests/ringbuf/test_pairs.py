@@ -55,8 +55,8 @@ int main(int, char **argv) {
     ringbuf_pair half = {word.position, 1}, other = {1, word.rest};
     bool fooled = ringbuf_cas_pair(&word, &half, {0, 0}) || ringbuf_cas_pair(&word, &other, {0, 0});
     bool told = half.rest == word.rest && other.position == word.position;
-    printf("%d %llu %llu %llu %d %d\n", RINGBUF_WIDE, (unsigned long long)word.position, (unsigned long long)torn,
-           (unsigned long long)lost, fooled, told);
+    printf("%d %llu %llu %llu %d %d\n", RINGBUF_WIDE, (unsigned long long)word.position,
+           (unsigned long long)torn, (unsigned long long)lost, fooled, told);
 }
 """
 

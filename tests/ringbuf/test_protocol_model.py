@@ -390,7 +390,7 @@ MARKS = Case(
     ("without", "reason", "case"),
     [
         ("fill before publish", "a second time", FILL),
-        ("advance", "which nobody needs", ADVANCE),
+        ("advance", "which is released", ADVANCE),
         ("clear marks", "not released", MARKS),
     ],
 )
@@ -404,11 +404,11 @@ def test_in_memory_no_step_can_be_left_out(without: str, reason: str, case: Case
     ("without", "reason", "name"),
     [
         ("help_taker", "are lost", "a take is killed beside another"),
-        ("second look at state", "are lost", "a take is killed beside another"),
+        ("second load of state", "are lost", "a take is killed beside another"),
         ("prepare first", "are lost", "a take is killed"),
-        ("second look at the tag", "`write` is", "a push is killed beside another"),
+        ("second load of the tag", "`write` is", "a push is killed beside another"),
         ("turn", "which another one has", "an orphan of an orphan, in the slot of the first"),
-        ("look at the orphan's state", "a second time", "an orphan whose slot another one has"),
+        ("load of the orphan's state", "a second time", "an orphan whose slot another one has"),
         ("version", "not read", "two preparations in one slot"),
     ],
 )
@@ -421,7 +421,7 @@ def test_a_claim_looks_whether_write_has_moved() -> None:
     case = Case(protocol=TWO, scripts=((push(), push()), (push(),)), states=2_000)
     assert case.run(shared=True).states >= case.states
     with pytest.raises(Counterexample, match="claims at"):
-        case.run(shared=True, without=frozenset(["look at write"]))
+        case.run(shared=True, without=frozenset(["load of write"]))
 
 
 def test_a_push_without_room_passes_pads() -> None:
@@ -498,8 +498,8 @@ def test_records(protocol: dict[str, Any], scripts: Any, states: int) -> None:
 
 def test_records_look_at_tail_again_after_a_mark() -> None:
     protocol, scripts, _ = RECORDS["takes in the midst of a run, released in any order"]
-    with pytest.raises(Counterexample, match="which nobody needs"):
-        run_records(*scripts, **protocol, without=frozenset(["second look at tail"]))
+    with pytest.raises(Counterexample, match="which is released"):
+        run_records(*scripts, **protocol, without=frozenset(["second load of tail"]))
 
 
 def test_a_stalled_take_of_records_is_fooled_by_a_narrow_read() -> None:

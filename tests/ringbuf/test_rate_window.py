@@ -311,7 +311,7 @@ def test_until_a_window_has_passed_since_the_first_use_the_count_is_exact(
     assert window.count_at(min(times) + round(window.seconds * SECOND)) == len(times)
 
 
-# The face
+# The methods that read the clock
 
 
 def test_bad_arguments_are_named() -> None:
@@ -358,8 +358,8 @@ def test_it_says_what_it_is() -> None:
 def test_every_timed_method_has_its_twin() -> None:
     names = {name for name, _ in inspect.getmembers(RateWindow) if not name.startswith("_")}
     timeless = {"seconds", "buckets"}
-    faces = {name for name in names if not name.endswith("_at")} - timeless
-    assert {f"{name}_at" for name in faces} == names - faces - timeless
+    timed = {name for name in names if not name.endswith("_at")} - timeless
+    assert {f"{name}_at" for name in timed} == names - timed - timeless
 
 
 def test_the_methods_with_the_own_clock() -> None:

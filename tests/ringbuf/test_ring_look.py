@@ -37,7 +37,7 @@ PAGE = 4096
 def test_it_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: int) -> None:
     path = tmp_path / "ring"
     ring = MessageRing(capacity, path=path, first_seq=first_seq)
-    assert not ring.pop_many()  # from here on it has a seat
+    assert not ring.pop_many()  # from here on it has a participant slot
     rng = random.Random(capacity + first_seq)
     out: list = []
     numbers = (
@@ -131,7 +131,10 @@ def test_participants_are_those_who_live(tmp_path: Path) -> None:
     assert MessageRing.look(path).participants == 0, "it has done nothing yet"
     ring.try_push(b"x")
     assert MessageRing.look(path).participants == 1
-    source = f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); r.take(); print(flush=True); input()"
+    source = (
+        f"from ringbuf import MessageRing; r = MessageRing.attach({str(path)!r}); "
+        "r.take(); print(flush=True); input()"
+    )
     with subprocess.Popen(
         python(source), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     ) as other:
@@ -173,7 +176,7 @@ def test_beside_threads_that_work_it_never_sees_nonsense(tmp_path: Path) -> None
     assert before.next_seq > 0
 
 
-# ---------------------------------------------------------------- what is not as it should be
+# ---------------------------------------------------------- what is not as it should be
 
 
 @pytest.fixture
@@ -186,36 +189,36 @@ def a_ring(tmp_path: Path) -> Path:
     return path
 
 
-def change(path: Path, at: int, content: bytes, *, seal: bool = False) -> None:
+def change(path: Path, at: int, content: bytes, *, with_crc: bool = False) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + len(content)] = content
-    if seal:
+    if with_crc:
         length = struct.unpack_from("<I", data, 56)[0]
         struct.pack_into("<I", data, 60 + length, zlib.crc32(data[: 60 + length]))
     path.write_bytes(data)
 
 
 def test_another_boot(a_ring: Path) -> None:
-    change(a_ring, 40, bytes(16), seal=True)
+    change(a_ring, 40, bytes(16), with_crc=True)
     look = MessageRing.look(a_ring)
     assert (look.survived_reboot, look.next_seq) == (True, 35)
 
 
 @pytest.mark.parametrize(
-    ("at", "content", "seal", "says"),
+    ("at", "content", "with_crc", "says"),
     [
         (0, b"X", False, "is not a file of ringbuf"),
         (70, b"X", False, "the checksum of its header"),
-        (60, b'{"granules": 65}', True, "speaks of 65 granules"),
+        (60, b'{"granules": 65}', True, "has 65 granules"),
         (60, b'{"granules":128}', True, "too small for 128 granules"),
-        (60, b'{"granules":"a"}', True, "speaks of 'a' granules"),
+        (60, b'{"granules":"a"}', True, "has 'a' granules"),
         (PAGE + layout(64)[0] + 4, b"\xff\xff", False, "its positions make no sense"),
         (PAGE + layout(64)[0] + 64 + 4, b"\xff", False, "its positions make no sense"),
         (PAGE + layout(64)[0] + 128, bytes(8), False, "its positions make no sense"),
     ],
 )
-def test_damage_is_named(a_ring: Path, at: int, content: bytes, seal: bool, says: str) -> None:
-    change(a_ring, at, content, seal=seal)
+def test_damage_is_named(a_ring: Path, at: int, content: bytes, with_crc: bool, says: str) -> None:
+    change(a_ring, at, content, with_crc=with_crc)
     with pytest.raises(SharedFileError, match=says):
         MessageRing.look(a_ring)
 

@@ -1,4 +1,4 @@
-"""Sealed frames, and what salvage finds of them in a file from before a reboot."""
+"""Checksums of frames, and what salvage finds by them in an old file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Salvage, SharedFileError, salvage
-from ringbuf._messages.ring import data_offset, layout_of, positions_offset
+from ringbuf._messages.file import read_meta
+from ringbuf._messages.file_positions import layout
 from ringbuf._messages.salvage import hash_of
 from ringbuf._shared.shared_file import FORMAT
 from tests.torture.ring_images import one_life
@@ -31,7 +32,7 @@ MASK = (1 << 64) - 1
 KEY = hashlib.shake_256(b"a key").digest(282 * 8)
 
 
-# ---------------------------------------------------------------- the hash, once more and slowly
+# ------------------------------------------------------- the hash, once more and slowly
 
 
 def slow_hash(data: bytes, expanded: bytes) -> int:
@@ -130,7 +131,7 @@ def contents(found: Salvage, start: int = 0, end: int | None = None) -> dict[int
 
 
 def data_of(path: Path, granules: int) -> int:
-    return 4096 + data_offset(granules)
+    return 4096 + layout(granules)[2]
 
 
 def test_what_a_push_leaves_in_the_file(path: Path) -> None:
@@ -140,7 +141,7 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     raw = path.read_bytes()
     length = struct.unpack_from("<I", raw, 56)[0]
     meta = json.loads(raw[60 : 60 + length])
-    granules, key = layout_of("", meta, len(raw) - 4096)
+    granules, key = read_meta("", meta, len(raw) - 4096)
     assert granules == 64
     assert key is not None
     frame = bytearray(raw[data_of(path, 64) :][:64])
@@ -148,16 +149,16 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     assert (first_seq, count, payload, mark) == (7, 3, 8, 0)
     assert frame[24:36] == struct.pack("<3I", 3, 3, 8)
     assert frame[36:48] == b"onethree" + bytes(4)
-    position, seal = struct.unpack_from("<QQ", frame, 48)
+    position, checksum = struct.unpack_from("<QQ", frame, 48)
     assert position == 64, "the first lap is number 1"
     words = struct.unpack("<282Q", key)
     assert check == avalanche(fold(7 ^ words[280], (3 << 32 | 8) ^ words[281]) + 0) & 0xFFFFFFFF
     frame[56:] = bytes(8)
-    assert seal == slow_hash(bytes(frame), bytes(key))
+    assert checksum == slow_hash(bytes(frame), bytes(key))
 
 
-def test_seals_of_large_frames_are_what_python_says(path: Path) -> None:
-    """Of one that lies in one piece, and of one that runs over the end of the memory."""
+def test_checksums_of_large_frames_are_what_python_says(path: Path) -> None:
+    """Of one in one piece, and of one that runs over the end of the memory."""
     granules = 2048
     ring = MessageRing(granules * 64, path=path, checksums=True)
     rng = random.Random(4)
@@ -169,18 +170,18 @@ def test_seals_of_large_frames_are_what_python_says(path: Path) -> None:
         assert ring.push_many(messages) == len(messages)
         raw = path.read_bytes()
         length = struct.unpack_from("<I", raw, 56)[0]
-        _, key = layout_of("", json.loads(raw[60 : 60 + length]), len(raw) - 4096)
+        _, key = read_meta("", json.loads(raw[60 : 60 + length]), len(raw) - 4096)
         assert key is not None
         memory = raw[data_of(path, granules) :]
-        (write,) = struct.unpack_from("<Q", raw, 4096 + positions_offset())
+        (write,) = struct.unpack_from("<Q", raw, 4096 + layout(64)[0])
         size = ring.used_bytes
         at = write % granules * 64 - size
         span = bytearray(memory[at:] + memory[: at + size] if at < 0 else memory[at : at + size])
         ran_over.append(at < 0)
         assert struct.unpack_from("<QI", span) == (first, len(messages))
-        (seal,) = struct.unpack_from("<Q", span, size - 8)
+        (checksum,) = struct.unpack_from("<Q", span, size - 8)
         span[-8:] = bytes(8)
-        assert seal == slow_hash(bytes(span), bytes(key))
+        assert checksum == slow_hash(bytes(span), bytes(key))
         assert contents(salvage(path), first) == dict(enumerate(messages, first))
         assert ring.pop_many().tolist() == messages
     assert ran_over == [False, True, False, False]
@@ -244,7 +245,7 @@ def test_the_words_say_what_is_settled_and_stored(path: Path) -> None:
     assert debt_of(found, 200) == ([], [])
     assert debt_of(found, 60).events == 40
     # A bit of a word that has turned.
-    at = 4096 + positions_offset()
+    at = 4096 + layout(64)[0]
     raw = bytearray(path.read_bytes())
     for word in (144, 152):
         for bit in range(64):
@@ -320,7 +321,7 @@ def test_a_secret_that_is_none(path: Path, secret: str) -> None:
 def flips(
     path: Path, first: int, end: int, bits: Iterator[int] | None = None
 ) -> Iterator[tuple[int, int]]:
-    """One bit of each byte after the other, turned in the file while the caller looks."""
+    """Turns one bit of each byte in the file, one after the other, for the caller."""
     rng = random.Random(1)
     with open(path, "r+b", buffering=0) as file:
         for at in range(first, end):
@@ -362,7 +363,7 @@ def test_every_byte_of_a_file(path: Path) -> None:
         ring.pop_many(rng.randint(0, 6) or None)
     everything = salvage(path).ranges
     assert everything
-    at = 4096 + positions_offset()
+    at = 4096 + layout(64)[0]
     for first, end in ((0, 300), (at, at + 300), (data_of(path, 64), data_of(path, 64) + 4096)):
         for position, _ in flips(path, first, end):
             try:
@@ -378,7 +379,7 @@ def test_every_byte_of_a_file(path: Path) -> None:
 
 def test_a_true_frame_in_a_payload_is_not_taken_for_one(path: Path) -> None:
     """The whole memory of the ring, pushed into itself at the same places: frames of
-    the lap before, with right seals.
+    the lap before, with right checksums.
     """
     ring = MessageRing(8192, path=path, checksums=True)
     old = [b"old %d" % i for i in range(100)]

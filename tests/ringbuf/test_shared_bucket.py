@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ringbuf import RingBuffer, SharedFileError, TokenBucket
-from ringbuf._meters import token_bucket
+from ringbuf._meters import bucket_file, token_bucket
 from tests.torture.step_kill import is_allowed, run_and_kill
 
 pytestmark = [
@@ -100,7 +100,7 @@ def test_processes_together_get_what_is_there(tmp_path: Path) -> None:
     assert bucket.tokens == 0
 
 
-def test_a_forked_child_has_a_seat_of_its_own(tmp_path: Path) -> None:
+def test_a_forked_child_has_a_participant_slot_of_its_own(tmp_path: Path) -> None:
     bucket = TokenBucket(10, 5, now_ns=0, path=tmp_path / "bucket")
 
     def work() -> None:
@@ -113,25 +113,23 @@ def test_a_forked_child_has_a_seat_of_its_own(tmp_path: Path) -> None:
 
 
 def test_after_a_restart_of_the_machine_the_law_begins_anew(tmp_path: Path) -> None:
-    """The clock has gone back: neither do tokens stay away until it has caught up, nor
-    are any granted twice.
+    """The clock has gone back: tokens do not stay away until it has caught up, and none
+    is granted twice.
     """
     for spent, rate, left in ((2, 0.1, 3), (5, 0.1, 0), (9, 0.1, 1), (2, 0, 3)):
         path = tmp_path / f"bucket-{spent}-{rate}"
         long_ago = TokenBucket(rate, 5, now_ns=2**62, path=path)
         if spent > 5:
             assert long_ago.try_acquire_at(2**62, 5)
-            assert long_ago.try_acquire_at(
-                2**62 + 100 * SECOND, spent - 5
-            )  # of a new law, from a full bucket
+            # Of a new law, from a full bucket.
+            assert long_ago.try_acquire_at(2**62 + 100 * SECOND, spent - 5)
         else:
             assert long_ago.try_acquire_at(2**62, spent)
         del long_ago
         whole = bytearray(path.read_bytes())
         whole[BOOT : BOOT + 16] = bytes(16)
-        whole[SETTER : SETTER + 8] = struct.pack(
-            "<Q", 77 << 16 | 1
-        )  # somebody was in the midst of a change
+        # A change was under way.
+        whole[SETTER : SETTER + 8] = struct.pack("<Q", 77 << 16 | 1)
         path.write_bytes(whole)
         bucket = TokenBucket.attach(path)
         now = 2**61  # after the present, before the old law began
@@ -149,13 +147,13 @@ def steps_are_allowed() -> None:
 @pytest.mark.usefixtures("steps_are_allowed")
 @pytest.mark.parametrize("change", [False, True])
 def test_one_killed_at_any_instruction(tmp_path: Path, change: bool, in_full: bool) -> None:
-    """He has done it, or he has not; and the others go on."""
+    """It has done it, or it has not; and the others go on."""
     path = tmp_path / "bucket"
 
     def setup() -> Callable[[], object]:
         warm = TokenBucket(10, 40, now_ns=0)
         mine = TokenBucket.attach(path)
-        mine.acquire_up_to_at(0, 0)  # takes the seat
+        mine.acquire_up_to_at(0, 0)  # takes the participant slot
         if change:
             warm.set_rate_at(SECOND, 20)
             return lambda: mine.set_rate_at(SECOND, 20)
@@ -219,8 +217,8 @@ def test_kills_at_random_leave_a_bucket_that_works(tmp_path: Path) -> None:
 def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever in the first acquire it comes; and what it raises leaves no lock behind."""
-    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    """Wherever in the first acquire it comes; an error in it leaves no lock behind."""
+    monkeypatch.setattr(bucket_file, "TIDYING_SECONDS", 0.05)
     path = tmp_path / "bucket"
     keep = TokenBucket(0, 10**6, path=path)
     taken: list[bool] = []
@@ -272,7 +270,7 @@ def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread
 def test_an_interrupted_first_acquire_leaves_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_full: bool
 ) -> None:
-    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_file, "TIDYING_SECONDS", 0.05)
     path = tmp_path / "bucket"
     keep = TokenBucket(0, 10**6, path=path)
 
@@ -319,8 +317,8 @@ def test_a_change_does_not_wait_without_end(
     bucket, other = TokenBucket(10, 5, now_ns=0, path=path), TokenBucket.attach(path)
     assert other.try_acquire_at(0)
     assert bucket.try_acquire_at(0)
-    # As the other one, which has the first seat, would have it that was stopped in the
-    # midst of a change.
+    # As if the other one, which has the first slot, had been stopped in the midst of a
+    # change.
     with path.open("r+b") as file:
         file.seek(SETTER)
         file.write(struct.pack("<Q", 77 << 16 | 1))
@@ -345,7 +343,7 @@ def test_a_change_does_not_wait_without_end(
     assert (bucket.rate, bucket.try_acquire_at(0, 2)) == (10.0, True)
     with pytest.raises(TimeoutError, match="Nothing has been changed"):
         bucket.set_burst_at(0, 3)
-    # With its process gone, its lock is nobody's.
+    # With its process gone, its lock is free.
     del other
     bucket.set_rate_at(0, 30)
     assert bucket.rate == 30.0

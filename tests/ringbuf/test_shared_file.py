@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ringbuf import MessageRing, RingBuffer, SharedFileError, TokenBucket, salvage
-from ringbuf._meters import token_bucket
+from ringbuf._meters import bucket_file
 from ringbuf._shared import shared_file
 from tests.support.processes import environment, python
 
@@ -184,7 +184,7 @@ def test_a_maker_that_lives_is_left_alone(tmp_path: Path) -> None:
 def test_a_process_that_tidies_up_and_is_stopped_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_bucket, "TIDYING_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_file, "TIDYING_SECONDS", 0.05)
     bucket = TokenBucket(1, 1, path=tmp_path / "bucket")
     other = shared_file.SharedFile.attach(tmp_path / "bucket", b"tokn")
     assert other.locks.try_tidying()

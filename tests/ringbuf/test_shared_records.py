@@ -31,14 +31,14 @@ pytestmark = [
     pytest.mark.single_thread,
 ]
 
-#: Longer than the pause between two looks for the dead.
+#: Longer than the pause between two checks for dead participants.
 A_LOOK = 0.002
 CAPACITY = 16
 
 
 def drain(ring: RingBuffer) -> list[int]:
-    """All that can be had, also from the dead; then nothing is left, and all the room
-    is there.
+    """All that can be had, also from dead participants; asserts that then nothing is
+    left, and no room is lost.
     """
     got: list[int] = []
     for _ in range(3):
@@ -232,12 +232,12 @@ def test_another_capacity_or_dtype_is_refused(tmp_path: Path) -> None:
 
 def test_no_room_on_the_disk_is_an_error_at_the_start() -> None:
     path = Path(f"/dev/shm/forebay-test-{os.getpid()}-too-large")
-    with pytest.raises(OSError, match="can not allocate"):
+    with pytest.raises(OSError, match="cannot allocate"):
         RingBuffer(1 << 31, "V64", path=path)
     assert not path.exists()
 
 
-def test_more_blocks_at_once_than_a_seat_has_slots(tmp_path: Path) -> None:
+def test_more_blocks_at_once_than_a_participant_has_op_slots(tmp_path: Path) -> None:
     ring = RingBuffer(256, "i8", path=tmp_path / "ring")
     ring.push_many(range(200))
     blocks = [ring.peek(1) for _ in range(200)]
@@ -269,7 +269,7 @@ def test_blocks_that_a_forked_child_inherits_are_its_parent_s(tmp_path: Path) ->
     assert drain(ring) == [1, 2, 3, 4]
 
 
-# ---------------------------------------------------------------- the killed
+# ---------------------------------------------------------------- killed processes
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
             warm.push_many(A)
             operation(warm)()
         ring = RingBuffer.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
         return operation(ring)
 
     return setup
@@ -303,8 +303,8 @@ def ready(path: Path, operation: Operation) -> Callable[[], Callable[[], object]
 def outcome(
     path: Path, operation: Operation, steps: int, before: Before = None
 ) -> tuple[bool, Any]:
-    """What the others get from the ring after somebody was killed in his operation
-    after so many instructions.
+    """What the others get from the ring after a process was killed in its operation, at
+    this instruction.
     """
     path.unlink(missing_ok=True)
     ring = RingBuffer(CAPACITY, "i8", path=path)
@@ -364,7 +364,7 @@ def judge(seen: list[list[int]], expected: list[list[int]], in_full: bool) -> No
 
 def judge_taken(seen: list[list[int]], expected: list[list[int]], in_full: bool) -> None:
     """The outcomes of a killed consumer: others may have taken newer records before
-    they noticed what he had left.
+    they noticed what it had left.
     """
     assert seen[-1] == expected[-1]
     kinds = [list(found) for found, _ in itertools.groupby(sorted(got) for got in seen)]
@@ -415,7 +415,7 @@ def test_a_reservation_killed_at_any_instruction(
 
         return end
 
-    # The first one's hole is filled by whoever notices that he has gone.
+    # The first one's hole is filled by the first participant that notices its death.
     judge(
         explore(tmp_path / "ring", operation, 499, in_full=in_full), [A + Z, [*A, 51, *Z]], in_full
     )
@@ -505,11 +505,11 @@ def test_one_who_takes_from_the_dead_killed_at_any_instruction(
     )
 
 
-def test_one_who_tidies_up_killed_at_some_instructions(
+def test_a_process_killed_while_it_tidies_up(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """The dead leaves two takes, a release that is not finished, a hole and what he
-    pushed behind it.
+    """A dead process has left two takes, a release that is not finished, a hole and
+    what it pushed behind that.
     """
 
     def leave(ring: RingBuffer) -> None:
@@ -530,7 +530,7 @@ def test_one_who_tidies_up_killed_at_some_instructions(
         return lambda: pop()
 
     path = tmp_path / "ring"
-    # Looking for the dead is in Python, and most of its steps say nothing: a sample.
+    # Noticing dead processes takes many steps that change nothing: a sample of them.
     steps, within, seen = 0, True, []
     while within:
         within, got = outcome(path, operation, steps)
@@ -542,8 +542,8 @@ def test_one_who_tidies_up_killed_at_some_instructions(
 def test_two_producers_killed_in_one_hole(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """One was about to claim where another one did: whose is the hole, and where does
-    it end?
+    """One was about to claim where another one did: which one's is the hole, and where
+    does it end?
     """
     path = tmp_path / "ring"
 
@@ -560,8 +560,7 @@ def test_two_producers_killed_in_one_hole(
         ring = RingBuffer(CAPACITY, "i8", path=path)
         return steps_until(ready(path, pushing(count)), lambda: done(ring))
 
-    # Before the claim nothing is to be seen but a slot that speaks of it, and `_check`
-    # finds fault with that.
+    # Before the claim only an op slot shows it, and `_check` finds fault with that.
     pairs = [(1, 5), (5, 1), (2, 5), (5, 2)] if in_full else [(1, 5)]
     claimed = {
         n: steps_to(n, lambda ring: len(ring) > 0 or (in_order(ring) and ring._check() != (0, 0)))
@@ -581,8 +580,8 @@ def test_two_producers_killed_in_one_hole(
         ring.push_many(A)
 
         def setup(first: int = first, second: int = second) -> Callable[[], object]:
-            # Who attaches looks for the dead, so the second one attaches before the
-            # first one dies.
+            # An attach tidies up after dead processes, so the second one attaches
+            # before the first one dies.
             operation = ready(path, pushing(second))()
             run_and_kill(ready(path, pushing(first)), claimed[first] - rng.randrange(-60, 60))
             return operation

@@ -32,12 +32,12 @@ pytestmark = [
     pytest.mark.single_thread,
 ]
 
-#: Longer than the pause between two looks for the dead.
+#: Longer than the pause between two checks for dead participants.
 _A_LOOK = 0.002
 
 
 def drain(ring: MessageRing) -> list[bytes]:
-    """All that can be had, also from the dead."""
+    """All that can be had, also from dead participants."""
     got: list[bytes] = []
     for _ in range(3):
         while messages := ring.pop_many(3).tolist():
@@ -92,7 +92,7 @@ def test_a_closed_ring_leaves_what_it_held_to_others(tmp_path: Path) -> None:
     assert again.take_orphaned().tolist() == [b"b"] == second.tolist()
 
 
-def test_a_child_that_outlives_its_parent_does_not_keep_its_seat(tmp_path: Path) -> None:
+def test_a_child_that_outlives_its_parent_does_not_keep_its_slot(tmp_path: Path) -> None:
     path = tmp_path / "ring"
     ring = MessageRing(1 << 16, path=path)
     ring.push_many([b"a", b"b"])
@@ -181,23 +181,23 @@ def test_another_capacity_is_refused(tmp_path: Path) -> None:
 
 def test_no_room_on_the_disk_is_an_error_at_the_start() -> None:
     path = Path(f"/dev/shm/forebay-test-{os.getpid()}-too-large")
-    with pytest.raises(OSError, match="can not allocate"):
+    with pytest.raises(OSError, match="cannot allocate"):
         MessageRing(1 << 36, path=path)
     assert not path.exists()
 
 
-def test_seats_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
+def test_participant_slots_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
     rings = [MessageRing(1 << 12, path=tmp_path / "ring") for _ in range(33)]
     for ring in rings[:32]:
         assert not ring.pop_many()
-    with pytest.raises(RuntimeError, match="all 32 seats are taken"):
+    with pytest.raises(RuntimeError, match="all 32 participant slots are taken"):
         rings[32].pop_many()
     del ring, rings[0]
     rings[0].try_push(b"x")
     assert rings[-1].pop_many().tolist() == [b"x"]
 
 
-def test_more_takes_at_once_than_a_seat_has_slots(tmp_path: Path) -> None:
+def test_more_takes_at_once_than_a_participant_has_op_slots(tmp_path: Path) -> None:
     ring = MessageRing(1 << 16, path=tmp_path / "ring")
     ring.push_many([b"%d" % i for i in range(200)])
     held = [ring.take(1) for _ in range(200)]
@@ -308,7 +308,7 @@ def test_an_empty_ring_and_one_in_memory_are_not_made_ready(tmp_path: Path) -> N
     assert faults() - before < 10
 
 
-# ---------------------------------------------------------------- the killed
+# ---------------------------------------------------------------- killed processes
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +320,8 @@ def steps_are_allowed() -> None:
 def outcome(
     path: Path, setup: Callable[[], Callable[[], object]], steps: int
 ) -> tuple[bool, list[bytes]]:
-    """What the others get from the ring after somebody was killed in his operation
-    after so many instructions.
+    """What the others get from the ring after a process was killed in its operation, at
+    this instruction.
     """
     path.unlink(missing_ok=True)
     ring = MessageRing(1 << 14, path=path)
@@ -386,7 +386,7 @@ def attached(
             warm.release(warm.take(count))
             warm.pop_many(count)
         ring = MessageRing.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
         return operation(ring)
 
     return setup
@@ -550,7 +550,7 @@ def test_the_one_who_takes_after_the_dead_killed_at_any_instruction(
 def test_two_producers_killed_in_one_hole(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
-    """One of them had claimed there, and the other had only been about to: whose frame
+    """One of them has claimed there, and the other was only about to: which one's frame
     is it, and where does it end?
     """
     path = tmp_path / "ring"
@@ -616,12 +616,12 @@ def test_kills_at_random_lose_nothing(in_full: bool) -> None:
     assert sum(oracle.expected.values()) > (1000 if in_full else 100)
 
 
-# ---------------------------------------------------------------- several processes at work
+# ------------------------------------------------------------ several processes at work
 
 
 @pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumers: int) -> None:
-    """Exact count, no duplicates, and each producer's order as each consumer sees it."""
+    """Exact count, no duplicates, each producer's order as each consumer sees it."""
     path, each = tmp_path / "ring", 20_000
     ring = MessageRing(1 << 16, path=path)
     program = (
@@ -632,7 +632,8 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
         "if role == 'produce':\n"
         "    done = 0\n"
         "    while done < each:\n"
-        "        pushed = ring.push_many([b'%d %d' % (number, i) for i in range(done, min(done + 50, each))])\n"
+        "        some = range(done, min(done + 50, each))\n"
+        "        pushed = ring.push_many([b'%d %d' % (number, i) for i in some])\n"
         "        done += pushed\n"
         "        if not pushed: time.sleep(0.0005)\n"
         "else:\n"
@@ -680,7 +681,7 @@ def test_processes_push_and_pop_at_once(tmp_path: Path, producers: int, consumer
 
 
 @pytest.mark.single_thread
-def test_a_collection_while_no_seat_is_found_does_not_wait_for_itself(tmp_path: Path) -> None:
+def test_a_collection_while_no_slot_is_found_does_not_wait_for_itself(tmp_path: Path) -> None:
     """On CPython 3.11 any object that is made can begin one: also the error, and what
     the error says.
     """
@@ -705,7 +706,7 @@ def test_a_collection_while_no_seat_is_found_does_not_wait_for_itself(tmp_path: 
     gc.callbacks.append(push_too)
     gc.set_threshold(1)
     try:
-        with pytest.raises(RuntimeError, match="seats are taken"):
+        with pytest.raises(RuntimeError, match="participant slots are taken"):
             late.push(b"one")
     finally:
         gc.set_threshold(*threshold)

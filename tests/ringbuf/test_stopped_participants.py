@@ -2,9 +2,9 @@
 and what not.
 
 A child stands still after its k-th instruction, for each k around its claim; another
-one claims at the same position, or behind it, and is killed before it publishes. Had
-the living one claimed, what lies behind waits for it: only that one can publish. Had it
-not, it is no matter, though its slot says that it is about to.
+one claims at the same position, or behind it, and is killed before it publishes. If the
+living one has claimed, what lies behind waits for it: only that one can publish. If it
+has not, it delays nothing, though its op slot says that it is about to claim.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.single_thread,
 ]
 
-#: Longer than the pause between two looks for the dead.
+#: Longer than the pause between two checks for dead participants.
 A_LOOK = 0.002
 #: Instructions before the claim and after it that are tried. Some 50 lie between what
 #: the slot says and the claim, and the same operation takes some 30 more or fewer from
@@ -39,9 +39,9 @@ BEFORE, BEHIND = 110, 40
 
 class Records:
     BEFORE, BETWEEN, AFTER = [1, 2], [50], [3, 4]
-    MINE = THEIRS = (
-        1  # what the stopped one claims, and the killed one: as many, so that their claims look the same
-    )
+    # What the stopped one claims, and the killed one: as many, so that their claims
+    # look the same.
+    MINE = THEIRS = 1
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +50,7 @@ class Records:
     def attach(self) -> Records:
         again = Records.__new__(Records)
         again.path, again.ring = self.path, RingBuffer.attach(self.path)
-        again.ring._take_seat()
+        again.ring._take_participant_slot()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -98,7 +98,7 @@ class Messages:
     def attach(self) -> Messages:
         again = Messages.__new__(Messages)
         again.path, again.ring = self.path, MessageRing.attach(self.path)
-        again.ring._take_seat()
+        again.ring._take_participant_slot()
         return again
 
     def push(self, items: list[Any]) -> None:
@@ -113,7 +113,7 @@ class Messages:
             for _ in range(2):
                 MessageRing(4096).try_push(b"x" * 300)
             ring = MessageRing.attach(self.path)
-            ring._take_seat()
+            ring._take_participant_slot()
             push = ring.try_push
             return lambda: push(b"x" * 300)
 
@@ -142,7 +142,7 @@ def steps_are_allowed() -> None:
 
 
 def anew(kind: Any, directory: Path) -> Any:
-    """A ring that nobody has had, with what is pushed first."""
+    """A new ring, with what is pushed first."""
     path = directory / "ring"
     path.unlink(missing_ok=True)
     subject = kind(path)
@@ -254,7 +254,7 @@ def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
 
 
 def drain(subject: Any) -> list[Any]:
-    """All that can be had, also from the dead."""
+    """All that can be had, also from dead participants."""
     got: list[Any] = []
     for _ in range(2):
         time.sleep(A_LOOK)

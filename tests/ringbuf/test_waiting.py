@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ringbuf import MessageRing, RingBuffer
-from ringbuf._messages.columns import Gathered
+from ringbuf._messages.gathered import Gathered
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
 LONG = 30.0
@@ -423,7 +423,7 @@ def readable(ring: Subject, timeout: float = 0) -> bool:
 
 
 def test_the_descriptor_is_readable_while_there_is_something(ring: Subject) -> None:
-    """Looked at from push to pop, each within some us: a shared ring's also becomes
+    """Checked from push to pop, each within some us: a shared ring's also becomes
     readable by itself every 50 ms.
     """
     ring.fileno()
@@ -511,7 +511,7 @@ class TestSeveralProcesses:
         os.waitpid(pid, 0)
 
     def test_an_event_loop_hears_of_what_a_killed_consumer_had_taken(self, shared: Subject) -> None:
-        """Nobody says so: it has to look for itself."""
+        """Nothing tells it: it has to find out by itself."""
         reader, writer = os.pipe()
 
         def take() -> None:

@@ -1,10 +1,10 @@
-"""A consumer that stands still between its look at the ring and its exchange, while
+"""A consumer that stands still between its load of `read` and its exchange, while
 others send the ring round.
 
-Positions were 32 bits wide once: after 2**32 granules, less than a second of traffic,
-the word that the consumer had looked at showed the same bits again, its exchange
-succeeded, and it took a frame of an older round. Here the others' traffic is made in
-one step (`_start_at`), so that a round takes no time.
+Were positions 32 bits wide, after 2**32 granules, less than a second of traffic, the
+word that the consumer has loaded would show the same bits again, its exchange would
+succeed, and it would take a frame of an older round. Here the traffic of the others is
+made in one step (`_start_at`), so that a round takes no time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
             warm.try_push(OLD)
             warm.take(1)
         ring = MessageRing.attach(path)
-        ring._take_seat()
+        ring._take_participant_slot()
 
         def operation() -> None:
             messages = ring.take(1)
@@ -80,15 +80,13 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
     sys.version_info >= (3, 12), reason="from 3.12 on nothing is collected in the midst of a take"
 )
 def test_a_consumer_that_is_held_up_by_a_collection() -> None:
-    """At each allocation of a take in turn, the one between look and exchange among
-    them.
-    """
+    """At each allocation of a take in turn, also the one between load and exchange."""
     met = [take_that_is_held_up(allocations) for allocations in range(1, 12)]
     assert {OLD, NEW} == set(met), "no collection came before its exchange, or none after it"
 
 
 def take_that_is_held_up(allocations: int) -> bytes:
-    """What is taken where the others use the ring at the collection after so many
+    """What is taken where the others use the ring in a collection, after this many
     allocations.
     """
     ring = MessageRing(GRANULES * 64)

@@ -7,7 +7,8 @@ checksums, limits in bytes, and all that only a file found after power loss need
 
 Two widths of the words that are exchanged:
 
-    whole    positions, sequence numbers and turns as they are: pairs of words, exchanged as one
+    whole    positions, sequence numbers and turns as they are: pairs of words,
+             exchanged as one
     narrow   their low bits, extended to the value nearest to `tail`
 
 Beside the words of the ring there are ghosts, which no step reads: the frames between
@@ -44,7 +45,7 @@ Steps = Generator[tuple[Any, ...], Any, Any]
 Pair = tuple[int, Any]
 
 FREE, PUSHING, PREPARED, HELD, ORPHAN = range(5)
-NOBODY = 0
+NO_TAKER = 0
 PAD = -1
 
 
@@ -52,16 +53,16 @@ PAD = -1
 class Protocol:
     """
     capacity: granules, a power of two.
-    shared: with slots, as in a ring that processes share.
+    shared: with op slots, as in a ring that processes share.
     narrow: bits of a position and of a sequence number, or None for whole ones.
     turn_bits: of the number that tells two ORPHANs in one slot apart; None: it never
         wraps.
     torn: a pair is loaded and stored half by half.
     passes_pads: a push that finds no room passes pads that nothing follows.
-    fresh_end: the end of an ORPHAN is loaded with each look at its start, not once for
+    fresh_end: the end of an ORPHAN is loaded with each load of its start, not once for
         all.
-    participants: how many, each with one slot; one more sets the ring up and checks its
-        end.
+    participants: how many, each with one op slot; one more sets the ring up and checks
+        its end.
     messages: the most in one frame.
     without: steps that are left out, to show that this is found.
     """
@@ -111,15 +112,15 @@ class Ghost(NamedTuple):
 
 class Ring:
     def __init__(self, protocol: Protocol, start: int | None = None) -> None:
-        """start: the position it begins with; by default one lap on, as in a new file."""
+        """start: its first position; by default one lap on, as in a new file."""
         self.protocol = p = protocol
         self.capacity = p.capacity
         self.mask = p.capacity - 1
-        self.desk = range(p.participants + 1) if p.shared else None
+        self.slots = range(p.participants + 1) if p.shared else None
         first = p.capacity if start is None else start
         self.memory = m = Memory()
         self.write = m.word("write", self.source(first, 0))
-        self.read = m.word("read", self.read_word(first, 0, NOBODY, 0))
+        self.read = m.word("read", self.read_word(first, 0, NO_TAKER, 0))
         self.tail = m.word("tail", (first, 0))
         self.sequence = m.word("sequence", 0)
         self.index = m.words("index", (0, 0), p.capacity)
@@ -136,7 +137,7 @@ class Ring:
             self.recovery = m.word("recovery", 0)
             self.state = m.words("slot.state", (0, FREE), many)
             self.slot_source = m.words("slot.source", 0, many)
-            nothing = (0, (0, NOBODY, 0))
+            nothing = (0, (0, NO_TAKER, 0))
             self.before = m.words("slot.before", nothing, many)
             self.after = m.words("slot.after", nothing, many)
             self.left = m.words("slot.left", nothing, many) if p.narrow is None else self.before
@@ -167,13 +168,13 @@ class Ring:
             return position & (1 << bits) - 1, sequence & (1 << sequence_bits) - 1
         return position, sequence
 
-    def read_word(self, position: int, place: int, who: int, turn: int) -> Pair:
+    def read_word(self, position: int, place: int, taker: int, turn: int) -> Pair:
         """A source word of takes."""
         if self.protocol.narrow is not None:
             position &= (1 << self.protocol.narrow[0]) - 1
         if self.protocol.turn_bits is not None:
             turn &= (1 << self.protocol.turn_bits) - 1
-        return position, (place, who, turn)
+        return position, (place, taker, turn)
 
     def full(self, position: int, near: int) -> int:
         """The position of which a source word holds as much as there is room for."""
@@ -246,18 +247,18 @@ class Ring:
         yield store(self.state[slot], (version, PREPARED))
 
     def help_taker(self, source: int, seen: Pair) -> Steps:
-        who = seen[1][1]
-        if who == NOBODY or not self.does("help_taker"):
+        taker = seen[1][1]
+        if taker == NO_TAKER or not self.does("help_taker"):
             return
-        state = yield load(self.state[who - 1])
+        state = yield load(self.state[taker - 1])
         if state[1] != PREPARED:
             return
-        after = yield from self.load_pair(self.after[who - 1])
+        after = yield from self.load_pair(self.after[taker - 1])
         if after != seen:
             return
-        named = yield load(self.slot_source[who - 1])
+        named = yield load(self.slot_source[taker - 1])
         if named == source:
-            yield exchange(self.state[who - 1], state, (state[0], HELD))
+            yield exchange(self.state[taker - 1], state, (state[0], HELD))
 
     def source_word(self, source: int) -> int:
         return self.read if source == 0 else self.left[source - 1]
@@ -314,7 +315,7 @@ class Ring:
                 break
             if slot is not None:
                 yield from self.help_taker(0, read)
-            after = self.read_word(position + view.granules, 0, NOBODY, 0)
+            after = self.read_word(position + view.granules, 0, NO_TAKER, 0)
             found = yield exchange(self.read, read, after)
             if found == read:
                 yield ghost(self.note_pass, position + view.granules)
@@ -332,7 +333,7 @@ class Ring:
         other = _claimer(tag, position)
         if other is None:
             now = yield from self.load_pair(self.write)
-            if now == write or not self.does("look at write"):
+            if now == write or not self.does("load of write"):
                 found = yield exchange(index, tag, (-slot - 1, position))
                 if found == tag:
                     yield ghost(self.note_claim, position, granules, count, message)
@@ -452,7 +453,7 @@ class Ring:
             if source.number != 0 and taken > 0:
                 position, place = yield from self.pass_released(source, position, place)
             if taken > 0 and place < self.protocol.messages:
-                after = self.read_word(position, place, NOBODY, seen[1][2])
+                after = self.read_word(position, place, NO_TAKER, seen[1][2])
                 return Take(first, first_place, taken, first_seq, seen, after)
             again = yield from self.load_pair(source.word)
             if again == seen:
@@ -514,7 +515,7 @@ class Ring:
             take = yield from self.find_take(source, most)
             if take is None:
                 return None
-            if source.number != 0 and self.does("look at the orphan's state"):
+            if source.number != 0 and self.does("load of the orphan's state"):
                 kind = yield from self.kind_of(source.number - 1)
                 if kind != ORPHAN:
                     return None
@@ -554,8 +555,8 @@ class Ring:
         if deaths == seen_deaths:
             return None
         found, oldest = None, 0
-        assert self.desk is not None
-        for slot in self.desk:
+        assert self.slots is not None
+        for slot in self.slots:
             kind = yield from self.kind_of(slot)
             if kind != ORPHAN:
                 continue
@@ -590,21 +591,23 @@ class Ring:
         """beyond: then send an empty ring back to its start, if it has come further
         than that.
         """
-        who = take.next[1][1] - 1 if slot is not None else None
-        yield from self.release_messages(who, take.position, take.place, take.count, take.first_seq)
+        actor = take.next[1][1] - 1 if slot is not None else None
+        yield from self.release_messages(
+            actor, take.position, take.place, take.count, take.first_seq
+        )
         if slot is not None:
             yield from self.set_state(slot, FREE)
         if beyond is not None:
             yield from self.rewind(slot, beyond)
 
     def release_messages(
-        self, who: int | None, position: int, place: int, count: int, number: int
+        self, actor: int | None, position: int, place: int, count: int, number: int
     ) -> Steps:
         while count > 0:
             view = yield from self.peek_frame(position)
             if view is None:
                 raise Violation(f"releases a frame at {position}, where none is")
-            yield ghost(self.note_done, who, number)
+            yield ghost(self.note_done, actor, number)
             position += view.granules
             many = yield load(self.count[view.position & self.mask])
             many = min(many - place, count)
@@ -667,7 +670,7 @@ class Ring:
                         yield from self.step_tail(view, place, mark, tail, None)
                         continue
             view = count = read = mark = None
-            if not self.does("second look at tail"):
+            if not self.does("second load of tail"):
                 return
             again = yield load(self.tail)
             if again == tail:
@@ -706,16 +709,16 @@ class Ring:
         if self.same_position(read[0], position) and read[1][0] == 0:
             if slot is not None:
                 yield from self.help_taker(0, read)
-            after = self.read_word(position + granules, 0, NOBODY, 0)
+            after = self.read_word(position + granules, 0, NO_TAKER, 0)
             found = yield exchange(self.read, read, after)
             if found == read:
                 yield ghost(self.note_pass, position + granules)
         yield from self.advance_tail()
 
-    # ---------------------------------------------------------------- the dead
+    # ---------------------------------------------------------------- dead participants
 
     def tidy(self) -> Steps:
-        """Tidy up after all who are dead, as the only one who does."""
+        """Tidy up after all dead participants, under the lock for that."""
         yield lock(self.recovery)
         killed = yield load(DEAD)
         if killed:
@@ -746,7 +749,7 @@ class Ring:
             yield from self.set_state(slot, HELD)
             return
         kind = PREPARED
-        if self.does("second look at state"):
+        if self.does("second load of state"):
             kind = yield from self.kind_of(slot)
         if kind == PREPARED:
             yield from self.set_state(slot, FREE)
@@ -764,7 +767,7 @@ class Ring:
             if self.protocol.narrow is None:
                 old = yield from self.load_pair(self.left[slot])
             turn = old[1][2] + 1 if self.does("turn") else 0
-            left = self.read_word(*start, NOBODY, turn)
+            left = self.read_word(*start, NO_TAKER, turn)
             yield from self.store_pair(self.left[slot], left)
             yield from self.set_state(slot, ORPHAN)
             yield add(self.deaths, 1)
@@ -824,7 +827,7 @@ class Ring:
                     base = yield load(self.base[slot])
                     after = self.source(base[0] + granules, base[1] + count)
                 again = yield load(index)
-                if again != tag and self.does("second look at the tag"):
+                if again != tag and self.does("second load of the tag"):
                     continue
                 yield from self.move_write(slot, base)
                 if slot not in dead:
@@ -857,7 +860,7 @@ class Ring:
     # ---------------------------------------------------------------- ghosts
 
     def note_claim(
-        self, words: list[Any], who: int, position: int, granules: int, count: int, message: int
+        self, words: list[Any], actor: int, position: int, granules: int, count: int, message: int
     ) -> None:
         end, number = words[self.g_end]
         if position != end:
@@ -865,7 +868,7 @@ class Ring:
         words[self.g_frames] += (Ghost(position, granules, number, count, message, False),)
         words[self.g_end] = (end + granules, number + count)
 
-    def note_publish(self, words: list[Any], who: int, position: int) -> None:
+    def note_publish(self, words: list[Any], actor: int, position: int) -> None:
         frames = words[self.g_frames]
         for at, frame in enumerate(frames):
             if frame.position == position:
@@ -877,9 +880,9 @@ class Ring:
                 if frame.message != PAD:
                     words[self.g_published] |= _bits(frame.first_seq, frame.count)
                 return
-        raise Violation(f"publishes at {position}, where nobody has claimed")
+        raise Violation(f"publishes at {position}, where nothing was claimed")
 
-    def note_pad(self, words: list[Any], who: int, position: int) -> None:
+    def note_pad(self, words: list[Any], actor: int, position: int) -> None:
         """What a dead process had claimed will never come."""
         frames = words[self.g_frames]
         for at, frame in enumerate(frames):
@@ -889,9 +892,9 @@ class Ring:
                 pad = frame._replace(message=PAD)
                 words[self.g_frames] = (*frames[:at], pad, *frames[at + 1 :])
                 return
-        raise Violation(f"makes a pad at {position}, where nobody has claimed")
+        raise Violation(f"makes a pad at {position}, where nothing was claimed")
 
-    def note_back(self, words: list[Any], who: int, position: int) -> None:
+    def note_back(self, words: list[Any], actor: int, position: int) -> None:
         """The last claim is as if it had never been."""
         last = words[self.g_frames][-1]
         if last.position != position or last.published:
@@ -899,11 +902,11 @@ class Ring:
         words[self.g_frames] = words[self.g_frames][:-1]
         words[self.g_end] = (position, last.first_seq)
 
-    def note_take(self, words: list[Any], who: int, source: int, take: Take) -> None:
+    def note_take(self, words: list[Any], actor: int, source: int, take: Take) -> None:
         """After the exchange of a source word: what was taken is what was next."""
         taken = _bits(take.first_seq, take.count)
         if self.protocol.shared:
-            who = take.next[1][1] - 1  # one participant may act for several
+            actor = take.next[1][1] - 1  # one participant may act for several
         out = words[self.g_out]
         if source == 0:
             if words[self.g_taken] & taken:
@@ -941,13 +944,13 @@ class Ring:
                     raise Violation(f"takes message {take.first_seq}, which another one has")
             out = tuple(has & ~taken for has in out)
         words[self.g_taken] |= taken
-        words[self.g_out] = (*out[:who], out[who] | taken, *out[who + 1 :])
+        words[self.g_out] = (*out[:actor], out[actor] | taken, *out[actor + 1 :])
 
-    def note_pass(self, words: list[Any], who: int, position: int) -> None:
+    def note_pass(self, words: list[Any], actor: int, position: int) -> None:
         """`read` was moved over a pad that nothing follows."""
         words[self.g_read] = (position, 0)
 
-    def note_copy(self, words: list[Any], who: int, number: int, message: int) -> None:
+    def note_copy(self, words: list[Any], actor: int, number: int, message: int) -> None:
         for frame in words[self.g_frames]:
             if frame.first_seq <= number < frame.first_seq + frame.count and frame.message != PAD:
                 if message != frame.message + number - frame.first_seq:
@@ -955,16 +958,16 @@ class Ring:
                 return
         raise Violation(f"reads message {number}, which `tail` has passed")
 
-    def note_done(self, words: list[Any], me: int, who: int | None, number: int) -> None:
+    def note_done(self, words: list[Any], me: int, actor: int | None, number: int) -> None:
         """It reads no more in the frame in which this message is."""
-        who = me if who is None else who
+        actor = me if actor is None else actor
         out = list(words[self.g_out])
         for frame in words[self.g_frames]:
             if frame.first_seq <= number < frame.first_seq + frame.count:
-                out[who] &= ~_bits(frame.first_seq, frame.count)
+                out[actor] &= ~_bits(frame.first_seq, frame.count)
         words[self.g_out] = tuple(out)
 
-    def note_release(self, words: list[Any], who: int, number: int, count: int) -> None:
+    def note_release(self, words: list[Any], actor: int, number: int, count: int) -> None:
         words[self.g_released] |= _bits(number, count)
 
     # ---------------------------------------------------------------- invariants
@@ -1011,14 +1014,14 @@ class Ring:
             raise Violation(f"`read` {at} is beyond `write` {write}")
 
     def check_tail(self, words: list[Any]) -> None:
-        """While nobody does anything, `tail` stands before what somebody still needs."""
+        """At rest `tail` stands before what is not released."""
         position, place = words[self.tail]
         read = words[self.g_read]
         if words[self.g_frames] and (position, place) < read:
             frame = words[self.g_frames][0]
             done = frame.message == PAD or words[self.g_released] >> frame.first_seq + place & 1
             if done:
-                raise Violation(f"`tail` stands at {position}, {place}, which nobody needs")
+                raise Violation(f"`tail` stands at {position}, {place}, which is released")
 
     def at_end(self, state: tuple[Any, ...]) -> None:
         """When all have ended: the rest can be taken, nothing is lost, and a whole lap
@@ -1092,11 +1095,13 @@ def _numbers(bits: int) -> tuple[int, ...]:
 def script(ring: Ring, number: int, *operations: tuple[Any, ...]) -> Callable[[], Steps]:
     """A participant that does these operations, one after the other:
 
-    ("push", granules, count)       ("take", most)       ("orphan", most): take from an ORPHAN
+    ("push", granules, count)
+    ("take", most)
+    ("orphan", most)                take from an ORPHAN
     ("release", n, beyond)          release its n-th take, if there was anything to take
-    ("tidy",)                       tidy up after the dead
-    ("as", other)                   go on as another participant, which has no script of its own
-    ("dies", n), ("is born", n)     that one is killed; a new one has its seat
+    ("tidy",)                       tidy up after dead participants
+    ("as", other)                   go on as another participant, without a script
+    ("dies", n), ("is born", n)     that one is killed; a new one has its slot
     """
 
     def steps() -> Steps:
@@ -1124,7 +1129,7 @@ def script(ring: Ring, number: int, *operations: tuple[Any, ...]) -> Callable[[]
                 yield add(DEAD, 1 << arguments[0])
             else:
                 _, kind = yield load(ring.state[arguments[0]])
-                assert kind == FREE, "a seat that is not clean is not given away"
+                assert kind == FREE, "a participant slot that is not clean is not taken"
                 yield add(DEAD, -1 << arguments[0])
             take = kind = None
 

@@ -172,7 +172,7 @@ class Runs:
         else:
             yield store(self.index[position & self.mask], (RELEASED, count, position))
             yield ghost(self.note_release, position, count)
-            if not self.does("second look at tail"):
+            if not self.does("second load of tail"):
                 return
             tail = yield load(self.tail)
             if tail != position:
@@ -199,20 +199,22 @@ class Runs:
 
     # ---------------------------------------------------------------- ghosts
 
-    def note_claim(self, words: list[Any], who: int, position: int, count: int, value: int) -> None:
+    def note_claim(
+        self, words: list[Any], actor: int, position: int, count: int, value: int
+    ) -> None:
         words[self.g_pushed] += tuple((position + at, value + at) for at in range(count))
 
-    def note_take(self, words: list[Any], who: int, position: int, count: int) -> None:
+    def note_take(self, words: list[Any], actor: int, position: int, count: int) -> None:
         if position != words[self.g_read]:
             raise Violation(f"takes from {position}, and {words[self.g_read]} is next")
         words[self.g_read] += count
         words[self.g_taken] |= ((1 << count) - 1) << position
 
-    def note_copy(self, words: list[Any], who: int, position: int, value: int) -> None:
+    def note_copy(self, words: list[Any], actor: int, position: int, value: int) -> None:
         if (position, value) not in words[self.g_pushed]:
             raise Violation(f"reads {value} at {position}, which was not pushed there")
 
-    def note_release(self, words: list[Any], who: int, position: int, count: int) -> None:
+    def note_release(self, words: list[Any], actor: int, position: int, count: int) -> None:
         words[self.g_released] |= ((1 << count) - 1) << position
 
     def check(self, words: list[Any]) -> None:
@@ -245,7 +247,7 @@ class Runs:
 
         released = words[self.g_released] >> words[self.tail] & 1
         if released and words[self.tail] < words[self.write]:
-            raise Violation(f"`tail` stands at {words[self.tail]}, which nobody needs")
+            raise Violation(f"`tail` stands at {words[self.tail]}, which is released")
         drain()
         if run(self.push(self.capacity, 1000)) != self.capacity:
             raise Violation("no room for a whole lap, and the ring is empty")

@@ -935,7 +935,7 @@ def is_documented(error: Exception) -> bool:
     if isinstance(error, (SharedFileError, FormatError, NotNow)):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("is damaged", "seats are taken")
+        words in str(error) for words in ("is damaged", "participant slots are taken")
     )
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from backpressure.lanes.ring_debt import debt_of
 from ringbuf import MessageRing, Messages, salvage
-from ringbuf._messages.ring import data_offset, positions_offset
+from ringbuf._messages.file_positions import layout
 
 IMAGES_PER_LIFE = 12
 PAGE, SECTOR, GRANULE = 4096, 512, 64
@@ -62,8 +62,8 @@ class Life:
         self.stored = self.durable = self.first
         self.spilled: set[int] = set()
         self.held: list[Messages] = []
-        self.body = 4096 + positions_offset()
-        self.data = 4096 + data_offset(self.granules)
+        self.body = 4096 + layout(self.granules)[0]
+        self.data = 4096 + layout(self.granules)[2]
         self.images: list[bytes] = []
 
     # ------------------------------------------------------------ work

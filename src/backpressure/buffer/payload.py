@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 from backpressure.base.errors import EventTooLarge, InvalidEvents
 from ringbuf import MessageRing
 from ringbuf._core.pinning import pins
-from ringbuf._messages.columns import Gathered, MessageTooLarge
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.gathered import Gathered, MessageTooLarge
+from ringbuf._messages.lines import count_lines
 
 __all__ = ["EventPayload", "LinePayload", "Payload"]
 

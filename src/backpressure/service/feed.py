@@ -9,7 +9,7 @@ from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer_manager import BufferManager
 from backpressure.sources.base import Marks
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.lines import count_lines
 
 __all__ = ["Feed"]
 

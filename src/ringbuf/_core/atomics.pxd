@@ -4,10 +4,13 @@ names memory orders.
 A word lives wherever its control block lives (a numpy array, a mapped file), so
 everything here takes a pointer. The suffix says the order, and what each is for:
 
-    _relaxed   a value whose staleness does no harm, or one that another edge already orders
-    _acquire   pairs with a _release store or exchange of the same word, and makes visible all that was written before it
+    _relaxed   a value whose staleness does no harm, or that another edge already orders
+    _acquire   pairs with a _release store or exchange of the same word, and makes
+               visible all that was written before it
     _release   publishes everything that this thread wrote before
-    _acq_rel   both: a hand-over in a chain, each link of which must see all links before it
+    _acq_rel   both: a hand-over in a chain, each link of which must see all links
+               before it
+    _total     _acq_rel, and in one total order with every other _total operation
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -74,8 +77,12 @@ cdef inline uint64_t fetch_sub_acq_rel(word* w, uint64_t n) noexcept nogil:
 cdef extern from * nogil:
     """
     #include <atomic>
-    static inline void ringbuf_fence_acquire(void) { std::atomic_thread_fence(std::memory_order_acquire); }
-    static inline void ringbuf_fence_release(void) { std::atomic_thread_fence(std::memory_order_release); }
+    static inline void ringbuf_fence_acquire(void) {
+        std::atomic_thread_fence(std::memory_order_acquire);
+    }
+    static inline void ringbuf_fence_release(void) {
+        std::atomic_thread_fence(std::memory_order_release);
+    }
     """
     void fence_acquire "ringbuf_fence_acquire"()
     void fence_release "ringbuf_fence_release"()
@@ -97,11 +104,12 @@ cdef inline void store_total(word* w, uint64_t value) noexcept nogil:
 
 
 cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
-    """Compare and exchange that fails only for another value; release and acquire, and
-    in one total order with every other _total operation. On failure `expected` holds
-    what was found.
+    """Compare and exchange that fails only for another value, which `expected` then
+    holds; release and acquire, and in one total order with every other _total operation.
     """
-    return w.compare_exchange_strong(expected[0], desired, memory_order_seq_cst, memory_order_seq_cst)
+    return w.compare_exchange_strong(
+        expected[0], desired, memory_order_seq_cst, memory_order_seq_cst
+    )
 
 
 cdef inline uint64_t exchange_total(word* w, uint64_t value) noexcept nogil:

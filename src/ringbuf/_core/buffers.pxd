@@ -1,12 +1,14 @@
-"""Memory lent out as a buffer of plain bytes in one dimension, and what a caller's
+"""Buffers of plain bytes in one dimension that this core lends out, and what a caller's
 buffer says that it holds.
 """
 
 from cpython.buffer cimport Py_buffer
 
 
-cdef inline void fill_bytes(Py_buffer* buffer, void* start, Py_ssize_t* nbytes, bint is_readonly) noexcept:
-    """All of it but `obj`. `nbytes` is pointed to as long as the buffer is out."""
+cdef inline void fill_bytes(
+    Py_buffer* buffer, void* start, Py_ssize_t* nbytes, bint is_readonly
+) noexcept:
+    """Fill in all but `obj`. `nbytes` must stay in place as long as the buffer is out."""
     buffer.buf = start
     buffer.len = nbytes[0]
     buffer.readonly = is_readonly

@@ -1,12 +1,12 @@
-"""Bells: how a thread sleeps until another one, of this process or of one that shares
-the memory, has done something for it.
+"""Event counts: how a thread sleeps until another one, of this process or of one that
+shares the memory, has done what it waits for.
 
-A sleeper says that it waits, looks once more whether it still has to, and sleeps until
-the bell's count changes. A thread that has published or released something looks at
-`waiters`, and rings if it is set. Between its store and that look there is no fence,
-which would cost every push some 5 ns; instead the sleeper makes all others pass one
-(membarrier), once, before its last look. So either they see that it waits, or it sees
-what they did. Where there is no membarrier it sleeps in short pieces.
+A sleeper sets `waiters`, tries once more, and sleeps until `count` changes. A thread
+that has published or released something loads `waiters`, and wakes if it is set.
+Between its store and that load there is no fence, which would cost every push some
+5 ns; instead the sleeper makes all other threads pass one (membarrier), once, before
+its last try. So either they see that it waits, or it sees what they did. Where there is
+no membarrier it sleeps in short pieces.
 
 Linux: futex, which works across processes. Elsewhere: a condition variable of this
 process.
@@ -34,12 +34,14 @@ cdef extern from * nogil:
 
     /* Registers this process, once; a forked child is registered as its parent was. */
     static inline bool ringbuf_have_barrier(void) {
-        static const bool there = syscall(SYS_membarrier, RINGBUF_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
+        static const bool there =
+            syscall(SYS_membarrier, RINGBUF_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0;
         return there;
     }
 
     static inline bool ringbuf_barrier(void) {
-        return ringbuf_have_barrier() && syscall(SYS_membarrier, RINGBUF_GLOBAL_EXPEDITED, 0, 0) == 0;
+        return ringbuf_have_barrier()
+            && syscall(SYS_membarrier, RINGBUF_GLOBAL_EXPEDITED, 0, 0) == 0;
     }
 
     static inline void ringbuf_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
@@ -58,36 +60,43 @@ cdef extern from * nogil:
     static inline bool ringbuf_have_barrier(void) { return false; }
     static inline bool ringbuf_barrier(void) { return false; }
 
-    struct ringbuf_parking { std::mutex mutex; std::condition_variable bell; };
-    static inline ringbuf_parking &ringbuf_place(void) { static ringbuf_parking *place = new ringbuf_parking; return *place; }
+    struct ringbuf_parking { std::mutex mutex; std::condition_variable changed; };
+    static inline ringbuf_parking &ringbuf_place(void) {
+        static ringbuf_parking *place = new ringbuf_parking;
+        return *place;
+    }
 
     static inline void ringbuf_wait(std::atomic<uint32_t> *count, uint32_t seen, int64_t ns) {
         std::unique_lock<std::mutex> held(ringbuf_place().mutex);
-        if (count->load() == seen) ringbuf_place().bell.wait_for(held, std::chrono::nanoseconds(ns));
+        if (count->load() == seen)
+            ringbuf_place().changed.wait_for(held, std::chrono::nanoseconds(ns));
     }
 
     static inline void ringbuf_wake(std::atomic<uint32_t> *count) {
         { std::lock_guard<std::mutex> held(ringbuf_place().mutex); count->fetch_add(1); }
-        ringbuf_place().bell.notify_all();
+        ringbuf_place().changed.notify_all();
     }
     #endif
-    static inline void ringbuf_let_settle(void) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
-    static inline void ringbuf_no_reordering(void) { std::atomic_signal_fence(std::memory_order_seq_cst); }
+    static inline void ringbuf_let_settle(void) {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    static inline void ringbuf_no_reordering(void) {
+        std::atomic_signal_fence(std::memory_order_seq_cst);
+    }
     """
-    # Whether all users can be made to pass a barrier. A process is, from the first time
-    # that it asks this.
+    # Whether all users can be made to pass a barrier. Registers this process for it, the
+    # first time.
     bint have_barrier "ringbuf_have_barrier"()
     bint barrier "ringbuf_barrier"()
-    # Where there is none: until every store that was made before is there for all to
-    # see (no processor holds one back for a us).
+    # Where there is none: waits until every thread sees all stores that were made before
+    # (no processor holds one back for a us).
     void let_settle "ringbuf_let_settle"()
     void futex_wait "ringbuf_wait"(word32* count, uint32_t seen, int64_t ns)
     void futex_wake "ringbuf_wake"(word32* count)
     void no_reordering "ringbuf_no_reordering"()
 
 
-# In EventCount.waiters. Flags and no numbers, so that it is no matter if one who waits
-# is killed.
+# In EventCount.waiters. Flags, not counts: a waiter that is killed leaves nothing wrong.
 cdef enum:
     SLEEPERS = 1
     LISTENERS = 2            # event loops
@@ -100,17 +109,17 @@ cdef struct EventCount:
     word pad[6]
 
 
-cdef inline bint wanted(EventCount* bell) noexcept nogil:
-    """Whether anybody waits for what was just done."""
+cdef inline bint wanted(EventCount* event) noexcept nogil:
+    """Whether anything waits for what was just done."""
     no_reordering()
-    return load_relaxed(&bell.waiters) != 0
+    return load_relaxed(&event.waiters) != 0
 
 
-cdef inline uint32_t before_sleep(EventCount* bell) noexcept nogil:
-    """Say that a thread is about to sleep; it has to look once more, and then to sleep
-    until the count is another one.
+cdef inline uint32_t before_sleep(EventCount* event) noexcept nogil:
+    """Say that a thread is about to sleep; returns the count. The caller has to try once
+    more, and then to sleep until the count has changed.
     """
-    cdef uint32_t seen = load32_total(&bell.count)
-    fetch_or_total(&bell.waiters, SLEEPERS)
+    cdef uint32_t seen = load32_total(&event.count)
+    fetch_or_total(&event.waiters, SLEEPERS)
     barrier()
     return seen

@@ -2,8 +2,8 @@
 
 cdef extern from *:
     """
-    /* Decided when this is built, not asked at run time: an interpreter built without a GIL turns one on and off as it imports
-       modules. */
+    /* Decided when this is built, not asked at run time: an interpreter built without a GIL
+       turns one on and off as it imports modules. */
     #ifdef Py_GIL_DISABLED
     #define RINGBUF_HAS_GIL 0
     #else

@@ -1,4 +1,4 @@
-"""Masked arrays: what is masked has no value, so it can neither be pushed nor counted."""
+"""Masked arrays: a masked item has no value, so it is neither pushed nor counted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["has_masked"]
 
 
 def has_masked(values: object) -> bool:
-    """Whether any item of an array, or any field of one, is masked; False for what is
-    no masked array.
+    """Whether any item of a masked array, or any field of one, is masked; False for
+    anything else.
     """
     if not isinstance(values, np.ma.MaskedArray):
         return False

@@ -2,8 +2,8 @@
 16 bytes.
 
 A position never comes again, but half of one does: a thread that sleeps between its
-look at a word and its exchange must not find the same bits in it for another reason. So
-what is exchanged holds the position whole, beside a word for what moves with it.
+load of a word and its exchange must not find the same bits in it for another reason. So
+what is exchanged holds the whole position, beside a word for what moves with it.
 
 The exchange is one inline instruction (x86-64: cmpxchg16b; AArch64: caspal, or a pair
 of ldaxp and stlxp), never a call of libatomic, whose locks belong to one process and
@@ -48,17 +48,20 @@ cdef extern from *:
     #define RINGBUF_WIDE 0
     #elif defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     #define RINGBUF_WIDE 1
-    static inline bool ringbuf_wide_exchange(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+    static inline bool ringbuf_wide_exchange(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
         bool done;
         __asm__ __volatile__("lock cmpxchg16b %1"
-            : "=@ccz"(done), "+m"(*reinterpret_cast<char (*)[16]>(w)), "+a"(expected->position), "+d"(expected->rest)
+            : "=@ccz"(done), "+m"(*reinterpret_cast<char (*)[16]>(w)),
+              "+a"(expected->position), "+d"(expected->rest)
             : "b"(desired.position), "c"(desired.rest)
             : "memory");
         return done;
     }
     #elif defined(__aarch64__) && defined(__ARM_FEATURE_ATOMICS)
     #define RINGBUF_WIDE 1
-    static inline bool ringbuf_wide_exchange(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+    static inline bool ringbuf_wide_exchange(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
         register uint64_t x0 __asm__("x0") = expected->position;
         register uint64_t x1 __asm__("x1") = expected->rest;
         register uint64_t x2 __asm__("x2") = desired.position;
@@ -72,11 +75,12 @@ cdef extern from *:
     }
     #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
     #define RINGBUF_WIDE 1
-    static inline bool ringbuf_wide_exchange(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+    static inline bool ringbuf_wide_exchange(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
         uint64_t position, rest, new_position, new_rest;
         uint32_t failed;
-        /* What was found is stored again where it is not as expected: only a store that succeeds proves that both halves were
-           loaded at one moment. */
+        /* What was found is stored again where it is not as expected: only a store that
+           succeeds proves that both halves were loaded at one moment. */
         __asm__ __volatile__(
             "1: ldaxp %[p], %[r], [%[at]]\\n"
             "cmp %[p], %[ep]\\n"
@@ -85,9 +89,10 @@ cdef extern from *:
             "csel %[nr], %[dr], %[r], eq\\n"
             "stlxp %w[failed], %[np], %[nr], [%[at]]\\n"
             "cbnz %w[failed], 1b\\n"
-            : [p] "=&r"(position), [r] "=&r"(rest), [np] "=&r"(new_position), [nr] "=&r"(new_rest), [failed] "=&r"(failed)
-            : [at] "r"(w), [ep] "r"(expected->position), [er] "r"(expected->rest), [dp] "r"(desired.position),
-              [dr] "r"(desired.rest)
+            : [p] "=&r"(position), [r] "=&r"(rest), [np] "=&r"(new_position), [nr] "=&r"(new_rest),
+              [failed] "=&r"(failed)
+            : [at] "r"(w), [ep] "r"(expected->position), [er] "r"(expected->rest),
+              [dp] "r"(desired.position), [dr] "r"(desired.rest)
             : "cc", "memory");
         bool done = position == expected->position && rest == expected->rest;
         expected->position = position;
@@ -96,8 +101,10 @@ cdef extern from *:
     }
     #elif defined(_M_X64) || defined(_M_ARM64)
     #define RINGBUF_WIDE 1
-    static inline bool ringbuf_wide_exchange(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
-        return _InterlockedCompareExchange128(reinterpret_cast<volatile long long *>(w), static_cast<long long>(desired.rest),
+    static inline bool ringbuf_wide_exchange(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+        return _InterlockedCompareExchange128(
+            reinterpret_cast<volatile long long *>(w), static_cast<long long>(desired.rest),
             static_cast<long long>(desired.position), reinterpret_cast<long long *>(expected)) != 0;
     }
     #else
@@ -105,7 +112,8 @@ cdef extern from *:
     #endif
 
     #if RINGBUF_WIDE
-    static inline bool ringbuf_cas_pair(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+    static inline bool ringbuf_cas_pair(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
         RINGBUF_TELLS(w);
         bool done = ringbuf_wide_exchange(w, expected, desired);
         RINGBUF_SAW(w);
@@ -115,7 +123,8 @@ cdef extern from *:
     static inline ringbuf_pair ringbuf_load_pair(ringbuf_pair_word *w) {
         ringbuf_pair seen;
         uint64_t again = w->position.load(std::memory_order_seq_cst);
-        /* A position does not come again, so the rest that was loaded between two equal ones belongs to it. */
+        /* A position does not come again, so the rest that was loaded between two equal ones
+           belongs to it. */
         do {
             seen.position = again;
             seen.rest = w->rest.load(std::memory_order_seq_cst);
@@ -129,18 +138,22 @@ cdef extern from *:
     struct ringbuf_pair_lock {
         static inline std::atomic_flag flags[64];
         std::atomic_flag &flag;
-        explicit ringbuf_pair_lock(void *w) : flag(flags[(reinterpret_cast<uintptr_t>(w) >> 6) % 64]) {
+        explicit ringbuf_pair_lock(void *w)
+            : flag(flags[(reinterpret_cast<uintptr_t>(w) >> 6) % 64]) {
             while (flag.test_and_set(std::memory_order_seq_cst)) std::this_thread::yield();
         }
         ~ringbuf_pair_lock() { flag.clear(std::memory_order_seq_cst); }
     };
     static inline ringbuf_pair ringbuf_load_pair(ringbuf_pair_word *w) {
         ringbuf_pair_lock held(w);
-        return {w->position.load(std::memory_order_seq_cst), w->rest.load(std::memory_order_seq_cst)};
+        return {
+            w->position.load(std::memory_order_seq_cst), w->rest.load(std::memory_order_seq_cst)};
     }
-    static inline bool ringbuf_cas_pair(ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
+    static inline bool ringbuf_cas_pair(
+        ringbuf_pair_word *w, ringbuf_pair *expected, ringbuf_pair desired) {
         ringbuf_pair_lock held(w);
-        ringbuf_pair found = {w->position.load(std::memory_order_seq_cst), w->rest.load(std::memory_order_seq_cst)};
+        ringbuf_pair found = {
+            w->position.load(std::memory_order_seq_cst), w->rest.load(std::memory_order_seq_cst)};
         bool done = found.position == expected->position && found.rest == expected->rest;
         if (done) {
             w->rest.store(desired.rest, std::memory_order_seq_cst);

@@ -3,9 +3,9 @@ event loop can wait for it without a thread.
 
 Of a ring of one process it is an eventfd (a pipe where there is none). Of a ring in a
 shared file it is an epoll instance of two: a datagram socket with an abstract name,
-made of the file's UUID and a number in its seat, to which a pushing process sends a
-byte (both must be in the same network namespace), and a timer, for what a process did
-and was killed before it could say so.
+made of the file's UUID and a number in the participant's slot, to which a push sends a
+byte (both must be in the same network namespace), and a timer, for the pushes of
+processes that were killed before they could send it.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ import socket
 __all__ = ["ReadyFd", "prefix_of"]
 
 
-# Of ears whose numbers are other files' by now: an epoll object closes its number when
-# it goes, so these stay.
+# Those whose numbers are other files' by now: an epoll object closes its number when it
+# goes, so these stay.
 _kept: list[select.epoll] = []
 
 
 class ReadyFd:
-    """One event loop's ear. `fd` is what it listens to.
+    """A descriptor for event loops: `fd` is what they listen to.
+
+    Eight bytes written to `writer`, or the `timer` (a timerfd, which this closes) that
+    runs out, make it readable. It stays so until `source` has been read until it is
+    empty; the timer is the caller's to set.
 
     Code that makes a daemon closes every descriptor that it finds. What such a number
-    leads to then is neither closed here, nor, as far as `source_id` and `writer_id`
-    (device, inode) tell, read or written by those who use this.
-
-    Writing eight bytes to `writer`, or letting the `timer` (a timerfd, which it closes)
-    run out, makes it readable. When `source` has been read until it is empty, it is so
-    no more; its timer is its user's to set.
+    leads to then is not closed here; `source_id` and `writer_id` (device, inode) let
+    the caller check before it reads or writes.
     """
 
-    def __init__(self, file_uuid: bytes | None = None, seat: int = 0, timer: int = -1) -> None:
-        self.seat = seat
+    def __init__(
+        self, file_uuid: bytes | None = None, participant: int = 0, timer: int = -1
+    ) -> None:
+        self.participant = participant
         self.timer = timer
-        #: What the socket's name ends with: an older one of the same seat, inherited by
-        #: a forked child, is not in its way.
+        #: What the socket's name ends with: it differs from the name of an older one of
+        #: the same participant that a forked child has inherited.
         self.nonce = int.from_bytes(os.urandom(8), "little") | 1
         self.fd = self.writer = self.source = -1
         self._socket: socket.socket | None = None

@@ -2,8 +2,8 @@
 """Arrow columns of bytes, by the PyCapsule interface: `__arrow_c_array__` in and out.
 
 In: binary, string and their large forms, of any library; rows that are null are
-refused, because an event is bytes or is not. An array is moved out of its capsule, so
-nobody can release it as long as it is used, and each capsule serves once. Out: large
+refused, because a message has a value. An array is moved out of its capsule, so it
+cannot be released as long as it is used, and each capsule serves once. Out: large
 binary, whose 64-bit offsets are what `Messages` has already. Nothing is copied in
 either direction.
 """
@@ -26,8 +26,8 @@ cdef const char* ARRAY = "arrow_array"
 @cython.no_gc
 @cython.final
 cdef class Lent:
-    """An array that was moved out of its capsule, as the interface has it: ours until
-    we release it.
+    """An array that was moved out of its capsule, as the interface has it; released with
+    this object.
     """
 
     cdef ArrowArray array
@@ -45,23 +45,27 @@ cdef object borrow(object array, Borrowed* column):
     """Fill `column` from anything with `__arrow_c_array__`; returns what to keep while
     it is used.
 
-    Whatever the structures themselves say is checked. They do not say how long their
-    buffers are: that each offset is there, and lies within the data, is for the lender
-    to see to.
+    All that the structures themselves say is checked. They do not say how long their
+    buffers are: the lender has to see to it that each offset is there and lies within
+    the data.
     """
     capsules = array.__arrow_c_array__()
     if (
         type(capsules) is not tuple or len(capsules) != 2
         or not PyCapsule_IsValid(capsules[0], SCHEMA) or not PyCapsule_IsValid(capsules[1], ARRAY)
     ):
-        raise TypeError(f"__arrow_c_array__() of a {type(array).__name__} must return an arrow_schema and an arrow_array capsule")
+        raise TypeError(
+            f"__arrow_c_array__() of a {type(array).__name__} must return an arrow_schema and an "
+            "arrow_array capsule"
+        )
     cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(capsules[0], SCHEMA)
     if schema.release == NULL or schema.format == NULL:
         raise ValueError("the Arrow schema was consumed or released already: export the array anew")
     cdef bytes kind = schema.format
     if kind not in (b"z", b"u", b"Z", b"U") or schema.dictionary != NULL:
         raise TypeError(
-            f"an Arrow array of messages must be binary or string, not of format {kind.decode('utf-8', 'replace')!r}: cast it"
+            "an Arrow array of messages must be binary or string, not of format "
+            f"{kind.decode('utf-8', 'replace')!r}: cast it"
         )
     cdef Lent lent = move(capsules[1])
     check(&lent.array)
@@ -69,14 +73,15 @@ cdef object borrow(object array, Borrowed* column):
     column.wide = kind in (b"Z", b"U")
     column.offsets = NULL
     if column.count > 0:
-        column.offsets = <const char*>lent.array.buffers[1] + lent.array.offset * (8 if column.wide else 4)
+        column.offsets = <const char*>lent.array.buffers[1]
+        column.offsets += lent.array.offset * (8 if column.wide else 4)
     column.data = <const char*>lent.array.buffers[2]
     return lent
 
 
 cdef Lent move(capsule):
-    """Take the array out of its capsule, so that nobody else can release it;
-    ValueError: somebody has.
+    """Take the array out of its capsule, so that no other code can release it;
+    ValueError where some has.
     """
     cdef Lent lent = Lent.__new__(Lent, OURS)
     cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(capsule, ARRAY)
@@ -92,20 +97,30 @@ cdef Lent move(capsule):
 cdef int check(const ArrowArray* array) except -1:
     cdef const unsigned char* valid
     cdef int64_t i
-    # So that no sum below, nor a place in the widest buffer, goes over.
+    # So that no sum below, nor a place in the widest buffer, overflows.
     if not 0 <= array.length < MOST or not 0 <= array.offset < MOST:
-        raise ValueError(f"an Arrow array of {array.length} messages from number {array.offset} on can not be")
+        raise ValueError(
+            f"an Arrow array of {array.length} messages from number {array.offset} on cannot be"
+        )
     if array.n_buffers != 3 or array.buffers == NULL:
-        raise ValueError(f"an Arrow array of messages has 3 buffers (validity, offsets, data), not {array.n_buffers}")
+        raise ValueError(
+            "an Arrow array of messages has 3 buffers (validity, offsets, data), not "
+            f"{array.n_buffers}"
+        )
     if array.length > 0 and array.buffers[1] == NULL:
         raise ValueError("the Arrow array has messages and no offsets")
     valid = <const unsigned char*>array.buffers[0]
     if valid == NULL and array.null_count > 0:
-        raise ValueError(f"the Arrow array has {array.null_count} nulls and does not say which: drop the nulls, or fill them")
+        raise ValueError(
+            f"the Arrow array has {array.null_count} nulls and does not say which: drop the nulls, "
+            "or fill them"
+        )
     if valid != NULL and array.null_count != 0:
         for i in range(array.offset, array.offset + array.length):
             if not valid[i >> 3] >> (i & 7) & 1:
-                raise ValueError(f"message {i - array.offset} is null: drop the nulls, or fill them")
+                raise ValueError(
+                    f"message {i - array.offset} is null: drop the nulls, or fill them"
+                )
     return 0
 
 
@@ -150,7 +165,7 @@ cdef void release_schema(ArrowSchema* schema) noexcept nogil:
 cdef void release_array(ArrowArray* array) noexcept nogil:
     free(array.buffers)
     array.release = NULL
-    # Whoever holds the array last may be a thread without the GIL.
+    # The last holder of the array may be a thread without the GIL.
     with gil:
         Py_DECREF(<object>array.private_data)
 
@@ -159,7 +174,7 @@ cdef void drop_schema(object capsule) noexcept:
     cdef ArrowSchema* schema
     if PyCapsule_IsValid(capsule, SCHEMA):
         schema = <ArrowSchema*>PyCapsule_GetPointer(capsule, SCHEMA)
-        # Not released: nobody has moved it out of the capsule.
+        # Not released: it was not moved out of the capsule.
         if schema.release != NULL:
             schema.release(schema)
         free(schema)

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, final, overload
 
 import numpy as np
@@ -7,19 +7,6 @@ from typing_extensions import Buffer as _Buffer
 
 # What other compiled modules call.
 __pyx_capi__: dict[str, Any]
-
-class MessageTooLarge(ValueError):
-    index: int
-    nbytes: int
-    limit: int
-    def __init__(self, index: int, nbytes: int, limit: int) -> None: ...
-
-@final
-class Gathered:
-    def __new__(cls, messages: Sequence[bytes | str] | Any, limit: int = ...) -> Gathered: ...
-    def __len__(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
 
 @final
 class Messages:

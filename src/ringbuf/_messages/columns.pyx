@@ -1,91 +1,54 @@
 # cython: freethreading_compatible=True
-"""Messages as columns, outside of a ring: `Gathered` on the way in, `Messages` on the
-way out.
+"""Messages: what a ring gave out, as two columns, and the memory that they lie in.
 
-Gathered checks what Python handed over and notes where each message lies, so that the
-ring copies from there; nothing is copied here. It owns what it points to, whatever its
-callers do with their list or array meanwhile. Messages owns two columns that a ring has
-filled, and shows them as numpy arrays. Neither changes after it was made, so threads
-may share them.
+Messages owns two columns that a ring has filled, and shows them as numpy arrays. It
+does not change after it was made, so threads may share it.
 """
 
 cimport cython
 from cpython.buffer cimport (
-    Py_buffer, PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_AsSsize_t
-from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
-from cpython.unicode cimport PyUnicode_Check
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed
-from ringbuf._core.buffers cimport fill_bytes, names_objects
+from ringbuf._core.atomics cimport (
+    cas_total, exchange_total, fetch_add_relaxed, fetch_sub_total, load_relaxed,
+)
+from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.counts cimport up_to, whole
-from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.nogil cimport NOGIL_BYTES
-from ringbuf._messages.arrow cimport Borrowed, borrow, lend, offset_at
-
-from collections.abc import Mapping, MappingView, Set
+from ringbuf._core.pinning cimport borrow_bytes, pins
+from ringbuf._messages.arrow cimport lend
 
 import numpy as np
 
 from ringbuf._core.masked import has_masked
-from ringbuf._core.pinning import pins
 
 cdef enum:
-    # Python objects lie anywhere, so the cache has to be told what is needed next, this
-    # many of them ahead. For log lines that are not in the cache add_events takes 24 ns
-    # each instead of 31, for those that are it makes no difference.
-    AHEAD = 16
     SPARE_BYTES = 64 * 1024  # smaller blocks come from the heap without page faults
-    MAX_SPARES = 3           # (as in columns.pxd) one being filled, one with the consumer, and one for the next
+    # As in columns.pxd: one to fill, one with the consumer, and one for the next.
+    MAX_SPARES = 3
 
 cdef object BYTES = np.dtype(np.uint8)
 cdef object PLACES = np.dtype(np.int64)
 cdef int64_t NOWHERE = 0  # the offsets of no messages
-cdef const char* NOTHING = b""  # where messages of no bytes lie: memcpy takes no NULL
 # In Block._users, above any number of them.
 cdef uint64_t ENDED = <uint64_t>1 << 32
-# What makes Messages and their blocks: `__new__` alone, called by somebody else, would
-# make some of no memory.
+# The key that makes Messages and their blocks: `__new__` alone would make some of no
+# memory.
 cdef object OURS = object()
-cdef tuple KEY = (OURS,)  # one for all, as an argument for each would cost as much as all else that is made for Messages
-
-
-cdef extern from *:
-    """
-    #if defined(_MSC_VER) && !defined(__clang__)
-    #include <intrin.h>
-    #define RINGBUF_PREFETCH(p) _mm_prefetch((p), _MM_HINT_T1)
-    #else
-    #define RINGBUF_PREFETCH(p) __builtin_prefetch((p), 0, 2)
-    #endif
-    /* Four cache lines: the object's head, and what a log line has. */
-    static inline void ringbuf_prefetch_event(const void *object) {
-        const char *p = (const char *)object;
-        RINGBUF_PREFETCH(p);
-        RINGBUF_PREFETCH(p + 64);
-        RINGBUF_PREFETCH(p + 128);
-        RINGBUF_PREFETCH(p + 192);
-    }
-    /* Of a longer one, what comes after these. */
-    static inline void ringbuf_prefetch_rest(const char *start, size_t size) {
-        for (size_t at = 192; at < size && at < 512; at += 64) RINGBUF_PREFETCH(start + at);
-    }
-    """
-    void prefetch_event "ringbuf_prefetch_event"(const void* item) noexcept nogil
-    void prefetch_rest "ringbuf_prefetch_rest"(const char* start, size_t size) noexcept nogil
+# One tuple for all: one for each would cost as much as all else that is made for
+# Messages.
+cdef tuple KEY = (OURS,)
 
 
 cdef extern from "Python.h":
-    void PyObject_GC_UnTrack(void* item)
     const Py_ssize_t PY_SSIZE_T_MAX
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 
 cdef extern from *:
@@ -95,207 +58,6 @@ cdef extern from *:
     }
     """
     object new_of "ringbuf_new_of"(object kind, tuple arguments)
-
-
-class MessageTooLarge(ValueError):
-    """A message that never fits: its `index` in what was given, its size `nbytes`, and
-    the ring's `limit` in bytes.
-    """
-
-    def __init__(self, index, nbytes, limit):
-        super().__init__(
-            f"message {index} has {nbytes:,} bytes and the ring holds at most {limit:,} in one message: make the ring larger"
-        )
-        self.index = index
-        self.nbytes = nbytes
-        self.limit = limit
-
-    def __reduce__(self):
-        return type(self), (self.index, self.nbytes, self.limit), self.__dict__
-
-
-@cython.final
-cdef class Gathered:
-    """Messages from Python objects, checked, as a column of pointers; keeps the
-    objects, and their memory where it is.
-
-    Raises TypeError or ValueError for anything that `MessageRing.push_many` does not
-    take.
-    """
-
-    def __cinit__(self, messages, uint64_t limit=4294967295):
-        if isinstance(messages, (bytes, bytearray, memoryview, str)):
-            raise TypeError(f"messages must be a sequence of bytes or str, not one {type(messages).__name__}: give [message]")
-        if type(messages) is list or type(messages) is tuple:
-            self._gather_objects(messages, limit)
-            return
-        if isinstance(messages, np.ndarray):
-            self._gather_array(messages, limit)
-            return
-        if isinstance(messages, (Mapping, MappingView, Set)):
-            raise TypeError(f"messages must be a sequence of bytes or str, not a {type(messages).__name__}: give list(...)")
-        if hasattr(messages, "__arrow_c_array__"):
-            self._gather_arrow(messages, limit)
-            return
-        if not hasattr(messages, "__len__"):
-            raise TypeError(f"messages must be a sequence of bytes or str, not {type(messages).__name__}: give list(...)")
-        self._gather_objects(messages, limit)
-
-    def __dealloc__(self):
-        PyMem_Free(self.column.starts)
-
-    def __len__(self):
-        return self.column.count
-
-    @property
-    def nbytes(self):
-        """Bytes of payload."""
-        cdef uint64_t total = 0
-        cdef int64_t i
-        for i in range(self.column.count):
-            total += self.column.lengths[i]
-        return total
-
-    cdef _allocate(self, Py_ssize_t count):
-        # One block: the pointers, then the lengths.
-        cdef void* block = NULL
-        if count < PY_SSIZE_T_MAX // <Py_ssize_t>(sizeof(char*) + sizeof(uint32_t)):
-            block = PyMem_Malloc(max(count, 1) * (sizeof(char*) + sizeof(uint32_t)))
-        if block == NULL:
-            raise MemoryError()
-        self.column.starts = <const char**>block
-        self.column.lengths = <uint32_t*>(<char*>block + count * sizeof(char*))
-        self.column.count = count
-
-    cdef _gather_objects(self, messages, uint64_t limit):
-        cdef Py_ssize_t i, count
-        cdef tuple items
-        # Our own: a list is the caller's, who may change it while its messages wait for
-        # room. Also whatever a subclass says of its length and items, this is what it
-        # has.
-        if HAS_GIL and type(messages) is list and messages and self._gather_list(<list>messages, limit):
-            return
-        items = tuple(messages)
-        count = PyTuple_GET_SIZE(items)
-        self._allocate(count)
-        self._keep = items
-        for i in range(count):
-            if i + AHEAD < count:
-                prefetch_event(PyTuple_GET_ITEM(items, i + AHEAD))
-            self._note(i, <object>PyTuple_GET_ITEM(items, i), limit)
-
-    cdef bint _gather_list(self, list messages, uint64_t limit) except -1:
-        """Do both in one pass, so that each object is fetched from memory once; False:
-        a collection has changed the list.
-        """
-        cdef Py_ssize_t i, count = PyList_GET_SIZE(messages)
-        cdef tuple items = PyTuple_New(count)
-        # Nobody may find it before it is full, and what it holds refers to nothing.
-        PyObject_GC_UnTrack(<void*>items)
-        if PyList_GET_SIZE(messages) != count:
-            return False
-        self._allocate(count)
-        self._keep = items
-        # Nothing in here runs Python code, so the list stays what it is.
-        for i in range(count):
-            if i + AHEAD < count:
-                prefetch_event(PyList_GET_ITEM(messages, i + AHEAD))
-            item = <object>PyList_GET_ITEM(messages, i)
-            Py_INCREF(item)
-            PyTuple_SET_ITEM(items, i, item)
-            self._note(i, item, limit)
-        return True
-
-    cdef inline int _note(self, Py_ssize_t i, object item, uint64_t limit) except -1:
-        cdef Py_ssize_t size
-        cdef const char* start = text_of(item, &size)
-        prefetch_rest(start, size)
-        if <uint64_t>size > limit:
-            raise MessageTooLarge(i, size, limit)
-        self.column.starts[i] = start
-        self.column.lengths[i] = <uint32_t>size
-        return 0
-
-    cdef _gather_array(self, messages, uint64_t limit):
-        cdef Py_buffer view
-        cdef Py_ssize_t i, size, count
-        cdef const char* start
-        if has_masked(messages):
-            raise ValueError("messages that are masked have no value: fill them (messages.filled(...)) or leave them out")
-        array = np.asarray(messages)  # what a subclass says of itself is not asked
-        if array.ndim != 1:
-            raise ValueError(f"a numpy array of messages must have one dimension, not {array.ndim}")
-        if array.dtype.hasobject:
-            raise TypeError("a numpy array of objects has no bytes of its own: give a list of bytes or str")
-        if array.dtype.kind == "U":
-            raise TypeError("a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, 'utf-8')")
-        array = np.ascontiguousarray(array)
-        count = array.size
-        self._keep = array, pins(array)
-        PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-        start = <const char*>view.buf if view.buf != NULL else NOTHING
-        size = view.itemsize
-        if size > 0:
-            count = view.len // size
-        PyBuffer_Release(&view)  # `pins` hold the memory
-        if count > 0 and <uint64_t>size > limit:
-            raise MessageTooLarge(0, size, limit)
-        self._allocate(count)
-        for i in range(count):
-            self.column.starts[i] = start + i * size
-            self.column.lengths[i] = <uint32_t>size
-
-    cdef _gather_arrow(self, array, uint64_t limit):
-        cdef Borrowed column
-        cdef int64_t i, start = 0, end
-        self._keep = borrow(array, &column)
-        self._allocate(column.count)
-        if column.count > 0:
-            start = offset_at(&column, 0)
-        for i in range(column.count):
-            end = offset_at(&column, i + 1)
-            if not 0 <= start <= end:
-                raise ValueError(f"the offsets of the Arrow array do not ascend: message {i} is from {start} to {end}")
-            if <uint64_t>(end - start) > limit:
-                raise MessageTooLarge(i, end - start, limit)
-            if start < end and column.data == NULL:
-                raise ValueError(f"the Arrow array has no data, and message {i} has {end - start} bytes")
-            self.column.starts[i] = column.data + start if column.data != NULL else NOTHING
-            self.column.lengths[i] = <uint32_t>(end - start)
-            start = end
-
-
-cdef const char* text_of(object message, Py_ssize_t* size) except NULL:
-    """The bytes of a bytes or str; they live as long as the object does."""
-    if PyBytes_Check(message):
-        size[0] = PyBytes_GET_SIZE(message)
-        return PyBytes_AS_STRING(message)
-    if PyUnicode_Check(message):
-        return PyUnicode_AsUTF8AndSize(message, size)
-    raise TypeError(f"a message must be bytes or str, not {type(message).__name__}")
-
-
-cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1:
-    """The bytes of a caller's object, to be given back by PyBuffer_Release. TypeError
-    where they are pointers to Python objects.
-
-    numpy lends an array of objects as if it were bytes, and lets them be written,
-    unless it is asked for the format.
-    """
-    cdef int flags = PyBUF_WRITABLE if to_write else PyBUF_SIMPLE
-    try:
-        PyObject_GetBuffer(owner, buffer, flags | PyBUF_ND | PyBUF_FORMAT)
-    except (BufferError, ValueError):
-        # No format has a letter for times; an array of them has bytes all the same. A
-        # subclass is not asked for its dtype.
-        if not isinstance(owner, np.ndarray) or np.ndarray.dtype.__get__(owner).hasobject:
-            raise
-        PyObject_GetBuffer(owner, buffer, flags)
-        return 0
-    if names_objects(buffer.format):
-        PyBuffer_Release(buffer)
-        raise TypeError(f"{name} holds Python objects, which have no bytes of their own")
-    return 0
 
 
 @cython.final
@@ -312,9 +74,12 @@ cdef class Messages:
     """
 
     def __cinit__(self, key=None):
-        self._offsets = &NOWHERE  # until new_messages, from_columns or share have more to say
+        self._offsets = &NOWHERE  # until new_messages, from_columns or _share set it
         if key is not OURS:
-            raise TypeError("Messages are made by MessageRing.pop_many(), MessageRing.take() and Messages.from_columns()")
+            raise TypeError(
+                "Messages are made by MessageRing.pop_many(), MessageRing.take() and "
+                "Messages.from_columns()"
+            )
 
     @staticmethod
     def from_columns(data, offsets, first_seq=0):
@@ -322,11 +87,12 @@ cdef class Messages:
         data[offsets[i]:offsets[i + 1]].
 
         data: C-contiguous numpy array of uint8, offsets: of int64, at least one,
-        ascending, within data. Offsets are copied; data is not, and can not be resized
+        ascending, within data. Offsets are copied; data is not, and cannot be resized
         as long as the messages are used. Raises TypeError or ValueError.
 
         >>> import numpy as np
-        >>> Messages.from_columns(np.frombuffer(b"onetwo", np.uint8), np.array([0, 3, 6]), first_seq=7).tolist()
+        >>> data = np.frombuffer(b"onetwo", np.uint8)
+        >>> Messages.from_columns(data, np.array([0, 3, 6]), first_seq=7).tolist()
         [b'one', b'two']
         """
         cdef Messages messages
@@ -342,7 +108,9 @@ cdef class Messages:
         try:
             count = view.len // 8 - 1
             if count < 0:
-                raise ValueError("offsets must not be empty: there is one more than there are messages")
+                raise ValueError(
+                    "offsets must not be empty: there is one more than there are messages"
+                )
             if not 0 <= number <= <uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>count:
                 raise ValueError(f"first_seq must be from 0 to 2**64 - 1 - {count}, not {number}")
             first = number
@@ -354,7 +122,7 @@ cdef class Messages:
         messages._data = <unsigned char*>view.buf
         messages._size = view.len
         PyBuffer_Release(&view)
-        # Of the copy, which nobody else can change.
+        # Of the copy, which no other thread can change.
         ascending = messages._offsets[0] >= 0 and messages._offsets[count] <= messages._size
         for i in range(count):
             ascending &= messages._offsets[i] <= messages._offsets[i + 1]
@@ -367,14 +135,14 @@ cdef class Messages:
         return messages
 
     def __dealloc__(self):
-        # The arrays first: if nobody else has them, the block is free when we leave it.
+        # The arrays first: if they have no other user, the block is free after `leave`.
         self._data_array = self._offsets_array = self._source = None
         if self._block is not None:
             self._block.leave()
 
     @property
     def data(self):
-        """All payloads: a numpy array of uint8 that can not be written."""
+        """All payloads: a read-only numpy array of uint8."""
         with cython.critical_section(self):
             if self._data_array is None:
                 self._data_array = self._column_of(self._source, BYTES, self._data, self._size)
@@ -384,21 +152,25 @@ cdef class Messages:
     @property
     def offsets(self):
         """Where each message starts in `data`, and at the end where the last one ends:
-        a numpy array of int64 that can not be written.
+        a read-only numpy array of int64.
         """
         with cython.critical_section(self):
             if self._offsets_array is None:
-                self._offsets_array = self._column_of(self._block, PLACES, self._offsets, self._count + 1)
+                self._offsets_array = self._column_of(
+                    self._block, PLACES, self._offsets, self._count + 1
+                )
             array = self._offsets_array
         return array
 
     cdef object _column_of(self, source, dtype, const void* start, Py_ssize_t count):
-        """An array of what lies at `start`. It holds a buffer of `source`, which gives
-        none to be written, so numpy will not make the array writable either.
+        """An array of what lies at `start`. It holds a read-only buffer of `source`, so
+        numpy will not make the array writable either.
         """
         if source is None:
             return np.frombuffer(b"", dtype)
-        cdef const unsigned char* first = self._block.start() if source is self._block else self._data
+        cdef const unsigned char* first = self._data
+        if source is self._block:
+            first = self._block.start()
         return np.frombuffer(source, dtype, count, <const unsigned char*>start - first)
 
     def __len__(self):
@@ -422,25 +194,33 @@ cdef class Messages:
             i += self._count
         if not 0 <= i < self._count:
             raise IndexError(f"message {index} of {self._count}")
-        return PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+        return PyBytes_FromStringAndSize(
+            <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+        )
 
     def __iter__(self):
         cdef Py_ssize_t i
         for i in range(self._count):
-            yield PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+            yield PyBytes_FromStringAndSize(
+                <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+            )
 
     def tolist(self):
         """The messages as a list of bytes."""
         cdef Py_ssize_t i
         return [
-            PyBytes_FromStringAndSize(<char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i])
+            PyBytes_FromStringAndSize(
+                <char*>self._data + self._offsets[i], self._offsets[i + 1] - self._offsets[i]
+            )
             for i in range(self._count)
         ]
 
     def __array__(self, dtype=None, copy=None):
         """The messages as a numpy array of bytes objects."""
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"messages have no common size: their array is one of objects, not of {dtype}")
+            raise TypeError(
+                f"messages have no common size: their array is one of objects, not of {dtype}"
+            )
         if copy is False:
             raise ValueError("an array of bytes objects is always a copy; use .data and .offsets")
         array = np.empty(self._count, dtype=object)
@@ -465,7 +245,7 @@ cdef class Messages:
         cdef bytes joined = PyBytes_FromStringAndSize(NULL, size)
         cdef char* target = PyBytes_AS_STRING(joined)
         cdef const char* between = PyBytes_AS_STRING(separator)
-        # Nobody else has seen the new object yet, so it may be written without the GIL.
+        # No other thread has the new object yet, so it may be written without the GIL.
         if size >= NOGIL_BYTES:
             with nogil:
                 target = join_into(target, self._data, self._offsets, self._count, between, width)
@@ -479,13 +259,13 @@ cdef class Messages:
         by `sep`, as many as fit.
 
         Returns (messages, bytes written); (0, 0) where not even one fits. For sinks
-        that write out of one small buffer, which stays in the cache, rather than out of
-        a second copy of it all.
+        that write from one small buffer, which stays in the cache, instead of a second
+        copy of all messages.
         """
         cdef Py_buffer view
         cdef bytes separator = bytes_of(sep, "sep")
         cdef Py_ssize_t first = up_to(start, "start", self._count), low, high, middle
-        cdef int64_t width = len(separator)
+        cdef int64_t width = len(separator), size
         cdef const char* between
         cdef char* end
         _held = pins(target)
@@ -495,7 +275,8 @@ cdef class Messages:
             low, high = first, self._count
             while low < high:
                 middle = (low + high + 1) // 2
-                if self._offsets[middle] - self._offsets[first] + (middle - first) * width <= view.len:
+                size = self._offsets[middle] - self._offsets[first] + (middle - first) * width
+                if size <= view.len:
                     low = middle
                 else:
                     high = middle - 1
@@ -503,9 +284,15 @@ cdef class Messages:
                 between = PyBytes_AS_STRING(separator)
                 if view.len >= NOGIL_BYTES:
                     with nogil:
-                        end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
+                        end = join_into(
+                            <char*>view.buf, self._data, self._offsets + first, low - first,
+                            between, width
+                        )
                 else:
-                    end = join_into(<char*>view.buf, self._data, self._offsets + first, low - first, between, width)
+                    end = join_into(
+                        <char*>view.buf, self._data, self._offsets + first, low - first, between,
+                        width
+                    )
                 memcpy(end, between, width)
         finally:
             PyBuffer_Release(&view)
@@ -526,12 +313,14 @@ cdef class Messages:
 
 
 cdef bytes bytes_of(object text, str name):
-    """What stands between messages, or after the last."""
+    """The text between messages, or after the last, as bytes."""
     cdef Py_buffer view
     if type(text) is bytes:
         return text
     if not PyObject_CheckBuffer(text):
-        raise TypeError(f"{name} must be bytes, or another buffer of bytes, not {type(text).__name__}")
+        raise TypeError(
+            f"{name} must be bytes, or another buffer of bytes, not {type(text).__name__}"
+        )
     borrow_bytes(text, &view, False, name)
     try:
         return PyBytes_FromStringAndSize(<char*>view.buf, view.len)
@@ -540,7 +329,8 @@ cdef bytes bytes_of(object text, str name):
 
 
 cdef char* join_into(
-    char* target, const unsigned char* data, const int64_t* offsets, Py_ssize_t count, const char* sep, size_t width
+    char* target, const unsigned char* data, const int64_t* offsets, Py_ssize_t count,
+    const char* sep, size_t width
 ) noexcept nogil:
     cdef Py_ssize_t i
     cdef size_t size
@@ -569,9 +359,7 @@ cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
 
 
 cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
-    """Messages whose offsets lie at the start of the block; what the data are is the
-    caller's to say.
-    """
+    """Messages whose offsets lie at the start of the block; the caller sets the data."""
     cdef Messages messages = new_of(Messages, KEY)
     fetch_add_relaxed(&block._users, 1)
     messages._block = block
@@ -589,14 +377,16 @@ cdef Block new_block(uint64_t size, Spares spares):
     return block
 
 
-@cython.no_gc  # so that `_spares` is still there when the last buffer comes back; it refers to nothing
+# So that `_spares` is still there when the last buffer comes back; it refers to
+# nothing.
+@cython.no_gc
 @cython.final
 cdef class Block:
-    """Memory that Messages and arrays show, counting whoever does, with the GIL or
-    without it.
+    """Memory that Messages and arrays show; counts its users, with the GIL or without
+    it.
 
-    Nobody gets a buffer to write, nor one at all once the memory has gone on to
-    `_spares`. Only a ring writes here, before anybody else has seen the Messages.
+    It lends no buffer to write, nor any once the memory has gone on to `_spares`. Only
+    a ring writes here, before other threads have the Messages.
     """
 
     def __cinit__(self, key=None):
@@ -609,7 +399,7 @@ cdef class Block:
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         cdef uint64_t users = load_relaxed(&self._users)
         if flags & PyBUF_WRITABLE:
-            raise BufferError("messages can not be written")
+            raise BufferError("messages cannot be written")
         while True:
             if users & ENDED:
                 raise BufferError("the messages are gone")
@@ -627,7 +417,9 @@ cdef class Block:
     cdef void leave(self) noexcept:
         """One user less; after the last the memory may serve others."""
         cdef uint64_t none = 0
-        if fetch_sub_total(&self._users, 1) == 1 and self._spares is not None and cas_total(&self._users, &none, ENDED):
+        if fetch_sub_total(&self._users, 1) != 1 or self._spares is None:
+            return
+        if cas_total(&self._users, &none, ENDED):
             self._spares.put(self._chunk)
             self._chunk = NULL
 
@@ -647,8 +439,8 @@ cdef class Spares:
     """Memory of messages that are gone, for those to come; for any number of threads.
 
     A fresh block of some MB costs a page fault for every 4 KiB, which is more than
-    copying into it; so the memory of Messages that nobody shows any more is kept, and
-    the next ones get it.
+    copying into it; so the memory of Messages that have no users left is kept, and the
+    next ones get it.
     """
 
     def __dealloc__(self):
@@ -663,18 +455,17 @@ cdef class Spares:
         if size < SPARE_BYTES:
             return new_chunk(size)
         for i in range(MAX_SPARES):
-            # Ours alone from here on.
+            # This thread's alone from here on.
             chunk = <Chunk*>exchange_total(&self._chunks[i], 0)
             if chunk == NULL:
                 continue
-            # One that is much too large is for others.
+            # One that is much too large is left for others.
             if size <= chunk.size <= 4 * size:
                 return chunk
             none = 0
             if not cas_total(&self._chunks[i], &none, <uint64_t>chunk):
                 PyMem_Free(chunk)
-        # Rounded up, so that the next ones, of nearly the same size, can have it as
-        # well.
+        # Rounded up, so that the next ones, of nearly the same size, can use it too.
         return new_chunk((size + size // 8 + 4095) & ~<uint64_t>4095)
 
     cdef void put(self, Chunk* chunk) noexcept:
@@ -685,18 +476,20 @@ cdef class Spares:
                 none = 0
                 if cas_total(&self._chunks[i], &none, <uint64_t>chunk):
                     return
-            chunk = <Chunk*>exchange_total(&self._chunks[fetch_add_relaxed(&self._turn, 1) % MAX_SPARES], <uint64_t>chunk)
+            chunk = <Chunk*>exchange_total(
+                &self._chunks[fetch_add_relaxed(&self._turn, 1) % MAX_SPARES], <uint64_t>chunk
+            )
         PyMem_Free(chunk)
 
 
 cdef object column(name, array, dtype):
-    """A numpy array of that dtype, one dimension and no gaps, as it is; what a subclass
-    says of itself is not asked.
-    """
+    """A numpy array of that dtype, one dimension and no gaps, as a plain array."""
     if has_masked(array):
         raise ValueError(f"{name} must not be masked")
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}")
+        raise TypeError(
+            f"{name} must be a numpy array of {np.dtype(dtype)}, not {type(array).__name__}"
+        )
     array = np.asarray(array)
     if array.dtype != dtype:
         raise TypeError(f"{name} must be a numpy array of {np.dtype(dtype)}, not {array.dtype}")

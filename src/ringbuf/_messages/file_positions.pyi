@@ -1,6 +1,6 @@
 from _typeshed import ReadableBuffer
 
-SEATS: int
+PARTICIPANTS: int
 
 def layout(granules: int) -> tuple[int, int, int, int]: ...
 def read_positions(

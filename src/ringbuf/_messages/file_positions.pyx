@@ -1,8 +1,8 @@
 # cython: freethreading_compatible=True
-"""Where the parts of a MessageRing's file lie, and its positions read by somebody who
-takes no part in it.
+"""Where the parts of a MessageRing's file lie, and its positions read without taking part
+in it.
 
-All that is done here is to load: memory that can not be written will do. What is loaded
+All that is done here is to load: memory that cannot be written will do. What is loaded
 may be damaged, and then proves nothing; but nothing outside of the memory is ever
 touched.
 """
@@ -11,41 +11,38 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from ringbuf._core.atomics cimport word
+from ringbuf._core.pages cimport whole_pages
 from ringbuf._core.pairs cimport Pair, is_before, load_pair, same
 from ringbuf._messages.positions cimport (
     GRANULE, MAX_SEQ, Cursors, Frames, FrameView, frame_at,
 )
-from ringbuf._shared.op_slots cimport SEATS as _SEATS
+from ringbuf._shared.op_slots cimport PARTICIPANTS as _PARTICIPANTS
 from ringbuf._shared.op_slots cimport ControlBlock, place_in
 
 import numpy as np
 
-SEATS = _SEATS
+PARTICIPANTS = _PARTICIPANTS
 
 cdef enum:
-    # Beside those who work on the ring a look may not fit together; again and again it
-    # can hardly be.
+    # While others work on the ring what is loaded may not fit together; this often in a
+    # row that is hardly possible.
     LOOKS = 1000
-
-cdef size_t PAGE = 4096
-
-
-cdef inline size_t pages(size_t size) noexcept:
-    return (size + PAGE - 1) & ~(PAGE - 1)
 
 
 def layout(uint64_t granules):
-    """Where in the body the positions, the index and the data of so many granules
-    begin, and the body ends: bytes.
+    """Where in the body of a ring of this capacity the positions, the index and the data
+    begin, and where the body ends: bytes.
     """
-    cdef size_t cursors = pages(sizeof(ControlBlock)), index = cursors + pages(sizeof(Cursors)), data = index + pages(granules * 8)
+    cdef size_t cursors = whole_pages(sizeof(ControlBlock))
+    cdef size_t index = cursors + whole_pages(sizeof(Cursors))
+    cdef size_t data = index + whole_pages(granules * 8)
     return cursors, index, data, data + granules * GRANULE
 
 
 def read_positions(memory, uint64_t granules):
-    """Of a ring of so many granules in this body: its tail as an offset in its data,
-    the bytes in use, and the numbers of the first message that is not freed, of the
-    first that is not taken, and of the next one to come. None: they make no sense.
+    """Of a ring of this capacity in this body: its tail as an offset in its data, the
+    bytes in use, and the numbers of the first message that is not freed, of the first
+    that is not taken, and of the next one to come. None: they make no sense.
     """
     view = np.frombuffer(memory, np.uint8)
     cdef size_t address = view.ctypes.data
@@ -67,14 +64,19 @@ def read_positions(memory, uint64_t granules):
         used = write.position - tail.position
         acked = number_at(&frames, tail, write)
         taken = number_at(&frames, read, write)
-        if tail.position < granules or is_before(read, tail) or read.position > write.position or used > granules:
+        if tail.position < granules or is_before(read, tail) or read.position > write.position:
+            continue
+        if used > granules:
             continue
         if not acked <= taken <= write.rest <= MAX_SEQ:
             continue
-        # What lies between tail and write was not used anew while nobody has moved
-        # them.
-        if same(load_pair(&frames.cursors.tail), tail) and same(place_in(load_pair(&frames.cursors.read)), read):
-            return (tail.position & (granules - 1)) * GRANULE, used * GRANULE, acked, taken, write.rest
+        # What lies between tail and write was not used anew unless they have moved.
+        if (
+            same(load_pair(&frames.cursors.tail), tail)
+            and same(place_in(load_pair(&frames.cursors.read)), read)
+        ):
+            offset = (tail.position & (granules - 1)) * GRANULE
+            return offset, used * GRANULE, acked, taken, write.rest
     return None
 
 

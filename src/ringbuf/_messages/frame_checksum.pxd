@@ -1,29 +1,33 @@
-"""Seals: how a frame in a file proves, after power loss, that it is whole and belongs
-where it lies.
+"""Checksums of frames: how a frame in a file proves, after power loss, that it is whole and
+belongs where it lies.
 
 After power loss each page of a file may be an old one or a new one, and a page may be
-torn between its sectors. A sealed frame says enough of itself to be found without index
-or positions, and to be told from everything that only looks like a frame:
+torn between its sectors. A frame with checksums says enough of itself to be found
+without index or positions, and to be told from everything that only looks like a frame:
 
-    header    first number, count, payload | mark | check: 32 bits over the first three and the granule that it lies on
+    header    first number, count, payload | mark | check: 32 bits over the first three
+              and the granule that it lies on
     ...       ends, payloads, zeros up to the trailer
-    trailer   position: the whole one, which the header's granule has the low bits of | seal: 64 bits over all granules of the
-              frame, with zeros for what changes later, the marks, and for itself. The last 16 bytes of the last granule.
+    trailer   the last 16 bytes of the last granule: position, the whole one, which the
+              header's granule has the low bits of | checksum: 64 bits over all granules
+              of the frame, with zeros for itself and for what changes later, the marks
 
 Both are keyed with random numbers from the file's header. So what a payload holds is
-never taken for a frame by chance or by design; who can read the file may put a true
-copy of an older frame into a payload, and gives it away by its position: where two
-sealed frames overlap, the one with the higher position was written over the other.
+never taken for a frame by chance or by design. A program that can read the file may put
+a true copy of an older frame into a payload, but its position gives it away: where two
+such frames overlap, the one with the higher position was written over the other.
 
 The hash. Over whole stripes of 64 bytes, in eight lanes of 64 bits; for word i of
 stripe s of a block
 
-    keyed = word ^ key[8 s + i]      product[i] += low half of keyed * high half of keyed        sum[i] += word
+    keyed      = word ^ key[8 s + i]
+    product[i] += low half of keyed * high half of keyed
+    sum[i]     += word
 
-and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + sum[i ^
-1]: the neighbour's sum sees a difference also where a factor is zero. Between blocks
-each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P. In
-the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet)
+and at the end of a block (32 stripes, or what is left) lane[i] = product[i] +
+sum[i ^ 1]: the neighbour's sum sees a difference also where a factor is zero. Between
+blocks each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P.
+In the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet)
 accumulates, but that the whole secret is random, and what it adds are the products of
 NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
 tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on
@@ -41,7 +45,7 @@ cdef extern from * nogil:
 
     #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
-    #define RINGBUF_SEAL_X86 1
+    #define RINGBUF_CHECKSUM_X86 1
     #elif defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
     #endif
@@ -50,7 +54,7 @@ cdef extern from * nogil:
         RINGBUF_STRIPE = 64,
         RINGBUF_LANES = 8,
         RINGBUF_BLOCK = 32, /* stripes */
-        /* Where in the key, in words, what has its words; a stripe of a block has eight of its own. */
+        /* Where in the key, in words, its parts begin; each stripe of a block has eight words. */
         RINGBUF_SCRAMBLE = RINGBUF_BLOCK * RINGBUF_LANES,
         RINGBUF_START = RINGBUF_SCRAMBLE + RINGBUF_LANES,
         RINGBUF_FOLD = RINGBUF_START + RINGBUF_LANES,
@@ -58,7 +62,8 @@ cdef extern from * nogil:
         RINGBUF_KEY_WORDS = RINGBUF_HEADER + 2
     };
 
-    static const uint64_t RINGBUF_P = 0x9E3779B1u; /* odd, and no wider than 32 bits, as vector units multiply no wider */
+    /* Odd, and no wider than 32 bits, as vector units multiply no wider. */
+    static const uint64_t RINGBUF_P = 0x9E3779B1u;
 
     struct ringbuf_hash {
         uint64_t lane[RINGBUF_LANES];
@@ -90,8 +95,10 @@ cdef extern from * nogil:
         h->in_block = 0;
     }
 
-    /* Add n stripes. The three ways give the same; the vectors stay in registers from block to block. */
-    static inline void ringbuf_add_plain(struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
+    /* Add n stripes. The three ways give the same; the vectors stay in registers from block to
+       block. */
+    static inline void ringbuf_add_plain(
+        struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
         for (; n > 0; n--, data += RINGBUF_STRIPE) {
             if (h->in_block == RINGBUF_BLOCK) {
                 ringbuf_end_block(h);
@@ -111,7 +118,7 @@ cdef extern from * nogil:
         }
     }
 
-    #ifdef RINGBUF_SEAL_X86
+    #ifdef RINGBUF_CHECKSUM_X86
     static inline void ringbuf_add_sse2(
         struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n) {
         enum { VECTORS = 4 };
@@ -127,7 +134,8 @@ cdef extern from * nogil:
                 for (int i = 0; i < VECTORS; i++) {
                     __m128i v = _mm_add_epi64(lane[i], _mm_shuffle_epi32(sum[i], 0x4E));
                     v = _mm_xor_si128(v, _mm_srli_epi64(v, 47));
-                    v = _mm_xor_si128(v, _mm_loadu_si128((const __m128i *)(key + RINGBUF_SCRAMBLE) + i));
+                    v = _mm_xor_si128(
+                        v, _mm_loadu_si128((const __m128i *)(key + RINGBUF_SCRAMBLE) + i));
                     __m128i high = _mm_mul_epu32(_mm_srli_epi64(v, 32), prime);
                     lane[i] = _mm_add_epi64(_mm_mul_epu32(v, prime), _mm_slli_epi64(high, 32));
                     sum[i] = _mm_setzero_si128();
@@ -139,8 +147,10 @@ cdef extern from * nogil:
             for (; at < end; at++, data += RINGBUF_STRIPE)
                 for (int i = 0; i < VECTORS; i++) {
                     __m128i word = _mm_loadu_si128((const __m128i *)data + i);
-                    __m128i keyed = _mm_xor_si128(word, _mm_loadu_si128((const __m128i *)(key + at * RINGBUF_LANES) + i));
-                    lane[i] = _mm_add_epi64(lane[i], _mm_mul_epu32(keyed, _mm_srli_epi64(keyed, 32)));
+                    __m128i keyed = _mm_xor_si128(
+                        word, _mm_loadu_si128((const __m128i *)(key + at * RINGBUF_LANES) + i));
+                    lane[i] = _mm_add_epi64(
+                        lane[i], _mm_mul_epu32(keyed, _mm_srli_epi64(keyed, 32)));
                     sum[i] = _mm_add_epi64(sum[i], word);
                 }
         }
@@ -166,9 +176,11 @@ cdef extern from * nogil:
                 for (int i = 0; i < VECTORS; i++) {
                     __m256i v = _mm256_add_epi64(lane[i], _mm256_shuffle_epi32(sum[i], 0x4E));
                     v = _mm256_xor_si256(v, _mm256_srli_epi64(v, 47));
-                    v = _mm256_xor_si256(v, _mm256_loadu_si256((const __m256i *)(key + RINGBUF_SCRAMBLE) + i));
+                    v = _mm256_xor_si256(
+                        v, _mm256_loadu_si256((const __m256i *)(key + RINGBUF_SCRAMBLE) + i));
                     __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), prime);
-                    lane[i] = _mm256_add_epi64(_mm256_mul_epu32(v, prime), _mm256_slli_epi64(high, 32));
+                    lane[i] = _mm256_add_epi64(
+                        _mm256_mul_epu32(v, prime), _mm256_slli_epi64(high, 32));
                     sum[i] = _mm256_setzero_si256();
                 }
                 at = 0;
@@ -178,8 +190,10 @@ cdef extern from * nogil:
             for (; at < end; at++, data += RINGBUF_STRIPE)
                 for (int i = 0; i < VECTORS; i++) {
                     __m256i word = _mm256_loadu_si256((const __m256i *)data + i);
-                    __m256i keyed = _mm256_xor_si256(word, _mm256_loadu_si256((const __m256i *)(key + at * RINGBUF_LANES) + i));
-                    lane[i] = _mm256_add_epi64(lane[i], _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
+                    __m256i keyed = _mm256_xor_si256(
+                        word, _mm256_loadu_si256((const __m256i *)(key + at * RINGBUF_LANES) + i));
+                    lane[i] = _mm256_add_epi64(
+                        lane[i], _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
                     sum[i] = _mm256_add_epi64(sum[i], word);
                 }
         }
@@ -193,7 +207,7 @@ cdef extern from * nogil:
 
     /* The best way here: 0 plainly, 1 with SSE2, 2 with AVX2. */
     static inline int ringbuf_best_way(void) {
-    #ifdef RINGBUF_SEAL_X86
+    #ifdef RINGBUF_CHECKSUM_X86
         return __builtin_cpu_supports("avx2") ? 2 : 1;
     #else
         return 0;
@@ -211,7 +225,7 @@ cdef extern from * nogil:
     /* n bytes, a whole number of stripes. */
     static inline void ringbuf_hash_add(
         struct ringbuf_hash *h, const uint64_t *key, const unsigned char *data, size_t n, int way) {
-    #ifdef RINGBUF_SEAL_X86
+    #ifdef RINGBUF_CHECKSUM_X86
         if (way == 2)
             ringbuf_add_avx2(h, key, data, n / RINGBUF_STRIPE);
         else if (way == 1)
@@ -255,7 +269,7 @@ cdef enum:
 
 cdef struct Trailer:
     uint64_t position
-    uint64_t seal
+    uint64_t checksum
 
 
 cdef inline uint32_t header_check(
@@ -263,4 +277,6 @@ cdef inline uint32_t header_check(
 ) noexcept nogil:
     """`granule`: where in the memory, not on the line."""
     cdef uint64_t lengths = <uint64_t>count << 32 | payload
-    return <uint32_t>avalanche(fold(first_seq ^ key[HEADER_WORD], lengths ^ key[HEADER_WORD + 1]) + granule)
+    return <uint32_t>avalanche(
+        fold(first_seq ^ key[HEADER_WORD], lengths ^ key[HEADER_WORD + 1]) + granule
+    )

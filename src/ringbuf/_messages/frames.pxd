@@ -1,12 +1,13 @@
 """What is in frames: messages on their way into the memory of a ring, and out of it.
 
-    frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message | payloads, end to end | trailer
+    frame    Frame header (24 bytes) | ends, uint32 each, left out for a single message
+             | payloads, end to end | trailer
 
-The trailer, zeros up to the last 16 bytes of the frame's last granule and those, is
-there in a ring with sealed frames only: see frame_checksum.pxd. One push of many
-messages makes one frame, so that what a message costs is a length and a copy, and the
-positions, the tag and the marks are paid for once a frame. A frame starts on a granule
-and may run over the end of the memory back to its start.
+Only a ring with checksums has the trailer: zeros up to the last 16 bytes of the frame's
+last granule, and those; see frame_checksum.pxd. One push of many messages makes one
+frame, so that what a message costs is a length and a copy, and the positions, the tag
+and the marks are paid for once a frame. A frame starts on a granule and may run over
+the end of the memory back to its start.
 
 Nothing here touches Python objects; see positions.pxd for positions, ordering and
 progress.
@@ -16,14 +17,17 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
-from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
-from ringbuf._messages.columns cimport Column
-from ringbuf._messages.frame_checksum cimport TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash
-from ringbuf._messages.positions cimport (
-    END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail, claim, end_of, frame_at,
-    frame_granules, frame_memory, free_granules, pass_pads, publish, read_mark, release_part,
+from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, is_before, load_pair, pair, same
+from ringbuf._messages.gathered cimport Column
+from ringbuf._messages.frame_checksum cimport (
+    TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
 )
-from ringbuf._shared.op_slots cimport NOBODY, OpSlot, amount_of, make_rest, place_in, turn_of
+from ringbuf._messages.positions cimport (
+    END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail,
+    claim, end_of, frame_at, frame_granules, frame_memory, free_granules, pass_pads, publish,
+    read_mark, release_part,
+)
+from ringbuf._shared.op_slots cimport NO_TAKER, OpSlot, amount_of, make_rest, place_in, turn_of
 from ringbuf._shared.shared_ring cimport win_take
 
 
@@ -47,9 +51,10 @@ cdef struct TakeSource:
     Pair end              # … position and place, as it was when `word` was looked at
 
 
-cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_t size) noexcept nogil:
-    """Copy into the memory at `offset`, going on at the start where the end is reached.
-    """
+cdef inline void put_bytes(
+    Frames* f, uint64_t offset, const void* source, size_t size
+) noexcept nogil:
+    """Copy into the memory at `offset`, over its end to its start."""
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
@@ -58,9 +63,7 @@ cdef inline void put_bytes(Frames* f, uint64_t offset, const void* source, size_
 
 
 cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size) noexcept nogil:
-    """Copy out of the memory at `offset`, going on at the start where the end is
-    reached.
-    """
+    """Copy out of the memory at `offset`, over its end to its start."""
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
@@ -71,7 +74,9 @@ cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size
 # ---------------------------------------------------------------- in
 
 
-cdef inline int64_t push_column(Frames* f, OpSlot* slot, Column* column, uint64_t* first_seq) noexcept nogil:
+cdef inline int64_t push_column(
+    Frames* f, OpSlot* slot, Column* column, uint64_t* first_seq
+) noexcept nogil:
     """Push as many messages of the column as fit; returns how many."""
     cdef int64_t done = 0, end
     cdef uint64_t payload, free, position, sequence, granules
@@ -79,7 +84,10 @@ cdef inline int64_t push_column(Frames* f, OpSlot* slot, Column* column, uint64_
         # As many as one frame takes …
         payload = column.lengths[done]
         end = done + 1
-        while end < column.count and end - done < MAX_FRAME_MESSAGES and payload + column.lengths[end] <= FRAME_BYTES:
+        while (
+            end < column.count and end - done < MAX_FRAME_MESSAGES
+            and payload + column.lengths[end] <= FRAME_BYTES
+        ):
             payload += column.lengths[end]
             end += 1
         # … or, near a full ring, as many as there is room for.
@@ -99,14 +107,15 @@ cdef inline int64_t push_column(Frames* f, OpSlot* slot, Column* column, uint64_
             first_seq[0] = sequence
         fill_frame(f, column, done, end - done, payload, position, sequence)
         if f.key != NULL:
-            seal_frame(f, position, granules, sequence, end - done, payload)
+            write_checksums(f, position, granules, sequence, end - done, payload)
         publish(f, slot, position, granules)
         done = end
     return done
 
 
 cdef inline void fill_frame(
-    Frames* f, Column* column, int64_t first, int64_t count, uint64_t payload, uint64_t position, uint64_t sequence
+    Frames* f, Column* column, int64_t first, int64_t count, uint64_t payload,
+    uint64_t position, uint64_t sequence
 ) noexcept nogil:
     """Write a claimed frame."""
     cdef uint64_t offset = (position & (f.capacity - 1)) * GRANULE
@@ -145,19 +154,21 @@ cdef inline void fill_frame(
         offset += lengths[i]
 
 
-cdef inline void seal_frame(
-    Frames* f, uint64_t position, uint64_t granules, uint64_t sequence, uint64_t count, uint64_t payload
+cdef inline void write_checksums(
+    Frames* f, uint64_t position, uint64_t granules, uint64_t sequence, uint64_t count,
+    uint64_t payload
 ) noexcept nogil:
-    """Say of a filled frame that it is whole, before anybody marks anything in it.
+    """Write the checksums of a filled frame, before a consumer can mark anything in it.
 
-    Read a second time as a whole: hashing each 8 KiB just after they were copied took
-    2.5 times as long (measured).
+    The frame is read a second time as a whole: hashing each 8 KiB just after they were
+    copied took 2.5 times as long (measured).
     """
     cdef char[GRANULE] zeros
     cdef uint64_t slot = position & (f.capacity - 1), used = sizeof(Frame) + payload, first
     cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
     # It ends with a granule, so it does not run over the end of the memory.
-    cdef Trailer* trailer = <Trailer*>(f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES)
+    cdef uint64_t last = (slot + granules - 1) & (f.capacity - 1)
+    cdef Trailer* trailer = <Trailer*>(f.data + (last + 1) * GRANULE - TRAILER_BYTES)
     cdef ringbuf_hash hash
     if count > 1:
         used += count * sizeof(uint32_t)
@@ -165,18 +176,20 @@ cdef inline void seal_frame(
     memset(zeros, 0, sizeof(zeros))
     put_bytes(f, slot * GRANULE + used, zeros, granules * GRANULE - TRAILER_BYTES - used)
     trailer.position = position
-    trailer.seal = 0
+    trailer.checksum = 0
     first = min(granules, f.capacity - slot)
     hash_start(&hash, f.key)
     hash_add(&hash, f.key, f.data + slot * GRANULE, first * GRANULE, f.way)
     hash_add(&hash, f.key, f.data, (granules - first) * GRANULE, f.way)
-    trailer.seal = hash_end(&hash, f.key)
+    trailer.checksum = hash_end(&hash, f.key)
 
 
 # ---------------------------------------------------------------- out
 
 
-cdef inline bint find_take(Frames* f, TakeSource* source, int64_t max_messages, int64_t max_bytes, Take* take) noexcept nogil:
+cdef inline bint find_take(
+    Frames* f, TakeSource* source, int64_t max_messages, int64_t max_bytes, Take* take
+) noexcept nogil:
     """Find what a consumer with these limits may take next, without taking it; False:
     nothing.
 
@@ -211,7 +224,10 @@ cdef inline bint look_for_take(
         place = amount_of(take.seen.rest)
         take.count = 0
         take.bytes = 0
-        while <int64_t>take.count < max_messages and position < limit and frame_at(f, position, &view):
+        while (
+            <int64_t>take.count < max_messages and position < limit
+            and frame_at(f, position, &view)
+        ):
             count = view.count
             if source.number != 0:
                 is_last = position >= source.end.position
@@ -219,7 +235,8 @@ cdef inline bint look_for_take(
                     count = min(count, source.end.rest)
                 if position > source.end.position or count <= place and (place > 0 or is_last):
                     break
-            if count == 0:  # a pad: never in the midst of a take, so nobody has to look for one there
+            # A pad: never in the midst of a take, so no other code looks for one there.
+            if count == 0:
                 if take.count > 0:
                     break
                 position += view.granules
@@ -240,7 +257,8 @@ cdef inline bint look_for_take(
                 low, high = 0, many
                 while low < high:
                     middle = (low + high + 1) // 2
-                    if <int64_t>(take.bytes + end_of(f, &view, place + middle - 1) - before) <= max_bytes:
+                    bytes = end_of(f, &view, place + middle - 1) - before
+                    if <int64_t>(take.bytes + bytes) <= max_bytes:
                         low = middle
                     else:
                         high = middle - 1
@@ -261,10 +279,10 @@ cdef inline bint look_for_take(
             place = 0
         if source.number != 0 and take.count > 0:
             pass_released(f, source, &position, &place)
-        # A garbled frame could make up any size: see that it could be real before
-        # anyone allocates it.
+        # A garbled frame could make up any size: see that it can be real before it is
+        # allocated.
         if take.count > 0 and take.bytes <= f.capacity * GRANULE:
-            take.next = pair(position, make_rest(place, NOBODY, turn_of(take.seen.rest)))
+            take.next = pair(position, make_rest(place, NO_TAKER, turn_of(take.seen.rest)))
             return True
         # Nothing there, unless another consumer was faster and all that was read above
         # is void.
@@ -272,9 +290,11 @@ cdef inline bint look_for_take(
             return False
 
 
-cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place, uint64_t most) noexcept nogil:
+cdef inline uint64_t count_unreleased(
+    Frames* f, FrameView* view, uint64_t place, uint64_t most
+) noexcept nogil:
     """How many of these messages, which a dead process had taken, it had not released:
-    up to the first part that it had.
+    those before the first part that it had.
     """
     cdef uint64_t i
     for i in range(most):
@@ -283,13 +303,15 @@ cdef inline uint64_t count_unreleased(Frames* f, FrameView* view, uint64_t place
     return most
 
 
-cdef inline void pass_released(Frames* f, TakeSource* source, uint64_t* position, uint64_t* place) noexcept nogil:
-    """Go on over parts that a dead process had released, so that what is left of its
-    range begins with one that it had not.
+cdef inline void pass_released(
+    Frames* f, TakeSource* source, uint64_t* position, uint64_t* place
+) noexcept nogil:
+    """Go on over parts that a dead process had released, so that the rest of its range
+    begins with one that it had not.
     """
     cdef FrameView view
     cdef uint64_t mark
-    while position[0] < source.end.position or position[0] == source.end.position and place[0] < source.end.rest:
+    while is_before(pair(position[0], place[0]), source.end):
         if not frame_at(f, position[0], &view) or place[0] >= view.count:
             return
         mark = read_mark(f, &view, place[0])
@@ -303,19 +325,22 @@ cdef inline void pass_released(Frames* f, TakeSource* source, uint64_t* position
 
 cdef inline bint win(Frames* f, OpSlot* slot, TakeSource* source, Take* take) noexcept nogil:
     """Take what was found; False: another consumer was faster. In a shared ring `slot`
-    says so.
+    says what is taken.
     """
     if slot == NULL:
         return cas_pair(source.word, &take.seen, take.next)
     return win_take(f.shared, slot, source.number, &take.seen, take.next)
 
 
-cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* offsets) noexcept nogil:
+cdef inline bint copy_out(
+    Frames* f, Take* take, unsigned char* data, int64_t* offsets
+) noexcept nogil:
     """Copy what was taken into columns; False: it is not what it was when it was found,
     so the memory is damaged.
     """
     cdef FrameView view
-    cdef uint64_t position = take.position, place = take.place, left = take.count, many, offset, first, last
+    cdef uint64_t position = take.position, place = take.place, left = take.count, many, offset
+    cdef uint64_t first, last
     cdef uint64_t whole = f.capacity * GRANULE, written = 0
     cdef int64_t shift
     cdef uint32_t* ends
@@ -335,8 +360,8 @@ cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* o
             offsets[1] = shift + <int64_t>last
         else:
             if offset + view.count * sizeof(uint32_t) <= whole:
-                # Ours alone are read here, and they have no mark before we release
-                # them.
+                # Only ends of this take are read, and they have no mark before it is
+                # released.
                 ends = <uint32_t*>(f.data + offset) + place
                 for i in range(many):
                     offsets[i + 1] = shift + (ends[i] & END_MASK)
@@ -353,9 +378,11 @@ cdef inline bint copy_out(Frames* f, Take* take, unsigned char* data, int64_t* o
     return written == take.bytes
 
 
-cdef inline bint walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t count) noexcept nogil:
-    """Go on by so many messages of a range that nobody has released any of; False:
-    there are not as many.
+cdef inline bint walk(
+    Frames* f, uint64_t* position, uint64_t* place, uint64_t count
+) noexcept nogil:
+    """Go on by `count` messages of a range of which none is released; False: there are
+    not as many.
     """
     cdef FrameView view
     while count > 0:
@@ -370,7 +397,9 @@ cdef inline bint walk(Frames* f, uint64_t* position, uint64_t* place, uint64_t c
     return True
 
 
-cdef inline bint release_messages(Frames* f, uint64_t position, uint64_t place, uint64_t count) noexcept nogil:
+cdef inline bint release_messages(
+    Frames* f, uint64_t position, uint64_t place, uint64_t count
+) noexcept nogil:
     """Free the parts that hold these messages, from the front on; False: they are not
     there, so the memory is damaged.
     """
@@ -378,8 +407,8 @@ cdef inline bint release_messages(Frames* f, uint64_t position, uint64_t place, 
     cdef uint64_t many
     cdef bint found = True
     while count > 0:
-        # Our messages are in it, so it can neither be freed nor written over before its
-        # part is released.
+        # The take holds messages in it, so it can neither be freed nor written over
+        # before its part is released.
         if not frame_at(f, position, &view) or place >= view.count:
             found = False
             break

@@ -1,5 +1,5 @@
 """A look at a MessageRing's file without taking part in it: nothing is written and no
-seat is taken, so nobody notices.
+participant slot is taken, so the ring's users are not disturbed.
 
 Only a header that is sound is believed, but for the one number that must not be
 forgotten: see `next_seq_of`.
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ringbuf._messages.file_positions import SEATS, layout, read_positions
+from ringbuf._messages.file_positions import PARTICIPANTS, layout, read_positions
 from ringbuf._shared import shared_file
 from ringbuf._shared.shared_file import (
     PAGE,
     SharedFileError,
     _need_linux,
-    is_seat_taken,
+    is_participant_slot_taken,
     open_to_read,
     read_header,
 )
@@ -45,8 +45,8 @@ class RingLook:
     acked_seq: int  #: all messages with a lower number have been released
     read_seq: int  #: all with a lower number have been taken: what waits begins here
     next_seq: int  #: the number that the next message gets
-    #: Seats that living processes hold: one for each ring object that has pushed or
-    #: taken, more for one with much under way.
+    #: Participant slots that living processes hold: one for each ring object that has
+    #: pushed or taken, more for one with much under way.
     participants: int
     survived_reboot: (
         bool  #: made by another run of the kernel: then some of it may never have reached the disk
@@ -74,7 +74,9 @@ def look(path: str | os.PathLike[str]) -> RingLook:
             acked_seq=found.acked_seq,
             read_seq=found.read_seq,
             next_seq=found.next_seq,
-            participants=sum(is_seat_taken(fd, seat) for seat in range(SEATS)),
+            participants=sum(
+                is_participant_slot_taken(fd, participant) for participant in range(PARTICIPANTS)
+            ),
             survived_reboot=boot != shared_file.boot_id(),
         )
 
@@ -126,7 +128,7 @@ def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
         or not _LEAST_GRANULES <= granules <= _MOST_GRANULES
         or granules & (granules - 1)
     ):
-        raise SharedFileError(f"{path} is damaged: it speaks of {granules!r} granules")
+        raise SharedFileError(f"{path} is damaged: its header has {granules!r} granules")
     if size < PAGE + layout(granules)[3]:
         raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
     return granules, boot

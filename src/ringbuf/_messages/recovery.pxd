@@ -1,12 +1,14 @@
-"""What those who tidy up a shared ring of messages have to know of frames: the Hooks of
-_shared/shared_ring.pxd.
+"""The Hooks of a ring of messages: what the participant that tidies up asks of its frames
+(_shared/shared_ring.pxd).
 """
 
 from libc.stdint cimport uint64_t
 
 from ringbuf._core.atomics cimport load_acquire, store_release
 from ringbuf._core.pairs cimport Pair, cas_pair, is_before, load_pair, pair, same
-from ringbuf._messages.positions cimport Frames, FrameView, advance_tail, frame_at, publish, read_mark, write_pad
+from ringbuf._messages.positions cimport (
+    Frames, FrameView, advance_tail, frame_at, publish, read_mark, write_pad,
+)
 from ringbuf._shared.op_slots cimport FREE, ControlBlock, OpSlot, place_in, set_state
 from ringbuf._shared.shared_ring cimport Hooks, SharedRing, lay_out
 
@@ -36,15 +38,20 @@ cdef inline void advance_frames(void* ring) noexcept nogil:
     advance_tail(<Frames*>ring)
 
 
-cdef inline bint fill_frame_hole(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
+cdef inline bint fill_frame_hole(
+    void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone
+) noexcept nogil:
     """Make a pad of it, which stands for the numbers that were claimed."""
     cdef Frames* f = <Frames*>ring
     cdef Pair write = after
-    # The last claim is taken back with its numbers as if it had never been. With others
-    # there is no telling who has seen them; then, as before a frame of somebody else's,
-    # it becomes a pad. So it does where frames are sealed: what was filled and not
-    # published may be found whole after power loss, and no number may mean two things.
-    if alone and f.key == NULL and (cas_pair(&f.cursors.write, &write, before) or same(write, before)):
+    # The last claim is taken back with its numbers, as if it had never been, if no other
+    # process can have seen them; otherwise, and before a later claim, it becomes a pad.
+    # So it does in a ring with checksums: what was filled and not published may be found
+    # whole after power loss, and no number may mean two messages.
+    if (
+        alone and f.key == NULL
+        and (cas_pair(&f.cursors.write, &write, before) or same(write, before))
+    ):
         store_release(&f.index[before.position & (f.capacity - 1)], 0)
         set_state(slot, FREE)
         return False
@@ -58,7 +65,7 @@ cdef inline bint unreleased_messages(void* ring, OpSlot* slot, Pair* start) noex
     cdef FrameView view
     cdef Pair end = place_in(load_pair(&slot.after)), tail = load_pair(&f.cursors.tail)
     cdef uint64_t many
-    # What lies before `tail` has been released, and its memory is not ours to look at.
+    # What lies before `tail` has been released, and its memory may be written over.
     if is_before(start[0], tail):
         start[0] = tail
     while is_before(start[0], end):

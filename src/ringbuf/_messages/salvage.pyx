@@ -1,21 +1,21 @@
 # cython: freethreading_compatible=True
-"""salvage: what a ring's file holds after power loss, or where another kernel wrote it,
-as far as checksums prove it whole.
+"""salvage: what a ring's file holds after power loss, or where another kernel wrote it, as
+far as checksums prove it whole.
 
-The file is only read. Of each of its pages and sectors it may hold any state that there
-ever was, so
+The file is only read. Each of its pages and sectors may hold any state that there ever
+was, so
 
- 1. Index and `read` are not looked at. Frames are found by their seals, wherever they
+ 1. Index and `read` are not used. Frames are found by their checksums, wherever they
     lie, and a frame counts as a whole or not at all. Of two that overlap, the one with
     the higher position was written over the other.
  2. The words about the tail lie in one sector, and are true of some moment: what was
     released then stays released. Each has a mirror; where the two differ, `settled` is
     the lower one and `stored` the higher one, which at worst gives a message again.
  3. The write position is no more than a hint: what is found whole behind it counts, and
-    whether numbers behind it were given out before the power went, nothing can tell.
+    nothing tells whether numbers behind it were given out before the power went.
     `next_seq` is the least that may not have been.
- 4. Marks of parts released out of order are not looked at: they are not sealed, and a
-    message may come again.
+ 4. Marks of parts released out of order are not used: they have no checksum. A message
+    may come again.
 """
 
 cimport cython
@@ -25,7 +25,8 @@ from libc.string cimport memcpy
 from ringbuf._core.atomics cimport load_relaxed, store32_relaxed
 from ringbuf._core.counts cimport up_to
 from ringbuf._messages.frame_checksum cimport (
-    KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
+    KEY_WORDS, STRIPE_BYTES, TRAILER_BYTES, Trailer, best_way, hash_add, hash_end, hash_start,
+    header_check, ringbuf_hash,
 )
 from ringbuf._messages.frames cimport get_bytes
 from ringbuf._messages.positions cimport (
@@ -38,7 +39,9 @@ import os
 import numpy as np
 
 from ringbuf._messages.columns import Messages
-from ringbuf._messages.ring import aligned, data_offset, layout_of, positions_offset
+from ringbuf._messages.file import KIND as _KIND
+from ringbuf._messages.file import aligned, read_meta
+from ringbuf._messages.file_positions import layout
 from ringbuf._shared.shared_file import PAGE, open_to_read, read_header
 
 cdef enum:
@@ -54,11 +57,9 @@ cdef struct Header:
     uint32_t check
 
 
-cdef bytes KIND = b"msgs"
-# So many bytes at a time, of the file and of messages that are given back.
+# The file is read, and messages are given back, in pieces of this size.
 PIECE_BYTES = 1 << 20
-# What makes a Salvage: its `__new__` alone, called by somebody else, would make one of
-# nothing.
+# The key that makes a Salvage: its `__new__` alone would make one of nothing.
 cdef object OURS = object()
 
 
@@ -85,7 +86,8 @@ cdef class Salvage:
     cdef readonly uint64_t next_seq
     cdef readonly list ranges
     cdef object _memory      # the memory for frames, as it is in the file
-    cdef object _found       # position, first number, count and granules of each whole frame, ascending
+    # Position, first number, count and granules of each whole frame, ascending.
+    cdef object _found
     cdef Frames _frames
     cdef object _key
 
@@ -110,7 +112,7 @@ cdef class Salvage:
             frame = self._frame_at(found[i, 0])
             count = frame.count
             skip = max(start, frame.first_seq) - frame.first_seq
-            many = min(stop, frame.first_seq + count) - frame.first_seq if stop > frame.first_seq else 0
+            many = max(min(stop, frame.first_seq + count), frame.first_seq) - frame.first_seq
             if skip >= many:
                 continue
             if parts and (next != frame.first_seq + skip or size >= <uint64_t>PIECE_BYTES):
@@ -139,7 +141,8 @@ cdef class Salvage:
         count, size = 0, 0
         for i, skip, many in parts:
             count += many - skip
-            size += self._end_of(found[i, 0], many - 1) - (self._end_of(found[i, 0], skip - 1) if skip > 0 else 0)
+            start = self._end_of(found[i, 0], skip - 1) if skip > 0 else 0
+            size += self._end_of(found[i, 0], many - 1) - start
         data, offsets = np.empty(size, np.uint8), np.zeros(count + 1, np.int64)
         cdef unsigned char[::1] bytes_out = data
         cdef int64_t[::1] places = offsets
@@ -169,15 +172,17 @@ cdef class Salvage:
         if frame.count == 1:
             return frame.payload
         get_bytes(
-            &self._frames, &end, (position & (self._frames.capacity - 1)) * GRANULE + sizeof(Frame) + i * sizeof(uint32_t),
+            &self._frames, &end,
+            (position & (self._frames.capacity - 1)) * GRANULE
+            + sizeof(Frame) + i * sizeof(uint32_t),
             sizeof(end),
         )
         return end & END_MASK
 
 
 def salvage(path):
-    """Find what can be proved whole in the file of a MessageRing that nobody has open;
-    returns a Salvage.
+    """Find what can be proved whole in the file of a MessageRing that no process has
+    open; returns a Salvage.
 
     For a file from before a reboot, or from another host. It is left as it is: a new
     ring, with a `first_seq` far above `next_seq`, is what goes on. Takes as much memory
@@ -187,12 +192,12 @@ def salvage(path):
     found.path = os.fsdecode(path)
     fd = open_to_read(path)
     try:
-        header = read_header(found.path, fd, KIND)
-        granules, found._key = layout_of(found.path, header.meta, header.size - PAGE)
-        positions = np.frombuffer(read(fd, PAGE + positions_offset(), sizeof(Cursors)), np.uint8)
-        found._memory = np.frombuffer(
-            bytearray() if found._key is None else read(fd, PAGE + data_offset(granules), granules * GRANULE), np.uint8
-        )
+        header = read_header(found.path, fd, _KIND)
+        granules, found._key = read_meta(found.path, header.meta, header.size - PAGE)
+        cursors, _, data, end = layout(granules)
+        positions = np.frombuffer(read(fd, PAGE + cursors, sizeof(Cursors)), np.uint8)
+        content = bytearray() if found._key is None else read(fd, PAGE + data, end - data)
+        found._memory = np.frombuffer(content, np.uint8)
     finally:
         os.close(fd)
     found.capacity_bytes = granules * GRANULE
@@ -203,14 +208,14 @@ def salvage(path):
         found._frames.key = <const uint64_t*><size_t>found._key.ctypes.data
         found._frames.way = best_way()
         found._frames.data = <unsigned char*><size_t>found._memory.ctypes.data
-        found._found = sort_out(find_sealed(found), granules)
+        found._found = latest_of(find_whole(found), granules)
     conclude(found, <Cursors*><size_t>positions.ctypes.data)
     return found
 
 
-cdef object find_sealed(Salvage found):
-    """Position, first number, count and granules of all frames with a right seal, also
-    of those within another one's payload.
+cdef object find_whole(Salvage found):
+    """Position, first number, count and granules of all frames with right checksums,
+    also of those within another one's payload.
     """
     cdef Frames* f = &found._frames
     cdef uint64_t slot = 0, most = 1024, n
@@ -243,10 +248,9 @@ cdef uint64_t scan(Frames* f, uint64_t* from_slot, uint64_t* into, uint64_t most
 
 
 cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
-    """Whether a sealed frame begins at this granule, and at which position on the line.
-    """
+    """Whether a frame with right checksums begins at this granule, and its position."""
     cdef Header* frame = <Header*>(f.data + slot * GRANULE)
-    cdef uint64_t count = frame.count, granules, done = 0, size, word, words, i
+    cdef uint64_t count = frame.count, granules, last, done = 0, size, word, words, i
     cdef uint32_t end = 0, before = 0
     cdef Trailer trailer
     cdef ringbuf_hash hash
@@ -259,9 +263,8 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
     granules = frame_granules(f, count, frame.payload)
     if granules > f.capacity or frame.first_seq > MAX_SEQ - count:
         return False
-    memcpy(
-        &trailer, f.data + ((slot + granules - 1) & (f.capacity - 1)) * GRANULE + GRANULE - TRAILER_BYTES, sizeof(trailer)
-    )
+    last = (slot + granules - 1) & (f.capacity - 1)
+    memcpy(&trailer, f.data + (last + 1) * GRANULE - TRAILER_BYTES, sizeof(trailer))
     if trailer.position & (f.capacity - 1) != slot:
         return False
     words = (sizeof(Frame) // sizeof(uint32_t)) + (count if count > 1 else 0)  # of header and ends
@@ -283,13 +286,13 @@ cdef bint is_whole(Frames* f, uint64_t slot, uint64_t* position) noexcept nogil:
             before = end
         done += size
         if done == granules * GRANULE:
-            (<Trailer*>(chunk + size - TRAILER_BYTES)).seal = 0
+            (<Trailer*>(chunk + size - TRAILER_BYTES)).checksum = 0
         hash_add(&hash, f.key, chunk, size, f.way)
     position[0] = trailer.position
-    return hash_end(&hash, f.key) == trailer.seal and (count == 1 or end == frame.payload)
+    return hash_end(&hash, f.key) == trailer.checksum and (count == 1 or end == frame.payload)
 
 
-cdef object sort_out(found, uint64_t granules):
+cdef object latest_of(found, uint64_t granules):
     """Of frames that overlap in memory the latest, ascending. Numbers ascend with
     positions, as both are claimed at once.
     """
@@ -316,12 +319,16 @@ cdef int conclude(Salvage found, Cursors* c) except -1:
     """What the words about the positions say, and the frames."""
     cdef uint64_t sequence = load_relaxed(&c.sequence), mirror = ~load_relaxed(&c.mirror)
     cdef uint64_t stored = load_relaxed(&c.stored), stored_mirror = ~load_relaxed(&c.stored_mirror)
-    cdef uint64_t used = load_relaxed(&c.write.position) - load_relaxed(&c.tail.position), next = load_relaxed(&c.write.rest)
+    cdef uint64_t used = load_relaxed(&c.write.position) - load_relaxed(&c.tail.position)
+    cdef uint64_t next = load_relaxed(&c.write.rest)
     found.settled_seq = min(sequence, mirror)
     found.stored_seq = max(stored, stored_mirror)
     found.next_seq = found.settled_seq
     # The words may be from different moments, or anything.
-    if used <= found._frames.capacity and next >= found.settled_seq and next - found.settled_seq <= used * MOST_IN_GRANULE:
+    if (
+        used <= found._frames.capacity and next >= found.settled_seq
+        and next - found.settled_seq <= used * MOST_IN_GRANULE
+    ):
         found.next_seq = next
     found.ranges = []
     for first, count in np.asarray(found._found)[:, 1:3].tolist():
@@ -335,7 +342,7 @@ cdef int conclude(Salvage found, Cursors* c) except -1:
 
 
 cdef object read(fd, uint64_t at, uint64_t size):
-    """So many bytes of a file; zeros where the disk can not read them."""
+    """`size` bytes of a file; zeros where the disk cannot read them."""
     memory = bytearray(size)
     view = memoryview(memory)
     done, step = 0, PIECE_BYTES

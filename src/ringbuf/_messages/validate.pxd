@@ -1,11 +1,11 @@
-"""Whether what lies in the file of a ring of messages makes sense.
+"""Validation of the file of a ring of messages, before a process trusts it.
 
-Asked by who attaches while nobody else takes part, before it tidies up: then nothing
-moves, and all that was begun is said in slots. All that the others rely on is looked
-at: where positions lead, which frame begins where, how long it is and which numbers it
-has, what was taken by whom and what of it released. So a damaged file is refused when
-it is opened, and can neither hang nor crash those who use it. Payloads are not looked
-at, nor is what the index says from `write` on: nobody believes it.
+Done at an attach while no other process takes part, before it tidies up: then nothing
+moves, and all that was begun is said in op slots. All that the ring relies on is
+checked: where positions lead, which frame begins where, how long it is and which
+numbers it has, which slot took what and what of it is released. So a damaged file is
+refused when it is opened, and can neither hang nor crash its users. Payloads are not
+checked, nor is what the index says from `write` on: no code believes it.
 """
 
 from libc.stdint cimport uint64_t
@@ -20,7 +20,7 @@ from ringbuf._shared.ranges cimport Range, Walk, collect_ranges, come_to
 
 
 cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogil:
-    """What is wrong with it, or NULL. `ranges`: room for MOST_RANGES."""
+    """What is wrong with the ring, or NULL. `ranges`: room for MOST_RANGES."""
     cdef FrameView view
     cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))
     cdef Pair write = load_pair(&f.cursors.write), at = pair(tail.position, 0), here
@@ -29,7 +29,9 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     cdef bint known = False, found = read.position == write.position and read.rest == 0
     cdef const char* damage
     cdef OpSlot* slot
-    if not f.capacity <= tail.position <= read.position <= write.position <= limit or write.position > MOST_POSITION:
+    if not f.capacity <= tail.position <= read.position <= write.position <= limit:
+        return b"its positions make no sense"
+    if write.position > MOST_POSITION:
         return b"its positions make no sense"
     if write.rest > MAX_SEQ:
         return b"its numbers make no sense"
@@ -40,17 +42,19 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
     if damage != NULL:
         return damage
     while at.position <= write.position:
-        slot = claimer(f.shared.control, load_acquire(&f.index[at.position & (f.capacity - 1)]), at.position)
+        slot = claimer(
+            f.shared.control, load_acquire(&f.index[at.position & (f.capacity - 1)]), at.position
+        )
         if slot != NULL:
             # Only of the last claim `write` may not have moved yet.
             here = pair(at.position, sequence if known else load_pair(&slot.before).rest)
             i = (write.position if at.position < write.position else limit) - at.position
             if not has_claimed(slot, here, i):
                 if at.position == write.position:
-                    break  # whoever claims there puts its own tag in its place
-                return b"its index names one who claimed nothing"
+                    break  # the next claim there replaces that tag
+                return b"its index names a slot that claimed nothing"
             if at.position < read.position:
-                return b"its index names one who claimed nothing"
+                return b"its index names a slot that claimed nothing"
             if at.position == read.position and read.rest != 0:
                 return b"its read position is not where a message begins"
             found = found or at.position == read.position
@@ -60,7 +64,10 @@ cdef inline const char* damage_of_frames(Frames* f, Range* ranges) noexcept nogi
             break
         elif not frame_at(f, at.position, &view):
             return b"it has a frame that makes no sense"
-        elif view.granules > write.position - at.position or view.first_seq > write.rest or known and view.first_seq != sequence:
+        elif (
+            view.granules > write.position - at.position or view.first_seq > write.rest
+            or known and view.first_seq != sequence
+        ):
             return b"its frames do not follow each other"
         else:
             at.rest = tail.rest if at.position == tail.position else 0
@@ -93,7 +100,9 @@ cdef inline const char* damage_of_frame(
         if at.position < read.position and not come_to(walk, at):
             return b"it tells of takes that were not there"
         return NULL
-    if at.rest >= view.count or taken > view.count or at.position == read.position and taken == view.count:
+    if at.rest >= view.count or taken > view.count or (
+        at.position == read.position and taken == view.count
+    ):
         return b"it has a place behind the end of a frame"
     for i in range(view.count):
         last = end
@@ -109,7 +118,7 @@ cdef inline const char* damage_of_frame(
         if not come_to(walk, at):
             return b"it tells of takes that were not there"
         if mark == 0 and not walk.within:
-            return b"it has messages that were taken, and nobody holds them"
+            return b"it has messages that were taken, and no slot holds them"
         at.rest += max(mark, <uint64_t>1)
     while at.rest < view.count:
         if read_mark(f, view, at.rest) != 0:

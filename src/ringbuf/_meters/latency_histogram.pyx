@@ -2,9 +2,11 @@
 """Latencies over their range in fixed memory: LatencyHistogram.
 
 Contract. Any number of threads, with the GIL or without it, may call every method.
-Nothing blocks. To record is lock-free, allocates nothing and costs one or two exchanges
-of one word (`record_many` makes a float64 array of seconds of what is not one). To read
-goes through all buckets, at most allocates its result, and never holds up who records.
+Nothing blocks. To record is lock-free, allocates nothing and costs two exchanges of one
+word, or three or four where the latency is a new extreme (`record_many` makes a float64
+array of seconds of what is not one, and exchanges the extremes and the sum once for
+all). To read goes through all buckets, at most allocates its result, and never holds up
+a thread that records.
 
 Buckets. The leading bits of a double, its exponent and the first 6 of its mantissa, are
 the number of its bucket: each power of two is cut into 64 buckets of equal width, so
@@ -13,8 +15,8 @@ is below the range, the last one what is above.
 
 Order. `record` first widens sum, min and max and then counts, with release; a reader
 first takes the counts, with acquire, and then the sum, which so covers all that it has
-counted and at most some values more that were being recorded just then. Min and max it
-brings into the outermost buckets that it has seen filled, where they are unless
+counted and at most some values more that were being recorded just then. It brings min
+and max into the outermost buckets that it has seen filled, where they are unless
 something was being recorded or reset just then.
 
 Source: buckets by leading bits are the idea of HdrHistogram (G. Tene).
@@ -25,7 +27,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport INFINITY, NAN, ceil, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
-from ringbuf._core.atomics cimport cas_relaxed, cas_release, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word
+from ringbuf._core.atomics cimport (
+    cas_relaxed, cas_release, fetch_add_release, load_acquire, load_relaxed, store_relaxed, word,
+)
 from ringbuf._core.cache_lines cimport aligned
 from ringbuf._core.counts cimport real
 from ringbuf._core.timing cimport checked_count
@@ -49,10 +53,10 @@ cdef extern from * nogil:
 # Bits of a double below those that number its bucket: 52 of mantissa less 6, for 64
 # buckets in each power of two.
 cdef int BUCKET_SHIFT = 46
-# Where a bucket stops counting. Far below where a word goes over, so that many may add
-# before anybody looks.
+# Where a bucket stops counting: far below where a word overflows, so that many threads
+# may add before one of them checks.
 cdef uint64_t FULL = <uint64_t>1 << 63
-# As many may be added without a look at what is there before.
+# Up to this many are added without a check of what is there before.
 cdef uint64_t STEP = <uint64_t>1 << 32
 # A picosecond and 31 years: together 4,500 buckets at most.
 cdef double LEAST = 1e-12
@@ -60,7 +64,7 @@ cdef double MOST = 1e9
 
 
 cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
-    """Their sum, or the most that a word holds."""
+    """Their sum, at most what a word holds."""
     return a + b if b <= ~a else ~<uint64_t>0
 
 
@@ -68,7 +72,8 @@ cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
 # each is a whole number.
 cdef dict UNITS = {
     "W": (604_800, 1), "D": (86_400, 1), "h": (3_600, 1), "m": (60, 1), "s": (1, 1),
-    "ms": (1, 1e3), "us": (1, 1e6), "ns": (1, 1e9), "ps": (1, 1e12), "fs": (1, 1e15), "as": (1, 1e18),
+    "ms": (1, 1e3), "us": (1, 1e6), "ns": (1, 1e9),
+    "ps": (1, 1e12), "fs": (1, 1e15), "as": (1, 1e18),
 }
 
 
@@ -83,16 +88,22 @@ cdef object as_seconds(array):
         if np.isnat(array).any():
             raise ValueError("seconds must be finite, and there is a NaT")
         factor, divisor = UNITS[unit]
-        return np.ascontiguousarray(array.astype(np.int64).astype(np.float64) * (factor * count) / divisor)
+        return np.ascontiguousarray(
+            array.astype(np.int64).astype(np.float64) * (factor * count) / divisor
+        )
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"latencies must be numbers of seconds or timedelta64, not of dtype {array.dtype}")
+        raise TypeError(
+            f"latencies must be numbers of seconds or timedelta64, not of dtype {array.dtype}"
+        )
     with np.errstate(over="ignore"):  # what becomes infinite is refused as such
         return np.ascontiguousarray(array, dtype=np.float64)
 
 
 cdef double one_latency(object seconds) except? -1:
     """A latency that is no float."""
-    return as_seconds(np.asarray(seconds))[0] if isinstance(seconds, np.timedelta64) else real(seconds, "seconds")
+    if isinstance(seconds, np.timedelta64):
+        return as_seconds(np.asarray(seconds))[0]
+    return real(seconds, "seconds")
 
 
 @cython.final
@@ -122,7 +133,8 @@ cdef class LatencyHistogram:
             raise ValueError(f"lowest must be from {LEAST} to {MOST:.0e} seconds, not {lowest!r}")
         if not self.lowest < self.highest <= MOST:
             raise ValueError(
-                f"highest must be above lowest ({lowest!r}) and at most {MOST:.0e} seconds, not {highest!r}"
+                f"highest must be above lowest ({lowest!r}) and at most {MOST:.0e} seconds, "
+                f"not {highest!r}"
             )
         self._first = to_bits(self.lowest) >> BUCKET_SHIFT
         self._size = (to_bits(self.highest) >> BUCKET_SHIFT) - self._first + 3
@@ -137,37 +149,43 @@ cdef class LatencyHistogram:
     cdef uint64_t _index(self, double value) noexcept nogil:
         """The bucket of any double whatsoever."""
         cdef uint64_t leading = to_bits(value) >> BUCKET_SHIFT
-        # Also true of NaN, which can come from an array that somebody writes while it
-        # is being read.
+        # Also true of NaN, which an array may hold that is written while it is read.
         if not value > 0.0 or leading < self._first:
             return 0
         return min(leading - self._first + 1, self._size - 1)
 
     cdef void _widen(self, double low, double high, double total) noexcept nogil:
         cdef uint64_t found = load_relaxed(&self._extremes.low)
-        while to_bits(low) < found and not cas_relaxed(&self._extremes.low, &found, to_bits(low)):
+        while (
+            to_bits(low) < found
+            and not cas_relaxed(&self._extremes.low, &found, to_bits(low))
+        ):
             pass
         found = load_relaxed(&self._extremes.high)
-        while to_bits(high) > found and not cas_relaxed(&self._extremes.high, &found, to_bits(high)):
+        while (
+            to_bits(high) > found
+            and not cas_relaxed(&self._extremes.high, &found, to_bits(high))
+        ):
             pass
         found = load_relaxed(&self._extremes.total)
         while not cas_relaxed(&self._extremes.total, &found, to_bits(from_bits(found) + total)):
             pass
 
     cdef void _add(self, uint64_t bucket, uint64_t times) noexcept nogil:
-        """Count that many in a bucket, which stops at FULL. With release: see
-        `snapshot`.
+        """Add to the count of a bucket, which stops at FULL. With release: see `snapshot`.
         """
         cdef word* count = self._counts + bucket
         cdef uint64_t found
         if times <= STEP:
-            # An exchange less than below. Before FULL + STEP could go over, two
-            # thousand million threads would have to be here.
+            # An exchange less than below. The word could only overflow with two thousand
+            # million threads at this place.
             if fetch_add_release(count, times) >= FULL - STEP:
                 self._stop_at_full(count)
             return
         found = load_relaxed(count)
-        while found < FULL and not cas_release(count, &found, FULL if times >= FULL - found else found + times):
+        while found < FULL and not cas_release(
+            count, &found, FULL if times >= FULL - found else found + times
+        ):
             pass
 
     cdef void _stop_at_full(self, word* count) noexcept nogil:
@@ -177,7 +195,7 @@ cdef class LatencyHistogram:
 
     def record(self, seconds, n=1):
         """Count a latency, `n` times. A negative one is taken as 0: the clock that
-        measured it had gone back.
+        measured it went back.
 
         seconds: a number, or a timedelta64. ValueError if it is NaN, NaT or infinite.
         """
@@ -190,8 +208,8 @@ cdef class LatencyHistogram:
         if times == 0:
             return
         self._widen(value, value, value * <double>times)
-        # Pairs with the acquire in `snapshot`: whoever sees the count sees the extremes
-        # widened.
+        # Pairs with the acquire in `snapshot`: a reader that sees the count sees the
+        # extremes widened.
         self._add(self._index(value), times)
 
     def record_many(self, seconds):
@@ -201,7 +219,9 @@ cdef class LatencyHistogram:
             anything else, ValueError for what is NaN, NaT, infinite or masked.
         """
         if has_masked(seconds):
-            raise ValueError("latencies that are masked have no value: leave them out (seconds.compressed())")
+            raise ValueError(
+                "latencies that are masked have no value: leave them out (seconds.compressed())"
+            )
         values = as_seconds(np.asarray(seconds))
         _held = pins(values)
         cdef size_t address = values.ctypes.data
@@ -230,13 +250,11 @@ cdef class LatencyHistogram:
             raise ValueError(f"seconds must be finite, and item {wrong} is {values.flat[wrong]}")
 
     def merge(self, LatencyHistogram other not None):
-        """Add to this all that `other` has counted; both need the same range, or it is
-        a ValueError.
-        """
+        """Add all that `other` has counted. ValueError if it has another range."""
         if other._first != self._first or other._size != self._size:
             raise ValueError(
-                f"only histograms of the same range can be merged, and {other.lowest} to {other.highest} "
-                f"is not {self.lowest} to {self.highest}"
+                f"only histograms of the same range can be merged, and {other.lowest} to "
+                f"{other.highest} is not {self.lowest} to {self.highest}"
             )
         cdef HistogramSnapshot added = other.snapshot()
         cdef const uint64_t* counts = added._count_of()
@@ -250,9 +268,7 @@ cdef class LatencyHistogram:
                 self._add(i, counts[i])
 
     def reset(self):
-        """Forget everything. What is being recorded at this moment may be forgotten in
-        part.
-        """
+        """Forget everything; of what is being recorded meanwhile, perhaps a part."""
         cdef uint64_t i
         store_relaxed(&self._extremes.total, 0)
         store_relaxed(&self._extremes.low, to_bits(INFINITY))
@@ -261,9 +277,9 @@ cdef class LatencyHistogram:
             store_relaxed(self._counts + i, 0)
 
     def snapshot(self):
-        """A copy of the present state, which does not change any more."""
+        """A copy of the present state, which does not change."""
         cdef HistogramSnapshot taken = HistogramSnapshot.__new__(HistogramSnapshot)
-        # Filled before anybody else has it.
+        # Filled before any other thread has it.
         taken._counts = PyBytes_FromStringAndSize(NULL, self._size * sizeof(uint64_t))
         taken._edges = self._edges
         taken._size = self._size
@@ -282,8 +298,7 @@ cdef class LatencyHistogram:
             taken.sum = from_bits(load_relaxed(&self._extremes.total))
             taken.min = self._within(first, from_bits(load_relaxed(&self._extremes.low)))
             taken.max = self._within(last, from_bits(load_relaxed(&self._extremes.high)))
-            # Read among resets and records of values in one bucket, the two may be of
-            # different values.
+            # While a bucket is reset and filled again the two may be of different values.
             if taken.min > taken.max:
                 taken.min, taken.max = taken.max, taken.min
         return taken
@@ -339,7 +354,7 @@ cdef class LatencyHistogram:
         return f"LatencyHistogram(lowest={self.lowest}, highest={self.highest}, count={self.count})"
 
     def __reduce__(self):
-        raise TypeError("a LatencyHistogram is live shared state and can not be copied or pickled")
+        raise TypeError("a LatencyHistogram is live shared state and cannot be copied or pickled")
 
 
 @cython.final
@@ -372,20 +387,17 @@ cdef class HistogramSnapshot:
         """As `LatencyHistogram.percentiles`."""
         return [self.percentile(q) for q in qs]
 
-    # Over bytes, which nobody can write, resize or free: numpy will not make these
-    # arrays writable.
+    # Over bytes, which do not change: numpy will not make these arrays writable.
 
     @property
     def counts(self):
-        """How many latencies each bucket holds: a numpy array of uint64 that can not be
-        written.
-        """
+        """How many latencies each bucket holds: a read-only numpy array of uint64."""
         return np.frombuffer(self._counts, np.uint64)
 
     @property
     def edges(self):
-        """The bounds of the buckets in seconds: a numpy array of float64 that can not
-        be written, one longer than `counts`.
+        """The bounds of the buckets in seconds: a read-only numpy array of float64, one
+        longer than `counts`.
 
         Bucket i holds edges[i] <= latency < edges[i + 1]. The first edge is 0 and the
         last is inf.
@@ -414,4 +426,7 @@ cdef class HistogramSnapshot:
         return max(self.min, min(middle, self.max))
 
     def __repr__(self):
-        return f"HistogramSnapshot(count={self.count}, min={self.min}, mean={self.mean}, max={self.max})"
+        return (
+            f"HistogramSnapshot(count={self.count}, min={self.min}, mean={self.mean}, "
+            f"max={self.max})"
+        )

@@ -10,8 +10,7 @@ cdef struct Oldest:
     uint64_t span
 
 
-# high * 2**64 + low: of many buckets that are full, the counts come to more than a word
-# holds.
+# high * 2**64 + low: the counts of many full buckets add up to more than a word holds.
 cdef struct Sum:
     uint64_t low
     uint64_t high
@@ -22,7 +21,7 @@ cdef class RateWindow:
     cdef word* _slots         # lap and count in one word: see "Slots" in rate_window.pyx
     cdef object _memory       # the numpy array that owns both
     cdef uint64_t _width      # ns that one bucket spans
-    cdef int64_t _origin      # slot 0 starts so many ns before the zero of the clock
+    cdef int64_t _origin      # slot 0 starts this many ns before the zero of the clock
     cdef uint64_t _buckets
     cdef uint64_t _slot_mask
     cdef unsigned _lap_shift      # slot number >> this = lap

@@ -4,10 +4,10 @@
 Contract. Any number of threads, with the GIL or without it, may call every method.
 Nothing blocks. To record is lock-free, allocates nothing and costs one or two exchanges
 of one word. To read goes through all buckets, at most allocates its result, and never
-holds up who records.
+holds up a thread that records.
 
 Slots. Time is cut into slots of `width` ns, one of which starts at 0; they are numbered
-from the first within 2**62 ns before that. OpSlot s lives in word s % size of a table
+from the first within 2**62 ns before that. Slot s lives in word s % size of a table
 whose size is a power of two above the number of buckets, and that word holds
 
     lap << count_bits | count            lap = s // size
@@ -22,20 +22,20 @@ What is left for the count is enough for `size` events per ns of a bucket's widt
 size is at least 16: 16 billion a second. A bucket spans 1 ms or more, so it holds at
 least 16 million. A count that reaches its limit stays there.
 
-Races. Two who add to one slot: one exchange fails and is made again; no count is lost.
-Two who find an old lap: likewise. One who is late by so much that a later lap has taken
-its word over: the sample is dropped, for it lies further back than any window from then
-on; it can not be added to the wrong slot, because the lap is part of what is exchanged.
-A reader sees each word whole, and each at its own moment: while others add, what it
-gets lies between the counts at its beginning and at its end (only one held up for more
-than a bucket's width may find its oldest buckets taken over). Relaxed order serves
-throughout: no word guards another.
+Races. Two threads add to one slot, or find an old lap: one exchange fails and is made
+again; no count is lost. A thread is so late that a later lap has taken its word over:
+the sample is dropped, for it lies further back than any window from then on. It cannot
+be added to the wrong slot, because the lap is part of what is exchanged. A reader sees
+each word whole, and each at its own moment: while others add, its result lies between
+the counts at its beginning and at its end (only a reader held up for more than a
+bucket's width may find its oldest buckets taken over). Relaxed order serves throughout:
+no word guards another.
 
 Late samples. A sample counts in the bucket of its own time. One up to `buckets + 1`
 buckets behind the newest always finds its word, which is all that a window can reach;
-of older ones, those whose word has a later lap are dropped, and the others are where no
-window of the present looks. So a clock that goes back by more than that finds the
-window empty, and closed wherever it was in use later, until it has caught up.
+of older ones, those whose word has a later lap are dropped, and the others lie outside
+of every present window. So a clock that goes back by more than that finds the window
+empty, and samples dropped where it was in use later, until it has caught up.
 
 The window at time t is (t - seconds, t]. The buckets that lie in it count in full, also
 the one that t is in. The oldest is in it in part, and its events are taken as spread
@@ -62,7 +62,7 @@ import numpy as np
 cdef int64_t REACH_NS = <int64_t>1 << 62
 # Until a call has named a time.
 cdef uint64_t NEVER = <uint64_t>-1
-# A window is read by going through its buckets: with so many that takes 30 us.
+# A read goes through all buckets: with this many that takes 30 us.
 cdef int MAX_BUCKETS = 65_536
 # Three years: with it and the smallest table, lap and count still fit into a word.
 cdef double MAX_SECONDS = 1e8
@@ -101,16 +101,20 @@ cdef class RateWindow:
         cdef double length = real(seconds, "seconds")
         count = whole(buckets, "buckets")
         if not 0.0 < length <= MAX_SECONDS:
-            raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS:.0e}, not {seconds!r}")
+            raise ValueError(
+                f"seconds must be above 0 and at most {MAX_SECONDS:.0e}, not {seconds!r}"
+            )
         if not 1 <= count <= MAX_BUCKETS:
             raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {count}")
         if length * 1e9 < MIN_WIDTH * count:
-            raise ValueError(f"a bucket must span at least 1 ms, and {seconds!r} s are too few for {count}")
+            raise ValueError(
+                f"a bucket must span at least 1 ms, and {seconds!r} s are too few for {count}"
+            )
         self._buckets = count
         self._width = round(length * 1e9 / count)
         self._origin = REACH_NS // <int64_t>self._width * <int64_t>self._width
-        # One more than the window reaches, so that a reader a little late still finds
-        # its oldest bucket.
+        # One more than the window reaches, so that a reader that is a little late still
+        # finds its oldest bucket.
         size = max(MIN_SLOTS, 1 << (count + 1).bit_length())
         self._slot_mask = size - 1
         self._lap_shift = size.bit_length() - 1
@@ -126,7 +130,9 @@ cdef class RateWindow:
         """A time as ns since the start of slot 0."""
         cdef int64_t now = checked_ns(now_ns)
         if not -self._origin <= now < self._origin:
-            raise OverflowError(f"now_ns must be from {-self._origin} to {self._origin - 1}, not {now_ns}")
+            raise OverflowError(
+                f"now_ns must be from {-self._origin} to {self._origin - 1}, not {now_ns}"
+            )
         return <uint64_t>(now + self._origin)
 
     cdef uint64_t _present(self) noexcept nogil:
@@ -179,7 +185,7 @@ cdef class RateWindow:
             end = start + self._width
             edge = moment - self._buckets * self._width
             earliest = load_relaxed(self._earliest)
-            # Not seen yet where the count is, if at all, for a moment: then the bucket
+            # A count may be seen a moment before the earliest use is: then the bucket
             # counts as used from its start.
             if start < earliest < end:
                 start = earliest
@@ -207,7 +213,7 @@ cdef class RateWindow:
         return count / (1e-9 * <double>max(min(used, self._buckets * self._width), self._width))
 
     def add(self, n=1):
-        """Count `n` events now. False if that came too late to count, see `add_at`."""
+        """Count `n` events now. False if that came too late to count: see `add_at`."""
         return self._add(self._present(), <uint64_t>checked_count(n))
 
     def add_at(self, now_ns, n=1):
@@ -219,7 +225,8 @@ cdef class RateWindow:
         return self._add(self._moment(now_ns), <uint64_t>checked_count(n))
 
     def count(self):
-        """Events in the window that ends now: the oldest bucket pro rata, rounded down.
+        """Events in the window that ends now, the oldest bucket in proportion; rounded
+        down.
         """
         return self._count(self._present())
 
@@ -256,4 +263,4 @@ cdef class RateWindow:
         return f"RateWindow(seconds={self.seconds}, buckets={self.buckets})"
 
     def __reduce__(self):
-        raise TypeError("a RateWindow is live shared state and can not be copied or pickled")
+        raise TypeError("a RateWindow is live shared state and cannot be copied or pickled")

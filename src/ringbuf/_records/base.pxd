@@ -10,19 +10,20 @@ from ringbuf._shared.waiting cimport Waiting
 cdef uint64_t MAX_CAPACITY
 
 
-# What a ring and its handles have in common. Nothing in it changes after it was made,
-# but what one thread leaves for its next call; on a line of its own, so that threads
-# with a handle each do not fight over it.
+# Nothing in it changes after it was made, but what one call leaves for the next: that
+# has a cache line of its own, so that threads with a handle each do not contend for it.
 cdef class RecordRingBase:
     cdef Runs _runs
     cdef Kind _kind
-    cdef Quick _quick     # how one number goes in and out in one step, while the GIL alone orders its threads
+    # How one number goes in and out in one step, while the GIL alone orders its
+    # threads.
+    cdef Quick _quick
     cdef PyObject* _spares[2]  # ints handed out before: see `int_of`
     cdef readonly object dtype
     cdef object _memory   # the numpy array that owns what `_runs` leads to
     cdef SharedRuns _shared  # of a ring that processes share; else None
     cdef Waiting _waiting
-    cdef object _faces    # of a ring: its handles, as far as they live, by their id
+    cdef object _handles    # of a ring: its handles, as far as they live, by their id
     cdef object __weakref__
 
     cdef word _pad0[8]

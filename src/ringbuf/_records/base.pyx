@@ -1,14 +1,14 @@
 # cython: freethreading_compatible=True
-"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the
-memory, and what there is to say of it.
+"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the memory,
+and what they say of it.
 """
 
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint64_t
 
-from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed
+from ringbuf._core.atomics cimport load_acquire, store_relaxed
 from ringbuf._records.positions cimport waiting
-from ringbuf._shared.waiting cimport CLOSED, check_open
+from ringbuf._shared.waiting cimport check_open, is_closed
 
 # Widths of what counts records; the index alone would have 16 GiB.
 MAX_CAPACITY = <uint64_t>1 << 31
@@ -23,8 +23,7 @@ cdef class RecordRingBase:
         return self._runs.mask + 1
 
     def __len__(self):
-        """Records pushed and not yet taken; while others push or pop it is a moment's
-        truth.
+        """Records pushed and not yet taken; while others push or pop, only for a moment.
         """
         if self._runs.cursors == NULL:
             return 0  # a RecordRingBase that is neither a ring nor a handle
@@ -38,12 +37,15 @@ cdef class RecordRingBase:
 
     def __repr__(self):
         where = "" if self._shared is None else f", path={self.path!r}"
-        is_closed = self._waiting is not None and load_relaxed(&self._waiting.closed) == CLOSED
-        state = "closed" if is_closed else f"records={len(self)}"
-        return f"{type(self).__name__}(capacity={self.capacity}, dtype={self.dtype!r}, {state}{where})"
+        closed = self._waiting is not None and is_closed(self._waiting)
+        state = "closed" if closed else f"records={len(self)}"
+        name = type(self).__name__
+        return f"{name}(capacity={self.capacity}, dtype={self.dtype!r}, {state}{where})"
 
     def __reduce__(self):
-        raise TypeError(f"a {type(self).__name__} is live shared state and can not be copied or pickled")
+        raise TypeError(
+            f"a {type(self).__name__} is live shared state and cannot be copied or pickled"
+        )
 
     def __dealloc__(self):
         Py_XDECREF(self._spares[0])
@@ -58,6 +60,6 @@ cdef class RecordRingBase:
         self._waiting = ring._waiting
         self.dtype = ring.dtype
         store_relaxed(&self._seen, load_acquire(&ring._seen))
-        ring._faces[id(self)] = self
+        ring._handles[id(self)] = self
         check_open(ring._waiting)  # else `close` may not have seen this one
         return self

@@ -16,14 +16,14 @@ cdef class Lease:
     cdef Py_ssize_t _nbytes
     cdef bint _reading
     cdef word _lent       # buffers that are out, and ENDED
-    cdef word _over       # 1: the block has ended, or is about to
+    cdef word _ended      # 1: the block has ended, or is about to
     cdef SharedRuns _shared
     cdef Waiting _waiting
-    cdef int64_t _slot    # of a shared ring: the slot that speaks of it,
-    cdef uint64_t _epoch  # and between which forks it is ours
+    cdef int64_t _slot    # of a shared ring: its op slot, …
+    cdef uint64_t _epoch  # … and the epoch of the process that took it
 
-    cdef int begin(self, RecordRingBase face, uint64_t most) except -1
-    cdef uint64_t hold(self, RecordRingBase face, uint64_t most) except? 0xFFFFFFFF
+    cdef int begin(self, RecordRingBase ring, uint64_t most) except -1
+    cdef uint64_t hold(self, RecordRingBase ring, uint64_t most) except? 0xFFFFFFFF
     cdef bint end(self, bint commit) noexcept
     cdef bint end_shared(self, bint commit, bint quiet) noexcept
     cdef int tell(self) except -1
@@ -31,7 +31,7 @@ cdef class Lease:
 
 
 cdef class Span:
-    cdef RecordRingBase _face
+    cdef RecordRingBase _ring
     cdef uint64_t _most
     cdef bint _reading
     cdef Lease _lease     # from the start of the block on
@@ -41,4 +41,4 @@ cdef class Span:
     cdef object _array(self)
 
 
-cdef Span new_span(RecordRingBase face, object n, bint reading)
+cdef Span new_span(RecordRingBase ring, object n, bint reading)

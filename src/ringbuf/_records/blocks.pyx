@@ -2,25 +2,29 @@
 """Blocks: the memory of a RingBuffer itself, for the length of a `with` block.
 
 `reserve` and `peek` show it as a Span. A Span makes an array of what it shows at each
-use and keeps none, so that nothing can outlive the block by accident; an array that
-somebody took out of it by `np.asarray` is counted. When the block ends
+use and keeps none, so that nothing can outlive the block by accident; an array that a
+caller took out of it by `np.asarray` is counted. When the block ends
 
-    reserve  without an error the records are published. With one the claim is undone, as if it had never been.
-    peek     without an error the records are freed. With one they are given back: the next consumer gets them, before all
-             others and in their order. Those that other consumers took in the meantime stay with them.
+    reserve  without an error the records are published. With one the claim is undone,
+             as if it had never been.
+    peek     without an error the records are freed. With one they are given back: the
+             next consumer gets them, before all others and in their order. Records that
+             other consumers took in the meantime stay with them.
 
 An array that is still alive when its block ends is an error (BufferError). What was
 reserved then holds nothing, and its memory is used again only when the array has gone
 (in a ring that processes share, what was pushed behind it is to be seen only then);
-what was peeked at is given back, and the array, which can not be written, may show
-other records from then on.
+what was peeked at is given back, and the array, which cannot be written, may show other
+records from then on.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE
 from libc.stdint cimport uint64_t
 
-from ringbuf._core.atomics cimport cas_total, exchange_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed
+from ringbuf._core.atomics cimport (
+    cas_total, exchange_total, fetch_add_relaxed, fetch_add_total, fetch_sub_total, load_relaxed,
+)
 from ringbuf._core.counts cimport positive
 from ringbuf._core.buffers cimport fill_bytes
 from ringbuf._core.eventcount cimport wanted
@@ -36,12 +40,13 @@ import numpy as np
 
 # In Lease._lent, above any number of buffers.
 cdef uint64_t ENDED = <uint64_t>1 << 32
-# What makes a Span: its `__new__` alone, called by somebody else, would make one of
-# nothing.
+# The key that makes a Span: its `__new__` alone would make one of nothing.
 cdef object OURS = object()
 
 
-@cython.no_gc  # so that `_memory` is still there when it is deallocated; nothing that it refers to can refer back
+# So that `_memory` is still there when it is deallocated; nothing that it refers to can
+# refer back.
+@cython.no_gc
 @cython.final
 cdef class Lease:
     """A part of the ring's memory that a block holds; lends it out as buffers and
@@ -51,34 +56,33 @@ cdef class Lease:
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         cdef uint64_t lent = load_relaxed(&self._lent)
         if self._reading and flags & PyBUF_WRITABLE:
-            raise BufferError("what is peeked at can not be written")
+            raise BufferError("what is peeked at cannot be written")
         while True:
             if lent & ENDED:
                 raise BufferError("the view ended with its block")
             if cas_total(&self._lent, &lent, lent + 1):
                 break
         buffer.obj = self
-        fill_bytes(
-            buffer, self._runs.data + (self._position & self._runs.mask) * self._runs.itemsize, &self._nbytes, self._reading
-        )
+        cdef uint64_t offset = (self._position & self._runs.mask) * self._runs.itemsize
+        fill_bytes(buffer, self._runs.data + offset, &self._nbytes, self._reading)
 
     def __releasebuffer__(self, Py_buffer* buffer):
         if fetch_sub_total(&self._lent, 1) == ENDED + 1 and not self._reading and self._count > 0:
             self.view_gone()
 
-    cdef int begin(self, RecordRingBase face, uint64_t most) except -1:
-        self._runs = face._runs
-        self._memory = face._memory
-        self._shared = face._shared
-        self._waiting = face._waiting
-        if self.hold(face, most) == 0 and self._reading and load_relaxed(&self._waiting.listening):
+    cdef int begin(self, RecordRingBase ring, uint64_t most) except -1:
+        self._runs = ring._runs
+        self._memory = ring._memory
+        self._shared = ring._shared
+        self._waiting = ring._waiting
+        if self.hold(ring, most) == 0 and self._reading and load_relaxed(&self._waiting.listening):
             self._waiting.listen()
-            if self.hold(face, most) > 0:
+            if self.hold(ring, most) > 0:
                 self._waiting.hear()
         self._nbytes = self._count * self._runs.itemsize
         return 0
 
-    cdef uint64_t hold(self, RecordRingBase face, uint64_t most) except? 0xFFFFFFFF:
+    cdef uint64_t hold(self, RecordRingBase ring, uint64_t most) except? 0xFFFFFFFF:
         """Take or claim what is there, up to `most`; returns how many."""
         cdef OpSlot* slot
         check_open(self._waiting)
@@ -88,7 +92,7 @@ cdef class Lease:
                 if self._reading:
                     self._count = self._shared.take(slot, most, True, &self._position)
                 else:
-                    self._count = self._shared.claim(slot, &face._seen, most, True, &self._position)
+                    self._count = self._shared.claim(slot, &ring._seen, most, True, &self._position)
             finally:
                 if self._count == 0:
                     self._shared.end(self._slot)
@@ -96,16 +100,16 @@ cdef class Lease:
         elif self._reading:
             self._count = take(&self._runs, most, True, &self._position)
         else:
-            self._count = claim(&self._runs, &face._seen, most, True, &self._position)
+            self._count = claim(&self._runs, &ring._seen, most, True, &self._position)
             fetch_add_relaxed(&self._runs.cursors.absent, self._count)
         return self._count
 
     cdef bint end(self, bint commit) noexcept:
-        """End the block; False: buffers are still out, and nothing was committed. Only
-        the first call does anything.
+        """End the block; False: buffers are still out, and nothing was committed. A
+        second call does nothing.
         """
         cdef uint64_t none = 0
-        if exchange_total(&self._over, 1):
+        if exchange_total(&self._ended, 1):
             return True
         cdef Runs* r = &self._runs
         cdef bint quiet = cas_total(&self._lent, &none, ENDED)
@@ -138,23 +142,24 @@ cdef class Lease:
         """The same for a ring that processes share."""
         cdef OpSlot* slot = &self._runs.shared.control.slots[self._slot]
         if self._count == 0 or self._epoch != self._shared.participant.epoch:
-            pass  # what was begun before a fork, the parent ends
+            pass  # the parent ends what was begun before a fork
         elif self._reading and commit and quiet:
             shared_release(&self._runs, slot, self._position, self._count)
             self._shared.end(self._slot)
         elif self._reading:
             self._shared.return_taken(slot, self._slot, self._position)
         elif quiet:
-            shared_publish(&self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID)
+            shared_publish(
+                &self._runs, slot, self._position, self._count, PUBLISHED if commit else VOID
+            )
             self._shared.end(self._slot)
-        if not quiet and fetch_add_total(&self._lent, ENDED) == 0 and not self._reading and self._count > 0:
-            self.view_gone()
+        if not quiet and fetch_add_total(&self._lent, ENDED) == 0:
+            if not self._reading and self._count > 0:
+                self.view_gone()
         return quiet
 
     cdef int tell(self) except -1:
-        """Wake those who wait for what the end of a block brought: records or room, and
-        it may have been either.
-        """
+        """Wake what waits for records or room: the end of a block may bring either."""
         if self._count > 0 and wanted(&self._runs.cursors.records):
             self._waiting.call(&self._runs.cursors.records)
         if self._count > 0 and wanted(&self._runs.cursors.room):
@@ -166,7 +171,10 @@ cdef class Lease:
         if self._shared is None:
             leave(&self._runs, self._position, self._count)
         elif self._epoch == self._shared.participant.epoch:
-            shared_publish(&self._runs, &self._runs.shared.control.slots[self._slot], self._position, self._count, VOID)
+            shared_publish(
+                &self._runs, &self._runs.shared.control.slots[self._slot], self._position,
+                self._count, VOID
+            )
             self._shared.end(self._slot)
         self.tell()
 
@@ -199,20 +207,22 @@ cdef class Span:
             raise ValueError("a view serves for one block: call reserve() or peek() for another")
         cdef Lease lease = Lease.__new__(Lease)
         lease._reading = self._reading
-        lease.begin(self._face, self._most)
+        lease.begin(self._ring, self._most)
         self._lease = lease
         return self
 
     def __exit__(self, kind, error, traceback):
-        # No more than that: what the parts are made of may be the user's code, and
-        # memory for them may run out.
+        # Without an array: making one may run the caller's code, or run out of memory.
         self._check_begun()
         cdef bint quiet = self._lease.end(kind is None)
         self._lease.tell()
         if not quiet and kind is None:
             raise BufferError(
                 "an array of this view is still alive at the end of its block (del it before): "
-                + ("what was peeked at is given back" if self._reading else "what was reserved is not published")
+                + (
+                    "what was peeked at is given back" if self._reading
+                    else "what was reserved is not published"
+                )
             )
 
     def __len__(self):
@@ -221,7 +231,7 @@ cdef class Span:
     def __getitem__(self, key):
         part = self._array()[key]
         if isinstance(key, (slice, str)):
-            return span_of(self._face, self._most, self._reading, self._lease, self._keys + (key,))
+            return span_of(self._ring, self._most, self._reading, self._lease, self._keys + (key,))
         if isinstance(part, (np.ndarray, np.void)):
             return part.copy()
         return part.item() if part.dtype.kind in "biufc" else part
@@ -234,7 +244,9 @@ cdef class Span:
         if dtype is None or np.dtype(dtype) == array.dtype:
             return array.copy() if copy else array
         if copy is False:
-            raise ValueError(f"an array of dtype {dtype} can only be a copy of records of dtype {array.dtype}")
+            raise ValueError(
+                f"an array of dtype {dtype} can only be a copy of records of dtype {array.dtype}"
+            )
         return array.astype(dtype)
 
     def __repr__(self):
@@ -242,10 +254,10 @@ cdef class Span:
             state = "not begun"
         else:
             state = "ended" if load_relaxed(&self._lease._lent) & ENDED else f"{len(self)} records"
-        return f"<Span of a {self._face.dtype} ring: {state}>"
+        return f"<Span of a {self._ring.dtype} ring: {state}>"
 
     def __reduce__(self):
-        raise TypeError("a Span is live shared state and can not be copied or pickled")
+        raise TypeError("a Span is live shared state and cannot be copied or pickled")
 
     cdef int _check_begun(self) except -1:
         """Raise unless the block has begun and has not ended."""
@@ -256,21 +268,21 @@ cdef class Span:
         return 0
 
     cdef object _array(self):
-        """What is shown, as an array that nobody else has yet."""
+        """What is shown, as a new array."""
         self._check_begun()
-        array = np.asarray(memoryview(self._lease)).view(self._face.dtype)
+        array = np.asarray(memoryview(self._lease)).view(self._ring.dtype)
         for key in self._keys:
             array = array[key]
         return array
 
 
-cdef Span new_span(RecordRingBase face, object n, bint reading):
-    return span_of(face, positive(n, "n"), reading, None, ())
+cdef Span new_span(RecordRingBase ring, object n, bint reading):
+    return span_of(ring, positive(n, "n"), reading, None, ())
 
 
-cdef Span span_of(RecordRingBase face, object most, bint reading, Lease lease, tuple keys):
+cdef Span span_of(RecordRingBase ring, object most, bint reading, Lease lease, tuple keys):
     cdef Span span = Span.__new__(Span, OURS)
-    span._face = face
+    span._ring = ring
     span._most = min(most, MAX_CAPACITY)
     span._reading = reading
     span._lease = lease

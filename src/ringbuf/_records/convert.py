@@ -1,10 +1,10 @@
-"""Whatever a caller hands to a RingBuffer as an array of its dtype, or an error that
-says why not.
+"""What callers hand to a RingBuffer, as an array of its dtype; or an error that says
+why not.
 
 A dtype says which conversions make sense (numpy's "same_kind" rule), and the values say
-whether they do it without loss: an integer that does not fit, a number that would
-become infinite, a string that would be cut, and a time that is out of range or finer
-than the unit are refused. Floats round.
+whether they lose anything: an integer that does not fit, a number that would become
+infinite, a string that would be cut, and a time that is out of range or finer than the
+unit are refused. Floats round.
 
 What numpy itself does not tell apart stays so: a string or raw bytes that are too short
 are filled up with NULs, and an array of strings does not know whether there were NULs
@@ -40,12 +40,12 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
         raise ValueError(MASKED)
     if isinstance(records, (Mapping, MappingView, Set)):
         raise TypeError(
-            f"records must be a sequence or an array, not a {type(records).__name__}: give list(...)"
+            f"records must be a sequence or an array, not a {type(records).__name__}: "
+            "give list(...)"
         )
     if isinstance(records, memoryview):
-        records = memoryview(
-            records
-        )  # ValueError if it was released; numpy would take it for one object
+        # ValueError if it was released; numpy would take it for one object.
+        records = memoryview(records)
     if is_array(records):
         return cast(np.asarray(records), dtype)
     if (
@@ -54,7 +54,8 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
         or not isinstance(records, Sized)
     ):
         raise TypeError(
-            f"records must be an array or a sequence, not {type(records).__name__}: one alone goes in by try_push()"
+            f"records must be an array or a sequence, not {type(records).__name__}: "
+            "one alone goes in by try_push()"
         )
     rows = [unwrapped(record) for record in records]
     if dtype.names is None:
@@ -74,7 +75,7 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
 
 
 def unwrapped(record: Any) -> Any:
-    """A record that came as an array of no dimensions, as the scalar that it holds."""
+    """The scalar of a record that came as an array of no dimensions."""
     if not isinstance(record, np.ndarray) or record.ndim:
         return record
     if has_masked(record):
@@ -91,28 +92,28 @@ def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:
         if has_masked(value):
             raise ValueError(MASKED)
         if np.shape(value) != shape:
-            raise ValueError(f"a field of shape {shape} can not be made from {value!r}")
+            raise ValueError(f"a field of shape {shape} cannot be made from {value!r}")
     cells = [cell for value in values for cell in cells_of(value)]
     return as_records(base, cells).reshape(len(values), *shape)
 
 
 def cells_of(value: Any) -> list[Any]:
-    """The items of an array, or of nested sequences, as they are: in an array of
-    objects a time would lose its unit.
+    """The items of an array, or of nested sequences, each as it is: an array of objects
+    would lose the unit of a time.
     """
     array = np.asarray(value) if is_array(value) else np.array(value, object)
     return list(array.ravel())
 
 
 def is_array(records: object) -> bool:
-    """Whether numpy sees an array there without looking at each item."""
+    """Whether numpy makes an array of it without a look at each item."""
     if isinstance(records, (np.ndarray, memoryview, bytearray)) or hasattr(records, "__array__"):
         return True
     return hasattr(records, "__array_interface__") or type(records).__module__ == "array"
 
 
 def array_of(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Python objects as an array of whatever dtype they have."""
+    """Python objects as an array of the dtype that numpy finds for them."""
     if not rows:
         return np.empty(0, dtype)
     if dtype.kind in "ium" and all(is_int(row) for row in rows):
@@ -123,19 +124,20 @@ def array_of(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         for row in rows:
             if isinstance(row, (str, bytes)) and row[-1:] in ("\0", b"\0"):
                 raise ValueError(
-                    f"{row!r} ends in NULs, which dtype {dtype} does not keep: make it one of raw bytes, as 'V16'"
+                    f"{row!r} ends in NULs, which dtype {dtype} does not keep: "
+                    "make it one of raw bytes, as 'V16'"
                 )
     return np.array(rows)
 
 
 def is_int(row: Any) -> bool:
-    """Whether it is an int of any kind; to numpy a timedelta64 is one as well."""
+    """Whether it is an int of any kind; numpy counts a timedelta64 as one."""
     return isinstance(row, (int, np.integer)) and not isinstance(row, np.timedelta64)
 
 
 def int_array(rows: list[Any]) -> npt.NDArray[Any]:
     """Ints as int64, or as uint64 where one is too large for that: numpy would make
-    floats of both together.
+    floats of a mixture.
     """
     try:
         return np.array([int(row) for row in rows], np.int64)
@@ -144,8 +146,8 @@ def int_array(rows: list[Any]) -> npt.NDArray[Any]:
 
 
 def time_array(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Times in the unit that they have, or in `dtype` where they have several: all at
-    once numpy would cut them, or wrap.
+    """Times in the unit that they have, or in `dtype` where they have several: numpy
+    would cut a mixture, or wrap it.
     """
     times = [as_time(row, dtype) for row in rows]
     if len({getattr(time, "dtype", None) for time in times}) == 1:
@@ -154,17 +156,16 @@ def time_array(rows: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def as_time(row: Any, dtype: np.dtype[Any]) -> Any:
-    """A time of Python's or pandas's as one of numpy's, in a unit that holds it as it
-    is; anything else as it came.
+    """A time of Python or pandas as one of numpy, in a unit that holds it as it is;
+    anything else unchanged.
     """
     if row is None:
         return np.array("NaT", dtype)[()]
     if not isinstance(row, (datetime.date, datetime.timedelta)):
         return row
     if hasattr(row, "to_numpy"):
-        return (
-            row.to_numpy()
-        )  # pandas's count nanoseconds, of which numpy sees only the microseconds
+        # pandas counts nanoseconds, of which numpy sees only the microseconds.
+        return row.to_numpy()
     if isinstance(row, datetime.date):
         return np.datetime64(row)
     count = row // MICROSECOND
@@ -197,7 +198,8 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
         for name in dtype.names:
             if array.dtype[name].shape != dtype[name].shape:
                 raise TypeError(
-                    f"field {name!r} has shape {array.dtype[name].shape}, and not {dtype[name].shape}"
+                    f"field {name!r} has shape {array.dtype[name].shape}, "
+                    f"and not {dtype[name].shape}"
                 )
             made[name] = converted(array[name], dtype[name].base, by_value)
         return made
@@ -207,7 +209,7 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
         texts is None or array.dtype.kind in texts
     )
     if not allowed and not (ints and by_value):
-        raise TypeError(f"records of dtype {array.dtype} can not go into a ring of dtype {dtype}")
+        raise TypeError(f"records of dtype {array.dtype} cannot go into a ring of dtype {dtype}")
     if dtype.kind in "mM":
         return converted_times(array, dtype)
     with np.errstate(over="ignore"):
@@ -226,8 +228,8 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any], by_value: bool) -> 
 
 
 def converted_times(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Times of another unit, or numbers of units, in `dtype`: numpy wraps what is out
-    of range, and cuts what is finer.
+    """Times of another unit, or numbers of units, in `dtype`; refuses what numpy would
+    wrap (out of range) or cut (finer than the unit).
     """
     if array.dtype.kind in "biu":
         made = array.astype(dtype)
@@ -239,9 +241,8 @@ def converted_times(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArra
         made = array.astype(dtype)
         back = made.astype(array.dtype)
     except OverflowError:  # from the units alone
-        raise ValueError(f"times of dtype {array.dtype} can not be told in {dtype}") from None
-    # What wrapped comes back as another time, because whatever fits comes back as it
-    # was.
+        raise ValueError(f"times of dtype {array.dtype} cannot be told in {dtype}") from None
+    # What fits comes back as it was; so what comes back as another time has wrapped.
     lost = (back != array) & ~(np.isnat(back) & np.isnat(array))
     if lost.any():
         raise ValueError(f"{array[lost][0]!r} is out of range for {dtype}, or finer than its unit")

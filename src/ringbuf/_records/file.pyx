@@ -1,25 +1,26 @@
 # cython: freethreading_compatible=True
 """The file of a RingBuffer that several processes share, and this process's part in it.
 
-Body: control (seats and slots), positions, index, records, each from a page on. The
-header remembers the capacity in records and the dtype, as `describe` says it. See
-_shared/shared_file.py for the file, _shared/op_slots.pxd and shared_positions.pxd for
-how it is worked on.
+Body: control (_shared/op_slots.pxd), positions, index, records, each from a page on.
+The header remembers the capacity in records and the dtype, as `describe` says it. See
+_shared/shared_file.py for the file, shared_positions.pxd for how it is worked on.
 """
 
 cimport cython
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport fetch_add_relaxed, load_acquire, word
+from ringbuf._core.pages cimport PAGE_BYTES, whole_pages
 from ringbuf._core.pairs cimport Pair, load_pair
 from ringbuf._records.positions cimport RELEASED, RunCursors, Runs, count_of, is_of, kind_of
 from ringbuf._records.shared_positions cimport (
-    leave_orphan, share_runs, shared_claim, shared_pass_void, shared_take, shared_waiting, take_orphan,
+    leave_orphan, share_runs, shared_claim, shared_pass_void, shared_take, shared_waiting,
+    take_orphan,
 )
 from ringbuf._records.validate cimport damage_of_runs
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PUSHING, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, help_taker, is_empty_orphan, kind_of_slot, set_state,
-    used_slots,
+    FREE, HELD, ORPHAN, PARTICIPANTS, PUSHING, SLOTS, ControlBlock, OpSlot, amount_of, help_taker,
+    is_empty_orphan, kind_of_slot, set_state, used_slots,
 )
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
@@ -33,24 +34,17 @@ import numpy as np
 from ringbuf._shared.shared_file import SharedFile, SharedFileError
 
 cdef enum:
-    # So often a consumer looks for the dead while it finds something: what they had
-    # taken is to be taken again.
+    # After this many takes a consumer that finds something checks for dead processes:
+    # what they had taken is to be taken again.
     LOOK_TAKES = 256
 
 cdef bytes KIND = b"recs"
-# So much of a new file is ready from the start: all of a ring of ordinary size.
+# This much of a new file is prefaulted: all of a ring of ordinary size.
 cdef size_t WARM_BYTES = 8 << 20
-cdef size_t PAGE = 4096
-
-
-cdef inline size_t pages(size_t size) noexcept:
-    return (size + PAGE - 1) & ~(PAGE - 1)
 
 
 def create_or_attach(path, slots, dtype):
-    """The SharedFile of a ring of that many records of that dtype, made if it is not
-    there.
-    """
+    """The SharedFile of a ring of that capacity and dtype, made where there is none."""
     if not os.path.exists(path):
         meta = {"records": slots, "dtype": describe(dtype)}
         try:
@@ -59,17 +53,21 @@ def create_or_attach(path, slots, dtype):
         except (TypeError, ValueError):  # a title that is no text
             whole = False
         if not whole:
-            raise TypeError(f"dtype {dtype!r} can not be kept in a file: {path} would not say all of it")
+            raise TypeError(
+                f"dtype {dtype!r} cannot be kept in a file: {path} would not say all of it"
+            )
         try:
             size = body_size(slots, dtype.itemsize)
-            return SharedFile.create(path, KIND, meta, size, (0, b""), warm=[(0, min(size, WARM_BYTES))])
+            return SharedFile.create(
+                path, KIND, meta, size, (0, b""), warm=[(0, min(size, WARM_BYTES))]
+            )
         except FileExistsError:
             pass  # another process was faster
     file, found_slots, found_dtype = attach(path)
     if (found_slots, found_dtype) != (slots, dtype):
         raise SharedFileError(
-            f"{file.path} is a ring of {found_slots:,} records of dtype {found_dtype}, not of {slots:,} of dtype {dtype}: "
-            "attach(path) takes it as it is"
+            f"{file.path} is a ring of {found_slots:,} records of dtype {found_dtype}, "
+            f"not of {slots:,} of dtype {dtype}: attach(path) takes it as it is"
         )
     return file
 
@@ -80,13 +78,18 @@ def attach(path):
     meta = file.meta if isinstance(file.meta, dict) else {}
     slots = meta.get("records")
     if type(slots) is not int or not 2 <= slots <= 1 << 31 or slots & (slots - 1):
-        raise SharedFileError(f"{file.path} is damaged: it speaks of {slots!r} records")
+        raise SharedFileError(f"{file.path} is damaged: its header has {slots!r} records")
     try:
         dtype = described(meta.get("dtype"))
     except Exception:
-        raise SharedFileError(f"{file.path} is damaged: it speaks of the dtype {meta.get('dtype')!r}") from None
-    if dtype.itemsize == 0 or dtype.hasobject or body_size(slots, dtype.itemsize) > len(file.memory):
-        raise SharedFileError(f"{file.path} is damaged: it is too small for {slots:,} records of dtype {dtype}")
+        raise SharedFileError(
+            f"{file.path} is damaged: its header has the dtype {meta.get('dtype')!r}"
+        ) from None
+    is_record = dtype.itemsize > 0 and not dtype.hasobject
+    if not is_record or body_size(slots, dtype.itemsize) > len(file.memory):
+        raise SharedFileError(
+            f"{file.path} is damaged: it is too small for {slots:,} records of dtype {dtype}"
+        )
     return file, slots, dtype
 
 
@@ -99,9 +102,13 @@ def describe(dtype):
         return {"of": describe(base), "shape": list(shape)}
     if dtype.names is None:
         return dtype.str
-    fields = [[name, describe(dtype.fields[name][0]), *dtype.fields[name][1:]] for name in dtype.names]
     return {
-        "fields": fields, "itemsize": dtype.itemsize, "aligned": dtype.isalignedstruct, "record": dtype.type is np.record,
+        "fields": [
+            [name, describe(dtype.fields[name][0]), *dtype.fields[name][1:]] for name in dtype.names
+        ],
+        "itemsize": dtype.itemsize,
+        "aligned": dtype.isalignedstruct,
+        "record": dtype.type is np.record,
     }
 
 
@@ -127,7 +134,9 @@ def described(description):
 
 def body_size(slots, itemsize):
     """Bytes; in Python's ints, which do not overflow."""
-    return pages(sizeof(ControlBlock)) + pages(sizeof(RunCursors)) + -(-slots * 8 // PAGE) * PAGE + slots * itemsize
+    index = -(-slots * 8 // PAGE_BYTES) * PAGE_BYTES
+    head = whole_pages(sizeof(ControlBlock)) + whole_pages(sizeof(RunCursors))
+    return head + index + slots * itemsize
 
 
 cdef const char* judge(void* ring, Range* ranges) noexcept nogil:
@@ -146,11 +155,11 @@ cdef class SharedRuns:
         self.given = deque()
         self.participant = Participant(file)
         self.participant.control = <ControlBlock*>address
-        address += pages(sizeof(ControlBlock))
+        address += whole_pages(sizeof(ControlBlock))
         self.runs.cursors = <RunCursors*>address
-        address += pages(sizeof(RunCursors))
+        address += whole_pages(sizeof(RunCursors))
         self.runs.index = <word*>address
-        address += pages(slots * sizeof(word))
+        address += whole_pages(slots * sizeof(word))
         self.runs.data = <unsigned char*>address
         self.runs.mask = slots - 1
         self.runs.itemsize = itemsize
@@ -159,8 +168,8 @@ cdef class SharedRuns:
         self.participant._join(judge)
 
     cdef int64_t begin(self, OpSlot** slot) except -1:
-        """A slot for one operation, and its number; it goes back by `end`."""
-        cdef int64_t number = self.participant.slot()
+        """An op slot for one operation, and its number; it goes back by `end`."""
+        cdef int64_t number = self.participant.op_slot()
         slot[0] = &self.participant.control.slots[number]
         return number
 
@@ -168,9 +177,9 @@ cdef class SharedRuns:
         self.participant.give_back(number)
 
     cdef int return_taken(self, OpSlot* slot, int64_t number, uint64_t position) except -1:
-        """Give back what was taken, for anybody to take."""
+        """Give back what was taken, for any consumer to take."""
         leave_orphan(self.participant.control, slot, position)
-        self.participant.rest(number)
+        self.participant.rest_take(number)
         self.given.append((self.participant.epoch, number))
         return 0
 
@@ -188,43 +197,51 @@ cdef class SharedRuns:
             if epoch != self.participant.epoch:
                 continue  # our parent's, from before a fork
             slot = &self.participant.control.slots[number]
-            if not self.participant.resume(number):
-                continue  # the ring is closed, and the block with others
+            if not self.participant.resume_take(number):
+                continue  # the ring is closed: it was left to others
             if is_empty_orphan(slot):
                 help_taker(self.participant.control, number + 1, load_pair(&slot.left))
                 set_state(slot, FREE)
                 self.participant.give_back(number)
             else:
-                self.participant.rest(number)
+                self.participant.rest_take(number)
                 self.given.append((epoch, number))
         return 0
 
-    cdef uint64_t claim(self, OpSlot* slot, word* seen, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
+    cdef uint64_t claim(
+        self, OpSlot* slot, word* seen, uint64_t most, bint contiguous, uint64_t* position
+    ) except? 0xFFFFFFFF:
         cdef uint64_t count
         while True:
             count = shared_claim(&self.runs, seen, slot, most, contiguous, position)
-            if count > 0 or not (shared_pass_void(&self.runs, slot) or self.participant.notice(False)):
+            if count > 0:
                 return count
+            if not (shared_pass_void(&self.runs, slot) or self.participant.notice_dead(False)):
+                return 0
 
-    cdef uint64_t take(self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) except? 0xFFFFFFFF:
+    cdef uint64_t take(
+        self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
+    ) except? 0xFFFFFFFF:
         """What blocks and dead processes gave back; else what waits in the ring."""
         if fetch_add_relaxed(&self.takes, 1) % LOOK_TAKES == LOOK_TAKES - 1:
-            self.participant.notice(False)
+            self.participant.notice_dead(False)
         if len(self.given) > 0:
             self.sweep()
-        cdef uint64_t count = self.take_now(slot, most, contiguous, position)
-        if count == 0 and self.participant.notice(False):
-            count = self.take_now(slot, most, contiguous, position)
+        cdef uint64_t count = self.try_take(slot, most, contiguous, position)
+        if count == 0 and self.participant.notice_dead(False):
+            count = self.try_take(slot, most, contiguous, position)
         return count
 
-    cdef uint64_t take_now(self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept:
+    cdef uint64_t try_take(
+        self, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
+    ) noexcept:
         cdef uint64_t orphan = 0, last = UINT64_MAX, count
         while self.participant.next_orphan(&orphan):
             count = take_orphan(&self.runs, slot, orphan, most, contiguous, position)
             if count > 0:
                 return count
-            # Others were faster. If it is there again, go on with what waits: nobody
-            # tries for ever.
+            # Others were faster. If it is there again, go on with what waits, so that
+            # this ends.
             if orphan == last:
                 break
             last = orphan
@@ -239,13 +256,17 @@ cdef class SharedRuns:
         """
         cdef Runs* r = &self.runs
         cdef Pair read = load_pair(&r.cursors.read)
-        cdef uint64_t tail = load_acquire(&r.cursors.tail), write = load_acquire(&r.cursors.write.position)
-        cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag, seat, i, kind
+        cdef uint64_t tail = load_acquire(&r.cursors.tail)
+        cdef uint64_t write = load_acquire(&r.cursors.write.position)
+        cdef uint64_t at = read.position, end = at + amount_of(read.rest), position, tag
+        cdef uint64_t participant, i, kind
         cdef uint64_t out = 0, taken = 0, left = 0, reserved = 0, pushing = 0
         cdef OpSlot* slot
         assert tail <= at <= end <= write <= tail + r.mask + 1, (tail, at, end, write)
         tag = load_acquire(&r.index[tail & r.mask])
-        assert tail == at or not is_of(r, tag, tail) or kind_of(tag) != RELEASED, "a range that nobody needs is not freed"
+        assert tail == at or not is_of(r, tag, tail) or kind_of(tag) != RELEASED, (
+            "a range that was released is not freed"
+        )
         position = tail
         while position < at:
             tag = load_acquire(&r.index[position & r.mask])
@@ -265,9 +286,9 @@ cdef class SharedRuns:
                 position += 1
                 reserved += 1
         assert position == write, "a run goes on behind `write`"
-        for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.control, seat)):
-                slot = &r.shared.control.slots[seat * SLOTS + i]
+        for participant in range(<uint64_t>PARTICIPANTS):
+            for i in range(used_slots(r.shared.control, participant)):
+                slot = &r.shared.control.slots[participant * SLOTS + i]
                 kind = kind_of_slot(slot)
                 position = load_acquire(&slot.after.position)
                 if kind == HELD:

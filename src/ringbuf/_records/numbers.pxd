@@ -1,9 +1,9 @@
 """Plain numbers as the bytes of a record and back, without numpy: for dtypes of up to 8
 bytes in native order.
 
-What a dtype can not hold as it is, is refused: an int out of range or a finite float
-that would become infinite by OverflowError; a float for an integer, an int for a bool,
-and all that is no number by TypeError. A float32 rounds. numpy's scalars count as the
+What a dtype cannot hold as it is is refused: an int out of range, or a finite float
+that would become infinite, by OverflowError; a float for an integer, an int for a bool,
+and all that is no number, by TypeError. A float32 rounds. numpy's scalars count as the
 Python numbers that they stand for.
 """
 
@@ -11,13 +11,15 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsDouble, PyLong_Check
 from cpython.ref cimport PyObject
 from libc.math cimport isinf
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
 from libc.string cimport memcpy
 
 
 cdef extern from *:
     """
-    /* Most ints in one look; the others by PyLong_As… */
+    /* Most ints by one test; the others by PyLong_As… */
     static inline int ringbuf_small_int(PyObject *number, long long *value) {
     #if PY_VERSION_HEX >= 0x030C0000
         if (PyLong_CheckExact(number) && PyUnstable_Long_IsCompact((PyLongObject *)number)) {
@@ -28,13 +30,15 @@ cdef extern from *:
         return 0;
     }
 
-    /* An int for `value`; writes it into one of two spares when nobody else has that, as enumerate() does with its pairs: an int
-       to make and one to free are a fifth of what a push and a pop cost (measured: 180 of 800 instructions). With two, a
-       caller may keep the last one while it gets the next. Only where the layout of an int is known and a reference count
-       tells the whole truth: elsewhere it is made as usual. */
+    /* An int for `value`; writes it into one of two spares that has no other reference, as
+       enumerate() does with its pairs: an int to make and one to free are a fifth of what a
+       push and a pop cost (measured: 180 of 800 instructions). With two, a caller may keep the
+       last one while it gets the next. Only where the layout of an int is known and a reference
+       count tells the whole truth: elsewhere it is made as usual. */
     static inline PyObject *ringbuf_int_of(int64_t value, PyObject **spares) {
-    #if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED) && PYLONG_BITS_IN_DIGIT == 30
-        if (value < -5 || value > 256) {  /* those in between are single objects of the interpreter's */
+    #if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030F0000 \\
+        && !defined(Py_GIL_DISABLED) && PYLONG_BITS_IN_DIGIT == 30
+        if (value < -5 || value > 256) {  /* those in between are the interpreter's own */
             uint64_t size = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
             PyObject *number = spares[0];
             if (number == NULL || Py_REFCNT(number) != 1) {
@@ -124,7 +128,10 @@ cdef inline int to_bits(Kind kind, uint64_t itemsize, object record, uint64_t* b
     cdef long long small
     cdef double number
     cdef int unused = 64 - 8 * <int>itemsize
-    if kind == SIGNED and small_int(record, &small) and <int64_t>(<uint64_t>small << unused) >> unused == small:
+    if (
+        kind == SIGNED and small_int(record, &small)
+        and <int64_t>(<uint64_t>small << unused) >> unused == small
+    ):
         bits[0] = <uint64_t>small
         return 0
     if kind == FLOAT and unused == 0 and PyFloat_Check(record):
@@ -134,12 +141,17 @@ cdef inline int to_bits(Kind kind, uint64_t itemsize, object record, uint64_t* b
     return to_bits_checked(kind, itemsize, record, bits)
 
 
-cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uint64_t* bits) except -1:
+cdef inline int to_bits_checked(
+    Kind kind, uint64_t itemsize, object record, uint64_t* bits
+) except -1:
     cdef int overflow = 0, unused = 64 - 8 * <int>itemsize
     cdef int64_t number = 0
     cdef double wide
     cdef float narrow
-    if not PyLong_Check(record) and not PyFloat_Check(record) and getattr(record, "shape", None) == ():
+    if (
+        not PyLong_Check(record) and not PyFloat_Check(record)
+        and getattr(record, "shape", None) == ()
+    ):
         if getattr(record, "mask", False):
             raise ValueError("a record that is masked has no value: fill it, or leave it out")
         record = wide_float(record) if kind == FLOAT else record.item()
@@ -163,7 +175,9 @@ cdef inline int to_bits_checked(Kind kind, uint64_t itemsize, object record, uin
     if kind == UNSIGNED and unused == 0 and overflow > 0 and record.bit_length() == 64:
         bits[0] = PyLong_AsUnsignedLongLong(record)
         return 0
-    if kind == UNSIGNED and (number < 0 or <uint64_t>number << unused >> unused != <uint64_t>number):
+    if kind == UNSIGNED and (
+        number < 0 or <uint64_t>number << unused >> unused != <uint64_t>number
+    ):
         overflow = 1
     if kind == SIGNED and <int64_t>(<uint64_t>number << unused) >> unused != number:
         overflow = 1

@@ -1,30 +1,33 @@
 """Runs of records of one size: how producers claim and publish, and consumers take,
 release and give back.
 
-Three positions, each in a cache line of its own because each has its own crowd of
-writers:
+Three positions, each in a cache line of its own because each has its own writers:
 
-    0 ............ tail ............ read ............ write           tail ≤ read ≤ write ≤ tail + capacity
+    0 ............ tail ............ read ............ write
                    [=== out with ===][== published ===)
                        consumers         and claimed
+
+    tail ≤ read ≤ write ≤ tail + capacity
 
 Positions count records; record p lies in slot p & mask. What one push claims is a run:
 one exchange of `write`, a copy, and one tag in the index, at the run's first slot,
 whatever its length. Consumers find runs by their tags, and take from `read` by one
 exchange as many records as they want, over several runs or from the midst of one. What
 one take got is a range. Ranges are released in any order: the one at `tail` moves
-`tail` on, and any other leaves a tag for whoever brings `tail` there.
+`tail` on, and any other leaves a tag that moves `tail` on when it comes there.
 
     tag = kind (3 bits), length - 1 (as many bits as the capacity has), lap (the rest)
 
-    PUBLISHED  a run that can be read           RELEASED   a range that its consumer is done with
-    VOID       a run that holds nothing         RETURNED   a range that its consumer gave back: it will be taken again
-    HELD       the same, while somebody still has a view of it
+    PUBLISHED  a run that can be read
+    VOID       a run that holds nothing
+    HELD       the same, while there is still a view of it
+    RELEASED   a range that its consumer is done with
+    RETURNED   a range that its consumer gave back: it will be taken again
 
 A tag holds the lap, so what an earlier lap left behind never matches, and memory full
-of zeros holds no tag at all: nothing is ever cleared. Payload lies elsewhere and can
-not be taken for a tag. One index serves both sides: when a range is released or given
-back, its first slot has been taken, and no consumer needs a PUBLISHED there any more.
+of zeros holds no tag at all: nothing is ever cleared. Payload lies elsewhere and cannot
+be taken for a tag. One index serves both sides: when a range is released or given back,
+its first slot has been taken, and no consumer needs a PUBLISHED there any more.
 
 Progress. Every operation is lock-free: a failed exchange means that another thread's
 succeeded, and none waits for another. A producer that stalls between claim and publish
@@ -33,9 +36,9 @@ stalls between take and release keeps its range occupied, and nothing else. A pr
 that gives up publishes its run as VOID, and consumers, or producers that lack room,
 pass over it.
 
-A HELD run is done with when a consumer has passed it and its viewer has gone; each of
-the two leaves it by `leave`, and the second one frees it. So a view that outlives its
-block delays nobody and can never show or change another's records.
+A HELD run is free when a consumer has passed it and its view has gone: each of the two
+leaves it by `leave`, and the second one frees it. So a view that outlives its block
+delays no operation, and can never show or change other records.
 
 Scaling. Without a GIL, producers of one ring share the line of `write`, which goes from
 processor to processor with each claim, and that takes as long as pushing a record does:
@@ -56,14 +59,20 @@ A ring that no other process shares then needs no exchange: to compare and to st
 
 Pairs of release and acquire, each named again where it stands in the code:
 
-    P  publish: store of a tag       ->  load of the tag in `published`: the records of the run
-    M  take: exchange of `read`      ->  load of `read` in `take`: the same, for whoever goes on in the midst of a run
-    R  release: store of a tag       ->  load of the tag in `release`: the reader is done with the range
-    T  advance: change of `tail`     ->  load of `tail` in `claim`: all readers of what is claimed are done
-    S  claim: store of `seen`        ->  load of it in `claim`: the same, for the next who claims by this handle
-    G  give back: store of a tag     ->  load of the tag in `retake`: as M, for what comes a second time
+    P  publish: store of a tag    ->  load of the tag in `published`: the records of the
+                                      run
+    M  take: exchange of `read`   ->  load of `read` in `take`: the same, for a take that
+                                      goes on in the midst of a run
+    R  release: store of a tag    ->  load of the tag in `advance`: the reader is done
+                                      with the range
+    T  advance: change of `tail`  ->  load of `tail` in `room`: all readers of what is
+                                      claimed are done
+    S  room: store of `seen`      ->  load of it in `room`: the same, for the next claim
+                                      by this handle
+    G  give back: store of a tag  ->  load of the tag in `retake`: as M, for what comes a
+                                      second time
 
-R and the loads of `tail` and of tags in `release` are in one total order as well: of
+R and the loads of `tail` and of tags by a release are in one total order as well: of
 two threads that release neighbouring ranges at the same moment, at least one sees the
 other's. With acquire alone each could miss the other's, and the room would be lost for
 ever.
@@ -72,7 +81,8 @@ ever.
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport (
-    cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
+    cas_total, fetch_add_relaxed, load_acquire, load_relaxed, load_total, store_relaxed,
+    store_release, store_total, word,
 )
 from ringbuf._core.eventcount cimport EventCount
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, pair, same
@@ -98,19 +108,25 @@ cdef enum:
 
 
 cdef struct RunCursors:
-    PairWord write        # only the position; in a ring that processes share it is exchanged as a pair, whose rest is 0
+    # Only the position; in a ring that processes share it is exchanged as a pair, whose
+    # rest is 0.
+    PairWord write
     word pad0[6]
-    PairWord read         # position | records known to be published from there; shared_positions.pxd packs more into it
+    # Position | records known to be published from there; shared_positions.pxd packs
+    # more into it.
+    PairWord read
     word pad1[6]
     word tail
     word pad2[7]
     # Changed only by reservations and by what goes wrong, so that it stays in every
     # cache.
-    word absent           # records between `read` and `write` that can not be read, less those before `read` that can: for len()
+    # Records between `read` and `write` that cannot be read, less those before `read`
+    # that can: for len().
+    word absent
     word returned         # ranges given back and not yet taken again
     word pad3[6]
-    EventCount records          # rung when something can be taken
-    EventCount room             # rung when something has been released
+    EventCount records    # signalled when something can be taken
+    EventCount room       # signalled when something has been released
 
 
 # A ring of records. Every handle has a copy: all but what the pointers lead to stays as
@@ -159,7 +175,9 @@ cdef inline void put_total(Runs* r, word* w, uint64_t value) noexcept nogil:
         store_total(w, value)
 
 
-cdef inline uint64_t make_tag(Runs* r, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
+cdef inline uint64_t make_tag(
+    Runs* r, uint64_t position, uint64_t count, uint64_t kind
+) noexcept nogil:
     return ((position & ~r.mask) | (count - 1)) << KIND_BITS | kind
 
 
@@ -167,7 +185,10 @@ cdef inline bint is_of(Runs* r, uint64_t tag, uint64_t position) noexcept nogil:
     """Whether a tag found in the slot of `position` belongs to it, and not to another
     lap; 0 belongs to none.
     """
-    return ((tag ^ position << KIND_BITS) & (~r.mask << KIND_BITS)) == 0 and tag & ((1 << KIND_BITS) - 1) != 0
+    return (
+        ((tag ^ position << KIND_BITS) & (~r.mask << KIND_BITS)) == 0
+        and tag & ((1 << KIND_BITS) - 1) != 0
+    )
 
 
 cdef inline uint64_t kind_of(uint64_t tag) noexcept nogil:
@@ -187,8 +208,8 @@ cdef inline uint64_t published(Runs* r, uint64_t position) noexcept nogil:
 
 
 cdef inline uint64_t waiting(Runs* r) noexcept nogil:
-    """Records that can be taken; while others push or pop it is a moment's truth, and
-    while blocks end it may be off by them.
+    """Records that can be taken; while others push or pop, only for a moment, and while
+    blocks end it may be off by them.
     """
     # `read` first: what is claimed in between then makes the answer too large. `absent`
     # is lowered before and raised after what it stands for, to the same end.
@@ -202,8 +223,8 @@ cdef inline uint64_t waiting(Runs* r) noexcept nogil:
 
 
 cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) noexcept nogil:
-    """How many records can be claimed at `write`, which is brought up to date where it
-    is too old to say; if there are `most`, at least as many.
+    """How many records can be claimed at `write`; where there is room for `most`, at
+    least as many. A `write` that is too old is loaded again.
     """
     cdef uint64_t free, tail
     while True:
@@ -219,14 +240,15 @@ cdef inline uint64_t room(Runs* r, word* seen, uint64_t most, uint64_t* write) n
         write[0] = load_relaxed(&r.cursors.write.position)
 
 
-cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
+cdef inline uint64_t claim(
+    Runs* r, word* seen, uint64_t most, bint contiguous, uint64_t* position
+) noexcept nogil:
     """Claim up to `most` records, not over the end of the memory if `contiguous`;
     returns how many. 0: no room.
 
-    seen: where `tail` was when somebody looked last: all that is asked while that
-        leaves room enough, since `tail` lies in a line that consumers write (measured
-        without a GIL, one thread pushing and one taking: 24 million a second rather
-        than 20).
+    seen: where `tail` was at the last load. It serves while it leaves room enough,
+        since `tail` lies in a line that consumers write (measured without a GIL, one
+        thread pushing and one taking: 24 million a second rather than 20).
     """
     cdef uint64_t write = load_relaxed(&r.cursors.write.position), free, count
     while True:
@@ -239,14 +261,14 @@ cdef inline uint64_t claim(Runs* r, word* seen, uint64_t most, bint contiguous, 
         if count == 0:
             return 0
         position[0] = write
-        # Shows nothing to anybody: the run is published by its tag.
+        # Shows nothing to consumers: the run is published by its tag.
         if exchange(r, &r.cursors.write.position, &write, write + count):
             return count
 
 
 cdef inline bint add_one(Runs* r, uint64_t* position) noexcept nogil:
-    """Claim one record of a ring that is alone and has room, without looking for what
-    can not be there; else nothing.
+    """Claim one record of a ring that is alone and has room, without a check for what
+    cannot be there; False, and nothing is changed, where there is no room.
     """
     cdef uint64_t write = load_relaxed(&r.cursors.write.position)
     if write - load_relaxed(&r.cursors.tail) > r.mask:
@@ -262,8 +284,7 @@ cdef inline void publish(Runs* r, uint64_t position, uint64_t count, uint64_t ki
 
 
 cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """Undo a claim made by a reservation: as if it had never been, or, if others have
-    claimed since, as a VOID run.
+    """Undo the claim of a reservation; if others have claimed since, make it a VOID run.
     """
     cdef uint64_t write = position + count
     fetch_add_relaxed(&r.cursors.absent, -count)
@@ -273,8 +294,8 @@ cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept no
 
 
 cdef inline void leave(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """The viewer or the passer-by is done with a HELD run: the first one makes it VOID,
-    and the second one frees it.
+    """The view has left a HELD run, or a consumer has passed it: the first of the two
+    makes it VOID, and the second frees it.
     """
     cdef uint64_t tag = make_tag(r, position, count, HELD)
     if not exchange(r, &r.index[position & r.mask], &tag, make_tag(r, position, count, VOID)):
@@ -284,12 +305,14 @@ cdef inline void leave(Runs* r, uint64_t position, uint64_t count) noexcept nogi
 # ---------------------------------------------------------------- consumers
 
 
-cdef inline uint64_t take(Runs* r, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
+cdef inline uint64_t take(
+    Runs* r, uint64_t most, bint contiguous, uint64_t* position
+) noexcept nogil:
     """Take up to `most` records, not over the end of the memory if `contiguous`;
     returns how many. 0: nothing there.
 
-    What was given back comes first. For the moment in which a part of it is taken, the
-    rest is not to be seen.
+    What was given back comes first. While a part of it is being taken, its rest cannot
+    be seen.
     """
     cdef uint64_t end, known, limit, count
     cdef Pair read, seen
@@ -324,7 +347,7 @@ cdef inline uint64_t take(Runs* r, uint64_t most, bint contiguous, uint64_t* pos
 
 
 cdef inline bint pass_void(Runs* r) noexcept nogil:
-    """Whether a run that holds nothing was next to be read; it no longer is."""
+    """Pass a run that holds nothing; returns whether one was next to be read."""
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t at = read.position, tag, count
     if read.rest != 0:
@@ -342,10 +365,10 @@ cdef inline bint pass_void(Runs* r) noexcept nogil:
 
 
 cdef inline void release(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """Free a range that was taken. Any order will do."""
+    """Free a range that was taken; ranges may come in any order."""
     cdef uint64_t tail = load_acquire(&r.cursors.tail)
     if tail == position:
-        # Nobody else moves `tail` from here, as no tag says that they may.
+        # No other thread moves `tail` from here: no tag says that it may.
         tail += count
         put_total(r, &r.cursors.tail, tail)  # T
     else:
@@ -371,10 +394,10 @@ cdef inline void advance(Runs* r, uint64_t tail) noexcept nogil:
 
 
 cdef inline bint find_one(Runs* r, uint64_t* position, uint64_t* known) noexcept nogil:
-    """Whether `pass_one` can take one record of a ring that is alone, of which no range
-    is out, and which; nothing is changed.
+    """Whether `pass_one` can take a record, and which: of a ring that is alone, and of
+    which no range is out. Nothing is changed.
 
-    With it, what `take` and `release` would do, without looking for what can not be
+    The two do what `take` and `release` would do, without a check for what cannot be
     there (measured: 3 ns less).
     """
     cdef uint64_t tail = load_relaxed(&r.cursors.tail)
@@ -402,10 +425,11 @@ cdef inline void rewind(Runs* r) noexcept nogil:
     in the cache and, the first time round, need not be touched. It is done by a VOID
     run up to the end: claimed, published and passed like any other.
     """
-    cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail, count = r.mask + 1 - (tail & r.mask)
+    cdef uint64_t tail = load_acquire(&r.cursors.tail), write = tail
+    cdef uint64_t count = r.mask + 1 - (tail & r.mask)
     if (tail & r.mask) * r.itemsize <= REWIND_BYTES or tail > MOST_POSITION >> 1:
         return
-    # Fails unless it is empty, and nobody is in the midst of anything.
+    # Fails unless it is empty, and no operation is under way.
     if exchange(r, &r.cursors.write.position, &write, tail + count):
         fetch_add_relaxed(&r.cursors.absent, count)
         publish(r, tail, count, VOID)
@@ -423,10 +447,11 @@ cdef inline uint64_t retake(Runs* r, uint64_t most, uint64_t* position) noexcept
     """Take up to `most` records of the oldest range that was given back; 0: another
     consumer was faster.
 
-    Looks at every slot from `tail` to that range. It is seldom far: `tail` stands still
-    until the range is released.
+    Goes through every slot from `tail` to that range, which is seldom far: `tail`
+    stands still until the range is released.
     """
-    cdef uint64_t at = load_acquire(&r.cursors.tail), end = load_acquire(&r.cursors.read.position), tag, count
+    cdef uint64_t at = load_acquire(&r.cursors.tail), end = load_acquire(&r.cursors.read.position)
+    cdef uint64_t tag, count
     while <int64_t>(end - at) > 0:
         tag = load_acquire(&r.index[at & r.mask])  # G
         if not is_of(r, tag, at) or kind_of(tag) == PUBLISHED:
@@ -439,7 +464,8 @@ cdef inline uint64_t retake(Runs* r, uint64_t most, uint64_t* position) noexcept
         if not exchange(r, &r.index[at & r.mask], &tag, 0):
             continue
         if count > most:
-            store_release(&r.index[(at + most) & r.mask], make_tag(r, at + most, count - most, RETURNED))  # G
+            tag = make_tag(r, at + most, count - most, RETURNED)
+            store_release(&r.index[(at + most) & r.mask], tag)  # G
             count = most
         else:
             fetch_add_relaxed(&r.cursors.returned, -1)

@@ -1,33 +1,38 @@
-"""Runs in a file that several processes share: what positions.pxd does, in steps after
-any of which a process may be killed.
+"""Runs in a file that several processes share: what positions.pxd does, in steps after any
+of which a process may be killed.
 
-As in positions.pxd, but for this. Everybody says in a slot what it is about to do
-(_shared/op_slots.pxd), and one participant at a time finishes what the dead had begun
-(_shared/shared_ring.pxd), while all others go on:
+As in positions.pxd, but for this. Each operation says in an op slot what it is about to
+do (_shared/op_slots.pxd), and one participant at a time finishes what dead ones had
+begun (_shared/shared_ring.pxd), while all others go on:
 
-    push    A hole, claimed and never published, becomes a VOID run, by one exchange in the index. Who claimed it, and how much,
-            is said there and in its slot.
-    take    What had been taken and not released becomes an ORPHAN, a range that consumers take from before all else. Nothing in
-            the ring changes by that, so it can be done again if whoever does it is killed.
-    release is one store, of `tail` or of a tag, and can be told from what is not released.
+    push     A hole, claimed and never published, becomes a VOID run, by one exchange in
+             the index, which names the op slot that says how much was claimed.
+    take     What had been taken and not released becomes an ORPHAN, a range that
+             consumers take from before all else. Nothing in the ring changes by that,
+             so it can be done again if the participant that does it is killed.
+    release  is one store, of `tail` or of a tag, and can be told from what is not
+             released.
 
 The rest of `read` holds how many records are known to be published from its position
-on, who took last and a turn. So that there is room for it, a run has at most MAX_RUN
-records. There are no RETURNED and HELD tags: a block that gives back makes an ORPHAN of
-itself, and a reservation that somebody still has a view of delays what was claimed
-after it until the view has gone.
+on, which slot took last and a turn. So that there is room for it, a run has at most
+MAX_RUN records. There are no RETURNED and HELD tags: a block that gives back makes an
+ORPHAN of itself, and a reservation of which there is still a view delays what was
+claimed after it until the view has gone.
 """
 
 from libc.stdint cimport uint64_t
 
-from ringbuf._core.atomics cimport cas_total, fetch_add_release, load_acquire, load_relaxed, store_release, word
+from ringbuf._core.atomics cimport (
+    cas_total, fetch_add_release, load_acquire, load_relaxed, store_release, word,
+)
 from ringbuf._core.pairs cimport Pair, load_pair, pair, same
 from ringbuf._records.positions cimport (
-    PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, published, release, room,
+    PUBLISHED, RELEASED, VOID, Runs, advance, count_of, is_of, kind_of, make_tag, published,
+    release, room,
 )
 from ringbuf._shared.op_slots cimport (
-    AMOUNT_BITS, FREE, ORPHAN, SEATS, SLOTS, ControlBlock, OpSlot, amount_of, begin_push, kind_of_slot, kind_of_state, make_rest, offer,
-    set_state, store_pair, turn_of, used_slots,
+    AMOUNT_BITS, FREE, ORPHAN, PARTICIPANTS, SLOTS, ControlBlock, OpSlot, amount_of, begin_push,
+    kind_of_slot, kind_of_state, make_rest, offer, set_state, store_pair, turn_of, used_slots,
 )
 from ringbuf._shared.shared_ring cimport Hooks, SharedRing, claim_at, lay_out, win_take
 
@@ -42,7 +47,7 @@ cdef enum:
 cdef inline uint64_t shared_claim(
     Runs* r, word* seen, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
 ) noexcept nogil:
-    """As `claim`, for at most MAX_RUN records. The slot speaks of it until
+    """As `claim`, for at most MAX_RUN records. The op slot describes it until
     `shared_publish`.
     """
     cdef Pair write = load_pair(&r.cursors.write)
@@ -62,7 +67,9 @@ cdef inline uint64_t shared_claim(
         write = load_pair(&r.cursors.write)
 
 
-cdef inline void shared_publish(Runs* r, OpSlot* slot, uint64_t position, uint64_t count, uint64_t kind) noexcept nogil:
+cdef inline void shared_publish(
+    Runs* r, OpSlot* slot, uint64_t position, uint64_t count, uint64_t kind
+) noexcept nogil:
     store_release(&r.index[position & r.mask], make_tag(r, position, count, kind))  # P
     set_state(slot, FREE)
 
@@ -70,8 +77,10 @@ cdef inline void shared_publish(Runs* r, OpSlot* slot, uint64_t position, uint64
 # ---------------------------------------------------------------- consumers
 
 
-cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position) noexcept nogil:
-    """As `take`, from `read`. The slot speaks of it until `shared_release`."""
+cdef inline uint64_t shared_take(
+    Runs* r, OpSlot* slot, uint64_t most, bint contiguous, uint64_t* position
+) noexcept nogil:
+    """As `take`, from `read`. The op slot describes it until `shared_release`."""
     cdef uint64_t end, known, limit, count
     cdef Pair read = load_pair(&r.cursors.read), seen  # M
     while True:
@@ -81,8 +90,7 @@ cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint cont
         while end - position[0] < limit:
             if known == 0:
                 known = published(r, end)
-                # What the index says from `write` on is of an earlier lap, or a
-                # forger's.
+                # What the index says from `write` on is of an earlier lap, or forged.
                 if known == 0 or known > MAX_RUN or end >= load_acquire(&r.cursors.write.position):
                     known = 0
                     break
@@ -103,7 +111,7 @@ cdef inline uint64_t shared_take(Runs* r, OpSlot* slot, uint64_t most, bint cont
 
 
 cdef inline bint shared_pass_void(Runs* r, OpSlot* slot) noexcept nogil:
-    """Whether a run that holds nothing was next to be read; it no longer is. It is
+    """Pass a run that holds nothing; returns whether one was next to be read. It is
     taken and released like any other range.
     """
     cdef Pair read = load_pair(&r.cursors.read)
@@ -111,7 +119,9 @@ cdef inline bint shared_pass_void(Runs* r, OpSlot* slot) noexcept nogil:
     if amount_of(read.rest) != 0:
         return False
     tag = load_acquire(&r.index[at & r.mask])  # P
-    if not is_of(r, tag, at) or kind_of(tag) != VOID or at >= load_acquire(&r.cursors.write.position):
+    if not is_of(r, tag, at) or kind_of(tag) != VOID:
+        return False
+    if at >= load_acquire(&r.cursors.write.position):
         return False
     count = count_of(r, tag)
     if win_take(r.shared, slot, 0, &read, pair(at + count, 0)):
@@ -126,7 +136,7 @@ cdef inline uint64_t take_orphan(
     was faster.
     """
     cdef OpSlot* dead = &r.shared.control.slots[orphan]
-    cdef uint64_t state = load_acquire(&dead.state), count  # S
+    cdef uint64_t state = load_acquire(&dead.state), count, rest  # S
     cdef Pair seen = load_pair(&dead.left)
     count = min(most, load_acquire(&dead.after.position) - seen.position)
     # The state has a version: if it is the same, what was read in between is one thing.
@@ -135,32 +145,38 @@ cdef inline uint64_t take_orphan(
     if contiguous:
         count = min(count, r.mask + 1 - (seen.position & r.mask))
     position[0] = seen.position
-    if win_take(r.shared, slot, orphan + 1, &seen, pair(seen.position + count, make_rest(0, 0, turn_of(seen.rest)))):
+    rest = make_rest(0, 0, turn_of(seen.rest))
+    if win_take(r.shared, slot, orphan + 1, &seen, pair(seen.position + count, rest)):
         return count
     return 0
 
 
-cdef inline void shared_release(Runs* r, OpSlot* slot, uint64_t position, uint64_t count) noexcept nogil:
+cdef inline void shared_release(
+    Runs* r, OpSlot* slot, uint64_t position, uint64_t count
+) noexcept nogil:
     release(r, position, count)
     set_state(slot, FREE)
 
 
-cdef inline void leave_orphan(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
+cdef inline void leave_orphan(
+    ControlBlock* control, OpSlot* slot, uint64_t position
+) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `position` on is left."""
-    # What is known behind it is not its business: an empty one has the same place in
-    # both words.
+    # Without the number of records that are known behind it: an ORPHAN is empty when its
+    # two words have the same place.
     store_pair(&slot.after, pair(load_relaxed(&slot.after.position), 0))
     offer(slot, pair(position, 0))
     fetch_add_release(&control.deaths, 1)
 
 
 cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
-    """Records that were pushed and not yet taken. It goes from run to run, and over
-    what is claimed and not published.
+    """Records that were pushed and not yet taken. Goes from run to run, and over what is
+    claimed and not published.
     """
     cdef Pair read = load_pair(&r.cursors.read)
-    cdef uint64_t count = amount_of(read.rest), at = read.position + count, end = load_acquire(&r.cursors.write.position), tag
-    cdef uint64_t seat, i
+    cdef uint64_t count = amount_of(read.rest), at = read.position + count
+    cdef uint64_t end = load_acquire(&r.cursors.write.position), tag
+    cdef uint64_t participant, i
     cdef OpSlot* slot
     while at < end and at - read.position <= r.mask:
         tag = load_acquire(&r.index[at & r.mask])
@@ -170,15 +186,15 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
         else:
             at += 1
     if load_relaxed(&r.shared.control.deaths) != 0:
-        for seat in range(<uint64_t>SEATS):
-            for i in range(used_slots(r.shared.control, seat)):
-                slot = &r.shared.control.slots[seat * SLOTS + i]
+        for participant in range(<uint64_t>PARTICIPANTS):
+            for i in range(used_slots(r.shared.control, participant)):
+                slot = &r.shared.control.slots[participant * SLOTS + i]
                 if kind_of_slot(slot) == ORPHAN:
                     count += load_acquire(&slot.after.position) - load_acquire(&slot.left.position)
     return min(count, r.mask + 1)
 
 
-# ---------------------------------------------------------------- the dead: Hooks of _shared/shared_ring.pxd
+# ---------------------------------------------------------------- Hooks of _shared/shared_ring.pxd
 
 
 cdef inline void share_runs(Runs* r, SharedRing* s, ControlBlock* control) noexcept:
@@ -209,10 +225,13 @@ cdef inline void advance_runs(void* ring) noexcept nogil:
     advance(<Runs*>ring, load_acquire(&(<Runs*>ring).cursors.tail))
 
 
-cdef inline bint fill_run_hole(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil:
+cdef inline bint fill_run_hole(
+    void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone
+) noexcept nogil:
     """Make a VOID run of it."""
     cdef Runs* r = <Runs*>ring
-    cas_total(&r.index[before.position & r.mask], &tag, make_tag(r, before.position, after.position - before.position, VOID))  # P
+    cdef uint64_t void = make_tag(r, before.position, after.position - before.position, VOID)
+    cas_total(&r.index[before.position & r.mask], &tag, void)  # P
     return True
 
 

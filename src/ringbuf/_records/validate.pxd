@@ -1,11 +1,11 @@
-"""Whether what lies in the file of a ring of records makes sense.
+"""Validation of the file of a ring of records, before a process trusts it.
 
-Asked by who attaches while nobody else takes part, before it tidies up: then nothing
-moves, and all that was begun is said in slots. All that the others rely on is looked
-at: where positions lead, which run begins where and how long it is, what was taken by
-whom and what of it released. So a damaged file is refused when it is opened, and can
-neither hang nor crash those who use it. Payloads are not looked at, nor is what the
-index says from `write` on: nobody believes it.
+Done at an attach while no other process takes part, before it tidies up: then nothing
+moves, and all that was begun is said in op slots. All that the ring relies on is
+checked: where positions lead, which run begins where and how long it is, which slot
+took what and what of it is released. So a damaged file is refused when it is opened,
+and can neither hang nor crash its users. Payloads are not checked, nor is what the
+index says from `write` on: no code believes it.
 """
 
 from libc.stdint cimport uint64_t
@@ -19,10 +19,12 @@ from ringbuf._shared.ranges cimport Range, collect_ranges
 
 
 cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
-    """What is wrong with it, or NULL. `ranges`: room for MOST_RANGES."""
+    """What is wrong with the ring, or NULL. `ranges`: room for MOST_RANGES."""
     cdef Pair read = load_pair(&r.cursors.read)
-    cdef uint64_t tail = load_acquire(&r.cursors.tail), at = read.position, position = at + amount_of(read.rest), tag, i, count
-    cdef uint64_t write = load_acquire(&r.cursors.write.position), limit = tail + r.mask + 1, taken = 0
+    cdef uint64_t tail = load_acquire(&r.cursors.tail), at = read.position
+    cdef uint64_t position = at + amount_of(read.rest), tag, i, count
+    cdef uint64_t write = load_acquire(&r.cursors.write.position), limit = tail + r.mask + 1
+    cdef uint64_t taken = 0
     cdef const char* damage
     cdef OpSlot* slot
     if not tail <= at <= position <= write <= limit or write > MOST_POSITION:
@@ -42,8 +44,8 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
             i = min((write if position < write else limit) - position, <uint64_t>MAX_RUN)
             if not has_claimed(slot, pair(position, 0), i):
                 if position == write:
-                    break  # whoever claims there puts its own tag in its place
-                return b"its index names one who claimed nothing"
+                    break  # the next claim there replaces that tag
+                return b"its index names a slot that claimed nothing"
             count = load_acquire(&slot.after.position) - position
         elif position == write:
             break
@@ -57,9 +59,11 @@ cdef inline const char* damage_of_runs(Runs* r, Range* ranges) noexcept nogil:
     return NULL
 
 
-cdef inline const char* damage_of_taken(Runs* r, uint64_t tail, uint64_t read, Range* ranges, uint64_t count) noexcept nogil:
-    """What is wrong with what lies between them: each range there is released, or held
-    by a slot.
+cdef inline const char* damage_of_taken(
+    Runs* r, uint64_t tail, uint64_t read, Range* ranges, uint64_t count
+) noexcept nogil:
+    """What is wrong with what lies between `tail` and `read`: each range there must be
+    released, or held by an op slot.
     """
     cdef uint64_t position = tail, next = 0, tag, end
     cdef bint is_held
@@ -73,7 +77,7 @@ cdef inline const char* damage_of_taken(Runs* r, uint64_t tail, uint64_t read, R
         elif is_held:
             end = ranges[next].end.position
         else:
-            return b"it has records that were taken, and nobody holds them"
+            return b"it has records that were taken, and no slot holds them"
         next += is_held
         position = end
     if next < count:

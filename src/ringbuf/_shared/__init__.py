@@ -1,3 +1,1 @@
-"""What processes share: a file, the seats in it, what each is about to do, and how they
-wait.
-"""
+"""What processes share: a file, its participants, their operations, and their waits."""

@@ -59,4 +59,4 @@ cdef class Mapping:
         PyBuffer_FillInfo(view, self, self._at, self._size, 0, flags)
 
     def __reduce__(self):
-        raise TypeError("a Mapping belongs to one process and can not be copied or pickled")
+        raise TypeError("a Mapping belongs to one process and cannot be copied or pickled")

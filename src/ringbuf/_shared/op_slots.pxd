@@ -1,31 +1,36 @@
-"""Slots: what everybody who works on a shared ring says that it is about to do, so that
-others can finish it if it dies.
+"""Op slots: each operation on a shared ring says in one what it is about to do, so that
+other participants can finish it if its process dies.
 
-A slot stands for one operation. It lies in the shared file and is written by its owner
-alone, but for what is said below. A seat (see shared_file.py) has SLOTS of them, so a
-slot is dead when its seat's holder is.
+An op slot stands for one operation. It lies in the shared file, and only its owner
+writes it, but for what is said below. A participant slot (see participant_locks.pyx)
+has SLOTS of them; they are dead when the process that holds the participant slot is.
 
-    FREE ──> PUSHING ──────────────> FREE            a push: from before its claim until after its publishing
-    FREE ──> PREPARED ──> HELD ────> FREE            a take: from before its exchange until after its release
-                            └──> ORPHAN ──> FREE     a take whose process died: what it had not released is taken again
+A push, from before its claim until after its publishing:
 
-Either kind replaces a source word, which is a pair, by another: the slot says what it
-replaces (`before`) and what it puts there (`after`), before it does so. Source words
-are the ring's `write` for a push; for a take its `read`, or `left` of an ORPHAN.
+    FREE ──> PUSHING ──> FREE
+
+A take, from before its exchange until after its release; what a dead process had not
+released becomes an ORPHAN, which is taken again:
+
+    FREE ──> PREPARED ──> HELD ──> FREE
+                            └────> ORPHAN ──> FREE
+
+Either replaces a source word, which is a pair, by another: the op slot says what is
+replaced (`before`) and by what (`after`), before it is done. Source words are the
+ring's `write` for a push; for a take its `read`, or `left` of an ORPHAN.
 
 Push. One exchange in the index, where the tag will stand, claims: until it is published
-a claim tag there names the slot. `write` moves after that, by whoever is first. So it
-is known at every moment who has claimed at a position, and how much, and nobody has to
-be asked: a participant that loses the race for a position leaves nothing to recover,
-whether it runs, is stopped or dead. What a dead one had claimed is filled at once; what
-a living one has claimed and not published is passed over, and it alone delays the sight
-of what follows.
+a claim tag there names the op slot. `write` moves after that; the first participant
+that sees the claim moves it. So it is known at every moment which slot has claimed at a
+position, and how much, and no participant has to be asked: one that loses the race for
+a position leaves nothing to recover, whether it runs, is stopped or dead. What a dead
+participant had claimed is filled at once. What a living one has claimed and not
+published is passed over, and it alone delays the sight of what follows.
 
-Take. The exchange of the source word puts into it which slot took, so that the next one
-knows whom to ask: it says HELD in that slot, if that is not said yet, before it
-exchanges the word itself. So a PREPARED slot whose `after` the source word does not
-show has not taken anything, and no moment is left at which a kill could leave it open
-who has what.
+Take. The exchange of the source word puts into it which op slot took. The next taker
+first says HELD in that slot, if that is not said yet, and then exchanges the word
+itself. So a PREPARED slot whose `after` the source word does not show has not taken
+anything, and a kill leaves no moment at which it is open which slot has what.
 
 Numbers. A position is whole and never comes again, so neither does a value of `write`
 or `read`. `left` could begin twice at one position; its turn tells an ORPHAN from every
@@ -34,9 +39,11 @@ has another one, so that a HELD that comes late changes nothing.
 
 Pairs of release and acquire:
 
-    S  store of `state`, after what it describes   ->  load of it in `help_taker` and by those who tidy up
-    B  exchange of a source word                   ->  load of it by the others: the slot that says so
-    C  exchange of a word of the index: a claim    ->  load of it by the others: the slot that it names
+    S  store of `state`, after what it describes
+       ->  load of it in `help_taker` and by the participant that tidies up
+    B  exchange of a source word  ->  load of it by others: the slot that says so
+    C  exchange of a word of the index: a claim
+       ->  load of it by others: the slot that it names
 """
 
 from libc.stdint cimport uint64_t
@@ -46,12 +53,14 @@ from ringbuf._core.pairs cimport Pair, PairWord, load_pair, pair, same
 
 
 cdef enum:
-    SEATS = 32
-    SLOTS = 64            # of a seat: a word has a bit for each
-    NOBODY = 0            # in a source word; who took is the number of the slot + 1, at most SEATS * SLOTS
-    AMOUNT_BITS = 12      # of the rest of a source word: how far into a frame, or how many records are known
-    WHO_BITS = 12
+    PARTICIPANTS = 32
+    SLOTS = 64            # of a participant: a word has a bit for each
+    # The parts of the rest of a source word: how far into a frame, or how many records
+    # are known; which op slot took, its number + 1; and a turn.
+    AMOUNT_BITS = 12
+    TAKER_BITS = 12
     TURN_BITS = 40
+    NO_TAKER = 0          # in the place of a slot's number + 1
 
 
 # Of a claim tag: CLAIMED, the number of the slot, as much of the position as there is
@@ -92,34 +101,36 @@ cdef struct OpSlot:
     PairWord left         # of an ORPHAN: where what is left of it begins
 
 
-# Of a seat; in shared memory.
+# Of one participant; in shared memory.
 cdef struct ParticipantSlot:
-    word used             # its slots from this one on have never been used
-    word listens          # not 0: its holder's event loop wants to be called when there is something to take (_core/ready_fd.py)
+    word used             # its op slots from this one on have never been used
+    # Not 0: an event loop of its process wants to be called when there is something to
+    # take (_core/ready_fd.py).
+    word listens
     word pad[6]
 
 
 # What lies at the start of a shared ring's body.
 cdef struct ControlBlock:
-    word deaths           # goes up when slots become ORPHAN: who has seen it need not look again
+    word deaths           # goes up when slots become ORPHAN: tells whether to look again
     word pad[7]
-    ParticipantSlot seats[SEATS]
-    OpSlot slots[SEATS * SLOTS]
+    ParticipantSlot participants[PARTICIPANTS]
+    OpSlot slots[PARTICIPANTS * SLOTS]
 
 
 # ---------------------------------------------------------------- the rest of a source word
 
 
-cdef inline uint64_t make_rest(uint64_t amount, uint64_t who, uint64_t turn) noexcept nogil:
-    return amount << (WHO_BITS + TURN_BITS) | who << TURN_BITS | turn
+cdef inline uint64_t make_rest(uint64_t amount, uint64_t taker, uint64_t turn) noexcept nogil:
+    return amount << (TAKER_BITS + TURN_BITS) | taker << TURN_BITS | turn
 
 
 cdef inline uint64_t amount_of(uint64_t rest) noexcept nogil:
-    return rest >> (WHO_BITS + TURN_BITS)
+    return rest >> (TAKER_BITS + TURN_BITS)
 
 
-cdef inline uint64_t who_of(uint64_t rest) noexcept nogil:
-    return rest >> TURN_BITS & ((1 << WHO_BITS) - 1)
+cdef inline uint64_t taker_of(uint64_t rest) noexcept nogil:
+    return rest >> TURN_BITS & ((1 << TAKER_BITS) - 1)
 
 
 cdef inline uint64_t turn_of(uint64_t rest) noexcept nogil:
@@ -143,13 +154,14 @@ cdef inline uint64_t kind_of_slot(OpSlot* slot) noexcept nogil:
 
 
 cdef inline void set_state(OpSlot* slot, uint64_t kind) noexcept nogil:
-    """Say something else of the same operation."""
-    store_release(&slot.state, load_relaxed(&slot.state) & ~<uint64_t>((1 << STATE_BITS) - 1) | kind)  # S
+    """Change the kind, for the same operation."""
+    cdef uint64_t version = load_relaxed(&slot.state) & ~<uint64_t>((1 << STATE_BITS) - 1)
+    store_release(&slot.state, version | kind)  # S
 
 
 cdef inline void store_pair(PairWord* w, Pair value) noexcept nogil:
-    """Of a pair that nobody exchanges meanwhile. The rest first: an ORPHAN's turn makes
-    a pair of its own at once.
+    """Store a pair that is not exchanged meanwhile. The rest first: an ORPHAN's turn
+    makes a pair of its own at once.
     """
     store_release(&w.rest, value.rest)
     store_release(&w.position, value.position)
@@ -159,15 +171,15 @@ cdef inline uint64_t number_of(ControlBlock* control, OpSlot* slot) noexcept nog
     return <uint64_t>(slot - control.slots)
 
 
-cdef inline uint64_t used_slots(ControlBlock* control, uint64_t seat) noexcept nogil:
-    return min(load_acquire(&control.seats[seat].used), <uint64_t>SLOTS)
+cdef inline uint64_t used_slots(ControlBlock* control, uint64_t participant) noexcept nogil:
+    return min(load_acquire(&control.participants[participant].used), <uint64_t>SLOTS)
 
 
-cdef inline bint is_clean(ControlBlock* control, uint64_t seat) noexcept nogil:
-    """Whether nothing in the slots of this seat waits for anybody."""
+cdef inline bint is_clean(ControlBlock* control, uint64_t participant) noexcept nogil:
+    """Whether no op slot of this participant has anything to finish or to take."""
     cdef uint64_t i
-    for i in range(used_slots(control, seat)):
-        if kind_of_slot(&control.slots[seat * SLOTS + i]) != FREE:
+    for i in range(used_slots(control, participant)):
+        if kind_of_slot(&control.slots[participant * SLOTS + i]) != FREE:
             return False
     return True
 
@@ -177,7 +189,10 @@ cdef inline bint is_of_dead(ControlBlock* control, OpSlot* slot, const bint* dea
 
 
 cdef inline bint is_empty_orphan(OpSlot* slot) noexcept nogil:
-    return kind_of_slot(slot) == ORPHAN and same(place_in(load_pair(&slot.left)), place_in(load_pair(&slot.after)))
+    return (
+        kind_of_slot(slot) == ORPHAN
+        and same(place_in(load_pair(&slot.left)), place_in(load_pair(&slot.after)))
+    )
 
 
 # ---------------------------------------------------------------- pushes
@@ -191,8 +206,8 @@ cdef inline void begin_push(OpSlot* slot, Pair before, Pair after) noexcept nogi
 
 
 cdef inline bint has_claimed(OpSlot* slot, Pair write, uint64_t most) noexcept nogil:
-    """Whether a slot that the index names as having claimed at this `write` says so
-    too, and no more than `most`.
+    """Whether a slot that the index names as the claimer at this `write` says so too,
+    and claims no more than `most`.
     """
     cdef uint64_t end = load_acquire(&slot.after.position)
     return (
@@ -201,26 +216,30 @@ cdef inline bint has_claimed(OpSlot* slot, Pair write, uint64_t most) noexcept n
     )
 
 
-cdef inline uint64_t claim_tag(ControlBlock* control, OpSlot* slot, uint64_t position) noexcept nogil:
-    """What the index says at `position` while it is claimed and not published. Like no
-    other tag, as no position has that bit.
+cdef inline uint64_t claim_tag(
+    ControlBlock* control, OpSlot* slot, uint64_t position
+) noexcept nogil:
+    """What the index says at `position` while it is claimed and not published. No other
+    tag is like it, as no position has that bit.
     """
     return CLAIMED | number_of(control, slot) << POSITION_BITS | position & POSITION_MASK
 
 
 cdef inline OpSlot* claimer(ControlBlock* control, uint64_t tag, uint64_t position) noexcept nogil:
-    """Who claimed at `position`, if this tag in its place in the index says so; else
-    NULL.
+    """The slot that claimed at `position`, if this tag in its place in the index says
+    so; else NULL.
     """
     if tag & CLAIMED == 0 or (tag ^ position) & POSITION_MASK != 0:
         return NULL
-    return &control.slots[tag >> POSITION_BITS & (SEATS * SLOTS - 1)]
+    return &control.slots[tag >> POSITION_BITS & (PARTICIPANTS * SLOTS - 1)]
 
 
 # ---------------------------------------------------------------- takes
 
 
-cdef inline void prepare_take(OpSlot* slot, uint64_t source, Pair before, Pair after) noexcept nogil:
+cdef inline void prepare_take(
+    OpSlot* slot, uint64_t source, Pair before, Pair after
+) noexcept nogil:
     cdef uint64_t version = load_relaxed(&slot.state) >> STATE_BITS
     # FREE under a new version first: a late helper of an earlier preparation must not
     # find its own state beside new words.
@@ -233,16 +252,19 @@ cdef inline void prepare_take(OpSlot* slot, uint64_t source, Pair before, Pair a
 
 
 cdef inline void help_taker(ControlBlock* control, uint64_t source, Pair seen) noexcept nogil:
-    """Say HELD for whoever put `seen` into this source word, if it has not done so
-    itself.
+    """Say HELD for the slot that put `seen` into this source word, if it has not said
+    so itself.
     """
-    cdef uint64_t who = who_of(seen.rest), state
+    cdef uint64_t taker = taker_of(seen.rest), state
     cdef OpSlot* slot
-    if who == NOBODY or who > SEATS * SLOTS:
+    if taker == NO_TAKER or taker > PARTICIPANTS * SLOTS:
         return
-    slot = &control.slots[who - 1]
+    slot = &control.slots[taker - 1]
     state = load_acquire(&slot.state)  # S
-    if kind_of_state(state) == PREPARED and same(load_pair(&slot.after), seen) and load_acquire(&slot.source) == source:
+    if (
+        kind_of_state(state) == PREPARED and same(load_pair(&slot.after), seen)
+        and load_acquire(&slot.source) == source
+    ):
         # Fails if it has said so, or has come further.
         cas_total(&slot.state, &state, state & ~<uint64_t>((1 << STATE_BITS) - 1) | HELD)
 
@@ -251,8 +273,8 @@ cdef inline void offer(OpSlot* slot, Pair start) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `start`, a position and an amount, is
     left.
     """
-    # Another turn than any before it in this slot, so that nobody takes from this one
-    # what it saw in an earlier one.
+    # Another turn than any before it in this slot, so that no take from this ORPHAN is
+    # one that was found in an earlier one.
     cdef uint64_t turn = turn_of(load_relaxed(&slot.left.rest) + 1)
-    store_pair(&slot.left, pair(start.position, make_rest(start.rest, NOBODY, turn)))
+    store_pair(&slot.left, pair(start.position, make_rest(start.rest, NO_TAKER, turn)))
     set_state(slot, ORPHAN)

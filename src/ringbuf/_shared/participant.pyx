@@ -1,24 +1,25 @@
 # cython: freethreading_compatible=True
-"""Participant: one process's part in a shared ring: its seats and slots, and its watch
-over the others.
+"""Participant: one process's part in a shared ring: its participant slots and op slots, and
+its watch over the other participants.
 
-All threads of the process that use one ring object share one Participant; slots go from
-hand to hand without a lock. See op_slots.pxd for what a slot is and seat_locks.pyx for
-what a seat is.
+All threads of the process that use one ring object share one Participant; op slots go
+from thread to thread without a lock. See op_slots.pxd for what an op slot is and
+participant_locks.pyx for what a participant slot is.
 
-Seats are taken at need. To attach, a process tidies up and looks whether the ring is
-whole, with the lock for that; from then on it attends, and until it first needs a slot
-it has no seat and changes nothing in the ring. So while no seat is taken nobody works
-on it, whoever attends, and it can be looked through.
+Participant slots are taken at need. To attach, a process tidies up and checks that the
+ring is whole, under the lock for tidying up; from then on it attends. It takes no slot,
+and changes nothing in the ring, until its first operation. So while no participant slot
+is taken no process works on the ring, however many attend, and it can be validated.
 
-A fork leaves the child without a seat (see SeatLocks.watch), so that its first
-operation takes one, and tidies up then, as the first of any process does. `epoch` says
-that what was begun before belongs to the parent.
+A fork leaves the child without a slot (see ParticipantLocks.watch): its first operation
+takes one, and tidies up then, as the first of any process does. `epoch` says that what
+was begun before belongs to the parent.
 
-Closing. `close` takes all slots out of use: those that are free, and those of takes
-that rest, which are for others from then on. An operation under way in another thread,
-and a block that is open, keep the seat until they give their slot back; then it is
-left. So nobody ever has the seat of somebody who still works.
+Closing. `close` takes all op slots out of use: those that are free, and those of takes
+that rest, which are offered to others from then on. An operation under way in another
+thread, and a block that is open, keep the participant slot until they give their op
+slot back; then the participant slot is left. So no process ever gets the slot of a
+participant that still works.
 """
 
 cimport cython
@@ -27,14 +28,15 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from ringbuf._core.atomics cimport (
-    cas_acq_rel, cas_total, exchange_total, fetch_add_total, fetch_or_total, fetch_sub_total, load_acquire, load_relaxed,
-    load_total, store_relaxed, store_release, store_total, word,
+    cas_acq_rel, cas_total, exchange_total, fetch_add_total, fetch_or_total, fetch_sub_total,
+    load_acquire, load_relaxed, load_total, store_relaxed, store_release, store_total, word,
 )
 from ringbuf._core.eventcount cimport have_barrier
 from ringbuf._core.pairs cimport PAIRS_ARE_LOCK_FREE, Pair, is_before, load_pair
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport (
-    ORPHAN, SEATS, SLOTS, OpSlot, is_clean, is_empty_orphan, kind_of_slot, place_in, used_slots,
+    ORPHAN, PARTICIPANTS, SLOTS, OpSlot, is_clean, is_empty_orphan, kind_of_slot, place_in,
+    used_slots,
 )
 from ringbuf._shared.ranges cimport MOST_RANGES, Range
 from ringbuf._shared.shared_ring cimport tidy_up
@@ -53,22 +55,24 @@ cdef extern from *:
     int lowest_bit "ringbuf_lowest_bit"(uint64_t bits) noexcept nogil
 
 cdef enum:
-    # How often (ns) those who find nothing to do look for the dead: a thousandth of a
-    # core at most, measured at 1 us a look.
+    # How often (ns) an operation that finds nothing checks for dead participants: a
+    # thousandth of a core at most, at 1 us a check (measured).
     LOOK_NS = 1000000
-    # How long (ns) to wait for a seat while somebody else tidies up.
+    # How long (ns) to wait for a slot while another process tidies up.
     JOIN_NS = 10000000000
-    # In `error` of _sit_down, beside errnos.
+    # In `error` of _take_participant_slot, beside errnos.
     ALL_TAKEN = -1
 
 # In _at_work: close() has left this take to others.
 cdef uint64_t ABANDONED = <uint64_t>1 << 63
 
 
-@cython.no_gc  # so that `locks` is still there when it is deallocated; nothing that it refers to can refer back
+# So that `locks` is still there when it is deallocated; nothing that it refers to can
+# refer back.
+@cython.no_gc
 @cython.final
 cdef class Participant:
-    """Made by a ring for its file; not for others."""
+    """One for a ring of a file and all its handles; made by the ring."""
 
     def __init__(self, file):
         self.file = file
@@ -76,20 +80,20 @@ cdef class Participant:
     def __dealloc__(self):
         if self.locks is not None:
             self.locks.watch(NULL, NULL)
-        for seat in range(SEATS):
-            PyMem_Free(self._at_work[seat])
+        for participant in range(PARTICIPANTS):
+            PyMem_Free(self._at_work[participant])
 
     cdef _join(self, Judge judge):
-        """Take part: tidy up after all who died. SharedFileError if what is there makes
-        no sense.
+        """Take part: tidy up after all that died. SharedFileError if the ring is damaged.
         """
         if not PAIRS_ARE_LOCK_FREE:
             raise NotImplementedError(
-                f"{self.file.path}: a ring in a file needs a processor that exchanges 16 bytes at once: use a ring without a path"
+                f"{self.file.path}: a ring in a file needs a processor that exchanges 16 bytes at "
+                "once: use a ring without a path"
             )
         self._judge = judge
         store_relaxed(&self._seen_deaths, UINT64_MAX)
-        have_barrier()  # so that those who wait need not wait longer than what this process does
+        have_barrier()  # registers this process: its waiting operations rely on that
         self._attend()
 
     cdef _attend(self):
@@ -99,18 +103,18 @@ cdef class Participant:
         if ranges == NULL:
             raise MemoryError()
         self.locks = self.file.locks
-        self.locks.watch(&self._seats, &self.epoch)
+        self.locks.watch(&self._own, &self.epoch)
         try:
             self._begin_tidying()
             with nogil:
-                # Where a seat is taken, others have found the ring whole and work on
-                # it. Where none is, nobody has taken a number from it yet who could
-                # still be there, nor can anybody come until we are done.
+                # Where a slot is taken, others have found the ring whole and work on
+                # it. Where none is, no process works on it, and none can begin until
+                # this is done.
                 taken = self._is_any_taken()
                 if not taken:
                     damage = self._judge(self.ring.ring, ranges)
                 if damage == NULL:
-                    self._look(not taken and not self.locks.others_attend())
+                    self._tidy_up(not taken and not self.locks.others_attend())
                     self.locks.attend()
                 self.locks.end_tidying()
         finally:
@@ -119,7 +123,7 @@ cdef class Participant:
             raise SharedFileError(f"{self.file.path} is damaged: {damage.decode()}")
 
     cdef int _begin_tidying(self) except -1:
-        """Until `end_tidying` nobody else tidies up or takes a seat.
+        """Until `end_tidying` no other process tidies up or takes a slot.
 
         No Python code may run until then: a collection, or a signal's handler, that
         uses the ring would wait for its own thread.
@@ -135,44 +139,49 @@ cdef class Participant:
             if begun < 0:
                 raise OSError(-begun, os.strerror(-begun), self.file.path)
             if steady_ns() > deadline:
-                raise TimeoutError(f"{self.file.path}: another process has been tidying up for {JOIN_NS // 10**9} s")
+                raise TimeoutError(
+                    f"{self.file.path}: another process has been tidying up for {JOIN_NS // 10**9} "
+                    "s"
+                )
             time.sleep(0.001)
 
-    # ---------------------------------------------------------------- slots
+    # ---------------------------------------------------------------- op slots
 
-    cdef int64_t slot(self) except -1:
-        """The number of a slot for one operation; give it back. Takes another seat
-        where all of ours are full.
+    cdef int64_t op_slot(self) except -1:
+        """The number of an op slot for one operation; give it back. Takes another
+        participant slot where all of ours are full.
 
-        Raises ValueError where the ring is closed, RuntimeError where all seats are
-        taken, and OSError where a forked child can not open the file; a later call
-        tries again.
+        Raises ValueError where the ring is closed, RuntimeError where all participant
+        slots are taken, and OSError where a forked child cannot open the file; a later
+        call tries again.
         """
-        cdef int64_t number = self._free_slot()
+        cdef int64_t number = self._free_op_slot()
         while number < 0:
-            number = self._slot_of_another_seat()
+            number = self._op_slot_of_another()
         return number
 
-    cdef int64_t _free_slot(self) noexcept nogil:
-        cdef uint64_t seats = load_acquire(&self._seats), bits, used
-        cdef int seat, bit
-        while seats != 0:
-            seat = lowest_bit(seats)
-            bits = load_relaxed(&self._free[seat])
+    cdef int64_t _free_op_slot(self) noexcept nogil:
+        cdef uint64_t ours = load_acquire(&self._own), bits, used
+        cdef word* slots_used
+        cdef int participant, bit
+        while ours != 0:
+            participant = lowest_bit(ours)
+            bits = load_relaxed(&self._free[participant])
             while bits != 0:
                 bit = lowest_bit(bits)
-                if cas_acq_rel(&self._free[seat], &bits, bits & ~(<uint64_t>1 << bit)):
-                    used = load_relaxed(&self.control.seats[seat].used)
+                if cas_acq_rel(&self._free[participant], &bits, bits & ~(<uint64_t>1 << bit)):
+                    slots_used = &self.control.participants[participant].used
+                    used = load_relaxed(slots_used)
                     while used <= <uint64_t>bit:
-                        if cas_acq_rel(&self.control.seats[seat].used, &used, bit + 1):
+                        if cas_acq_rel(slots_used, &used, bit + 1):
                             break
-                    return seat * SLOTS + bit
-            seats &= seats - 1
+                    return participant * SLOTS + bit
+            ours &= ours - 1
         return -1
 
-    cdef int64_t _slot_of_another_seat(self) except -2:
-        """A slot, of a new seat if no other thread has taken one meanwhile; -1: others
-        were faster.
+    cdef int64_t _op_slot_of_another(self) except -2:
+        """An op slot, of a new participant slot if no other thread has taken one
+        meanwhile; -1: others were faster.
         """
         cdef int64_t number
         cdef int error = 0
@@ -180,12 +189,12 @@ cdef class Participant:
             raise ValueError("the ring is closed")
         self.file.reopen()
         self._begin_tidying()
-        number = self._free_slot()
+        number = self._free_op_slot()
         if number < 0:
-            number = self._sit_down(&error)
+            number = self._take_participant_slot(&error)
         self.locks.end_tidying()
         if load_total(&self._closing):
-            # Whoever closed may not have seen this seat.
+            # `close` may not have seen this participant slot.
             if number >= 0:
                 self.give_back(number)
             with nogil:
@@ -197,120 +206,125 @@ cdef class Participant:
             raise OSError(error, os.strerror(error), self.file.path)
         if error == ALL_TAKEN:
             raise RuntimeError(
-                f"{self.file.path}: all {SEATS} seats are taken, by processes or by batches of {SLOTS} operations: "
-                "release what was taken, or let fewer processes attach"
+                f"{self.file.path}: all {PARTICIPANTS} participant slots are taken, by processes "
+                f"or by batches of {SLOTS} operations: release what was taken, or let fewer "
+                "processes attach"
             )
         return number
 
-    cdef int64_t _sit_down(self, int* error) noexcept:
-        """Tidy up and take a seat, as the only one who does; a slot of it.
+    cdef int64_t _take_participant_slot(self, int* error) noexcept:
+        """Tidy up and take a participant slot, under the lock for tidying up; returns an
+        op slot of it.
 
-        -1: there is none, where `error` says why, by an errno or ALL_TAKEN; or others
+        -1: there is none, and `error` says why, by an errno or ALL_TAKEN; or others
         were faster.
         """
-        cdef int seat, taken
+        cdef int participant, taken
         cdef uint64_t i
         cdef word* at_work
         with nogil:
-            self._look(False)
+            self._tidy_up(False)
             self.locks.attend()
-        for seat in range(SEATS):
-            if not is_clean(self.control, seat):
+        for participant in range(PARTICIPANTS):
+            if not is_clean(self.control, participant):
                 continue
-            if self._at_work[seat] == NULL:
-                self._at_work[seat] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
-                if self._at_work[seat] == NULL:
+            if self._at_work[participant] == NULL:
+                self._at_work[participant] = <word*>PyMem_Calloc(SLOTS, sizeof(word))
+                if self._at_work[participant] == NULL:
                     error[0] = ENOMEM
                     return -1
-            taken = self.locks.take(seat)
+            taken = self.locks.take(participant)
             if taken < 0:
                 error[0] = -taken
                 return -1
             if taken == 0:
                 continue
-            at_work = self._at_work[seat]
+            at_work = self._at_work[participant]
             for i in range(<uint64_t>SLOTS):
                 store_relaxed(&at_work[i], 1)
             store_relaxed(&self._seen_deaths, UINT64_MAX)
-            store_release(&self._free[seat], UINT64_MAX)
-            fetch_or_total(&self._seats, <uint64_t>1 << seat)
-            return self._free_slot()
+            store_release(&self._free[participant], UINT64_MAX)
+            fetch_or_total(&self._own, <uint64_t>1 << participant)
+            return self._free_op_slot()
         error[0] = ALL_TAKEN
         return -1
 
-    cdef int first_seat(self) except -1:
-        """One of the seats that are ours; taken if there is none yet."""
+    cdef int own_number(self) except -1:
+        """The number of a participant slot of ours; taken if there is none yet."""
         cdef int64_t number
-        while load_acquire(&self._seats) == 0:
-            number = self.slot()
+        while load_acquire(&self._own) == 0:
+            number = self.op_slot()
             self.give_back(number)
-        return lowest_bit(load_acquire(&self._seats))
+        return lowest_bit(load_acquire(&self._own))
 
     cdef void give_back(self, int64_t number) noexcept nogil:
-        """The operation is over; its slot says FREE."""
-        cdef uint64_t bits = load_relaxed(&self._free[number // SLOTS])
-        while not cas_total(&self._free[number // SLOTS], &bits, bits | <uint64_t>1 << (number % SLOTS)):
+        """The operation is over; its op slot says FREE."""
+        cdef word* free = &self._free[number // SLOTS]
+        cdef uint64_t bits = load_relaxed(free)
+        while not cas_total(free, &bits, bits | <uint64_t>1 << (number % SLOTS)):
             pass
         if load_total(&self._closing):
             self._leave()
 
-    # A take whose slot stays in use when its operation is over rests: then `close` may
+    # A take keeps its op slot when its operation is over: it rests, and `close` may
     # leave it to others. What is done with it later, its release for one, is work
-    # again. Of a slot that does not rest, and of a free one, the count stands at 1.
+    # again. The count of a slot that does not rest, and of a free one, is 1.
 
-    cdef void rest(self, int64_t number) noexcept nogil:
-        """The thread that works on this slot is done for now."""
+    cdef void rest_take(self, int64_t number) noexcept nogil:
+        """The thread that works on this take is done for now."""
         fetch_sub_total(&self._at_work[number // SLOTS][number % SLOTS], 1)
         if load_total(&self._closing):
             self._leave()
 
-    cdef bint resume(self, int64_t number) noexcept nogil:
-        """Work on a slot that rests; False: `close` has left it to others."""
+    cdef bint resume_take(self, int64_t number) noexcept nogil:
+        """Work on a take that rests; False: `close` has left it to others."""
         return fetch_add_total(&self._at_work[number // SLOTS][number % SLOTS], 1) & ABANDONED == 0
 
     # ---------------------------------------------------------------- the end
 
     cdef void close(self) noexcept nogil:
-        """Leave all seats, those that are still needed for what is under way as soon as
-        that is over.
+        """Leave all participant slots; one that an operation under way still needs, when
+        that has ended.
         """
         store_total(&self._closing, 1)
         self._leave()
 
     cdef void _leave(self) noexcept nogil:
-        """Take out of use what nobody uses, and, when that is all, leave. Several
-        threads may be here at once.
+        """Take the op slots that are not in use out of use; leave if that is all of them.
+        Several threads may be here at once.
         """
-        cdef uint64_t ours = exchange_total(&self._seats, 0), seat, i, bits, none
+        cdef uint64_t ours = exchange_total(&self._own, 0), participant, i, bits, none
         cdef bint all_out = True
         ours |= fetch_or_total(&self._leaving, ours)
-        for seat in range(<uint64_t>SEATS):
-            if not ours >> seat & 1:
+        for participant in range(<uint64_t>PARTICIPANTS):
+            if not ours >> participant & 1:
                 continue
-            # The free ones: nobody finds one here any more.
-            bits = exchange_total(&self._free[seat], 0)
-            bits |= fetch_or_total(&self._out_of_use[seat], bits)
+            # The free ones: no operation finds one here any more.
+            bits = exchange_total(&self._free[participant], 0)
+            bits |= fetch_or_total(&self._out_of_use[participant], bits)
             for i in range(<uint64_t>SLOTS):
                 none = 0
-                if not bits >> i & 1 and cas_total(&self._at_work[seat][i], &none, ABANDONED):
-                    bits |= fetch_or_total(&self._out_of_use[seat], <uint64_t>1 << i) | <uint64_t>1 << i
+                if bits >> i & 1:
+                    continue
+                if cas_total(&self._at_work[participant][i], &none, ABANDONED):
+                    fetch_or_total(&self._out_of_use[participant], <uint64_t>1 << i)
             # Of several threads, the last one to add to these sees all of them.
-            if load_total(&self._out_of_use[seat]) != UINT64_MAX:
+            if load_total(&self._out_of_use[participant]) != UINT64_MAX:
                 all_out = False
         if all_out:
             self.locks.close()
 
-    # ---------------------------------------------------------------- the others
+    # ---------------------------------------------------------------- the other participants
 
-    cdef bint notice(self, bint now) noexcept:
-        """Look whether somebody died and left something, unless that was done just now;
-        whether things have changed.
+    cdef bint notice_dead(self, bint now) noexcept:
+        """Tidy up after dead participants, if there are any; returns whether anything
+        changed. `now`: even if that was done within LOOK_NS.
 
         No Python code runs here, so no signal's handler does: some operations are done
         in part when they come here.
         """
         cdef int64_t time_ns = steady_ns()
-        cdef bint[SEATS] dead
+        cdef bint[PARTICIPANTS] dead
         cdef bint changed
         if time_ns < <int64_t>load_relaxed(&self._next_look_ns) and not now:
             return False
@@ -318,55 +332,58 @@ cdef class Participant:
         if not self._find_dead(dead) or self.locks.begin_tidying() <= 0:
             return False
         with nogil:
-            changed = self._look(False)
+            changed = self._tidy_up(False)
             self.locks.end_tidying()
         return changed
 
     cdef bint _is_any_taken(self) noexcept nogil:
-        cdef int seat
-        for seat in range(SEATS):
-            if self.locks.is_taken(seat):
+        cdef int participant
+        for participant in range(PARTICIPANTS):
+            if self.locks.is_taken(participant):
                 return True
         return False
 
     cdef bint _find_dead(self, bint* dead) noexcept nogil:
-        """Which seats nobody has, and whether one of them was left in disorder."""
-        cdef bint disorder = False
-        cdef int seat
-        for seat in range(SEATS):
-            dead[seat] = not is_clean(self.control, seat) and not self.locks.is_taken(seat)
-            disorder = disorder or dead[seat]
-        return disorder
+        """Which participants have died and left something, and whether any has."""
+        cdef bint any_dead = False
+        cdef int participant
+        for participant in range(PARTICIPANTS):
+            dead[participant] = (
+                not is_clean(self.control, participant) and not self.locks.is_taken(participant)
+            )
+            any_dead = any_dead or dead[participant]
+        return any_dead
 
-    cdef bint _look(self, bint alone) noexcept nogil:
-        """Tidy up, as the only one who does. alone: nobody else attends, nor can begin
-        to; and we have only just come.
+    cdef bint _tidy_up(self, bint alone) noexcept nogil:
+        """Tidy up, under the lock for it.
+
+        alone: no other process attends or can begin to, and this one has just attached.
         """
-        cdef bint[SEATS] dead
+        cdef bint[PARTICIPANTS] dead
         if not self._find_dead(dead):
             return False
         tidy_up(&self.ring, dead, alone)
         return True
 
     cdef bint next_orphan(self, uint64_t* number) noexcept nogil:
-        """The slot of the oldest take whose process died and of which something is
+        """The op slot of the oldest take whose process died and of which something is
         left; False: none.
         """
-        cdef uint64_t deaths = load_acquire(&self.control.deaths), seat, i
+        cdef uint64_t deaths = load_acquire(&self.control.deaths), participant, i
         cdef Pair start, oldest
         cdef OpSlot* slot
         cdef bint found = False
         if deaths == load_relaxed(&self._seen_deaths):
             return False
-        for seat in range(SEATS):
-            for i in range(used_slots(self.control, seat)):
-                slot = &self.control.slots[seat * SLOTS + i]
+        for participant in range(PARTICIPANTS):
+            for i in range(used_slots(self.control, participant)):
+                slot = &self.control.slots[participant * SLOTS + i]
                 if kind_of_slot(slot) != ORPHAN or is_empty_orphan(slot):
                     continue
                 start = place_in(load_pair(&slot.left))
                 if not found or is_before(start, oldest):
                     oldest = start
-                    number[0] = seat * SLOTS + i
+                    number[0] = participant * SLOTS + i
                     found = True
         if not found:
             store_relaxed(&self._seen_deaths, deaths)

@@ -1,5 +1,5 @@
-"""Which parts of a shared ring its slots say are taken: for whoever asks if a file
-makes sense (`validate.pxd` of each kind).
+"""Which parts of a shared ring its op slots say are taken: for the validation of a file
+(`validate.pxd` of each kind).
 
 Positions never come again, so no two takes have any part in common; a file in which two
 slots overlap, or one reaches behind `read`, was damaged or made up.
@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire
 from ringbuf._core.pairs cimport Pair, PairWord, is_before, load_pair, pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, OpSlot, amount_of, kind_of_slot, place_in,
+    FREE, ORPHAN, PREPARED, PUSHING, PARTICIPANTS, SLOTS, OpSlot, amount_of, kind_of_slot, place_in,
 )
 from ringbuf._shared.shared_ring cimport SharedRing, has_taken
 
@@ -20,7 +20,8 @@ cdef extern from *:
     #include <cstdint>
     struct ringbuf_range { ringbuf_pair start, end; };
     static inline bool ringbuf_range_before(const ringbuf_range &a, const ringbuf_range &b) {
-        return a.start.position != b.start.position ? a.start.position < b.start.position : a.start.rest < b.start.rest;
+        if (a.start.position != b.start.position) return a.start.position < b.start.position;
+        return a.start.rest < b.start.rest;
     }
     static inline void ringbuf_sort_ranges(ringbuf_range *first, uint64_t count) {
         std::sort(first, first + count, ringbuf_range_before);
@@ -34,7 +35,7 @@ cdef extern from *:
 
 
 cdef enum:
-    MOST_RANGES = SEATS * SLOTS
+    MOST_RANGES = PARTICIPANTS * SLOTS
 
 
 # Of a walk over all that is taken, from one part to the next: which ranges it has been
@@ -64,34 +65,39 @@ cdef inline Pair bound(SharedRing* s, PairWord* source) noexcept nogil:
     return place if s.has_places else pair(place.position, 0)
 
 
-cdef inline const char* collect_ranges(SharedRing* s, Pair tail, Range* ranges, uint64_t* count) noexcept nogil:
-    """All that is taken and not released, from `tail`, a position and an amount, on,
-    ascending; else what makes no sense.
+cdef inline const char* collect_ranges(
+    SharedRing* s, Pair tail, Range* ranges, uint64_t* count
+) noexcept nogil:
+    """All that is taken and not released, ascending from `tail`, a position and an
+    amount; returns NULL, or what is wrong.
 
-    ranges: room for MOST_RANGES of them. Nobody else takes part.
+    ranges: room for MOST_RANGES of them. No other process takes part.
     """
-    cdef uint64_t seat, i, used, kind, n = 0
+    cdef uint64_t participant, i, used, kind, n = 0
     cdef OpSlot* slot
     cdef Pair start, end, read = bound(s, s.read)
     if load_acquire(&s.control.deaths) >> 63:
         return b"it counts more deaths than there can have been"
-    for seat in range(<uint64_t>SEATS):
-        used = load_acquire(&s.control.seats[seat].used)
+    for participant in range(<uint64_t>PARTICIPANTS):
+        used = load_acquire(&s.control.participants[participant].used)
         if used > SLOTS:
-            return b"a seat has more slots than there are"
+            return b"a participant has more slots than there are"
         for i in range(<uint64_t>SLOTS):
-            slot = &s.control.slots[seat * SLOTS + i]
+            slot = &s.control.slots[participant * SLOTS + i]
             kind = kind_of_slot(slot)
             if kind > ORPHAN or kind != FREE and i >= used:
                 return b"a slot is in no state that there is"
             if kind in (FREE, PUSHING):
                 continue
-            if load_acquire(&slot.source) > SEATS * SLOTS:
+            if load_acquire(&slot.source) > PARTICIPANTS * SLOTS:
                 return b"a slot names a source that is not there"
             if kind == PREPARED and not has_taken(s, slot):
                 continue
-            start, end = bound(s, &slot.left if kind == ORPHAN else &slot.before), bound(s, &slot.after)
-            if kind == ORPHAN and not s.has_places and amount_of(load_acquire(&slot.left.rest) | load_acquire(&slot.after.rest)):
+            start = bound(s, &slot.left if kind == ORPHAN else &slot.before)
+            end = bound(s, &slot.after)
+            if kind == ORPHAN and not s.has_places and amount_of(
+                load_acquire(&slot.left.rest) | load_acquire(&slot.after.rest)
+            ):
                 return b"what is left of a take has an amount"
             if is_before(start, bound(s, &slot.before)) or is_before(end, start):
                 return b"a take ends before it begins"

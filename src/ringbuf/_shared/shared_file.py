@@ -1,21 +1,22 @@
-"""SharedFile: a memory-mapped file that several processes use at once, and the
-knowledge of which of them are alive.
+"""SharedFile: a memory-mapped file that several processes use at once, and that knows
+which of them are alive.
 
 Layout. All numbers are little-endian; every part starts on a page.
 
-    header    magic, format, kind, sizes, UUID, boot id, what its kind wants to remember (JSON); CRC-32 of all that
+    header    magic, format, kind, sizes, UUID, boot id, what its kind wants to
+              remember (JSON); CRC-32 of all that
     body      what the kind puts there: positions, slots, records ...
 
 A file is built without a name (O_TMPFILE; where there is no such thing, under another
-name) and linked into place when it is whole, so nobody ever attaches to half of one. It
-is allocated in full: a write into it can not fail later for lack of room on the disk
-(which would be a SIGBUS). Nothing keeps others from making it shorter while it is
-mapped, and a touch of what is gone then is a SIGBUS too: its size is checked whenever
-it is opened, and docs/operations.md says what to keep away from it.
+name) and linked into place when it is whole, so no process ever attaches to half of
+one. It is allocated in full: a write into it cannot fail later for lack of room on the
+disk (which would be a SIGBUS). Nothing keeps other programs from making it shorter
+while it is mapped, and a touch of what is gone then is a SIGBUS too: its size is
+checked whenever it is opened, and docs/operations.md says what to keep away from it.
 
-Who is alive. A process that works on the file holds a lock on one byte far behind its
-end, a seat; see seat_locks.pyx. It takes the seat when it first needs one. A forked
-child has none, and opens the file anew at its first use.
+Participants. A process that works on the file holds a lock on one byte far behind its
+end, a participant slot; see participant_locks.pyx. It takes the slot when it first
+needs one. A forked child has none, and opens the file anew at its first use.
 
 Linux only, as the locks and the allocation are: elsewhere making a SharedFile raises
 NotImplementedError. What is opened again is opened through /proc, so that its name may
@@ -38,7 +39,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ringbuf._shared.mapping import Mapping
-from ringbuf._shared.seat_locks import SeatLocks
+from ringbuf._shared.participant_locks import ParticipantLocks
 
 if sys.platform == "linux":
     import fcntl
@@ -65,11 +66,11 @@ _ZEROS: Final = bytes(_HUGE)
 _HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 #: `struct flock` of 64-bit Linux: type, whence, start, length, process.
 _FLOCK: Final = struct.Struct("hhqqi4x")
-#: Where the seats lie (see seat_locks.pyx): far behind any file's end, so that no lock
-#: of somebody else's meets them.
-_SEATS_AT: Final = 1 << 60
+#: Where the locks of participant slots lie (see participant_locks.pyx): far behind any
+#: file's end, where no other program locks.
+_PARTICIPANTS_AT: Final = 1 << 60
 #: Held by a process that builds a file under another name, for as long as it does.
-_BUILDER_AT: Final = _SEATS_AT - 3
+_BUILDER_AT: Final = _PARTICIPANTS_AT - 3
 #: Where the kernel shows a process its own descriptors; tests go without.
 _PROC = "/proc"
 
@@ -81,12 +82,12 @@ class SharedFileError(ValueError):
 
 
 class SharedFile:
-    """A mapped file with seats. Made by `create` or `attach`; closed with its last
-    user.
+    """A mapped file with participants. Made by `create` or `attach`; closed with its
+    last user.
 
     path: where it was found. size: bytes of the body. meta: what its maker wanted
         remembered. memory: the body, as a memoryview.
-    locks: the SeatLocks of this process. Any number of threads may use it.
+    locks: the ParticipantLocks of this process. Any number of threads may use it.
     """
 
     def __init__(self, path: str, fd: int, kind: bytes) -> None:
@@ -99,7 +100,7 @@ class SharedFile:
         self.memory = memoryview(Mapping(fd, size))[PAGE:]
         base = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         try:
-            self.locks = SeatLocks(base)
+            self.locks = ParticipantLocks(base)
         except BaseException:
             os.close(base)
             raise
@@ -107,15 +108,23 @@ class SharedFile:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], kind: bytes, meta: dict[str, Any], size: int, start: tuple[int, bytes],
-        hot: tuple[int, int] = (0, 0), warm: Sequence[tuple[int, int]] = (), *, durable: bool = False,
-    ) -> SharedFile:  # fmt: skip
+        cls,
+        path: str | os.PathLike[str],
+        kind: bytes,
+        meta: dict[str, Any],
+        size: int,
+        start: tuple[int, bytes],
+        hot: tuple[int, int] = (0, 0),
+        warm: Sequence[tuple[int, int]] = (),
+        *,
+        durable: bool = False,
+    ) -> SharedFile:
         """Make the file, with a body of `size` bytes: zero but for `start`, an offset
         and what is there.
 
         hot, warm: offsets behind `start`, from and to, of what will be used all the
-        time and of what will be used first. They are made ready for it; all of the file
-        would be time at the start and work for the disk.
+        time and of what will be used first. They are prefaulted; all of the file would
+        take time at the start and be work for the disk.
         durable: header and start are on the disk when this returns; the name is the
         caller's business. FileExistsError where there is a file.
         """
@@ -126,7 +135,8 @@ class SharedFile:
         text = json.dumps(meta, sort_keys=True).encode()
         if _HEADER.size + len(text) + 4 > PAGE:
             raise ValueError(
-                f"what is to be remembered in {name} takes {len(text)} bytes, and the header is one page"
+                f"what is to be remembered in {name} takes {len(text)} bytes, "
+                "and the header is one page"
             )
         whole = PAGE + -(-size // PAGE) * PAGE
         head = (
@@ -143,7 +153,7 @@ class SharedFile:
             except OSError as error:
                 raise OSError(
                     error.errno,
-                    f"can not allocate {whole:,} bytes: {os.strerror(error.errno or 0)}",
+                    f"cannot allocate {whole:,} bytes: {os.strerror(error.errno or 0)}",
                     name,
                 ) from None
             os.pwrite(fd, start[1], PAGE + start[0])
@@ -187,8 +197,8 @@ class SharedFile:
             os.close(fd)
 
     def reopen(self) -> None:
-        """Have a descriptor to lock by, after a fork; OSError that says what is
-        missing. Nothing to do in any other case.
+        """Have a descriptor to lock by, after a fork; does nothing where there is one.
+        OSError says what is missing.
         """
         error = self.locks.open(os.fsencode(self._absolute), os.fsencode(_PROC))
         if not error:
@@ -200,8 +210,8 @@ class SharedFile:
         if error == errno.ESTALE:
             raise OSError(
                 error,
-                "other code has closed the descriptors of this file, and its name does not lead to it any more: attach "
-                "where it is now",
+                "other code has closed the descriptors of this file, and its name does not lead to "
+                "it any more: attach where it is now",
                 self.path,
             )
         advice = (
@@ -216,15 +226,15 @@ class SharedFile:
         )
 
     def close(self) -> None:
-        """Leave all seats. The mapping stays until the last array of it has gone."""
+        """Leave all participant slots. The mapping goes with the last array of it."""
         self.locks.give_up()
 
 
-def is_seat_taken(fd: int, seat: int) -> bool:
-    """Whether another opening of the file than `fd` holds this seat; to ask, it need
-    not be open for writing.
+def is_participant_slot_taken(fd: int, participant: int) -> bool:
+    """Whether another opening of the file than `fd` holds this participant slot; to
+    ask, it need not be open for writing.
     """
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SEATS_AT + seat, 1, 0)
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _PARTICIPANTS_AT + participant, 1, 0)
     return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
@@ -249,8 +259,8 @@ def _name_of(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def _errors_about(name: str) -> Iterator[None]:
-    """What fails within the block under other names is an error about this one, the
-    only one that the caller knows.
+    """Make an OSError within the block one about this name, the only one that the
+    caller knows.
     """
     try:
         yield
@@ -259,8 +269,8 @@ def _errors_about(name: str) -> Iterator[None]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file; SharedFileError for what can be none of ours. Nothing else
-    is opened, so nothing waits or happens.
+    """Open a regular file; SharedFileError for what cannot be one of ours. Nothing else
+    is opened, as the opening of a FIFO would wait.
     """
     try:
         mode = os.stat(path).st_mode
@@ -292,22 +302,20 @@ def _nature(mode: int) -> str:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a file for a look at it; SharedFileError for what can be none of
-    ours.
-    """
+    """A descriptor to read a file by; SharedFileError if it cannot be one of ours."""
     return _open_regular(_name_of(path), os.O_RDONLY)
 
 
 def _no_proc(why: str, path: str) -> OSError:
-    """No FileNotFoundError: that would say that there is no ring."""
+    """Not a FileNotFoundError, which would say that there is no ring."""
     return OSError(errno.ENOSYS, f"{why}: mount it (mount -t proc proc /proc)", path)
 
 
 def _new_file(path: str) -> tuple[int, str | None]:
-    """An empty file to be linked to `path`, open, and its name for the time being, if
-    it has to have one.
+    """An empty file to be linked to `path`, open, and its name until then, if it has to
+    have one.
     """
-    # What is wrong with more than a file without a name comes out below.
+    # Any error but that of a file without a name comes up again below.
     with contextlib.suppress(OSError):
         os.stat(f"{_PROC}/self/fd")  # only through this can it be linked
         directory = os.path.dirname(path) or "."
@@ -315,15 +323,15 @@ def _new_file(path: str) -> tuple[int, str | None]:
     while True:
         building = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
         fd = os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        # One who removes what the dead left may have found it before the lock.
+        # A process that removes abandoned files may have found it before the lock.
         if _lock(fd, fcntl.F_WRLCK, _BUILDER_AT) and os.fstat(fd).st_nlink > 0:
             return fd, building
         os.close(fd)
 
 
 def _remove_abandoned(path: str) -> None:
-    """Remove what processes left that were killed while they built the file of this
-    name: of a living one, its lock is taken.
+    """Remove what processes left that were killed while they built a file of this name;
+    a living builder holds a lock on its file.
     """
     directory, name = os.path.split(path)
     ours = re.compile(re.escape(name) + r"\.\d+-[0-9a-f]{8}\.new")
@@ -393,7 +401,8 @@ def read_header(path: str, fd: int, kind: bytes) -> Header:
     _, version, found, size, file_uuid, boot, length = _HEADER.unpack_from(head)
     if version != FORMAT:
         raise SharedFileError(
-            f"{path} has format {version}, and this version of ringbuf knows {FORMAT}: left as it is"
+            f"{path} has format {version}, and this version of ringbuf knows {FORMAT}: "
+            "left as it is"
         )
     end = _HEADER.size + length
     if end + 4 > PAGE or zlib.crc32(head[:end]) != struct.unpack_from("<I", head, end)[0]:

@@ -1,14 +1,14 @@
-"""What both kinds of ring do in a file that processes share: claim, take, and finish
-what the dead had begun.
+"""What both kinds of ring do in a file that processes share: claim, take, and finish what
+dead participants had begun.
 
 A ring of messages counts granules and one of records counts records; all else that can
-go wrong when a process is killed is the same. op_slots.pxd says what a slot holds, and
-why no step leaves it open who has what. What only one kind knows, it tells those who
-tidy up by its Hooks.
+go wrong when a process is killed is the same. op_slots.pxd says what an op slot holds,
+and why no step leaves it open which slot has what. What only one kind of ring knows is
+asked by its Hooks.
 
-One participant at a time tidies up (SeatLocks.begin_tidying), while all others go on.
-It may itself be killed at any point: every step either changes one word or can be done
-again.
+One participant at a time tidies up (ParticipantLocks.begin_tidying), while all others
+go on. It may itself be killed at any point: every step either changes one word or can
+be done again.
 """
 
 from libc.stdint cimport uint64_t
@@ -16,12 +16,13 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport cas_total, fetch_add_release, load_acquire, word
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, load_pair, same
 from ringbuf._shared.op_slots cimport (
-    FREE, HELD, ORPHAN, PREPARED, PUSHING, SEATS, SLOTS, TURN_BITS, ControlBlock, OpSlot, claim_tag, claimer, has_claimed, help_taker,
-    is_empty_orphan, is_of_dead, kind_of_slot, number_of, offer, place_in, prepare_take, set_state, used_slots,
+    FREE, HELD, ORPHAN, PREPARED, PUSHING, PARTICIPANTS, SLOTS, TURN_BITS, ControlBlock, OpSlot,
+    claim_tag, claimer, has_claimed, help_taker, is_empty_orphan, is_of_dead, kind_of_slot,
+    number_of, offer, place_in, prepare_take, set_state, used_slots,
 )
 
 
-# How those who tidy up ask a ring (Frames or Runs) about itself.
+# What the participant that tidies up asks of a ring (Frames or Runs).
 cdef struct Hooks:
     # Where what has not been taken begins: at a tag.
     uint64_t (*first_waiting)(void* ring) noexcept nogil
@@ -29,11 +30,13 @@ cdef struct Hooks:
     uint64_t (*extent)(void* ring, uint64_t position) noexcept nogil
     # Fill what a dead participant had claimed and not published; False: it was the last
     # claim and was taken back.
-    bint (*fill)(void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone) noexcept nogil
+    bint (*fill)(
+        void* ring, OpSlot* slot, uint64_t tag, Pair before, Pair after, bint alone
+    ) noexcept nogil
     # Whether something of a take is not released, and from where on: position and
     # amount.
     bint (*unreleased)(void* ring, OpSlot* slot, Pair* start) noexcept nogil
-    # Free what nobody needs any more.
+    # Free what is released.
     void (*advance)(void* ring) noexcept nogil
 
 
@@ -44,14 +47,16 @@ cdef struct SharedRing:
     PairWord* read
     word* index
     uint64_t mask         # of positions: where in the index they are
-    bint has_places       # whether a take can begin and end in the midst of what one tag stands for: then an amount is a place
+    # Whether a take can begin and end in the midst of what one tag stands for: then an
+    # amount is a place.
+    bint has_places
     void* ring
     Hooks hooks
 
 
 cdef inline void lay_out(
-    SharedRing* s, ControlBlock* control, PairWord* write, PairWord* read, word* index, uint64_t mask, bint has_places, void* ring,
-    Hooks hooks
+    SharedRing* s, ControlBlock* control, PairWord* write, PairWord* read, word* index,
+    uint64_t mask, bint has_places, void* ring, Hooks hooks
 ) noexcept:
     s.control = control
     s.write = write
@@ -65,14 +70,16 @@ cdef inline void lay_out(
 
 cdef inline PairWord* source_word(SharedRing* s, uint64_t source) noexcept nogil:
     """What a take takes from: the ring's `read`, or what is left of an ORPHAN."""
-    return s.read if source == 0 or source > SEATS * SLOTS else &s.control.slots[source - 1].left
+    if source == 0 or source > PARTICIPANTS * SLOTS:
+        return s.read
+    return &s.control.slots[source - 1].left
 
 
 # ---------------------------------------------------------------- pushes
 
 
 cdef inline bint claim_at(SharedRing* s, OpSlot* slot, Pair write) noexcept nogil:
-    """Claim what the slot says at `write`; False: another has, or does at this moment.
+    """Claim what the slot says at `write`; False: another slot has, or does right now.
     """
     cdef word* index = &s.index[write.position & s.mask]
     cdef uint64_t tag = load_acquire(index)  # C
@@ -80,16 +87,18 @@ cdef inline bint claim_at(SharedRing* s, OpSlot* slot, Pair write) noexcept nogi
     if other != NULL and has_claimed(other, write, s.mask + 1):
         move_write(s, other, write)
         return False
-    # What was claimed or published there must not be written over; but `write` had
-    # moved before that was done with.
-    if not same(load_pair(s.write), write) or not cas_total(index, &tag, claim_tag(s.control, slot, write.position)):  # C
+    # A tag of this lap there must not be written over; but if one was there, `write` had
+    # moved before.
+    if not same(load_pair(s.write), write):
+        return False
+    if not cas_total(index, &tag, claim_tag(s.control, slot, write.position)):  # C
         return False
     move_write(s, slot, write)
     return True
 
 
 cdef inline void move_write(SharedRing* s, OpSlot* slot, Pair write) noexcept nogil:
-    """Move `write` on for whoever claimed there, unless it has moved."""
+    """Move `write` on over what the slot claimed there, unless it has moved."""
     cdef Pair after = load_pair(&slot.after)
     # If it has gone on to another push, `write` moved before that.
     if same(load_pair(&slot.before), write):
@@ -99,9 +108,11 @@ cdef inline void move_write(SharedRing* s, OpSlot* slot, Pair write) noexcept no
 # ---------------------------------------------------------------- takes
 
 
-cdef inline bint win_take(SharedRing* s, OpSlot* slot, uint64_t source, Pair* seen, Pair next) noexcept nogil:
+cdef inline bint win_take(
+    SharedRing* s, OpSlot* slot, uint64_t source, Pair* seen, Pair next
+) noexcept nogil:
     """Change a source word from `seen` to `next`, and say so in the slot; False:
-    another was faster, and left `seen`.
+    another take was faster, and `seen` is what it left.
     """
     help_taker(s.control, source, seen[0])
     next.rest |= (number_of(s.control, slot) + 1) << TURN_BITS
@@ -113,37 +124,36 @@ cdef inline bint win_take(SharedRing* s, OpSlot* slot, uint64_t source, Pair* se
     return True
 
 
-# ---------------------------------------------------------------- the dead
+# ---------------------------------------------------------------- dead participants
 
 
 cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
-    """Finish what the holders of these seats had begun. No living one can be in the
-    way.
+    """Finish what these participants had begun. No living one can be in the way.
 
-    alone: nobody else takes part, nor can begin to.
+    alone: no other process takes part, or can begin to.
     """
-    cdef uint64_t seat, i
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
-                settle_take(s, &s.control.slots[seat * SLOTS + i])
+    cdef uint64_t participant, i
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
+                settle_take(s, &s.control.slots[participant * SLOTS + i])
     s.hooks.advance(s.ring)
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
-                orphan_take(s, &s.control.slots[seat * SLOTS + i])
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
+                orphan_take(s, &s.control.slots[participant * SLOTS + i])
     fill_holes(s, dead, alone)
-    for seat in range(<uint64_t>SEATS):
-        if dead[seat]:
-            for i in range(used_slots(s.control, seat)):
-                # Whatever it was to claim, it did not, or it was published or filled.
-                if kind_of_slot(&s.control.slots[seat * SLOTS + i]) == PUSHING:
-                    set_state(&s.control.slots[seat * SLOTS + i], FREE)
+    for participant in range(<uint64_t>PARTICIPANTS):
+        if dead[participant]:
+            for i in range(used_slots(s.control, participant)):
+                # It claimed nothing, or its claim was published or filled.
+                if kind_of_slot(&s.control.slots[participant * SLOTS + i]) == PUSHING:
+                    set_state(&s.control.slots[participant * SLOTS + i], FREE)
     s.hooks.advance(s.ring)
 
 
 cdef inline bint has_taken(SharedRing* s, OpSlot* slot) noexcept nogil:
-    """Whether the exchange of a PREPARED slot went through. If another had taken after
+    """Whether the exchange of a PREPARED slot went through. If another take had followed
     it, that one would have said HELD.
     """
     return same(load_pair(source_word(s, load_acquire(&slot.source))), load_pair(&slot.after))
@@ -155,13 +165,13 @@ cdef inline void settle_take(SharedRing* s, OpSlot* slot) noexcept nogil:
         return
     if has_taken(s, slot):
         set_state(slot, HELD)
-    elif kind_of_slot(slot) == PREPARED:  # still: somebody may have taken after it since
+    elif kind_of_slot(slot) == PREPARED:  # still: another take may have followed since
         set_state(slot, FREE)
 
 
 cdef inline void orphan_take(SharedRing* s, OpSlot* slot) noexcept nogil:
-    """Offer what a dead taker had not released; an ORPHAN of which nothing is left is
-    done with.
+    """Offer what a dead taker had not released; free an ORPHAN of which nothing is
+    left.
     """
     cdef Pair start
     if kind_of_slot(slot) == HELD:
@@ -176,13 +186,13 @@ cdef inline void orphan_take(SharedRing* s, OpSlot* slot) noexcept nogil:
         help_taker(s.control, number_of(s.control, slot) + 1, load_pair(&slot.left))
         set_state(slot, FREE)
         return
-    # Also of one that was an ORPHAN already: who made it one may have been killed
-    # before it said so.
+    # Also of one that was an ORPHAN already: the process that made it one may have been
+    # killed before it said so.
     fetch_add_release(&s.control.deaths, 1)
 
 
 cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcept nogil:
-    """Take back or fill what the dead had claimed and not published."""
+    """Take back or fill what dead participants had claimed and not published."""
     cdef uint64_t start, position, tag, extent
     cdef Pair write, before, after
     cdef OpSlot* slot
@@ -190,12 +200,14 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
         position = start = s.hooks.first_waiting(s.ring)
         while True:
             # In this order: what is neither published nor claimed is the end, unless
-            # somebody has claimed there since. What the index says from `write` on is
-            # no more than what an earlier lap, or a forger, has left there.
+            # something was claimed there since. What the index says from `write` on is
+            # of an earlier lap, or forged.
             write = load_pair(s.write)
             tag = load_acquire(&s.index[position & s.mask])  # C
             slot = claimer(s.control, tag, position)
-            if slot == NULL or position == write.position and not has_claimed(slot, write, s.mask + 1):
+            if slot == NULL or (
+                position == write.position and not has_claimed(slot, write, s.mask + 1)
+            ):
                 extent = s.hooks.extent(s.ring, position) if position < write.position else 0
                 if extent == 0:
                     break
@@ -204,10 +216,12 @@ cdef inline void fill_holes(SharedRing* s, const bint* dead, bint alone) noexcep
             after = load_pair(&slot.after)
             before = load_pair(&slot.before)
             if load_acquire(&s.index[position & s.mask]) != tag:
-                continue  # published since, and what the slot says may be something else by now
+                continue  # published since: the slot may say something else by now
             # So it claimed that much; `write` may not have moved yet.
             move_write(s, slot, before)
-            if is_of_dead(s.control, slot, dead) and not s.hooks.fill(s.ring, slot, tag, before, after, alone):
+            if is_of_dead(s.control, slot, dead) and not s.hooks.fill(
+                s.ring, slot, tag, before, after, alone
+            ):
                 write = before
                 break
             position = after.position

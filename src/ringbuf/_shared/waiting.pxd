@@ -9,28 +9,30 @@ from ringbuf._shared.participant cimport Participant
 cdef enum:
     OPEN = 0
     CLOSED = 1
-    UNMADE = 2                    # by `__new__` alone: there is a ring of no use, so that nothing is found missing
+    # By `__new__` alone: there is a ring that is of no use, so that nothing is missing.
+    UNMADE = 2
 
 
 # One for a ring and all its handles.
 cdef class Waiting:
-    cdef EventCount* filled             # rung when there is something to take
+    cdef EventCount* filled       # signalled when there is something to take
     cdef object memory            # … which lies in this
     cdef Participant participant  # of a ring that processes share; else None
-    cdef list ears                # the ReadyFd that event loops of this process listen to, if any does
+    # The ReadyFd that event loops of this process listen to, if any does.
+    cdef list ears
     cdef word listening           # 1: there is one, and what follows says how to reach it
     cdef word closed              # OPEN, CLOSED or UNMADE
     cdef int _source              # what to read until it is empty
     cdef int _writer              # -1: there is none, but a timer
     cdef int _timer
-    cdef uint64_t _seat
+    cdef uint64_t _number
     cdef uint64_t _nonce
     cdef uint64_t _source_device, _source_inode, _writer_device, _writer_inode
     cdef uint64_t _epoch          # of the process that listens
     cdef char _name[48]           # what the names of all ears of a shared ring begin with
 
-    cdef int sleep(self, EventCount* bell, uint32_t seen, int64_t deadline_ns) except -1
-    cdef void call(self, EventCount* bell) noexcept
+    cdef int sleep(self, EventCount* event, uint32_t seen, int64_t deadline_ns) except -1
+    cdef void call(self, EventCount* event) noexcept
     cdef int fileno(self) except -1
     cdef void listen(self) noexcept
     cdef void hear(self) noexcept
@@ -52,6 +54,11 @@ cdef inline int check_made(Waiting waiting) except -1:
     if load_relaxed(&waiting.closed) == UNMADE:
         waiting.refuse()
     return 0
+
+
+cdef inline bint is_closed(Waiting waiting) noexcept:
+    """Whether the ring was closed."""
+    return load_relaxed(&waiting.closed) == CLOSED
 
 
 cdef Waiting new_waiting(EventCount* filled, object memory, Participant participant)

@@ -150,7 +150,7 @@ def test_a_full_ring_of_aborted_reservations_is_empty(ring: RingBuffer) -> None:
         assert len(block.__enter__()) == 4
     for block in (
         blocks
-    ):  # the first one is not the last claim: it can not be taken back, and holds nothing instead
+    ):  # the first one is not the last claim: it cannot be taken back, and holds nothing instead
         block.__exit__(KeyError, KeyError(), None)
     assert len(ring) == 0
     assert ring.push_many(range(100)) == 8

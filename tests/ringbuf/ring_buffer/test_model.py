@@ -46,7 +46,7 @@ class RecordMachine(RuleBasedStateMachine):
             self.ring._start_at(position)
         if mode == "exchanges":
             self.ring._use_exchanges()
-        # Who pushes and who pops could as well be two processes.
+        # The pushing and the popping side could as well be two processes.
         self.popping = RingBuffer.attach(path) if path is not None else self.ring
         self.capacity = capacity
         self.runs: deque[Run] = deque()
@@ -58,7 +58,7 @@ class RecordMachine(RuleBasedStateMachine):
 
     @property
     def undisturbed(self) -> bool:
-        """No block is open and none left anything behind: then room is known exactly."""
+        """No block is open, and none left anything: then room is known exactly."""
         left = self.escaped or self.given_back or any(not run.records for run in self.runs)
         return not (self.reserved or self.peeked or left)
 
@@ -190,7 +190,7 @@ class RecordMachine(RuleBasedStateMachine):
     @rule(data=st.data(), gone=st.booleans())
     def use_escaped(self, data: st.DataObject, gone: bool) -> None:
         place = data.draw(st.integers(0, len(self.escaped) - 1))
-        self.escaped[place][:] = -99  # nobody may ever see this
+        self.escaped[place][:] = -99  # no consumer may ever see this
         if gone:
             del self.escaped[place]
 

@@ -249,7 +249,7 @@ def test_ints_of_all_sizes_come_out_as_they_went_in(value: int) -> None:
 
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 4)), max_size=60))
 def test_an_int_that_was_popped_stays_what_it_is(steps: list[tuple[int, int]]) -> None:
-    """The ring makes new ints of old ones, and may only where nobody has them any more."""
+    """The ring makes new ints of old ones, if those have no other user."""
     ring = RingBuffer(4, "i8")
     kept: list[tuple[int, str]] = []
     for number, drop in steps:

@@ -122,7 +122,7 @@ class Model:
 
 
 class BucketMachine(RuleBasedStateMachine):
-    """Every `_at` method against the model; time stands still, goes on, and goes back."""
+    """Every `_at` method against the model; time stands still, goes on, goes back."""
 
     reservations = Bundle("reservations")
 

@@ -33,7 +33,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.sinks import Sink, SinkGone
 from backpressure.sources import LineChunk, LineReader
 from backpressure.sources.priority_rules import PriorityRules
-from ringbuf._messages.ring import count_lines
+from ringbuf._messages.lines import count_lines
 
 __all__ = ["Progress", "Transfer"]
 

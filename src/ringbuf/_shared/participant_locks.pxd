@@ -4,18 +4,18 @@ from ringbuf._core.atomics cimport word
 
 cdef extern from *:
     """
-    struct ringbuf_seats;
+    struct ringbuf_locks;
     """
-    cppclass Part "ringbuf_seats":
+    cppclass Part "ringbuf_locks":
         pass
 
 
-cdef class SeatLocks:
+cdef class ParticipantLocks:
     cdef Part* part
 
     cdef void watch(self, word* owned, uint64_t* epoch) noexcept nogil
-    cdef int take(self, int seat) noexcept nogil
-    cdef bint is_taken(self, int seat) noexcept nogil
+    cdef int take(self, int participant) noexcept nogil
+    cdef bint is_taken(self, int participant) noexcept nogil
     cdef int attend(self) noexcept nogil
     cdef bint others_attend(self) noexcept nogil
     cdef int begin_tidying(self) noexcept nogil

@@ -1,4 +1,4 @@
-"""TokenBucket: reservations, its arguments, and its methods with a clock of their own."""
+"""TokenBucket: reservations, arguments, and the methods that read the clock."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_give_back_stays_behind_reservations_and_below_the_burst() -> None:
     assert bucket.tokens_at(0) == -3.0
 
 
-# The face
+# The methods that read the clock
 
 
 def test_bad_arguments_are_named() -> None:
@@ -92,9 +92,11 @@ def test_bad_arguments_are_named() -> None:
         ):
             TokenBucket(1, 5, initial_tokens=initial)
     calls: list[Callable[[int], object]] = [
-        bucket.try_acquire, bucket.acquire_up_to, bucket.retry_after, bucket.reserve, bucket.give_back,
+        bucket.try_acquire, bucket.acquire_up_to, bucket.retry_after, bucket.reserve,
+        bucket.give_back,
         lambda n: bucket.try_acquire_at(0, n), lambda n: bucket.acquire_up_to_at(0, n),
-        lambda n: bucket.retry_after_at(0, n), lambda n: bucket.reserve_at(0, n), lambda n: bucket.give_back_at(0, n),
+        lambda n: bucket.retry_after_at(0, n), lambda n: bucket.reserve_at(0, n),
+        lambda n: bucket.give_back_at(0, n),
     ]  # fmt: skip
     for call in calls:
         for n in (-1, MAX_TOKENS + 1, 10**30):
@@ -152,8 +154,8 @@ def test_it_can_not_be_pickled_and_shows_itself() -> None:
 def test_every_timed_method_has_its_twin() -> None:
     names = {name for name, _ in inspect.getmembers(TokenBucket) if not name.startswith("_")}
     timeless = {"rate", "burst", "path", "attach"}
-    faces = {name for name in names if not name.endswith("_at")} - timeless
-    assert {f"{name}_at" for name in faces} == names - faces - timeless
+    timed = {name for name in names if not name.endswith("_at")} - timeless
+    assert {f"{name}_at" for name in timed} == names - timed - timeless
 
 
 # With its own clock

@@ -1,0 +1,4 @@
+from typing import Any
+
+# What other compiled modules call.
+__pyx_capi__: dict[str, Any]

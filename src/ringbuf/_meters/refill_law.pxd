@@ -9,7 +9,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport (
-    cas_acquire, cas_relaxed, fence_acquire, fence_release, load_acquire, load_relaxed,
+    cas_acquire, fence_acquire, fence_release, load_acquire, load_relaxed,
     store_relaxed, store_release, word,
 )
 from ringbuf._core.timing cimport steady_ns
@@ -280,72 +280,6 @@ cdef inline int64_t stock(
         used = min((spent - credit) & BASE_MASK, CREDIT)
         most = most - used if most > used else 0
     return min(available, <int64_t>most)
-
-
-cdef inline void settle_law(
-    BucketState* state, int64_t now_ns, LawCopy* slope, int64_t burst
-) noexcept nogil:
-    cdef LawCopy law
-    cdef Rest rest
-    cdef uint64_t line, spent, credit
-    cdef int64_t available
-    cdef int shift
-    cdef bint full
-    read_law(state, &law)
-    shift = <int>law.shift
-    line = issued(&law, now_ns, &rest)
-    # Settle the overflow under the old burst: a larger one must not bring it back. An
-    # unlimited bucket keeps no count, and settles as a full one.
-    credit = load_relaxed(&state.credit)
-    spent = load_relaxed(&state.spent)
-    while True:
-        available = <int64_t>law.burst if law.unlimited else stock(state, &law, line, spent)
-        if cas_relaxed(&state.spent, &spent, line - <uint64_t>available):
-            break
-    # The credit ends here; what an acquire under way still takes on it counts from here
-    # on. (No law in force from now on has this version.)
-    if credit & HAS_CREDIT:
-        cas_relaxed(&state.credit, &credit, (
-            (law.version - 1) << VERSION_SHIFT | HAS_CREDIT
-            | ((line - <uint64_t>available) & BASE_MASK)
-        ))
-    full = available == <int64_t>law.burst
-    law.anchor_tokens = line
-    if now_ns > law.anchor_ns:
-        law.anchor_ns = now_ns
-    if slope != NULL:
-        law.mult = slope.mult
-        law.shift = slope.shift
-        law.unlimited = slope.unlimited
-    if burst >= 0:
-        law.burst = <uint64_t>burst
-    # What has come in of the next token goes on under the new law, in units of the new
-    # shift; a full bucket takes none.
-    law.carry_low = law.carry_high = 0
-    if not full:
-        rescale(&rest, <int>law.shift - shift)
-        law.carry_low = rest.low
-        law.carry_high = rest.high
-    publish_law(state, &law)
-
-
-cdef inline void drop_overflow(
-    BucketState* state, LawCopy* law, int64_t now_ns, uint64_t me
-) noexcept nogil:
-    """If the bucket has overflowed, let the law start anew from a full one, and copy it
-    into `law`.
-    """
-    cdef Rest rest
-    cdef uint64_t line = issued(law, now_ns, &rest)
-    # In a damaged file the difference may be anything: -1 stands for every debt.
-    cdef int64_t ahead = max(<int64_t>(line - load_relaxed(&state.spent)), <int64_t>-1)
-    cdef int64_t over = ahead - <int64_t>law.burst
-    # If another thread has the lock, it does this or changes the law; then this call
-    # comes before the change.
-    if (over > 0 or over == 0 and rest.low | rest.high != 0) and try_lock(state, me):
-        settle_law(state, now_ns, NULL, -1)
-        unlock(state)
-        read_law(state, law)
 
 
 cdef inline bint is_sound(LawCopy* law) noexcept nogil:

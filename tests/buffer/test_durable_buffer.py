@@ -165,14 +165,14 @@ def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
         if batch is None:
             break
         if poison in batch.tolist():
-            batch.nack("can not parse it")
+            batch.nack("cannot parse it")
         else:
             got += batch.tolist()
             batch.ack()
         buffer.stats().check()
     assert got == [event for event in events if event != poison]
     assert [(one.first_seq, one.events, one.error) for one in letters] == [
-        (37, 1, "can not parse it")
+        (37, 1, "cannot parse it")
     ]
     stats = buffer.stats()
     assert (stats.dead_lettered, stats.resident) == (1, 0)
@@ -184,7 +184,7 @@ def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
         poison,
         37,
         3,
-        "can not parse it",
+        "cannot parse it",
     )
     again.close()
 

@@ -332,7 +332,7 @@ class _Explorer:
             if self.kinds[at] != _ENDED
         ]
         if left:
-            raise Violation(f"a standstill: {', '.join(left)} can not go on")
+            raise Violation(f"a standstill: {', '.join(left)} cannot go on")
         self.at_end(self.memories[state[0]])
 
     # ---------------------------------------------------------------- schedules

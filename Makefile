@@ -12,7 +12,7 @@
 #                make tsan-smoke: a share of it
 #   make torture the long proofs: processes killed, power cut, every call to the disk failed, files of every kind damaged.
 #                TORTURE_SCALE=0.01: that share of their documented counts
-#   make lint    ruff (rules and format), mypy --strict, stubtest, cython-lint
+#   make lint    ruff (rules and format), mypy --strict (of the tests and benches too), stubtest, cython-lint
 #   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -33,7 +33,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md LICENSE) 
 
 EXTRAS_demo := cli
 EXTRAS_test := test
-EXTRAS_lint := cli,lint
+EXTRAS_lint := test,bench,lint
 
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
@@ -142,7 +142,7 @@ torture: .venv-test/.installed
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
 	.venv-lint/bin/ruff format --check
-	.venv-lint/bin/mypy --strict src/backpressure
+	.venv-lint/bin/mypy
 	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
 	PATH="$(CURDIR)/.venv-lint/bin:$$PATH" cython-lint src/ringbuf
 

@@ -37,7 +37,9 @@ FLEETS: dict[str, CircuitBreakerConfig] = {
 class FleetFigures:
     """Of one run."""
 
-    peak: int  #: most calls to the sink in a tenth of a second, from the first trip until the sink had been back for 10 s
+    #: most calls to the sink in a tenth of a second, from the first trip until the sink
+    #: had been back for 10 s
+    peak: int
     leaks: int  #: calls into the dead sink
     trips: int
     recovery: float  #: seconds from the sink's return until nine tenths of the load succeed

@@ -40,14 +40,20 @@ class Figures:
     p99: float
     p999: float
     urgent_p99: float  #: the same for priority 1
-    converged: float  #: seconds to within a tenth of the oracle, the longest of all changes; inf: not before the next one
+    #: seconds to within a tenth of the oracle, the longest of all changes; inf: not
+    #: before the next one
+    converged: float
     transitions: float  #: a minute
     activations: int
     trips: int
     false_trips: int  #: while the sink failed less than the breaker's threshold, over its window
     leaks: int  #: calls into a dead sink
-    leaks_per_reset: int  #: the most in any reset time after the first trip (after the death, where nothing trips)
-    recovery: float  #: seconds from the sink's return until goodput is within a tenth of the oracle's; 0 where it never died
+    #: the most in any reset time after the first trip (after the death, where nothing
+    #: trips)
+    leaks_per_reset: int
+    #: seconds from the sink's return until goodput is within a tenth of the oracle's; 0
+    #: where it never died
+    recovery: float
     lost: tuple[float, ...]  #: share of what was offered that was refused or dropped, by priority
     urgent_inversions: int
     inversions: int

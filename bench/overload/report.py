@@ -137,12 +137,15 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
     lines = [
         f"# Overload simulation, {results.date}",
         "",
-        f"Host: {results.host}. Seeds {results.seeds[0]} to {results.seeds[-1]}; virtual time, so the host changes",
-        "nothing but the time it takes to run. How to read it, and how it is made: docs/overload.md.",
+        f"Host: {results.host}. Seeds {results.seeds[0]} to {results.seeds[-1]}; virtual time, "
+        "so the host changes",
+        "nothing but the time it takes to run. How to read it, and how it is made: "
+        "docs/overload.md.",
         "",
         "## Criteria",
         "",
-        f"All met with every seed in {whole} of {len(summaries)} scenarios. Each cell: the median (the worst seed).",
+        f"All met with every seed in {whole} of {len(summaries)} scenarios. Each cell: the "
+        "median (the worst seed).",
         "",
         *verdicts_table(results),
     ]
@@ -177,7 +180,8 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
                     f"{middle['peak']:.0f} ({max(run.peak for run in runs)})",
                     f"{middle['leaks']:.0f}",
                     f"{middle['trips']:.0f}",
-                    f"{_seconds(middle['recovery'])} ({_seconds(max(run.recovery for run in runs))})",
+                    f"{_seconds(middle['recovery'])} "
+                    f"({_seconds(max(run.recovery for run in runs))})",
                     f"{middle['goodput']:.3f}",
                 ]
             )

@@ -33,9 +33,9 @@ _PLOTTED = ("oracle", "ours", "Vegas", "Gradient2", "CoDel", "table")
 _SEEDS = 5
 _EPILOG = """\
 examples, from the root of the checkout, with PYTHONPATH=src or the package installed:
-  python -m bench.overload --out bench/results --plots     the report that is kept: five to six minutes on one core
+  python -m bench.overload --out bench/results --plots     the report that is kept: 11 min of CPU
   python -m bench.overload --quick                         four scenarios, one seed: ten seconds
-  python -m bench.overload --scenario outage --seeds 3     one scenario, as often as that
+  python -m bench.overload --scenario outage --seeds 3     one scenario, three seeds
 
 How to read the report: docs/overload.md.
 """
@@ -91,7 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     every = list(scenarios())
     parser = argparse.ArgumentParser(
         prog="python -m bench.overload",
-        description="Drive the policies through overload in virtual time, beside published algorithms, and judge them.",
+        description=(
+            "Drive the policies through overload in virtual time, beside published "
+            "algorithms, and judge them."
+        ),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -156,7 +156,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="square",
-            what="30 s at 0.8, 30 s at 1.2 times the capacity, in turn: the queue crosses the watermark each time",
+            what=(
+                "30 s at 0.8, 30 s at 1.2 times the capacity, in turn: the queue crosses the "
+                "watermark each time"
+            ),
             seconds=240.0,
             demand=_square,
             sink=healthy,
@@ -165,7 +168,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="ramp",
-            what="load climbs from 0.5 to 2 times the capacity in a minute, stays for 30 s, and falls again",
+            what=(
+                "load climbs from 0.5 to 2 times the capacity in a minute, stays for 30 s, "
+                "and falls again"
+            ),
             seconds=210.0,
             demand=_ramp,
             sink=healthy,
@@ -174,7 +180,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="spikes_within_burst",
-            what="each 20 s one second at 1.8 times the capacity, with a rate of 1.2 times and a burst of one second",
+            what=(
+                "each 20 s one second at 1.8 times the capacity, with a rate of 1.2 times and "
+                "a burst of one second"
+            ),
             seconds=160.0,
             demand=_spikes(1.8),
             sink=healthy,
@@ -185,7 +194,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="spikes_beyond_burst",
-            what="each 20 s one second at 6 times the capacity, with a rate of 1.2 times and a burst of one second",
+            what=(
+                "each 20 s one second at 6 times the capacity, with a rate of 1.2 times and a "
+                "burst of one second"
+            ),
             seconds=160.0,
             demand=_spikes(6.0),
             sink=healthy,
@@ -232,7 +244,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="hung_probe",
-            what="the sink is gone for 20 s; from then on, when the first probe comes, calls hang for 40 s and never report",
+            what=(
+                "the sink is gone for 20 s; from then on, when the first probe comes, calls "
+                "hang for 40 s and never report"
+            ),
             seconds=240.0,
             demand=under,
             sink=_sink((30.0, DEAD), (50.0, HUNG), (90.0, Condition())),
@@ -242,7 +257,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="outage",
-            what="the sink is gone for 40 s and comes back to a backlog in every lane, at 0.7 of its capacity",
+            what=(
+                "the sink is gone for 40 s and comes back to a backlog in every lane, at 0.7 "
+                "of its capacity"
+            ),
             seconds=240.0,
             demand=under,
             sink=_sink((30.0, DEAD), (70.0, Condition())),
@@ -280,7 +298,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="clock_steps",
-            what="load 1.1 times the capacity; the clock goes 10 s back, an hour forward, and 10 s back again",
+            what=(
+                "load 1.1 times the capacity; the clock goes 10 s back, an hour forward, and "
+                "10 s back again"
+            ),
             seconds=180.0,
             demand=_steps(0.9, (20.0, 1.1)),
             sink=healthy,

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_events_are_numbered_in_the_order_that_listeners_see() -> None:
 
 def test_a_prompt_handler_has_run_when_the_call_returns() -> None:
     buffer = BufferManager(SMALL)
-    seen: list[Event] = []
+    seen: list[Any] = []
     buffer.on(EventType.TUNED, seen.append)
     for rate in (10, 20, 30):
         buffer.adjust_flow_control_rate(rate)
@@ -264,7 +265,7 @@ def test_a_feed_wakes_for_every_event_of_another_thread() -> None:
                 target=lambda: [buffer.adjust_batch_size(1000 + n) for n in range(2000)]
             )
             thread.start()
-            got = []
+            got: list[int] = []
             while len(got) < 2000:
                 event = await feed.get(timeout=30)
                 assert isinstance(event, Tuned)

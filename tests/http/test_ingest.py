@@ -16,7 +16,7 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,11 @@ from tests.support.http import AUTH, SCOPE, TOKEN, Client, serving
 from tests.support.processes import environment, python
 from tests.support.threads import until
 
-ENCODERS = {"identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "zstd": zstandard.compress,
+}
 
 
 def small(**options: Any) -> BufferManager:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,9 @@ for _family in FAMILIES:
 SERVER = {"job", "instance", "buffer"}
 
 
-def dashboard() -> dict:
-    return json.loads(DASHBOARD.read_text())
+def dashboard() -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return board
 
 
 def expressions() -> list[str]:
@@ -164,7 +166,7 @@ def test_the_dashboard_speaks_promql(tmp_path: Path) -> None:
     promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 
-# ---------------------------------------------------------------- the unit and the image
+# --------------------------------------------------------------- the unit and the image
 
 UNIT = DEPLOY / "systemd" / "forebay.service"
 DOCKERFILE = DEPLOY / "Dockerfile"

@@ -4,9 +4,9 @@ killed process does.
 
 from __future__ import annotations
 
-from backpressure import BufferConfig, BufferManager
+from backpressure import Batch, BufferConfig, BufferManager
 
-__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "numbered"]
+__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "next_batch", "numbered"]
 
 # A buffer in which a lane is full with a handful of such events.
 SMALL = BufferConfig(lane_bytes=4096)
@@ -21,6 +21,13 @@ def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> No
     """Also more than the ring holds."""
     while events:
         events = events[buffer.add_events(events, priority=priority, timeout=10.0).accepted :]
+
+
+def next_batch(buffer: BufferManager, most: int | None = None) -> Batch:
+    """A batch that is there now."""
+    batch = buffer.get_batch(most)
+    assert batch is not None, "no event waits"
+    return batch
 
 
 def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:

@@ -16,12 +16,12 @@ variable does not tell how far it has come.
 
 It raises Counterexample for
 
-    a Violation      raised by a ghost, by `check` (after each step that changes memory), or by
-                     `at_end`
+    a Violation      raised by a ghost, by `check` (after each step that changes
+                     memory), or by `at_end`
     a standstill     no participant can go on, and not all have ended
-    a livelock       a state that comes again: an endless schedule in which no operation ends.
-                     Without one every operation is lock-free, as a participant's progress is
-                     part of the state
+    a livelock       a state that comes again: an endless schedule in which no operation
+                     ends. Without one every operation is lock-free, as a participant's
+                     progress is part of the state
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Violation(Exception):
 
 
 class Counterexample(AssertionError):
-    """A schedule that ends in a violation: `schedule`, one line a step, and `reason`."""
+    """A schedule that ends in a violation: `schedule`, a line a step, and `reason`."""
 
     def __init__(self, reason: str, schedule: list[str]) -> None:
         super().__init__("\n".join([reason, *schedule]))
@@ -142,7 +142,7 @@ class Memory:
 
 
 class _Node:
-    """Where a participant stands: its next step, and where it stands after each result."""
+    """Where a participant stands: its next step, and its place after each result."""
 
     __slots__ = ("edges", "generator", "number", "origin", "participant", "step")
 

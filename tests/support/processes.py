@@ -1,4 +1,4 @@
-"""Other processes, which import what this one imports: the same package, and `tests`."""
+"""Other processes, which import what this one does: the same package, and `tests`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ checksums, limits in bytes, and all that only a file found after power loss need
 
 Two widths of the words that are exchanged:
 
-    whole    positions, sequence numbers and turns as they are: pairs of words, exchanged as one
+    whole    positions, sequence numbers and turns as they are: pairs of words, each
+             exchanged as one
     narrow   their low bits, extended to the value nearest to `tail`
 
 Beside the words of the ring there are ghosts, which no step reads: the frames between
@@ -86,7 +87,7 @@ class FrameView(NamedTuple):
 class Take(NamedTuple):
     position: int
     place: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
     first_seq: int
     seen: Pair
     next: Pair
@@ -104,14 +105,14 @@ class Ghost(NamedTuple):
     position: int
     granules: int
     first_seq: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
     message: int
     published: bool
 
 
 class Ring:
     def __init__(self, protocol: Protocol, start: int | None = None) -> None:
-        """start: the position it begins with; by default one lap on, as in a new file."""
+        """start: its first position; by default one lap on, as in a new file."""
         self.protocol = p = protocol
         self.capacity = p.capacity
         self.mask = p.capacity - 1
@@ -303,6 +304,9 @@ class Ring:
         """Pass pads that nothing follows; whether there is more room than with this
         `tail`.
         """
+        read: Any
+        view: Any
+        position: Any
         while True:
             read = yield from self.load_pair(self.read)
             position = self.full(read[0], tail)
@@ -322,7 +326,8 @@ class Ring:
         read = view = position = None
         yield from self.advance_tail()
         now, _ = yield load(self.tail)
-        return now != tail
+        moved: bool = now != tail
+        return moved
 
     def shared_claim(
         self, slot: int, write: Pair, position: int, granules: int, count: int, message: int
@@ -402,6 +407,8 @@ class Ring:
         return FrameView(position, granules) if granules > 0 and of == position else None
 
     def find_take(self, source: TakeSource, most: int) -> Generator[Any, Any, Take | None]:
+        view: Any
+        is_last: Any
         while True:
             seen = yield from self.load_pair(source.word)
             position, place = seen[0], _place_in(seen)[1]
@@ -617,7 +624,8 @@ class Ring:
             yield from self.advance_tail()
 
     def read_mark(self, view: FrameView, place: int) -> Generator[Any, Any, int]:
-        return (yield load(self.mark[place][view.position & self.mask]))
+        mark: int = yield load(self.mark[place][view.position & self.mask])
+        return mark
 
     def release_part(self, view: FrameView, place: int, count: int, number: int) -> Steps:
         part = (view.position, place)
@@ -650,6 +658,9 @@ class Ring:
                 yield store(self.sequence, sequence)
 
     def advance_tail(self) -> Steps:
+        view: Any
+        read: Any
+        mark: Any
         while True:
             tail = yield load(self.tail)
             position, place = tail
@@ -675,6 +686,10 @@ class Ring:
             del again
 
     def rewind(self, slot: int | None, beyond: int) -> Steps:
+        claimed: Any
+        after: Any
+        sequence: Any
+        write: Any
         write = yield from self.load_pair(self.write)
         tail = yield load(self.tail)
         position = tail[0]
@@ -1011,7 +1026,7 @@ class Ring:
             raise Violation(f"`read` {at} is beyond `write` {write}")
 
     def check_tail(self, words: list[Any]) -> None:
-        """While nobody does anything, `tail` stands before what somebody still needs."""
+        """While nothing runs, `tail` stands before all that is still needed."""
         position, place = words[self.tail]
         read = words[self.g_read]
         if words[self.g_frames] and (position, place) < read:
@@ -1092,11 +1107,13 @@ def _numbers(bits: int) -> tuple[int, ...]:
 def script(ring: Ring, number: int, *operations: tuple[Any, ...]) -> Callable[[], Steps]:
     """A participant that does these operations, one after the other:
 
-    ("push", granules, count)       ("take", most)       ("orphan", most): take from an ORPHAN
-    ("release", n, beyond)          release its n-th take, if there was anything to take
-    ("tidy",)                       tidy up after the dead
-    ("as", other)                   go on as another participant, which has no script of its own
-    ("dies", n), ("is born", n)     that one is killed; a new one has its seat
+    ("push", granules, count)
+    ("take", most)
+    ("orphan", most)               take from an ORPHAN
+    ("release", n, beyond)         release its n-th take, if there was anything to take
+    ("tidy",)                      tidy up after the dead
+    ("as", other)                  go on as another participant, which has no script
+    ("dies", n), ("is born", n)    that one is killed; a new one has its seat
     """
 
     def steps() -> Steps:
@@ -1105,11 +1122,12 @@ def script(ring: Ring, number: int, *operations: tuple[Any, ...]) -> Callable[[]
         for at, full in enumerate(operations):
             operation, arguments = full[0], full[1:]
             if operation == "push":
-                yield from ring.push(slot, *arguments, 1000 * number + 10 * at)
+                yield from ring.push(slot, arguments[0], arguments[1], 1000 * number + 10 * at)
             elif operation == "take":
                 take = yield from ring.take(slot, *arguments)
                 held = (*held, take)
             elif operation == "orphan":
+                assert slot is not None
                 take = yield from ring.take_orphan(slot, *arguments)
                 held = (*held, take)
             elif operation == "release":

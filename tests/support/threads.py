@@ -1,4 +1,4 @@
-"""Threads in tests: no wait is without end, and what a thread raises reaches the test."""
+"""Threads in tests: no wait is endless, and what a thread raises reaches the test."""
 
 from __future__ import annotations
 

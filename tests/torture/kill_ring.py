@@ -194,7 +194,8 @@ def main() -> None:
     total = sum(oracle.expected.values())
     again = sum(times > 1 for seen in oracle.seen.values() for times in seen.values())
     print(
-        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, {total:,} messages noted as pushed, "
+        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, "
+        f"{total:,} messages noted as pushed, "
         f"0 lost, 0 corrupt, {again:,} delivered again after their consumer was killed"
     )
 

@@ -37,7 +37,7 @@ class Frame(NamedTuple):
     slot: int
     granules: int
     first_seq: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
 
 
 class Life:
@@ -285,14 +285,16 @@ def main() -> None:
                 events += one_life(seed, Path(directory))
             except BaseException:
                 print(
-                    f"seed {seed} breaks a promise: python -m tests.torture.ring_images --images 1 --seed {seed}"
+                    f"seed {seed} breaks a promise: python -m tests.torture.ring_images "
+                    f"--images 1 --seed {seed}"
                 )
                 raise
             images += IMAGES_PER_LIFE
             seed += 1
     took = time.monotonic() - start
     print(
-        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, none wrong, {took:.0f} s"
+        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, "
+        f"none wrong, {took:.0f} s"
     )
 
 

@@ -437,7 +437,7 @@ def test_wrong_numbers_are_told() -> None:
 def pressed(
     when_full: WhenFull = WhenFull.REJECT, target: float | None = TARGET
 ) -> tuple[BufferManager, FakeClock]:
-    """A buffer that has been offered far more than its consumer takes, for ten seconds."""
+    """A buffer that was offered far more than its consumer takes, for ten seconds."""
     clock = FakeClock(50.0)
     config = BufferConfig(flow_control=FlowControlConfig(delay_target=target), when_full=when_full)
     buffer = BufferManager(config, clock=clock, rng=random.Random(1))

@@ -14,7 +14,7 @@ import pytest
 
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics import FAMILIES
-from backpressure.service.config import load
+from backpressure.service.config import _SINKS, _SOURCES, load
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -234,3 +234,9 @@ def test_the_operations_page_has_every_metric_and_every_alert() -> None:
     assert set(re.findall(r"^\| `(Forebay\w+)`", page, re.M)) == set(
         re.findall(r"- alert: (\w+)", RULES.read_text())
     )
+
+
+def test_the_operations_page_has_every_type_of_source_and_sink() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    for kind in (*_SOURCES, *_SINKS):
+        assert f"`{kind}`" in text, f"docs/operations.md does not name {kind}"

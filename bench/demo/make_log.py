@@ -81,7 +81,7 @@ def log_lines(count: int, seed: int = 0) -> Iterator[bytes]:
     referrer_weights = list(accumulate([550, *[0.9] * 800]))
     requests = [f'] "{method} {page} HTTP/1.1" '.encode() for method, page in _requests(rng, pages)]
     results = [f"{status} {_size(rng, status)}".encode() for status in _draw(rng, _STATUS, 5000)]
-    who = 0
+    visitor = 0
     for first in range(0, count, _BLOCK):
         size = min(_BLOCK, count - first)
         seconds = [_START + (first + i) // _REQUESTS_A_SECOND for i in range(size)]
@@ -96,8 +96,10 @@ def log_lines(count: int, seed: int = 0) -> Iterator[bytes]:
         )
         for second, request, result, referrer, draw in columns:
             if draw == 0:  # the next visitor: a dozen requests each, on average
-                who = rng.randrange(len(visitors))
-            yield b"".join((visitors[who], stamps[second], request, result, referrer, tails[who]))
+                visitor = rng.randrange(len(visitors))
+            yield b"".join(
+                (visitors[visitor], stamps[second], request, result, referrer, tails[visitor])
+            )
 
 
 def _page(rng: random.Random) -> str:

@@ -5,7 +5,7 @@ a real browser.
 
 Needs the extra `http`, selenium, and Chromium with its driver (Debian: chromium,
 chromium-driver). The load is a story: an even flow, a sink that slows down, one that
-fails until the breaker opens, the recovery, and somebody who lowers the rate.
+fails until the breaker opens, the recovery, and a rate that is lowered.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def test_commit_against_process(
 def test_add_latency_beside_a_writer(
     benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
 ) -> None:
-    """p99.9 of one add_events of 100 lines, alone and while somebody hammers the same
+    """p99.9 of one add_events of 100 lines, alone and while a writer loads the same
     disk: reported, not judged.
     """
     events = chunks[0].split(b"\n")[:100]

@@ -6,7 +6,7 @@ sides get the same records, made beforehand: what Logger itself does (finding th
 caller, making the record) takes both the same time, and would only hide the difference.
 `test_whole_call` has it in.
 
-As everybody configures it, QueueListener's handler has the formatter; `QueueHandler`
+As is usual, QueueListener's handler has the formatter; `QueueHandler`
 merges the message into the record. Each round checks that both files hold the same
 lines.
 """

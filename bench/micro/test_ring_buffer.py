@@ -103,7 +103,7 @@ def test_try_push_and_try_pop(benchmark: BenchmarkFixture) -> None:
 
 
 def on_a_page(size: int) -> np.ndarray:
-    """So many bytes, from the start of a page on. At places of its own, a few bytes
+    """An array of bytes from the start of a page on. At places of its own, a few bytes
     apart in their pages, numpy can take ten times as long for a copy (measured: 184 us
     rather than 17), and a yardstick must not be short.
     """
@@ -223,7 +223,7 @@ if FREE_THREADED:
         )
         print(
             f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second "
-            "by each who pushes"
+            "by each thread that pushes"
         )
         assert measured <= limit
 

@@ -46,7 +46,7 @@ CALL_TIMEOUT = 8.0
 class Outcome(Enum):
     OK = "ok"
     FAILED = "failed"
-    #: Nobody ever hears of the call again.
+    #: The call never reports.
     LOST = "lost"
 
 

@@ -54,6 +54,10 @@ LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 TORTURE_SCALE ?= 1
 scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
 
+# Tests start hundreds of interpreters, and nothing is compiled when it is installed (below): without this each would compile all
+# that it imports (half a second for the buffer, more than one for the server), and each worker of pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test proofs test-freethreaded asan asan-smoke tsan tsan-smoke torture lint check-image bench bench-smoke clean
 .DELETE_ON_ERROR:
 # Two installs at once would build in one directory.
@@ -158,6 +162,7 @@ bench-smoke: .venv-test/.installed
 clean:
 	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-asan .venv-tsan .freethreaded $(DEMO_DIR) build dist src/forebay.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)
 	@rm -rf build/lib.* build/bdist.*  # setuptools would install a module from there that is no longer in src

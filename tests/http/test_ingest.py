@@ -24,7 +24,6 @@ from typing import Any
 import httpx
 import pytest
 import zstandard
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure import (
@@ -41,6 +40,7 @@ from backpressure.http.decompress import _PIECE, UNPACKERS, BadEncoding
 from backpressure.testing import FakeClock
 from tests.support.buffers import drain
 from tests.support.http import AUTH, SCOPE, TOKEN, Client, serving
+from tests.support.models import given_in_part
 from tests.support.processes import environment, python
 from tests.support.threads import until
 
@@ -101,8 +101,8 @@ def test_lines_become_events(encoding: str) -> None:
     assert drain(buffer) == lines
 
 
-@settings(max_examples=60, deadline=None)
-@given(
+@given_in_part(
+    60,
     lines=st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=50),
     sizes=st.lists(st.integers(0, 40), max_size=30),
     encoding=st.sampled_from(list(ENCODERS)),

@@ -1,14 +1,34 @@
-"""Model tests run twice: a share of the examples each time, all of them as a proof."""
+"""Tests by examples run twice: a share of the examples each time, all as a proof."""
 
 from __future__ import annotations
 
 import unittest
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine
 
-__all__ = ["share_and_proof"]
+__all__ = ["given_in_part", "share_and_proof"]
+
+
+def given_in_part(
+    examples: int, *arguments: Any, **named: Any
+) -> Callable[[Callable[..., None]], Callable[[bool], None]]:
+    """`given` for a test that takes seconds: with a quarter of the examples, and with
+    all, marked `proof` (the fixture `in_full`).
+    """
+
+    def decorate(body: Callable[..., None]) -> Callable[[bool], None]:
+        def test(in_full: bool) -> None:
+            count = examples if in_full else max(examples // 4, 10)
+            settings(max_examples=count)(given(*arguments, **named)(body))()
+
+        test.__doc__ = body.__doc__
+        return test
+
+    return decorate
 
 
 def share_and_proof(

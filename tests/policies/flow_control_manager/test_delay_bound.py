@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure import BufferConfig, BufferManager, ConfigError, FlowControlConfig, WhenFull
 from backpressure.policies.flow_control_manager import FlowControlManager
 from backpressure.testing import FakeClock
+from tests.support.models import given_in_part
 
 TARGET = 0.3
 TICK = 0.02
@@ -376,8 +376,8 @@ def test_it_goes_on_when_the_clock_steps() -> None:
         assert 0.5 * TARGET < queue.worst(3) <= 1.2 * TARGET
 
 
-@settings(max_examples=25)
-@given(
+@given_in_part(
+    25,
     seed=st.integers(0, 10**6),
     loads=st.lists(
         st.tuples(st.integers(1, 5), st.floats(0.0, 4.0), st.floats(0.1, 1.4)),

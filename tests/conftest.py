@@ -13,7 +13,7 @@ from tests.support.logs import real_log
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # CI tries the same examples each time, so that a change is blamed for nothing but
-# itself; everybody else explores.
+# itself; other runs explore.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 

@@ -63,7 +63,7 @@ def test_each_reason_has_its_class(reason: str | None, kind: type[BackpressureEr
 
 def test_a_rate_of_zero_and_what_it_leaves() -> None:
     """No token comes any more; but a share may still be had when others stop asking,
-    nobody knows when.
+    it is not known when.
     """
     never = raised(Admission(3, 2, "rate", math.inf))
     assert type(never) is NeverAdmitted

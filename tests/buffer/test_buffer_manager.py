@@ -243,7 +243,7 @@ def test_a_cancelled_wait_leaves_the_books_right() -> None:
 
 
 class BusyRing:
-    """A ring into which somebody pushes whenever anybody looks how far it has come."""
+    """A ring that grows whenever its position is read."""
 
     def __init__(self, ring: MessageRing) -> None:
         self._ring = ring

@@ -1,5 +1,5 @@
-"""A buffer with a directory: when events are durable, what a full disk does, who may
-open it, and what kills leave.
+"""A buffer with a directory: when events are durable, what a full disk does, which
+process may open it, and what kills leave.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def test_a_failing_sink_costs_nothing_while_the_disk_has_room(tmp_path: Path) ->
     buffer.close(timeout=0)
 
 
-# ---------------------------------------------------------------- who may open what
+# ---------------------------------------------------------------- what may open what
 
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ class DurableMachine(RuleBasedStateMachine):
         self.forget_dropped()
 
     def forget_dropped(self) -> None:
-        """What DROP_OLDEST gave up is the oldest that nobody holds."""
+        """What DROP_OLDEST gave up is the oldest that is not out."""
         stats = self.buffer.stats()
         for priority, owed in self.owed.items():
             held = {

@@ -68,7 +68,7 @@ def test_a_prompt_handler_has_run_when_the_call_returns() -> None:
         buffer.adjust_flow_control_rate(rate)
         assert seen[-1].new == rate
     assert [event.old for event in seen] == [20_000_000, 10, 20]
-    assert buffer._events._wait_budget > 0, "nobody said that the handler was done"
+    assert buffer._events._wait_budget > 0, "the handler is never reported as done"
 
 
 def test_a_handler_that_blocks_delays_nobody_for_long() -> None:

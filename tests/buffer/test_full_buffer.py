@@ -146,7 +146,7 @@ def test_drop_oldest_never_drops_what_a_consumer_holds() -> None:
     assert admission.reason == "full"
     buffer.stats().check()
     assert buffer.stats().dropped.get("oldest", 0) == 0, (
-        "dropping what can not make room would be for nothing"
+        "dropping what cannot make room would be for nothing"
     )
     batch.ack()
     assert buffer.add_events([EVENT] * 2).accepted == 2

@@ -390,7 +390,7 @@ MARKS = Case(
     ("without", "reason", "case"),
     [
         ("fill before publish", "a second time", FILL),
-        ("advance", "which nobody needs", ADVANCE),
+        ("advance", "which is not needed", ADVANCE),
         ("clear marks", "not released", MARKS),
     ],
 )
@@ -501,7 +501,7 @@ def test_records_look_at_tail_again_after_a_mark() -> None:
         "takes in the midst of a run, released in any order"
     ]
     protocol, scripts, _ = case
-    with pytest.raises(Counterexample, match="which nobody needs"):
+    with pytest.raises(Counterexample, match="which is not needed"):
         run_records(*scripts, **protocol, without=frozenset(["second look at tail"]))
 
 

@@ -1,11 +1,11 @@
 """The body of all stress tests of the rings: producers number what they push, and what
 consumers got is compared with it.
 
-A subject says how one kind of ring is made and used; a mode says who runs `produce` and
-`consume`: threads, processes, processes that are stopped and continued at random, or
-one thread whose collections push and pop too. Whatever the mode, the same is checked:
-the exact count, nothing twice, each producer's order, and the ring's own `_check()`
-when all have gone.
+A subject says how one kind of ring is made and used; a mode says what runs `produce`
+and `consume`: threads, processes, processes that are stopped and continued at random,
+or one thread whose collections push and pop too. Whatever the mode, the same is
+checked: the exact count, nothing twice, each producer's order, and the ring's own
+`_check()` when all have gone.
 
 Subjects and what they return can be used in any process that can reach the ring:
 `Subject.open` is called once in each.
@@ -59,7 +59,7 @@ class Subject(Protocol):
     def consumer(self, ring: Any, number: int) -> Pop: ...
 
     def finish(self, ring: Any) -> list[Item]:
-        """All that is left when nobody uses the ring any more; asserts that it is then
+        """All that is left when nothing uses the ring any more; asserts that it is then
         in order and has all its room.
         """
 
@@ -327,8 +327,8 @@ def forked(work: Callable[[int], None], number: int) -> int:
 
 
 def patient(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but who gets nothing leaves the processor to the others: more processes
-    than processors are at it.
+    """The same, but one that gets nothing leaves the processor to the others: there are
+    more processes than processors.
     """
 
     def worked(*arguments: int) -> Any:

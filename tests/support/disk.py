@@ -33,7 +33,7 @@ Command = tuple[int, str, str]
 
 
 def open_buffer(path: Path, **changes: Any) -> BufferManager:
-    # So many nacks in a test are no reason to hold anything up.
+    # The many nacks of a test are no reason to hold anything up.
     breaker = CircuitBreakerConfig(min_requests=100_000)
     flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
     config = {

@@ -121,7 +121,7 @@ class Counterexample(AssertionError):
 class Report:
     states: int
     steps: int
-    #: States in which nobody can go on.
+    #: States in which no participant can go on.
     ends: int
 
 
@@ -325,14 +325,14 @@ class _Explorer:
         return memory, node.number
 
     def finish(self, state: State) -> None:
-        """In a state in which nobody can go on."""
+        """In a state in which no participant can go on."""
         left = [
             name
             for (name, _), at in zip(self.programs, state[1:], strict=True)
             if self.kinds[at] != _ENDED
         ]
         if left:
-            raise Violation(f"a standstill: {', '.join(left)} can not go on")
+            raise Violation(f"a standstill: {', '.join(left)} cannot go on")
         self.at_end(self.memories[state[0]])
 
     # ---------------------------------------------------------------- schedules
@@ -534,4 +534,4 @@ def run_alone(
     except StopIteration as end:
         check(state)
         return state, end.value
-    raise Violation("an operation does not end, though nobody else does anything")
+    raise Violation("an operation does not end, though no other runs")

@@ -23,7 +23,8 @@ def given_in_part(
     def decorate(body: Callable[..., None]) -> Callable[[bool], None]:
         def test(in_full: bool) -> None:
             count = examples if in_full else max(examples // 4, 10)
-            settings(max_examples=count)(given(*arguments, **named)(body))()
+            part: Callable[..., Any] = given(*arguments, **named)
+            settings(max_examples=count)(part(body))()
 
         test.__doc__ = body.__doc__
         return test

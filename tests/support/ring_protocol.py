@@ -730,7 +730,7 @@ class Ring:
     # ---------------------------------------------------------------- the dead
 
     def tidy(self) -> Steps:
-        """Tidy up after all who are dead, as the only one who does."""
+        """Tidy up after all that are dead; one participant at a time does."""
         yield lock(self.recovery)
         killed = yield load(DEAD)
         if killed:
@@ -892,7 +892,7 @@ class Ring:
                 if frame.message != PAD:
                     words[self.g_published] |= _bits(frame.first_seq, frame.count)
                 return
-        raise Violation(f"publishes at {position}, where nobody has claimed")
+        raise Violation(f"publishes at {position}, where nothing is claimed")
 
     def note_pad(self, words: list[Any], who: int, position: int) -> None:
         """What a dead process had claimed will never come."""
@@ -904,7 +904,7 @@ class Ring:
                 pad = frame._replace(message=PAD)
                 words[self.g_frames] = (*frames[:at], pad, *frames[at + 1 :])
                 return
-        raise Violation(f"makes a pad at {position}, where nobody has claimed")
+        raise Violation(f"makes a pad at {position}, where nothing is claimed")
 
     def note_back(self, words: list[Any], who: int, position: int) -> None:
         """The last claim is as if it had never been."""
@@ -1033,7 +1033,7 @@ class Ring:
             frame = words[self.g_frames][0]
             done = frame.message == PAD or words[self.g_released] >> frame.first_seq + place & 1
             if done:
-                raise Violation(f"`tail` stands at {position}, {place}, which nobody needs")
+                raise Violation(f"`tail` stands at {position}, {place}, which is not needed")
 
     def at_end(self, state: tuple[Any, ...]) -> None:
         """When all have ended: the rest can be taken, nothing is lost, and a whole lap

@@ -245,7 +245,7 @@ class Runs:
 
         released = words[self.g_released] >> words[self.tail] & 1
         if released and words[self.tail] < words[self.write]:
-            raise Violation(f"`tail` stands at {words[self.tail]}, which nobody needs")
+            raise Violation(f"`tail` stands at {words[self.tail]}, which is not needed")
         drain()
         if run(self.push(self.capacity, 1000)) != self.capacity:
             raise Violation("no room for a whole lap, and the ring is empty")

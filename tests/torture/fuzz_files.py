@@ -6,7 +6,7 @@ a documented error, or serves.
 What must hold of every file: nothing hangs, with the GIL or without; nothing crashes;
 no error comes but those documented; and no wrong byte comes out. Where a checksum
 promises it, an event that comes out is one that went in, under its number. Where none
-does, it lies in the file: it is nobody else's memory.
+does, it lies in the file: it is no other's memory.
 
 A mutation is plain damage, or it is sealed: the checksums over it are right, as an
 attacker or a writer with an error would leave them. From sealed files wrong events may
@@ -223,8 +223,8 @@ def event(seq: int) -> bytes:
 
 
 def make_ring(checksums: bool) -> Callable[[Path, random.Random], None]:
-    """Messages that wait, that were released, and that were taken by one who dies, with
-    a split and a hole among them.
+    """Messages that wait, that were released, and that were taken by one that dies,
+    with a split and a hole among them.
     """
 
     def make(directory: Path, rng: random.Random) -> None:
@@ -254,7 +254,7 @@ def make_ring(checksums: bool) -> Callable[[Path, random.Random], None]:
 def ring_regions(data: bytearray) -> list[tuple[float, list[int]]]:
     cursors, index, start, end = (PAGE + at for at in layout(GRANULES))
     return [
-        (0.35, used_lines(data, PAGE, cursors)),  # who takes part, and what each is about
+        (0.35, used_lines(data, PAGE, cursors)),  # which take part, and what each is about
         (0.25, used_lines(data, cursors, index) or [cursors]),
         (0.15, list(range(index, index + GRANULES * 8, 64))),
         (0.23, list(range(start, end, 64))),

@@ -31,7 +31,7 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
     faulty = FaultyFileSystem(disk, fail_at=fail_at, error=error, sticky=sticky)
     if error is None:
         faulty.only = {"pwrite"}  # only a write can be a short one
-    # What can not be read at a second try is lost. A call that is interrupted for ever
+    # What cannot be read at a second try is lost. A call that is interrupted for ever
     # fails like any other.
     journal.may_lose = sticky and error == errno.EIO
     store = None

@@ -174,7 +174,7 @@ def torture(kills: int, seed: int, progress: bool = False) -> Oracle:
                 oracle.take(messages.tolist(), True)
                 quiet_since = time.monotonic()
         ring._check()
-        assert ring.used_bytes == 0, f"{ring.used_bytes} bytes are occupied by nobody"
+        assert ring.used_bytes == 0, f"{ring.used_bytes} bytes are occupied and not in use"
         for kind, file_path in notes:
             if kind == "producer":
                 oracle.read_pushed(file_path)

@@ -145,7 +145,7 @@ class Life:
         newest = bytearray(self.images[-1])
         unfilled = 0
         if rng.random() < 0.3:
-            # A claim that nobody has filled.
+            # A claim that was never filled.
             (write,) = struct.unpack_from("<Q", newest, WRITE)
             (tail,) = struct.unpack_from("<Q", newest, TAIL)
             if ((write >> 32) - (tail >> 12)) % (1 << 32) < self.granules - 2:
@@ -206,10 +206,8 @@ class Life:
         assert not missing & whole, "what is whole counts as missing"
         for seq in range(end_seq, found.next_seq):
             if seq not in delivered and seq not in missing:
-                assert seq in self.settled, f"number {seq} is owed by nobody"
-                assert seq not in self.spilled, (
-                    f"number {seq}, which the disk lost, is owed by nobody"
-                )
+                assert seq in self.settled, f"number {seq} is not owed"
+                assert seq not in self.spilled, f"number {seq}, which the disk lost, is not owed"
         return len(delivered)
 
     def settled_prefix(self) -> int:

@@ -234,7 +234,7 @@ def test_priority_1_alone_beyond_the_sink_is_admitted_and_nobody_else_is() -> No
 
 def test_what_the_sink_does_not_need_is_refused_while_a_more_urgent_one_is() -> None:
     """It would only wait: all that the sink takes is of the more urgent. A trickle goes
-    in, so that nobody starves for ever.
+    in, so that none starves for ever.
     """
     queue = Queue()
     queue.run(2.0, only(3, 0.5 * RATE))
@@ -327,8 +327,8 @@ def test_an_open_circuit_sheds_nothing_in_an_emergency_either() -> None:
 
 
 def test_a_consumer_that_comes_by_now_and_then_has_nothing_refused() -> None:
-    """Whoever takes everything each 10 s has no overloaded sink, however long events
-    wait.
+    """A consumer that takes everything each 10 s has no overloaded sink, however long
+    events wait.
     """
     queue = Queue()
     for _ in range(20):

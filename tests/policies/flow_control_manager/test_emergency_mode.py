@@ -1,5 +1,5 @@
-"""FlowControlManager in an emergency: when it begins and ends, who is shed, and how the
-rate climbs back.
+"""FlowControlManager in an emergency: when it begins and ends, what is shed, and how
+the rate climbs back.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def test_silence_ends_it_after_a_sliding_window_and_not_before() -> None:
     rig.clock.advance(1.5)
     assert not rig.manager.emergency
     assert rig.names == ["emergency_entered", "emergency_left"]
-    # Nobody reports outcomes any more: nothing is shed for lack of them.
+    # No outcomes are reported any more: nothing is shed for lack of them.
     rig.clock.advance(1.5)
     assert rig.admit(500, 5).reason is None
 

@@ -37,8 +37,10 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Modules and items stay until the end: no collection has to look at them, in any
-    test or in any child that one forks. That is a tenth of all the time.
+    """Keep modules and items from the garbage collector: they stay to the end.
+
+    No collection has to look at them, in any test or in any child that one forks. That
+    is a tenth of all the time.
     """
     gc.collect()
     gc.freeze()
@@ -46,9 +48,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A process that is stopped after so many instructions: an instrumented build has
-    several times as many, and others.
-    """
+    """Mark what counts instructions: an instrumented build has others."""
     for item in items:
         if "steps_are_allowed" in getattr(item, "fixturenames", ()):
             item.add_marker("uninstrumented")
@@ -61,8 +61,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
 )
 def in_full(request: pytest.FixtureRequest) -> bool:
-    """Whether to prove it in full, or a share of it that takes a second or two: a test
-    that asks for this is run both ways.
+    """Whether to prove it in full, or a share of it that takes a second or two.
+
+    A test that asks for this is run both ways.
     """
     return bool(request.param)
 

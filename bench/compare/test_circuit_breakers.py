@@ -55,8 +55,9 @@ def fail(x: int) -> int:
 
 @dataclass(frozen=True)
 class Face:
-    """One way to guard a call: `setup` makes `guard` from `subject`, and `statement`
-    calls `work` once through it.
+    """One way to guard a call.
+
+    `setup` makes `guard` from `subject`, and `statement` calls `work` once through it.
     """
 
     owner: str

@@ -79,8 +79,9 @@ class DrillSink:
 
 
 class Producer:
-    """Offers numbered events at a rate, in steps of 10 ms, and gives up what is
-    refused, as a log source without memory does.
+    """Offers numbered events at a rate, in steps of 10 ms.
+
+    It gives up what is refused, as a log source without memory does.
     """
 
     def __init__(self, buffer: BufferManager) -> None:

@@ -93,8 +93,9 @@ def test_process_against_memory(
 def test_checksums_against_none(
     benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
 ) -> None:
-    """What a checksum for each push costs: the three in turn, round by round, each
-    against memory in the same round.
+    """What a checksum for each push costs.
+
+    The three in turn, round by round, each against memory in the same round.
     """
     with (
         opened(None) as memory,
@@ -125,9 +126,7 @@ def test_checksums_against_none(
 def accept_rate(
     buffer: BufferManager, chunks: list[bytes], duration: float, threads: int = 4
 ) -> float:
-    """Lines a second that several producers get accepted, beside a consumer that keeps
-    up.
-    """
+    """Lines a second of several producers, beside a consumer that keeps up."""
     accepted, stop = [0] * threads, threading.Event()
 
     def consume() -> None:
@@ -159,9 +158,7 @@ def accept_rate(
 
 
 def bare_append_rate(path: Path, chunks: list[bytes], duration: float) -> float:
-    """Lines a second of a loop that does nothing but append and fdatasync, in groups of
-    about 5 ms.
-    """
+    """Lines a second of a bare append + fdatasync loop, in groups of about 5 ms."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     lines = [chunk.count(b"\n") for chunk in chunks]
     total = i = 0
@@ -210,8 +207,9 @@ def test_commit_against_process(
 def test_add_latency_beside_a_writer(
     benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
 ) -> None:
-    """p99.9 of one add_events of 100 lines, alone and while a writer loads the same
-    disk: reported, not judged.
+    """p99.9 of add_events, alone and while a writer loads the same disk.
+
+    Calls of 100 lines. Reported, not judged.
     """
     events = chunks[0].split(b"\n")[:100]
     count = 200 if benchmark.disabled else 20_000

@@ -103,9 +103,11 @@ def test_try_push_and_try_pop(benchmark: BenchmarkFixture) -> None:
 
 
 def on_a_page(size: int) -> np.ndarray:
-    """An array of bytes from the start of a page on. At places of its own, a few bytes
-    apart in their pages, numpy can take ten times as long for a copy (measured: 184 us
-    rather than 17), and a yardstick must not be short.
+    """An array of bytes from the start of a page on.
+
+    At places of its own, a few bytes apart in their pages, numpy can take ten times as
+    long for a copy (measured: 184 us rather than 17), and a yardstick must not be
+    short.
     """
     raw = np.zeros(size + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
@@ -160,8 +162,9 @@ def nothing(record: object) -> object:
 
 
 def together(*works: Callable[[], object]) -> float:
-    """Run each in a thread, on a processor of its own where there are enough; returns
-    the seconds that the first one took.
+    """Run each in a thread, on a processor of its own where there are enough.
+
+    Returns the seconds that the first one took.
     """
     start = threading.Barrier(len(works))
     took = [0.0] * len(works)

@@ -69,9 +69,7 @@ def _feed_queue(queue: multiprocessing.Queue[bytes], messages: int) -> None:
 
 
 def ring_rate(path: Path, batches: int) -> float:
-    """Messages a second from one process to another, from the first that arrives to the
-    last.
-    """
+    """Messages a second from one process to another, from the first to the last."""
     ring = MessageRing(1 << 22, path=path)
     process = multiprocessing.get_context("spawn").Process(
         target=_feed_ring, args=(str(path), batches)

@@ -145,9 +145,7 @@ def test_spilling_and_draining(
 
 
 def test_opening_a_backlog_of_100_gb(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Beside opening, reading and closing as many files with nothing else: less than
-    six times that.
-    """
+    """Less than six times as long as opening, reading and closing as many files."""
     lane = tmp_path / "lane"
     lane.mkdir()
     count = 100_000_000_000 // SpillConfig().segment_bytes

@@ -62,9 +62,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a criterion is met in one run; None where the scenario says nothing about
-    it.
-    """
+    """Whether a criterion is met in one run; None: the scenario says nothing of it."""
 
     met: bool | None
     value: float
@@ -119,9 +117,7 @@ def figures(run: Record, oracle: Record) -> Figures:
 
 
 def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str, Verdict]:
-    """The criteria for one controller, `baselines` being what its delay is compared
-    with.
-    """
+    """The criteria for one controller; its delay is compared with `baselines`."""
     rivals = {name: one for name, one in baselines.items() if one.goodput >= ours.goodput}
     best = min(rivals, key=lambda name: rivals[name].p99, default=None)
     delay = "no baseline has that goodput" if best is None else f"{best} {rivals[best].p99:.3g} s"
@@ -140,8 +136,9 @@ def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str
 
 
 def summarise(runs: Sequence[dict[str, Verdict]]) -> dict[str, Summary]:
-    """The verdicts of several seeds, by criterion. The worst run is one that failed,
-    and else the one nearest to it.
+    """The verdicts of several seeds, by criterion.
+
+    The worst run is one that failed, and else the one nearest to it.
     """
     out = {}
     for name in CRITERIA:
@@ -176,8 +173,9 @@ def _next(changes: tuple[float, ...], at: float, end: float) -> float:
 
 
 def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
-    """Goodput over the lesser of the oracle's and the demand: as in `_converges`, one
-    cannot work off what one refused.
+    """Goodput over the lesser of the oracle's and the demand.
+
+    As in `_converges`: what one has refused one cannot deliver later.
     """
     span = slice(int(start), int(end))
     return sum(run.goodput[span]) / max(1, min(sum(oracle.goodput[span]), sum(run.demand[span])))
@@ -199,8 +197,9 @@ def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
 
 
 def _was_healthy(run: Record, at: float) -> bool:
-    """Whether the sink failed less than 30 % of all calls in the 5 s before: the
-    breaker's threshold and window.
+    """Whether the sink failed less than 30 % of all calls in the 5 s before.
+
+    That is the breaker's threshold and window.
     """
     looks = [run.scenario.sink(max(0.0, at - 0.1 * k)) for k in range(50)]
     return (
@@ -210,7 +209,8 @@ def _was_healthy(run: Record, at: float) -> bool:
 
 
 def _leaks_per_reset(run: Record) -> int:
-    """What came before the first trip was needed to find out, and is not counted;
+    """What came before the first trip was needed to find out, and is not counted.
+
     `leaks` has it.
     """
     most = 0

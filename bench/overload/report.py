@@ -64,8 +64,9 @@ def _number(value: float) -> str:
 
 
 def verdicts_table(results: Results) -> list[str]:
-    """Criteria by scenario: the median, and in brackets the worst seed. What failed
-    with any seed is in bold.
+    """Criteria by scenario: the median, and in brackets the worst seed.
+
+    What failed with any seed is in bold.
     """
     rows = []
     for scenario, verdicts in results.verdicts.items():
@@ -119,9 +120,7 @@ def _figures_row(name: str, runs: list[Figures], dead: bool) -> list[str]:
 
 
 def _ablations(by_name: dict[str, Figures], ours: Figures, dead: bool) -> list[str]:
-    """Those that changed nothing in one line, the others beside ours with the same
-    seed.
-    """
+    """In one line those that changed nothing; the others beside ours, same seed."""
     same = [name for name, one in by_name.items() if one == ours]
     rows = [_figures_row("ours", [ours], dead)]
     rows += [_figures_row(name, [one], dead) for name, one in by_name.items() if name not in same]

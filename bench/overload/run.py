@@ -44,8 +44,9 @@ How to read the report: docs/overload.md.
 def run(
     names: list[str], seeds: list[int], ablations: bool, host: str, date: str, verbose: bool = False
 ) -> Results:
-    """Run scenarios, each under every controller and with every seed; ablations with
-    the first seed only.
+    """Run scenarios, each under every controller and with every seed.
+
+    Ablations with the first seed only.
     """
     results = Results(host, date, seeds)
     every = scenarios()

@@ -86,8 +86,9 @@ def _sink(*later: tuple[float, Condition]) -> Callable[[float], Condition]:
 
 
 def _square(t: float) -> float:
-    """30 s of 0.8, 30 s of 1.2 of the capacity: around the depth at which the monitor
-    activates.
+    """30 s of 0.8, 30 s of 1.2 of the capacity.
+
+    Around the depth at which the monitor activates.
     """
     return CAPACITY * (0.8 if t % 60.0 < 30.0 else 1.2)
 
@@ -109,9 +110,7 @@ def _spikes(size: float) -> Callable[[float], float]:
 
 
 def _drift(t: float) -> Condition:
-    """The sink loses two thirds of its capacity in four minutes, as a disk that fills
-    up.
-    """
+    """The sink loses two thirds of its capacity in four minutes, as a disk fills up."""
     return Condition(capacity=CAPACITY * (1.0 - 0.667 * min(1.0, max(0.0, (t - 30.0) / 240.0))))
 
 

@@ -1,6 +1,4 @@
-"""What the tests of a buffer do over and over: fill it, empty it, and end it as a
-killed process does.
-"""
+"""What the tests of a buffer share: fill it, empty it, end it as a kill does."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ def next_batch(buffer: BufferManager, most: int | None = None) -> Batch:
 
 
 def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:
-    """All events that wait, in the order in which they come, in batches of at most
-    `most`; they are acknowledged.
+    """All events that wait, in the order in which they come; they are acked.
+
+    In batches of at most `most`.
     """
     return [event for _, events in _batches(buffer, most) for event in events]
 
@@ -55,8 +54,9 @@ def _batches(buffer: BufferManager, most: int | None) -> list[tuple[int, list[by
 
 
 def crash(buffer: BufferManager) -> None:
-    """Leave it as the death of the process would: nothing is written, nothing is told,
-    and all its locks are gone.
+    """Leave it as the death of the process would.
+
+    Nothing is written, nothing is told, and all its locks are gone.
     """
     disk = buffer._disk
     assert disk is not None

@@ -1,6 +1,4 @@
-"""What the tests of `forebay inspect`, `verify`, `repair`, `export` and `dlq` share:
-directories, and what to do to them.
-"""
+"""What the tests of the commands for a directory share: directories, and their use."""
 
 from __future__ import annotations
 
@@ -86,9 +84,7 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def live_and_die(path: str) -> None:
-    """Run in a process of its own: leaves events on disk, in rings, and out with
-    consumers.
-    """
+    """Run in another process: leaves events on disk, in rings, and with consumers."""
     buffer = open_buffer(Path(path))
     add_all(buffer, noise(3000))
     buffer.add_events([b"urgent", b"more urgent"], priority=1)

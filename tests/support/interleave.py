@@ -267,8 +267,9 @@ class _Explorer:
     # ---------------------------------------------------------------- steps
 
     def choices(self, state: State, last: int) -> list[int]:
-        """What may come next; the end of the list is tried first: to go on with the
-        last one.
+        """What may come next.
+
+        The end of the list is tried first: to go on with the last one.
         """
         kinds = self.kinds
         able = []
@@ -518,8 +519,9 @@ def run_alone(
     check: Callable[[list[Any]], None],
     most_steps: int = 10_000,
 ) -> tuple[list[Any], Any]:
-    """Run one participant to its end, alone; the words after that, and what it
-    returned.
+    """Run one participant to its end, alone.
+
+    Returns the words after that, and what the program returned.
     """
     state = list(words)
     try:

@@ -26,8 +26,9 @@ def access_log(lines: int, seed: int = 0) -> bytes:
 
 
 def real_log(name: str) -> bytes:
-    """A real log where there is one, else lines of the same shape: those of
-    nginx_json.log are long.
+    """A real log where there is one, else lines of that shape.
+
+    Those of nginx_json.log are long.
     """
     path = DATA / name
     if path.exists():

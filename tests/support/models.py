@@ -16,8 +16,9 @@ __all__ = ["given_in_part", "share_and_proof"]
 def given_in_part(
     examples: int, *arguments: Any, **named: Any
 ) -> Callable[[Callable[..., None]], Callable[[bool], None]]:
-    """`given` for a test that takes seconds: with a quarter of the examples, and with
-    all, marked `proof` (the fixture `in_full`).
+    """`given` for a test that takes seconds: a share of the examples, or all.
+
+    A quarter, and marked `proof` all (the fixture `in_full`).
     """
 
     def decorate(body: Callable[..., None]) -> Callable[[bool], None]:
@@ -35,9 +36,7 @@ def given_in_part(
 def share_and_proof(
     machine: type[RuleBasedStateMachine], examples: int, steps: int
 ) -> tuple[type[unittest.TestCase], type[unittest.TestCase]]:
-    """Two tests of a machine: with a sixth of the examples, and with all, marked
-    `proof`.
-    """
+    """Two tests of a machine: a sixth of the examples, and all, marked `proof`."""
 
     class Share(machine.TestCase):  # type: ignore[name-defined, misc]
         settings = settings(

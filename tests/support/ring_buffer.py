@@ -13,7 +13,9 @@ MODES = ["alone", "exchanges"] + ["shared"] * (sys.platform == "linux")
 
 
 def records_of(span: Span) -> list[Any]:
-    """By iteration: a span has no `__iter__`, which is all that a type checker looks
-    for, but a length and items, which are enough.
+    """What iterating over it gives.
+
+    A span has a length and items, which are enough for that, and no `__iter__`, which
+    is all that a type checker looks for.
     """
     return list(cast("Iterable[Any]", span))

@@ -301,8 +301,9 @@ class Ring:
             return at, self.full_sequence(write[1], near)
 
     def pass_pads(self, slot: int | None, tail: int) -> Generator[Any, Any, bool]:
-        """Pass pads that nothing follows; whether there is more room than with this
-        `tail`.
+        """Pass pads that nothing follows.
+
+        Returns whether there is more room than with this `tail`.
         """
         read: Any
         view: Any
@@ -594,9 +595,7 @@ class Ring:
     def release(
         self, slot: int | None, take: Take, beyond: int | None = None
     ) -> Generator[Any, Any, None]:
-        """beyond: then send an empty ring back to its start, if it has come further
-        than that.
-        """
+        """beyond: send an empty ring back to its start, if it has come further."""
         who = take.next[1][1] - 1 if slot is not None else None
         yield from self.release_messages(who, take.position, take.place, take.count, take.first_seq)
         if slot is not None:
@@ -985,8 +984,9 @@ class Ring:
     # ---------------------------------------------------------------- invariants
 
     def check(self, words: list[Any]) -> None:
-        """After each step: tail ≤ read ≤ write ≤ tail + capacity, and `tail` passes
-        only what was released.
+        """After each step: tail ≤ read ≤ write ≤ tail + capacity.
+
+        And `tail` passes only what was released.
         """
         tail, read, write = words[self.tail], words[self.read], words[self.write]
         now = (tail, read, write, words[self.g_end])
@@ -1036,9 +1036,7 @@ class Ring:
                 raise Violation(f"`tail` stands at {position}, {place}, which is not needed")
 
     def at_end(self, state: tuple[Any, ...]) -> None:
-        """When all have ended: the rest can be taken, nothing is lost, and a whole lap
-        has room.
-        """
+        """When all have ended, nothing is lost and a whole lap has room."""
         words = list(state[: len(self.memory.values)])
         dead = _numbers(words[DEAD])
         me = self.protocol.participants
@@ -1090,8 +1088,9 @@ def _claimer(tag: tuple[int, int], position: int) -> int | None:
 
 
 def _place_in(source: Pair) -> tuple[int, int]:
-    """Position and place. A push may use the pair by now: its sequence number has no
-    high bits.
+    """Position and place.
+
+    A push may use the pair by now: its sequence number has no high bits.
     """
     return source[0], source[1][0] if isinstance(source[1], tuple) else 0
 

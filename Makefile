@@ -12,7 +12,7 @@
 #                make tsan-smoke: a share of it
 #   make torture the long proofs: processes killed, power cut, every call to the disk failed, files of every kind damaged.
 #                TORTURE_SCALE=0.01: that share of their documented counts
-#   make lint    ruff (rules and format), mypy --strict, stubtest, cython-lint
+#   make lint    ruff (rules and format), mypy --strict (of the tests and benches too), stubtest, cython-lint
 #   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
 #   make bench   the micro benches            make bench-smoke   each of them once, for its checks only
 #   make clean   remove all that the above has made
@@ -33,7 +33,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md LICENSE) 
 
 EXTRAS_demo := cli
 EXTRAS_test := test
-EXTRAS_lint := cli,lint
+EXTRAS_lint := test,bench,lint
 
 FT_ARCHIVE := $(firstword $(wildcard ../shared/toolchains/python-*freethreaded*.tar.xz))
 FREETHREADED ?= $(or $(shell command -v python3.13t),$(if $(FT_ARCHIVE),.freethreaded/py313t/bin/python3))
@@ -53,6 +53,10 @@ LOG ?= $(DEMO_DIR)/access-$(DEMO_LINES).log
 # Of the counts that each proof is documented with.
 TORTURE_SCALE ?= 1
 scaled = $(shell awk 'BEGIN { n = int($(1) * $(TORTURE_SCALE)); print n < 1 ? 1 : n }')
+
+# Tests start hundreds of interpreters, and nothing is compiled when it is installed (below): without this each would compile all
+# that it imports (half a second for the buffer, more than one for the server), and each worker of pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test proofs test-freethreaded asan asan-smoke tsan tsan-smoke torture lint check-image bench bench-smoke clean
 .DELETE_ON_ERROR:
@@ -142,7 +146,7 @@ torture: .venv-test/.installed
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check
 	.venv-lint/bin/ruff format --check
-	.venv-lint/bin/mypy --strict src/backpressure
+	.venv-lint/bin/mypy
 	env -u PYTHONPATH .venv-lint/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml ringbuf
 	PATH="$(CURDIR)/.venv-lint/bin:$$PATH" cython-lint src/ringbuf
 
@@ -158,6 +162,7 @@ bench-smoke: .venv-test/.installed
 clean:
 	rm -rf .venv-demo .venv-test .venv-lint .venv-ft .venv-asan .venv-tsan .freethreaded $(DEMO_DIR) build dist src/forebay.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv-%/.installed: .venv-%/bin/python $(SOURCES)
 	@rm -rf build/lib.* build/bdist.*  # setuptools would install a module from there that is no longer in src

@@ -5,7 +5,8 @@ Contestants are timed in turn, many rounds over, and the best round of each coun
 that what else the machine does hits all alike. `extra_info` holds the ratios, the best
 of ours and theirs going by the same face:
 
-    decorator, call    judged against the fastest peer of all, whatever its face: at most half of it
+    decorator, call    judged against the fastest peer of all, whatever its face: at
+                       most half of it
     permit             no peer has it: judged against the fastest peer of all
     with               judged against the fastest `with` of a peer
 
@@ -34,6 +35,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError
 
@@ -53,8 +55,9 @@ def fail(x: int) -> int:
 
 @dataclass(frozen=True)
 class Face:
-    """One way to guard a call: `setup` makes `guard` from `subject`, and `statement`
-    calls `work` once through it.
+    """One way to guard a call.
+
+    `setup` makes `guard` from `subject`, and `statement` calls `work` once through it.
     """
 
     owner: str
@@ -135,7 +138,7 @@ def installed() -> list[Face]:
 
 
 @pytest.mark.parametrize("face", OURS, ids=lambda face: face.name)
-def test_ours(benchmark, face: Face) -> None:
+def test_ours(benchmark: BenchmarkFixture, face: Face) -> None:
     rivals = [rival for rival in installed() if face.name != "with" or rival.name == "with"]
     if not rivals:
         pytest.skip(f"none of {', '.join(PEERS)} is installed (extra: compare)")
@@ -167,13 +170,14 @@ def test_ours(benchmark, face: Face) -> None:
         nanoseconds=round(cost * 1e9), ratio=round(ratio, 3), limit=LIMITS[face.name], ratios=ratios
     )
     print(
-        f"\n{face.name}: {cost * 1e9:.0f} ns, {ratio:.2f} of the fastest peer, at most {LIMITS[face.name]}; {ratios}"
+        f"\n{face.name}: {cost * 1e9:.0f} ns, {ratio:.2f} of the fastest peer, at most "
+        f"{LIMITS[face.name]}; {ratios}"
     )
     assert ratio <= LIMITS[face.name], ratios
 
 
 @pytest.mark.parametrize("face", THEIRS, ids=lambda face: f"{face.owner}-{face.name}")
-def test_peer(benchmark, face: Face) -> None:
+def test_peer(benchmark: BenchmarkFixture, face: Face) -> None:
     subject = make(face.owner)
     names = face.names(subject)
     benchmark(exec, compile(face.statement, face.name, "exec"), names)

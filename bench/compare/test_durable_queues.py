@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure import BufferConfig, BufferManager
 
@@ -134,7 +135,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, int], float], int]] = {
 }
 
 
-def test_against_sqlite(benchmark, tmp_path: Path) -> None:
+def test_against_sqlite(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     count = 10_000 if benchmark.disabled else 100_000
     benchmark.pedantic(ours, args=(tmp_path / "ours-0", count), rounds=1)
     if benchmark.disabled:
@@ -156,12 +157,14 @@ def test_against_sqlite(benchmark, tmp_path: Path) -> None:
             {f"{name}_times_sqlite": round(times, 1), f"{name}_per_second": round(rate)}
         )
         print(
-            f"\naccepted, {name}: {rate / 1e6:.1f} million a second, {times:.1f} times SQLite in WAL mode with 10,000 rows a "
-            f"transaction (20 wanted with a directory), {times_off:.1f} times it with synchronous=OFF"
+            f"\naccepted, {name}: {rate / 1e6:.1f} million a second, {times:.1f} times SQLite "
+            "in WAL mode with 10,000 rows a "
+            f"transaction (20 wanted with a directory), {times_off:.1f} times it with "
+            "synchronous=OFF"
         )
 
 
-def test_against_durable_queues(benchmark, tmp_path: Path) -> None:
+def test_against_durable_queues(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     there = {name: peer for name, peer in PEERS.items() if importlib.util.find_spec(peer[0])}
     if not there:
         pytest.skip("no peer is installed: pip install .[compare]")
@@ -185,5 +188,6 @@ def test_against_durable_queues(benchmark, tmp_path: Path) -> None:
             {f"{name}_times": round(rate / rates[fastest]), f"{name}_per_second": round(rate)}
         )
         print(
-            f"\naccepted, {name}: {rate:,.0f} a second, {rate / rates[fastest]:.0f} times {fastest}; 100 wanted; {rates}"
+            f"\naccepted, {name}: {rate:,.0f} a second, {rate / rates[fastest]:.0f} times "
+            f"{fastest}; 100 wanted; {rates}"
         )

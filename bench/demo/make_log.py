@@ -24,11 +24,11 @@ _REQUESTS_A_SECOND = 40
 
 _SITE = "https://www.example.org"
 _WORDS = """
-archive articles assets backup blog build cache capture cluster code config console dashboard deploy docs
-download events feed files filter fonts gallery guide images index ingest install kernel latency library logs
-manual metrics network notes pages parser pipeline plugin presentations profile projects queue release report
-scripts search server setup shell slides static storage stream style talks theme tools tracing tutorial
-update video wiki
+archive articles assets backup blog build cache capture cluster code config console dashboard
+deploy docs download events feed files filter fonts gallery guide images index ingest install
+kernel latency library logs manual metrics network notes pages parser pipeline plugin
+presentations profile projects queue release report scripts search server setup shell slides
+static storage stream style talks theme tools tracing tutorial update video wiki
 """
 _KINDS = (
     (".html", 9),
@@ -81,7 +81,7 @@ def log_lines(count: int, seed: int = 0) -> Iterator[bytes]:
     referrer_weights = list(accumulate([550, *[0.9] * 800]))
     requests = [f'] "{method} {page} HTTP/1.1" '.encode() for method, page in _requests(rng, pages)]
     results = [f"{status} {_size(rng, status)}".encode() for status in _draw(rng, _STATUS, 5000)]
-    who = 0
+    visitor = 0
     for first in range(0, count, _BLOCK):
         size = min(_BLOCK, count - first)
         seconds = [_START + (first + i) // _REQUESTS_A_SECOND for i in range(size)]
@@ -96,8 +96,10 @@ def log_lines(count: int, seed: int = 0) -> Iterator[bytes]:
         )
         for second, request, result, referrer, draw in columns:
             if draw == 0:  # the next visitor: a dozen requests each, on average
-                who = rng.randrange(len(visitors))
-            yield b"".join((visitors[who], stamps[second], request, result, referrer, tails[who]))
+                visitor = rng.randrange(len(visitors))
+            yield b"".join(
+                (visitors[visitor], stamps[second], request, result, referrer, tails[visitor])
+            )
 
 
 def _page(rng: random.Random) -> str:
@@ -119,8 +121,11 @@ def _browser(rng: random.Random) -> str:
     if rng.random() < 0.3:
         version = rng.randrange(115, 140)
         return f"Mozilla/5.0 ({system}; rv:{version}.0) Gecko/20100101 Firefox/{version}.0"
-    version = f"{rng.randrange(110, 132)}.0.{rng.randrange(5000, 6900)}.{rng.randrange(20, 200)}"
-    return f"Mozilla/5.0 ({system}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{version} Safari/537.36"
+    chrome = f"{rng.randrange(110, 132)}.0.{rng.randrange(5000, 6900)}.{rng.randrange(20, 200)}"
+    return (
+        f"Mozilla/5.0 ({system}) AppleWebKit/537.36 (KHTML, like Gecko)"
+        f" Chrome/{chrome} Safari/537.36"
+    )
 
 
 def _size(rng: random.Random, status: str) -> str:

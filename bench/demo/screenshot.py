@@ -5,7 +5,7 @@ a real browser.
 
 Needs the extra `http`, selenium, and Chromium with its driver (Debian: chromium,
 chromium-driver). The load is a story: an even flow, a sink that slows down, one that
-fails until the breaker opens, the recovery, and somebody who lowers the rate.
+fails until the breaker opens, the recovery, and a rate that is lowered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from backpressure import (
 )
 from backpressure.http import make_server
 
-LINE = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /images/kibana-search.png HTTP/1.1" 200 203023 "-" "Mozilla/5.0"'
+LINE = (
+    b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /images/kibana-search.png HTTP/1.1"'
+    b' 200 203023 "-" "Mozilla/5.0"'
+)
 # Events per second of each priority; the sink takes 60,000 when it is well.
 LOAD = {1: 1_500, 2: 4_000, 3: 18_000, 4: 9_000, 5: 12_000}
 

@@ -1,3 +1,4 @@
-"""A fault drill: what metrics show while a sink is down, its disk is full, and a burst
-comes. `python -m bench.drill`
+"""A fault drill: what metrics show through faults. `python -m bench.drill`
+
+A sink that is down, a disk that is full, a burst that comes.
 """

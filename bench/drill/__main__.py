@@ -1,8 +1,10 @@
 """Runs a buffer through faults in real time and prints, once a second, what a scrape of
 its metrics says.
 
-    python -m bench.drill                 in memory: sink down, burst, sink's disk full; a minute; needs the extra `prometheus`
-    python -m bench.drill --directory     with a disk tier of at most 16 MiB, which fills while the sink is down
+    python -m bench.drill                 in memory: sink down, burst, sink's disk full;
+                                          a minute; needs the extra `prometheus`
+    python -m bench.drill --directory     with a disk tier of at most 16 MiB, which
+                                          fills while the sink is down
 
 Every number in the table is read from the exposition, as a Prometheus server would:
 rates are differences of two scrapes. The sink is a file; "disk full" is the kernel's
@@ -77,8 +79,9 @@ class DrillSink:
 
 
 class Producer:
-    """Offers numbered events at a rate, in steps of 10 ms, and gives up what is
-    refused, as a log source without memory does.
+    """Offers numbered events at a rate, in steps of 10 ms.
+
+    It gives up what is refused, as a log source without memory does.
     """
 
     def __init__(self, buffer: BufferManager) -> None:
@@ -124,15 +127,19 @@ def deliver(buffer: BufferManager, sink: DrillSink, over: threading.Event) -> No
             batch.ack()
 
 
-def scrape(buffer: BufferManager) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    samples = {}
+# By name and labels.
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(buffer: BufferManager) -> Samples:
+    samples: Samples = {}
     for family in text_string_to_metric_families(exposition(buffer)[0].decode()):
         for sample in family.samples:
             samples[sample.name, frozenset(sample.labels.items())] = sample.value
     return samples
 
 
-def total(samples: dict, name: str, **labels: str) -> float:
+def total(samples: Samples, name: str, **labels: str) -> float:
     return sum(
         value
         for (one, its), value in samples.items()
@@ -140,7 +147,7 @@ def total(samples: dict, name: str, **labels: str) -> float:
     )
 
 
-def chosen(samples: dict, name: str, label: str) -> str:
+def chosen(samples: Samples, name: str, label: str) -> str:
     """Of a one-hot metric, which label has the 1."""
     return next(
         (
@@ -152,11 +159,13 @@ def chosen(samples: dict, name: str, label: str) -> str:
     )
 
 
-COLUMNS = ("s", "phase", "offered/s", "refused/s", "acked/s", "nacked/s", "resident", "memory", "oldest", "pressure", "signal",
-           "active", "breaker", "emergency", "in force/s")  # fmt: skip
+COLUMNS = (
+    "s", "phase", "offered/s", "refused/s", "acked/s", "nacked/s", "resident", "memory", "oldest",
+    "pressure", "signal", "active", "breaker", "emergency", "in force/s",
+)  # fmt: skip
 
 
-def row(second: int, phase: str, now: dict, before: dict) -> list[str]:
+def row(second: int, phase: str, now: Samples, before: Samples) -> list[str]:
     def rate(name: str, **labels: str) -> float:
         return total(now, name, **labels) - total(before, name, **labels)
 
@@ -180,7 +189,7 @@ def row(second: int, phase: str, now: dict, before: dict) -> list[str]:
     ]
 
 
-def disk_row(now: dict, before: dict) -> list[str]:
+def disk_row(now: Samples, before: Samples) -> list[str]:
     spilled, refused = (
         total(now, name) - total(before, name)
         for name in ("disk_spilled_events_total", "disk_refused_total")

@@ -13,7 +13,8 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "apache_access.log"
 
 @pytest.fixture(scope="session")
 def access_log() -> list[bytes]:
-    """10,000 lines of an access log, without newlines: a real one where it is at hand,
-    else one of that shape.
+    """10,000 lines of an access log, without newlines.
+
+    A real one where it is at hand, else one of that shape.
     """
     return REAL.read_bytes().splitlines() if REAL.exists() else list(log_lines(10_000))

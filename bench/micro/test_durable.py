@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure import BufferConfig, BufferManager, Durability
 
@@ -70,7 +71,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def test_process_against_memory(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
+def test_process_against_memory(
+    benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
+) -> None:
     with opened(None) as memory, opened(tmp_path / "buffer") as durable:
         through(memory, chunks, 1)
         benchmark.pedantic(through, args=(durable, chunks, 5), rounds=3)
@@ -87,9 +90,12 @@ def test_process_against_memory(benchmark, chunks: list[bytes], tmp_path: Path) 
     assert ratio >= 0.9
 
 
-def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
-    """What a checksum for each push costs: the three in turn, round by round, each
-    against memory in the same round.
+def test_checksums_against_none(
+    benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
+) -> None:
+    """What a checksum for each push costs.
+
+    The three in turn, round by round, each against memory in the same round.
     """
     with (
         opened(None) as memory,
@@ -111,7 +117,8 @@ def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) 
         with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9
     )
     print(
-        f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} without"
+        f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} "
+        "without"
     )
     assert with_them >= 0.9
 
@@ -119,7 +126,7 @@ def test_checksums_against_none(benchmark, chunks: list[bytes], tmp_path: Path) 
 def accept_rate(
     buffer: BufferManager, chunks: list[bytes], duration: float, threads: int = 4
 ) -> float:
-    """Lines a second that several producers get accepted, with a consumer who keeps up."""
+    """Lines a second of several producers, beside a consumer that keeps up."""
     accepted, stop = [0] * threads, threading.Event()
 
     def consume() -> None:
@@ -151,9 +158,7 @@ def accept_rate(
 
 
 def bare_append_rate(path: Path, chunks: list[bytes], duration: float) -> float:
-    """Lines a second of a loop that does nothing but append and fdatasync, in groups of
-    about 5 ms.
-    """
+    """Lines a second of a bare append + fdatasync loop, in groups of about 5 ms."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     lines = [chunk.count(b"\n") for chunk in chunks]
     total = i = 0
@@ -171,7 +176,9 @@ def bare_append_rate(path: Path, chunks: list[bytes], duration: float) -> float:
     return total / elapsed
 
 
-def test_commit_against_process(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
+def test_commit_against_process(
+    benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
+) -> None:
     duration = 0.05 if benchmark.disabled else 2.0
 
     def measure() -> tuple[float, float, float]:
@@ -191,14 +198,18 @@ def test_commit_against_process(benchmark, chunks: list[bytes], tmp_path: Path) 
     of_bare = statistics.median(commit / bare for commit, _, bare in runs)
     benchmark.extra_info.update(of_process=round(of_process, 3), of_bare=round(of_bare, 3))
     print(
-        f"\nCOMMIT, groups of 5 ms: {of_process:.2f} of PROCESS (0.5 wanted where the disk allows), "
+        f"\nCOMMIT, groups of 5 ms: {of_process:.2f} of PROCESS (0.5 wanted where the disk "
+        "allows), "
         f"{of_bare:.2f} of a bare append + fdatasync loop (else 0.8 wanted)"
     )
 
 
-def test_add_latency_beside_a_writer(benchmark, chunks: list[bytes], tmp_path: Path) -> None:
-    """p99.9 of one add_events of 100 lines, alone and while somebody hammers the same
-    disk: reported, not judged.
+def test_add_latency_beside_a_writer(
+    benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
+) -> None:
+    """p99.9 of add_events, alone and while a writer loads the same disk.
+
+    Calls of 100 lines. Reported, not judged.
     """
     events = chunks[0].split(b"\n")[:100]
     count = 200 if benchmark.disabled else 20_000
@@ -235,5 +246,6 @@ def test_add_latency_beside_a_writer(benchmark, chunks: list[bytes], tmp_path: P
         p999_alone_us=round(alone[at] * 1e6), p999_beside_us=round(beside[at] * 1e6)
     )
     print(
-        f"\np99.9 of add_events: {alone[at] * 1e6:.0f} us alone, {beside[at] * 1e6:.0f} us beside a writer"
+        f"\np99.9 of add_events: {alone[at] * 1e6:.0f} us alone, {beside[at] * 1e6:.0f} us "
+        "beside a writer"
     )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure.cli.bench import Figure, figures, measure
 
@@ -18,7 +19,7 @@ LONG = not os.environ.get("CI")
 
 
 @pytest.mark.parametrize("make", figures(long=LONG))
-def test_figure(benchmark, make: Callable[[], Figure]) -> None:
+def test_figure(benchmark: BenchmarkFixture, make: Callable[[], Figure]) -> None:
     figure = make()
     try:
         assert figure.theirs() > 0
@@ -36,5 +37,6 @@ def test_figure(benchmark, make: Callable[[], Figure]) -> None:
         events_per_second=round(measured.rate),
     )
     assert measured.within, (
-        f"{figure.name}: {measured.ratio:.2f} times {figure.yardstick}, at most {figure.limit} allowed"
+        f"{figure.name}: {measured.ratio:.2f} times {figure.yardstick}, at most {figure.limit} "
+        "allowed"
     )

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zstandard
+from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 40
 LINE = (
-    b'83.149.9.216 - - [17/May/2015:10:05:03 +0000] "GET /presentations/logstash-monitorama-2013/images/kibana-search.png '
-    b'HTTP/1.1" 200 203023 "http://semicomplete.com/presentations/" "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_9_1)"\n'
+    b"83.149.9.216 - - [17/May/2015:10:05:03 +0000] "
+    b'"GET /presentations/logstash-monitorama-2013/images/kibana-search.png HTTP/1.1" 200 203023 '
+    b'"http://semicomplete.com/presentations/" "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_9_1)"\n'
 )
 LINES = 8_000_000 // len(LINE)
 BODY = LINE * LINES
@@ -128,7 +130,7 @@ def packed(encoding: str) -> bytes:
 # Of the speed of dropping the same lines unpacked. gzip is bound by zlib, whose speed
 # differs by build: no limit of ours.
 @pytest.mark.parametrize(("encoding", "limit"), [("identity", 0.6), ("zstd", 0.6), ("gzip", 0.1)])
-def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
+def test_upload(benchmark: BenchmarkFixture, server: Server, encoding: str, limit: float) -> None:
     body = packed(encoding)
 
     def ours() -> None:
@@ -154,7 +156,8 @@ def test_upload(benchmark, server: Server, encoding: str, limit: float) -> None:
     benchmark.extra_info.update(yardstick="read and drop", ratio=round(measured, 3), limit=limit)
     print(
         f"\n{encoding}: {measured:.2f} of the speed of dropping, at least {limit} "
-        f"({our_cost * 1e3:.1f} ms of the server's time; by the clock {their_time / our_time:.2f}: {our_time * 1e3:.1f} and "
+        f"({our_cost * 1e3:.1f} ms of the server's time; by the clock "
+        f"{their_time / our_time:.2f}: {our_time * 1e3:.1f} and "
         f"{their_time * 1e3:.1f} ms)"
     )
     assert measured >= limit

@@ -6,7 +6,7 @@ sides get the same records, made beforehand: what Logger itself does (finding th
 caller, making the record) takes both the same time, and would only hide the difference.
 `test_whole_call` has it in.
 
-As everybody configures it, QueueListener's handler has the formatter; `QueueHandler`
+As is usual, QueueListener's handler has the formatter; `QueueHandler`
 merges the message into the record. Each round checks that both files hold the same
 lines.
 """
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure.buffer.config import BufferConfig
 from backpressure.logging import BufferHandler
@@ -54,7 +55,7 @@ def records() -> list[logging.LogRecord]:
 def theirs(path: Path, feed: Callable[[logging.Handler], None]) -> float:
     target = logging.FileHandler(path, "w")
     target.setFormatter(FORMATTER)
-    lines: queue.Queue = queue.Queue(-1)
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(-1)
     handler = logging.handlers.QueueHandler(lines)
     listener = logging.handlers.QueueListener(lines, target)
     listener.start()
@@ -116,7 +117,10 @@ def compare(tmp_path: Path, feed: Callable[[logging.Handler], None]) -> tuple[fl
     ("feed", "least"), [(through_handle, 3.0), (through_logger, 1.0)], ids=["handler", "whole_call"]
 )
 def test_beside_queue_handler(
-    benchmark, tmp_path: Path, feed: Callable[[logging.Handler], None], least: float
+    benchmark: BenchmarkFixture,
+    tmp_path: Path,
+    feed: Callable[[logging.Handler], None],
+    least: float,
 ) -> None:
     records_once[:] = records()
     benchmark.pedantic(ours, args=(tmp_path / "ours.log", feed), rounds=3)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from ringbuf import RingBuffer
 
@@ -40,7 +41,7 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
 
 
 def report(
-    benchmark,
+    benchmark: BenchmarkFixture,
     ours: Callable[[], object],
     theirs: Callable[[], object],
     yardstick: str,
@@ -56,7 +57,7 @@ def report(
     assert measured <= limit
 
 
-def test_try_push(benchmark) -> None:
+def test_try_push(benchmark: BenchmarkFixture) -> None:
     count = 100_000
     ring = RingBuffer(count, np.int64)
     out = np.empty(count, np.int64)  # fresh memory for each round would be a tenth of the time
@@ -76,7 +77,7 @@ def test_try_push(benchmark) -> None:
     report(benchmark, ours, theirs, "deque.append", 1.5)
 
 
-def test_try_push_and_try_pop(benchmark) -> None:
+def test_try_push_and_try_pop(benchmark: BenchmarkFixture) -> None:
     count = 50_000
     ring = RingBuffer(1024, np.int64)
     simple: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -102,9 +103,11 @@ def test_try_push_and_try_pop(benchmark) -> None:
 
 
 def on_a_page(size: int) -> np.ndarray:
-    """So many bytes, from the start of a page on. At places of its own, a few bytes
-    apart in their pages, numpy can take ten times as long for a copy (measured: 184 us
-    rather than 17), and a yardstick must not be short.
+    """An array of bytes from the start of a page on.
+
+    At places of its own, a few bytes apart in their pages, numpy can take ten times as
+    long for a copy (measured: 184 us rather than 17), and a yardstick must not be
+    short.
     """
     raw = np.zeros(size + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
@@ -112,7 +115,7 @@ def on_a_page(size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [64])
-def test_push_many_and_pop_many(benchmark, size: int) -> None:
+def test_push_many_and_pop_many(benchmark: BenchmarkFixture, size: int) -> None:
     source, between, back, target = (on_a_page(4096 * size) for _ in range(4))
     source[:] = np.arange(4096 * size) % 251
     records, out = source.view(f"V{size}"), target.view(f"V{size}")
@@ -136,7 +139,7 @@ def test_push_many_and_pop_many(benchmark, size: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
-def test_path_against_memory(benchmark, tmp_path: Path) -> None:
+def test_path_against_memory(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     records = on_a_page(4096 * 64).view("V64")
     out = np.zeros_like(records)
     shared, alone = RingBuffer(8192, "V64", path=tmp_path / "ring"), RingBuffer(8192, "V64")
@@ -153,13 +156,15 @@ def test_path_against_memory(benchmark, tmp_path: Path) -> None:
     report(benchmark, turn(shared), turn(alone), "a ring in memory", 1.11)
 
 
-def nothing(record: object) -> None:
+def nothing(record: object) -> object:
     """What a push is compared with."""
+    return None
 
 
 def together(*works: Callable[[], object]) -> float:
-    """Run each in a thread, on a processor of its own where there are enough; returns
-    the seconds that the first one took.
+    """Run each in a thread, on a processor of its own where there are enough.
+
+    Returns the seconds that the first one took.
     """
     start = threading.Barrier(len(works))
     took = [0.0] * len(works)
@@ -198,7 +203,7 @@ if FREE_THREADED:
         return work
 
     def measure(
-        benchmark,
+        benchmark: BenchmarkFixture,
         ours: Callable[[], float],
         theirs: Callable[[], float],
         yardstick: str,
@@ -220,14 +225,15 @@ if FREE_THREADED:
             million_a_second=round(rate, 1),
         )
         print(
-            f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second by each who pushes"
+            f"\n{measured:.2f} times {yardstick}, at most {limit}; {rate:.1f} million a second "
+            "by each thread that pushes"
         )
         assert measured <= limit
 
     def one_alone() -> float:
         return together(pusher(RingBuffer(COUNT, "i8")))
 
-    def test_one_thread_pushes_and_another_takes_batches(benchmark) -> None:
+    def test_one_thread_pushes_and_another_takes_batches(benchmark: BenchmarkFixture) -> None:
         def ours() -> float:
             ring = RingBuffer(1 << 16, "i8")
 
@@ -251,7 +257,7 @@ if FREE_THREADED:
 
         measure(benchmark, ours, theirs, "calling a function that does nothing", 2.0)
 
-    def test_two_threads_push_into_a_ring_each(benchmark) -> None:
+    def test_two_threads_push_into_a_ring_each(benchmark: BenchmarkFixture) -> None:
         measure(
             benchmark,
             lambda: together(pusher(RingBuffer(COUNT, "i8")), pusher(RingBuffer(COUNT, "i8"))),
@@ -260,7 +266,7 @@ if FREE_THREADED:
             1.5,
         )
 
-    def test_two_threads_push_into_one_ring(benchmark) -> None:
+    def test_two_threads_push_into_one_ring(benchmark: BenchmarkFixture) -> None:
         def ours() -> float:
             ring = RingBuffer(2 * COUNT, "i8")
             took = together(pusher(ring), pusher(ring))
@@ -272,7 +278,7 @@ if FREE_THREADED:
         # time adds nothing, or little. Batches do, see below.
         measure(benchmark, ours, one_alone, "one thread alone", 4.0)
 
-    def test_two_threads_push_batches_into_one_ring(benchmark) -> None:
+    def test_two_threads_push_batches_into_one_ring(benchmark: BenchmarkFixture) -> None:
         batch, batches = np.arange(64), COUNT // 16
         ring = RingBuffer(2 * batches * len(batch), "i8")
         # Its pages are touched before, or their faults are all that is measured.

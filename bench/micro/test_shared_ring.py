@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from ringbuf import MessageRing
 
@@ -33,7 +34,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def test_path_against_memory(benchmark, tmp_path: Path) -> None:
+def test_path_against_memory(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     rings = [MessageRing(1 << 22), MessageRing(1 << 22, path=tmp_path / "ring")]
 
     def turn(ring: MessageRing) -> None:
@@ -68,9 +69,7 @@ def _feed_queue(queue: multiprocessing.Queue[bytes], messages: int) -> None:
 
 
 def ring_rate(path: Path, batches: int) -> float:
-    """Messages a second from one process to another, from the first that arrives to the
-    last.
-    """
+    """Messages a second from one process to another, from the first to the last."""
     ring = MessageRing(1 << 22, path=path)
     process = multiprocessing.get_context("spawn").Process(
         target=_feed_ring, args=(str(path), batches)
@@ -105,7 +104,7 @@ def queue_rate(messages: int) -> float:
     return rate
 
 
-def test_between_processes(benchmark, tmp_path: Path) -> None:
+def test_between_processes(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     batches = 200 if benchmark.disabled else 20_000
     rate = benchmark.pedantic(ring_rate, args=(tmp_path / "ring", batches), rounds=1)
     if benchmark.disabled:
@@ -118,7 +117,8 @@ def test_between_processes(benchmark, tmp_path: Path) -> None:
         times_queue=round(ours[2] / theirs, 1),
     )
     print(
-        f"\nbetween two processes: {ours[2] / 1e6:.1f} million messages a second (best {ours[-1] / 1e6:.1f}), "
+        f"\nbetween two processes: {ours[2] / 1e6:.1f} million messages a second (best "
+        f"{ours[-1] / 1e6:.1f}), "
         f"{ours[2] / theirs:.0f} times multiprocessing.Queue ({theirs:,.0f})"
     )
     assert rate > 0

@@ -4,8 +4,9 @@ gone, beside published algorithms.
     workload    what is offered, and what befalls the sink: the scenarios
     sink        the sink: capacity, knee, jitter, errors, hangs
     kernel      virtual time: producers, lanes, workers, and the books that must balance
-    controllers ours, wired as BufferManager wires them, its ablations, and the oracle
-    baselines   others' algorithms, written from their publications, behind the same interface
+    controllers ours, wired as BufferManager wires them; ablations; the oracle
+    baselines   others' algorithms, written from their publications, behind the same
+                interface
     fleet       a hundred breakers before one sink
     metrics     figures of a run, and the criteria
     report      Markdown, and plots where matplotlib is at hand

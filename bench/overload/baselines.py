@@ -32,8 +32,9 @@ _BACKOFF, _MAX_BACKOFF = 0.01, 5.0
 
 
 class Base:
-    """A fixed batch and nothing else: rate, lanes and redelivery. What the others
-    refine.
+    """A fixed batch and nothing else: rate, lanes and redelivery.
+
+    What the others refine.
     """
 
     drops = False
@@ -80,8 +81,9 @@ class Base:
         return True
 
     def ended(self, call: Call, latency: float, sojourn: float) -> None:
-        """A call ended; `latency` is its own, `sojourn` since its oldest event was
-        admitted.
+        """A call ended.
+
+        `latency` is its own, `sojourn` since its oldest event was admitted.
         """
 
     def tick(self, lanes: LaneReadings) -> None:
@@ -104,8 +106,9 @@ class FixedBatch(Base):
 
 
 class ConsecutiveFailures(Base):
-    """The breaker of pybreaker and its kin: five failures in a row open it for a fixed
-    time, then one probe decides.
+    """The breaker of pybreaker and its kin.
+
+    Five failures in a row open it for a fixed time, then one probe decides.
     """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
@@ -217,9 +220,7 @@ class TableThresholds(Base):
 
 
 class _Limit(Base):
-    """Admits while the events inside are below a limit, in batches, that each ack
-    moves.
-    """
+    """Admits while the events inside are below a limit, in batches; acks move it."""
 
     limit = 20.0
 
@@ -243,9 +244,7 @@ class _Limit(Base):
 
 
 class Aimd(_Limit):
-    """Additive increase, multiplicative decrease (Chiu and Jain 1989), with the
-    parameters of Netflix' AIMDLimit.
-    """
+    """AIMD (Chiu and Jain 1989), with the parameters of Netflix' AIMDLimit."""
 
     def sample(self, sojourn: float, inside: float) -> None:
         if sojourn > _DELAY:
@@ -258,8 +257,9 @@ class Aimd(_Limit):
 
 
 class Vegas(_Limit):
-    """TCP Vegas (Brakmo and Peterson 1995) as a limit: keep between 3 and 6
-    log10(limit) batches queued.
+    """TCP Vegas (Brakmo and Peterson 1995) as a limit.
+
+    It keeps between 3 and 6 log10(limit) batches queued.
     """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
@@ -292,8 +292,9 @@ class Vegas(_Limit):
 
 
 class Gradient2(_Limit):
-    """Netflix' Gradient2: the limit follows long / short round trips, with a tolerance
-    of 1.5 and room for 4 batches.
+    """Netflix' Gradient2: the limit follows long / short round trips.
+
+    With a tolerance of 1.5 and room for 4 batches.
     """
 
     def __init__(self, scenario: Scenario, clock: VirtualClock, rng: random.Random) -> None:
@@ -345,8 +346,9 @@ class CoDel(Base):
 
 
 class BbrStyle(Base):
-    """The limiter of aegis and go-zero: while the resource is busy, refuse beyond most
-    passed x least round trip.
+    """The limiter of aegis and go-zero.
+
+    While the resource is busy, refuse beyond most passed x least round trip.
     """
 
     _BUCKET, _BUCKETS = 0.1, 100
@@ -397,8 +399,9 @@ class BbrStyle(Base):
 
 
 class SreThrottling(Base):
-    """Adaptive throttling (Site Reliability Engineering, chapter 21): refuse with p =
-    (requests - K accepts) / (requests + 1).
+    """Adaptive throttling (Site Reliability Engineering, chapter 21).
+
+    Refuse with p = (requests - K accepts) / (requests + 1).
     """
 
     _SPAN, _K = 120, 2.0

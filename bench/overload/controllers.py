@@ -94,7 +94,7 @@ class _HalfDeafMonitor(BackpressureMonitor):
         latency: float | None = None,
         ok: int = 0,
         failed: int = 0,
-        refusing: bool = False,
+        refusing: bool | None = None,
     ) -> None:
         if not self.all_signals:
             delay, latency, ok, failed = None, None, 0, 0

@@ -47,9 +47,7 @@ _SLOT_TICKS = 1
 
 
 class VirtualClock:
-    """What policies take for time: true virtual time, plus the steps that the scenario
-    makes it do.
-    """
+    """What policies take for time: true virtual time, plus the scenario's steps."""
 
     def __init__(self) -> None:
         self.t = 0.0
@@ -90,8 +88,9 @@ class LaneReadings(NamedTuple):
 
 
 class Controller(Protocol):
-    """What a run asks. Priorities are 1 (most urgent) to LEVELS; times are the
-    policies' clock.
+    """What a run asks.
+
+    Priorities are 1 (most urgent) to LEVELS; times are the policies' clock.
     """
 
     #: Times at which it declared overload, at which its breaker opened, and of all
@@ -125,8 +124,9 @@ class Delays:
         self._bins[place] = self._bins.get(place, 0) + n
 
     def quantile(self, q: float) -> float:
-        """The upper edge of the bin in which the q-quantile lies; 0.0 where nothing was
-        added.
+        """The upper edge of the bin in which the q-quantile lies.
+
+        0.0 where nothing was added.
         """
         left = q * sum(self._bins.values())
         for place in sorted(self._bins):
@@ -157,8 +157,9 @@ class RateMeter:
 
 @dataclass(slots=True)
 class Record:
-    """What a run left behind. Lists by second hold one number per whole second; tuples
-    of five are by priority.
+    """What a run left behind.
+
+    Lists by second hold one number per whole second; tuples of five are by priority.
     """
 
     scenario: Scenario

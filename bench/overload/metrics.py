@@ -40,14 +40,20 @@ class Figures:
     p99: float
     p999: float
     urgent_p99: float  #: the same for priority 1
-    converged: float  #: seconds to within a tenth of the oracle, the longest of all changes; inf: not before the next one
+    #: seconds to within a tenth of the oracle, the longest of all changes; inf: not
+    #: before the next one
+    converged: float
     transitions: float  #: a minute
     activations: int
     trips: int
     false_trips: int  #: while the sink failed less than the breaker's threshold, over its window
     leaks: int  #: calls into a dead sink
-    leaks_per_reset: int  #: the most in any reset time after the first trip (after the death, where nothing trips)
-    recovery: float  #: seconds from the sink's return until goodput is within a tenth of the oracle's; 0 where it never died
+    #: the most in any reset time after the first trip (after the death, where nothing
+    #: trips)
+    leaks_per_reset: int
+    #: seconds from the sink's return until goodput is within a tenth of the oracle's; 0
+    #: where it never died
+    recovery: float
     lost: tuple[float, ...]  #: share of what was offered that was refused or dropped, by priority
     urgent_inversions: int
     inversions: int
@@ -56,9 +62,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a criterion is met in one run; None where the scenario says nothing about
-    it.
-    """
+    """Whether a criterion is met in one run; None: the scenario says nothing of it."""
 
     met: bool | None
     value: float
@@ -113,9 +117,7 @@ def figures(run: Record, oracle: Record) -> Figures:
 
 
 def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str, Verdict]:
-    """The criteria for one controller, `baselines` being what its delay is compared
-    with.
-    """
+    """The criteria for one controller; its delay is compared with `baselines`."""
     rivals = {name: one for name, one in baselines.items() if one.goodput >= ours.goodput}
     best = min(rivals, key=lambda name: rivals[name].p99, default=None)
     delay = "no baseline has that goodput" if best is None else f"{best} {rivals[best].p99:.3g} s"
@@ -134,8 +136,9 @@ def judge(ours: Figures, run: Record, baselines: dict[str, Figures]) -> dict[str
 
 
 def summarise(runs: Sequence[dict[str, Verdict]]) -> dict[str, Summary]:
-    """The verdicts of several seeds, by criterion. The worst run is one that failed,
-    and else the one nearest to it.
+    """The verdicts of several seeds, by criterion.
+
+    The worst run is one that failed, and else the one nearest to it.
     """
     out = {}
     for name in CRITERIA:
@@ -170,8 +173,9 @@ def _next(changes: tuple[float, ...], at: float, end: float) -> float:
 
 
 def _ratio(run: Record, oracle: Record, start: float, end: float) -> float:
-    """Goodput over the lesser of the oracle's and the demand: as in `_converges`, one
-    cannot work off what one refused.
+    """Goodput over the lesser of the oracle's and the demand.
+
+    As in `_converges`: what one has refused one cannot deliver later.
     """
     span = slice(int(start), int(end))
     return sum(run.goodput[span]) / max(1, min(sum(oracle.goodput[span]), sum(run.demand[span])))
@@ -193,8 +197,9 @@ def _converges(run: Record, oracle: Record, start: float, end: float) -> float:
 
 
 def _was_healthy(run: Record, at: float) -> bool:
-    """Whether the sink failed less than 30 % of all calls in the 5 s before: the
-    breaker's threshold and window.
+    """Whether the sink failed less than 30 % of all calls in the 5 s before.
+
+    That is the breaker's threshold and window.
     """
     looks = [run.scenario.sink(max(0.0, at - 0.1 * k)) for k in range(50)]
     return (
@@ -204,7 +209,8 @@ def _was_healthy(run: Record, at: float) -> bool:
 
 
 def _leaks_per_reset(run: Record) -> int:
-    """What came before the first trip was needed to find out, and is not counted;
+    """What came before the first trip was needed to find out, and is not counted.
+
     `leaks` has it.
     """
     most = 0

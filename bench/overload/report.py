@@ -64,8 +64,9 @@ def _number(value: float) -> str:
 
 
 def verdicts_table(results: Results) -> list[str]:
-    """Criteria by scenario: the median, and in brackets the worst seed. What failed
-    with any seed is in bold.
+    """Criteria by scenario: the median, and in brackets the worst seed.
+
+    What failed with any seed is in bold.
     """
     rows = []
     for scenario, verdicts in results.verdicts.items():
@@ -119,9 +120,7 @@ def _figures_row(name: str, runs: list[Figures], dead: bool) -> list[str]:
 
 
 def _ablations(by_name: dict[str, Figures], ours: Figures, dead: bool) -> list[str]:
-    """Those that changed nothing in one line, the others beside ours with the same
-    seed.
-    """
+    """In one line those that changed nothing; the others beside ours, same seed."""
     same = [name for name, one in by_name.items() if one == ours]
     rows = [_figures_row("ours", [ours], dead)]
     rows += [_figures_row(name, [one], dead) for name, one in by_name.items() if name not in same]
@@ -137,12 +136,15 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
     lines = [
         f"# Overload simulation, {results.date}",
         "",
-        f"Host: {results.host}. Seeds {results.seeds[0]} to {results.seeds[-1]}; virtual time, so the host changes",
-        "nothing but the time it takes to run. How to read it, and how it is made: docs/overload.md.",
+        f"Host: {results.host}. Seeds {results.seeds[0]} to {results.seeds[-1]}; virtual time, "
+        "so the host changes",
+        "nothing but the time it takes to run. How to read it, and how it is made: "
+        "docs/overload.md.",
         "",
         "## Criteria",
         "",
-        f"All met with every seed in {whole} of {len(summaries)} scenarios. Each cell: the median (the worst seed).",
+        f"All met with every seed in {whole} of {len(summaries)} scenarios. Each cell: the "
+        "median (the worst seed).",
         "",
         *verdicts_table(results),
     ]
@@ -177,7 +179,8 @@ def markdown(results: Results, plots: list[Path] = []) -> str:  # noqa: B006 - o
                     f"{middle['peak']:.0f} ({max(run.peak for run in runs)})",
                     f"{middle['leaks']:.0f}",
                     f"{middle['trips']:.0f}",
-                    f"{_seconds(middle['recovery'])} ({_seconds(max(run.recovery for run in runs))})",
+                    f"{_seconds(middle['recovery'])} "
+                    f"({_seconds(max(run.recovery for run in runs))})",
                     f"{middle['goodput']:.3f}",
                 ]
             )

@@ -33,9 +33,9 @@ _PLOTTED = ("oracle", "ours", "Vegas", "Gradient2", "CoDel", "table")
 _SEEDS = 5
 _EPILOG = """\
 examples, from the root of the checkout, with PYTHONPATH=src or the package installed:
-  python -m bench.overload --out bench/results --plots     the report that is kept: five to six minutes on one core
+  python -m bench.overload --out bench/results --plots     the report that is kept: 11 min of CPU
   python -m bench.overload --quick                         four scenarios, one seed: ten seconds
-  python -m bench.overload --scenario outage --seeds 3     one scenario, as often as that
+  python -m bench.overload --scenario outage --seeds 3     one scenario, three seeds
 
 How to read the report: docs/overload.md.
 """
@@ -44,8 +44,9 @@ How to read the report: docs/overload.md.
 def run(
     names: list[str], seeds: list[int], ablations: bool, host: str, date: str, verbose: bool = False
 ) -> Results:
-    """Run scenarios, each under every controller and with every seed; ablations with
-    the first seed only.
+    """Run scenarios, each under every controller and with every seed.
+
+    Ablations with the first seed only.
     """
     results = Results(host, date, seeds)
     every = scenarios()
@@ -91,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     every = list(scenarios())
     parser = argparse.ArgumentParser(
         prog="python -m bench.overload",
-        description="Drive the policies through overload in virtual time, beside published algorithms, and judge them.",
+        description=(
+            "Drive the policies through overload in virtual time, beside published "
+            "algorithms, and judge them."
+        ),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

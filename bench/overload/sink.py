@@ -46,7 +46,7 @@ CALL_TIMEOUT = 8.0
 class Outcome(Enum):
     OK = "ok"
     FAILED = "failed"
-    #: Nobody ever hears of the call again.
+    #: The call never reports.
     LOST = "lost"
 
 
@@ -64,8 +64,9 @@ class Condition:
 
 
 class Sink:
-    """Takes calls; says when and how each will end. `at` gives its condition by true
-    time.
+    """Takes calls; says when and how each will end.
+
+    `at` gives its condition by true time.
     """
 
     def __init__(self, at: Callable[[float], Condition], rng: random.Random) -> None:
@@ -75,8 +76,9 @@ class Sink:
         self.out = 0
 
     def call(self, t: float, n: int) -> tuple[float, Outcome]:
-        """When a call of n events that begins at t ends, and how. `done(n)` must follow
-        at that time.
+        """When a call of n events that begins at t ends, and how.
+
+        `done(n)` must follow at that time.
         """
         now = self.at(t)
         self.out += n
@@ -99,9 +101,7 @@ class Sink:
 
 
 def best_rate(now: Condition) -> float:
-    """Events per second that the sink can take at the best batch size, which puts the
-    workers at the knee together.
-    """
+    """Events per second of the sink at the best batch size, all workers at the knee."""
     if now.dead:
         return 0.0
     n = KNEE / WORKERS

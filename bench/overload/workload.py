@@ -86,8 +86,9 @@ def _sink(*later: tuple[float, Condition]) -> Callable[[float], Condition]:
 
 
 def _square(t: float) -> float:
-    """30 s of 0.8, 30 s of 1.2 of the capacity: around the depth at which the monitor
-    activates.
+    """30 s of 0.8, 30 s of 1.2 of the capacity.
+
+    Around the depth at which the monitor activates.
     """
     return CAPACITY * (0.8 if t % 60.0 < 30.0 else 1.2)
 
@@ -109,9 +110,7 @@ def _spikes(size: float) -> Callable[[float], float]:
 
 
 def _drift(t: float) -> Condition:
-    """The sink loses two thirds of its capacity in four minutes, as a disk that fills
-    up.
-    """
+    """The sink loses two thirds of its capacity in four minutes, as a disk fills up."""
     return Condition(capacity=CAPACITY * (1.0 - 0.667 * min(1.0, max(0.0, (t - 30.0) / 240.0))))
 
 
@@ -156,7 +155,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="square",
-            what="30 s at 0.8, 30 s at 1.2 times the capacity, in turn: the queue crosses the watermark each time",
+            what=(
+                "30 s at 0.8, 30 s at 1.2 times the capacity, in turn: the queue crosses the "
+                "watermark each time"
+            ),
             seconds=240.0,
             demand=_square,
             sink=healthy,
@@ -165,7 +167,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="ramp",
-            what="load climbs from 0.5 to 2 times the capacity in a minute, stays for 30 s, and falls again",
+            what=(
+                "load climbs from 0.5 to 2 times the capacity in a minute, stays for 30 s, "
+                "and falls again"
+            ),
             seconds=210.0,
             demand=_ramp,
             sink=healthy,
@@ -174,7 +179,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="spikes_within_burst",
-            what="each 20 s one second at 1.8 times the capacity, with a rate of 1.2 times and a burst of one second",
+            what=(
+                "each 20 s one second at 1.8 times the capacity, with a rate of 1.2 times and "
+                "a burst of one second"
+            ),
             seconds=160.0,
             demand=_spikes(1.8),
             sink=healthy,
@@ -185,7 +193,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="spikes_beyond_burst",
-            what="each 20 s one second at 6 times the capacity, with a rate of 1.2 times and a burst of one second",
+            what=(
+                "each 20 s one second at 6 times the capacity, with a rate of 1.2 times and a "
+                "burst of one second"
+            ),
             seconds=160.0,
             demand=_spikes(6.0),
             sink=healthy,
@@ -232,7 +243,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="hung_probe",
-            what="the sink is gone for 20 s; from then on, when the first probe comes, calls hang for 40 s and never report",
+            what=(
+                "the sink is gone for 20 s; from then on, when the first probe comes, calls "
+                "hang for 40 s and never report"
+            ),
             seconds=240.0,
             demand=under,
             sink=_sink((30.0, DEAD), (50.0, HUNG), (90.0, Condition())),
@@ -242,7 +256,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="outage",
-            what="the sink is gone for 40 s and comes back to a backlog in every lane, at 0.7 of its capacity",
+            what=(
+                "the sink is gone for 40 s and comes back to a backlog in every lane, at 0.7 "
+                "of its capacity"
+            ),
             seconds=240.0,
             demand=under,
             sink=_sink((30.0, DEAD), (70.0, Condition())),
@@ -280,7 +297,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             name="clock_steps",
-            what="load 1.1 times the capacity; the clock goes 10 s back, an hour forward, and 10 s back again",
+            what=(
+                "load 1.1 times the capacity; the clock goes 10 s back, an hour forward, and "
+                "10 s back again"
+            ),
             seconds=180.0,
             demand=_steps(0.9, (20.0, 1.1)),
             sink=healthy,

@@ -70,7 +70,7 @@ def test_the_clock_of_the_system_is_read_as_it_is() -> None:
     class Own(MonotonicClock):
         readings = iter((2.0, 1.0))
 
-        def now(self) -> float:  # type: ignore[override]
+        def now(self) -> float:
             return next(self.readings)
 
     clock = ForwardClock(Own())

@@ -93,7 +93,7 @@ class Flow:
                     batch.ack()
 
     def come(self, events: int = 1, nbytes: int = 10) -> None:
-        """So many events come in, one at a time."""
+        """Events come in, one at a time."""
         for _ in range(events):
             self.clock.advance(1.0 / self.rate)
             assert self.buffer.add_events([b"x" * nbytes], self.priority).accepted == 1

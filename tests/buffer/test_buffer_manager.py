@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_batches_are_bounded_in_events_and_bytes() -> None:
 
 def test_close_counts_what_is_lost_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     buffer = BufferManager(SMALL)
-    closing = []
+    closing: list[Any] = []
     buffer.on(EventType.BUFFER_CLOSING, closing.append)
     buffer.add_events([b"a", b"b", b"c"])
     held = buffer.get_batch(max_events=1)
@@ -168,7 +169,7 @@ def test_get_batch_wakes_for_events() -> None:
 
 def test_a_handler_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     buffer = BufferManager(SMALL)
-    seen = []
+    seen: list[Any] = []
 
     def broken(event: object) -> None:
         raise RuntimeError("handler is broken")
@@ -248,7 +249,7 @@ def test_a_cancelled_wait_leaves_the_books_right() -> None:
 
 
 class BusyRing:
-    """A ring into which somebody pushes whenever anybody looks how far it has come."""
+    """A ring that grows whenever its position is read."""
 
     def __init__(self, ring: MessageRing) -> None:
         self._ring = ring
@@ -274,11 +275,12 @@ def test_the_books_balance_while_producers_go_on(tmp_path: Path, in_a_directory:
         BufferConfig(lane_bytes=1 << 16, directory=tmp_path / "buffer" if in_a_directory else None)
     )
     lane = buffer._lanes[2]
-    lane.ring = BusyRing(lane.ring)  # type: ignore[assignment]
+    ring = lane.ring
+    lane.ring = BusyRing(ring)  # type: ignore[assignment]
     for _ in range(10):
         buffer.stats().check()
     assert buffer.stats().lanes[3].accepted > 10
-    lane.ring = lane.ring._ring
+    lane.ring = ring
     assert len(drain(buffer)) == buffer.stats().accepted
     buffer.close()
 

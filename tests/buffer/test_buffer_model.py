@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backpressure import (
     Admission,
+    Batch,
     BufferConfig,
     BufferManager,
     FlowControlConfig,
@@ -48,7 +49,7 @@ class BufferMachine(RuleBasedStateMachine):
             p: deque() for p in range(1, 6)
         }  # not yet acked, in order
         self.offered = self.accepted = self.acked = 0
-        self.out: list = []
+        self.out: list[tuple[Batch, list[bytes]]] = []
         self.number = 0
 
     def took(self, priority: int, events: list[bytes], admission: Admission) -> None:
@@ -129,8 +130,8 @@ class BufferMachine(RuleBasedStateMachine):
             return
         # Whatever is owed is delivered in order, once everything that is out has come
         # back.
-        for batch, _ in self.out:
-            batch.nack()
+        for held, _ in self.out:
+            held.nack()
         delivered: dict[int, list[bytes]] = {p: [] for p in range(1, 6)}
         for _ in range(1000):
             self.clock.advance(60)

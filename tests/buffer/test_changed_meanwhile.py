@@ -33,7 +33,12 @@ def accepted(buffer: BufferManager) -> int:
 
 def take_all(buffer: BufferManager) -> list[bytes]:
     got: list[bytes] = []
-    until(lambda: got.extend(drain(buffer)) or len(got) >= len(EVENTS))
+
+    def all_are_there() -> bool:
+        got.extend(drain(buffer))
+        return len(got) >= len(EVENTS)
+
+    until(all_are_there)
     return got
 
 

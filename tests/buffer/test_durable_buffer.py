@@ -1,5 +1,5 @@
-"""A buffer with a directory: when events are durable, what a full disk does, who may
-open it, and what kills leave.
+"""A buffer with a directory: when events are durable, what a full disk does, which
+process may open it, and what kills leave.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_drop_oldest_reaches_what_is_on_disk(tmp_path: Path) -> None:
     buffer.close()
 
 
-# ---------------------------------------------------------------- events that no sink takes
+# ------------------------------------------------------------ events that no sink takes
 
 
 def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_failing_sink_costs_nothing_while_the_disk_has_room(tmp_path: Path) ->
     buffer.close(timeout=0)
 
 
-# ---------------------------------------------------------------- who may open what
+# ---------------------------------------------------------------- what may open what
 
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
@@ -284,11 +284,12 @@ def test_an_open_is_quick_whatever_waits(tmp_path: Path, monkeypatch: pytest.Mon
     buffer.close(timeout=0)
     read: list[int] = []
     pread = LocalFileSystem.pread
-    monkeypatch.setattr(
-        LocalFileSystem,
-        "pread",
-        lambda fs, fd, size, at: read.append(size) or pread(fs, fd, size, at),
-    )
+
+    def counted(fs: LocalFileSystem, fd: int, size: int, at: int) -> bytes:
+        read.append(size)
+        return pread(fs, fd, size, at)
+
+    monkeypatch.setattr(LocalFileSystem, "pread", counted)
     again = open_buffer(tmp_path, lane_bytes=1 << 20, spill=spill)
     assert sum(read) < 1 << 20
     stats = again.stats()
@@ -299,7 +300,7 @@ def test_an_open_is_quick_whatever_waits(tmp_path: Path, monkeypatch: pytest.Mon
     again.close(timeout=0)
 
 
-# ---------------------------------------------------------------- killed again and again
+# --------------------------------------------------------------- killed again and again
 
 
 def test_kills_lose_nothing(in_full: bool) -> None:
@@ -324,7 +325,7 @@ class DurableMachine(RuleBasedStateMachine):
         import tempfile
 
         self.place = tempfile.TemporaryDirectory()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "when_full": when_full,
             "max_attempts": max_attempts,
             "durability": durability,
@@ -365,7 +366,7 @@ class DurableMachine(RuleBasedStateMachine):
         self.forget_dropped()
 
     def forget_dropped(self) -> None:
-        """What DROP_OLDEST gave up is the oldest that nobody holds."""
+        """What DROP_OLDEST gave up is the oldest that is not out."""
         stats = self.buffer.stats()
         for priority, owed in self.owed.items():
             held = {

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -61,13 +62,13 @@ def test_events_are_numbered_in_the_order_that_listeners_see() -> None:
 
 def test_a_prompt_handler_has_run_when_the_call_returns() -> None:
     buffer = BufferManager(SMALL)
-    seen: list[Event] = []
+    seen: list[Any] = []
     buffer.on(EventType.TUNED, seen.append)
     for rate in (10, 20, 30):
         buffer.adjust_flow_control_rate(rate)
         assert seen[-1].new == rate
     assert [event.old for event in seen] == [20_000_000, 10, 20]
-    assert buffer._notifications._wait_budget > 0, "nobody said that the handler was done"
+    assert buffer._notifications._wait_budget > 0, "the handler is never reported as done"
 
 
 def test_a_handler_that_blocks_delays_nobody_for_long() -> None:
@@ -264,7 +265,7 @@ def test_a_feed_wakes_for_every_event_of_another_thread() -> None:
                 target=lambda: [buffer.adjust_batch_size(1000 + n) for n in range(2000)]
             )
             thread.start()
-            got = []
+            got: list[int] = []
             while len(got) < 2000:
                 event = await feed.get(timeout=30)
                 assert isinstance(event, Tuned)

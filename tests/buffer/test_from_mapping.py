@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from backpressure.base.errors import ConfigError
@@ -67,7 +69,7 @@ def test_what_plain_data_can_not_say() -> None:
         ),
     ],
 )
-def test_mistakes(given: dict, field: str, message: str) -> None:
+def test_mistakes(given: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build(BufferConfig, given, "buffer")
     assert caught.value.field == field

@@ -5,6 +5,7 @@ does.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_reject_says_how_many_and_why() -> None:
 
 
 def test_drop_oldest_drops_from_the_front_and_counts() -> None:
-    dropped = []
+    dropped: list[Any] = []
     buffer = BufferManager(BufferConfig(lane_bytes=4096, when_full=WhenFull.DROP_OLDEST))
     buffer.on(EventType.EVENTS_DROPPED, dropped.append)
     events = [b"%02d" % i + EVENT for i in range(20)]

@@ -13,6 +13,7 @@ import pytest
 
 from backpressure import BufferConfig, BufferManager, Durability
 from backpressure.base.wakeup import Wakeup
+from tests.support.threads import until
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "pthread_kill"), reason="needs signals to threads"
@@ -49,9 +50,12 @@ def test_a_signals_handler_that_raises_ends_an_add_that_waits() -> None:
     main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        waiting = threading.Thread(
-            target=lambda: (wait_for_a_waiter(buffer), signal.pthread_kill(main, signal.SIGUSR1))
-        )
+
+        def interrupt_when_it_waits() -> None:
+            until(lambda: buffer._room._waiting)
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        waiting = threading.Thread(target=interrupt_when_it_waits)
         waiting.start()
         with pytest.raises(KeyboardInterrupt):
             buffer.add_events(EVENTS, timeout=60.0)
@@ -60,11 +64,6 @@ def test_a_signals_handler_that_raises_ends_an_add_that_waits() -> None:
         signal.signal(signal.SIGUSR1, before)
     lane = buffer.stats().lanes[3]
     assert (lane.offered, lane.accepted, dict(lane.rejected)) == (100, 8, {"full": 92})
-
-
-def wait_for_a_waiter(buffer: BufferManager) -> None:
-    while not buffer._room._waiting:
-        threading.Event().wait(0.001)
 
 
 def test_what_an_interrupted_add_brought_in_is_durable(tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_what_an_interrupted_add_brought_in_is_durable(tmp_path: Path) -> None:
             waits.append(seq)
             return real(lane, seq)  # type: ignore[arg-type]
 
-        spiller.wait_durable = wait_durable  # type: ignore[method-assign, assignment]
+        spiller.wait_durable = wait_durable  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             buffer.add_events([bytes(1000)] * 2000, timeout=None)
         accepted = buffer.stats().lanes[3].accepted

@@ -1,4 +1,4 @@
-"""Sizes as text: one parser, whichever way a size comes in, and the words for people."""
+"""Sizes as text: one parser for every way in, and the words for people."""
 
 from __future__ import annotations
 

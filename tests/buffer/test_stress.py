@@ -157,7 +157,7 @@ def test_a_million_lines_through_the_default_buffer(log_lines: bytes) -> None:
 
 
 def test_a_flood_beyond_all_room_is_refused_and_counted(log_lines: bytes) -> None:
-    """Ten times what the lanes hold, with nobody who takes: memory stays what it is,
+    """Ten times what the lanes hold, without a consumer: memory stays what it is,
     and every line is accounted for.
     """
     buffer = BufferManager(BufferConfig(lane_bytes=1 << 20))

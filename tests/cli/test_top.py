@@ -7,9 +7,11 @@ import io
 import json
 import math
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -20,11 +22,12 @@ from backpressure.cli.top import cells
 from backpressure.cli.top import server as top_server
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.testing import FakeClock
+from tests.support.buffers import next_batch
 
 rich_console = pytest.importorskip("rich.console")
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """A snapshot as the HTTP server sends it."""
     if dataclasses.is_dataclass(value):
         return {
@@ -39,12 +42,17 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def stats_of(buffer: BufferManager) -> dict:
-    return json.loads(json.dumps(plain(buffer.stats())))
+def stats_of(buffer: BufferManager) -> dict[str, Any]:
+    stats: dict[str, Any] = json.loads(json.dumps(plain(buffer.stats())))
+    return stats
+
+
+class Server(ThreadingHTTPServer):
+    answers: list[dict[str, Any] | bytes]
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Server]:
     """Answers GET /buffer/stats with what `answers` gives, the last one for ever."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,11 +60,8 @@ def server():
             if self.path != "/buffer/stats":
                 self.send_error(404)
                 return
-            answer = (
-                self.server.answers[0]
-                if len(self.server.answers) == 1
-                else self.server.answers.pop(0)
-            )
+            answers = answering.answers
+            answer = answers[0] if len(answers) == 1 else answers.pop(0)
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(200)
             self.end_headers()
@@ -65,7 +70,7 @@ def server():
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answering = server = Server(("127.0.0.1", 0), Handler)
     server.answers = []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -73,7 +78,7 @@ def server():
     server.server_close()
 
 
-def shown(renderable) -> str:
+def shown(renderable: object) -> str:
     out = io.StringIO()
     rich_console.Console(file=out, width=200).print(renderable)
     return out.getvalue()
@@ -85,7 +90,7 @@ def test_rates_are_over_the_clock_of_the_buffer() -> None:
     before = top_server.Reading(stats_of(buffer))
     assert before.rate("offered") is None
     buffer.add_events([b"x" * 100] * 100, priority=2)
-    buffer.get_batch(max_events=10).ack()
+    next_batch(buffer, 10).ack()
     clock.advance(2.0)
     reading = top_server.Reading(stats_of(buffer), before)
     assert reading.rate("offered") == 50.0
@@ -120,7 +125,7 @@ def test_the_screen_says_what_is_wrong() -> None:
     buffer = BufferManager(config, clock=clock)
     buffer.add_events([b"x" * 100] * 100, priority=2)
     clock.advance(3.0)
-    buffer.get_batch(max_events=1).nack("down")
+    next_batch(buffer, 1).nack("down")
     text = shown(top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", None))
     assert "circuit open" in text
     assert f"refused so far: full {buffer.stats().rejected['full']}" in text
@@ -168,7 +173,7 @@ def test_no_urls(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is neither a directory nor the URL" in capsys.readouterr().err
 
 
-def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_once(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = [stats_of(BufferManager())]
     assert main(["top", f"127.0.0.1:{server.server_port}", "--once"]) == 0
     assert "circuit closed" in capsys.readouterr().out
@@ -177,13 +182,15 @@ def test_once(server, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"{}", b"[]", b"null", b'{"lanes": 3, "at": 1, "offered": 1}', b"<html>"]
 )
-def test_an_answer_that_is_none(server, answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_is_none(
+    server: Server, answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.answers = [answer]
     assert main(["top", f"127.0.0.1:{server.server_port}", "--once"]) == 1
     assert "no statistics" in capsys.readouterr().err
 
 
-def test_no_server_and_the_wrong_path(server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_and_the_wrong_path(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", f"http://127.0.0.1:{server.server_port}/elsewhere"]) == 1
     assert "404" in capsys.readouterr().err
     server.server_close()
@@ -191,7 +198,9 @@ def test_no_server_and_the_wrong_path(server, capsys: pytest.CaptureFixture[str]
     assert "refused" in capsys.readouterr().err
 
 
-def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_it_survives_a_server_that_goes_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer = BufferManager()
     first = stats_of(buffer)
     buffer.add_events([b"x"] * 1234)
@@ -205,7 +214,7 @@ def test_live_it_survives_a_server_that_goes_away(server, monkeypatch: pytest.Mo
         if next(looks, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(top.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         top._watch(console, top_server.ServerView(f"127.0.0.1:{server.server_port}"), 1.0)
     assert "1,234" in out.getvalue()

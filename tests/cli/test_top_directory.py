@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main, top
 from backpressure.cli.top.directory import DirectoryView
 from backpressure.testing import FakeClock
+from tests.support.buffers import next_batch
 from tests.support.processes import run_python
 
 rich_console = pytest.importorskip("rich.console")
@@ -26,7 +29,7 @@ pytestmark = [
 ]
 
 
-def shown(renderable, width: int = 80) -> str:
+def shown(renderable: object, width: int = 80) -> str:
     out = io.StringIO()
     rich_console.Console(file=out, width=width).print(renderable)
     return out.getvalue()
@@ -43,6 +46,7 @@ def test_what_the_owner_does_is_seen_from_outside(tmp_path: Path) -> None:
     view = DirectoryView(str(path), clock=clock.now)
     with BufferManager(BufferConfig(directory=path, lane_bytes=1 << 16, max_attempts=1)) as buffer:
         first = view.read(None)
+        assert first.view.owner is not None
         assert (first.view.owner.pid, list(first.lanes)) == (os.getpid(), [1, 2, 3, 4, 5])
         assert first.rate(lambda lane: lane.next_seq) is None
         buffer.add_events([b"x" * 100] * 100, priority=2)
@@ -53,7 +57,7 @@ def test_what_the_owner_does_is_seen_from_outside(tmp_path: Path) -> None:
         assert second.rate(lambda lane: lane.next_seq, 2) == 50.0
         assert second.rate(lambda lane: lane.next_seq - lane.owed) == 0.0
         assert second.lanes[2].owed == second.lanes[2].ring_waiting == 100
-        held = buffer.get_batch(max_events=3)
+        held = next_batch(buffer, 3)
         clock.advance(1.0)
         third = view.read(second)
         assert (third.lanes[1].ring_waiting, third.lanes[1].ring_out) == (4, 3)
@@ -65,14 +69,16 @@ def test_what_the_owner_does_is_seen_from_outside(tmp_path: Path) -> None:
         assert fourth.rate(lambda lane: lane.disk_end) == 107.0
         one, two = fourth.lanes[1], fourth.lanes[2]
         assert (one.owed, one.disk_events, one.ring_waiting, one.ring_out) == (4, 4, 0, 0)
+        assert two.ring is not None
         assert (two.owed, two.disk_events, two.segments, two.ring.used_bytes) == (100, 100, 1, 0)
         assert two.disk_bytes > 0 < two.oldest_ns
-        buffer.get_batch(max_events=1).nack("no")
-        buffer.get_batch(max_events=1).ack()
+        next_batch(buffer, 1).nack("no")
+        next_batch(buffer, 1).ack()
         stats = buffer.stats()
         clock.advance(1.0)
         last = view.read(fourth)
         assert sum(lane.owed for lane in last.lanes.values()) == stats.resident
+        assert last.dead_letters is not None
         assert last.dead_letters.disk_events == stats.dead_lettered == 1
         text = shown(view.screen(last, None))
         assert f"open in process {os.getpid()}" in text
@@ -94,7 +100,7 @@ def test_after_the_owner_died_it_shows_what_is_owed_and_changes_nothing(
     )
     assert run_python(source).returncode == -signal.SIGKILL
     before = fingerprint(path)
-    monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert main(["top", str(path), "--once"]) == 0
     text = capsys.readouterr().out
     assert "no process has it open" in text
@@ -135,7 +141,7 @@ def test_live_it_survives_a_directory_that_goes_and_comes_back(
         buffer.close(timeout=0)
     out = io.StringIO()
     console = rich_console.Console(file=out, force_terminal=True, width=200, height=50)
-    steps = iter(
+    steps: Iterator[Callable[[], object]] = iter(
         [
             lambda: path.rename(tmp_path / "elsewhere"),
             lambda: shutil.copytree(tmp_path / "elsewhere", path),
@@ -148,7 +154,7 @@ def test_live_it_survives_a_directory_that_goes_and_comes_back(
             raise KeyboardInterrupt
         step()
 
-    monkeypatch.setattr(top.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         top._watch(console, DirectoryView(str(path)), 1.0)
     gone, back = out.getvalue().split("is not a directory")

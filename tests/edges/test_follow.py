@@ -29,7 +29,9 @@ pytestmark = [
 class Run:
     """A source in a thread of its own, and what it has put."""
 
-    def __init__(self, pattern: Path | str, positions: Positions | None = None, **options) -> None:
+    def __init__(
+        self, pattern: Path | str, positions: Positions | None = None, **options: Any
+    ) -> None:
         options = {"start": "beginning", "poll": 0.005, "grace": 0.05, **options}
         self.positions = positions or Positions()
         self.source = FollowSource(str(pattern), positions=self.positions, **options)
@@ -39,17 +41,17 @@ class Run:
         self.puts = self.notes = 0
         note = self.positions.note
 
-        def counted(*arguments) -> None:
+        def counted(*arguments: Any) -> None:
             note(*arguments)
             self.notes += 1
 
-        self.positions.note = counted  # type: ignore[method-assign]
+        self.positions.note = counted  # type: ignore[assignment, method-assign]
         self.stopping = threading.Event()
         self.thread = threading.Thread(
             target=self.source.run, args=(self.put, self.stopping), daemon=True
         )
 
-    def put(self, lines: memoryview):
+    def put(self, lines: memoryview) -> tuple[int, ...] | None:
         if not self.accepting:
             return None
         self.puts += 1

@@ -10,18 +10,22 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backpressure.base.histogram import EVENTS, Histogram
 from backpressure.buffer.config import BufferConfig, WhenFull
+from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics import FAMILIES, Collector, exposition, instrument
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
 from backpressure.testing import FakeClock
+from tests.support.buffers import next_batch
 from tests.support.threads import background, switching_often
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -29,19 +33,21 @@ from prometheus_client.parser import text_string_to_metric_families  # noqa: E40
 
 PREFIX = "backpressure_buffer_"
 
+# By name and labels.
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-def make(clock: FakeClock | None = None, **fields: object) -> BufferManager:
+
+def make(clock: FakeClock | None = None, **fields: Any) -> BufferManager:
     return BufferManager(BufferConfig(lane_bytes=4096, **fields), clock=clock or FakeClock())
 
 
-def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Value by sample name and labels, as a Prometheus server would keep them.
-
-    Empty labels are left out.
+def scrape(buffers: BufferManager | Mapping[str, BufferManager]) -> Samples:
+    """Sample name and labels (without the empty ones) -> value, as a Prometheus server
+    would keep them.
     """
     body, content_type = exposition(buffers)
     assert content_type.startswith("text/plain")
-    samples = {}
+    samples: Samples = {}
     for family in text_string_to_metric_families(body.decode()):
         for sample in family.samples:
             key = (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v))
@@ -50,8 +56,8 @@ def scrape(buffers) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return samples
 
 
-def total(samples, name: str, **labels: str) -> float:
-    """Sum of the samples with this name and these labels."""
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """Sum of the samples of that name which have those labels."""
     return sum(
         value
         for (one, its), value in samples.items()
@@ -59,7 +65,7 @@ def total(samples, name: str, **labels: str) -> float:
     )
 
 
-def check_books(samples) -> None:
+def check_books(samples: Samples) -> None:
     for level in "12345":
         of = {
             outcome: total(samples, "events_total", priority=level, outcome=outcome)
@@ -78,11 +84,11 @@ def test_a_scrape_satisfies_both_lines_when_every_term_has_been_used() -> None:
         [b"x" * 100] * 100, priority=1
     )  # more than the lane holds: the oldest are dropped
     buffer.add_events([b"y"] * 400, priority=2)  # more than the burst: refused
-    buffer.get_batch(max_events=3).ack()
-    buffer.get_batch(max_events=3).nack("no")
+    next_batch(buffer, 3).ack()
+    next_batch(buffer, 3).nack("no")
     clock.advance(10.0)
-    held = buffer.get_batch(max_events=3)
-    buffer.get_batch(max_events=2).nack("no")
+    held = next_batch(buffer, 3)
+    next_batch(buffer, 2).nack("no")
     samples = scrape(buffer)
     check_books(samples)
     stats = buffer.stats()
@@ -142,7 +148,7 @@ def test_every_priority_and_reason_is_there_from_the_start() -> None:
 
 def test_an_unknown_reason_is_counted_too() -> None:
     buffer = make()
-    buffer._lanes[2].reject(7, "moon phase")
+    buffer._lanes[2].reject(7, "moon phase")  # type: ignore[arg-type]
     samples = scrape(buffer)
     assert (
         total(samples, "events_total", outcome="rejected", reason="moon phase", priority="3") == 7
@@ -155,20 +161,22 @@ def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
     with BufferManager(config) as buffer:
         buffer.add_events([b"one", b"two", b"three"])
         for _ in range(2):
-            buffer.get_batch(max_events=1).nack("no")
+            next_batch(buffer, 1).nack("no")
         samples = scrape(buffer)
         assert (
             total(samples, "dead_letter_events")
             == total(samples, "events_total", outcome="dead_lettered")
             == 2
         )
-        assert total(samples, "recovery_seconds") == buffer.stats().recovery_seconds > 0
+        assert total(samples, "recovery_seconds") == buffer.stats().recovery_seconds
+        assert total(samples, "recovery_seconds") > 0
         buffer.close(timeout=0)
         assert total(scrape(buffer), "dead_letter_events") == 2
     with BufferManager(config) as buffer:
         samples = scrape(buffer)
         assert total(samples, "events_total", outcome="dead_lettered") == 0, "of this run"
         assert total(samples, "dead_letter_events") == 2
+        assert buffer.dead_letters is not None
         buffer.dead_letters.purge()
         assert total(scrape(buffer), "dead_letter_events") == 0
         buffer.close(timeout=0)
@@ -184,13 +192,13 @@ def test_histograms() -> None:
     buffer = make(clock)
     buffer.add_events([b"x"] * 12)
     clock.advance(0.3)
-    first = buffer.get_batch(max_events=10)
-    second = buffer.get_batch(max_events=2)
+    first = next_batch(buffer, 10)
+    second = next_batch(buffer, 2)
     clock.advance(2.0)
     first.ack()
     second.nack()
     clock.advance(60.0)
-    buffer.get_batch().ack()
+    next_batch(buffer).ack()
     samples = scrape(buffer)
     at = {
         name: {
@@ -224,7 +232,8 @@ def test_histogram_bounds_and_quantiles() -> None:
         histogram.record(value)
     stats = histogram.stats()
     assert stats.counts == (2, 1, 1, 1)
-    assert (stats.count, stats.sum) == (5, pytest.approx(1021.6))
+    assert stats.count == 5
+    assert stats.sum == pytest.approx(1021.6)
     assert stats.quantile(0.2) == pytest.approx(0.5)
     assert 1.0 < stats.quantile(0.5) <= 10.0
     assert stats.quantile(1.0) == 100.0  # above the last bound only that is known
@@ -243,7 +252,7 @@ def test_breaker_and_pressure() -> None:
     assert shown == [1, 0, 0, 0, 0]
     buffer.add_events([b"x"] * 4)
     for _ in range(2):
-        buffer.get_batch(max_events=1).nack("down")
+        next_batch(buffer, 1).nack("down")
     samples = scrape(buffer)
     assert [total(samples, "circuit_breaker_state", state=state) for state in states] == [
         0,
@@ -311,7 +320,7 @@ def test_counters_never_go_back_while_threads_work_and_the_books_hold_in_each_sc
                 batch.nack("no") if turn % 20 == 0 else batch.ack()
 
     with switching_often(), background(produce, consume, stop=over):
-        before: dict = {}
+        before: Samples = {}
         for _ in range(60 if in_full else 12):
             samples = scrape(buffer)
             check_books(samples)
@@ -382,11 +391,22 @@ def test_a_disk_tier_without_room_is_seen(tmp_path: Path) -> None:
     buffer.close(timeout=0)
 
 
+def snapshots(buffer: BufferManager, monkeypatch: pytest.MonkeyPatch) -> list[BufferStats]:
+    """Each that is taken from now on."""
+    taken: list[BufferStats] = []
+    stats = buffer.stats
+
+    def kept() -> BufferStats:
+        taken.append(stats())
+        return taken[-1]
+
+    monkeypatch.setattr(buffer, "stats", kept)
+    return taken
+
+
 def test_one_snapshot_for_one_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = make()
-    taken = []
-    stats = buffer.stats
-    monkeypatch.setattr(buffer, "stats", lambda: taken.append(1) or stats())
+    taken = snapshots(buffer, monkeypatch)
     exposition(buffer)
     assert len(taken) == 1
 
@@ -441,7 +461,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- OpenTelemetry
 
 
-def observed(reader) -> dict[tuple[str, frozenset[tuple[str, object]]], float]:
+def observed(reader: Any) -> dict[tuple[str, frozenset[tuple[str, object]]], float]:
     data = reader.get_metrics_data()
     return {
         (metric.name, frozenset(point.attributes.items())): point.value
@@ -453,7 +473,7 @@ def observed(reader) -> dict[tuple[str, frozenset[tuple[str, object]]], float]:
 
 
 @pytest.fixture
-def otel():
+def otel() -> Iterator[tuple[Any, Any]]:
     metrics = pytest.importorskip("opentelemetry.sdk.metrics")
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -463,17 +483,17 @@ def otel():
     provider.shutdown()
 
 
-def test_opentelemetry_sees_the_same(otel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opentelemetry_sees_the_same(
+    otel: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     meter, reader = otel
     clock = FakeClock()
     buffer = make(clock)
     instrument(buffer, meter, {"service": "s"})
     buffer.add_events([b"x"] * 12)
     clock.advance(0.3)
-    buffer.get_batch(max_events=10).ack()
-    taken = []
-    stats = buffer.stats
-    monkeypatch.setattr(buffer, "stats", lambda: taken.append(1) or stats())
+    next_batch(buffer, 10).ack()
+    taken = snapshots(buffer, monkeypatch)
     seen = observed(reader)
     assert len(taken) == 1, "one snapshot serves a whole cycle"
 
@@ -491,7 +511,7 @@ def test_opentelemetry_sees_the_same(otel, monkeypatch: pytest.MonkeyPatch) -> N
         at("queue_delay.bucket", priority="3", le="0.5"),
     ) == (0, 1)
     assert at("oldest_event_age", priority="3") == pytest.approx(0.3)
-    buffer.get_batch().ack()
+    next_batch(buffer).ack()
     seen = observed(reader)
     assert len(taken) == 2, "the next cycle has numbers of its own"
     assert at("events", priority="3", outcome="acked") == 12

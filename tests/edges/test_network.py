@@ -11,26 +11,30 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
+from backpressure import Batch
 from backpressure.buffer_manager import BufferManager
 from backpressure.sinks import Sink
 from backpressure.sinks.http import HttpSink, HttpSinkError
 from backpressure.sinks.tcp import TcpSink
 from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
+from tests.support.buffers import next_batch
 from tests.support.threads import run_threads, until
 
 
-def batch_of(*events: bytes):
+def batch_of(*events: bytes) -> Batch:
     buffer = BufferManager()
     buffer.add_events(list(events))
-    return buffer.get_batch()
+    return next_batch(buffer)
 
 
 # ---------------------------------------------------------------- in
@@ -45,7 +49,7 @@ class Collected:
         self.closed = False
         self.putting = 0
 
-    def put(self, lines: memoryview):
+    def put(self, lines: memoryview) -> tuple[int, ...] | None:
         self.putting += 1
         self.gate.wait(10)
         with self.lock:
@@ -63,7 +67,7 @@ class Collected:
 
 
 @contextmanager
-def running(source: SocketSource, collected: Collected):
+def running(source: SocketSource, collected: Collected) -> Iterator[threading.Event]:
     stopping = threading.Event()
     thread = threading.Thread(target=source.run, args=(collected.put, stopping), daemon=True)
     thread.start()
@@ -76,7 +80,7 @@ def running(source: SocketSource, collected: Collected):
         assert not thread.is_alive()
 
 
-def tcp_source(**options) -> tuple[SocketSource, tuple[str, int]]:
+def tcp_source(**options: Any) -> tuple[SocketSource, tuple[str, int]]:
     listener = tcp_listener("127.0.0.1", 0)
     return SocketSource(listener, "tcp", **options), listener.getsockname()
 
@@ -261,7 +265,7 @@ class Server:
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()

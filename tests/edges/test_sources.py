@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -210,6 +211,6 @@ def test_check_source_without_permission(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("wrong", [{"max_line_bytes": 0}, {"max_line_bytes": 10, "chunk_bytes": 0}])
-def test_sizes_must_be_positive(wrong: dict[str, int]) -> None:
+def test_sizes_must_be_positive(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="1 or more"):
         LineReader([], **wrong)

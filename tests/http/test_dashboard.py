@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,17 @@ def painted(browser: webdriver.Chrome, chart: str) -> int:
     )
 
 
+def is_painted(browser: webdriver.Chrome, chart: str) -> bool:
+    return painted(browser, chart) >= 8
+
+
 def until_painted(browser: webdriver.Chrome) -> None:
     """Wait until each chart shows its series.
 
     A look costs, and what is painted stays.
     """
     for chart in CHARTS:
-        until(lambda chart=chart: painted(browser, chart) >= 8)
+        until(partial(is_painted, browser, chart))
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
@@ -196,11 +201,8 @@ def complaints(browser: webdriver.Chrome) -> list[str]:
 
     Violated policies, failed requests, exceptions.
     """
-    return [
-        entry["message"]
-        for entry in browser.get_log("browser")
-        if "getImageData" not in entry["message"]
-    ]
+    log: list[dict[str, Any]] = browser.get_log("browser")
+    return [entry["message"] for entry in log if "getImageData" not in entry["message"]]
 
 
 def give_token(browser: webdriver.Chrome, token: str) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import types
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -300,7 +301,7 @@ def test_control_bodies_are_json_only(buffer: BufferManager, client: Client) -> 
 
 
 def test_a_body_without_a_length_is_limited_as_well(buffer: BufferManager, client: Client) -> None:
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks() -> AsyncIterator[bytes]:
         yield b'{"rate": 7}'
         for _ in range(100):
             yield b" " * 100

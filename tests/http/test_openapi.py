@@ -10,6 +10,7 @@ import threading
 import types
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import schemathesis
@@ -92,7 +93,7 @@ def test_every_answer_is_as_documented(
         max_examples=40 if in_full else 8, suppress_health_check=list(HealthCheck), deadline=None
     )
     @given(case=operation.as_strategy(generation_mode=mode))
-    def run(case: schemathesis.Case) -> None:
+    def run(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(headers={**AUTH, **HOST})
 
     try:

@@ -26,6 +26,7 @@ from backpressure import (
     Durability,
     FormatError,
 )
+from backpressure.lanes.durable_lane import DurableLane
 from backpressure.spill import SpillStore
 from backpressure.testing import FaultyFileSystem
 from tests.support.buffers import add_all, crash, drain, numbered
@@ -278,6 +279,7 @@ def test_what_the_disk_lost_is_taken_from_the_ring_again(
     events = numbered(300)
     add_all(buffer, events)
     lane = buffer._lanes[2]
+    assert isinstance(lane, DurableLane)
     assert lane.spill(0.0)
     while lane.spill(0.0):
         pass

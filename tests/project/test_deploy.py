@@ -8,12 +8,13 @@ import shutil
 import subprocess
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics import FAMILIES
-from backpressure.service.load import load
+from backpressure.service.load import _SINKS, _SOURCES, load
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -31,8 +32,9 @@ for _family in FAMILIES:
 SERVER = {"job", "instance", "buffer"}
 
 
-def dashboard() -> dict:
-    return json.loads(DASHBOARD.read_text())
+def dashboard() -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return board
 
 
 def expressions() -> list[str]:
@@ -164,7 +166,7 @@ def test_the_dashboard_speaks_promql(tmp_path: Path) -> None:
     promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 
-# ---------------------------------------------------------------- the unit and the image
+# --------------------------------------------------------------- the unit and the image
 
 UNIT = DEPLOY / "systemd" / "forebay.service"
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -232,3 +234,9 @@ def test_the_operations_page_has_every_metric_and_every_alert() -> None:
     assert set(re.findall(r"^\| `(Forebay\w+)`", page, re.M)) == set(
         re.findall(r"- alert: (\w+)", RULES.read_text())
     )
+
+
+def test_the_operations_page_has_every_type_of_source_and_sink() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    for kind in (*_SOURCES, *_SINKS):
+        assert f"`{kind}`" in text, f"docs/operations.md does not name {kind}"

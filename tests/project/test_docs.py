@@ -1,5 +1,5 @@
 """README and docs are run as doctests, as are the examples in docstrings; links lead
-somewhere.
+to what they name.
 """
 
 from __future__ import annotations
@@ -39,6 +39,29 @@ def test_links_in_pages(page: Path) -> None:
             assert (page.parent / target).exists(), (
                 f"{page.name} links to {target}, which is not there"
             )
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PLACE = re.compile(r"\[`([\w.]+)`\]\((\.\./src/[^)]+)\)")
+PLACES = PLACE.findall(ARCHITECTURE.read_text())
+
+
+@pytest.mark.parametrize(("name", "target"), PLACES, ids=[name for name, _ in PLACES])
+def test_what_architecture_points_to_is_defined_there(name: str, target: str) -> None:
+    """Of Python and of Cython: a class, a function, or a name that is assigned to."""
+    source = (ARCHITECTURE.parent / target).read_text()
+    for part in name.split("."):
+        defined = rf"^\s*(?:(?:async )?def|class|cp?def\b.*?) \*?{part}\b|^{part}\b.*="
+        assert re.search(defined, source, re.MULTILINE), f"{target} defines no {part}"
+
+
+def test_each_question_has_one_place() -> None:
+    text = ARCHITECTURE.read_text()
+    rows = text.partition("## Where to find it")[2].partition("\n## ")[0].splitlines()
+    questions = [row for row in rows if row.startswith("|")][2:]
+    assert len(questions) > 10
+    for row in questions:
+        assert PLACE.search(row), f"no place: {row}"
 
 
 def modules() -> list[str]:

@@ -118,7 +118,7 @@ def imports_of(path: Path) -> set[str]:
     """Modules of ours that a file imports when it runs: not those under
     `if TYPE_CHECKING`.
     """
-    found = set()
+    found: set[str] = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):

@@ -151,11 +151,11 @@ def test_a_subclass_that_lies_is_what_it_iterates_over(base: type) -> None:
 class LyingArray(np.ndarray[Any, Any]):
     """Says of itself what is not so."""
 
-    shape = (1 << 40,)  # type: ignore[assignment]
-    size = 1 << 40  # type: ignore[assignment]
-    nbytes = 1 << 40  # type: ignore[assignment]
-    itemsize = 1 << 20  # type: ignore[assignment]
-    ndim = 1  # type: ignore[assignment]
+    shape: Any = (1 << 40,)
+    size: Any = 1 << 40
+    nbytes: Any = 1 << 40
+    itemsize: Any = 1 << 20
+    ndim: Any = 1
     base = None
     flags = None  # type: ignore[assignment]
 
@@ -172,7 +172,8 @@ def test_an_array_that_lies_is_what_numpy_has_of_it() -> None:
     records = RingBuffer(8, "i8")
     assert records.push_many(liar) == 3
     assert records.pop_many().tolist() == [1, 2, 3]
-    assert ring.push_lines(np.frombuffer(b"a\nb\n", np.uint8).view(LyingArray)) == (2, 4)
+    lines: Any = np.frombuffer(b"a\nb\n", np.uint8).view(LyingArray)
+    assert ring.push_lines(lines) == (2, 4)
     histogram = LatencyHistogram()
     histogram.record_many(plain.astype(float).view(LyingArray))
     assert histogram.count == 3
@@ -180,7 +181,7 @@ def test_an_array_that_lies_is_what_numpy_has_of_it() -> None:
 
 def test_masked_messages_are_refused() -> None:
     ring = MessageRing(4096)
-    masked = np.ma.array([1, 2], "u1", mask=[False, True])
+    masked: Any = np.ma.array([1, 2], "u1", mask=[False, True])
     with pytest.raises(ValueError, match="masked"):
         ring.push_many(masked)
     with pytest.raises(ValueError, match="masked"):
@@ -277,7 +278,9 @@ def test_a_released_schema_is_refused() -> None:
 
 def test_offsets_need_not_be_aligned() -> None:
     lent = HandMade(b"\0" + offsets(0, 2, 3, form="q"), b"abc", 2, form=b"Z")
-    lent._pointers[1] += 1
+    start = lent._pointers[1]
+    assert start is not None
+    lent._pointers[1] = start + 1
     assert MessageRing(4096).push_many(lent) == 2
 
 
@@ -427,6 +430,19 @@ def test_an_array_cannot_be_resized_while_its_ring_takes_a_slot(tmp_path: Path, 
 
 # ---------------------------------------------------------------- buffers of objects
 
+
+def _array(values: Any, dtype: Any) -> Any:
+    return np.array(values, dtype)
+
+
+def _one_object() -> Any:
+    return [(1, object())]
+
+
+def _objects(count: int) -> list[Any]:
+    return [object() for _ in range(count)]
+
+
 OBJECTS: dict[str, Callable[[], Any]] = {
     "array": lambda: np.array([object(), "text", b"bytes"], object),
     "two-dimensional": lambda: np.array([[object()], [object()]], object),
@@ -436,19 +452,17 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     ),
     "subarray": lambda: np.zeros(2, [("many", "O", (3,))]),
     "beside-times": lambda: np.zeros(2, [("when", "M8[s]"), ("it", "O")]),
-    "record": lambda: np.rec.array([(1, object())], [("number", "i8"), ("it", "O")]),
+    "record": lambda: np.rec.array(_one_object(), [("number", "i8"), ("it", "O")]),
     "masked": lambda: np.ma.array([object()], object),
     "subclass": lambda: np.array([object()], object).view(Liar),
-    "view": lambda: memoryview(np.array([object()], object)),
-    "view-structured": lambda: memoryview(
-        np.array([(1, object())], [("number", "i8"), ("it", "O")])
-    ),
-    "ctypes": lambda: (ctypes.py_object * 3)(object(), object(), object()),
+    "view": lambda: memoryview(_array([object()], object)),
+    "view-structured": lambda: memoryview(_array([(1, object())], [("number", "i8"), ("it", "O")])),
+    "ctypes": lambda: (ctypes.py_object * 3)(*_objects(3)),
 }
 
 
 class Liar(np.ndarray[Any, Any]):
-    dtype = np.dtype(np.uint8)  # type: ignore[assignment]
+    dtype: Any = np.dtype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
@@ -484,7 +498,7 @@ def test_objects_are_neither_read_nor_written_over(kind: str) -> None:
 
 def test_whatever_else_lies_in_a_buffer_is_bytes() -> None:
     ring = MessageRing(4096)
-    named = np.array([(7, 8)], [("O", "u1"), ("OverO", "u1")])
+    named: Any = np.array([(7, 8)], [("O", "u1"), ("OverO", "u1")])
     chunks: list[Any] = [
         named,
         memoryview(named),
@@ -497,7 +511,7 @@ def test_whatever_else_lies_in_a_buffer_is_bytes() -> None:
         content = chunk.tobytes() if hasattr(chunk, "tobytes") else bytes(chunk)
         assert ring.push_lines(chunk, True) == (1, len(content)), chunk
         assert ring.pop_many().tolist() == [content]
-    target = np.zeros(2, [("Other", "u4"), ("when", "M8[s]")])
+    target: Any = np.zeros(2, [("Other", "u4"), ("when", "M8[s]")])
     ring.push_many([b"abc"])
     assert ring.pop_many().join_into(target) == (1, 4)
     assert target.tobytes().startswith(b"abc\n")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from ringbuf import MessageRing, RingBuffer
 from ringbuf._messages.gathered import Gathered
+from tests.support.ring_buffer import records_of
 from tests.support.threads import until
 
 # A wait that takes this long (seconds) has hung: far longer than any scheduling delay.
@@ -43,23 +45,27 @@ def records(request: pytest.FixtureRequest, path: Path | None) -> RingBuffer:
     return RingBuffer(32, dtype, path=path)
 
 
+def begin(make: Callable[[], AbstractContextManager[object]]) -> object:
+    return make().__enter__()
+
+
 def uses_of_messages(ring: MessageRing) -> Iterator[Callable[[], object]]:
     """Every use of the ring and of its handles, made before it is closed."""
     ring.push_many([b"a", b"b", b"c", b"d"])
     held, parts = ring.take(1), ring.take(2)
     for side in (ring, ring.producer()):
-        yield lambda side=side: side.try_push(b"x")
-        yield lambda side=side: side.push(b"x", timeout=LONG)
-        yield lambda side=side: side.push_many([b"x"])
-        yield lambda side=side: side.push_many([])
-        yield lambda side=side: side.push_lines(b"x\n")
-    for side in (ring, ring.consumer()):
-        yield lambda side=side: side.pop_many()
-        yield lambda side=side: side.pop_many(timeout=LONG)
-        yield lambda side=side: side.take()
-        yield lambda side=side: side.fileno()
-        yield lambda side=side: side.release(held)
-        yield lambda side=side: side.split(parts, 1)
+        yield partial(side.try_push, b"x")
+        yield partial(side.push, b"x", timeout=LONG)
+        yield partial(side.push_many, [b"x"])
+        yield partial(side.push_many, [])
+        yield partial(side.push_lines, b"x\n")
+    for taker in (ring, ring.consumer()):
+        yield taker.pop_many
+        yield partial(taker.pop_many, timeout=LONG)
+        yield taker.take
+        yield taker.fileno
+        yield partial(taker.release, held)
+        yield partial(taker.split, parts, 1)
     yield lambda: ring.push_gathered(Gathered([b"x"]))
     yield lambda: ring.push_lines_seq(b"x\n")
     yield lambda: ring.take_orphaned()
@@ -78,20 +84,20 @@ def uses_of_records(ring: RingBuffer) -> Iterator[Callable[[], object]]:
     ring.push_many([one] * 4)
     array = np.zeros(3, ring.dtype)
     for side in (ring, ring.producer()):
-        yield lambda side=side: side.try_push(one)
-        yield lambda side=side: side.push(one, timeout=LONG)
-        yield lambda side=side: side.push_many([one])
-        yield lambda side=side: side.push_many(array)
-        yield lambda side=side: side.push_many(array[:0])
-        yield lambda side=side: side.reserve(2).__enter__()
-        yield lambda side=side: len(side)
-    for side in (ring, ring.consumer()):
-        yield lambda side=side: side.try_pop()
-        yield lambda side=side: side.pop(timeout=LONG)
-        yield lambda side=side: side.pop_many()
-        yield lambda side=side: side.pop_many(out=array[:0])
-        yield lambda side=side: side.peek(2).__enter__()
-        yield lambda side=side: side.fileno()
+        yield partial(side.try_push, one)
+        yield partial(side.push, one, timeout=LONG)
+        yield partial(side.push_many, [one])
+        yield partial(side.push_many, array)
+        yield partial(side.push_many, array[:0])
+        yield partial(begin, partial(side.reserve, 2))
+        yield partial(len, side)
+    for reader in (ring, ring.consumer()):
+        yield reader.try_pop
+        yield partial(reader.pop, timeout=LONG)
+        yield reader.pop_many
+        yield partial(reader.pop_many, out=array[:0])
+        yield partial(begin, partial(reader.peek, 2))
+        yield reader.fileno
     yield lambda: ring.producer()
     yield lambda: ring.consumer()
     yield lambda: ring._check()
@@ -154,7 +160,7 @@ def test_a_handle_made_while_the_ring_closes_is_closed() -> None:
         thread.start()
         ring.close()
         thread.join()
-        assert_all_raise([lambda handle=handle: handle.try_push(1) for handle in handles])
+        assert_all_raise([partial(handle.try_push, 1) for handle in handles])
 
 
 class Call:
@@ -188,9 +194,7 @@ def test_who_waits_finds_out(path: Path | None, kind: str) -> None:
     item: Any = b"x" * 1000 if kind == "messages" else 1
     empty, full = make(), make()
     fd = empty.fileno()
-    pops = [
-        Call(lambda side=side: side.pop_many(timeout=None)) for side in (empty, empty.consumer())
-    ]
+    pops = [Call(partial(side.pop_many, timeout=None)) for side in (empty, empty.consumer())]
     assert [call.said for call in pops] == [[], []]
     empty.close()
     assert [call.end() for call in pops] == [["the ring is closed"]] * 2
@@ -198,7 +202,7 @@ def test_who_waits_finds_out(path: Path | None, kind: str) -> None:
 
     while full.try_push(item):
         pass
-    pushes = [Call(lambda side=side: side.push(item)) for side in (full, full.producer())]
+    pushes = [Call(partial(side.push, item)) for side in (full, full.producer())]
     assert [call.said for call in pushes] == [[], []]
     full.close()
     assert [call.end() for call in pushes] == [["the ring is closed"]] * 2
@@ -217,6 +221,7 @@ def test_a_push_that_met_the_end_half_way_tells_how_much_is_in(
     call = Call(lambda: side.push_many(items, timeout=None))
     until(lambda: len(ring) > 0)
     ring.close()
+    count: Any
     (count,) = call.end()
     assert count == (ring.next_seq if is_bytes else 8)
     assert 0 < count < len(items)
@@ -274,9 +279,7 @@ class TestUnderWay:
             assert_all_raise([lambda: ring.try_push(1)])
             time.sleep(0.002)
             if reading:
-                assert (
-                    span[:].tolist() == [1, 2] if hasattr(span, "tolist") else list(span) == [1, 2]
-                )
+                assert records_of(span) == [1, 2]
                 assert other.pop_many().tolist() == [3], "what it reads stays where it is"
             else:
                 assert other.pop_many().tolist() == [1, 2, 3]
@@ -396,16 +399,18 @@ def test_a_ring_that_was_never_made_says_so() -> None:
         with pytest.raises(TypeError, match="never made"):
             pytest.fail(f"use {number} returned {use()!r}")
     assert repr(ring) == "MessageRing(never made)"
-    ring.__init__(4096)  # type: ignore[misc]
+    ring.__init__(4096)
     assert ring.try_push(b"x")
     with pytest.raises(TypeError, match="made once"):
-        ring.__init__(4096)  # type: ignore[misc]
+        ring.__init__(4096)
 
 
 def test_handles_are_made_by_their_ring_alone() -> None:
-    for kind in (MessageRing(4096), RingBuffer(8, "i8")):
-        for handle in (kind.producer(), kind.consumer()):
+    for ring in (MessageRing(4096), RingBuffer(8, "i8")):
+        for handle in (ring.producer(), ring.consumer()):
+            kind: Any = type(handle)
             with pytest.raises(TypeError, match="made by"):
-                type(handle).__new__(type(handle))
+                kind.__new__(kind)
+    ring_kind: Any = RingBuffer
     with pytest.raises(TypeError):
-        RingBuffer.__new__(RingBuffer)
+        ring_kind.__new__(ring_kind)

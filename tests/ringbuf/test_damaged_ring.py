@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from ringbuf import MessageRing, RingBuffer, SharedFileError
+from ringbuf import MessageRing, Messages, RingBuffer, SharedFileError
+from tests.support.ring_buffer import records_of
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -81,7 +82,7 @@ def use_records(path: Path) -> None:
         ring.push_many([1, 2, 3])
         ring.try_pop()
     with ring.peek(3) as span:
-        list(span)
+        records_of(span)
     with ring.reserve(3):
         pass
     ring.pop_many()
@@ -175,7 +176,8 @@ def work_on_records(path: Path, rng: random.Random) -> None:
 
 
 def work_on_messages(path: Path, rng: random.Random) -> None:
-    ring, held = MessageRing.attach(path), []
+    ring = MessageRing.attach(path)
+    held: list[Messages] = []
     while True:
         count, way = rng.choice((1, 3, 9)), rng.randrange(4)
         if way == 0:
@@ -270,7 +272,7 @@ def test_a_ring_whose_file_was_refused_is_none(tmp_path: Path) -> None:
     path.write_bytes(whole)
     ring = MessageRing.__new__(MessageRing)
     with pytest.raises(SharedFileError, match="its positions make no sense"):
-        ring.__init__(4096, path=path)  # type: ignore[misc]
+        ring.__init__(4096, path=path)
     for use in (
         lambda: ring.try_push(b"x"),
         ring.pop_many,
@@ -280,7 +282,7 @@ def test_a_ring_whose_file_was_refused_is_none(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="never made"):
             use()
     assert path.read_bytes() == whole
-    ring.__init__(4096)  # type: ignore[misc]
+    ring.__init__(4096)
     assert ring.push_many([b"a", b"b"]) == 2
     assert ring.pop_many().tolist() == [b"a", b"b"]
     ring._check()

@@ -50,7 +50,9 @@ def test_of_threads_that_release_the_same_one_does(way: str) -> None:
         ring.push_many([b"a", b"b"])
         held = ring.take()
         ring.push_many([b"c"])
-        start, parts, errors = threading.Barrier(3), [], []
+        start = threading.Barrier(3)
+        parts: list[Messages] = []
+        errors: list[ValueError] = []
 
         def use(held: Messages = held, start: threading.Barrier = start) -> None:
             start.wait()

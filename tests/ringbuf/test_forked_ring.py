@@ -148,13 +148,14 @@ def test_many_threads_that_begin_at_once_take_one_slot(ring: MessageRing) -> Non
 def test_the_first_use_says_that_all_slots_are_taken_and_the_next_tries_again(
     tmp_path: Path,
 ) -> None:
-    for make, use in (
+    cases: list[tuple[Callable[[Path], Any], Callable[[Any], object]]] = [
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.try_push(b"x")),
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.try_push(1)),
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.pop_many()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.take()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
-    ):
+    ]
+    for make, use in cases:
         path = tmp_path / "shared"
         rings: list[Any] = [make(path) for _ in range(PARTICIPANTS)]
         for ring in rings:
@@ -362,7 +363,7 @@ def test_processes_of_multiprocessing(ring: MessageRing, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     global inherited
     inherited = ring
-    works = [(take_and_die, (ring.path, 2))]
+    works: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(take_and_die, (ring.path, 2))]
     if method == "fork":
         works.append((take_inherited, (2,)))
     for target, args in works:

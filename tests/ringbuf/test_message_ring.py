@@ -240,7 +240,9 @@ def test_numpy_items_are_messages_of_their_size() -> None:
 
 def test_any_contiguous_buffer_holds_lines() -> None:
     ring = MessageRing(4096)
-    for chunk in (bytearray(b"a\nb\n"), memoryview(b"a\nb\n"), np.frombuffer(b"a\nb\n", np.uint8)):
+    text = b"a\nb\n"
+    chunks: list[Any] = [bytearray(text), memoryview(text), np.frombuffer(text, np.uint8)]
+    for chunk in chunks:
         assert ring.push_lines(chunk) == (2, 4)
     with pytest.raises(BufferError):
         ring.push_lines(memoryview(b"abcd")[::2])
@@ -368,16 +370,17 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     del first
     again = popped(b"b")
     assert again.data.ctypes.data == where, "the memory is not used again"
-    kept = {
+    column: Any = popped(b"e").data
+    kept: dict[str, Any] = {
         "column": again.data,
         "slice": popped(b"c").data[10:20],
         "messages": popped(b"d")[0:1],
         "their column": popped(b"g")[0:1].data,
         "offsets": popped(b"h").offsets,
-        "memoryview": memoryview(popped(b"e").data),
+        "memoryview": memoryview(column),
         "iterator": iter(popped(b"f")),
     }
-    del again
+    del again, column
     for _ in range(10):
         popped(b"!")
     assert kept["column"].tobytes() == b"b" * 100_000
@@ -392,12 +395,16 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
 def test_memory_that_serves_others_is_shown_to_nobody() -> None:
     ring = MessageRing(1 << 20)
     ring.push_many([b"a" * 100_000])
-    block = ring.pop_many().data.base.obj  # what the array has its memory from
+    base: Any = ring.pop_many().data.base
+    block = base.obj  # what the array has its memory from
+    del base
     with pytest.raises(BufferError, match="gone"):
         memoryview(block)
     ring.push_many([b"a" * 100_000])
     messages = ring.pop_many()
-    block = messages.data.base.obj
+    base = messages.data.base
+    block = base.obj
+    del base
     with pytest.raises(BufferError, match="written"):
         messages[0:1].join_into(block)
     view = memoryview(block)
@@ -558,7 +565,7 @@ class Reentering:
         self.taken: Messages | None = None
 
     def make(self) -> None:
-        self.ring.__init__(8192)  # type: ignore[misc]
+        self.ring.__init__(8192)
         self.ring.push_many([b"first"] * 4)
         self.taken = self.ring.take(4)
 
@@ -581,7 +588,7 @@ def test_a_ring_is_made_once_whatever_its_arguments_do(name: str) -> None:
     evil = Reentering(ring)
     arguments: dict[str, Any] = {"capacity_bytes": 8192, name: evil}
     with pytest.raises((TypeError, ValueError), match=r"made once|capacity_bytes"):
-        ring.__init__(**arguments)  # type: ignore[misc]
+        ring.__init__(**arguments)
     assert evil.taken is not None
     ring.release(evil.taken)
     assert ring.used_bytes == 0
@@ -591,8 +598,8 @@ def test_a_ring_is_made_once_whatever_its_arguments_do(name: str) -> None:
 def test_what_could_not_be_made_can_be_made_later(tmp_path: Path) -> None:
     ring = MessageRing.__new__(MessageRing)
     with pytest.raises((FileNotFoundError, NotImplementedError)):
-        ring.__init__(4096, path=tmp_path / "nowhere" / "ring")  # type: ignore[misc]
+        ring.__init__(4096, path=tmp_path / "nowhere" / "ring")
     with pytest.raises(TypeError, match="never made"):
         ring.try_push(b"x")
-    ring.__init__(4096)  # type: ignore[misc]
+    ring.__init__(4096)
     assert ring.try_push(b"x")

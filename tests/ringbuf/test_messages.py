@@ -66,9 +66,7 @@ def test_large_numbers() -> None:
         (np.zeros(3, np.uint8), np.array([0, 1 << 62, 3]), ValueError),
     ],
 )
-def test_what_are_no_columns_is_refused(
-    data: object, offsets: object, error: type[Exception]
-) -> None:
+def test_what_are_no_columns_is_refused(data: Any, offsets: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         Messages.from_columns(data, offsets)
 
@@ -108,8 +106,8 @@ def test_columns_may_change_afterwards() -> None:
 
 
 class Liar(np.ndarray[Any, Any]):
-    shape = (1 << 40,)  # type: ignore[assignment]
-    dtype = np.dtype(np.uint8)  # type: ignore[assignment]
+    shape: Any = (1 << 40,)
+    dtype: Any = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return 1 << 40
@@ -153,7 +151,9 @@ def made() -> Messages:
 @pytest.mark.parametrize("make", [popped, made, lambda: popped()[0:], lambda: made()[:4]])
 def test_columns_can_not_be_written(make: Callable[[], Messages]) -> None:
     messages = make()
-    for array in (messages.data, messages.offsets, messages[2:].data, messages[2:].offsets):
+    part = messages[2:]
+    arrays: list[Any] = [messages.data, messages.offsets, part.data, part.offsets]
+    for array in arrays:
         assert not array.flags.writeable
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
@@ -198,7 +198,8 @@ def test_the_columns_of_no_messages() -> None:
 
 
 def test_the_class_itself_makes_none() -> None:
-    for make in (Messages, lambda: Messages.__new__(Messages)):
+    ways: list[Callable[[], Messages]] = [Messages, lambda: Messages.__new__(Messages)]
+    for make in ways:
         with pytest.raises(TypeError, match="from_columns"):
             make()
 

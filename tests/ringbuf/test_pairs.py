@@ -70,9 +70,9 @@ int main(int, char **argv) {
 def test_two_words_change_as_one(
     tmp_path: Path, compiler: str, flags: list[str], run: list[str], wide: bool
 ) -> None:
-    for program in (compiler, *run):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+    for needed in (compiler, *run):
+        if shutil.which(needed) is None:
+            pytest.skip(f"{needed} is not installed")
     text = (ROOT / "src/ringbuf/_core/pairs.pxd").read_text()
     (block,) = re.findall(r'cdef extern from \*:\n    (""".*?""")', text, re.DOTALL)
     source = tmp_path / "pairs.cpp"

@@ -497,7 +497,10 @@ def test_records(protocol: dict[str, Any], scripts: Any, states: int) -> None:
 
 
 def test_records_look_at_tail_again_after_a_mark() -> None:
-    protocol, scripts, _ = RECORDS["takes in the midst of a run, released in any order"]
+    case: tuple[dict[str, Any], Any, int] = RECORDS[
+        "takes in the midst of a run, released in any order"
+    ]
+    protocol, scripts, _ = case
     with pytest.raises(Counterexample, match="which is released"):
         run_records(*scripts, **protocol, without=frozenset(["second load of tail"]))
 

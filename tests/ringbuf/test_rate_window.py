@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,11 +265,12 @@ def test_the_rate_before_a_whole_window_has_passed() -> None:
 
 
 def test_the_first_use_is_the_earliest_time_named() -> None:
-    for early in (
+    uses: list[Callable[[RateWindow], object]] = [
         lambda w: w.count_at(90 * SECOND),
         lambda w: w.rate_at(90 * SECOND),
         lambda w: w.add_at(90 * SECOND, 0),
-    ):
+    ]
+    for early in uses:
         window = RateWindow(100, 10)
         window.add_at(100 * SECOND, 20)
         assert window.rate_at(100 * SECOND) == 2.0
@@ -325,12 +327,13 @@ def test_bad_arguments_are_named() -> None:
         ValueError, match=r"a bucket must span at least 1 ms, and 0\.009 s are too few for 10"
     ):
         RateWindow(0.009, 10)
+    wrong: Any
     for wrong in ("10", None, True, np.timedelta64(10, "ms")):
         with pytest.raises(TypeError, match="seconds must be a number"):
-            RateWindow(wrong, 10)  # type: ignore[arg-type]
+            RateWindow(wrong, 10)
     for wrong in (10.0, "10", None, True):
         with pytest.raises(TypeError, match="buckets must be an int"):
-            RateWindow(10, wrong)  # type: ignore[arg-type]
+            RateWindow(10, wrong)
     window = RateWindow(10, 10)
     adds: list[Callable[[int], bool]] = [window.add, lambda n: window.add_at(0, n)]
     for add in adds:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringbuf import MessageRing, RingBuffer, RingLook, SharedFileError
+from ringbuf import MessageRing, Messages, RingBuffer, RingLook, SharedFileError
 from ringbuf._messages.file_positions import layout
 from ringbuf._messages.look import next_seq_of, used_parts
 from tests.support.processes import environment, python
@@ -39,10 +39,10 @@ def test_it_says_what_the_ring_says(tmp_path: Path, capacity: int, first_seq: in
     ring = MessageRing(capacity, path=path, first_seq=first_seq)
     assert not ring.pop_many()  # from here on it has a participant slot
     rng = random.Random(capacity + first_seq)
-    out: list = []
-    numbers = (
-        deque()
-    )  # of what was not released, ascending; what is out of turn stays until all before it has gone
+    out: list[Messages] = []
+    # Of what was not released, ascending; what is out of turn stays until all before it
+    # has gone.
+    numbers: deque[int] = deque()
     released: set[int] = set()
     for _ in range(300):
         action = rng.random()

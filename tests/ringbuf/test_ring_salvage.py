@@ -151,7 +151,7 @@ def test_what_a_push_leaves_in_the_file(path: Path) -> None:
     assert frame[36:48] == b"onethree" + bytes(4)
     position, checksum = struct.unpack_from("<QQ", frame, 48)
     assert position == 64, "the first lap is number 1"
-    words = struct.unpack("<282Q", key)
+    words = struct.unpack("<282Q", bytes(key))
     assert check == avalanche(fold(7 ^ words[280], (3 << 32 | 8) ^ words[281]) + 0) & 0xFFFFFFFF
     frame[56:] = bytes(8)
     assert checksum == slow_hash(bytes(frame), bytes(key))
@@ -465,7 +465,8 @@ def test_what_can_not_be_read_is_taken_for_zeros(
 @pytest.mark.parametrize("number", [1.5, "1", True, [1]])
 def test_what_is_no_number_is_refused_by_name(path: Path, number: Any) -> None:
     MessageRing(4096, path=path, checksums=True).push_many([b"a", b"b"])
-    found = salvage(os.fsencode(path))
+    encoded: Any = os.fsencode(path)
+    found = salvage(encoded)
     assert found.path == str(path)
     with pytest.raises(TypeError, match=r"^start must be an int"):
         found.messages(number)

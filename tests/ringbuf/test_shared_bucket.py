@@ -222,6 +222,7 @@ def test_a_signals_handler_that_uses_the_bucket_does_not_wait_for_its_own_thread
     path = tmp_path / "bucket"
     keep = TokenBucket(0, 10**6, path=path)
     taken: list[bool] = []
+    seen = 0
 
     class Stopped(Exception):
         pass

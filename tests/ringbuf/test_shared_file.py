@@ -110,7 +110,7 @@ def killed_while_building(path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            os.posix_fallocate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            os.posix_fallocate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             MessageRing(4096, path=path)
         finally:
             os._exit(1)

@@ -16,11 +16,12 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ringbuf import MessageRing, SharedFileError
+from ringbuf import MessageRing, Messages, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
 from tests.support.processes import in_child
 from tests.torture.kill_ring import torture
@@ -233,16 +234,19 @@ def test_a_new_file_is_ready_where_it_is_used_first(
 ) -> None:
     writes: list[tuple[int, bytes]] = []
     pwrite = os.pwrite
-    monkeypatch.setattr(
-        os, "pwrite", lambda fd, data, at: writes.append((at, bytes(data))) or pwrite(fd, data, at)
-    )
+
+    def noted(fd: int, data: bytes, at: int) -> int:
+        writes.append((at, bytes(data)))
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", noted)
     ring = MessageRing(64 << 20, path=tmp_path / "ring")
     monkeypatch.undo()
     assert ring.push_many([b"first"]) == 1
     image = (tmp_path / "ring").read_bytes()
     data = image.index(b"first") // 4096 * 4096
     assert data == len(image) - ring.capacity_bytes
-    written = set()
+    written: set[int] = set()
     for at, what in writes:
         written.update(range(at // 4096, (at + len(what)) // 4096))
     # An eighth for a spike, and the index of that, which is an eighth; in huge pages
@@ -455,6 +459,15 @@ def test_a_consumer_killed_at_any_instruction(
     judge_taken(seen, [A + Z, A[3:] + Z], in_full)
 
 
+def release_all(ring: MessageRing, *held: Messages) -> None:
+    for messages in held:
+        ring.release(messages)
+
+
+def pushing(messages: list[bytes], ring: MessageRing) -> Callable[[], object]:
+    return partial(ring.push_many, messages)
+
+
 def test_a_release_killed_at_any_instruction(
     tmp_path: Path, steps_are_allowed: None, in_full: bool
 ) -> None:
@@ -462,7 +475,7 @@ def test_a_release_killed_at_any_instruction(
 
     def operation(ring: MessageRing) -> Callable[[], object]:
         first, second = ring.take(2), ring.take(1)
-        return lambda: (ring.release(second), ring.release(first))
+        return partial(release_all, ring, second, first)
 
     seen = explore(path, attached(path, operation), 293, in_full=in_full)
     rest = A[3:] + Z
@@ -477,7 +490,7 @@ def test_the_release_of_a_part_killed_at_any_instruction(
     def operation(ring: MessageRing) -> Callable[[], object]:
         first, rest = ring.split(ring.take(4), 1)
         middle, last = ring.split(rest, 2)
-        return lambda: (ring.release(middle), ring.release(first), ring.release(last))
+        return partial(release_all, ring, middle, first, last)
 
     seen = explore(path, attached(path, operation), 293, in_full=in_full)
     rest = A[4:] + Z
@@ -576,13 +589,13 @@ def test_two_producers_killed_in_one_hole(
             ring = MessageRing(1 << 14, path=path)
             ring.push_many(A)
             run_and_kill(
-                attached(path, lambda ring, m=first: lambda: ring.push_many(m)),
+                attached(path, partial(pushing, first)),
                 max(0, before_publishing - back),
             )
             # The second one's steps differ a little from the first one's; some of them
             # end between claim and publish.
             run_and_kill(
-                attached(path, lambda ring, m=second: lambda: ring.push_many(m)),
+                attached(path, partial(pushing, second)),
                 before_publishing - back // 2,
             )
             ring.push_many(Z)

@@ -233,7 +233,7 @@ def test_one_that_is_stopped_in_a_take_gets_nothing_twice(
     taken = steps_until(setup(alone), lambda: len(alone.ring) < len(kind.BEFORE))
     met = {"before": 0, "behind": 0}
     # In another run it may come to its exchange some steps earlier or later.
-    for steps in range(taken - BEFORE, taken + BEFORE, 1 if in_full else 6):
+    for steps in range(taken - BEFORE, taken + BEFORE, 1 if in_full else 11):
         subject = anew(kind, tmp_path)
         result[0] = 0
         stopped = Stepped(setup(subject), steps)

@@ -269,7 +269,11 @@ def test_a_signal_interrupts_a_wait(ring: Subject) -> None:
         with pytest.raises(AlarmError):
             ring.pop_many(timeout=None)
         ring.fill()
-        for push in (lambda: ring.push(1), lambda: ring.push_many([1, 2], timeout=None)):
+        pushes: list[Callable[[], object]] = [
+            lambda: ring.push(1),
+            lambda: ring.push_many([1, 2], timeout=None),
+        ]
+        for push in pushes:
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             with pytest.raises(AlarmError):
                 push()
@@ -391,7 +395,7 @@ def test_a_count_below_one_is_refused_by_name(ring: Subject, count: int) -> None
         with pytest.raises(ValueError, match="max_items"):
             ring._out.pop_many(count)
     ring.push_many([4])
-    assert ring.pop_many(10**30)[-1] == 4  # type: ignore[arg-type]
+    assert ring.pop_many(10**30)[-1] == 4
     assert ring.pop_many(np.int8(3)) == []  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from tests.support.paths import ROOT
 MINIMAL = {"source": [{"type": "stdin"}], "sink": {"type": "stdout"}}
 
 
-def mistakes(given: dict, environment: dict[str, str] | None = None) -> list[str]:
+def mistakes(given: dict[str, Any], environment: dict[str, str] | None = None) -> list[str]:
     with pytest.raises(Mistakes) as caught:
         parse(given, environment or {})
     return caught.value.lines
@@ -192,7 +193,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_name_table_and_key(given: dict, line: str) -> None:
+def test_mistakes_name_table_and_key(given: dict[str, Any], line: str) -> None:
     assert any(found.startswith(line) for found in mistakes(given)), mistakes(given)
 
 

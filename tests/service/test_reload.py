@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
+from backpressure import BufferManager
 from backpressure.base.events import EventType, Tuned
 from backpressure.cli import main
 from backpressure.service import reload
-from backpressure.service.config import ServeConfig
+from backpressure.service.config import FileTarget, ServeConfig
 from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import (
     TUNABLES,
@@ -74,7 +76,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def changed(service: Service, values: dict[str, Any]) -> ServeConfig:
-    given = {**tables(values), "sink": {"type": "file", "path": service.config.sink.path}}
+    sink = service.config.sink
+    assert isinstance(sink, FileTarget)
+    given = {**tables(values), "sink": {"type": "file", "path": sink.path}}
     return parse(given, {})
 
 
@@ -116,12 +120,13 @@ def test_each_is_in_force_afterwards_and_nothing_else(
 
 
 def test_each_is_applied_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    applied = []
+    applied: list[tuple[BufferManager, str, Any]] = []
+
+    def apply(name: str, buffer: BufferManager, value: Any) -> None:
+        applied.append((buffer, name, value))
+
     for name in TUNABLES:
-        entry = Tunable(
-            name, lambda buffer, value, name=name: applied.append((buffer, name, value))
-        )
-        monkeypatch.setitem(TUNABLES, name, entry)
+        monkeypatch.setitem(TUNABLES, name, Tunable(name, partial(apply, name)))
     done, later = put_in_force(service, changed(service, VALUES))
     assert (set(done), later) == (set(VALUES), [])
     assert sorted(applied, key=lambda one: one[1]) == [

@@ -230,7 +230,7 @@ def test_systemd_is_told(tmp_path: Path) -> None:
             assert manager.recv(1000).startswith(b"READY=1")
             assert manager.recv(1000) == b"WATCHDOG=1"
             running.process.send_signal(signal.SIGHUP)
-            heard = []
+            heard: list[bytes] = []
             while heard[-1:] != [b"READY=1"]:
                 heard.append(manager.recv(1000))
             assert any(one.startswith(b"RELOADING=1\nMONOTONIC_USEC=") for one in heard)

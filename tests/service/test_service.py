@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from backpressure.sinks import SinkGone
 from tests.support.threads import until
 
 
-def make(tmp_path: Path, **tables) -> ServeConfig:
+def make(tmp_path: Path, **tables: Any) -> ServeConfig:
     tables.setdefault(
         "source", [{"type": "file", "path": str(tmp_path / "in.log"), "start": "beginning"}]
     )
@@ -105,7 +106,7 @@ def test_a_sink_that_is_gone_ends_the_service(
     (tmp_path / "in.log").write_bytes(b"one\n")
     service = Service(make(tmp_path))
 
-    def send(batch) -> None:
+    def send(batch: object) -> None:
         raise SinkGone(32, "the reader is gone")
 
     monkeypatch.setattr(service._sink, "send", send)
@@ -166,7 +167,7 @@ def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_opened(
-    tmp_path: Path, tables: dict, error: type[Exception], message: str
+    tmp_path: Path, tables: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         Service(make(tmp_path, **tables))

@@ -230,8 +230,8 @@ def test_a_payload_is_never_taken_for_a_header(lane: tuple[dict[str, bytes], Blo
     # Raw, so that the bytes lie in the file as they are; of the very file they go into,
     # as far as it is written.
     for _ in range(3):
-        name = segments_of(files_of(disk))
-        content = disk.read_file(f"{LANE}/{name[-1]}") if name else b"".join(lane[0].values())
+        written = segments_of(files_of(disk))
+        content = disk.read_file(f"{LANE}/{written[-1]}") if written else b"".join(lane[0].values())
         for payload in hostile_payloads(content[:1500]):
             store.append(seq, *columns([payload]), pressure=1.0)
             seq += 1

@@ -33,7 +33,7 @@ def test_version_1_is_read() -> None:
             with SpillStore(
                 directory.lane(f"lane-{lane}"), lane, directory.buffer_id, CONFIG, disk
             ) as store:
-                found = {}
+                found: dict[int, bytes] = {}
                 seq = 0
                 while (run := store.read(seq, 1000, 1 << 20)) is not None:
                     assert isinstance(run, Run)

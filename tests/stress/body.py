@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,9 +44,11 @@ JOIN_SECONDS = 120
 
 
 class Subject(Protocol):
-    #: Whether one consumer gets each producer's items in order, however many consumers
-    #: there are.
-    ordered: bool
+    @property
+    def ordered(self) -> bool:
+        """Whether one consumer gets each producer's items in order, however many
+        consumers there are.
+        """
 
     def open(self) -> Any:
         """The ring, empty the first time."""
@@ -58,6 +61,13 @@ class Subject(Protocol):
         """All that is left when the ring is no longer used; asserts that it is then in
         order and has all its room.
         """
+
+
+def in_a_file(subject: Subject, directory: Path) -> Subject:
+    """The same with a ring in a file there."""
+    parameters: Any = subject
+    replaced: Subject = dataclasses.replace(parameters, path=str(directory / "ring"))
+    return replaced
 
 
 def produce(push: Push, count: int, stop: Callable[[], bool]) -> None:

@@ -4,13 +4,12 @@ pop as well.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.stress.body import Lines, Records, run_with_collections
+from tests.stress.body import Lines, Records, Subject, in_a_file, run_with_collections
 
 pytestmark = pytest.mark.single_thread
 
@@ -21,12 +20,12 @@ SUBJECTS = [Records(), Records(failing=True), Lines()]
 @pytest.mark.parametrize(
     "subject", [*SUBJECTS, Records(exchanges=True), Lines(capacity_bytes=1 << 20)], ids=repr
 )
-def test_collections(subject: Records | Lines) -> None:
+def test_collections(subject: Subject) -> None:
     run_with_collections(subject, 5000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
 @pytest.mark.platform
 @pytest.mark.parametrize("subject", SUBJECTS, ids=repr)
-def test_collections_on_a_ring_in_a_file(subject: Records | Lines, tmp_path: Path) -> None:
-    run_with_collections(dataclasses.replace(subject, path=str(tmp_path / "ring")), 5000)
+def test_collections_on_a_ring_in_a_file(subject: Subject, tmp_path: Path) -> None:
+    run_with_collections(in_a_file(subject, tmp_path), 5000)

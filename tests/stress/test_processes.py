@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.stress.body import Lines, Numbers, Records, run_in_processes
+from tests.stress.body import Lines, Numbers, Records, Subject, in_a_file, run_in_processes
 from tests.stress.test_threads import THOUSANDS
 
 pytestmark = [
@@ -22,21 +21,17 @@ pytestmark = [
 @pytest.mark.parametrize(
     "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
 )
-def test_processes(
-    subject: Records | Numbers | Lines, producers: int, consumers: int, tmp_path: Path
-) -> None:
-    shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
+def test_processes(subject: Subject, producers: int, consumers: int, tmp_path: Path) -> None:
+    shared = in_a_file(subject, tmp_path)
     run_in_processes(shared, producers, consumers, THOUSANDS * 1000 // producers)
 
 
 @pytest.mark.parametrize(
     "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
 )
-def test_processes_that_are_stopped_and_continued(
-    subject: Records | Numbers | Lines, tmp_path: Path
-) -> None:
+def test_processes_that_are_stopped_and_continued(subject: Subject, tmp_path: Path) -> None:
     """One that stands still anywhere, alive, delays the others at most until it goes
     on.
     """
-    shared = dataclasses.replace(subject, path=str(tmp_path / "ring"))
+    shared = in_a_file(subject, tmp_path)
     run_in_processes(shared, 2, 2, THOUSANDS * 500, random.Random(repr(subject)))

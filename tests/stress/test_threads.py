@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stress.body import Lines, Numbers, Records, Subject, run_in_threads
+from tests.stress.body import Lines, Numbers, Records, Subject, in_a_file, run_in_threads
 from tests.support.threads import switching_often
 
 pytestmark = pytest.mark.threads
@@ -50,5 +49,5 @@ def test_threads(subject: Subject, producers: int, consumers: int) -> None:
 @pytest.mark.parametrize(
     "subject", [Records(), Records(failing=True), Numbers(), Lines()], ids=repr
 )
-def test_threads_on_a_ring_in_a_file(subject: Records | Numbers | Lines, tmp_path: Path) -> None:
-    run_in_threads(dataclasses.replace(subject, path=str(tmp_path / "ring")), 2, 2, THOUSANDS * 500)
+def test_threads_on_a_ring_in_a_file(subject: Subject, tmp_path: Path) -> None:
+    run_in_threads(in_a_file(subject, tmp_path), 2, 2, THOUSANDS * 500)

@@ -1,6 +1,4 @@
-"""What the tests of AdaptiveBatchManager share: a simulated sink, and what drives a
-manager against it.
-"""
+"""What the tests of AdaptiveBatchManager share: a simulated sink, and its driver."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ def make(
 
 
 class Sink:
-    """A sink with latency a * n + b, and what drives a manager against it in virtual
-    time.
-    """
+    """A sink with latency a * n + b that drives a manager in virtual time."""
 
     def __init__(self, a: float, b: float, *, noise: float = 0.0, seed: int = 1) -> None:
         self.a, self.b, self.noise = a, b, noise
@@ -39,6 +35,7 @@ class Sink:
         available: int | None = None,
     ) -> list[int]:
         """One batch after the other for so many intervals; the size at the end of each.
+
         `available`: events at hand.
         """
         sizes = []

@@ -42,8 +42,9 @@ class CArray(ctypes.Structure):
 
 
 class HandMade:
-    """Two columns as an Arrow array. buffers: None is NULL. Its fields can be set
-    before it is handed out.
+    """Two columns as an Arrow array.
+
+    Buffers: None is NULL. Its fields can be set before it is handed out.
     """
 
     def __init__(

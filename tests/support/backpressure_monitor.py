@@ -32,8 +32,9 @@ class Rig:
         )
 
     def interval(self, steps: int = 4, **reports: Any) -> Pressure:
-        """One interval with `reports` made `steps` times in the course of it; the
-        judgement at its end.
+        """One interval with `reports` made `steps` times in the course of it.
+
+        Returns the judgement at its end.
         """
         for _ in range(steps):
             self.monitor.observe(**reports)

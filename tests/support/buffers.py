@@ -1,12 +1,10 @@
-"""What the tests of a buffer do over and over: fill it, empty it, and end it as a
-killed process does.
-"""
+"""What the tests of a buffer share: fill it, empty it, end it as a kill does."""
 
 from __future__ import annotations
 
-from backpressure import BufferConfig, BufferManager
+from backpressure import Batch, BufferConfig, BufferManager
 
-__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "numbered"]
+__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "next_batch", "numbered"]
 
 # A buffer in which a lane is full with a handful of such events.
 SMALL = BufferConfig(lane_bytes=4096)
@@ -23,9 +21,17 @@ def add_all(buffer: BufferManager, events: list[bytes], priority: int = 3) -> No
         events = events[buffer.add_events(events, priority=priority, timeout=10.0).accepted :]
 
 
+def next_batch(buffer: BufferManager, most: int | None = None) -> Batch:
+    """A batch that is there now."""
+    batch = buffer.get_batch(most)
+    assert batch is not None, "no event waits"
+    return batch
+
+
 def drain(buffer: BufferManager, most: int | None = None) -> list[bytes]:
-    """All events that wait, in the order in which they come, in batches of at most
-    `most`; they are acknowledged.
+    """All events that wait, in the order in which they come; they are acked.
+
+    In batches of at most `most`.
     """
     return [event for _, events in _batches(buffer, most) for event in events]
 
@@ -48,8 +54,9 @@ def _batches(buffer: BufferManager, most: int | None) -> list[tuple[int, list[by
 
 
 def crash(buffer: BufferManager) -> None:
-    """Leave it as the death of the process would: nothing is written, nothing is told,
-    and all its locks are gone.
+    """Leave it as the death of the process would.
+
+    Nothing is written, nothing is told, and all its locks are gone.
     """
     disk = buffer._disk
     assert disk is not None

@@ -1,6 +1,4 @@
-"""What the tests of `forebay inspect`, `verify`, `repair`, `export` and `dlq` share:
-directories, and what to do to them.
-"""
+"""What the tests of the commands for a directory share: directories, and their use."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ Command = tuple[int, str, str]
 
 
 def open_buffer(path: Path, **changes: Any) -> BufferManager:
-    # So many nacks in a test are no reason to hold anything up.
+    # The many nacks of a test are no reason to hold anything up.
     breaker = CircuitBreakerConfig(min_requests=100_000)
     flow = FlowControlConfig(emergency_mode=EmergencyModeConfig(enabled=False))
     config = {
@@ -86,9 +84,7 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def live_and_die(path: str) -> None:
-    """Run in a process of its own: leaves events on disk, in rings, and out with
-    consumers.
-    """
+    """Run in another process: leaves events on disk, in rings, and with consumers."""
     buffer = open_buffer(Path(path))
     add_all(buffer, noise(3000))
     buffer.add_events([b"urgent", b"more urgent"], priority=1)

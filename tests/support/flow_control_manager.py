@@ -41,8 +41,9 @@ class Rig:
         return [name for name, _, _ in self.changes]
 
     def flood(self, asks: dict[int, int], ticks: int, tick: float = 0.001) -> dict[int, int]:
-        """Each priority asks for so many per tick, the least urgent first; returns what
-        each was granted.
+        """Each priority asks for so many per tick, the least urgent first.
+
+        Returns what each was granted.
         """
         granted = dict.fromkeys(asks, 0)
         for _ in range(ticks):

@@ -19,8 +19,9 @@ AUTH = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def request(app: Any, method: str, url: str, **options: Any) -> httpx.Response:
-    """One request to an ASGI app, without a socket; with the token unless `headers` say
-    otherwise.
+    """One request to an ASGI app, without a socket.
+
+    With the token unless `headers` say otherwise.
     """
 
     async def main() -> httpx.Response:

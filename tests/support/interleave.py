@@ -16,12 +16,12 @@ variable does not tell how far it has come.
 
 It raises Counterexample for
 
-    a Violation      raised by a ghost, by `check` (after each step that changes memory), or by
-                     `at_end`
+    a Violation      raised by a ghost, by `check` (after each step that changes
+                     memory), or by `at_end`
     a standstill     no participant can go on, and not all have ended
-    a livelock       a state that comes again: an endless schedule in which no operation ends.
-                     Without one every operation is lock-free, as a participant's progress is
-                     part of the state
+    a livelock       a state that comes again: an endless schedule in which no operation
+                     ends. Without one every operation is lock-free, as a participant's
+                     progress is part of the state
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Violation(Exception):
 
 
 class Counterexample(AssertionError):
-    """A schedule that ends in a violation: `schedule`, one line a step, and `reason`."""
+    """A schedule that ends in a violation: `schedule`, a line a step, and `reason`."""
 
     def __init__(self, reason: str, schedule: list[str]) -> None:
         super().__init__("\n".join([reason, *schedule]))
@@ -121,7 +121,7 @@ class Counterexample(AssertionError):
 class Report:
     states: int
     steps: int
-    #: States in which nobody can go on.
+    #: States in which no participant can go on.
     ends: int
 
 
@@ -142,7 +142,7 @@ class Memory:
 
 
 class _Node:
-    """Where a participant stands: its next step, and where it stands after each result."""
+    """Where a participant stands: its next step, and its place after each result."""
 
     __slots__ = ("edges", "generator", "number", "origin", "participant", "step")
 
@@ -267,8 +267,9 @@ class _Explorer:
     # ---------------------------------------------------------------- steps
 
     def choices(self, state: State, last: int) -> list[int]:
-        """What may come next; the end of the list is tried first: to go on with the
-        last one.
+        """What may come next.
+
+        The end of the list is tried first: to go on with the last one.
         """
         kinds = self.kinds
         able = []
@@ -325,7 +326,7 @@ class _Explorer:
         return memory, node.number
 
     def finish(self, state: State) -> None:
-        """In a state in which nobody can go on."""
+        """In a state in which no participant can go on."""
         left = [
             name
             for (name, _), at in zip(self.programs, state[1:], strict=True)
@@ -518,8 +519,9 @@ def run_alone(
     check: Callable[[list[Any]], None],
     most_steps: int = 10_000,
 ) -> tuple[list[Any], Any]:
-    """Run one participant to its end, alone; the words after that, and what it
-    returned.
+    """Run one participant to its end, alone.
+
+    Returns the words after that, and what the program returned.
     """
     state = list(words)
     try:
@@ -534,4 +536,4 @@ def run_alone(
     except StopIteration as end:
         check(state)
         return state, end.value
-    raise Violation("an operation does not end, though nobody else does anything")
+    raise Violation("an operation does not end, though no other runs")

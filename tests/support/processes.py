@@ -1,4 +1,4 @@
-"""Other processes, which import what this one imports: the same package, and `tests`."""
+"""Other processes, which import what this one does: the same package, and `tests`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ def python(code: str, *arguments: str | Path) -> list[str]:
 
 
 def forebay_command(*arguments: str | Path) -> list[str]:
-    """The command `forebay`, whose script need not be on the PATH; give it
-    `environment()`.
+    """The command `forebay`, whose script need not be on the PATH.
+
+    Give it `environment()`.
     """
     return [sys.executable, "-m", "backpressure", *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The variables of this process, with all that it has on its path: PYTHONPATH alone
-    does not say it under pytest.
+    """The variables of this process, with all that it has on its path.
+
+    Under pytest PYTHONPATH alone does not say that.
     """
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     return {**os.environ, "PYTHONPATH": path, **more}

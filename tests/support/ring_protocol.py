@@ -87,7 +87,7 @@ class FrameView(NamedTuple):
 class Take(NamedTuple):
     position: int
     place: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
     first_seq: int
     seen: Pair
     next: Pair
@@ -105,7 +105,7 @@ class Ghost(NamedTuple):
     position: int
     granules: int
     first_seq: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
     message: int
     published: bool
 
@@ -301,9 +301,13 @@ class Ring:
             return at, self.full_sequence(write[1], near)
 
     def pass_pads(self, slot: int | None, tail: int) -> Generator[Any, Any, bool]:
-        """Pass pads that nothing follows; whether there is more room than with this
-        `tail`.
+        """Pass pads that nothing follows.
+
+        Returns whether there is more room than with this `tail`.
         """
+        read: Any
+        view: Any
+        position: Any
         while True:
             read = yield from self.load_pair(self.read)
             position = self.full(read[0], tail)
@@ -323,7 +327,8 @@ class Ring:
         read = view = position = None
         yield from self.advance_tail()
         now, _ = yield load(self.tail)
-        return now != tail
+        moved: bool = now != tail
+        return moved
 
     def shared_claim(
         self, slot: int, write: Pair, position: int, granules: int, count: int, message: int
@@ -403,6 +408,8 @@ class Ring:
         return FrameView(position, granules) if granules > 0 and of == position else None
 
     def find_take(self, source: TakeSource, most: int) -> Generator[Any, Any, Take | None]:
+        view: Any
+        is_last: Any
         while True:
             seen = yield from self.load_pair(source.word)
             position, place = seen[0], _place_in(seen)[1]
@@ -620,7 +627,8 @@ class Ring:
             yield from self.advance_tail()
 
     def read_mark(self, view: FrameView, place: int) -> Generator[Any, Any, int]:
-        return (yield load(self.mark[place][view.position & self.mask]))
+        mark: int = yield load(self.mark[place][view.position & self.mask])
+        return mark
 
     def release_part(self, view: FrameView, place: int, count: int, number: int) -> Steps:
         part = (view.position, place)
@@ -653,6 +661,9 @@ class Ring:
                 yield store(self.sequence, sequence)
 
     def advance_tail(self) -> Steps:
+        view: Any
+        read: Any
+        mark: Any
         while True:
             tail = yield load(self.tail)
             position, place = tail
@@ -678,6 +689,10 @@ class Ring:
             del again
 
     def rewind(self, slot: int | None, beyond: int) -> Steps:
+        claimed: Any
+        after: Any
+        sequence: Any
+        write: Any
         write = yield from self.load_pair(self.write)
         tail = yield load(self.tail)
         position = tail[0]
@@ -973,8 +988,9 @@ class Ring:
     # ---------------------------------------------------------------- invariants
 
     def check(self, words: list[Any]) -> None:
-        """After each step: tail ≤ read ≤ write ≤ tail + capacity, and `tail` passes
-        only what was released.
+        """After each step: tail ≤ read ≤ write ≤ tail + capacity.
+
+        And `tail` passes only what was released.
         """
         tail, read, write = words[self.tail], words[self.read], words[self.write]
         now = (tail, read, write, words[self.g_end])
@@ -1024,9 +1040,7 @@ class Ring:
                 raise Violation(f"`tail` stands at {position}, {place}, which is released")
 
     def at_end(self, state: tuple[Any, ...]) -> None:
-        """When all have ended: the rest can be taken, nothing is lost, and a whole lap
-        has room.
-        """
+        """When all have ended, nothing is lost and a whole lap has room."""
         words = list(state[: len(self.memory.values)])
         dead = _numbers(words[DEAD])
         me = self.protocol.participants
@@ -1078,8 +1092,9 @@ def _claimer(tag: tuple[int, int], position: int) -> int | None:
 
 
 def _place_in(source: Pair) -> tuple[int, int]:
-    """Position and place. A push may use the pair by now: its sequence number has no
-    high bits.
+    """Position and place.
+
+    A push may use the pair by now: its sequence number has no high bits.
     """
     return source[0], source[1][0] if isinstance(source[1], tuple) else 0
 
@@ -1110,11 +1125,12 @@ def script(ring: Ring, number: int, *operations: tuple[Any, ...]) -> Callable[[]
         for at, full in enumerate(operations):
             operation, arguments = full[0], full[1:]
             if operation == "push":
-                yield from ring.push(slot, *arguments, 1000 * number + 10 * at)
+                yield from ring.push(slot, arguments[0], arguments[1], 1000 * number + 10 * at)
             elif operation == "take":
                 take = yield from ring.take(slot, *arguments)
                 held = (*held, take)
             elif operation == "orphan":
+                assert slot is not None
                 take = yield from ring.take_orphan(slot, *arguments)
                 held = (*held, take)
             elif operation == "release":

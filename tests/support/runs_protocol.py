@@ -231,9 +231,7 @@ class Runs:
             words[self.g_pushed] = tuple(one for one in pushed if one[0] >= tail)
 
     def at_end(self, state: tuple[Any, ...]) -> None:
-        """When all have ended: the rest can be taken, nothing is lost, and a whole lap
-        has room.
-        """
+        """When all have ended, nothing is lost and a whole lap has room."""
         words = list(state[: len(self.memory.values)])
 
         def run(steps: Steps) -> Any:

@@ -24,9 +24,7 @@ _STORED, _RANGES, _RANGE_BYTES = 80, 80, 24
 
 
 def heads_of(data: bytes | bytearray, *magics: bytes) -> list[int]:
-    """Where headers begin, those of blocks, segments, records and manifests alike
-    unless `magics` chooses.
-    """
+    """Where headers begin, of all kinds or of those with `magics`."""
     found = []
     for magic in magics or (BLOCK, SEGMENT, RECORD, MANIFEST):
         at = data.find(magic)
@@ -37,9 +35,7 @@ def heads_of(data: bytes | bytearray, *magics: bytes) -> list[int]:
 
 
 def seal(data: bytearray, at: int) -> None:
-    """Make the checksums of the header at `at` right, and of what it says belongs to
-    it.
-    """
+    """Make the checksums right of the header at `at` and of what belongs to it."""
     magic = bytes(data[at : at + 8])
     if magic == MANIFEST:
         struct.pack_into("<I", data, at + _MANIFEST_CRC, zlib.crc32(data[at : at + _MANIFEST_CRC]))

@@ -1,4 +1,4 @@
-"""Threads in tests: no wait is without end, and what a thread raises reaches the test."""
+"""Threads in tests: no wait is endless, and what a thread raises reaches the test."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def in_thread(work: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """The result of a call in another thread; a call that blocks, on a lock that is
-    held, fails instead of hanging.
+    """The result of a call in another thread.
+
+    A call that blocks, on a lock that is held, fails instead of hanging.
     """
     results: list[T] = []
     with background(lambda: results.append(work()), seconds=seconds):
@@ -62,8 +63,9 @@ def background(
     errors: list[BaseException] | None = None,
     seconds: float = PATIENCE,
 ) -> Iterator[None]:
-    """Each in a thread of its own beside the body, after which `stop` is set; raises
-    what is raised first.
+    """Each in a thread of its own beside the body; then `stop` is set.
+
+    Raises what is raised first.
     """
     raised: list[BaseException] = [] if errors is None else errors
 

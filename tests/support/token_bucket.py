@@ -23,8 +23,9 @@ INF = math.inf
 
 
 def check_wait(seconds: float, now: int, due: float | int) -> None:
-    """A wait of `seconds` from `now` must reach `due` (ns), and overshoot by no more
-    than some ns and a float's rounding.
+    """A wait of `seconds` from `now` must reach `due` (ns).
+
+    It may overshoot by no more than some ns and a float's rounding.
     """
     if due == INF:
         assert seconds == INF

@@ -6,7 +6,7 @@ a documented error, or serves.
 What must hold of every file: nothing hangs, with the GIL or without; nothing crashes;
 no error comes but those documented; and no wrong byte comes out. Where a checksum
 promises it, an event that comes out is one that went in, under its number. Where none
-does, it lies in the file: it is nobody else's memory.
+does, it lies in the file: it is no other's memory.
 
 A mutation is plain damage, or it is sealed: the checksums over it are right, as an
 attacker or a writer with an error would leave them. From sealed files wrong events may
@@ -58,6 +58,7 @@ from backpressure.spill.offline.lane_reader import owed_on_disk, stored_events, 
 from backpressure.spill.recovery import recover
 from ringbuf import MessageRing, Messages, RingBuffer, SharedFileError, TokenBucket, salvage
 from ringbuf._messages.file_positions import layout
+from tests.support.ring_buffer import records_of
 from tests.support.spill_files import BLOCK, HEAD_BYTES, MANIFEST, RECORD, SEGMENT, heads_of, seal
 from tests.torture.journal import columns
 
@@ -82,7 +83,8 @@ WORD: Final = struct.Struct("<Q")
 SHARED_HEADER: Final = struct.Struct("<8s I 4s Q 16s 16s I")
 BOOT_ID: Final = slice(40, 56)
 VALUES: Final = (
-    *range(10), 63, 64, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 65535, 1 << 20, 1 << 30, (1 << 31) - 1, 1 << 31,
+    *range(10), 63, 64, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 65535, 1 << 20, 1 << 30,
+    (1 << 31) - 1, 1 << 31,
     (1 << 32) - 1, 1 << 32, 1 << 40, 1 << 48, (1 << 63) - 1, 1 << 63, (1 << 64) - 2, (1 << 64) - 1,
 )  # fmt: skip
 DELTAS: Final = (
@@ -214,15 +216,15 @@ GRANULES: Final = 256
 
 
 def event(seq: int) -> bytes:
-    """What has that number, in every kind of file: of many lengths, and no two alike."""
+    """What has that number in every kind of file: of many lengths, no two alike."""
     rng = random.Random(seq)
     size = rng.choice((0, 3, 20, 20, 60, 60, 200, 700))
     return (b"%d|" % seq + rng.randbytes(size // 2) + b"." * (size - size // 2))[: size or 0]
 
 
 def make_ring(checksums: bool) -> Callable[[Path, random.Random], None]:
-    """Messages that wait, that were released, and that were taken by one who dies, with
-    a split and a hole among them.
+    """Messages that wait, that were released, and that were taken by one that dies,
+    with a split and a hole among them.
     """
 
     def make(directory: Path, rng: random.Random) -> None:
@@ -252,7 +254,7 @@ def make_ring(checksums: bool) -> Callable[[Path, random.Random], None]:
 def ring_regions(data: bytearray) -> list[tuple[float, list[int]]]:
     cursors, index, start, end = (PAGE + at for at in layout(GRANULES))
     return [
-        (0.35, used_lines(data, PAGE, cursors)),  # who takes part, and what each is about
+        (0.35, used_lines(data, PAGE, cursors)),  # which take part, and what each is about
         (0.25, used_lines(data, cursors, index) or [cursors]),
         (0.15, list(range(index, index + GRANULES * 8, 64))),
         (0.23, list(range(start, end, 64))),
@@ -301,7 +303,7 @@ def work_on_ring(ring: MessageRing, path: Path, rng: random.Random) -> None:
         return whole + whole
 
     len(ring), ring.count(), ring.used_bytes, repr(ring), ring.next_seq
-    held = []
+    held: list[Messages] = []
     for turn in range(12):
         before = memory()
         messages = (ring.take_orphaned if rng.random() < 0.3 else ring.take)(rng.randrange(1, 60))
@@ -399,7 +401,7 @@ def use_records(directory: Path, rng: random.Random, sealed: bool) -> None:
                 check(before, got)
             ring.push_many(np.zeros(rng.randrange(1, 200), ring.dtype))
             with ring.peek(9) as view:
-                list(view)
+                records_of(view)
             ring.try_pop()
             ring.try_push(np.zeros(1, ring.dtype)[0])
             with contextlib.suppress(KeyError), ring.peek(20) as view:
@@ -691,7 +693,8 @@ def check_run(messages: Messages, sealed: bool) -> None:
 
 def letter(number: int) -> DeadLetter:
     return DeadLetter(
-        event=event(number), error=f"error of {number} \N{EURO SIGN}", attempts=number % 5, priority=1 + number % 5,
+        event=event(number), error=f"error of {number} \N{EURO SIGN}",
+        attempts=number % 5, priority=1 + number % 5,
         seq=number, time_ns=number,
     )  # fmt: skip
 
@@ -744,7 +747,7 @@ def use_letters(directory: Path, rng: random.Random, sealed: bool) -> None:
     letters.close()
 
 
-# ------------------------------------------------------------ a buffer's whole directory
+# ----------------------------------------------------------- a buffer's whole directory
 
 
 def make_buffer(directory: Path, rng: random.Random) -> None:
@@ -917,7 +920,8 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.kind}, seed {self.seed}: {self.what}\n"
-            f"    python -m tests.torture.fuzz_files --kind {self.kind} --seed {self.seed} --files 1"
+            f"    python -m tests.torture.fuzz_files --kind {self.kind} --seed {self.seed} "
+            "--files 1"
         )
 
 

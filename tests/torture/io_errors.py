@@ -91,7 +91,8 @@ def main() -> None:
                 runs += every_call(seed, error, sticky)
     took = time.monotonic() - start
     print(
-        f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, {took:.0f} s"
+        f"{runs:,} runs, every call of {arguments.seeds} kinds of work failed in turn, 0 lost, "
+        f"{took:.0f} s"
     )
 
 

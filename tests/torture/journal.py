@@ -150,7 +150,7 @@ class Journal:
             assert event == expected, f"event {seq} is {event!r}, and was {expected!r}"
 
     def check_recovered(self, store: SpillStore, survivors: int) -> dict[int, bytes]:
-        """Everything below `survivors` that nobody acked is there, nothing is that was
+        """Everything below `survivors` that was not acked is there, nothing is that was
         not appended, and the books are right.
         """
         found: dict[int, bytes] = {}

@@ -132,7 +132,8 @@ class Oracle:
                 number for number in range(count) if (life, number) not in self.delivered[priority]
             ]
             assert not missing, (
-                f"priority {priority}, life {life}: {len(missing)} of {count} lost, the first is {missing[0]}"
+                f"priority {priority}, life {life}: {len(missing)} of {count} lost, the first "
+                f"is {missing[0]}"
             )
         if ordered:
             for priority, events in self.delivered.items():
@@ -192,7 +193,8 @@ def main() -> None:
     oracle = torture(options.cycles, options.seed, progress=True)
     print(
         f"seed {options.seed}: {options.cycles} kills in {time.monotonic() - started:.0f} s, "
-        f"{sum(oracle.accepted.values()):,} events noted as accepted, 0 lost, 0 corrupt, none again after its ack, "
+        f"{sum(oracle.accepted.values()):,} events noted as accepted, 0 lost, 0 corrupt, none "
+        "again after its ack, "
         f"{oracle.redelivered:,} delivered again"
     )
 

@@ -200,7 +200,8 @@ def main() -> None:
     started = time.monotonic()
     total = torture(options.kills, options.seed, progress=True)
     print(
-        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, {total:,} records, none lost"
+        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, "
+        f"{total:,} records, none lost"
     )
 
 

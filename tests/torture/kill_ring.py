@@ -174,7 +174,7 @@ def torture(kills: int, seed: int, progress: bool = False) -> Oracle:
                 oracle.take(messages.tolist(), True)
                 quiet_since = time.monotonic()
         ring._check()
-        assert ring.used_bytes == 0, f"{ring.used_bytes} bytes are occupied by nobody"
+        assert ring.used_bytes == 0, f"{ring.used_bytes} bytes are occupied and not in use"
         for kind, file_path in notes:
             if kind == "producer":
                 oracle.read_pushed(file_path)
@@ -194,7 +194,8 @@ def main() -> None:
     total = sum(oracle.expected.values())
     again = sum(times > 1 for seen in oracle.seen.values() for times in seen.values())
     print(
-        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, {total:,} messages noted as pushed, "
+        f"seed {options.seed}: {options.kills} kills in {time.monotonic() - started:.0f} s, "
+        f"{total:,} messages noted as pushed, "
         f"0 lost, 0 corrupt, {again:,} delivered again after their consumer was killed"
     )
 

@@ -60,7 +60,7 @@ def one_life(seed: int) -> tuple[int, int]:
 
 
 def check_image(image: CrashingFileSystem, journal: Journal, rng: random.Random) -> None:
-    """Recover; and again after a recovery that was cut off itself, at any of its calls."""
+    """Recover; and again after a recovery that was itself cut off, at any call."""
     if rng.random() < 0.3:
         recording = RecordingFileSystem(image, crash_at=rng.randint(1, 40))
         try:
@@ -94,7 +94,8 @@ def main() -> None:
             more, delivered = one_life(seed)
         except BaseException:
             print(
-                f"seed {seed} breaks a promise: python -m tests.torture.power_loss --images 1 --seed {seed}"
+                f"seed {seed} breaks a promise: python -m tests.torture.power_loss --images 1 "
+                f"--seed {seed}"
             )
             raise
         images += more
@@ -102,7 +103,8 @@ def main() -> None:
         seed += 1
     took = time.monotonic() - start
     print(
-        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, 0 lost, {took:.0f} s"
+        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, "
+        f"0 lost, {took:.0f} s"
     )
 
 

@@ -37,7 +37,7 @@ class Frame(NamedTuple):
     slot: int
     granules: int
     first_seq: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which it hides, is not called
 
 
 class Life:
@@ -145,7 +145,7 @@ class Life:
         newest = bytearray(self.images[-1])
         unfilled = 0
         if rng.random() < 0.3:
-            # A claim that nobody has filled.
+            # A claim that was never filled.
             (write,) = struct.unpack_from("<Q", newest, WRITE)
             (tail,) = struct.unpack_from("<Q", newest, TAIL)
             if ((write >> 32) - (tail >> 12)) % (1 << 32) < self.granules - 2:
@@ -206,10 +206,8 @@ class Life:
         assert not missing & whole, "what is whole counts as missing"
         for seq in range(end_seq, found.next_seq):
             if seq not in delivered and seq not in missing:
-                assert seq in self.settled, f"number {seq} is owed by nobody"
-                assert seq not in self.spilled, (
-                    f"number {seq}, which the disk lost, is owed by nobody"
-                )
+                assert seq in self.settled, f"number {seq} is not owed"
+                assert seq not in self.spilled, f"number {seq}, which the disk lost, is not owed"
         return len(delivered)
 
     def settled_prefix(self) -> int:
@@ -285,14 +283,16 @@ def main() -> None:
                 events += one_life(seed, Path(directory))
             except BaseException:
                 print(
-                    f"seed {seed} breaks a promise: python -m tests.torture.ring_images --images 1 --seed {seed}"
+                    f"seed {seed} breaks a promise: python -m tests.torture.ring_images "
+                    f"--images 1 --seed {seed}"
                 )
                 raise
             images += IMAGES_PER_LIFE
             seed += 1
     took = time.monotonic() - start
     print(
-        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, none wrong, {took:.0f} s"
+        f"{images:,} images of {seed - arguments.seed:,} lives, {events:,} events found again, "
+        f"none wrong, {took:.0f} s"
     )
 
 

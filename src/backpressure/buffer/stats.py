@@ -51,8 +51,7 @@ class BufferStats:
     #: Events not handed to handlers, because those before them took too long.
     handler_overflows: int
     closed: bool
-    #: By `close()`, or by a fork, in whose child the parent's buffer is closed; None: it
-    #: is open.
+    #: By `close()`, or by a fork: the buffer is the parent's. None: it is open.
     closed_by: Literal["close", "fork"] | None
     lanes: Mapping[int, LaneStats]  #: by priority
     disk: DiskStats | None  #: sums over the lanes; None: in memory only

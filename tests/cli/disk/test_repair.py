@@ -148,7 +148,9 @@ def test_where_nothing_tells_the_next_number_it_jumps(forebay: Any, killed: Any)
     assert forebay("repair", path, "--yes")[0] == 0
     with open_buffer(path) as buffer:
         for priority in (1, 3):
-            assert buffer.add_events([b"new"], priority=priority).first_seq >= 1 << 40
+            first_seq = buffer.add_events([b"new"], priority=priority).first_seq
+            assert first_seq is not None
+            assert first_seq >= 1 << 40
         drain(buffer)
 
 

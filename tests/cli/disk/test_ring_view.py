@@ -43,6 +43,7 @@ def test_a_look_at_a_ring_says_what_the_ring_says(
         assert next_seq_in(look) == ring.next_seq
     before = fingerprint(tmp_path)
     ring.close()
+    assert look is not None
     events = list(ring_events(look))
     assert fingerprint(tmp_path) == before
     again = MessageRing.attach(path)

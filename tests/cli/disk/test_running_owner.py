@@ -125,8 +125,9 @@ def test_what_an_owner_acks_and_deletes_meanwhile_is_not_taken_for_lost(tmp_path
         "no file was deleted: nothing is tested"
     )
     rest = list(reading)
-    assert not any(isinstance(item, Lost) for item in rest)
-    assert [event for item in rest for event in item.messages()][-1] == events[-1]
+    runs = [item for item in rest if not isinstance(item, Lost)]
+    assert runs == rest
+    assert [event for run in runs for event in run.messages()][-1] == events[-1]
     crash(buffer)
 
 

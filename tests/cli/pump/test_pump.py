@@ -253,12 +253,12 @@ def test_a_second_signal_ends_at_once_and_what_is_missing_is_counted() -> None:
     # it holds depends on the sizes of the writes, which share no page; but from then on
     # it holds no more.
     filled = [0]
-    until(
-        lambda: (
-            filled.append(struct.unpack("i", fcntl.ioctl(output, termios.FIONREAD, bytes(4)))[0])
-            or (len(filled) > 60 and 30_000 < filled[-1] == filled[-60])
-        )
-    )
+
+    def is_full() -> bool:
+        filled.extend(struct.unpack("i", fcntl.ioctl(output, termios.FIONREAD, bytes(4))))
+        return len(filled) > 60 and 30_000 < filled[-1] == filled[-60]
+
+    until(is_full)
     process.send_signal(signal.SIGINT)
     said = b""
     while b"Ctrl-C again" not in said:

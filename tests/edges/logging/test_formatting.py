@@ -6,6 +6,7 @@ import logging
 import logging.config
 import sys
 import time
+from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def elsewhere(seconds: float | None) -> time.struct_time:
 @example(moments=[-1.0, -1e-60], which=FORMATS[0], converters=[elsewhere] * 5)
 @example(moments=[0.5, 1 - 2**-53], which=FORMATS[0], converters=[elsewhere] * 5)
 def test_the_text_is_what_the_formatter_makes(
-    moments: list[float], which: logging.Formatter, converters: list
+    moments: list[float], which: logging.Formatter, converters: list[Any]
 ) -> None:
     handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
     handler.setFormatter(which)
@@ -60,7 +61,9 @@ def test_the_text_is_what_the_formatter_makes(
 
 def test_formatters_of_ones_own() -> None:
     class Mine(logging.Formatter):
-        def formatTime(self, record, datefmt=None):  # noqa: N802
+        def formatTime(  # noqa: N802
+            self, record: logging.LogRecord, datefmt: str | None = None
+        ) -> str:
             return "then"
 
     patched = logging.Formatter("%(asctime)s")

@@ -10,6 +10,7 @@ import logging.config
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging import BufferHandler, priority_of
 from backpressure.testing import FakeClock, MemorySink
+from tests.support.buffers import next_batch
 from tests.support.logging import PATTERN, logger_with, texts
 from tests.support.threads import run_threads, until
 
@@ -47,7 +49,7 @@ def test_its_arrival_is_noted_and_wakes_a_waiting_consumer() -> None:
     logger.info("x")
     clock.advance(5.0)
     assert buffer.stats().oldest_age == 5.0
-    buffer.get_batch().ack()
+    next_batch(buffer).ack()
     waited = []
 
     def wait() -> None:
@@ -60,6 +62,7 @@ def test_its_arrival_is_noted_and_wakes_a_waiting_consumer() -> None:
     logger.info("y")
     thread.join(30)
     [(batch, seconds)] = waited
+    assert batch is not None
     assert batch.tolist() == [b"y"]
     assert seconds < 0.9, "by the record, and not by the longest sleep"
 
@@ -113,7 +116,7 @@ def test_levels_are_priorities() -> None:
     ("priority", "expected"),
     [(2, {2: 5}), ({"ERROR": 1, "INFO": 4}, {1: 2, 4: 3}), ({40: 1, "debug": 5}, {1: 2, 5: 3})],
 )
-def test_own_priorities(priority, expected: dict[int, int]) -> None:
+def test_own_priorities(priority: Any, expected: dict[int, int]) -> None:
     buffer = BufferManager()
     logger = logger_with(BufferHandler(buffer, priority=priority))
     for level in (10, 20, 30, 40, 50):
@@ -137,7 +140,7 @@ def test_own_priorities(priority, expected: dict[int, int]) -> None:
         ({"buffer": {"lane_byte": 4096}}, "did you mean 'lane_bytes'"),
     ],
 )
-def test_mistakes_are_named(arguments: dict, message: str) -> None:
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         BufferHandler(**arguments)
 
@@ -175,7 +178,7 @@ def test_a_timeout_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         begun = time.monotonic()
         logger.info("x" * 100)
     assert 0.1 <= time.monotonic() - begun < 5.0
-    batch = buffer.get_batch(max_events=1)
+    batch = next_batch(buffer, 1)
     threading.Timer(0.02, batch.ack).start()
     logger.info("x" * 10)  # waits until there is room
     assert handler.refused == {"full": 1}
@@ -196,7 +199,7 @@ def test_dropping_the_oldest() -> None:
 def test_what_cannot_be_logged_goes_to_handle_error(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = BufferManager(BufferConfig(lane_bytes=4096))
     handler = BufferHandler(buffer)
-    seen = []
+    seen: list[logging.LogRecord] = []
     monkeypatch.setattr(handler, "handleError", seen.append)
     logger = logger_with(handler)
     logger.info("%d", "no number")

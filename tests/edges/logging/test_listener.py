@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backpressure import Batch
 from backpressure.base.errors import ConfigError
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer_manager import BufferManager
@@ -28,7 +29,7 @@ class SlowSink(MemorySink):
         super().__init__()
         self.gate = threading.Event()
 
-    def send(self, batch) -> None:
+    def send(self, batch: Batch) -> None:
         self.gate.wait(30)
         super().send(batch)
 
@@ -76,7 +77,7 @@ def test_a_sink_that_fails_gets_its_lines_later_and_the_application_waits_for_no
     class Failing(MemorySink):
         failing = True
 
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             if self.failing:
                 raise OSError("no space")
             super().send(batch)
@@ -102,13 +103,14 @@ def test_a_sink_that_is_gone_ends_the_delivery_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Gone(MemorySink):
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             raise SinkGone(32, "the reader is gone")
 
     handler = BufferHandler(sink=Gone(), drain_timeout=0.5)
     logger_with(handler).info("x")
-    assert handler.listener is not None
-    until(lambda: handler.listener.error)
+    listener = handler.listener
+    assert listener is not None
+    until(lambda: listener.error)
     assert "the reader is gone" in caplog.text
     begun = time.monotonic()
     handler.flush()

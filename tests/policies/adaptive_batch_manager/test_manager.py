@@ -8,13 +8,13 @@ import math
 import threading
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.base.errors import ConfigError
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig, AdaptiveBatchManager
 from backpressure.testing import FakeClock
 from tests.support.adaptive_batch_manager import Sink, make, period
+from tests.support.models import given_in_part
 from tests.support.threads import in_thread, run_threads
 
 # --- config
@@ -115,8 +115,8 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+@given_in_part(
+    150,
     bounds=st.tuples(st.integers(1, 5_000), st.integers(0, 100_000), st.floats(0.0, 1.0)),
     factor=st.floats(0.001, 0.5),
     steps=st.lists(STEP, max_size=25),

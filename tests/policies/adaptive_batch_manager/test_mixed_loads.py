@@ -113,7 +113,7 @@ def test_late_batches_closed_by_their_bytes_are_made_smaller_at_once() -> None:
             manager.record(size, 1e-4 * size + 0.01, None if size == 5_000 else True)
         clock.advance(10.0)
         sizes.append(manager.evaluate())
-    assert sizes[0] == 4_500  # a trial step from what they had, not from 50,000 which nobody gets
+    assert sizes[0] == 4_500  # a trial step from what they had, not from 50,000, which none has
     assert sizes[-1] == pytest.approx(1_800, rel=0.03)
 
 

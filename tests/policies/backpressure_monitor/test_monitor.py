@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.base.errors import ConfigError
@@ -19,6 +18,7 @@ from backpressure.policies.backpressure_monitor import (
 )
 from backpressure.testing import FakeClock
 from tests.support.backpressure_monitor import SIGNALS, Rig
+from tests.support.models import given_in_part
 from tests.support.threads import in_thread, run_threads
 
 # -- clocks, threads, callbacks, history, config
@@ -236,8 +236,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(steps, max_size=40), st.booleans(), st.sampled_from([0.1, 1.0]))
+@given_in_part(150, st.lists(steps, max_size=40), st.booleans(), st.sampled_from([0.1, 1.0]))
 def test_pressure_stays_in_range_and_activity_has_a_name(
     history: list[tuple[dict[str, Any], float]], adaptive: bool, recovery: float
 ) -> None:

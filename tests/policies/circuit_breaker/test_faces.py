@@ -177,7 +177,8 @@ def test_the_decorator_guards_async_functions() -> None:
         with pytest.raises(asyncio.CancelledError):
             await get(asyncio.CancelledError())
         with pytest.raises(TypeError):
-            await get(1, 2)  # type: ignore[call-arg]  # never started, yet it must not keep its permit
+            # Never started, yet it must not keep its permit.
+            await get(None, 2)  # type: ignore[call-arg]
         assert breaker.state is State.OPEN
         with pytest.raises(CircuitOpenError):
             await get()

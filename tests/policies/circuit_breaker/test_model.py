@@ -324,11 +324,11 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(entry=consumes(permits))
     def lose(self, entry: tuple[int, int]) -> None:
-        """Nobody will ever report it, but somebody keeps it."""
+        """It is kept, and never reported."""
 
     @rule(entry=consumes(permits))
     def drop(self, entry: tuple[int, int]) -> None:
-        """Nobody can ever report it."""
+        """It can never be reported."""
         number, _ = entry
         del self.held[number]
         self.model.probes.pop(number, None)

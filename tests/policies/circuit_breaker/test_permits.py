@@ -17,7 +17,7 @@ from backpressure.policies.circuit_breaker import (
     State,
 )
 from backpressure.testing import FakeClock
-from tests.support.circuit_breaker import DownError, acquire, half_open, make, trip
+from tests.support.circuit_breaker import DownError, acquire, half_open, make, state_of, trip
 from tests.support.threads import PATIENCE, run_threads
 
 # --- lost and dropped probes
@@ -31,10 +31,10 @@ def test_an_ignored_probe_gives_its_slot_back() -> None:
     for _ in range(10):
         assert breaker.try_acquire() is None
         probe.ignore()
-        assert breaker.state is State.HALF_OPEN  # it was no success either
+        assert state_of(breaker) is State.HALF_OPEN  # it was no success either
         probe = acquire(breaker)
     probe.success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert breaker.metrics().ignored == 10
 
 
@@ -49,10 +49,10 @@ def test_a_lost_probe_can_not_keep_the_breaker_half_open() -> None:
     heir = acquire(breaker)
     assert breaker.metrics().lost_probes == 1
     lost.failure()  # it lost its slot, so it decides nothing
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     assert (breaker.metrics().late, breaker.metrics().probes_out) == (1, 1)
     heir.success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_a_probe_that_outlives_its_lease_still_counts_while_nobody_wants_its_slot() -> None:
@@ -62,7 +62,7 @@ def test_a_probe_that_outlives_its_lease_still_counts_while_nobody_wants_its_slo
     probe = half_open(breaker, clock)
     clock.advance(1000.0)
     probe.success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_a_probe_whose_permit_is_dropped_gives_its_slot_back() -> None:
@@ -86,7 +86,7 @@ def test_a_probe_of_an_earlier_period_that_is_dropped_gives_no_slot_back() -> No
     trip(breaker)
     early = half_open(breaker, clock)
     acquire(breaker).failure()
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
     now = half_open(breaker, clock), acquire(breaker)
     del early
     assert breaker.try_acquire() is None
@@ -106,11 +106,11 @@ def test_a_late_result_feeds_the_metrics_and_nothing_else() -> None:
     half_open(breaker, clock).success()
     for permit in early[5:10]:
         permit.failure()  # from CLOSED, in HALF_OPEN
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     assert breaker.metrics().probe_results == 1
     for _ in range(3):
         acquire(breaker).success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     for permit in early[10:]:
         permit.failure()  # from the CLOSED before: same state, another generation
     metrics = breaker.metrics()

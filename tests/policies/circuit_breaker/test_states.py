@@ -24,6 +24,7 @@ from tests.support.circuit_breaker import (
     half_open,
     make,
     open_times,
+    state_of,
     trip,
 )
 
@@ -96,10 +97,10 @@ def test_open_refuses_until_the_open_time_is_over() -> None:
     assert breaker.try_acquire() is None
     assert breaker.retry_after() == 0.5
     clock.advance(0.5)
-    assert breaker.state is State.OPEN  # only an acquire moves it
+    assert state_of(breaker) is State.OPEN  # only an acquire moves it
     assert breaker.retry_after() == 0.0
     assert breaker.try_acquire() is not None
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     assert changes.changes[-1] == (State.OPEN, State.HALF_OPEN)
     assert breaker.metrics().rejected == 2
 
@@ -113,9 +114,9 @@ def test_half_open_closes_when_enough_probes_succeed() -> None:
     assert breaker.try_acquire() is None
     for probe in probes[:3]:
         probe.success()
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     probes[3].failure()  # 1 of 4 is below 0.5
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert changes.changes[-1] == (State.HALF_OPEN, State.CLOSED)
     assert breaker.metrics().window_calls == 0  # starts afresh
 
@@ -126,9 +127,9 @@ def test_half_open_reopens_as_soon_as_the_rate_can_not_pass() -> None:
     trip(breaker)
     probe = half_open(breaker, clock)
     probe.failure()
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     acquire(breaker).failure()  # 2 of 4 would be 0.5 even if the others succeed
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_the_quorum_is_the_smaller_of_min_requests_and_the_probes() -> None:
@@ -137,12 +138,12 @@ def test_the_quorum_is_the_smaller_of_min_requests_and_the_probes() -> None:
     trip(breaker)
     probes = [half_open(breaker, clock), *(acquire(breaker) for _ in range(5))]
     probes[0].success()
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     probes[1].success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     for probe in probes[2:]:
         probe.failure()
-    assert breaker.state is State.CLOSED  # their generation is over
+    assert state_of(breaker) is State.CLOSED  # their generation is over
     assert breaker.metrics().late == 4
 
 
@@ -159,7 +160,7 @@ def test_half_open_admits_no_more_probes_than_slots_in_the_whole_period() -> Non
     clock.advance(2.75)
     assert breaker.retry_after() == 0.25
     last.success()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert breaker.retry_after() == 0.0
 
 
@@ -176,7 +177,7 @@ def test_force_open_refuses_until_reset() -> None:
     assert breaker.try_acquire() is None
     assert breaker.retry_after() == 8.0
     permit.success()
-    assert breaker.state is State.FORCED_OPEN
+    assert state_of(breaker) is State.FORCED_OPEN
     breaker.reset()
     assert breaker.try_acquire() is not None
     assert changes.changes == [(State.CLOSED, State.FORCED_OPEN), (State.FORCED_OPEN, State.CLOSED)]
@@ -197,7 +198,7 @@ def test_disabled_admits_all_and_only_counts() -> None:
     )
     breaker.reset()
     acquire(breaker).failure()  # would trip if the window were still full
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_reset_closes_and_forgets_the_window_and_the_trips() -> None:
@@ -230,7 +231,7 @@ def test_an_on_change_that_raises_is_logged_and_harms_nothing(
     breaker = make(FakeClock(), broken, min_requests=1)
     with caplog.at_level(logging.ERROR, logger="backpressure"), pytest.raises(DownError):
         breaker.call(fail, DownError())
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
     assert "CLOSED -> OPEN" in caplog.text
 
 

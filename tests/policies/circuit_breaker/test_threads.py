@@ -273,7 +273,7 @@ def test_half_open_never_admits_more_probes_than_slots_under_threads(slots: int)
                     permit.ignore()
                 else:
                     won[number].append(permit)
-            permit = breaker.try_acquire()  # whoever ignored its last one leaves a slot: fill up
+            permit = breaker.try_acquire()  # an ignored one left a slot: fill up
             while permit is not None:
                 won[number].append(permit)
                 permit = breaker.try_acquire()

@@ -16,7 +16,7 @@ from backpressure.policies.circuit_breaker import (
 )
 from backpressure.policies.circuit_breaker.windows import CountWindow
 from backpressure.testing import FakeClock
-from tests.support.circuit_breaker import Recorder, acquire, half_open, make, trip
+from tests.support.circuit_breaker import Recorder, acquire, half_open, make, state_of, trip
 
 # --- the window
 
@@ -26,9 +26,9 @@ def test_opens_when_the_rate_is_reached_and_not_before_min_requests() -> None:
     breaker = make(FakeClock(), changes)
     for _ in range(3):
         acquire(breaker).failure()
-    assert breaker.state is State.CLOSED  # all failed, but three calls decide nothing
+    assert state_of(breaker) is State.CLOSED  # all failed, but three calls decide nothing
     acquire(breaker).success()
-    assert breaker.state is State.OPEN  # 3 of 4: a success may be what makes the count
+    assert state_of(breaker) is State.OPEN  # 3 of 4: a success may be what makes the count
     assert changes.changes == [(State.CLOSED, State.OPEN)]
     assert "3 of 4 calls failed" in changes.reasons[0]
 
@@ -36,9 +36,9 @@ def test_opens_when_the_rate_is_reached_and_not_before_min_requests() -> None:
 def test_stays_closed_just_below_the_threshold_and_opens_on_it() -> None:
     breaker = make(FakeClock(), failure_threshold=0.3, min_requests=10)
     breaker.record_many(8, 2)
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     breaker.record_many(6, 4)  # 6 of 20: exactly 0.3
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def spread(breaker: CircuitBreaker, clock: FakeClock, seconds: float, pattern: str) -> float:
@@ -61,7 +61,7 @@ def test_a_share_just_above_the_threshold_has_to_last_for_half_the_interval() ->
     clock = FakeClock()
     breaker = make(clock, failure_threshold=0.3, min_requests=10)
     spread(breaker, clock, 5.0, ".")
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     # 35 %: over after some 4.3 s, when six sevenths of the window are of these, and
     # beyond doubt 2.5 s later.
     opened = spread(breaker, clock, 20.0, "F..F..F..F..F..F..F.")
@@ -94,7 +94,7 @@ def test_an_excess_that_went_away_meanwhile_does_not_count_as_lasting() -> None:
     spread(breaker, clock, 4.6, "F..F..F..F..F..F..F.")
     spread(breaker, clock, 2.0, ".")
     spread(breaker, clock, 4.6, "F..F..F..F..F..F..F.")
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_the_window_rolls_by_buckets() -> None:
@@ -121,9 +121,9 @@ def test_old_failures_do_not_trip() -> None:
     breaker.record_many(0, 3)
     clock.advance(5.0)
     breaker.record_many(0, 3)
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     breaker.record_many(0, 1)
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_reading_the_rate_expires_old_calls_too() -> None:
@@ -155,7 +155,7 @@ def test_a_window_of_calls_rolls_call_by_call_and_time_does_not_empty_it() -> No
     acquire(breaker).failure()  # from here on they push out successes
     assert (breaker.state, last(breaker)) == (State.CLOSED, (10, 4))
     acquire(breaker).failure()
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_a_window_of_calls_opens_for_a_callee_that_is_called_rarely() -> None:
@@ -179,7 +179,7 @@ def test_whichever_window_is_the_first_opens() -> None:
         acquire(breaker).success()
     for _ in range(9):
         acquire(breaker).failure()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     acquire(breaker).failure()
     assert (breaker.state, changes.reasons) == (
         State.OPEN,
@@ -205,7 +205,7 @@ def test_a_success_finds_that_the_window_of_calls_is_full_enough() -> None:
         clock.advance(60.0)
     assert breaker.metrics().window_calls == 0
     acquire(breaker).success()
-    assert breaker.state is State.OPEN  # 3 of 4
+    assert state_of(breaker) is State.OPEN  # 3 of 4
 
 
 def test_a_window_of_calls_starts_afresh_with_the_circuit() -> None:
@@ -265,9 +265,9 @@ def test_successes_without_a_lock_count_against_later_failures() -> None:
         acquire(breaker).success()
     for _ in range(9):
         acquire(breaker).failure()
-    assert breaker.state is State.CLOSED  # 9 of 19
+    assert state_of(breaker) is State.CLOSED  # 9 of 19
     acquire(breaker).failure()
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_a_success_after_few_failures_may_still_trip() -> None:
@@ -280,9 +280,9 @@ def test_a_success_after_few_failures_may_still_trip() -> None:
     clock.advance(
         2.5
     )  # the successes are out of the window: three failed calls, and one more makes enough
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     work()
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_a_success_finds_that_the_rate_rose_as_others_left_the_window() -> None:
@@ -295,9 +295,9 @@ def test_a_success_finds_that_the_rate_rose_as_others_left_the_window() -> None:
     work()
     clock.advance(2.5)
     assert breaker.metrics().window_failures == 5
-    assert breaker.state is State.CLOSED  # 5 of 6, but nothing happens by itself
+    assert state_of(breaker) is State.CLOSED  # 5 of 6, but nothing happens by itself
     work()
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 # --- slow calls
@@ -313,7 +313,7 @@ def test_slow_calls_trip_where_they_are_watched() -> None:
     permit = acquire(breaker)
     clock.advance(1.5)
     permit.success()  # no latency given: the time since the permit
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
     assert "2 of 4 calls were slow" in changes.reasons[0]
     assert breaker.metrics().slow == 2
 
@@ -324,14 +324,14 @@ def test_slow_probes_reopen() -> None:
     trip(breaker)
     half_open(breaker, clock).success(latency=2.0)
     acquire(breaker).success(latency=2.0)
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
 
 
 def test_slow_calls_are_off_by_default() -> None:
     breaker = make(FakeClock())
     for _ in range(100):
         acquire(breaker).success(latency=1e9)
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     assert breaker.metrics().slow == 0
 
 
@@ -342,13 +342,13 @@ def test_record_many_trips_only_a_closed_breaker() -> None:
     clock = FakeClock()
     breaker = make(clock)
     breaker.record_many(0, 4)
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN
     breaker.record_many(0, 100)
     half_open(breaker, clock)
     breaker.record_many(0, 100)
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     breaker.record_many(100, 0)
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     assert (breaker.metrics().succeeded, breaker.metrics().failed) == (100, 204)
 
 
@@ -360,7 +360,7 @@ def test_record_many_of_nothing_decides_nothing() -> None:
     breaker.record_many(1, 3)
     clock.advance(4.0)  # leaves 3 of 4 failed, but no result says so
     breaker.record_many(0, 0)
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
 
 
 @pytest.mark.parametrize("counts", [(-1, 0), (0, -1)])

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.base.errors import ConfigError, InvalidEvents
@@ -21,6 +20,7 @@ from backpressure.policies.flow_control_manager import (
 )
 from backpressure.testing import FakeClock
 from tests.support.flow_control_manager import JUST, LEVELS, Rig
+from tests.support.models import given_in_part
 from tests.support.threads import in_thread, run_threads
 
 # -- the total
@@ -138,8 +138,7 @@ operations = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
-@given(st.lists(operations, max_size=60), st.booleans())
+@given_in_part(250, st.lists(operations, max_size=60), st.booleans())
 def test_the_total_is_that_of_an_exact_token_bucket(history: list[Any], alone: bool) -> None:
     rig = Rig(rate=333, burst=150)
     manager, clock = rig.manager, rig.clock

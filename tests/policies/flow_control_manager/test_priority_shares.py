@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backpressure.policies.flow_control_manager import (
     Grant,
 )
 from tests.support.flow_control_manager import JUST, LEVELS, SHARES, Rig
+from tests.support.models import given_in_part
 
 # -- shares
 
@@ -125,8 +125,8 @@ def test_a_burst_too_small_to_divide_is_first_come_first_served() -> None:
     assert rig.admit(1, 5).granted == 1
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+@given_in_part(
+    150,
     st.lists(
         st.tuples(st.integers(1, 400), st.sampled_from(LEVELS), st.floats(0.0, 0.1)),
         min_size=1,
@@ -186,8 +186,8 @@ def test_retry_after_is_not_too_long_either() -> None:
 # -- give_back
 
 
-@settings(max_examples=100, deadline=None)
-@given(
+@given_in_part(
+    100,
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200), st.floats(0.0, 2.0)), max_size=30),
     st.sampled_from(LEVELS),
 )

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ringbuf import RingBuffer
 from tests.support.models import share_and_proof
-from tests.support.ring_buffer import MODES
+from tests.support.ring_buffer import MODES, records_of
 
 
 class Run:
@@ -110,7 +110,8 @@ class RecordMachine(RuleBasedStateMachine):
     )
     def push_many(self, count: int, kind: str) -> None:
         given = self.numbers(count)
-        array = np.array(given, {"other dtype": np.int32, "swapped": ">i8"}.get(kind, np.int64))
+        dtype: Any = {"other dtype": np.int32, "swapped": ">i8"}.get(kind, np.int64)
+        array = np.array(given, dtype)
         room = self.capacity - self.waiting()
         exact = self.undisturbed
         if kind == "list":
@@ -200,7 +201,7 @@ class RecordMachine(RuleBasedStateMachine):
         span = block.__enter__()
         readable = self.readable()
         taken = self.take(len(span))
-        assert list(span) == taken == readable[: len(span)]
+        assert records_of(span) == taken == readable[: len(span)]
         assert len(span) or not readable
         if taken:
             self.peeked.append((block, taken))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,15 @@ NEW_YEAR = datetime.datetime(2026, 1, 2)
         (np.dtype([("a", "i4"), ("b", "f8", (2,))]), (1, [2.0, 3.0])),
     ],
 )
-def test_every_dtype_of_a_fixed_size(dtype: object, value: object) -> None:
-    ring = RingBuffer(4, dtype)  # type: ignore[arg-type]
-    one = np.zeros(3, dtype)  # type: ignore[arg-type]
+def test_every_dtype_of_a_fixed_size(dtype: Any, value: object) -> None:
+    ring = RingBuffer(4, dtype)
+    one = np.zeros(3, dtype)
     one[1] = value
     assert ring.try_push(value)
     assert ring.push_many(one) == 3
     assert not ring.try_push(value)
     first = ring.try_pop()
-    assert np.array(first, dtype) == one[1]  # type: ignore[arg-type]
+    assert np.array(first, dtype) == one[1]
     got = ring.pop_many()
     assert got.dtype == one.dtype
     assert got.tobytes() == one.tobytes()
@@ -209,8 +210,13 @@ def test_a_span_comes_out_as_long_as_it_went_in_or_is_refused(
     length = count * lengths[given_in]
     fits = length % lengths[held_in] == 0 and abs(length // lengths[held_in]) < 2**63
     ring = RingBuffer(4, f"m8[{held_in}]")
-    span = np.timedelta64(count, given_in)
-    for push in (lambda: ring.try_push(span), lambda: ring.push_many(np.array([span]))):
+    unit: Any = given_in
+    span = np.timedelta64(count, unit)
+    pushes: list[Callable[[], int]] = [
+        lambda: ring.try_push(span),
+        lambda: ring.push_many(np.array([span])),
+    ]
+    for push in pushes:
         if fits:
             assert push() == 1
             assert int(ring.pop_many().astype(np.int64)[0]) * lengths[held_in] == length
@@ -292,8 +298,8 @@ def test_a_bad_out_is_refused_and_takes_nothing(out: Any, error: type[Exception]
 
 
 def test_what_a_subclass_says_of_itself_is_not_asked_of_an_out() -> None:
-    class Claims(np.ndarray):  # type: ignore[type-arg]
-        dtype = property(lambda self: np.dtype("i8"))  # type: ignore[assignment]
+    class Claims(np.ndarray[Any, Any]):
+        dtype = property(lambda self: np.dtype("i8"))
 
     ring = RingBuffer(4, "i8")
     ring.push_many([1, 2, 3])
@@ -318,7 +324,11 @@ def test_a_long_double_goes_in_alone_as_in_an_array(dtype: str) -> None:
         assert [str(each) for each in ring.pop_many().tolist()] == [str(float(value))] * 3
     huge = np.longdouble("1e4000")
     if np.isfinite(huge):  # else it is no longer than a double here
-        for push in (ring.try_push, lambda number: ring.push_many(np.array([number]))):
+        pushes: list[Callable[[Any], object]] = [
+            ring.try_push,
+            lambda number: ring.push_many(np.array([number])),
+        ]
+        for push in pushes:
             with pytest.raises(OverflowError, match="out of range"):
                 push(huge)
 
@@ -366,7 +376,8 @@ def test_a_record_may_come_as_an_array_of_no_dimensions(dtype: np.dtype[Any]) ->
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "f2", "c16", ">i4"])
 def test_one_masked_number_is_refused(dtype: str) -> None:
     ring = RingBuffer(8, dtype)
-    for masked in (np.ma.masked, np.ma.array(1, dtype, mask=True)):
+    masked_numbers: list[Any] = [np.ma.masked, np.ma.array(1, dtype, mask=True)]
+    for masked in masked_numbers:
         with pytest.raises(ValueError, match="masked"):
             ring.try_push(masked)
         with pytest.raises(ValueError, match="masked"):
@@ -377,17 +388,18 @@ def test_one_masked_number_is_refused(dtype: str) -> None:
 
 def test_masked_fields_are_refused() -> None:
     ring = RingBuffer(8, ALIGNED)
-    records = np.ma.zeros(2, ALIGNED)
+    records: Any = np.ma.zeros(2, ALIGNED)
     assert ring.push_many(records) == 2
     assert ring.try_push(records[1])
     records.mask["b"][1] = True
-    for push in (
+    pushes: list[Callable[[], object]] = [
         lambda: ring.push_many(records),
         lambda: ring.push_many([records[1]]),
         lambda: ring.try_push(records[1]),
         lambda: ring.try_push(np.ma.masked),
         lambda: ring.try_push((1, np.ma.masked)),
-    ):
+    ]
+    for push in pushes:
         with pytest.raises(ValueError, match="masked"):
             push()
     assert len(ring) == 3

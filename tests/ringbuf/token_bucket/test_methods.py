@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,11 +106,12 @@ def test_bad_arguments_are_named() -> None:
         for wrong in (1.0, "1", None, True):
             with pytest.raises(TypeError, match="n must be an int"):
                 call(wrong)  # type: ignore[arg-type]
-    for wrong in ("fast", "5", b"5", None, 1j, True, np.True_, np.timedelta64(5, "s")):
+    unlike: Any
+    for unlike in ("fast", "5", b"5", None, 1j, True, np.True_, np.timedelta64(5, "s")):
         with pytest.raises(TypeError, match="rate must be a number"):
-            TokenBucket(wrong, 5)  # type: ignore[arg-type]
+            TokenBucket(unlike, 5)
         with pytest.raises(TypeError, match="rate must be a number"):
-            bucket.set_rate_at(0, wrong)  # type: ignore[arg-type]
+            bucket.set_rate_at(0, unlike)
     for wrong in (5.0, "5", None, True):
         with pytest.raises(TypeError, match="burst must be an int"):
             TokenBucket(1, wrong)  # type: ignore[arg-type]

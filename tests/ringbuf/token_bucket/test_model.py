@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -189,7 +190,7 @@ class BucketMachine(RuleBasedStateMachine):
         ]
 
     @rule(held=reservations)
-    def cancel(self, held: list) -> None:
+    def cancel(self, held: list[Any]) -> None:
         reservation, n, end, due = held
         back = max(0, min(n, n - (self.model.spent - end))) if self.now < due else 0
         assert reservation.cancel_at(self.now) == back

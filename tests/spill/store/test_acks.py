@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import pytest
 
@@ -72,12 +73,12 @@ def test_an_ack_while_an_append_is_under_way_settles_nothing_else() -> None:
     assert got(store.read(0, 9, 100)) == (0, [b"older"])
     append = store._writer.append
 
-    def append_read_ack(*arguments: object) -> None:
-        append(*arguments)  # type: ignore[arg-type]
+    def append_read_ack(*arguments: Any) -> None:
+        append(*arguments)
         assert got(store.read(1, 9, 100)) == (10, [b"newer"])
         store.ack(10, 1)
 
-    store._writer.append = append_read_ack  # type: ignore[method-assign]
+    store._writer.append = append_read_ack  # type: ignore[assignment, method-assign]
     put(store, 10, b"newer")
     assert store.events_on_disk == 1
     assert everything(store) == {0: b"older"}

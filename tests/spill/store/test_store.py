@@ -6,7 +6,9 @@ import os
 import random
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -89,7 +91,7 @@ def test_bad_calls_change_nothing() -> None:
     store = opened(disk)
     put(store, 5, b"a", b"b")
     data, offsets = columns([b"ab", b"c"])
-    for error, arguments in [
+    refused: list[tuple[type[Exception], tuple[Any, ...]]] = [
         (ValueError, (6, data, offsets)),
         (ValueError, (7, data, offsets, 1.5)),
         (ValueError, (7, data, offsets, float("nan"))),
@@ -101,7 +103,8 @@ def test_bad_calls_change_nothing() -> None:
         (TypeError, (7, data[::2], offsets)),
         (TypeError, (7, data, offsets.astype(np.int32))),
         (TypeError, (7, data, offsets[:0])),
-    ]:
+    ]
+    for error, arguments in refused:
         with pytest.raises(error):
             store.append(*arguments)
     for first, count in [(5, 3), (-1, 1), (7, 1), (5, -1)]:
@@ -117,12 +120,13 @@ def test_bad_calls_change_nothing() -> None:
     assert store.end_seq == 7, "no events are no event"
     store.close()
     store.close()
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: put(store, 7, b"x"),
         lambda: store.read(0, 1, 1),
         lambda: store.ack(6, 1),
         store.sync,
-    ):
+    ]
+    for call in calls:
         with pytest.raises(BufferClosed):
             call()
 
@@ -140,7 +144,7 @@ def test_bad_calls_change_nothing() -> None:
         ("max_quarantine_bytes", 1.5),
     ],
 )
-def test_config_names_the_field(field: str, value: object) -> None:
+def test_config_names_the_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         SpillConfig(**{field: value})
     assert error.value.field == field

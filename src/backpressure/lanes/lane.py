@@ -73,7 +73,10 @@ class Handout:
     speak for the new one.
     """
 
-    __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")
+    __slots__ = (
+        *("again", "attempt", "counted", "error", "lane", "messages", "not_before", "out"),
+        "taken",
+    )
 
     def __init__(
         self, lane: Lane, taken: TakenMessages, attempt: int = 1, error: str | None = None
@@ -84,6 +87,10 @@ class Handout:
         self.attempt = attempt
         self.error = error  #: what the last nack said
         self.not_before = 0.0
+        #: A redelivery.
+        self.again = False
+        #: Whether this one, once it has failed, is an attempt.
+        self.counted = True
         #: With a consumer, neither acked nor nacked.
         self.out = True
 
@@ -240,6 +247,16 @@ class Lane:
             self._owe(handout, not_before)
         return 0
 
+    def put_back(self, handout: Handout, not_before: float) -> None:
+        """Owe the batch again, as if it had never been out: what ended this attempt
+        says nothing about the batch.
+        """
+        with self._lock:
+            self._take_back(handout)
+            self._batches_nacked += 1
+            handout.counted = False
+            self._owe(handout, not_before)
+
     def discard(self, reason: DropReason) -> int:
         """Give up everything, also what is with consumers; from now on nothing is
         delivered. Returns how many events.
@@ -352,7 +369,9 @@ class Lane:
         if self._retries[0].not_before > now:
             return None
         before = heapq.heappop(self._retries)
-        handout = Handout(self, before.taken, before.attempt + 1, before.error)
+        attempt = before.attempt + 1 if before.counted else before.attempt
+        handout = Handout(self, before.taken, attempt, before.error)
+        handout.again = True
         count = len(handout.messages)
         self._retrying -= count
         self._redelivered += count

@@ -55,9 +55,9 @@ class Own:
 def a_future(error: Exception | None) -> asyncio.Future[str]:
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     if error is None:
-        future.set_result("answer")
+        asyncio.get_running_loop().call_soon(future.set_result, "answer")
     else:
-        future.set_exception(error)
+        asyncio.get_running_loop().call_soon(future.set_exception, error)
     return future
 
 
@@ -111,6 +111,10 @@ def test_a_future_stays_the_callers_own() -> None:
         future.cancel()
         await asyncio.sleep(0)
         assert counts(breaker) == (0, 0, 1)
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done.set_result(1)
+        await breaker.call(lambda: done)
+        assert counts(breaker) == (1, 0, 1)
         own = breaker.call(Own, None)
         assert own.name == "own"
         await own

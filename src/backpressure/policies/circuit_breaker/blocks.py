@@ -26,7 +26,7 @@ from backpressure.policies.circuit_breaker.permit import Permit
 __all__ = ["CALL", "LEFT", "OF_GENERATOR", "enter", "enter_call", "find", "held", "innermost"]
 
 #: In place of a frame: the block or the call is over; a call, which has no block.
-LEFT: Final = 0
+LEFT: Final = None
 CALL: Final = -1
 #: Flags of the code of a generator.
 OF_GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -42,18 +42,21 @@ _of_generators: Final[dict[int, Permit]] = {}
 
 def innermost(permit: Permit | None) -> Permit | None:
     """The first, from this one outwards, that is not over."""
-    while permit is not None and permit._frame == LEFT:
+    while permit is not None and permit._frame is LEFT:
         permit = permit._outer
     return permit
 
 
 def enter(permit: Permit, frame: FrameType) -> None:
     """The block of `frame` begins, under that permit."""
-    key = permit._frame = id(frame)
     if frame.f_code.co_flags & OF_GENERATOR:
+        # Not the frame itself: an asynchronous generator that is dropped may never
+        # leave its block.
+        key = permit._frame = id(frame)
         permit._outer = innermost(_of_generators.get(key))
         _of_generators[key] = permit
     else:
+        permit._frame = frame
         permit._outer = innermost(held.get())
         held.set(permit)
 
@@ -79,10 +82,9 @@ def enter_call(permit: Permit) -> Call:
     return call
 
 
-def find(owner: object, key: int) -> Permit | None:
-    """The permit of the block of `owner` that the frame with the id `key` leaves, which
-    is marked as left.
-    """
+def find(owner: object, frame: FrameType) -> Permit | None:
+    """The permit of the block of `owner` that `frame` leaves; it is marked as left."""
+    key = id(frame)
     first = _of_generators.get(key)
     permit = _of_frame(first, owner, key)
     if permit is not None:
@@ -94,13 +96,13 @@ def find(owner: object, key: int) -> Permit | None:
             _of_generators[key] = rest
         return permit
     first = held.get()
-    permit = _of_frame(first, owner, key) or _by_hand(first, owner)
+    permit = _of_frame(first, owner, frame) or _by_hand(first, owner)
     if permit is not None:
         permit._frame = LEFT
     return permit
 
 
-def _of_frame(permit: Permit | None, owner: object, key: int) -> Permit | None:
+def _of_frame(permit: Permit | None, owner: object, key: FrameType | int) -> Permit | None:
     while permit is not None and not (permit._frame == key and permit._fast_path.owner is owner):
         permit = permit._outer
     return permit
@@ -108,7 +110,7 @@ def _of_frame(permit: Permit | None, owner: object, key: int) -> Permit | None:
 
 def _by_hand(permit: Permit | None, owner: object) -> Permit | None:
     while permit is not None and (
-        permit._frame == LEFT or permit._frame == CALL or permit._fast_path.owner is not owner
+        permit._frame is LEFT or permit._frame is CALL or permit._fast_path.owner is not owner
     ):
         permit = permit._outer
     return permit

@@ -439,7 +439,7 @@ class CircuitBreaker(Guard):
         """
         permit = held.get()
         while permit is not None:
-            if permit._frame != LEFT and permit._fast_path is self._fast_path:
+            if permit._frame is not LEFT and permit._fast_path is self._fast_path:
                 number = permit._number
                 if not permit._done and (number is None or self._probes.has(number)):
                     return True

@@ -174,8 +174,8 @@ class Guard:
             enter(permit, frame)
             return permit
         outer = held.get()
-        permit._outer = outer if outer is None or outer._frame != LEFT else innermost(outer)
-        permit._frame = id(frame)
+        permit._outer = outer if outer is None or outer._frame is not None else innermost(outer)
+        permit._frame = frame
         held.set(permit)
         return permit
 
@@ -185,11 +185,11 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        permit, key = held.get(), id(_frame_of(1))
-        if permit is not None and permit._frame == key and permit._fast_path.owner is self:
-            permit._frame = LEFT
+        permit, frame = held.get(), _frame_of(1)
+        if permit is not None and permit._frame is frame and permit._fast_path.owner is self:
+            permit._frame = None  # LEFT, without a look-up
         else:
-            permit = find(self, key)
+            permit = find(self, frame)
             if permit is None:
                 # Entered by hand in another context: the permit's lease runs out.
                 return
@@ -223,7 +223,7 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> Coroutine[Any, Any, None]:
-        permit = find(self, id(_frame_of(1)))
+        permit = find(self, _frame_of(1))
         if permit is not None:
             if error is None:
                 permit.success()

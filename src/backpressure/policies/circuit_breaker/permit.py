@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from types import FrameType
 
 from backpressure.policies.circuit_breaker.fast_path import FastPath
 
@@ -34,7 +35,7 @@ class Permit:
     _since: float  # when it was given; only where slow calls are watched
     # Of a block or call: the one around it, and the frame of the block; see blocks.py.
     _outer: Permit | None
-    _frame: int
+    _frame: FrameType | int | None
 
     _number: int | None = None
 

@@ -184,7 +184,7 @@ class CircuitBreaker(Guard):
         has no known end: `reset_timeout`, as a pace to poll at.
         """
         if self._reentry.within():
-            return self._wait(self._glance())
+            return self._wait(self._clock.glance())
         with self._lock:
             now = self._now()
             self._probes.collect()
@@ -234,7 +234,7 @@ class CircuitBreaker(Guard):
     def metrics(self) -> CircuitBreakerMetrics:
         """A frozen snapshot; what is too old for the window is dropped first."""
         if self._reentry.within():
-            return self._metrics(self._glance())
+            return self._metrics(self._clock.glance())
         with self._lock:
             now = self._catch_up()
             self._set_fast_path(now)
@@ -494,7 +494,7 @@ class CircuitBreaker(Guard):
         state = self._state
         if state is State.DISABLED or (state is State.CLOSED and self._ramp is None):
             self._reentry.deferred.append(self._count_admitted)
-            return fill(Permit(), self._fast_path, self._glance())
+            return fill(Permit(), self._fast_path, self._clock.glance())
         self._reentry.deferred.append(self._count_rejected)
         return None
 
@@ -601,10 +601,6 @@ class CircuitBreaker(Guard):
         self._set_fast_path(now)
 
     # --- below: what is called without it
-
-    def _glance(self) -> float:
-        """The time for a call within a change, which leaves the clock as it is."""
-        return self._read() + self._clock.lag
 
     def _notify(self, change: _Change) -> None:
         """A new generation of the same state is no news."""

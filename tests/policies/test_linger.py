@@ -115,7 +115,7 @@ def test_flush_ends_the_wait_that_is_going_on_and_no_later_one() -> None:
     assert linger.holds(100.0, 1, 1_000, count)
     linger.flush()
     assert not linger.holds(100.001, 1, 1_000, count)
-    linger.ends(100.001, 1, "flush")
+    linger.wait_ended(100.001, 1, "flush")
     linger.left_at = 100.001
     assert linger.holds(100.001, 1, 1_000, count)
 
@@ -135,7 +135,7 @@ def test_a_sender_that_waits_for_its_own_event_is_held_up_ever_more_rarely() -> 
         ):
             held += linger.until() - now
             now = linger.until()
-            linger.ends(now, 1, "linger")
+            linger.wait_ended(now, 1, "linger")
         linger.left_at = now
         now += 0.0005
     assert 0.0 < held < 0.002 * 60.0
@@ -159,7 +159,7 @@ def test_a_wait_that_paid_restores_trust() -> None:
         count += 250
         assert linger.holds(now, 1, 1_000, count)
         before = linger.quiet_until
-        linger.ends(
+        linger.wait_ended(
             now + LIMIT, 1 + gained, "size" if gained == 999 else "linger"
         )  # 50 had been expected
         assert linger.quiet_until == pytest.approx(
@@ -171,7 +171,7 @@ def test_a_wait_that_paid_restores_trust() -> None:
 def test_a_wait_that_was_cut_short_teaches_nothing(reason: str) -> None:
     linger, count = steady(10_000)
     linger.holds(100.0, 1, 1_000, count)
-    linger.ends(100.005, 1, "linger")  # one disappointment
+    linger.wait_ended(100.005, 1, "linger")  # one disappointment
     for second, so_far in ((1, reason), (2, "linger")):
         now = 100.0 + second
         linger._rate.at(now - 0.025, count)
@@ -179,6 +179,6 @@ def test_a_wait_that_was_cut_short_teaches_nothing(reason: str) -> None:
         count += 250
         assert linger.holds(now, 1, 1_000, count)
         cut = so_far == "too short"  # nothing could have come yet
-        linger.ends(now if cut else now + LIMIT, 1, "linger" if cut else so_far)  # type: ignore[arg-type]
+        linger.wait_ended(now if cut else now + LIMIT, 1, "linger" if cut else so_far)  # type: ignore[arg-type]
         assert not linger.holding
     assert linger.quiet_until == pytest.approx(102.005 + 4 * LIMIT)  # the second one

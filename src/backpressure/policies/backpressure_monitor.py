@@ -39,8 +39,8 @@ threshold (throughput the other way round), so that one law serves all:
 
 Invariants: 0 <= pressure <= 1; an active Pressure names a signal. Any thread may call
 any method, and so may finalisers and signal handlers (see base/reentry.py); `on_change`
-runs after the lock was let go, in the thread whose `evaluate` made the change. A clock that goes back begins the interval anew; one
-that jumps ends it once.
+runs after the lock was let go, in the thread whose `evaluate` made the change. A clock
+that goes back begins the interval anew; one that jumps ends it once.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class CircuitBreaker(Guard):
 
     As a context manager (`with`, `async with`) and as a decorator of a plain or `async`
     function it raises CircuitOpenError instead of admitting, and reports by the
-    exception that leaves the block. A timeout that should count as a failure belongs
+    exception that leaves the block; where a function returns an awaitable or a future,
+    by how that ends. A timeout that should count as a failure belongs
     inside the block: from outside it arrives as a cancellation, which is ignored.
     """
 

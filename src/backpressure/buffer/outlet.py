@@ -120,7 +120,7 @@ class Outlet:
             return None
         count = len(handout.messages)
         filled: bool | None = count >= size
-        if handout.attempt > 1:
+        if handout.again:
             reason, filled = "retry", None
         elif count >= asked:
             reason, filled = "size", filled or None
@@ -138,7 +138,7 @@ class Outlet:
             filled=filled,
             taken_at=now,
         )
-        if handout.attempt > 1:
+        if handout.again:
             self._reporter.redelivered(handout)
         return batch
 
@@ -156,7 +156,11 @@ class Outlet:
             control.settled(events, latency, True, batch.filled, batch.permit)
         else:
             handout.error = None if error is None else str(error) or type(error).__name__
-            given_up = lane.nack(handout, now + control.backoff(handout.attempt))
+            given_up = 0
+            if isinstance(error, BaseException) and control.ignores(error):
+                lane.put_back(handout, now + control.pause_after(error))
+            else:
+                given_up = lane.nack(handout, now + control.backoff(handout.attempt))
             if given_up:
                 self._reporter.dead_lettered(handout, given_up)
                 self._room.notify()

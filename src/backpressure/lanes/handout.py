@@ -52,7 +52,10 @@ class Handout:
     new one.
     """
 
-    __slots__ = ("attempt", "error", "lane", "messages", "not_before", "out", "taken")
+    __slots__ = (
+        *("again", "attempt", "counted", "error", "lane", "messages", "not_before", "out"),
+        "taken",
+    )
 
     def __init__(
         self, lane: Lane, taken: TakenMessages, attempt: int = 1, error: str | None = None
@@ -63,6 +66,10 @@ class Handout:
         self.attempt = attempt
         self.error = error  #: of the last nack
         self.not_before = 0.0  #: when it may be delivered again, after a nack
+        #: A redelivery.
+        self.again = False
+        #: Whether this one, once it has failed, is an attempt.
+        self.counted = True
         #: With a consumer, neither acked nor nacked.
         self.out = True
 

@@ -200,6 +200,17 @@ class Lane:
             self._owe_again(handout, not_before)
         return 0
 
+    def put_back(self, handout: Handout, not_before: float) -> None:
+        """Owe the batch again, as if it had never been out.
+
+        What ended this attempt says nothing about the batch.
+        """
+        with self._lock:
+            self._end_delivery(handout)
+            self._batches_nacked += 1
+            handout.counted = False
+            self._owe_again(handout, not_before)
+
     def discard(self, reason: DropReason) -> int:
         """Drop everything and deliver nothing from now on.
 
@@ -318,7 +329,9 @@ class Lane:
         if self._retries[0].not_before > now:
             return None
         before = heapq.heappop(self._retries)
-        handout = Handout(self, before.taken, before.attempt + 1, before.error)
+        attempt = before.attempt + 1 if before.counted else before.attempt
+        handout = Handout(self, before.taken, attempt, before.error)
+        handout.again = True
         count = len(handout.messages)
         self._retrying -= count
         self._redelivered += count

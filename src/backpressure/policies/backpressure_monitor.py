@@ -37,23 +37,23 @@ threshold (throughput the other way round), so that one law serves all:
 - The buffer's own refusals are no outcomes. Never report them as `failed`: refusing
   would justify itself.
 
-Invariants: 0 <= pressure <= 1; an active Pressure names a signal. Thread safety: any
-thread may call any method; `on_change` runs after the lock was let go, in the thread
-whose `evaluate` made the change. A clock that goes back begins the interval anew; one
-that jumps ends it once.
+Invariants: 0 <= pressure <= 1; an active Pressure names a signal. Any thread may call
+any method, and so may finalisers and signal handlers (see base/reentry.py); `on_change`
+runs after the lock was let go, in the thread whose `evaluate` made the change. A clock
+that goes back begins the interval anew; one that jumps ends it once.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from backpressure.base.clock import Clock, MonotonicClock
+from backpressure.base.reentry import Reentry, deferrable
 from backpressure.base.validation import check_bool, check_fields, check_outcomes
 
 __all__ = ["BackpressureMonitor", "BackpressureMonitorConfig", "Pressure"]
@@ -193,7 +193,8 @@ class BackpressureMonitor:
         self.config = config = config if config is not None else BackpressureMonitorConfig()
         self._now = (clock if clock is not None else MonotonicClock()).now
         self._on_change = on_change
-        self._lock = threading.Lock()
+        self._reentry = Reentry(self._start_over)
+        self._lock = self._reentry.lock
         depth, errors = config.queue_depth_threshold, config.error_rate_threshold
         delay, latency = config.delay_threshold, config.latency_threshold
         self._limits = {
@@ -220,6 +221,7 @@ class BackpressureMonitor:
         self._start = self._due = self._delay_min = self._depth_min = self._depth_max = 0.0
         self._begin_interval(now)
 
+    @deferrable
     def observe(
         self,
         *,
@@ -266,6 +268,8 @@ class BackpressureMonitor:
         now = self._now()
         if self._start <= now < self._due and not self._alarm:
             return self._last
+        if self._reentry.within():
+            return self._last
         with self._lock:
             before = self._last
             if (
@@ -286,6 +290,8 @@ class BackpressureMonitor:
             after = self._last
         if after.active != before.active and self._on_change is not None:
             self._on_change(after)
+        if self._reentry.deferred:
+            self._reentry.apply()
         return after
 
     @property
@@ -300,8 +306,21 @@ class BackpressureMonitor:
 
     def history(self) -> tuple[Pressure, ...]:
         """The latest judgements, oldest first; at most `history_size`."""
-        with self._lock:
+        if self._reentry.within():
             return tuple(self._history)
+        with self._lock:
+            history = tuple(self._history)
+        if self._reentry.deferred:
+            self._reentry.apply()
+        return history
+
+    def _start_over(self) -> None:
+        """In a forked child, where another thread was changing this: what was measured
+        since the last judgement is measured anew.
+        """
+        self._ok = self._failed = 0
+        self._alarm = False
+        self._begin_interval(self._now())
 
     # From here on: with the lock held.
 

@@ -110,6 +110,24 @@ class ControlLoop:
         """How many events a batch should have now."""
         return self.batching.batch_size
 
+    def ignores(self, error: object) -> bool:
+        """Whether `error` says nothing about the sink, as a cancellation does: then the
+        attempt that it ended does not count, and no policy hears of it.
+        """
+        return isinstance(error, BaseException) and self.breaker.config.ignores(error)
+
+    def pause_after(self, ignored: BaseException) -> float:
+        """Seconds before the next attempt of a batch whose last one was ended by an
+        error that the policies ignore: none after a cancellation, which is not
+        repeated by itself; where the call was refused by a circuit breaker of the
+        sink's own, the time that it asks for; else the shortest pause, which does not
+        grow.
+        """
+        if not isinstance(ignored, Exception):
+            return 0.0
+        first, longest, _ = self._backoff
+        return min(max(first, getattr(ignored, "retry_after", 0.0)), max(first, longest))
+
     def settled(
         self,
         events: int,
@@ -129,6 +147,8 @@ class ControlLoop:
             self.batching.record(events, latency, filled)
             self.monitor.observe(latency=latency, ok=events)
             self.flow.record_outcome(events, 0)
+        elif self.ignores(error):
+            permit.ignore()
         else:
             permit.failure(error)
             self.monitor.observe(failed=events)

@@ -25,8 +25,9 @@ estimates, `Linger` decides; neither reads a clock.
 from __future__ import annotations
 
 import math
-import threading
 from typing import Final, Literal, TypeAlias
+
+from backpressure.base.reentry import Reentry, deferrable
 
 __all__ = ["ArrivalRate", "FlushReason", "Linger"]
 
@@ -82,7 +83,8 @@ class Linger:
 
     __slots__ = (
         *("flushed", "holding", "left_at", "limit", "quiet_until"),
-        *("_began", "_had", "_lock", "_misses", "_missing", "_pace", "_rate"),
+        *("_began", "_had", "_lock", "_misses", "_missing", "_pace", "_rate", "_reentry"),
+        "__weakref__",
     )
 
     def __init__(self, limit: float) -> None:
@@ -96,7 +98,8 @@ class Linger:
         self.holding = False
         #: The wait is over by order.
         self.flushed = False
-        self._lock = threading.Lock()
+        self._reentry = Reentry(self._start_over)
+        self._lock = self._reentry.lock
         self._rate = ArrivalRate()
         # When the wait began, how many events were there, how many were missing, and
         # the rate expected.
@@ -112,6 +115,8 @@ class Linger:
         """Whether a batch should wait. waiting: events that it would have; asked: that
         it may have; arrived: all ever.
         """
+        if self._reentry.within():
+            return self.holding
         with self._lock:
             left = self.left_at + self.limit - now
             rate = self._rate.at(now, arrived)
@@ -128,11 +133,18 @@ class Linger:
             self._pace, self._missing = rate, asked - waiting
             return True
 
+    @deferrable
     def flush(self) -> None:
         """End a wait that is going on."""
         with self._lock:
             self.flushed = self.holding
 
+    def _start_over(self) -> None:
+        """In a forked child, where another thread was changing this."""
+        self.holding = self.flushed = False
+        self._rate = ArrivalRate()
+
+    @deferrable
     def wait_ended(self, now: float, waiting: int, reason: FlushReason) -> None:
         """The wait is over, and `waiting` events were there; `reason`: why. Did as many
         come as the rate had promised?

@@ -31,7 +31,8 @@ Clipper (NSDI '17), the affine fit BentoML's dispatcher.
 How long a batch may wait to fill is `linger`; whether it should is for the gate in
 policies/linger.py.
 
-Safe for any thread. `evaluate` is one clock reading when not due; no lock is held while
+Safe for any thread, for finalisers and signal handlers (see base/reentry.py).
+`evaluate` is one clock reading when not due; no lock is held while
 `on_change` runs.
 """
 
@@ -39,13 +40,13 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, get_args
 
 from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.frozen_dict import FrozenDict
+from backpressure.base.reentry import Reentry, deferrable
 from backpressure.base.validation import check_bool, check_fields, check_number, check_positive
 from backpressure.policies.adaptive_batch_manager.affine_fit import AffineFit
 from backpressure.policies.adaptive_batch_manager.samples import BatchSamples, Period
@@ -169,7 +170,8 @@ class AdaptiveBatchManager:
         self.config: Final = config if config is not None else AdaptiveBatchConfig()
         self._clock = clock if clock is not None else MonotonicClock()
         self._on_change = on_change
-        self._lock = threading.Lock()
+        self._reentry = Reentry(self._start_over)
+        self._lock = self._reentry.lock
         self._size = self.config.initial_batch_size
         self._samples = BatchSamples()
         self._flushes: dict[str, int] = dict.fromkeys(get_args(FlushReason), 0)
@@ -213,6 +215,7 @@ class AdaptiveBatchManager:
             min(cfg.max_linger, _LINGER_SHARE * cfg.target_latency) if cfg.adaptive_enabled else 0.0
         )
 
+    @deferrable
     def record(self, size: int, latency: float, filled: bool | None) -> None:
         """A batch of `size` events took the sink `latency` seconds.
 
@@ -227,6 +230,7 @@ class AdaptiveBatchManager:
         with self._lock:
             self._samples.add(size, latency, filled, self._size)
 
+    @deferrable
     def flushed(self, reason: FlushReason) -> None:
         """Count a batch that is handed out, by what closed it."""
         with self._lock:
@@ -240,6 +244,8 @@ class AdaptiveBatchManager:
         events are being refused because the sink takes no more: then it is reconsidered
         sooner, once. Fewer than five batches wait for the next evaluation.
         """
+        if self._reentry.within():
+            return self._size
         now = self._clock.now()
         if refusing and not self._refused:
             with self._lock:
@@ -251,6 +257,8 @@ class AdaptiveBatchManager:
             reason = self._reconsider(now, pressure)
             new = self._size
         self._notify(old, new, reason)
+        if self._reentry.deferred:
+            self._reentry.apply()
         return new
 
     def adjust(self, size: int) -> None:
@@ -258,6 +266,10 @@ class AdaptiveBatchManager:
         outside [min, max].
         """
         check_number("size", size, int, self.config.min_batch_size, self.config.max_batch_size)
+        self._adjust(size)
+
+    @deferrable
+    def _adjust(self, size: int) -> None:
         with self._lock:
             old, self._size = self._size, size
             self._begin(self._clock.now())
@@ -268,24 +280,40 @@ class AdaptiveBatchManager:
 
     def metrics(self) -> AdaptiveBatchMetrics:
         """A frozen snapshot."""
+        if self._reentry.within():
+            return self._metrics()
         with self._lock:
-            a, b = self._fit.line()
-            return AdaptiveBatchMetrics(
-                batch_size=self._size,
-                score=self._score,
-                throughput=self._throughput,
-                p95_latency=self._last.p95,
-                filled=self._last.filled,
-                seconds_per_event=a,
-                seconds_per_batch=b,
-                batches=self._samples.batches,
-                events=self._samples.events,
-                linger=self.linger,
-                flushes=FrozenDict(dict(self._flushes)),
-                **self._changes,
-            )
+            metrics = self._metrics()
+        if self._reentry.deferred:
+            self._reentry.apply()
+        return metrics
 
     # --- below: called with the lock held, but for `_notify`
+
+    def _metrics(self) -> AdaptiveBatchMetrics:
+        a, b = self._fit.line()
+        return AdaptiveBatchMetrics(
+            batch_size=self._size,
+            score=self._score,
+            throughput=self._throughput,
+            p95_latency=self._last.p95,
+            filled=self._last.filled,
+            seconds_per_event=a,
+            seconds_per_batch=b,
+            batches=self._samples.batches,
+            events=self._samples.events,
+            linger=self.linger,
+            flushes=FrozenDict(dict(self._flushes)),
+            **self._changes,
+        )
+
+    def _start_over(self) -> None:
+        """In a forked child, where another thread was changing this: what was measured
+        is measured anew.
+        """
+        self._samples.clear()
+        self._fit = AffineFit()
+        self._begin(self._clock.now())
 
     def _begin(self, now: float) -> None:
         self._begun = now

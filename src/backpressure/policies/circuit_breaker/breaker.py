@@ -46,7 +46,11 @@ grows evenly from a tenth to all: every tenth call at first, every second one ha
 A lone caller that waits `retry_after` is admitted when it comes back, however few
 others ask.
 
-Safe for any thread and any task. The lock is held for a few attribute updates, never
+A call within a call that was let through as a probe or canary of the same breaker is a
+part of it: it is let through too, and the outer one decides.
+
+Safe for any thread and any task, for finalisers and signal handlers (see
+base/reentry.py), and across a fork. The lock is held for a few attribute updates, never
 while the caller's function or `on_change` runs; calls of `on_change` from two threads
 may therefore overlap.
 """
@@ -56,17 +60,24 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
+from backpressure.base.reentry import Reentry, deferrable
 from backpressure.base.validation import check_outcomes
+from backpressure.policies.circuit_breaker.blocks import LEFT, held
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
 from backpressure.policies.circuit_breaker.fast_path import FastPath
 from backpressure.policies.circuit_breaker.guard import Guard
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
-from backpressure.policies.circuit_breaker.permit import Outcome, Permit, Probe, fill
+from backpressure.policies.circuit_breaker.permit import (
+    InnerPermit,
+    Outcome,
+    Permit,
+    Probe,
+    fill,
+)
 from backpressure.policies.circuit_breaker.probes import Probes
 from backpressure.policies.circuit_breaker.ramp import Ramp
 from backpressure.policies.circuit_breaker.reset_time import ResetTime
@@ -100,7 +111,8 @@ class CircuitBreaker(Guard):
 
     As a context manager (`with`, `async with`) and as a decorator of a plain or `async`
     function it raises CircuitOpenError instead of admitting, and reports by the
-    exception that leaves the block. A timeout that should count as a failure belongs
+    exception that leaves the block; where a function returns an awaitable or a future,
+    by how that ends. A timeout that should count as a failure belongs
     inside the block: from outside it arrives as a cancellation, which is ignored.
     """
 
@@ -118,7 +130,8 @@ class CircuitBreaker(Guard):
         self._read = clock.now
         self._clock: Final = ForwardClock(clock)
         self._on_change = on_change
-        self._lock = threading.Lock()
+        self._reentry = reentry = Reentry(self._start_over)
+        self._lock = reentry.lock
 
         cfg = self.config
         self._state = State.CLOSED
@@ -171,10 +184,15 @@ class CircuitBreaker(Guard):
         tenth of `monitoring_interval`, as probes mostly answer long before. FORCED_OPEN
         has no known end: `reset_timeout`, as a pace to poll at.
         """
+        if self._reentry.within():
+            return self._wait(self._clock.glance())
         with self._lock:
             now = self._now()
             self._probes.collect()
-            return self._wait(now)
+            wait = self._wait(now)
+        if self._reentry.deferred:
+            self._reentry.apply()
+        return wait
 
     def record_many(self, ok: int, failed: int) -> None:
         """Count results of calls without a permit, such as the parts of a batch;
@@ -184,19 +202,8 @@ class CircuitBreaker(Guard):
         probes alone decide HALF_OPEN.
         """
         check_outcomes(ok, failed)
-        if ok == failed == 0:
-            return
-        change: _Change | None = None
-        with self._lock:
-            now = self._catch_up()
-            self._succeeded += ok
-            self._failed += failed
-            if self._state is State.CLOSED or self._state is State.DISABLED:
-                self._add(ok + failed, failed, 0)
-                change = self._judge(now)
-            self._set_fast_path(now)
-        if change is not None:
-            self._notify(change)
+        if ok or failed:
+            self._record_many(ok, failed)
 
     # --- by hand
 
@@ -227,44 +234,52 @@ class CircuitBreaker(Guard):
 
     def metrics(self) -> CircuitBreakerMetrics:
         """A frozen snapshot; what is too old for the window is dropped first."""
+        if self._reentry.within():
+            return self._metrics(self._clock.glance())
         with self._lock:
             now = self._catch_up()
             self._set_fast_path(now)
-            window, last, probes = self._window, self._last, self._probes
-            return CircuitBreakerMetrics(
-                state=self._state,
-                generation=self._fast_path.generation,
-                window_calls=window.calls,
-                window_failures=window.failed,
-                window_slow=window.slow,
-                last_calls=last.calls if last is not None else 0,
-                last_failures=last.failed if last is not None else 0,
-                last_slow=last.slow if last is not None else 0,
-                failure_rate=window.failed / window.calls if window.calls else 0.0,
-                slow_call_rate=window.slow / window.calls if window.calls else 0.0,
-                probes_out=probes.out,
-                probe_results=probes.results,
-                probe_failures=probes.failed,
-                admitted=self._admitted,
-                rejected=self._rejected,
-                succeeded=self._succeeded,
-                failed=self._failed,
-                ignored=self._ignored,
-                slow=self._slow,
-                late=self._late,
-                duplicates=self._duplicates,
-                lost_probes=probes.lost,
-                trips=self._trips,
-                remembered_trips=self._reset_time.remembers(self._healthy(now)),
-                open_time=self._reset_time.last,
-                admitted_share=self._share(now),
-                retry_after=self._wait(now),
-            )
+            metrics = self._metrics(now)
+        if self._reentry.deferred:
+            self._reentry.apply()
+        return metrics
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self._state.name} generation={self._fast_path.generation}>"
 
     # --- below: what is called with the lock held
+
+    def _metrics(self, now: float) -> CircuitBreakerMetrics:
+        window, last, probes = self._window, self._last, self._probes
+        return CircuitBreakerMetrics(
+            state=self._state,
+            generation=self._fast_path.generation,
+            window_calls=window.calls,
+            window_failures=window.failed,
+            window_slow=window.slow,
+            last_calls=last.calls if last is not None else 0,
+            last_failures=last.failed if last is not None else 0,
+            last_slow=last.slow if last is not None else 0,
+            failure_rate=window.failed / window.calls if window.calls else 0.0,
+            slow_call_rate=window.slow / window.calls if window.calls else 0.0,
+            probes_out=probes.out,
+            probe_results=probes.results,
+            probe_failures=probes.failed,
+            admitted=self._admitted,
+            rejected=self._rejected,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            ignored=self._ignored,
+            slow=self._slow,
+            late=self._late,
+            duplicates=self._duplicates,
+            lost_probes=probes.lost,
+            trips=self._trips,
+            remembered_trips=self._reset_time.remembers(self._healthy(now)),
+            open_time=self._reset_time.last,
+            admitted_share=self._share(now),
+            retry_after=self._wait(now),
+        )
 
     def _now(self) -> float:
         """The clock, made to never run backwards. Read under the lock: readings are in
@@ -419,10 +434,25 @@ class CircuitBreaker(Guard):
         """Seconds spent in CLOSED until now; 0.0 in other states."""
         return now - self._since if self._state is State.CLOSED else 0.0
 
+    def _is_within_call(self) -> bool:
+        """Whether this is called within a call that was let through in this generation,
+        and has neither been answered nor lost its slot.
+        """
+        permit = held.get()
+        while permit is not None:
+            if permit._frame is not LEFT and permit._fast_path is self._fast_path:
+                number = permit._number
+                if not permit._done and (number is None or self._probes.has(number)):
+                    return True
+            permit = permit._outer
+        return False
+
     # --- below: what takes the lock itself
 
     def _admit(self) -> Permit | None:
         """As `try_acquire`, under the lock."""
+        if self._reentry.within():
+            return self._admit_within()
         change: _Change | None = None
         permit: Permit | None = None
         with self._lock:
@@ -448,14 +478,52 @@ class CircuitBreaker(Guard):
                 state is State.CLOSED and (self._ramp is None or self._ramp.admits(now))
             ):
                 permit = fill(Permit(), self._fast_path, now)
+            if permit is None and self._is_within_call():
+                permit = fill(InnerPermit(), self._fast_path, now)
             if permit is None:
                 self._rejected += 1
             else:
                 self._admitted += 1
         if change is not None:
             self._notify(change)
+        if self._reentry.deferred:
+            self._reentry.apply()
         return permit
 
+    def _admit_within(self) -> Permit | None:
+        """As `try_acquire`, within a change: by the state as it stands."""
+        state = self._state
+        if state is State.DISABLED or (state is State.CLOSED and self._ramp is None):
+            self._reentry.deferred.append(self._count_admitted)
+            return fill(Permit(), self._fast_path, self._clock.glance())
+        self._reentry.deferred.append(self._count_rejected)
+        return None
+
+    @deferrable
+    def _count_admitted(self) -> None:
+        with self._lock:
+            self._admitted += 1
+
+    @deferrable
+    def _count_rejected(self) -> None:
+        with self._lock:
+            self._rejected += 1
+
+    @deferrable
+    def _record_many(self, ok: int, failed: int) -> None:
+        change: _Change | None = None
+        with self._lock:
+            now = self._catch_up()
+            self._succeeded += ok
+            self._failed += failed
+            if self._state is State.CLOSED or self._state is State.DISABLED:
+                self._add(ok + failed, failed, 0)
+                change = self._judge(now)
+            self._set_fast_path(now)
+        if change is not None:
+            self._notify(change)
+
+    @deferrable
     def _settle(self, permit: Permit, outcome: Outcome, latency: float | None) -> None:
         """Take the first result of a permit."""
         opened: _Change | None = None
@@ -480,6 +548,8 @@ class CircuitBreaker(Guard):
             ):
                 slow = 1
                 self._slow += 1
+            if isinstance(permit, InnerPermit):
+                return
             if permit._fast_path is not self._fast_path or (
                 self._state is State.HALF_OPEN and not held_slot
             ):
@@ -502,17 +572,34 @@ class CircuitBreaker(Guard):
             if each is not None:
                 self._notify(each)
 
+    @deferrable
     def _repeated(self) -> None:
         """Count one more result of a permit that had its result."""
         with self._lock:
             self._duplicates += 1
 
+    @deferrable
     def _command(self, cause: Cause, reason: str) -> None:
         with self._lock:
             now = self._catch_up()
             change = self._go(cause, now, reason)
             self._set_fast_path(now)
         self._notify(change)
+
+    def _start_over(self) -> None:
+        """Begin a generation of the same state: another thread was changing it when
+        this process was forked, and is not here to go on.
+        """
+        now = self._now()
+        cfg = self.config
+        self._window = TimeWindow(cfg.monitoring_interval, now)
+        self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
+        self._windows = (self._window, *([self._last] if self._last is not None else ()))
+        self._over_since = None
+        self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
+        self._ramp = None
+        self._fast_path = FastPath(self, self._fast_path.generation + 1)
+        self._set_fast_path(now)
 
     # --- below: what is called without it
 

@@ -5,10 +5,11 @@ come back.
 from __future__ import annotations
 
 import math
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Final
 
-from backpressure.base.errors import ConfigError
+from backpressure.base.errors import CircuitOpenError, ConfigError
 from backpressure.base.validation import check_bool, check_fields
 
 __all__ = ["CircuitBreakerConfig"]
@@ -24,6 +25,9 @@ _SHORTEST, _LONGEST, _LEAST_SHARE = 1e-6, 1e9, 1e-6
 # Above this a second trip would always mean the cap; it also keeps the power far from
 # overflow.
 _LARGEST_MULTIPLIER: Final = 100.0
+
+# Errors that say that a call was not made, or not waited for.
+_NOT_CALLED: Final = (CircuitOpenError, CancelledError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +85,10 @@ class CircuitBreakerConfig:
     #: failed probes begin another, longer open time.
     canary: bool = False
     #: Exceptions that say nothing about the callee: they give the slot back and count
-    #: as neither success nor failure. One that is no `Exception` (KeyboardInterrupt,
-    #: CancelledError) never counts either.
+    #: as neither success nor failure. Besides these, what is no `Exception`
+    #: (KeyboardInterrupt, asyncio's CancelledError), the CancelledError of an
+    #: executor's future, and the CircuitOpenError of a breaker within: the callee was
+    #: not called. A group of exceptions counts if one of its leaves does.
     ignored_exceptions: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -112,6 +118,14 @@ class CircuitBreakerConfig:
                 "ignored_exceptions",
                 f"must be a tuple of exception classes, not {self.ignored_exceptions!r}",
             )
+
+    def ignores(self, error: BaseException) -> bool:
+        """Whether `error` says nothing about the callee: see `ignored_exceptions`."""
+        if isinstance(error, self.ignored_exceptions):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self.ignores, error.exceptions))
+        return not isinstance(error, Exception) or isinstance(error, _NOT_CALLED)
 
     @property
     def longest_open_time(self) -> float:

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from backpressure.base.errors import CircuitOpenError
+from backpressure.policies.circuit_breaker.blocks import (
+    LEFT,
+    OF_GENERATOR,
+    enter,
+    enter_call,
+    find,
+    held,
+    innermost,
+)
 from backpressure.policies.circuit_breaker.fast_path import FastPath
-from backpressure.policies.circuit_breaker.permit import Outcome, Permit, fill, held, innermost
+from backpressure.policies.circuit_breaker.followed import LATER, follow, makes_context_manager
+from backpressure.policies.circuit_breaker.permit import Outcome, Permit, fill
 from backpressure.policies.circuit_breaker.state import State
 
 __all__ = ["Guard"]
@@ -22,7 +33,8 @@ __all__ = ["Guard"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# What most functions return, and which cannot be awaited. To ask a type for what it has
+_frame_of: Final[Callable[[int], FrameType]] = sys._getframe
+# What most functions return, and is over when they do. To ask a type for what it has
 # not costs a third of a guarded call before 3.12.
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict, set))
 
@@ -50,8 +62,9 @@ class Guard:
         """`fn(*args, **kwargs)` under a permit, its result reported; CircuitOpenError
         where there is none.
 
-        Where `fn` is an `async` function the permit is taken now, and the result
-        reported when the coroutine ends.
+        Where `fn` returns a coroutine, another awaitable or a future, the permit is
+        taken now, and the result reported when that ends. TypeError where it returns a
+        generator, or a context manager made of one: their work comes later.
         """
         # On the healthy path no permit need be made: the fast path does the counting,
         # and without another Python call.
@@ -66,34 +79,42 @@ class Guard:
             except BaseException as error:
                 fill(Permit(), fast_path).failure(error)
                 raise
-            plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+            kind = type(result)
+            plain = kind in _PLAIN or not (hasattr(kind, "__await__") or isinstance(result, LATER))
             if plain and fast_path.since <= fast_path.read() < fast_path.until:
                 try:
                     fast_path.successes.pop()
                     return result
                 except IndexError:
                     pass
-            return _finish(fill(Permit(), fast_path), result)
+            return follow(fill(Permit(), fast_path), result)
         return self._call(fn, *args, **kwargs)
 
     def __call__(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Decorate a plain or `async` function; TypeError for a generator, which works
-        after it returned.
+        """Decorate a plain or `async` function; TypeError for a generator, or what
+        `contextmanager` made of one: it works after it returned.
         """
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TypeError(
                 f"a generator cannot be guarded as a call; use `with breaker:` inside {fn!r}"
+            )
+        if makes_context_manager(fn):
+            raise TypeError(
+                f"a context manager cannot be guarded as a call; use `with breaker:` inside {fn!r}"
             )
         if inspect.iscoroutinefunction(fn):
 
             @functools.wraps(fn)
             async def call_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
                 permit = self._acquire()
+                call = enter_call(permit)
                 try:
                     result = await fn(*args, **kwargs)
                 except BaseException as error:
                     permit.failure(error)
                     raise
+                finally:
+                    call._frame = LEFT
                 permit.success()
                 return result
 
@@ -116,21 +137,24 @@ class Guard:
                 except BaseException as error:
                     fill(Permit(), fast_path).failure(error)
                     raise
-                plain = type(result) in _PLAIN or not hasattr(type(result), "__await__")
+                kind = type(result)
+                plain = kind in _PLAIN or not (
+                    hasattr(kind, "__await__") or isinstance(result, LATER)
+                )
                 if plain and fast_path.since <= read() < fast_path.until:
                     try:
                         fast_path.successes.pop()
                         return result
                     except IndexError:
                         pass
-                return _finish(fill(Permit(), fast_path), result)
+                return follow(fill(Permit(), fast_path), result)
             return self._call(fn, *args, **kwargs)
 
         return call
 
     # A block is entered and left on the healthy path without another Python call, which
-    # saves a twelfth of the whole: what `try_acquire`, `innermost` and `Permit.success`
-    # do there is done in line.
+    # saves a twelfth of the whole: what `try_acquire`, `enter`, `find` and
+    # `Permit.success` do there is done in line.
 
     def __enter__(self) -> Permit:
         fast_path = self._fast_path
@@ -145,9 +169,13 @@ class Guard:
             permit._fast_path = fast_path
         if permit is None:
             permit = self._acquire()
+        frame = _frame_of(1)
+        if frame.f_code.co_flags & OF_GENERATOR:
+            enter(permit, frame)
+            return permit
         outer = held.get()
-        permit._outer = outer if outer is None or not outer._left else innermost(outer)
-        permit._left = False
+        permit._outer = outer if outer is None or outer._frame is not None else innermost(outer)
+        permit._frame = frame
         held.set(permit)
         return permit
 
@@ -157,14 +185,14 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        permit = held.get()
-        if permit is None or permit._left or permit._fast_path.owner is not self:
-            permit = innermost(permit, self)
+        permit, frame = held.get(), _frame_of(1)
+        if permit is not None and permit._frame is frame and permit._fast_path.owner is self:
+            permit._frame = None  # LEFT, without a look-up
+        else:
+            permit = find(self, frame)
             if permit is None:
-                # Entered in another context, as test frameworks may split fixtures: the
-                # permit's lease runs out.
+                # Entered by hand in another context: the permit's lease runs out.
                 return
-        permit._left = True
         if error is not None:
             permit.failure(error)
             return
@@ -182,16 +210,26 @@ class Guard:
                 pass
         self._settle(permit, Outcome.OK, None)
 
-    async def __aenter__(self) -> Permit:
-        return self.__enter__()
+    # Not `async`: so the caller is the frame of the block.
 
-    async def __aexit__(
+    def __aenter__(self) -> Coroutine[Any, Any, Permit]:
+        permit = self._acquire()
+        enter(permit, _frame_of(1))
+        return _returned(permit)
+
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, trace)
+    ) -> Coroutine[Any, Any, None]:
+        permit = find(self, _frame_of(1))
+        if permit is not None:
+            if error is None:
+                permit.success()
+            else:
+                permit.failure(error)
+        return _returned(None)
 
     def _acquire(self) -> Permit:
         """A permit, or CircuitOpenError."""
@@ -207,30 +245,18 @@ class Guard:
         )
 
     def _call(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """`call`, with a permit."""
+        """`call`, with a permit that is known to calls within."""
         permit = self._acquire()
+        call = enter_call(permit)
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:
             permit.failure(error)
             raise
-        return _finish(permit, result)
+        finally:
+            call._frame = LEFT
+        return follow(permit, result)
 
 
-def _finish(permit: Permit, result: _R) -> _R:
-    """Report a call that returned; of a coroutine, when that has ended."""
-    if isinstance(result, Coroutine):
-        return cast(_R, _guarded(permit, result))
-    permit.success()
-    return result
-
-
-async def _guarded(permit: Permit, work: Coroutine[Any, Any, _R]) -> _R:
-    """Await `work` and report how it went."""
-    try:
-        result = await work
-    except BaseException as error:
-        permit.failure(error)
-        raise
-    permit.success()
-    return result
+async def _returned(value: _R) -> _R:
+    return value

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from types import FrameType
 
 from backpressure.policies.circuit_breaker.fast_path import FastPath
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Outcome", "Permit", "Probe", "fill", "held", "innermost"]
+__all__ = ["InnerPermit", "Outcome", "Permit", "Probe", "fill"]
 
 
 class Outcome(Enum):
@@ -27,7 +23,7 @@ class Permit:
     `generation` is that of the state which gave it.
     """
 
-    __slots__ = ("_answer", "_fast_path", "_left", "_outer", "_since")
+    __slots__ = ("_answer", "_fast_path", "_frame", "_outer", "_since")
 
     # There is no `__init__`: it would add a sixth to what a permit costs from end to
     # end. The breaker fills these in.
@@ -37,8 +33,9 @@ class Permit:
     #: GIL.
     _answer: list[None]
     _since: float  # when it was given; only where slow calls are watched
-    _outer: Permit | None  # of a `with` block: the one around it, and whether it is over
-    _left: bool
+    # Of a block or call: the one around it, and the frame of the block; see blocks.py.
+    _outer: Permit | None
+    _frame: FrameType | int | None
 
     _number: int | None = None
 
@@ -61,13 +58,10 @@ class Permit:
         fast_path.owner._settle(self, Outcome.OK, latency)
 
     def failure(self, error: BaseException | None = None) -> None:
-        """The call failed; or `ignore()`, where the config ignores `error` or it is not
-        an `Exception`.
+        """The call failed; or `ignore()`, where `error` says nothing about the callee:
+        see `CircuitBreakerConfig.ignored_exceptions`.
         """
-        ignored = error is not None and (
-            not isinstance(error, Exception)
-            or isinstance(error, self._fast_path.owner.config.ignored_exceptions)
-        )
+        ignored = error is not None and self._fast_path.owner.config.ignores(error)
         self._report(Outcome.IGNORED if ignored else Outcome.FAILED)
 
     def ignore(self) -> None:
@@ -119,23 +113,10 @@ class Probe(Permit):
         self._fast_path.owner._probes.dropped.append(self._number)
 
 
-# The permit of the innermost `with` block that this thread or task has entered, and
-# through it those around it. They are marked when they are left, not taken off, since
-# the second change of the variable would cost more than all the rest; so the last one
-# stays until the next comes. One variable for all breakers: a context keeps every
-# variable that was ever set in it, so one for each breaker would leak.
-held: Final[ContextVar[Permit | None]] = ContextVar("backpressure_permits", default=None)
+class InnerPermit(Permit):
+    """Of a call within a call that the same breaker has admitted as a probe or canary.
 
-
-def innermost(permit: Permit | None, breaker: object = None) -> Permit | None:
-    """The first block, from this one outwards, that has not been left; of that breaker,
-    where one is given.
-
-    That need not be the first of all, as generators may leave their blocks out of
-    order.
+    It is a part of that call: its result feeds the metrics, and the outer one decides.
     """
-    while permit is not None and (
-        permit._left or (breaker is not None and permit._fast_path.owner is not breaker)
-    ):
-        permit = permit._outer
-    return permit
+
+    __slots__ = ()

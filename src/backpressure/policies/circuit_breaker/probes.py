@@ -74,6 +74,10 @@ class Probes:
         self._out[self._number] = now + self._lease
         return self._number
 
+    def has(self, number: int) -> bool:
+        """Whether a probe is out."""
+        return number in self._out
+
     def give_back(self, number: int) -> bool:
         """A probe is no longer out; False where it had no slot any more."""
         return self._out.pop(number, None) is not None
@@ -90,4 +94,5 @@ class Probes:
         """
         if self.results + len(self._out) < self._slots:
             return 0.0
-        return max(0.0, min(next(iter(self._out.values())) - now, glance))
+        # None is out while a period is being decided, which a call within sees.
+        return max(0.0, min(next(iter(self._out.values()), now) - now, glance))

@@ -115,8 +115,7 @@ class CountWindow:
         if count == 0:
             return
         if self._runs and self._runs[-1][1:] == (failed, slow):
-            count_before = self._runs.pop()[0]
-            self._runs.append((count_before + count, failed, slow))
+            self._runs[-1] = (self._runs[-1][0] + count, failed, slow)
         else:
             self._runs.append((count, failed, slow))
         self._turn(count, failed, slow)

@@ -74,7 +74,7 @@ class DelayBound:
     """Room by priority, renewed at each look at the queue. `target` in seconds."""
 
     def __init__(self, target: float, now: float) -> None:
-        self._target = target
+        self.target = target
         self._interval = target * _INTERVAL
         #: Whether anything can be refused now.
         self.armed = False
@@ -115,17 +115,17 @@ class DelayBound:
             self.standing, self._short_at = False, now
             return
         outpaced = self._is_outpaced(now)
-        if total <= max(self._target * self.rates[0], enough):
+        if total <= max(self.target * self.rates[0], enough):
             self._short_at = now
         if self.standing:
             self.standing = now - self._refused_at < self._interval * _CALM
         else:
             self.standing = outpaced and now - self._short_at >= self._interval
-        burst = self._target * _BURST * self.rates[0]
+        burst = self.target * _BURST * self.rates[0]
         ahead, least = 0, float(enough)
         for p, count in enumerate(waiting):
             ahead += count
-            allowed = self._target * self.rates[p] if self.standing and outpaced else burst
+            allowed = self.target * self.rates[p] if self.standing and outpaced else burst
             self._room[p] = max(allowed, least) - ahead
             if now - self._last_refused[p] <= self._interval:
                 least = min(least, ahead + enough * _TRICKLE)
@@ -153,7 +153,7 @@ class DelayBound:
         beyond an interval, for what comes is not known.
         """
         left = max(0.0, -self._room[p]) / self.rates[p] if self.rates[p] > 0.0 else math.inf
-        return min(max(0.1 * self._target, left), self._interval)
+        return min(max(0.1 * self.target, left), self._interval)
 
     def _is_outpaced(self, now: float) -> bool:
         """Whether of late more was asked for than the sink takes: a queue that drains

@@ -106,8 +106,9 @@ class EmergencyMode:
             self.window.add(now, column, count)
         self._failed_at = now if failed else self._failed_at
 
-    def failure_rate(self, now: float) -> float:
-        counts, _ = self.window.read(now)
+    def failure_rate(self, now: float, glance: bool = False) -> float:
+        """`glance`: in the middle of another call."""
+        counts, _ = self.window.glance(now) if glance else self.window.read(now)
         return counts[_FAILED] / max(1, counts[_OK] + counts[_FAILED])
 
     def shed(self, p: int, n: int) -> int:

@@ -13,17 +13,20 @@ first: see delay_bound.py.
 Emergency. When the sink fails too much, demand is shed, the least urgent first: see
 emergency_mode.py.
 
-Thread safety: any thread may call any method. One lock, held for microseconds;
-`on_change` runs after it was let go. A clock that goes back counts as one that stood
+Any thread may call any method, and so may finalisers and signal handlers (see
+base/reentry.py). One lock, held for microseconds; `on_change` runs after it was let go.
+A call of `admit` that comes in the middle of another one gets what the bucket has.
+
+A clock that goes back counts as one that stood
 still for a moment, and goes on from there: nothing is credited twice, and nothing waits
 for the clock to catch up.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +34,7 @@ from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
 from backpressure.base.reasons import LIMIT_REASONS, LimitReason
+from backpressure.base.reentry import Reentry, deferrable
 from backpressure.base.validation import (
     check_bool,
     check_fields,
@@ -155,10 +159,13 @@ class FlowControlManager:
         rng: random.Random | None = None,
     ) -> None:
         self.config = config = config if config is not None else FlowControlConfig()
-        self._now = ForwardClock(clock if clock is not None else MonotonicClock()).now
+        self._clock = ForwardClock(clock if clock is not None else MonotonicClock())
+        self._now = self._clock.now
         self._on_change = on_change
         self._rng = rng if rng is not None else random.Random()
-        self._lock = threading.Lock()
+        self._reentry = reentry = Reentry(self._start_over)
+        self._lock, self._within = reentry.lock, reentry.within
+        self._deferred = reentry.deferred
         now = self._now()
         self._throttled = config.throttle_enabled
         self._limit = float(config.max_events_per_second)
@@ -192,6 +199,8 @@ class FlowControlManager:
         ) - 1
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n!r}")
+        if self._within():
+            return self._admit_within(n, p)
         change = None
         with self._lock:
             now = self._now()
@@ -237,8 +246,35 @@ class FlowControlManager:
             window.row[p] += granted
         if change is not None:
             self._announce(change)
+        if self._deferred:
+            self._reentry.apply()
         return grant
 
+    def _admit_within(self, n: int, p: int) -> Grant:
+        """As `admit`, in the middle of another call: the bucket alone can be asked."""
+        grant = Grant(n)
+        if self._throttled:
+            now_ns = int(self._clock.glance() * 1e9)
+            granted = self._bucket.acquire_up_to_at(now_ns, n)
+            if granted < n:
+                grant = Grant(granted, self._bucket.retry_after_at(now_ns, 1), "rate")
+        self._deferred.append(functools.partial(self._book, n, p, grant.granted))
+        return grant
+
+    @deferrable
+    def _book(self, n: int, p: int, granted: int) -> None:
+        """Count what `_admit_within` granted."""
+        with self._lock:
+            now = self._now()
+            self._emergency.window.add(now, p, n)
+            self._window.add(now, p, granted)
+            self._admitted[p] += granted
+            self._refused["rate"] += n - granted
+            self._sure = 0.0
+            if self._bound is not None and self._bound.armed:
+                self._bound.fill(p, granted)
+
+    @deferrable
     def give_back(self, n: int, priority: int) -> None:
         """Return `n` events that were granted and not used: tokens, claim, rate and
         demand are as if they had not been asked for. ValueError where n is negative or
@@ -288,15 +324,31 @@ class FlowControlManager:
                 f"waiting and taken must have {PRIORITY_LEVELS} numbers each, "
                 f"not {len(waiting)} and {len(taken)}"
             )
+        bound = self._bound
+        if self._within():
+            self._deferred.append(
+                functools.partial(
+                    self.observe,
+                    tuple(waiting),
+                    tuple(taken),
+                    enough=enough,
+                    calling=calling,
+                    spills=spills,
+                )
+            )
+            return bound is not None and bound.refused(1.0)
+        refusing = False
         with self._lock:
             now = self._now()
             self._emergency.holding = spills or not calling
-            bound = self._bound
-            if bound is None:
-                return False
-            bound.look(now, waiting, taken, enough, calling and not spills)
-            return bound.refused(1.0)
+            if bound is not None:
+                bound.look(now, waiting, taken, enough, calling and not spills)
+                refusing = bound.refused(1.0)
+        if self._deferred:
+            self._reentry.apply()
+        return refusing
 
+    @deferrable
     def record_outcome(self, ok: int, failed: int) -> None:
         """Report how many events the sink took, and failed. The buffer's own refusals
         are no outcomes.
@@ -313,6 +365,10 @@ class FlowControlManager:
         raise ConfigError.
         """
         _check_rate("rate", rate)
+        self._set_rate(rate)
+
+    @deferrable
+    def _set_rate(self, rate: float) -> None:
         with self._lock:
             old, self._limit = self._limit, float(rate)
             self._put_in_force(self._now())
@@ -324,6 +380,10 @@ class FlowControlManager:
         ConfigError.
         """
         check_number("burst", burst, int, 1, 2**60)
+        self._set_burst(burst)
+
+    @deferrable
+    def _set_burst(self, burst: int) -> None:
         with self._lock:
             now = self._now()
             self._shares.settle(now, self._bucket.rate)
@@ -336,46 +396,75 @@ class FlowControlManager:
         that is less.
         """
         p = None if priority is None else check_priority(priority) - 1
-        with self._lock:
-            counts, seconds = self._window.read(self._now())
-            return (sum(counts) if p is None else counts[p]) / seconds
+        if self._within():
+            counts, seconds = self._window.glance(self._clock.glance())
+        else:
+            with self._lock:
+                counts, seconds = self._window.read(self._now())
+            if self._deferred:
+                self._reentry.apply()
+        return (sum(counts) if p is None else counts[p]) / seconds
 
     @property
     def emergency(self) -> bool:
         """Whether the emergency mode is on. It can end by mere time, so this reads the
         clock.
         """
+        if self._within():
+            return self._emergency.state is EmergencyState.ACTIVE
         with self._lock:
             change = self._step(self._now())
             active = self._emergency.state is EmergencyState.ACTIVE
         self._announce(change)
+        if self._deferred:
+            self._reentry.apply()
         return active
 
     def metrics(self) -> FlowControlMetrics:
         """A snapshot of everything."""
         active = self.emergency
+        if self._within():
+            return self._metrics(self._clock.glance(), active, glance=True)
         with self._lock:
-            now = self._now()
-            counts, seconds = self._window.read(now)
-            return FlowControlMetrics(
-                rate_limit=self._limit,
-                rate_in_force=self._bucket.rate,
-                burst=self._bucket.burst,
-                tokens=self._bucket.tokens_at(int(now * 1e9)),
-                emergency=active,
-                failure_rate=self._emergency.failure_rate(now),
-                admitted=tuple(self._admitted),
-                rates=tuple(count / seconds for count in counts),
-                sink_rate=self._bound.rates[0] if self._bound is not None else 0.0,
-                standing=self._bound is not None and self._bound.standing,
-                refused=dict(self._refused),
-            )
+            metrics = self._metrics(self._now(), active)
+        if self._deferred:
+            self._reentry.apply()
+        return metrics
 
     def _announce(self, change: Change | None) -> None:
         if change is not None and self._on_change is not None:
             self._on_change(*change)
 
+    def _start_over(self) -> None:
+        """In a forked child, where another thread was changing this: what was set and
+        counted stays, what was measured is measured anew.
+        """
+        now = self._now()
+        self._window.start_over(now)
+        self._emergency.window.start_over(now)
+        self._fresh_until = min(self._window.until, self._emergency.window.until)
+        self._shares = PriorityShares(self._bucket.burst, now)
+        if self._bound is not None:
+            self._bound = DelayBound(self._bound.target, now)
+        self._sure = 0.0
+
     # From here on: with the lock held.
+
+    def _metrics(self, now: float, active: bool, glance: bool = False) -> FlowControlMetrics:
+        counts, seconds = self._window.glance(now) if glance else self._window.read(now)
+        return FlowControlMetrics(
+            rate_limit=self._limit,
+            rate_in_force=self._bucket.rate,
+            burst=self._bucket.burst,
+            tokens=self._bucket.tokens_at(int(now * 1e9)),
+            emergency=active,
+            failure_rate=self._emergency.failure_rate(now, glance),
+            admitted=tuple(self._admitted),
+            rates=tuple(count / seconds for count in counts),
+            sink_rate=self._bound.rates[0] if self._bound is not None else 0.0,
+            standing=self._bound is not None and self._bound.standing,
+            refused=dict(self._refused),
+        )
 
     def _step(self, now: float) -> Change | None:
         if not self._throttled:

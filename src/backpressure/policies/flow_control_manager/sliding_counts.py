@@ -56,6 +56,20 @@ class SlidingCounts:
         totals = [closed + count for closed, count in zip(self._closed, self.row, strict=True)]
         return totals, max(self._width, now - self._origin - first * self._width)
 
+    def glance(self, now: float) -> tuple[list[int], float]:
+        """As `read`, but what is too old stays: for a call in the middle of another."""
+        first = max(0, self._slot - len(self._rows) + 1)
+        totals = [sum(column) for column in zip(*self._rows, strict=True)]
+        return totals, max(self._width, now - self._origin - first * self._width)
+
+    def start_over(self, now: float) -> None:
+        """Forget everything."""
+        for row in self._rows:
+            row[:] = [0] * len(row)
+        self._closed = [0] * len(self._closed)
+        self._origin, self._slot = now, 0
+        self.row, self.until = self._rows[0], now + self._width
+
     def expire(self, now: float) -> None:
         """Forget what is too old by now."""
         if now < self.until:

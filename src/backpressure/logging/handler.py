@@ -113,6 +113,10 @@ class BufferHandler(logging.Handler):
             self.listener = BufferListener(buffer, self._target)
             self.listener.start()
         self._events: SingleEventWriter | _AfterFork = SingleEventWriter(buffer, self._timeout)
+        # A child of multiprocessing may end without atexit and logging.shutdown.
+        util, process = map(sys.modules.get, ("multiprocessing.util", "multiprocessing.process"))
+        if util is not None and process is not None and process.parent_process() is not None:
+            util.Finalize(None, self.close, exitpriority=0)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -155,6 +159,9 @@ class BufferHandler(logging.Handler):
         if sent is not None and self._comes_back(sent):
             self._tally.add("feedback")
             return
+        if self._closing:
+            self._tally.add("closed")
+            return
         try:
             text = self.format(record)
             priority = self._priorities[record.levelno]
@@ -170,23 +177,22 @@ class BufferHandler(logging.Handler):
             else:
                 self._tally.add("full")
             return
-        self._add(text, priority, record)
-        if here.deferred:
-            run_deferred()
+        try:
+            self._add(text, priority, record)
+        finally:
+            if here.deferred:
+                run_deferred()
 
     def _add(self, text: str, priority: int, record: logging.LogRecord) -> None:
         reason: str | None
         try:
             here.within = True
-            if self._closing:
-                reason = "closed"
-            else:
-                try:
-                    reason = self._events.add(text, priority)
-                except BackpressureError:
-                    # Half of a surrogate pair has no UTF-8: the line shows it escaped.
-                    escaped = text.encode("utf-8", "backslashreplace")
-                    reason = self._events.add(escaped, priority)
+            try:
+                reason = self._events.add(text, priority)
+            except BackpressureError:
+                # Half of a surrogate pair has no UTF-8: the line shows it escaped.
+                escaped = text.encode("utf-8", "backslashreplace")
+                reason = self._events.add(escaped, priority)
         except RecursionError:
             raise
         except Exception:
@@ -221,7 +227,8 @@ class BufferHandler(logging.Handler):
     def flush(self) -> None:
         """Wait, for `drain_timeout` at most, until what was logged is delivered.
 
-        Only the handler's own listener is waited for.
+        Only the handler's own listener is waited for, and not by a signal's handler
+        that has interrupted a logging call.
         """
         if self._is_shut_down():
             # `close` comes next: it waits, and accepts nothing meanwhile.
@@ -229,6 +236,7 @@ class BufferHandler(logging.Handler):
         elif (
             self.listener is not None
             and not self._closing
+            and not here.within
             and not self.listener.flush(self._drain_timeout)
         ):
             self._flush_failed_at = time.monotonic()
@@ -246,8 +254,16 @@ class BufferHandler(logging.Handler):
         """Accept no more, deliver what is left, for `drain_timeout` at most, and end.
 
         What is logged from now on counts as refused ("closed"); what is not delivered
-        by then is counted as dropped in the buffer's stats, and logged.
+        by then is counted as dropped in the buffer's stats, and logged. Where a
+        signal's handler calls this in the midst of a logging call, that call is
+        completed first, and then closes.
         """
+        if here.within:
+            self._closing = True
+            here.deferred.append(self.close)
+            return
+        if here.deferred:
+            run_deferred()
         self._closing = True
         try:
             if not self._closed and self._pid == os.getpid():
@@ -311,9 +327,6 @@ class BufferHandler(logging.Handler):
             )
         self._start(BufferManager(config))
         self._owns = True
-        # A child of multiprocessing ends without atexit: without logging.shutdown.
-        if (util := sys.modules.get("multiprocessing.util")) is not None:
-            util.Finalize(None, self.close, exitpriority=0)
         if directory is not None:
             _warn(
                 "process %d is a fork: its log lines are in memory until they are sent, "

@@ -19,7 +19,7 @@ from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging.levels import LEVELS
-from backpressure.logging.reentry import within_buffer
+from backpressure.logging.reentry import here, within_buffer
 from backpressure.logging.targets import Target
 from backpressure.sinks import SinkGone
 
@@ -93,6 +93,8 @@ class BufferListener:
         seconds at most (None: as long as it takes); False: it was not, in that time.
         """
         seconds = timeout_seconds(timeout)
+        if here.within:
+            return False  # the call that was interrupted would be waited for
         lanes = self._lane_stats()
         goals = {priority: _settled(lane) + lane.resident for priority, lane in lanes.items()}
         deadline = time.monotonic() + seconds

@@ -53,5 +53,9 @@ def within_buffer() -> Iterator[None]:
 def run_deferred() -> None:
     """Add what has waited, in order. It must not be within a buffer any more."""
     deferred = here.deferred
-    while deferred:
-        deferred.popleft()()
+    while True:
+        try:
+            add = deferred.popleft()
+        except IndexError:
+            return  # also where a signal's handler was here and has added it
+        add()

@@ -230,7 +230,7 @@ def test_without_the_right_to_open_a_new_file_lines_go_to_the_renamed_one(
     assert (tmp_path / "moved" / "app.log").read_bytes() == b"one\n"
     (tmp_path / "moved" / "app.log").unlink()
     with pytest.raises(FileNotFoundError):
-        sink.send(batch_of(b"two"))  # nobody would ever read it
+        sink.send(batch_of(b"two"))  # it would be in a file without a name
     folder.mkdir()
     os.mkfifo(folder / "app.log")
     with pytest.raises(OSError, match="not a regular file"):

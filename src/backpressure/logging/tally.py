@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["Tally"]
 
-# So many are kept one by one before they are summed up.
+# This number is kept one by one before they are summed up.
 _FOLD_AT: Final = 1000
 
 

@@ -34,8 +34,8 @@ from backpressure.sinks.stream import StreamSink
 __all__ = ["FileSink", "open_sink"]
 
 _NEWLINE: Final = 10
-# Of so many failed batches it is known what of them stands in the file. Only batches
-# that are to come again are kept, and each lane has one at its front.
+# The number of failed batches of which it is known what stands in the file: a bound for
+# memory. A batch that comes again leaves the list, and each lane has few to come.
 _MAX_KEPT: Final = 64
 
 

@@ -11,16 +11,29 @@ and in `buffer.stats()`); a sink that fails gets its lines later, in order. A re
 that was accepted is in the buffer when the logging call returns.
 
 Records are formatted in the thread that logs, as with QueueHandler: arguments may
-change later. Each level is a priority, so what is urgent is delivered first and has
-room of its own. Lines keep their order within a level, and not between levels;
-`priority=3` keeps one order for all.
+change later. A sink gets the lines in the order in which they were logged. With
+`priority="level"` each level is a priority instead: what is urgent is delivered first
+and has room of its own, and lines keep their order within a level only.
+
+Feedback: what is logged while a batch is being sent, by the thread that sends or by
+code that inherits its context, is not put into the buffer that is being sent, but
+counted (`refused["feedback"]`): a sink's HTTP library would feed itself for ever. A
+handler that has met such records also takes none that were logged while another
+buffer's batch was being sent, so that two of them do not feed each other. A thread that
+a sink starts by itself is not recognised: keep its logger from this handler, by a level
+or a filter.
+
+Re-entrancy: a `__del__` or a signal's handler may log while its own thread is logging.
+Its record is added before the interrupted call returns.
 
 Forks: a child gets a buffer of its own, in memory. What the parent had accepted stays
 the parent's, as does its directory. The child's buffer is made, and its listener
-started, when the child first logs.
+started, when the child first logs; where that differs from what the parent has (no
+directory, no consumer) a warning says so. The sinks of this package open their file or
+connection anew in the child; a sink of one's own has to see to that itself.
 
-Interpreter shutdown: `logging.shutdown` closes the handler, which delivers what is left
-for up to `drain_timeout` seconds.
+Interpreter shutdown: `logging.shutdown` closes the handler, which accepts no more, and
+delivers what is left for up to `drain_timeout` seconds.
 
 Thread safety: any number of threads. No lock is held while a record is formatted or
 added.

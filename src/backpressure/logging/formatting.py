@@ -6,25 +6,25 @@ import logging
 import time
 from typing import Final
 
-__all__ = ["QuickFormat", "quick_format"]
+__all__ = ["QuickFormat", "is_plain"]
 
-# Programs replace it, to write times their own way.
+# Programs replace them, to write times or whole lines their own way.
+_FORMAT: Final = logging.Formatter.format
 _FORMAT_TIME: Final = logging.Formatter.formatTime
 
 
-def quick_format(formatter: logging.Formatter | None) -> QuickFormat | None:
-    """A QuickFormat that writes the same as `formatter`; None where none can.
+def is_plain(formatter: logging.Formatter) -> bool:
+    """Whether QuickFormat writes the same as `formatter` does now.
 
     It must be a plain Formatter: that writes the same text for every time within a
     second, but for the milliseconds.
     """
-    plain = (
+    return (
         type(formatter) is logging.Formatter
         and logging.Formatter.formatTime is _FORMAT_TIME
-        and "formatTime" not in vars(formatter)
-    )
-    return (
-        QuickFormat(formatter) if plain and formatter is not None and formatter.usesTime() else None
+        and logging.Formatter.format is _FORMAT
+        and "formatTime" not in (own := vars(formatter))
+        and "format" not in own
     )
 
 
@@ -35,14 +35,15 @@ class QuickFormat:
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
-        self._formatter = formatter
+        self.formatter: Final = formatter
+        self._uses_time = formatter.usesTime()
         # The second, the formatter's converter and pattern, and the text. Replaced as a
         # whole, so any thread may read it.
         self._kept: tuple[float | None, object, str, str] = (None, None, "", "")
 
     def format(self, record: logging.LogRecord) -> str:
-        formatter = self._formatter
-        if record.exc_info or record.exc_text or record.stack_info:
+        formatter = self.formatter
+        if record.exc_info or record.exc_text or record.stack_info or not self._uses_time:
             return formatter.format(record)
         record.message = record.getMessage()
         converter, datefmt = formatter.converter, formatter.datefmt

@@ -1,6 +1,11 @@
 """BufferHandler: puts what is logged into a buffer.
 
-In a forked child it makes a buffer of its own.
+Invariants. A record is added, or counted in `refused`, or both are done by another's
+call that is under way in the same thread (see reentry.py). No lock is held while a
+record is formatted or added. What a handler has begun to close accepts nothing.
+
+In a forked child the handler has a buffer, a listener and counts of its own, from the
+child's first record on; nothing of the parent's buffer is touched there.
 """
 
 from __future__ import annotations
@@ -12,23 +17,32 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from backpressure.base.errors import BackpressureError
+from backpressure.base.sending import sent_buffer
 from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.from_mapping import build
 from backpressure.buffer.single_events import SingleEventWriter
 from backpressure.buffer_manager import BufferManager
-from backpressure.logging.formatting import QuickFormat, quick_format
+from backpressure.logging.formatting import QuickFormat, is_plain
 from backpressure.logging.levels import Priorities
-from backpressure.logging.listener import BufferListener, open_target
-from backpressure.sinks import Sink
+from backpressure.logging.listener import BufferListener
+from backpressure.logging.reentry import MAX_DEFERRED, here, run_deferred, within_buffer
+from backpressure.logging.tally import Tally
+from backpressure.logging.targets import SinkArgument, open_target
 
 __all__ = ["BufferHandler"]
+
+_log = logging.getLogger("backpressure")
+
+# A flush that failed and a close that follows within that time (seconds) are one end,
+# which has one time to wait.
+_JUST_NOW: Final = 0.1
 
 
 class BufferHandler(logging.Handler):
@@ -38,10 +52,13 @@ class BufferHandler(logging.Handler):
         fields as a dict (the way of dictConfig), or None for the defaults: then the
         handler has a buffer of its own, and closes it with itself.
     sink: where the handler's own BufferListener delivers: a Sink, a path ("app.log",
-        which is appended to; "-" is stdout), or logging handlers. None: the caller
+        which is appended to; "-" is stdout), or logging handlers, also by their names.
+        A string that names a handler is that handler, and not a path. None: the caller
         consumes the buffer.
-    priority: one for all levels, or by level (a name or a number; levels between have
-        the lower one's), or None for `priority_of`.
+    priority: one for all levels; or by level (a name or a number; levels between have
+        the lower one's); or "level" for `priority_of`. None: one for all where a sink
+        gets lines, so that a file has them in order; else "level", since a logging
+        handler knows a record's level by its priority only.
     timeout: seconds that a call may wait for room; 0 never waits.
     drain_timeout: seconds that `close` may take to deliver.
 
@@ -53,8 +70,8 @@ class BufferHandler(logging.Handler):
         self,
         buffer: BufferManager | BufferConfig | Mapping[str, Any] | None = None,
         *,
-        sink: Sink | str | logging.Handler | Sequence[logging.Handler] | None = None,
-        priority: int | Mapping[int | str, int] | None = None,
+        sink: SinkArgument = None,
+        priority: int | str | Mapping[int | str, int] | None = None,
         level: int | str = logging.NOTSET,
         timeout: float = 0.0,
         drain_timeout: float = 5.0,
@@ -63,54 +80,64 @@ class BufferHandler(logging.Handler):
             # None would make a log call, or the end of the process, wait for ever.
             if timeout_seconds(seconds, name) == math.inf:
                 raise ValueError(f"{name} must be a number of seconds from 0 on, not {seconds!r}")
-        by_level = Priorities(priority)
+        Priorities(priority)  # mistakes are named before a file is opened
         own = not isinstance(buffer, BufferManager)
         if not isinstance(buffer, (BufferManager, BufferConfig)):
             buffer = build(BufferConfig, buffer or {}, "buffer")
         target = open_target(sink)
         super().__init__(level)
-        self._priorities: Final = by_level
+        in_order = target is not None and not isinstance(target, Sequence)
+        self._priorities: Final = Priorities(priority, in_order=in_order)
         self._timeout: Final = timeout
         self._drain_timeout: Final = drain_timeout
-        self._owns: Final = own
+        self._owns = own
         self._target: Final = target
-        self._counting = threading.Lock()
-        self._refused: Counter[str] = Counter()
+        self._quick: QuickFormat | None = None
+        # What is kept, unused, of the processes that this one was forked from: no
+        # finaliser of theirs is to run here.
+        self._ancestors: list[object] = []
+        self._tally = Tally()
+        self._closing = False
         self._closed = False
+        self._flush_failed_at = -math.inf
+        self._fed_back = False
         self._start(buffer if isinstance(buffer, BufferManager) else BufferManager(buffer))
         _handlers.add(self)
 
     def _start(self, buffer: BufferManager) -> None:
         self.buffer = buffer
-        self._events: SingleEventWriter | _AfterFork = SingleEventWriter(buffer, self._timeout)
         self._pid = os.getpid()
         #: The handler's own listener, or None.
         self.listener: BufferListener | None = None
         if self._target is not None:
             self.listener = BufferListener(buffer, self._target)
             self.listener.start()
+        self._events: SingleEventWriter | _AfterFork = SingleEventWriter(buffer, self._timeout)
+        # A child of multiprocessing may end without atexit and logging.shutdown.
+        util, process = map(sys.modules.get, ("multiprocessing.util", "multiprocessing.process"))
+        if util is not None and process is not None and process.parent_process() is not None:
+            util.Finalize(None, self.close, exitpriority=0)
 
     @property
     def refused(self) -> dict[str, int]:
         """Records that were not accepted, by reason.
 
-        The reasons are those of Admission, and "error" for what went to `handleError`.
+        The reasons are those of Admission, "error" for what went to `handleError`, and
+        "feedback" for what was logged while this buffer's events were being sent.
         """
-        with self._counting:
-            return dict(self._refused)
+        return self._tally.counts()
 
-    def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 (logging's name)
-        """As `Handler.setFormatter`."""
-        super().setFormatter(fmt)
-        self._quick = quick_format(fmt)
-
-    _quick: QuickFormat | None = None
+    # ------------------------------------------------------------ a record
 
     def format(self, record: logging.LogRecord) -> str:
         """As `Handler.format`, to the letter."""
-        if self._quick is not None:
-            return self._quick.format(record)
-        return super().format(record)
+        formatter = self.formatter
+        if formatter is None or not is_plain(formatter):
+            return super().format(record)
+        quick = self._quick
+        if quick is None or quick.formatter is not formatter:
+            self._quick = quick = QuickFormat(formatter)
+        return quick.format(record)
 
     def handle(self, record: logging.LogRecord) -> bool:
         """As `Handler.handle`, without its lock.
@@ -128,9 +155,38 @@ class BufferHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format the record and add it to the buffer, or count why it was refused."""
+        sent = sent_buffer()
+        if sent is not None and self._comes_back(sent):
+            self._tally.add("feedback")
+            return
+        if self._closing:
+            self._tally.add("closed")
+            return
         try:
             text = self.format(record)
             priority = self._priorities[record.levelno]
+        except RecursionError:
+            raise  # as logging's own handlers do: no stack is left to report it with
+        except Exception:
+            self._tally.add("error")
+            self.handleError(record)
+            return
+        if here.within:
+            if len(here.deferred) < MAX_DEFERRED:
+                here.deferred.append(partial(self._add, text, priority, record))
+            else:
+                self._tally.add("full")
+            return
+        try:
+            self._add(text, priority, record)
+        finally:
+            if here.deferred:
+                run_deferred()
+
+    def _add(self, text: str, priority: int, record: logging.LogRecord) -> None:
+        reason: str | None
+        try:
+            here.within = True
             try:
                 reason = self._events.add(text, priority)
             except BackpressureError:
@@ -138,43 +194,106 @@ class BufferHandler(logging.Handler):
                 escaped = text.encode("utf-8", "backslashreplace")
                 reason = self._events.add(escaped, priority)
         except RecursionError:
-            raise  # as logging's own handlers do: no stack is left to report it with
+            raise
         except Exception:
-            self._count("error")
+            here.within = False
+            self._tally.add("error")
             self.handleError(record)
         else:
             if reason is not None:
-                self._count(reason)
+                self._tally.add(reason)
+        finally:
+            here.within = False
 
-    def _count(self, reason: str) -> None:
-        with self._counting:
-            self._refused[reason] += 1
+    def _comes_back(self, sent: str) -> bool:
+        """Whether a record that is logged while that buffer's events are being sent
+        would be sent by that same sink.
+
+        Directly; or by turns: two handlers whose sinks both log would feed each other.
+        """
+        if self._feeds(sent):
+            self._fed_back = True
+        return self._fed_back
+
+    def _feeds(self, buffer_id: str) -> bool:
+        """Whether what is logged here comes into that buffer."""
+        if buffer_id == self.buffer.id:
+            return True
+        targets = self._target if isinstance(self._target, Sequence) else ()
+        return any(one._feeds(buffer_id) for one in targets if isinstance(one, BufferHandler))
+
+    # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
         """Wait, for `drain_timeout` at most, until what was logged is delivered.
 
-        Only the handler's own listener is waited for.
+        Only the handler's own listener is waited for, and not by a signal's handler
+        that has interrupted a logging call.
         """
-        if self.listener is not None and not self._closed:
-            self.listener.flush(self._drain_timeout)
+        if self._is_shut_down():
+            # `close` comes next: it waits, and accepts nothing meanwhile.
+            self._closing = True
+        elif (
+            self.listener is not None
+            and not self._closing
+            and not here.within
+            and not self.listener.flush(self._drain_timeout)
+        ):
+            self._flush_failed_at = time.monotonic()
+
+    def _is_shut_down(self) -> bool:
+        """Whether `logging.shutdown` calls: it flushes each handler, then closes it."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code is logging.shutdown.__code__:
+                return any(one is self for one in frame.f_locals.values())
+        return False
 
     def close(self) -> None:
-        """Deliver what is left, for `drain_timeout` at most, and end.
+        """Accept no more, deliver what is left, for `drain_timeout` at most, and end.
 
-        What is logged from now on counts as refused.
+        What is logged from now on counts as refused ("closed"); what is not delivered
+        by then is counted as dropped in the buffer's stats, and logged. Where a
+        signal's handler calls this in the midst of a logging call, that call is
+        completed first, and then closes.
         """
-        if not self._closed and self._pid == os.getpid():
-            self._closed = True
+        if here.within:
+            self._closing = True
+            here.deferred.append(self.close)
+            return
+        if here.deferred:
+            run_deferred()
+        self._closing = True
+        try:
+            if not self._closed and self._pid == os.getpid():
+                self._closed = True
+                self._end(time.monotonic())
+        finally:
+            super().close()
+
+    def _end(self, now: float) -> None:
+        waited = now - self._flush_failed_at < _JUST_NOW
+        deadline = now if waited else now + self._drain_timeout
+        with within_buffer():
             self._events.close()
-            deadline = time.monotonic() + self._drain_timeout
+        try:
             if self.listener is not None:
-                self.listener.stop(self._drain_timeout)
+                self.listener.stop(max(0.0, deadline - time.monotonic()))
+        finally:
             if self._owns:
                 # The handler's listener has had its time. Without one the caller
                 # consumes, and may need some.
                 left = max(0.0, deadline - time.monotonic())
-                self.buffer.close(timeout=0.0 if self.listener is not None else left)
-        super().close()
+                if self.listener is not None or (self._ancestors and not self._is_consumed()):
+                    left = 0.0
+                with within_buffer():
+                    self.buffer.close(timeout=left)
+
+    def _is_consumed(self) -> bool:
+        """Whether a batch was ever taken from the buffer."""
+        stats = self.buffer.stats()
+        return bool(stats.acked or stats.in_flight or stats.batches_nacked)
 
     # ------------------------------------------------------------ forks
 
@@ -183,14 +302,17 @@ class BufferHandler(logging.Handler):
 
         Its locks may be held for ever, and its threads do not run here.
         """
-        self._counting = threading.Lock()
-        self._refused = Counter()
+        self._ancestors.append((self.buffer, self.listener, self._events))
+        self._tally = Tally()
+        self._flush_failed_at = -math.inf
+        self._fed_back = False
         self.listener = None
         self._events = _AfterFork(self)
 
     def _start_in_child(self) -> None:
         config = self.buffer.config
-        if config.directory is not None:
+        directory = config.directory
+        if directory is not None:
             # The directory is the parent's: one belongs to one process.
             config = replace(
                 config,
@@ -203,12 +325,28 @@ class BufferHandler(logging.Handler):
                 if config.when_full is WhenFull.DROP_LOWEST_PRIORITY
                 else config.when_full,
             )
-        # Kept, so that no finaliser of the parent's objects runs here.
-        self._parents = self.buffer
         self._start(BufferManager(config))
-        # A child of multiprocessing ends without atexit: without logging.shutdown.
-        if (util := sys.modules.get("multiprocessing.util")) is not None:
-            util.Finalize(None, self.flush, exitpriority=0)
+        self._owns = True
+        if directory is not None:
+            _warn(
+                "process %d is a fork: its log lines are in memory until they are sent, "
+                "since the directory %s is its parent's",
+                self._pid,
+                directory,
+            )
+        elif self._target is None:
+            _warn(
+                "process %d is a fork: its log lines are in a buffer of its own "
+                "(handler.buffer), which no consumer of its parent's reads",
+                self._pid,
+            )
+
+
+def _warn(text: str, *arguments: object) -> None:
+    try:
+        _log.warning(text, *arguments)
+    except Exception:
+        pass  # another handler's trouble, which must not become the caller's
 
 
 class _AfterFork:
@@ -216,12 +354,11 @@ class _AfterFork:
 
     def __init__(self, handler: BufferHandler) -> None:
         self._handler = handler
+        # The thread that holds it logs nothing here: it is within the buffer.
         self._lock = threading.Lock()
 
     def add(self, event: bytes | str, priority: int) -> str | None:
         handler = self._handler
-        if handler._closed:
-            return "closed"
         with self._lock:
             if handler._events is self:
                 handler._start_in_child()
@@ -235,6 +372,8 @@ _handlers: weakref.WeakSet[BufferHandler] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    here.within = False
+    here.deferred.clear()  # what the parent adds itself
     for handler in list(_handlers):
         handler._forget_parent()
 

@@ -34,7 +34,10 @@ def priority_of(levelno: int) -> int:
 class Priorities(dict[int, int]):
     """Priority by level number. Each level is looked up once, when it first comes."""
 
-    def __init__(self, given: int | Mapping[int | str, int] | None) -> None:
+    def __init__(
+        self, given: int | str | Mapping[int | str, int] | None, *, in_order: bool = False
+    ) -> None:
+        """given: as for BufferHandler. in_order: None means one for all levels."""
         super().__init__()
         self._steps: list[tuple[int, int]] | None = None
         if isinstance(given, Mapping):
@@ -44,7 +47,14 @@ class Priorities(dict[int, int]):
             if not numbers:
                 raise ValueError("priority: an empty mapping names no priority; leave it out")
             self._steps = sorted(numbers.items(), reverse=True)
-        elif given is not None:
+        elif isinstance(given, str):
+            if given != "level":
+                raise ValueError(
+                    f'priority must be a number from 1 to 5, "level", or a mapping of levels, '
+                    f"not {given!r}"
+                )
+        elif given is not None or in_order:
+            given = Priority.NORMAL if given is None else given
             self._steps = [(logging.NOTSET, check_priority(given))]
 
     def __missing__(self, levelno: int) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from backpressure.base.errors import SinkGone
 from backpressure.delivery.sink import Sink
-from backpressure.sinks.file import FileSink, LineSink, StreamSink, open_sink
+from backpressure.sinks.file import FileSink, open_sink
+from backpressure.sinks.lines import LineSink
+from backpressure.sinks.stream import StreamSink
 
 __all__ = ["FileSink", "LineSink", "Sink", "SinkGone", "StreamSink", "open_sink"]

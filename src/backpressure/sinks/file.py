@@ -1,264 +1,245 @@
-"""Sinks that write each event and a newline to a file descriptor.
+"""FileSink: appends lines to a regular file, which others may append to as well.
 
-    LineSink           what both have: the bytes of a batch, and a write loop that
-                       survives short writes
-    ├── FileSink       a regular file: a batch whose write failed is cut off again, so a
-    │                  redelivery doubles nothing
-    └── StreamSink     a pipe, a terminal, stdout: what is written cannot be undone, so
-                       a redelivery goes on where the write stopped
+Invariants.
 
-A batch is joined piece by piece in one small buffer: that stays in the cache, and no
-batch is ever copied as a whole.
+1. Every write is an append (O_APPEND) of whole lines, so two handlers, two processes or
+   a forked child overwrite nothing of each other's.
+2. Where a write failed, what it left behind is cut off, so a redelivery doubles
+   nothing; but only bytes that this sink wrote and that are the end of the file. If
+   others have written behind them, the whole lines stay, and a redelivery goes on
+   behind them.
+3. A file that was opened to append to is followed by its name: after a rotation by
+   rename the next batch goes to the new file. After a rotation by copy and truncation
+   it goes to the new end of the same one.
+4. A forked child opens the file anew: a position and a lock that it shared with its
+   parent would say nothing of either's lines.
 
-Not safe for several threads: a sink belongs to the thread that delivers.
+Writers take turns batch by batch (`FileLock`); a program that appends without the lock
+costs at most a line that was torn by a failed write.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import select
 import stat
-import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from backpressure.base.errors import SinkGone
 from backpressure.buffer.batch import Batch
+from backpressure.sinks.file_lock import FileLock
+from backpressure.sinks.lines import LineSink, open_for_writing, refuse_sources
+from backpressure.sinks.stream import StreamSink
 
-__all__ = ["FileSink", "LineSink", "StreamSink", "open_sink"]
+__all__ = ["FileSink", "open_sink"]
 
-#: Writes some of the bytes to the descriptor and returns how many, as `os.write` does.
-Writer: TypeAlias = Callable[[int, memoryview], int]
-
-_STDOUT = 1
-_NEWLINE = 10
-# Fits into a second-level cache: the join writes it, and the system call reads it from
-# there.
-_PIECE_BYTES = 256 * 1024
-# Seconds to sleep at a time until a non-blocking descriptor has room. Only a bound:
-# room ends the sleep at once.
-_ROOM_WAIT_SECONDS = 1.0
+_NEWLINE: Final = 10
+# The number of failed batches of which it is known what stands in the file: a bound for
+# memory. A batch that comes again leaves the list, and each lane has few to come.
+_MAX_KEPT: Final = 64
 
 
-class LineSink(ABC):
-    """Writes batches to the descriptor `fd`, which it owns.
+class _Tail(NamedTuple):
+    """What the present batch has written to the end of the file."""
 
-    `name` stands in error messages. `writer` does the writing: tests and drills put one
-    in that fails.
-    """
-
-    def __init__(self, fd: int, name: str) -> None:
-        self.name = name
-        self.writer: Writer = os.write
-        self._fd = fd
-        self._done = 0  # bytes of the present batch that are written
-        self._end: tuple[int, int] | None = None
-        self._piece = memoryview(bytearray(_PIECE_BYTES))
-
-    def leave_open(self, priority: int, seq: int) -> None:
-        """Write no newline after event `seq` of `priority`: its input had none."""
-        self._end = (priority, seq)
-
-    @abstractmethod
-    def send(self, batch: Batch) -> None:
-        """Write all of `batch`.
-
-        OSError where that fails, SinkGone where it can never succeed again.
-        """
-
-    def close(self) -> None:
-        """Close the descriptor.
-
-        OSError where the system could not write what it had taken (NFS, quotas).
-        """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def _pieces(self, batch: Batch, skip: int = 0) -> Iterator[memoryview]:
-        """The bytes of `batch` as they stand in the output, without the first `skip`.
-
-        Each piece is valid until the next.
-        """
-        count = len(batch)
-        left_open = (batch.priority, batch.first_seq + count - 1) == self._end
-        done = 0
-        while done < count:
-            events, nbytes = batch.join_into(self._piece, done)
-            piece = self._piece[:nbytes]
-            if not events:  # one that is larger than the piece
-                events = 1
-                piece = memoryview(batch[done] + b"\n")
-            done += events
-            if done == count and left_open:
-                piece = piece[:-1]
-            if skip < len(piece):
-                yield piece[skip:]
-                skip = 0
-            else:
-                skip -= len(piece)
-
-    def _write(self, text: memoryview) -> None:
-        """Write all of `text`, counting in `_done`."""
-        while text:
-            try:
-                written = self.writer(self._fd, text)
-            except BlockingIOError:
-                # The descriptor is non-blocking, as a terminal is that another program
-                # has set so.
-                select.select([], [self._fd], [], _ROOM_WAIT_SECONDS)
-                continue
-            except BrokenPipeError as error:
-                raise SinkGone(
-                    error.errno, "the reader of this pipe has closed it", self.name
-                ) from error
-            self._done += written
-            text = text[written:]
+    #: Where it begins and ends. Both 0: nothing is written yet.
+    start: int = 0
+    end: int = 0
+    #: Bytes of the batch, in whole lines, that stand in the file before `start` …
+    kept_before: int = 0
+    #: … and before `end`.
+    kept: int = 0
 
 
 class FileSink(LineSink):
     """Writes to the regular file `path`.
 
-    It is made where it is missing, and emptied unless `append`. Exact as long as the
-    process lives: what a failed write left behind is cut off before anything else is
-    written. OSError where the file cannot be opened, or is not a regular one
-    (`open_sink` takes those too).
+    append: go on behind what is there, and follow the file when it is rotated. If not,
+        the file is emptied, and stays the same whatever becomes of its name.
+    sources: paths (`-` is stdin) that must not be this very file. Otherwise the output
+        would be read as input.
+
+    The file is made where it is missing. Exact as long as the process lives: what a
+    failed write left behind is cut off before anything else is written. OSError where
+    the file cannot be opened, or is not a regular one (`open_sink` takes those too).
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, append: bool = False, sources: Iterable[str] = ()
     ) -> None:
-        """sources: paths (`-` is stdin) that must not be this very file.
-
-        Otherwise the output would be read as input.
-        """
-        fd = _open_for_writing(path)
+        name = os.fspath(path)
+        # A daemon changes its working directory.
+        self._path: Final = os.path.abspath(name)
+        self._follow: Final = append
+        self._sources: Final = tuple(one if one == "-" else os.path.abspath(one) for one in sources)
+        fd = self._open(name)
+        # An empty file is not truncated: ext4 takes a truncation to 0 for the
+        # replacement of a file, and writes it out when it is closed.
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(
-                    f"{os.fspath(path)}: not a regular file; open_sink() takes pipes and devices"
-                )
-            _refuse_sources(fd, os.fspath(path), sources)
-            # An empty file is not truncated: ext4 takes a truncation to 0 for the
-            # replacement of a file, and writes it out when it is closed.
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
-            # The length of the file without what a failed write left.
-            self._good = os.lseek(fd, 0, os.SEEK_END)
         except BaseException:
             os.close(fd)
             raise
-        super().__init__(fd, os.fspath(path))
-
-    def send(self, batch: Batch) -> None:
-        if self._done:
-            self._cut_off_batch()  # it did not succeed after the failed write
-        try:
-            for piece in self._pieces(batch):
-                self._write(piece)
-        except BaseException:
-            try:
-                self._cut_off_batch()
-            except OSError:
-                pass  # the write's error is what counts, and the next send cuts first
-            raise
-        self._good += self._done
-        self._done = 0
-
-    def _cut_off_batch(self) -> None:
-        """Make the file end where the present batch began."""
-        os.ftruncate(self._fd, self._good)
-        os.lseek(self._fd, self._good, os.SEEK_SET)
-        self._done = 0
-
-
-class StreamSink(LineSink):
-    """Writes to a descriptor that cannot be cut: a pipe, a terminal, stdout.
-
-    Where a write failed half-way and the same batch comes again, it goes on behind the
-    last byte that was written. Where another batch comes first (several priorities),
-    the torn line is ended with a newline, and the torn batch comes again whole.
-    """
-
-    def __init__(
-        self, fd: int = _STDOUT, name: str = "stdout", *, sources: Iterable[str] = ()
-    ) -> None:
-        """sources: as for FileSink; stdout may be redirected into one of them."""
-        _refuse_sources(fd, name, sources)
-        _set_binary(fd)
         super().__init__(fd, name)
-        #: Id of the batch of which only `_done` bytes are written.
+        self._file = os.fstat(fd)
+        self._pid = os.getpid()
+        #: The position of `_fd` is the parent's as well, and tells nothing.
+        self._shared = False
+        self._lock = FileLock()
+        self._tail = _Tail()
+        #: The batch whose tail could not be cut off yet, or None.
         self._torn: str | None = None
-        self._in_line = False  # they end within a line
+        #: Bytes that stand in the file of batches that failed, by their id.
+        self._kept: dict[str, int] = {}
 
     def send(self, batch: Batch) -> None:
-        if self._torn != batch.id:
-            if self._in_line:
-                self._write(memoryview(b"\n"))
-                self._in_line = False
-            self._done = 0
-        try:
-            for piece in self._pieces(batch, self._done):
-                begun = self._done
-                try:
+        self._find_file()
+        with self._lock.held(self._fd):
+            if self._torn is not None:
+                self._cut_tail(self._torn)
+            kept = self._kept.pop(batch.id, 0)
+            self._done = kept
+            self._tail = _Tail(kept_before=kept, kept=kept)
+            try:
+                for piece in self._pieces(batch, kept):
                     self._write(piece)
-                finally:
-                    if self._done > begun:
-                        self._in_line = piece[self._done - begun - 1] != _NEWLINE
-        except BaseException:
-            self._torn = batch.id
-            raise
-        self._torn = None
-        self._in_line = False
+            except BaseException:
+                self._torn = batch.id
+                try:
+                    self._cut_tail(batch.id)
+                except OSError:
+                    pass  # the write's error is what counts, and the next send cuts first
+                raise
 
     def close(self) -> None:
-        """Close the descriptor, unless it is stdout, which others may still use."""
-        if self._fd != _STDOUT:
-            super().close()
+        if self._fd >= 0 and not self._is_open():
+            self._fd = -1  # others closed it, and the number may be another file's now
+        super().close()
+
+    # ------------------------------------------------------------ the end of the file
+
+    def _wrote(self, text: memoryview) -> None:
+        tail = self._tail
+        # Of an append the position tells where it ended.
+        end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        start, kept_before = tail.start, tail.kept_before
+        if end - len(text) != tail.end or not tail.end:
+            # The first of the batch, or others have written since.
+            start, kept_before = end - len(text), tail.kept
+        if text[-1] == _NEWLINE:
+            kept = self._done
+        else:
+            newline = bytes(text).rfind(b"\n")
+            kept = tail.kept if newline < 0 else self._done - len(text) + newline + 1
+        self._tail = _Tail(start, end, kept_before, kept)
+
+    def _cut_tail(self, batch_id: str) -> None:
+        """Cut off what the failed batch has written, where that is the file's end."""
+        tail = self._tail
+        kept = tail.kept
+        if not tail.end:
+            pass
+        elif not self._shared and os.fstat(self._fd).st_size == tail.end:
+            os.ftruncate(self._fd, tail.start)
+            kept = tail.kept_before
+        self._torn = None
+        self._done = 0
+        if kept:
+            self._kept[batch_id] = kept
+            if len(self._kept) > _MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    # ------------------------------------------------------------ which file it is
+
+    def _open(self, path: str) -> int:
+        """Open `path`, which must be a regular file and no source."""
+        fd = open_for_writing(path, os.O_APPEND)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(f"{path}: not a regular file; open_sink() takes pipes and devices")
+            refuse_sources(fd, path, self._sources)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _find_file(self) -> None:
+        """Open the file anew where the descriptor does not lead to it any more."""
+        if self._fd < 0:
+            raise OSError(errno.EBADF, "this sink has been closed", self.name)
+        is_open = self._is_open()
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            # Half a batch of the parent's is the parent's to cut.
+            self._done, self._torn = 0, None
+            self._tail, self._kept = _Tail(), {}
+            self._lock = FileLock()
+            self._shared = True
+        elif is_open and not self._shared and not (self._follow and self._is_renamed()):
+            return
+        try:
+            fd = self._open_by_name()
+        except OSError:
+            # Renamed, and no right to make a new one: the lines are not lost there.
+            if is_open and os.fstat(self._fd).st_nlink:
+                return
+            raise
+        if is_open:
+            os.close(self._fd)
+        # Half a batch that is in the old file is not in this one.
+        if not os.path.samestat(self._file, fresh := os.fstat(fd)):
+            self._done, self._torn = 0, None
+            self._tail, self._kept = _Tail(), {}
+        self._fd, self._file, self._shared = fd, fresh, False
+
+    def _open_by_name(self) -> int:
+        try:
+            # Before it is opened: to open a pipe would wait for its reader.
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            if not self._follow:
+                raise
+        else:
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(f"{self._path}: not a regular file any more")
+            if not self._follow and not os.path.samestat(found, self._file):
+                raise OSError(f"{self._path}: another file has this name now")
+        return self._open(self._path)
+
+    def _is_open(self) -> bool:
+        """Whether the descriptor still leads to the file that this sink opened.
+
+        Code that makes a daemon closes all descriptors, and the next file that is
+        opened gets the number.
+        """
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._file)
+        except OSError:
+            return False
+
+    def _is_renamed(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self._path), self._file)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # not to be known: the file that is open serves
 
 
 def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -> LineSink:
     """The sink for `path`.
 
     `-` is stdout. A regular or missing file gets a FileSink, the rest a StreamSink.
+    append: as for FileSink, and a pipe may have other writers too: each write is then
+    small enough to stay in one piece.
     """
     if path == "-":
-        return StreamSink(sources=sources)
+        return StreamSink(sources=sources, shared=append)
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:
         regular = True
     if regular:
         return FileSink(path, append=append, sources=sources)
-    return StreamSink(_open_for_writing(path), path)
-
-
-def _open_for_writing(path: str | os.PathLike[str]) -> int:
-    """Open for writing without emptying: first it must be known not to be a source."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _refuse_sources(fd: int, name: str, sources: Iterable[str]) -> None:
-    """OSError where the regular file behind `fd` is one of `sources`."""
-    sink = os.fstat(fd)
-    if not stat.S_ISREG(sink.st_mode):
-        return  # reading and writing one terminal or /dev/null is fine
-    for source in sources:
-        try:
-            found = os.fstat(0) if source == "-" else os.stat(source)
-        except OSError:
-            continue  # a source that cannot be read says so itself
-        if os.path.samestat(sink, found):
-            shown = "stdin" if source == "-" else source
-            raise OSError(
-                f"{name}: this is also the source {shown}; choose another file to write to"
-            )
-
-
-def _set_binary(fd: int) -> None:
-    """Keep Windows from writing a carriage return before each newline."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.setmode(fd, os.O_BINARY)
+    return StreamSink(open_for_writing(path), path, shared=append)

@@ -3,7 +3,8 @@
 A batch is delivered when the answer is 2xx; anything else raises, and the batch comes
 again. The header `Idempotency-Key` carries `batch.id`, the same at every redelivery, so
 that a server can recognise what it already has. Redirects are not followed: a POST that
-is redirected is a mistake in the URL. The connection is kept between batches.
+is redirected is a mistake in the URL. The connection is kept between batches; a forked
+child makes one of its own.
 
 Not safe for several threads: a sink belongs to the thread that delivers.
 """
@@ -22,6 +23,7 @@ import zstandard
 
 from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
+from backpressure.sinks.connection import ConnectionOwner
 
 __all__ = ["HttpSink", "HttpSinkError"]
 
@@ -85,6 +87,7 @@ class HttpSink:
         self._timeout = timeout
         self._compression = compression
         self._connection: http.client.HTTPConnection | None = None
+        self._owner: ConnectionOwner | None = None
 
     def send(self, batch: Batch) -> None:
         """Post `batch`; OSError where it was not taken (HttpSinkError is one)."""
@@ -94,8 +97,10 @@ class HttpSink:
         elif self._compression == "zstd":
             body = zstandard.ZstdCompressor(level=1).compress(body)
         headers = {**self._headers, "Idempotency-Key": batch.id}
+        if self._owner is not None and not self._owner.is_here():
+            self.close()
         try:
-            kept = self._connection is not None
+            kept = self._connection is not None and self._connection.sock is not None
             try:
                 self._post_body(body, headers)
             except (http.client.RemoteDisconnected, ConnectionError):
@@ -115,24 +120,19 @@ class HttpSink:
             raise
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; in a forked child, leave it to the parent."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        owner, self._owner = self._owner, None
+        if owner is not None and not owner.is_here():
+            owner.abandon()
+        elif connection is not None:
             connection.close()
 
     def _post_body(self, body: bytes, headers: Mapping[str, str]) -> None:
-        if self._connection is None:
-            if self._secure:
-                self._connection = http.client.HTTPSConnection(
-                    self._host,
-                    self._port,
-                    timeout=self._timeout,
-                    context=ssl.create_default_context(),
-                )
-            else:
-                self._connection = http.client.HTTPConnection(
-                    self._host, self._port, timeout=self._timeout
-                )
+        # Where the server asked for it, the last answer's end was the connection's.
+        if self._connection is None or self._connection.sock is None:
+            self._connect()
+        assert self._connection is not None
         self._connection.request("POST", self._path, body, dict(headers))
         answer = self._connection.getresponse()
         text = answer.read(_ANSWER_BYTES)
@@ -144,3 +144,19 @@ class HttpSink:
                 answer.status,
                 f"{self.name}: {answer.status} {answer.reason}" + (f": {said}" if said else ""),
             )
+
+    def _connect(self) -> None:
+        self._owner = None
+        if self._secure:
+            self._connection = http.client.HTTPSConnection(
+                self._host,
+                self._port,
+                timeout=self._timeout,
+                context=ssl.create_default_context(),
+            )
+        else:
+            self._connection = http.client.HTTPConnection(
+                self._host, self._port, timeout=self._timeout
+            )
+        self._connection.connect()
+        self._owner = ConnectionOwner(self._connection.sock)

@@ -3,7 +3,8 @@
 TCP has no answer to a line: a batch counts as delivered when the system has taken all
 of it. What the peer had not read when it died is lost, and neither side knows how much;
 where that matters, use HttpSink, or a file. A batch whose write failed comes again
-whole, over a new connection, so its beginning may arrive twice.
+whole, over a new connection, so its beginning may arrive twice. A forked child makes a
+connection of its own.
 
 Not safe for several threads: a sink belongs to the thread that delivers.
 """
@@ -15,6 +16,7 @@ import threading
 
 from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
+from backpressure.sinks.connection import ConnectionOwner
 
 __all__ = ["TcpSink"]
 
@@ -34,6 +36,7 @@ class TcpSink:
         check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
         self._timeout = timeout
         self._socket: socket.socket | None = None
+        self._owner: ConnectionOwner | None = None
         self._piece = memoryview(bytearray(_PIECE_BYTES))
 
     def send(self, batch: Batch) -> None:
@@ -54,17 +57,26 @@ class TcpSink:
             raise
 
     def close(self) -> None:
-        """End the connection; what the system has taken is still sent."""
+        """End the connection; what the system has taken is still sent.
+
+        In a forked child, leave the connection to the parent.
+        """
         connection, self._socket = self._socket, None
-        if connection is not None:
+        owner, self._owner = self._owner, None
+        if owner is not None and not owner.is_here():
+            owner.abandon()
+        elif connection is not None:
             connection.close()
 
     def _connection(self) -> socket.socket:
         """The connection, made anew where there is none or the peer has ended it."""
+        if self._owner is not None and not self._owner.is_here():
+            self.close()
         if self._socket is not None and _peer_has_closed(self._socket):
             self.close()
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
+            self._owner = ConnectionOwner(self._socket)
             # To notice, also while nothing is sent, that the peer has vanished.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return self._socket

@@ -127,8 +127,34 @@ def test_own_priorities(priority: Any, expected: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("priority", "expected"), [(None, "10 50 20 40 30"), ("level", "50 40 30 20 10")]
+)
+def test_a_sink_gets_its_lines_in_order_unless_asked_otherwise(priority, expected: str) -> None:
+    gate = threading.Event()
+
+    class Slow(MemorySink):
+        def send(self, batch) -> None:
+            gate.wait(30)
+            super().send(batch)
+
+    sink = Slow()
+    handler = BufferHandler(sink=sink, priority=priority)
+    logger = logger_with(handler)
+    logger.critical("first")  # while it is being sent, the others come
+    until(lambda: handler.buffer.stats().in_flight)
+    for level in (10, 50, 20, 40, 30):
+        logger.log(level, "%d", level)
+    gate.set()
+    handler.close()
+    assert b" ".join(sink.events).decode() == f"first {expected}"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"priority": "levels"}, "priority"),
+        ({"sink": ["console"]}, "no logging handler has the name 'console'"),
+        ({"sink": {"class": "x"}}, "sink"),
         ({"priority": 6}, "priority"),
         ({"priority": {"LOUD": 1}}, "no level 'LOUD'"),
         ({"priority": {}}, "empty"),

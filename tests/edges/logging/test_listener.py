@@ -229,3 +229,91 @@ def test_dict_config_names_the_mistake() -> None:
         )
     assert isinstance(caught.value.__cause__, ConfigError)
     assert "buffer.circuit_breaker.reset" in str(caught.value.__cause__)
+
+
+class Keep(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record.getMessage())
+
+
+KEEP = f"{__name__}.Keep"
+
+
+@pytest.mark.parametrize(
+    "sink",
+    ["{0}", ["{0}", "{1}"], ("{0}",), "cfg://handlers.{0}", ["cfg://handlers.{0}", "{1}"]],
+    ids=str,
+)
+@pytest.mark.parametrize("ours", ["aa", "mm", "zz"])
+@pytest.mark.parametrize("factory", ["class", "()"])
+def test_dict_config_with_other_handlers_as_targets(sink, ours: str, factory: str) -> None:
+    # Before, between and behind the targets in the alphabet.
+    names = "kk", "pp"
+    lines = (
+        sink.format(*names)
+        if isinstance(sink, str)
+        else type(sink)(one.format(*names) for one in sink)
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "%(levelname)s %(message)s"}},
+            "filters": {"own": {"name": "app"}},
+            "handlers": {
+                "kk": {"class": KEEP},
+                "pp": {"class": KEEP},
+                ours: {
+                    factory: "backpressure.logging.BufferHandler",
+                    "formatter": "plain",
+                    "level": "INFO",
+                    "filters": ["own"],
+                    "sink": lines,
+                },
+            },
+            "loggers": {"app.t": {"handlers": [ours], "level": "DEBUG", "propagate": False}},
+        }
+    )
+    logger = logging.getLogger("app.t")
+    [handler] = logger.handlers
+    assert isinstance(handler, BufferHandler)
+    assert handler.level == logging.INFO
+    assert len(handler.filters) == 1
+    logger.info("x")
+    handler.close()
+    logger.removeHandler(handler)
+    targets = handler._target
+    assert isinstance(targets, tuple)
+    assert [target.name for target in targets] == ["kk", "pp"][: len(targets)]
+    assert len(targets) == (1 if isinstance(sink, str) else len(sink))
+    assert all(target.seen == ["INFO x"] for target in targets)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sink", "message"),
+    [("b", "its own target"), (["b"], "its own target"), (["nowhere"], "no logging handler")],
+)
+def test_dict_config_refuses_targets_that_cannot_be(sink, message: str) -> None:
+    with pytest.raises(ValueError, match="handler 'b'") as caught:
+        logging.config.dictConfig(
+            {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "handlers": {"b": {"class": "backpressure.logging.BufferHandler", "sink": sink}},
+            }
+        )
+    assert message in str(caught.value.__cause__)
+
+
+def test_a_string_that_names_a_handler_is_that_handler(tmp_path: Path) -> None:
+    target = Keep()
+    target.name = str(tmp_path / "app.log")
+    handler = BufferHandler(sink=target.name)
+    logger_with(handler).info("x")
+    handler.close()
+    assert target.seen == ["x"]
+    assert not (tmp_path / "app.log").exists()

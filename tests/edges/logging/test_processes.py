@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run_python
+from tests.support.processes import environment, run_python
 
 
 def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
@@ -120,12 +123,9 @@ def test_the_directory_is_the_parents(tmp_path: Path) -> None:
         str(tmp_path / "buffer"),
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.read_text().splitlines()) == [
-        "child after",
-        "parent after",
-        "parent at last",
-        "parent before",
-    ]
+    *lines, warning = sorted(path.read_text().splitlines())
+    assert lines == ["child after", "parent after", "parent at last", "parent before"]
+    assert "is a fork: its log lines are in memory" in warning
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -150,3 +150,131 @@ def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.read_text().splitlines()) == [f"child {n}" for n in range(4)]
+
+
+PROGRAM = """
+import logging, multiprocessing, sys, warnings
+warnings.simplefilter("ignore")
+from backpressure.logging import BufferHandler
+
+def configure():
+    if not logging.getLogger().handlers:
+        logging.basicConfig(
+            handlers=[BufferHandler(sink=sys.argv[1])], format="%(message)s", level="INFO"
+        )
+
+def work(name):
+    configure()
+    for n in range(200):
+        logging.info("child %d line %d", name, n)
+
+if __name__ == "__main__":
+    configure()
+    context = multiprocessing.get_context(sys.argv[2])
+    children = [context.Process(target=work, args=(name,)) for name in range(3)]
+    [child.start() for child in children]
+    for n in range(200):
+        logging.info("parent line %d", n)
+    [child.join() for child in children]
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    logging.shutdown()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.platform
+def test_processes_that_share_a_file_lose_no_line_and_cut_none(tmp_path: Path, method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    program, path = tmp_path / "program.py", tmp_path / "app.log"
+    program.write_text(PROGRAM.replace("sys.argv[1]", repr(str(path))))
+    done = subprocess.run(
+        [sys.executable, str(program), str(path), method],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = path.read_text().splitlines()
+    for name in ("parent", "child 0", "child 1", "child 2"):
+        mine = [line for line in lines if line.startswith(f"{name} ")]
+        assert mine == [f"{name} line {n}" for n in range(200)]
+    assert len(lines) == 800
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
+def test_a_child_whose_buffer_has_no_consumer_says_so_and_ends_at_once(tmp_path: Path) -> None:
+    done = run_python(
+        """
+        import logging, os, sys, time, warnings
+        warnings.simplefilter("ignore")
+        from backpressure import BufferManager
+        from backpressure.logging import BufferHandler
+        buffer = BufferManager()
+        handler = BufferHandler(buffer)
+        logger = logging.Logger("x")
+        logger.addHandler(handler)
+        logger.info("parent's")
+        if (pid := os.fork()) == 0:
+            logger.info("child's")
+            assert handler.buffer is not buffer
+            begun = time.monotonic()
+            handler.close()
+            assert time.monotonic() - begun < 2
+            stats = handler.buffer.stats()
+            assert stats.closed and stats.dropped == {"closed": 1}
+            logger.info("late")
+            assert handler.refused == {"closed": 1}
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        batch = buffer.get_batch()
+        assert batch.tolist() == [b"parent's"]
+        batch.ack()
+        handler.close()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no consumer of its parent's reads" in done.stderr
+    assert "closed with 1 events not delivered" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.platform
+def test_a_child_of_a_child_and_one_that_never_logs(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    done = run_python(
+        """
+        import logging, os, sys, warnings
+        warnings.simplefilter("ignore")
+        from backpressure.logging import BufferHandler
+        handler = BufferHandler(sink=sys.argv[1])
+        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        def forked(work):
+            pid = os.fork()
+            if pid == 0:
+                work()
+                logging.shutdown()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        def child():
+            logging.info("child")
+            forked(lambda: logging.info("grandchild"))
+            forked(lambda: None)
+            logging.info("child again")
+        logging.info("parent")
+        forked(child)
+        forked(lambda: None)
+        logging.info("parent again")
+        """,
+        str(path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.read_text().splitlines()) == [
+        "child",
+        "child again",
+        "grandchild",
+        "parent",
+        "parent again",
+    ]

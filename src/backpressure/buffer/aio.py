@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import Priority
 from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
@@ -46,7 +45,7 @@ class AsyncBuffer:
     async def add_events(
         self,
         events: Sequence[bytes | str] | Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | None = 0.0,
     ) -> Admission:
         """As `BufferManager.add_events`."""
@@ -56,7 +55,7 @@ class AsyncBuffer:
     async def add_lines(
         self,
         chunk: Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | None = 0.0,
         final: bool = True,
         *,

@@ -41,7 +41,8 @@ class BufferHandler(logging.Handler):
         which is appended to; "-" is stdout), or logging handlers. None: the caller
         consumes the buffer.
     priority: one for all levels, or by level (a name or a number; levels between have
-        the lower one's), or None for `priority_of`.
+        the lower one's), or None for `priority_of`. In a buffer with fewer
+        priorities the least urgent levels share its last one.
     timeout: seconds that a call may wait for room; 0 never waits.
     drain_timeout: seconds that `close` may take to deliver.
 
@@ -63,10 +64,11 @@ class BufferHandler(logging.Handler):
             # None would make a log call, or the end of the process, wait for ever.
             if timeout_seconds(seconds, name) == math.inf:
                 raise ValueError(f"{name} must be a number of seconds from 0 on, not {seconds!r}")
-        by_level = Priorities(priority)
         own = not isinstance(buffer, BufferManager)
         if not isinstance(buffer, (BufferManager, BufferConfig)):
             buffer = build(BufferConfig, buffer or {}, "buffer")
+        config = buffer.config if isinstance(buffer, BufferManager) else buffer
+        by_level = Priorities(priority, config.flow_control.priority_levels)
         target = open_target(sink)
         super().__init__(level)
         self._priorities: Final = by_level

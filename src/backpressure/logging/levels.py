@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from backpressure.base.priority import Priority, check_priority
+from backpressure.base.priority import PRIORITY_LEVELS, Priority, check_priority
 
 __all__ = ["LEVELS", "Priorities", "priority_of"]
 
@@ -32,24 +32,33 @@ def priority_of(levelno: int) -> int:
 
 
 class Priorities(dict[int, int]):
-    """Priority by level number. Each level is looked up once, when it first comes."""
+    """Priority by level number. Each level is looked up once, when it first comes.
 
-    def __init__(self, given: int | Mapping[int | str, int] | None) -> None:
+    given: as for BufferHandler. levels: how many priorities the buffer has; one that is
+        given and beyond them is refused (InvalidEvents), and without any given the
+        least urgent levels of logging share the last.
+    """
+
+    def __init__(
+        self, given: int | Mapping[int | str, int] | None, levels: int = PRIORITY_LEVELS
+    ) -> None:
         super().__init__()
+        self._least_urgent = levels
         self._steps: list[tuple[int, int]] | None = None
         if isinstance(given, Mapping):
             numbers = {
-                _level_number(level): check_priority(priority) for level, priority in given.items()
+                _level_number(level): check_priority(priority, levels)
+                for level, priority in given.items()
             }
             if not numbers:
                 raise ValueError("priority: an empty mapping names no priority; leave it out")
             self._steps = sorted(numbers.items(), reverse=True)
         elif given is not None:
-            self._steps = [(logging.NOTSET, check_priority(given))]
+            self._steps = [(logging.NOTSET, check_priority(given, levels))]
 
     def __missing__(self, levelno: int) -> int:
         if self._steps is None:
-            priority = priority_of(levelno)
+            priority = min(priority_of(levelno), self._least_urgent)
         else:
             # Levels below the lowest that is named have its priority.
             priority = next(

@@ -135,8 +135,9 @@ class Chart {
     const known = ({ key }) => columns[key].some((value) => value != null);
     const shown = sparse ? series.filter(known) : series;
     const withExtra = extra !== undefined && (this.extra || known(extra));
-    if (shown.length && (withExtra !== this.extra || shown.length !== this.shown.length)) {
-      this.shown = shown;
+    const same = shown.length === this.shown.length && shown.every((one, index) => one === this.shown[index]);
+    if (withExtra !== this.extra || (shown.length && !same)) {
+      this.shown = shown.length ? shown : this.shown;
       this.extra = withExtra;
       this.build();
       return;

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.errors import BufferClosed
 from backpressure.base.events import EventType, Tuned
-from backpressure.base.priority import PRIORITY_LEVELS, Priority
 from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
@@ -64,7 +63,6 @@ __all__ = ["BufferManager"]
 _SMALLEST_LANE: Final = 4096
 # A wait of `close` looks again at least this often (seconds).
 _LONGEST_WAIT: Final = 1.0
-_PRIORITIES: Final = range(1, PRIORITY_LEVELS + 1)
 # What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so
 # that no more goes than is needed.
 _DROP_EVENTS: Final = 100_000
@@ -75,8 +73,8 @@ class BufferManager:
     """A bounded buffer between producers and a sink, with backpressure, priorities,
     adaptive batches and a circuit breaker.
 
-    config: None means all defaults: in memory only, 64 MiB for each of the five
-        priorities.
+    config: None means all defaults: in memory only, five priorities, and 64 MiB for
+        each of them.
     clock: what the policies take for time; waiting (`timeout`) is always in real
         seconds.
     rng: the source of jitter.
@@ -108,11 +106,15 @@ class BufferManager:
         self._ready, self._room = wakeup("ready"), wakeup("room")
         self._control = self._make_control(clock, rng)
         self._disk: DiskTier | None = None
+        levels = self.config.flow_control.priority_levels
+        # One for each priority, and behind these the surplus ones of a directory that
+        # was made with more: they deliver what they hold, and take nothing.
         self._lanes: tuple[Lane, ...]
         if self.config.directory is None:
             buffer_id = os.urandom(16).hex()
             self._lanes = tuple(
-                Lane(priority, MessageRing(self.config.lane_bytes)) for priority in _PRIORITIES
+                Lane(priority, MessageRing(self.config.lane_bytes))
+                for priority in range(1, levels + 1)
             )
         else:
             self._disk = DiskTier(
@@ -127,7 +129,11 @@ class BufferManager:
         #: Whose batches these are: part of each batch's id. Of a buffer with a
         #: directory it outlives the process.
         self.id: Final = buffer_id
-        self._watch: Final = LaneWatch(self._lanes, self._control, self._spills)
+        # Those that take events: their index is their priority less 1.
+        self._open_lanes: Final = self._lanes[:levels]
+        self._watch: Final = LaneWatch(
+            self._open_lanes, self._control, self._spills, surplus=self._lanes[levels:]
+        )
         self._hold: Final = BatchHold(
             self._lanes,
             limit=self._control.batching.linger,
@@ -137,7 +143,7 @@ class BufferManager:
             wakeup=wakeup("hold"),
         )
         self._intake: Final = Intake(
-            self._lanes,
+            self._open_lanes,
             control=self._control,
             watch=self._watch,
             hold=self._hold,
@@ -196,7 +202,7 @@ class BufferManager:
     def add_events(
         self,
         events: Sequence[bytes | str] | Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
     ) -> Admission:
         """Offer events; returns how many were accepted, always a prefix of what was
@@ -204,7 +210,9 @@ class BufferManager:
 
         events: a sequence of bytes or str (which are kept as UTF-8), a 1-D numpy array
             (one item, one event), or an Arrow binary or string array.
-        priority: a Priority, or an int from 1 (most urgent) to 5.
+        priority: a Priority, or an int from 1 (most urgent) to the number of
+            priorities, `flow_control.priority_levels`. None: NORMAL, or the least
+            urgent where there are fewer than three.
         timeout: seconds to wait for room or tokens. 0 never waits, None waits as long
             as needed. Not given: None with `when_full=BLOCK`, else 0.
 
@@ -218,7 +226,7 @@ class BufferManager:
     def add_lines(
         self,
         chunk: Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
         final: bool = True,
         *,
@@ -288,7 +296,9 @@ class BufferManager:
         """
         if self.config.when_full is not WhenFull.DROP_LOWEST_PRIORITY:
             return False
-        for other in reversed(self._lanes[lane.priority :]):
+        for other in reversed(self._lanes):
+            if other.priority <= lane.priority:
+                break
             dropped = other.drop_oldest(_DROP_EVENTS, _DROP_BYTES, "priority")
             if dropped:
                 self._reporter.dropped(other.priority, dropped, "priority")
@@ -417,12 +427,12 @@ class BufferManager:
         return 0 if self._forked else sum(lane.resident for lane in self._lanes)
 
     def positions(self) -> tuple[int, ...]:
-        """The number that each lane's next event gets, the most urgent lane first: what
+        """The number that each priority's next event gets, the most urgent first: what
         was added before this call has lower ones.
         """
         if self._forked:
-            return (0,) * len(self._lanes)
-        return tuple(lane.ring.next_seq for lane in self._lanes)
+            return (0,) * len(self._open_lanes)
+        return tuple(lane.ring.next_seq for lane in self._open_lanes)
 
     @cached_property
     def aio(self) -> AsyncBuffer:

@@ -26,14 +26,17 @@ class BufferMachine(RuleBasedStateMachine):
     """Every call against a dict of deques; both conservation lines after every step."""
 
     @initialize(
-        when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]), slow=st.booleans()
+        when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]),
+        slow=st.booleans(),
+        levels=st.integers(1, 5),
     )
-    def make(self, when_full: WhenFull, slow: bool) -> None:
+    def make(self, when_full: WhenFull, slow: bool, levels: int) -> None:
+        self.levels = levels
         self.clock = FakeClock(100.0)
         flow = (
-            FlowControlConfig(max_events_per_second=50, burst_size=40)
+            FlowControlConfig(max_events_per_second=50, burst_size=40, priority_levels=levels)
             if slow
-            else FlowControlConfig()
+            else FlowControlConfig(priority_levels=levels)
         )
         self.buffer = BufferManager(
             BufferConfig(
@@ -71,6 +74,7 @@ class BufferMachine(RuleBasedStateMachine):
         priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
     )
     def add_events(self, priority: int, sizes: list[int]) -> None:
+        priority = min(priority, self.levels)
         events = self.numbered(sizes)
         self.took(priority, events, self.buffer.add_events(events, priority=priority))
 
@@ -78,6 +82,7 @@ class BufferMachine(RuleBasedStateMachine):
         priority=st.integers(1, 5), sizes=st.lists(st.sampled_from([0, 10, 500, 1500]), max_size=12)
     )
     def add_lines(self, priority: int, sizes: list[int]) -> None:
+        priority = min(priority, self.levels)
         events = self.numbered(sizes)
         chunk = b"".join(event + b"\n" for event in events)
         admission = self.buffer.add_lines(chunk, priority=priority)

@@ -23,7 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from backpressure import BackpressureMonitorConfig, BufferConfig, BufferManager
+from backpressure import BackpressureMonitorConfig, BufferConfig, BufferManager, FlowControlConfig
 from backpressure.http import dashboard
 from tests.support.http import TOKEN, Client, serving
 from tests.support.threads import until
@@ -237,6 +237,28 @@ def test_it_draws_the_figures_and_asks_for_nothing_elsewhere(
             "return [...document.querySelectorAll('.plot')].map((one) => one.ariaLabel)"
         )
         assert all("Now:" in label for label in labels)
+        browser.get("about:blank")
+
+
+def test_it_shows_the_lanes_that_there_are(browser: webdriver.Chrome) -> None:
+    flow = FlowControlConfig(priority_levels=2)
+    buffer = BufferManager(BufferConfig(lane_bytes=1 << 14, flow_control=flow))
+    buffer.add_events([b"x"] * 7)
+
+    def shown() -> list[str]:
+        return list(
+            browser.execute_script(
+                "return [...document.querySelectorAll('[data-chart=waiting] .u-series .u-label')]"
+                ".map((one) => one.textContent)"
+            )
+        )
+
+    with serving(buffer) as address:
+        browser.get(f"{address}/buffer/")
+        until(lambda: shown()[1:] == ["2", "1"])
+        label = "return document.querySelector('[data-chart=waiting] .plot').ariaLabel"
+        until(lambda: browser.execute_script(label).endswith("Now: 2 7, 1 0."))
+        assert complaints(browser) == []
         browser.get("about:blank")
 
 

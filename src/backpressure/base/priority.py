@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from backpressure.base.errors import InvalidEvents
 
-__all__ = ["PRIORITY_LEVELS", "Priority", "check_priority"]
+__all__ = ["PRIORITY_LEVELS", "Priority", "check_priority", "default_priority"]
 
 
 class Priority(IntEnum):
@@ -21,18 +21,20 @@ class Priority(IntEnum):
     BACKGROUND = 5
 
 
-#: How many priorities there are; each has a lane of its own.
+#: How many priorities there can be. A buffer has a lane for each of its
+#: `flow_control.priority_levels`, which are these or fewer.
 PRIORITY_LEVELS = len(Priority)
 
 
-def check_priority(priority: int) -> int:
-    """`priority` as a plain int from 1 to 5; InvalidEvents where it is none."""
-    if (
-        isinstance(priority, bool)
-        or not isinstance(priority, int)
-        or not 1 <= priority <= PRIORITY_LEVELS
-    ):
-        raise InvalidEvents(
-            f"priority must be an int from 1 (most urgent) to {PRIORITY_LEVELS}, not {priority!r}"
-        )
+def check_priority(priority: int, levels: int = PRIORITY_LEVELS) -> int:
+    """`priority` as a plain int from 1 to `levels`; InvalidEvents where it is none."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= levels:
+        allowed = f"an int from 1 (most urgent) to {levels}" if levels > 1 else "1"
+        why = "" if levels == PRIORITY_LEVELS else f" (priority_levels is {levels})"
+        raise InvalidEvents(f"priority must be {allowed}{why}, not {priority!r}")
     return int(priority)
+
+
+def default_priority(levels: int) -> int:
+    """The priority of events that are given none, where there are that many."""
+    return min(int(Priority.NORMAL), levels)

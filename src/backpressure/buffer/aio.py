@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import Priority
 from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
@@ -46,7 +45,7 @@ class AsyncBuffer:
     async def add_events(
         self,
         events: Sequence[bytes | str] | Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
     ) -> Admission:
         """As `BufferManager.add_events`."""
@@ -57,7 +56,7 @@ class AsyncBuffer:
     async def add_lines(
         self,
         chunk: Any,
-        priority: int = Priority.NORMAL,
+        priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
         final: bool = True,
         *,

@@ -55,10 +55,11 @@ class BatchHold:
         self.wakeup: Final = wakeup
         self.closing = False
         self._lanes = lanes
-        # One for each lane. The most urgent never wait for company.
-        self._lingers = tuple(
-            Linger(0.0 if lane.priority == Priority.CRITICAL else limit) for lane in lanes
-        )
+        # By priority, one for each lane. The most urgent never wait for company.
+        self._lingers = {
+            lane.priority: Linger(0.0 if lane.priority == Priority.CRITICAL else limit)
+            for lane in lanes
+        }
         self._max_bytes = max_bytes
         self._now = now
         self._pressed = pressed
@@ -74,7 +75,7 @@ class BatchHold:
         """Why that lane's next batch goes, if it should turn out not to be full; None:
         it waits for more events. `patient`: its consumer allows that.
         """
-        linger = self._lingers[lane.priority - 1]
+        linger = self._lingers[lane.priority]
         if not patient or now - linger.left_at >= linger.limit or now < linger.quiet_until:
             return "linger" if linger.holding else "ready"
         if not linger.holds(now, lane.waiting(), asked, lane.ring.next_seq):
@@ -90,7 +91,7 @@ class BatchHold:
 
     def batch_left(self, lane: Lane, now: float, waiting: int, reason: FlushReason) -> FlushReason:
         """A batch leaves while `waiting` events are there; the reason to be counted."""
-        linger = self._lingers[lane.priority - 1]
+        linger = self._lingers[lane.priority]
         if linger.holding:
             if linger.flushed and reason in ("ready", "linger"):
                 reason = "flush"
@@ -105,7 +106,7 @@ class BatchHold:
         waiting = self.waiting
         if waiting is None:
             return 0.0
-        return max(0.0, self._lingers[waiting[0].priority - 1].until() - self._now())
+        return max(0.0, self._lingers[waiting[0].priority].until() - self._now())
 
     def is_over(self, asked: int) -> bool:
         """Whether a consumer whose batch waits has reason to look again."""
@@ -113,7 +114,7 @@ class BatchHold:
         if waiting is None:
             return True
         lane = waiting[0]
-        now, linger = self._now(), self._lingers[lane.priority - 1]
+        now, linger = self._now(), self._lingers[lane.priority]
         if not linger.holding or linger.flushed or now >= linger.until():
             return True
         if lane.waiting() >= asked:
@@ -132,7 +133,7 @@ class BatchHold:
 
     def flush(self) -> None:
         """What waits goes at once."""
-        for linger in self._lingers:
+        for linger in self._lingers.values():
             linger.flush()
         self.wakeup.notify()
 

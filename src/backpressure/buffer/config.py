@@ -67,17 +67,18 @@ class BufferConfig:
     works.
 
     directory: where accepted events outlive the process. None: in memory only, and lost
-        with the process.
-    lane_bytes: memory of each of the five lanes; rounded up to a power of two, and
-        touched only as it is used.
+        with the process. One that was made with more priorities than this config has
+        delivers what their lanes hold, and takes nothing for them.
+    lane_bytes: memory of each lane, of which there are `flow_control.priority_levels`;
+        rounded up to a power of two, and touched only as it is used.
     max_batch_bytes: a batch is closed at this many bytes, however few events that are
         (a single larger one comes alone).
     when_full: what becomes of an event whose lane is full.
     durability: which faults what was accepted survives; for a buffer with a directory.
     sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an
         add under COMMIT waits for the next one.
-    max_disk_bytes: all files of the disk tier together; the rings (five times
-        `lane_bytes`) are not counted. None: no limit.
+    max_disk_bytes: all files of the disk tier together; the rings (`lane_bytes` for
+        each lane) are not counted. None: no limit.
     ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer
         with a directory: what was in memory when the power went is then delivered as
         far as it reached the disk whole. Else it is lost as a whole.

@@ -2,6 +2,11 @@
 dead letters, the spiller.
 
 It opens all of it or nothing, and closes it in the order in which nothing is lost.
+
+A directory may have been made with another number of priorities. Lanes that it lacks
+are made. A surplus lane, beyond `flow_control.priority_levels`, is opened where it is
+there: what it holds is owed, and it takes nothing more. One that holds nothing is
+closed again; its files stay, so that its numbers go on if the priority comes back.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import Final
 from backpressure.base.errors import NotNow
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer.config import BufferConfig, Durability
-from backpressure.lanes.durable_lane import DurableLane
+from backpressure.lanes.durable_lane import DurableLane, lane_name
 from backpressure.lanes.spiller import Spiller
 from backpressure.spill import BufferDirectory, DeadLetterStore
 
@@ -41,12 +46,19 @@ class DiskTier:
         started = time.monotonic()
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         self.directory = BufferDirectory(path)
+        #: One for each priority, then the surplus ones. The most urgent first.
         self.lanes: list[DurableLane] = []
         self.dead_letters: DeadLetterStore | None = None
         try:
             self.dead_letters = DeadLetterStore(
                 self.directory.lane("dead-letters"), self.directory.buffer_id
             )
+            levels = config.flow_control.priority_levels
+            surplus = [
+                priority
+                for priority in range(levels + 1, PRIORITY_LEVELS + 1)
+                if self.directory.has_lane(lane_name(priority))
+            ]
             # At once: most of what opening a lane takes is waiting for the system.
             with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:
                 opening = [
@@ -60,11 +72,15 @@ class DiskTier:
                         config.max_attempts,
                         config.ring_checksums,
                     )
-                    for priority in range(1, PRIORITY_LEVELS + 1)
+                    for priority in (*range(1, levels + 1), *surplus)
                 ]
             self.lanes += [lane.result() for lane in opening if lane.exception() is None]
             for lane in opening:
                 lane.result()
+            for drained in self.lanes[levels:]:
+                if not drained.resident and not drained.missing:
+                    self.lanes.remove(drained)
+                    drained.close()
         except BaseException:
             self._let_go()
             raise

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import check_priority
+from backpressure.base.priority import check_priority, default_priority
 from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
@@ -40,6 +40,7 @@ FORKED: Final = (
 class Intake:
     """Of one buffer; an `AddPort`. Safe for any thread.
 
+    lanes: those that take events, one for each priority, the most urgent first.
     ready: notified when events came in; room: notified by others when a lane got room.
     """
 
@@ -78,13 +79,15 @@ class Intake:
 
     # ------------------------------------------------------------ an add begins
 
-    def pending_events(self, events: Sequence[bytes | str] | Any, priority: int) -> PendingAdd:
+    def pending_events(
+        self, events: Sequence[bytes | str] | Any, priority: int | None
+    ) -> PendingAdd:
         """An add of events, checked and not begun."""
         lane = self._open_lane(priority)
         return PendingAdd(self, lane, EventPayload(events, lane.ring.max_message_bytes))
 
     def pending_lines(
-        self, chunk: Any, priority: int, final: bool, max_event_bytes: int | None
+        self, chunk: Any, priority: int | None, final: bool, max_event_bytes: int | None
     ) -> PendingAdd:
         """An add of a chunk's lines, checked and not begun. max_event_bytes: in one
         line, where the caller allows less than the lane does.
@@ -95,12 +98,15 @@ class Intake:
             largest = min(largest, max_event_bytes)
         return PendingAdd(self, lane, LinePayload(chunk, final, largest))
 
-    def _open_lane(self, priority: int) -> Lane:
+    def _open_lane(self, priority: int | None) -> Lane:
         if self.closing:
             raise BufferClosed(
                 FORKED if self.forked else "the buffer is closed: it accepts no more events"
             )
-        return self.lanes[check_priority(priority) - 1]
+        levels = len(self.lanes)
+        if priority is None:
+            return self.lanes[default_priority(levels) - 1]
+        return self.lanes[check_priority(priority, levels) - 1]
 
     # ------------------------------------------------------------ an add goes on
 

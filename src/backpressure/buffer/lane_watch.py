@@ -15,12 +15,22 @@ __all__ = ["LaneWatch"]
 
 
 class LaneWatch:
-    """Reads the lanes of one buffer. `spills`: see `QueueReading`."""
+    """Reads the lanes of one buffer.
+
+    lanes: those that take events, one for each priority.
+    surplus: those that only deliver what they hold.
+    spills: see `QueueReading`.
+    """
 
     def __init__(
-        self, lanes: Sequence[Lane], control: ControlLoop, spills: Callable[[], bool]
+        self,
+        lanes: Sequence[Lane],
+        control: ControlLoop,
+        spills: Callable[[], bool],
+        surplus: Sequence[Lane] = (),
     ) -> None:
         self._lanes = lanes
+        self._surplus = surplus
         self._control = control
         self._spills = spills
 
@@ -42,4 +52,9 @@ class LaneWatch:
             if waiting:
                 fill = max(fill, lane.ring.used_bytes / lane.ring.capacity_bytes)
                 delay = max(delay, lane.oldest_age(now))
-        return QueueReading(all_waiting, taken, fill, delay, self._spills())
+        beyond = 0
+        for lane in self._surplus:
+            if waiting := lane.waiting():
+                beyond += waiting
+                delay = max(delay, lane.oldest_age(now))
+        return QueueReading(all_waiting, taken, fill, delay, self._spills(), beyond)

@@ -32,18 +32,19 @@ class LaneScheduler:
         """The lane whose turn it is, or None where no lane has anything ready."""
         chosen: Lane | None = None
         passed = self._passed_over
-        for lane in self._lanes:
+        at = 0
+        for index, lane in enumerate(self._lanes):
             if not lane.ready(now):
                 continue
             if chosen is None:
-                chosen = lane
+                chosen, at = lane, index
             else:
-                passed[lane.priority - 1] += 1
-                if passed[lane.priority - 1] > _PATIENCE:
-                    chosen = lane
+                passed[index] += 1
+                if passed[index] > _PATIENCE:
+                    chosen, at = lane, index
                     break
         if chosen is not None:
-            passed[chosen.priority - 1] = 0
+            passed[at] = 0
         return chosen
 
     def any_ready(self, now: float) -> bool:

@@ -20,7 +20,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import PRIORITY_LEVELS
+from backpressure.base.priority import check_priority
 from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.config import Durability
 
@@ -46,7 +46,7 @@ class SingleEventWriter:
         self._intake = intake = buffer._intake
         self._lanes = intake.lanes
         self._timeout = timeout
-        self._stock: tuple[deque[None], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
+        self._stock: tuple[deque[None], ...] = tuple(deque() for _ in self._lanes)
         # Each COMMIT is for add_events to wait for.
         quick = config.durability is Durability.PROCESS
         self._refill = min(_STOCK, config.flow_control.burst_size // _LEAST_BURST) if quick else 0
@@ -56,7 +56,11 @@ class SingleEventWriter:
         Raises InvalidEvents as `add_events` does.
         """
         intake = self._intake
-        lane = self._lanes[priority - 1]
+        try:
+            lane = self._lanes[priority - 1]
+        except IndexError:
+            check_priority(priority, len(self._lanes))
+            raise
         stock = self._stock[priority - 1]
         try:
             stock.pop()

@@ -53,7 +53,9 @@ class BufferStats:
     closed: bool
     #: By `close()`, or by a fork: the buffer is the parent's. None: it is open.
     closed_by: Literal["close", "fork"] | None
-    lanes: Mapping[int, LaneStats]  #: by priority
+    #: By priority. Those beyond `flow_control.priority_levels` are of a directory that
+    #: was made with more, and still held something when it was opened.
+    lanes: Mapping[int, LaneStats]
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
     #: Given up, in this run or an earlier one, and neither replayed nor purged; None:
     #: in memory only.

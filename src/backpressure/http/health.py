@@ -31,7 +31,10 @@ def check_health(buffer: BufferManager) -> Health:
     if buffer.closing:
         unready.append("the buffer is closed" if stats.closed else "the buffer is closing")
     if buffer.config.when_full in (WhenFull.REJECT, WhenFull.BLOCK):
+        levels = buffer.config.flow_control.priority_levels
         for priority, lane in stats.lanes.items():
+            if priority > levels:
+                continue  # it takes nothing, full or not
             if lane.used_bytes >= _FULL * lane.capacity_bytes:
                 reasons = unready if priority <= Priority.NORMAL else degraded
                 reasons.append(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
@@ -28,7 +28,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.http.config import HttpConfig
 from backpressure.http.decompress import UNPACKERS, BadEncoding
 from backpressure.http.guard import INGEST_PATH, client_of
-from backpressure.http.models import LONGEST_WAIT, IngestQuery, IngestReply
+from backpressure.http.models import LONGEST_WAIT, IngestQuery, IngestReply, ingest_query
 from backpressure.http.openapi import ALWAYS, TOKEN, Responses, problems
 from backpressure.http.uploads import BadUpload, ReadWatchdog, Uploads, UploadsClosing
 
@@ -149,8 +149,19 @@ class _Lines:
 
 def add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig, uploads: Uploads) -> None:
     """Add `POST /events` to `app`."""
+    query_of_buffer: Any = ingest_query(buffer.config.flow_control.priority_levels)
 
-    @app.post(
+    async def events_in(query: IngestQuery, request: Request) -> JSONResponse:
+        """Put lines into the buffer.
+
+        Whatever the answer: exactly the first `accepted` of them were accepted.
+        """
+        return await ingest(request, query, buffer, config, uploads)
+
+    # What FastAPI reads: a local name could not be found from the text of the
+    # annotation.
+    events_in.__annotations__["query"] = Annotated[query_of_buffer, Query()]
+    app.post(
         INGEST_PATH,
         status_code=202,
         response_model=IngestReply,
@@ -166,13 +177,7 @@ def add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig, uploads:
                 },
             }
         },
-    )
-    async def events_in(query: Annotated[IngestQuery, Query()], request: Request) -> JSONResponse:
-        """Put lines into the buffer.
-
-        Whatever the answer: exactly the first `accepted` of them were accepted.
-        """
-        return await ingest(request, query, buffer, config, uploads)
+    )(events_in)
 
 
 async def ingest(

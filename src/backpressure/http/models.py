@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from backpressure.base.priority import PRIORITY_LEVELS, Priority
+from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.reasons import RejectReason
 from backpressure.buffer.stats import BufferStats
 from backpressure.policies.backpressure_monitor import Pressure
@@ -38,6 +38,7 @@ __all__ = [
     "Problem",
     "RateChange",
     "StatsReply",
+    "ingest_query",
     "model_of",
     "plain",
 ]
@@ -131,12 +132,7 @@ class Nothing(_Request):
 class IngestQuery(_Request):
     """Where an upload goes, and how long it may wait."""
 
-    priority: int = Field(
-        default=Priority.NORMAL.value,
-        ge=1,
-        le=PRIORITY_LEVELS,
-        description="1, the most urgent, to 5",
-    )
+    priority: int
     timeout: float | None = Field(
         default=None,
         ge=0,
@@ -146,6 +142,24 @@ class IngestQuery(_Request):
             "seconds to wait for room or tokens; not given: 0, "
             f"or {LONGEST_WAIT:g} where the buffer blocks (`when_full`)"
         ),
+    )
+
+
+def ingest_query(levels: int = PRIORITY_LEVELS) -> type[IngestQuery]:
+    """IngestQuery for a buffer with that many priorities: the OpenAPI document has its
+    bounds.
+    """
+    priority = Field(
+        default=default_priority(levels),
+        ge=1,
+        le=levels,
+        description=f"1, the most urgent, to {levels}",
+    )
+    return create_model(
+        IngestQuery.__name__,
+        __base__=IngestQuery,
+        __doc__=IngestQuery.__doc__,
+        priority=(int, priority),
     )
 
 

@@ -47,9 +47,14 @@ from backpressure.spill import (
 from backpressure.spill.files import Files
 from ringbuf import Messages
 
-__all__ = ["DurableLane"]
+__all__ = ["DurableLane", "lane_name"]
 
 _RING_NAME: Final = "ring"
+
+
+def lane_name(priority: int) -> str:
+    """What a priority's lane is called in the directory of a buffer."""
+    return f"lane-{priority}"
 
 
 class DurableLane(Lane):
@@ -74,7 +79,7 @@ class DurableLane(Lane):
         buffer, DiskFull or DiskFailed where the disk refuses, and OSError; the same
         call may be tried again.
         """
-        path = directory.lane(f"lane-{priority}")
+        path = directory.lane(lane_name(priority))
         self.store = SpillStore(path, priority, directory.buffer_id, config, directory.fs)
         self._dead_letters = dead_letters
         self._max_attempts = max_attempts

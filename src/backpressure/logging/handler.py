@@ -58,7 +58,8 @@ class BufferHandler(logging.Handler):
     priority: one for all levels; or by level (a name or a number; levels between have
         the lower one's); or "level" for `priority_of`. None: one for all where a sink
         gets lines, so that a file has them in order; else "level", since a logging
-        handler knows a record's level by its priority only.
+        handler knows a record's level by its priority only. In a buffer with fewer
+        priorities the least urgent levels share its last one.
     timeout: seconds that a call may wait for room; 0 never waits.
     drain_timeout: seconds that `close` may take to deliver.
 
@@ -80,14 +81,16 @@ class BufferHandler(logging.Handler):
             # None would make a log call, or the end of the process, wait for ever.
             if timeout_seconds(seconds, name) == math.inf:
                 raise ValueError(f"{name} must be a number of seconds from 0 on, not {seconds!r}")
-        Priorities(priority)  # mistakes are named before a file is opened
         own = not isinstance(buffer, BufferManager)
         if not isinstance(buffer, (BufferManager, BufferConfig)):
             buffer = build(BufferConfig, buffer or {}, "buffer")
+        config = buffer.config if isinstance(buffer, BufferManager) else buffer
+        levels = config.flow_control.priority_levels
+        Priorities(priority, levels)  # mistakes are named before a file is opened
         target = open_target(sink)
         super().__init__(level)
         in_order = target is not None and not isinstance(target, Sequence)
-        self._priorities: Final = Priorities(priority, in_order=in_order)
+        self._priorities: Final = Priorities(priority, levels, in_order=in_order)
         self._timeout: Final = timeout
         self._drain_timeout: Final = drain_timeout
         self._owns = own

@@ -6,7 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from backpressure.base.priority import Priority, check_priority
+from backpressure.base.priority import (
+    PRIORITY_LEVELS,
+    Priority,
+    check_priority,
+    default_priority,
+)
 
 __all__ = ["LEVELS", "Priorities", "priority_of"]
 
@@ -32,17 +37,28 @@ def priority_of(levelno: int) -> int:
 
 
 class Priorities(dict[int, int]):
-    """Priority by level number. Each level is looked up once, when it first comes."""
+    """Priority by level number. Each level is looked up once, when it first comes.
+
+    given: as for BufferHandler. levels: how many priorities the buffer has; one that is
+        given and beyond them is refused (InvalidEvents), and where none is given the
+        least urgent levels of logging share the last. in_order: None means one for all
+        levels.
+    """
 
     def __init__(
-        self, given: int | str | Mapping[int | str, int] | None, *, in_order: bool = False
+        self,
+        given: int | str | Mapping[int | str, int] | None,
+        levels: int = PRIORITY_LEVELS,
+        *,
+        in_order: bool = False,
     ) -> None:
-        """given: as for BufferHandler. in_order: None means one for all levels."""
         super().__init__()
+        self._least_urgent = levels
         self._steps: list[tuple[int, int]] | None = None
         if isinstance(given, Mapping):
             numbers = {
-                _level_number(level): check_priority(priority) for level, priority in given.items()
+                _level_number(level): check_priority(priority, levels)
+                for level, priority in given.items()
             }
             if not numbers:
                 raise ValueError("priority: an empty mapping names no priority; leave it out")
@@ -50,16 +66,16 @@ class Priorities(dict[int, int]):
         elif isinstance(given, str):
             if given != "level":
                 raise ValueError(
-                    f'priority must be a number from 1 to 5, "level", or a mapping of levels, '
-                    f"not {given!r}"
+                    f'priority must be a number from 1 to {levels}, "level", or a mapping of '
+                    f"levels, not {given!r}"
                 )
         elif given is not None or in_order:
-            given = Priority.NORMAL if given is None else given
-            self._steps = [(logging.NOTSET, check_priority(given))]
+            given = default_priority(levels) if given is None else given
+            self._steps = [(logging.NOTSET, check_priority(given, levels))]
 
     def __missing__(self, levelno: int) -> int:
         if self._steps is None:
-            priority = priority_of(levelno)
+            priority = min(priority_of(levelno), self._least_urgent)
         else:
             # Levels below the lowest that is named have its priority.
             priority = next(

@@ -44,7 +44,11 @@ _RESULTS: Final = 2
 
 
 class QueueReading(NamedTuple):
-    """What the lanes show at one moment, by priority, the most urgent first."""
+    """What the lanes show at one moment.
+
+    Sequences are by priority, the most urgent first, a number for each of
+    `priority_levels`.
+    """
 
     #: Events that wait for a consumer.
     waiting: Sequence[int]
@@ -57,6 +61,9 @@ class QueueReading(NamedTuple):
     #: Whether what would wait too long is kept elsewhere, or makes room by itself: then
     #: nothing is refused for its delay.
     spills: bool = False
+    #: Events that wait in lanes beyond these priorities, which take nothing more and
+    #: are served last.
+    surplus: int = 0
 
 
 class Backoff(NamedTuple):
@@ -163,7 +170,8 @@ class ControlLoop:
         self.next_tick = now + _TICK
         # Large events fill a lane long before they are many.
         threshold = self.monitor.config.queue_depth_threshold
-        depth = max(sum(queue.waiting), queue.fill / _HIGH_WATERMARK * threshold)
+        waiting = sum(queue.waiting) + queue.surplus
+        depth = max(waiting, queue.fill / _HIGH_WATERMARK * threshold)
         refusing = self.flow.observe(
             queue.waiting,
             queue.taken,

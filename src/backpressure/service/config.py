@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from backpressure.base.errors import ConfigError
-from backpressure.base.priority import PRIORITY_LEVELS, Priority
+from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.validation import check_fields
 from backpressure.buffer.config import BufferConfig
 from backpressure.sources.priority_rules import parse_rule
@@ -48,15 +48,17 @@ class _Lines:
     """What all sources have.
 
     priority_by: rules "REGEX=N", of which the first that matches a line wins.
-    priority: for the other lines.
+    priority: for the other lines; None: 3, or the least urgent where
+        `buffer.flow_control.priority_levels` is less.
     """
 
-    priority: int = int(Priority.NORMAL)
+    priority: int | None = None
     priority_by: tuple[str, ...] = ()
     max_line_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, int, 1, PRIORITY_LEVELS, "priority")
+        if self.priority is not None:
+            check_fields(self, int, 1, PRIORITY_LEVELS, "priority")
         for rule in self.priority_by:
             try:
                 parse_rule(rule)
@@ -244,6 +246,16 @@ class ServeConfig:
     def line_limit(self, source: SourceConfig) -> int:
         """The longest line that this source takes, in bytes."""
         return source.max_line_bytes or min(_DEFAULT_LINE_BYTES, self.lane_limit)
+
+    @property
+    def priority_levels(self) -> int:
+        """How many priorities there are."""
+        return self.buffer.flow_control.priority_levels
+
+    def priority_of(self, source: SourceConfig) -> int:
+        """The priority of those of the source's lines that no rule matches."""
+        given = source.priority
+        return default_priority(self.priority_levels) if given is None else given
 
     @property
     def lane_limit(self) -> int:

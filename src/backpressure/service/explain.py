@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer.config import WhenFull
 from backpressure.buffer.from_mapping import format_size
 from backpressure.service.config import (
@@ -22,7 +21,7 @@ __all__ = ["explain"]
 
 def explain(config: ServeConfig) -> str:
     """The configuration in words, several lines."""
-    buffer = config.buffer
+    buffer, levels = config.buffer, config.priority_levels
     lines = ["this configuration is valid", ""]
     for number, source in enumerate(config.source):
         lines.append(f"source[{number}]  {_explain_source(source)}")
@@ -31,7 +30,7 @@ def explain(config: ServeConfig) -> str:
             for rule in source.priority_by
         )
         limit = f"lines of at most {config.line_limit(source):,} bytes, longer ones are skipped"
-        lines.append(f"           priority {source.priority}{rules}; {limit}")
+        lines.append(f"           priority {config.priority_of(source)}{rules}; {limit}")
     if any(isinstance(source, FileFollow) for source in config.source):
         kept = config.service.state_file
         lines.append(
@@ -41,8 +40,8 @@ def explain(config: ServeConfig) -> str:
             "after a restart, files are read as if for the first time"
         )
     lines += [
-        f"buffer     {PRIORITY_LEVELS} lanes of {format_size(buffer.lane_bytes)}: "
-        f"at most {format_size(PRIORITY_LEVELS * buffer.lane_bytes)} of memory, used as it fills",
+        f"buffer     {levels} lane{'s' * (levels > 1)} of {format_size(buffer.lane_bytes)}: "
+        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills",
         f"           {_explain_when_full(buffer.when_full)}",
         f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
         + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),

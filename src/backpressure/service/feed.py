@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer_manager import BufferManager
 from backpressure.sources.base import Marks
 from backpressure.sources.priority_rules import PriorityRules, parse_rule
@@ -43,7 +42,7 @@ class Feed:
             self.unaccepted += unaccepted
             return None
         if self._durable:
-            return (0,) * PRIORITY_LEVELS
+            return (0,) * buffer.config.flow_control.priority_levels
         used = {priority for priority, _ in parts}
         # Other threads may have put more meanwhile: a mark may be later than need be,
         # and is never too early.

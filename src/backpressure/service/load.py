@@ -43,6 +43,7 @@ from backpressure.service.config import (
     TcpTarget,
     UnixLines,
 )
+from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["Mistakes", "load", "parse"]
 
@@ -140,8 +141,16 @@ def parse(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
 def _contradictions(config: ServeConfig) -> list[str]:
     """What is wrong between tables that are right each by itself."""
     found = []
-    limit = config.lane_limit
+    limit, levels = config.lane_limit, config.priority_levels
     for number, source in enumerate(config.source):
+        beyond = [(source.priority, "priority")] if source.priority is not None else []
+        beyond += [(parse_rule(rule)[1], "priority_by") for rule in source.priority_by]
+        found += [
+            f"source[{number}].{key}: there is no priority {priority}: "
+            f"buffer.flow_control.priority_levels is {levels}"
+            for priority, key in beyond
+            if priority > levels
+        ]
         if (source.max_line_bytes or 0) > limit:
             found.append(
                 f"source[{number}].max_line_bytes: a lane of {config.buffer.lane_bytes:,} bytes "

@@ -91,7 +91,9 @@ class Service:
             if isinstance(error, ValueError) and not isinstance(error, ConfigError):
                 raise ConfigError("service.state_file", str(error)) from None
             raise
-        self._feeds = [Feed(self.buffer, one.priority, one.priority_by) for one in config.source]
+        self._feeds = [
+            Feed(self.buffer, config.priority_of(one), one.priority_by) for one in config.source
+        ]
         self._threads = [
             threading.Thread(
                 target=self._run_source,
@@ -207,7 +209,9 @@ class Service:
         """
         lanes = self.buffer.stats().lanes
         settled = [
-            lane.acked + lane.dead_lettered + sum(lane.dropped.values()) for lane in lanes.values()
+            lane.acked + lane.dead_lettered + sum(lane.dropped.values())
+            # Lanes beyond these take no lines, so no mark names them.
+            for lane in (lanes[one] for one in range(1, self.config.priority_levels + 1))
         ]
         self._positions.commit(settled)
         try:

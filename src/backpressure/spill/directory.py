@@ -3,7 +3,7 @@
     directory/lock          flock of the process that has the buffer open; holds its
                             process id, for people to read
               manifest      format version and UUID of the buffer, twice
-              lane-1/ …     one SpillStore each
+              lane-1/ …     one SpillStore each, up to lane-5
               dead-letters/ one more
 
 One process at a time owns it. The lock ends with the process, so none is ever stale.
@@ -91,6 +91,16 @@ class BufferDirectory:
         except OSError as error:
             raise refusal(f"cannot make {path}", error) from error
         return path
+
+    def has_lane(self, name: str) -> bool:
+        """Whether there is a directory inside that `lane` once made.
+
+        Raises DiskFailed, DiskFull.
+        """
+        try:
+            return self._files.exists(self._join(name))
+        except OSError as error:
+            raise refusal(f"cannot read {self.path}", error) from error
 
     def close(self) -> None:
         """Release the lock. A second call does nothing."""

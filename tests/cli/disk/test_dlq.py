@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backpressure import FlowControlConfig
 from tests.support.buffers import drain, drain_lanes
 from tests.support.disk import fingerprint, flip, open_buffer, records, segments_of
 
@@ -147,3 +148,30 @@ def test_dlq_needs_an_action(forebay: Any) -> None:
     assert forebay("dlq")[0] == 2
     assert forebay("dlq", "lists", "x")[0] == 2
     assert forebay("dlq", "--help")[0] == 0
+
+
+def test_a_letter_of_a_priority_that_is_no_more_goes_to_its_lane(
+    forebay: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "buffer"
+    with_letters(path, [b"old"], priority=4)
+    flow = FlowControlConfig(priority_levels=2)
+    open_buffer(path, flow_control=flow).close(timeout=0)
+    assert forebay("dlq", "replay", path)[:2] == (0, "1 letters replayed\n")
+    with open_buffer(path, flow_control=flow) as buffer:
+        assert drain_lanes(buffer) == {4: [b"old"]}
+
+
+def test_a_replay_makes_no_lane(forebay: Any, tmp_path: Path) -> None:
+    path = tmp_path / "buffer"
+    flow = FlowControlConfig(priority_levels=2)
+    buffer = open_buffer(path, flow_control=flow, max_attempts=1)
+    buffer.add_events([b"a"])
+    batch = buffer.get_batch()
+    assert batch is not None
+    batch.nack("refused")
+    buffer.close(timeout=0)
+    assert forebay("dlq", "replay", path)[:2] == (0, "1 letters replayed\n")
+    assert sorted(one.name for one in path.glob("lane-*")) == ["lane-1", "lane-2"]
+    with open_buffer(path, flow_control=flow) as buffer:
+        assert drain_lanes(buffer) == {2: [b"a"]}

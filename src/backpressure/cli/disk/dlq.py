@@ -17,17 +17,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any, Final
 
 import numpy as np
 
+from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli.common import FAILED, OK, USAGE, say, whole_number
 from backpressure.cli.disk import Ticker, make_parser, refuse_owner, run_command
 from backpressure.cli.disk.framing import FORMATS, framed
 from backpressure.cli.disk.ring_view import look_at_ring
+from backpressure.policies.flow_control_manager import FlowControlConfig
 from backpressure.spill import BufferDirectory, DeadLetter, DeadLetterStore
 from backpressure.spill.dead_letters import unpack_letter
 from backpressure.spill.offline.directory_view import BufferView, look_at_buffer
@@ -119,9 +122,9 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     add(
         "--priority",
         type=int,
-        choices=range(1, 6),
+        choices=range(1, PRIORITY_LEVELS + 1),
         metavar="N",
-        help="only of this priority, 1 to 5",
+        help=f"only of this priority, 1 to {PRIORITY_LEVELS}",
     )
     add("--error", metavar="TEXT", help="only where the error holds this text")
     add("--limit", type=whole_number(0), metavar="N", help="at most the N oldest")
@@ -250,11 +253,13 @@ def _to_buffer(
         (look.capacity_bytes for look in looks if look is not None and look.damage is None),
         default=0,
     )
-    config = (
-        BufferConfig(directory=view.path, lane_bytes=lane_bytes)
-        if lane_bytes
-        else BufferConfig(directory=view.path)
+    # As many lanes as there are: no other is made for a letter.
+    levels = max((lane.number for lane in view.lanes), default=PRIORITY_LEVELS)
+    config = BufferConfig(
+        directory=view.path, flow_control=FlowControlConfig(priority_levels=levels)
     )
+    if lane_bytes:
+        config = replace(config, lane_bytes=lane_bytes)
     largest = MessageRing(config.lane_bytes).max_message_bytes
     replayed = 0
     stayed: dict[str, int] = {}
@@ -282,12 +287,14 @@ def _to_buffer(
 
 
 def _add_events(buffer: BufferManager, letters: Sequence[DeadLetter]) -> int:
-    """Add the events of letters, each priority's in order.
+    """Add the events of letters, each priority's in order. One whose lane is not there
+    (a malformed letter tells none) goes to the least urgent that is.
 
     Returns how many of the letters, from the front, were accepted.
     """
     added = 0
-    for priority, group in groupby(letters, key=lambda letter: letter.priority):
+    levels = buffer.config.flow_control.priority_levels
+    for priority, group in groupby(letters, key=lambda letter: min(letter.priority, levels)):
         events = [letter.event for letter in group]
         accepted = buffer.add_events(events, priority=priority, timeout=_PATIENCE).accepted
         added += accepted

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
+from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.cli.common import FAILED, OK, USAGE, say
 from backpressure.cli.disk import Ticker, loss_report, make_parser, owner_report, run_command
 from backpressure.cli.disk.framing import FORMATS, framed, with_newlines
@@ -62,10 +63,10 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--priority",
         type=int,
-        choices=range(1, 6),
+        choices=range(1, PRIORITY_LEVELS + 1),
         action="append",
         metavar="N",
-        help="only this lane, from 1 to 5; repeatable",
+        help=f"only this lane, from 1 to {PRIORITY_LEVELS}; repeatable",
     )
     add(
         "--all",

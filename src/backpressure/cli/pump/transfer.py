@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.errors import BufferClosed
-from backpressure.base.priority import Priority
+from backpressure.base.priority import default_priority
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
@@ -89,6 +89,7 @@ class Transfer:
     ) -> None:
         self._buffer = buffer
         self._sink = sink
+        self._priority = default_priority(buffer.config.flow_control.priority_levels)
         self._rules = rules
         self._batch_size = batch_size
         self._retry_for = retry_for
@@ -211,7 +212,7 @@ class Transfer:
                 with self._marking:
                     admission = self._buffer.add_lines(rest, timeout=0.0, final=True)
                     if self._leave_open is not None and admission.first_seq is not None:
-                        self._end = (Priority.NORMAL, admission.first_seq)
+                        self._end = (self._priority, admission.first_seq)
                         self._leave_open(*self._end)
                 if not admission.accepted and not self._lockstep:
                     # Outside of the lock, or nothing would ever be sent.

@@ -35,6 +35,8 @@ const CHARTS = {
   waiting: {
     format: count,
     stacked: true,
+    // One for each lane that the buffer has: those without a value are left out.
+    sparse: true,
     series: [5, 4, 3, 2, 1].map((priority) => (
       { key: `waiting${priority}`, label: `${priority}`, color: `--p${priority}`, fill: 1, width: 1 }
     )),
@@ -81,13 +83,13 @@ class Chart {
     figure.append(this.place);
     this.raw = [];
     this.extra = false;
+    this.shown = definition.series;
     this.build();
     new ResizeObserver(() => this.resize()).observe(this.place);
   }
 
   series() {
-    const { series, extra } = this.definition;
-    return this.extra ? [...series, extra] : series;
+    return this.extra ? [...this.shown, this.definition.extra] : this.shown;
   }
 
   // Built anew when the colours change: uPlot keeps the old ones.
@@ -129,9 +131,14 @@ class Chart {
 
   draw(times, columns, from, to) {
     this.last = [times, columns, from, to];
-    const { extra, stacked, format } = this.definition;
-    if (extra && !this.extra && columns[extra.key].some((value) => value != null)) {
-      this.extra = true;
+    const { series, sparse, extra, stacked, format } = this.definition;
+    const known = ({ key }) => columns[key].some((value) => value != null);
+    const shown = sparse ? series.filter(known) : series;
+    const withExtra = extra !== undefined && (this.extra || known(extra));
+    const same = shown.length === this.shown.length && shown.every((one, index) => one === this.shown[index]);
+    if (withExtra !== this.extra || (shown.length && !same)) {
+      this.shown = shown.length ? shown : this.shown;
+      this.extra = withExtra;
       this.build();
       return;
     }

@@ -16,7 +16,8 @@ CoDel tells bursts from standing queues in the same way (Nichols and Jacobson, 2
 8289), but drops what has waited; this refuses what would, and a caller can come back.
 The length of a standing queue decides about delay only: as many are refused per second
 with a long one. The least urgent are refused first, because all the others lie ahead of
-them. Priority 1 never is: a full lane of it keeps all others out.
+them. Priority 1 never is, unless it is the only one: a full lane of it keeps all
+others out.
 
 `enough` events may always wait, so that the sink never runs dry. But where a priority
 was refused in the last interval, those below it share only a trickle of that: the sink
@@ -71,9 +72,14 @@ _Sample = tuple[float, int, tuple[int, ...]]
 
 
 class DelayBound:
-    """Room by priority, renewed at each look at the queue. `target` in seconds."""
+    """Room by priority, of which there are `levels`, renewed at each look at the queue.
+    `target` in seconds.
+    """
 
-    def __init__(self, target: float, now: float) -> None:
+    def __init__(self, target: float, now: float, levels: int = PRIORITY_LEVELS) -> None:
+        self._levels = levels
+        # Below this number no priority is refused.
+        self._first_bound = 1 if levels > 1 else 0
         self.target = target
         self._interval = target * _INTERVAL
         #: Whether anything can be refused now.
@@ -82,15 +88,15 @@ class DelayBound:
         self.standing = False
         #: What the sink takes of each priority and the less urgent together, in events
         #: per second; 0: not known.
-        self.rates = [0.0] * PRIORITY_LEVELS
-        self._room = [math.inf] * PRIORITY_LEVELS
+        self.rates = [0.0] * levels
+        self._room = [math.inf] * levels
         # When the queue was last looked at, when it was last within the target, and
         # when an event was last refused.
         self._looked_at = self._short_at = now
         self._refused_at = -math.inf
         # The same by priority. While a more urgent one is refused the sink does not
         # need a less urgent one.
-        self._last_refused = [-math.inf] * PRIORITY_LEVELS
+        self._last_refused = [-math.inf] * levels
         # Events asked for in all, and (time, asked for until then) for a part of an
         # interval.
         self._asked = 0
@@ -133,14 +139,14 @@ class DelayBound:
     def limit(self, p: int, n: int) -> int:
         """How many of n there is room for; `fill` must follow."""
         self._asked += n
-        if p == 0 or n <= self._room[p]:
+        if p < self._first_bound or n <= self._room[p]:
             return n
         self._refused_at = self._last_refused[p] = self._looked_at
         return max(0, int(self._room[p]))
 
     def fill(self, p: int, n: int) -> None:
         """`n` more of p wait (fewer if negative), until the next look tells."""
-        for q in range(p, PRIORITY_LEVELS):
+        for q in range(p, self._levels):
             self._room[q] -= n
 
     def refused(self, seconds: float) -> bool:
@@ -191,7 +197,7 @@ class DelayBound:
         if not self._counts(start, now, _LEAST_SPAN):
             return
         rate = 0.0
-        for p in range(PRIORITY_LEVELS - 1, -1, -1):
+        for p in range(self._levels - 1, -1, -1):
             rate += (taken[p] - start[2][p]) / (now - start[0])
             self.rates[p] = rate if full else max(rate, self.rates[p])
 

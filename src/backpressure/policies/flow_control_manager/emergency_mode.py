@@ -41,8 +41,9 @@ _K = 2.0
 _PROBE = 0.01
 # The outcomes are forgotten in tenths of their window, the pace of control as well.
 _OUTCOME_SLOTS = 10
-# Columns of the outcome window, after one of demand for each priority.
-_OK, _FAILED, _REPORTS = range(PRIORITY_LEVELS, PRIORITY_LEVELS + 3)
+# Columns of the outcome window, counted from its end. Before them it has one of demand
+# for each priority.
+_OUTCOMES = _OK, _FAILED, _REPORTS = -3, -2, -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +88,24 @@ class EmergencyMode:
     what demand passes.
     """
 
-    def __init__(self, config: EmergencyModeConfig, idle_after: float, now: float) -> None:
+    def __init__(
+        self,
+        config: EmergencyModeConfig,
+        idle_after: float,
+        now: float,
+        levels: int = PRIORITY_LEVELS,
+    ) -> None:
         self._config = config
+        self._levels = levels
         self._idle_after = idle_after
-        self.window = SlidingCounts(config.window, _OUTCOME_SLOTS, PRIORITY_LEVELS + 3, now)
+        self.window = SlidingCounts(config.window, _OUTCOME_SLOTS, levels + len(_OUTCOMES), now)
         self.state = EmergencyState.NORMAL
         self.cap = 1.0
         #: The sink is not being called: what comes costs it nothing, so nothing is shed
         #: while there is room.
         self.holding = False
-        self._passing = [1.0] * PRIORITY_LEVELS
-        self._credit = [0.0] * PRIORITY_LEVELS
+        self._passing = [1.0] * levels
+        self._credit = [0.0] * levels
         self._probe = 0.0
         self._entered = self._failed_at = self._stepped = now
 
@@ -168,14 +176,14 @@ class EmergencyMode:
 
     def _plan(self, counts: list[int]) -> None:
         """Decide which part of each priority's demand passes until the next step."""
-        demand = counts[:PRIORITY_LEVELS]
+        demand = counts[: self._levels]
         requests = sum(demand)
         refusal = max(0.0, (requests - _K * counts[_OK]) / (requests + 1))
         # Silence is no evidence against the sink after an emergency; within one, the
         # sink may hang.
         silent = self.state is EmergencyState.CLIMBING and not counts[_REPORTS]
         if self.state is EmergencyState.NORMAL or refusal == 0.0 or silent:
-            self._passing = [1.0] * PRIORITY_LEVELS
+            self._passing = [1.0] * self._levels
             return
         budget = max(self._probe, requests * (1.0 - refusal))
         for p, wanted in enumerate(demand):

@@ -31,7 +31,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from backpressure.base.clock import Clock, ForwardClock, MonotonicClock
-from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, check_priority
 from backpressure.base.reasons import LIMIT_REASONS, LimitReason
 from backpressure.base.reentry import Reentry, deferrable
@@ -77,7 +76,7 @@ class FlowControlConfig:
     sliding_window_size: float = 60.0
     #: False: everything is granted, and counted all the same.
     throttle_enabled: bool = True
-    #: Five, and no other number: each has a lane of its own.
+    #: How many priorities there are, 1 to 5. In a buffer each has a lane of its own.
     priority_levels: int = PRIORITY_LEVELS
     #: Seconds that an event may wait in a queue that stands; bursts may wait twice as
     #: long. What would wait longer is refused, least urgent first. None: only a full
@@ -92,10 +91,7 @@ class FlowControlConfig:
         check_bool(self, "throttle_enabled")
         if self.delay_target is not None:
             check_fields(self, float, 1e-3, 86_400.0, "delay_target")
-        if isinstance(self.priority_levels, bool) or self.priority_levels != PRIORITY_LEVELS:
-            raise ConfigError(
-                "priority_levels", f"must be {PRIORITY_LEVELS}, not {self.priority_levels!r}"
-            )
+        check_fields(self, int, 1, PRIORITY_LEVELS, "priority_levels")
         check_kind(self, EmergencyModeConfig, "emergency_mode")
 
 
@@ -114,7 +110,9 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowControlMetrics:
-    """A snapshot. Tuples are by priority, the most urgent first."""
+    """A snapshot. Tuples have a number for each of `priority_levels`, the most urgent
+    first.
+    """
 
     #: Events per second in total: as set, and as in force, less in an emergency and for
     #: a while after it.
@@ -167,15 +165,20 @@ class FlowControlManager:
         self._lock, self._within = reentry.lock, reentry.within
         self._deferred = reentry.deferred
         now = self._now()
+        self._levels = levels = config.priority_levels
         self._throttled = config.throttle_enabled
         self._limit = float(config.max_events_per_second)
         self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
-        self._shares = PriorityShares(config.burst_size, now)
-        self._emergency = EmergencyMode(config.emergency_mode, config.sliding_window_size, now)
+        self._shares = PriorityShares(config.burst_size, now, levels)
+        self._emergency = EmergencyMode(
+            config.emergency_mode, config.sliding_window_size, now, levels
+        )
         target = config.delay_target
-        self._bound = DelayBound(target, now) if target is not None and self._throttled else None
-        self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, PRIORITY_LEVELS, now)
-        self._admitted = [0] * PRIORITY_LEVELS
+        self._bound = (
+            DelayBound(target, now, levels) if target is not None and self._throttled else None
+        )
+        self._window = SlidingCounts(config.sliding_window_size, _RATE_SLOTS, levels, now)
+        self._admitted = [0] * levels
         # Until when nothing expires in either window.
         self._fresh_until = min(self._window.until, self._emergency.window.until)
         # Tokens that the bucket holds at least: what it held when it was last asked,
@@ -184,18 +187,18 @@ class FlowControlManager:
         self._refused: dict[str, int] = dict.fromkeys(LIMIT_REASONS, 0)
         # The last full grant of each priority: callers ask for the same number again
         # and again.
-        self._full = [Grant(0)] * PRIORITY_LEVELS
+        self._full = [Grant(0)] * levels
 
     def admit(self, n: int, priority: int) -> Grant:
         """How many of `n` events of `priority` may enter now. ValueError where n is
-        negative.
+        negative, InvalidEvents for a priority beyond `priority_levels`.
         """
         # Also called once per event: the common case is kept short, with what it needs
         # in line.
         p = (
             priority
-            if type(priority) is int and 0 < priority <= PRIORITY_LEVELS
-            else check_priority(priority)
+            if type(priority) is int and 0 < priority <= self._levels
+            else check_priority(priority, self._levels)
         ) - 1
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n!r}")
@@ -280,7 +283,7 @@ class FlowControlManager:
         demand are as if they had not been asked for. ValueError where n is negative or
         more than was granted.
         """
-        p = check_priority(priority) - 1
+        p = check_priority(priority, self._levels) - 1
         with self._lock:
             now = self._now()
             if not 0 <= n <= self._admitted[p]:
@@ -307,7 +310,7 @@ class FlowControlManager:
     ) -> bool:
         """Report the queue, ten times within `delay_target` or more. Returns whether
         events are refused for their delay now: a queue that is short for that reason is
-        not the end of an overload. ValueError without five numbers each.
+        not the end of an overload. ValueError without `priority_levels` numbers each.
 
         waiting, taken: events that wait, and that consumers have taken so far, by
             priority, the most urgent first.
@@ -319,9 +322,9 @@ class FlowControlManager:
         spills: whether what would wait too long can be kept on disk. Then nothing is
             refused for its delay, or shed, either.
         """
-        if not len(waiting) == len(taken) == PRIORITY_LEVELS:
+        if not len(waiting) == len(taken) == self._levels:
             raise ValueError(
-                f"waiting and taken must have {PRIORITY_LEVELS} numbers each, "
+                f"waiting and taken must have {self._levels} numbers each, "
                 f"not {len(waiting)} and {len(taken)}"
             )
         bound = self._bound
@@ -395,7 +398,7 @@ class FlowControlManager:
         """Admitted events per second over the sliding window, or since the start while
         that is less.
         """
-        p = None if priority is None else check_priority(priority) - 1
+        p = None if priority is None else check_priority(priority, self._levels) - 1
         if self._within():
             counts, seconds = self._window.glance(self._clock.glance())
         else:

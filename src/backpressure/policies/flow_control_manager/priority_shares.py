@@ -30,7 +30,8 @@ from backpressure.base.priority import PRIORITY_LEVELS
 __all__ = ["PriorityShares"]
 
 # Guaranteed parts of the rate, most urgent first. A fifth is unassigned: it goes to
-# the most urgent that asks.
+# the most urgent that asks. Where there are fewer priorities, theirs grow in proportion
+# until they assign as much.
 _SHARES = (0.40, 0.20, 0.10, 0.06, 0.04)
 # The part of a share of the burst that is kept in reserve. What is reserved cannot
 # take up what flows in between two calls of a flood: with all of it, a flood that calls
@@ -44,16 +45,26 @@ _ACTIVE_SECONDS = 10.0
 _ROUNDING = 1e-6
 
 
-class PriorityShares:
-    """The claims of the priorities on the pool: the law at the head of this file."""
+def shares_of(levels: int) -> tuple[float, ...]:
+    """The guaranteed parts of the rate where there are that many priorities."""
+    some = _SHARES[:levels]
+    return tuple(share * (sum(_SHARES) / sum(some)) for share in some)
 
-    def __init__(self, burst: int, now: float) -> None:
-        self._claims = [0.0] * PRIORITY_LEVELS
+
+class PriorityShares:
+    """The claims of the priorities on the pool: the law at the head of this file.
+
+    levels: how many priorities there are.
+    """
+
+    def __init__(self, burst: int, now: float, levels: int = PRIORITY_LEVELS) -> None:
+        self._shares = shares_of(levels)
+        self._claims = [0.0] * levels
         # When each claim was last brought up to date, and when its owner last asked.
-        self._settled = [now] * PRIORITY_LEVELS
-        self._asked = [-math.inf] * PRIORITY_LEVELS
+        self._settled = [now] * levels
+        self._asked = [-math.inf] * levels
         # What the last grant took off each claim.
-        self._drawn = [0.0] * PRIORITY_LEVELS
+        self._drawn = [0.0] * levels
         # Of the offer just made: the tokens beyond its owner's claim and the others'
         # parts, those parts less the tokens, and the part of the rate by which they
         # grow.
@@ -62,9 +73,9 @@ class PriorityShares:
 
     def resize(self, burst: int) -> None:
         # A claim that cannot reach one event would never admit any.
-        caps = [max(1.0, share * burst * _RESERVE) for share in _SHARES]
+        caps = [max(1.0, share * burst * _RESERVE) for share in self._shares]
         # Too small a burst is not divided: first come, first served.
-        self._caps = caps if sum(caps) <= burst else [0.0] * PRIORITY_LEVELS
+        self._caps = caps if sum(caps) <= burst else [0.0] * len(caps)
         self.reserve = sum(self._caps)
         self._claims = [
             min(claim, cap) for claim, cap in zip(self._claims, self._caps, strict=True)
@@ -83,7 +94,7 @@ class PriorityShares:
         for q, asked in enumerate(self._asked):
             if q != p and now - asked <= _ACTIVE_SECONDS:
                 guard += self._caps[q] if q < p else self._grown(q, now, rate)
-                growth += _SHARES[q] if q > p else 0.0
+                growth += self._shares[q] if q > p else 0.0
         # Back from idleness one begins without a claim: what one had may be taken by
         # now.
         own = self._grown(p, now, rate) if now - self._asked[p] <= _ACTIVE_SECONDS else 0.0
@@ -106,7 +117,7 @@ class PriorityShares:
             return math.inf
         # Whichever is first: the claim reaches one event, or the pool has one that
         # is free for all.
-        by_claim = (1.0 - self._claims[p]) / (_SHARES[p] * rate) if self._caps[p] else math.inf
+        by_claim = (1.0 - self._claims[p]) / (self._shares[p] * rate) if self._caps[p] else math.inf
         by_pool = (1.0 + self._short + granted) / ((1.0 - self._growth) * rate)
         return max(0.0, min(by_claim, by_pool))
 
@@ -118,10 +129,11 @@ class PriorityShares:
 
     def settle(self, now: float, rate: float) -> None:
         """Let the claims grow until now at the rate that was in force."""
-        self._claims = [self._grown(q, now, rate) for q in range(PRIORITY_LEVELS)]
-        self._settled = [now] * PRIORITY_LEVELS
+        self._claims = [self._grown(q, now, rate) for q in range(len(self._claims))]
+        self._settled = [now] * len(self._claims)
 
     def _grown(self, q: int, now: float, rate: float) -> float:
         if rate == math.inf:
             return self._caps[q]
-        return min(self._caps[q], self._claims[q] + _SHARES[q] * rate * (now - self._settled[q]))
+        grown = self._shares[q] * rate * (now - self._settled[q])
+        return min(self._caps[q], self._claims[q] + grown)

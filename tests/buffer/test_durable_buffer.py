@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from backpressure.testing import FakeClock
 from tests.support.buffers import add_all, crash, drain, numbered
 from tests.support.durable import SMALL, open_buffer
 from tests.support.models import share_and_proof
-from tests.support.threads import until
+from tests.support.threads import run_threads, until
 from tests.torture.kill_buffer import torture
 
 pytestmark = [
@@ -460,3 +461,35 @@ class DurableMachine(RuleBasedStateMachine):
 
 
 TestDurableModel, TestDurableModelInFull = share_and_proof(DurableMachine, examples=60, steps=30)
+
+
+def test_a_consumer_and_a_producer_beside_close_hear_that_it_is_closed(tmp_path: Path) -> None:
+    """Whatever they were doing when the rings were closed."""
+    for round_number in range(8):
+        buffer = BufferManager(BufferConfig(directory=tmp_path / str(round_number)))
+        started = threading.Barrier(3)
+
+        def consume(buffer: BufferManager = buffer, started: Any = started) -> None:
+            def take() -> None:
+                while True:
+                    buffer.get_batch(10)
+
+            started.wait()
+            with pytest.raises(BufferClosed):
+                take()
+
+        def produce(buffer: BufferManager = buffer, started: Any = started) -> None:
+            def add() -> None:
+                while True:
+                    buffer.add_events([b"x"] * 10)
+
+            started.wait()
+            with pytest.raises(BufferClosed):
+                add()
+
+        def close(buffer: BufferManager = buffer, started: Any = started) -> None:
+            started.wait()
+            until(lambda: buffer.stats().accepted)
+            buffer.close(timeout=0)
+
+        run_threads([consume, produce, close])

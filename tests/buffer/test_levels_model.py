@@ -118,8 +118,8 @@ class LevelsMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         try:
-            for batch, _ in self.out:
-                batch.nack("the end")
+            for out, _ in self.out:
+                out.nack("the end")
             left: dict[int, list[bytes]] = {priority: [] for priority in self.owed}
             while self.buffer.resident:
                 batch = self.buffer.get_batch(timeout=5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -81,12 +82,13 @@ def test_every_level_is_kept_in_order_and_the_most_urgent_goes_first(levels: int
 def test_a_priority_beyond_is_refused_and_changes_nothing(levels: int) -> None:
     with in_memory(levels) as buffer:
         for beyond in range(levels + 1, 8):
-            for add in (
+            adds: tuple[Callable[[int], object], ...] = (
                 lambda p: buffer.add_events([b"a"], priority=p),
                 lambda p: buffer.add_lines(b"a\n", priority=p),
                 lambda p: asyncio.run(buffer.aio.add_events([b"a"], priority=p)),
                 lambda p: asyncio.run(buffer.aio.add_lines(b"a\n", priority=p)),
-            ):
+            )
+            for add in adds:
                 with pytest.raises(InvalidEvents, match=f"^priority must be .*, not {beyond}$"):
                     add(beyond)
         assert buffer.stats().offered == 0

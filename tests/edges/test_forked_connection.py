@@ -119,7 +119,13 @@ def test_lines_over_tcp_of_parent_and_child_do_not_mix(sends: bool) -> None:
         sink.send(batch_of(b"parent"))
         if sends:
             readers[1].start()
-        pid = forked(lambda: (sends and sink.send(batch_of(b"child")), sink.close()))
+
+        def child(sink: TcpSink = sink, sends: bool = sends) -> None:
+            if sends:
+                sink.send(batch_of(b"child"))
+            sink.close()
+
+        pid = forked(child)
         assert ended_well(pid)
         sink.send(batch_of(b"parent again"))
         sink.close()

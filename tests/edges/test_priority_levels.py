@@ -221,7 +221,8 @@ def test_the_least_urgent_levels_share_the_last_priority(levels: int) -> None:
 
 
 def test_a_priority_that_is_given_and_beyond_is_refused() -> None:
-    for priority in (3, {"ERROR": 1, "INFO": 4}):
+    by_level: dict[int | str, int] = {"ERROR": 1, "INFO": 4}
+    for priority in (3, by_level):
         with pytest.raises(InvalidEvents, match="priority_levels is 2"):
             BufferHandler(config(2), priority=priority)
     writer = SingleEventWriter(BufferManager(config(2)))

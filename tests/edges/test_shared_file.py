@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def append(path: Path, text: bytes) -> None:
         file.write(text)
 
 
-def in_child(work) -> None:
+def in_child(work: Callable[[], object]) -> None:
     """Run `work` in a forked child, which must not fail."""
     pid = os.fork()
     if pid == 0:
@@ -100,7 +101,7 @@ def test_what_stands_before_a_strangers_line_is_not_written_again(tmp_path: Path
     sink = FileSink(path, append=True)
     sink._piece = memoryview(bytearray(4))  # an event at a time
     batch = batch_of(b"one", b"two", b"six")
-    written = []
+    written: list[int] = []
 
     def write(fd: int, text: memoryview) -> int:
         if len(written) == 1:

@@ -28,6 +28,7 @@ __all__ = ["Outlet"]
 _LONGEST_WAIT: Final = 1.0
 # No wait is shorter (seconds): a time that has just come needs no finer look.
 _SHORTEST_WAIT: Final = 0.001
+_EMPTY: Final = "the buffer is closed and has nothing more to deliver"
 
 
 class Outlet:
@@ -92,6 +93,15 @@ class Outlet:
             raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
         if self.forked:
             raise BufferClosed(FORKED)
+        try:
+            return self._take_batch(max_events, patient)
+        except ValueError:
+            # `close` closes a directory's rings, also while they are looked at.
+            if not self.closed:
+                raise
+        raise BufferClosed(_EMPTY)
+
+    def _take_batch(self, max_events: int | None, patient: bool) -> Batch | None:
         control, hold = self._control, self._hold
         now = self._now()
         if now >= control.next_tick:
@@ -99,7 +109,7 @@ class Outlet:
         lane = self._scheduler.choose(now)
         if lane is None:
             if self.closed:
-                raise BufferClosed("the buffer is closed and has nothing more to deliver")
+                raise BufferClosed(_EMPTY)
             return None
         size = control.batch_size
         asked = max_events if max_events is not None else size

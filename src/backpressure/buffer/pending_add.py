@@ -96,7 +96,13 @@ class PendingAdd:
                 if grant.reason == "delay" and port.tick_if_due():
                     continue
                 return False
-            pushed, seq = payload.push(lane.ring, grant.granted)
+            try:
+                pushed, seq = payload.push(lane.ring, grant.granted)
+            except ValueError:
+                control.give_back(grant.granted, lane.priority)
+                if not port.closing:
+                    raise
+                continue  # `close` has closed the ring of a directory meanwhile
             if pushed:
                 self._accepted += pushed
                 self.end_seq = seq + pushed

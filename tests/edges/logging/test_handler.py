@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from backpressure import Batch
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging import BufferHandler, priority_of
@@ -129,11 +130,11 @@ def test_own_priorities(priority: Any, expected: dict[int, int]) -> None:
 @pytest.mark.parametrize(
     ("priority", "expected"), [(None, "10 50 20 40 30"), ("level", "50 40 30 20 10")]
 )
-def test_a_sink_gets_its_lines_in_order_unless_asked_otherwise(priority, expected: str) -> None:
+def test_a_sink_gets_its_lines_in_order_unless_asked(priority: Any, expected: str) -> None:
     gate = threading.Event()
 
     class Slow(MemorySink):
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             gate.wait(30)
             super().send(batch)
 

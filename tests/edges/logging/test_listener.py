@@ -7,6 +7,7 @@ import logging.config
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,7 +251,7 @@ KEEP = f"{__name__}.Keep"
 )
 @pytest.mark.parametrize("ours", ["aa", "mm", "zz"])
 @pytest.mark.parametrize("factory", ["class", "()"])
-def test_dict_config_with_other_handlers_as_targets(sink, ours: str, factory: str) -> None:
+def test_dict_config_with_other_handlers_as_targets(sink: Any, ours: str, factory: str) -> None:
     # Before, between and behind the targets in the alphabet.
     names = "kk", "pp"
     lines = (
@@ -290,14 +291,14 @@ def test_dict_config_with_other_handlers_as_targets(sink, ours: str, factory: st
     assert isinstance(targets, tuple)
     assert [target.name for target in targets] == ["kk", "pp"][: len(targets)]
     assert len(targets) == (1 if isinstance(sink, str) else len(sink))
-    assert all(target.seen == ["INFO x"] for target in targets)  # type: ignore[attr-defined]
+    assert all(target.seen == ["INFO x"] for target in targets)
 
 
 @pytest.mark.parametrize(
     ("sink", "message"),
     [("b", "its own target"), (["b"], "its own target"), (["nowhere"], "no logging handler")],
 )
-def test_dict_config_refuses_targets_that_cannot_be(sink, message: str) -> None:
+def test_dict_config_refuses_targets_that_cannot_be(sink: Any, message: str) -> None:
     with pytest.raises(ValueError, match="handler 'b'") as caught:
         logging.config.dictConfig(
             {

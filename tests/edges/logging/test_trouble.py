@@ -9,9 +9,11 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
+from backpressure import Batch
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.logging import BufferHandler, BufferListener
@@ -56,6 +58,7 @@ def test_a_handler_that_raises_ends_nothing(error: BaseException) -> None:
         handler.flush()
     assert picky.seen == other.seen == ["one", "two", "three"]
     assert picky.reports == 1, "reported once, not for each record"
+    assert handler.listener is not None
     assert handler.listener.handler_errors == 2
     handler.close()
     assert handler.listener.error is None
@@ -98,7 +101,7 @@ def test_a_sink_that_raises_anything_gets_its_lines_later(error: BaseException) 
     class Failing(MemorySink):
         errors = [error]  # noqa: RUF012
 
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             if self.errors:
                 raise self.errors.pop()
             super().send(batch)
@@ -113,7 +116,7 @@ def test_a_sink_that_raises_anything_gets_its_lines_later(error: BaseException) 
 
 def test_a_sink_that_settles_its_batch_itself_is_let() -> None:
     class Own(MemorySink):
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             super().send(batch)
             batch.ack()
 
@@ -125,6 +128,7 @@ def test_a_sink_that_settles_its_batch_itself_is_let() -> None:
         handler.flush()
     handler.close()
     assert sink.events == [b"0", b"1", b"2"]
+    assert handler.listener is not None
     assert handler.listener.error is None
 
 
@@ -133,7 +137,7 @@ def test_an_error_of_the_buffer_is_no_end(monkeypatch: pytest.MonkeyPatch) -> No
     errors: list[BaseException] = [OSError("disk"), SystemExit()]
     get_batch = buffer.get_batch
 
-    def stumble():
+    def stumble() -> Batch | None:
         if errors:
             raise errors.pop()
         return get_batch()
@@ -151,7 +155,7 @@ def test_a_report_that_cannot_be_logged_ends_nothing(monkeypatch: pytest.MonkeyP
     class Failing(MemorySink):
         failing = True
 
-        def send(self, batch) -> None:
+        def send(self, batch: Batch) -> None:
             if self.failing:
                 self.failing = False
                 raise OSError("no space")
@@ -183,7 +187,7 @@ class Chatty(MemorySink):
         super().__init__()
         self.logger = logger
 
-    def send(self, batch) -> None:
+    def send(self, batch: Batch) -> None:
         self.logger.debug("connected")
         super().send(batch)
         asyncio.run(self.speak())
@@ -195,7 +199,7 @@ class Chatty(MemorySink):
         contextvars.Context().run(self.logger.debug, "in another context")
 
 
-def chatty(logger: logging.Logger, **options) -> tuple[BufferHandler, Chatty]:
+def chatty(logger: logging.Logger, **options: Any) -> tuple[BufferHandler, Chatty]:
     sink = Chatty(logger)
     handler = BufferHandler(sink=sink, **options)
     logger.addHandler(handler)
@@ -274,7 +278,7 @@ def test_a_target_handler_that_logs_does_not_feed_itself() -> None:
 
 
 class Down(MemorySink):
-    def send(self, batch) -> None:
+    def send(self, batch: Batch) -> None:
         raise ConnectionRefusedError("away")
 
 
@@ -435,7 +439,7 @@ def test_what_is_logged_within_the_buffer_is_added_when_the_outer_call_is_throug
     add = handler._events.add
     inner = ["first", "second"]
 
-    def interrupted(text, priority):
+    def interrupted(text: str, priority: int) -> Any:
         while inner:
             logger.info(inner.pop(0))  # as a finaliser would
             assert buffer.stats().accepted == 0
@@ -455,7 +459,7 @@ def test_a_close_within_a_logging_call_completes_that_call_first(
     logger = logger_with(handler)
     add = handler._events.add
 
-    def interrupted(text, priority):
+    def interrupted(text: str, priority: int) -> Any:
         if not handler._closing:
             handler.flush()
             logger.info("before it")
@@ -503,7 +507,12 @@ def test_an_interrupted_call_leaves_the_thread_able_to_log(monkeypatch: pytest.M
 
 def test_a_tally_counts_each_one_once() -> None:
     tally = Tally()
-    run_threads([lambda: [tally.add("a") for _ in range(5000)] for _ in range(3)])
+
+    def add() -> None:
+        for _ in range(5000):
+            tally.add("a")
+
+    run_threads([add] * 3)
     tally.add("b")
     assert tally.counts() == {"a": 15_000, "b": 1}
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -50,7 +50,9 @@ places = pytest.mark.parametrize(
 )
 
 
-def stream(breaker: CircuitBreaker, error: Exception | None = None) -> Iterator[Permit]:
+def stream(
+    breaker: CircuitBreaker, error: Exception | None = None
+) -> Generator[Permit, None, None]:
     with breaker as permit:
         yield permit
         if error is not None:
@@ -108,7 +110,7 @@ def test_blocks_within_a_generators_block(place: Callable[..., Any]) -> None:
 def test_the_block_of_an_asynchronous_generator_in_other_tasks() -> None:
     breaker = make(FakeClock())
 
-    async def astream() -> AsyncIterator[Permit]:
+    async def astream() -> AsyncGenerator[Permit, None]:
         async with breaker as a:
             with breaker as b:
                 yield a
@@ -116,11 +118,11 @@ def test_the_block_of_an_asynchronous_generator_in_other_tasks() -> None:
 
     async def main() -> None:
         steps = astream()
-        a = await asyncio.create_task(steps.__anext__())  # type: ignore[arg-type]
-        b = await asyncio.create_task(steps.__anext__())  # type: ignore[arg-type]
+        a = await asyncio.create_task(steps.__anext__())
+        b = await asyncio.create_task(steps.__anext__())
         async with breaker as outer:
             with pytest.raises(StopAsyncIteration):
-                await asyncio.create_task(steps.__anext__())  # type: ignore[arg-type]
+                await asyncio.create_task(steps.__anext__())
             assert (a._done, b._done, outer._done) == (True, True, False)
 
     asyncio.run(main())

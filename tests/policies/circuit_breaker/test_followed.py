@@ -85,7 +85,7 @@ def an_old_coroutine(error: Exception | None) -> Generator[Any, Any, str]:
 @paths
 @pytest.mark.parametrize("work", [Own, a_future, a_task, gathered, a_coroutine, an_old_coroutine])
 def test_the_outcome_of_an_awaitable_counts(
-    guarded: Guarded, settings: dict[str, float], work: Callable[[Exception | None], Any]
+    guarded: Guarded, settings: dict[str, Any], work: Callable[[Exception | None], Any]
 ) -> None:
     breaker = make(FakeClock(), **settings)
 
@@ -124,9 +124,7 @@ def test_a_future_stays_the_callers_own() -> None:
 
 @both
 @paths
-def test_the_future_of_an_executor_is_followed(
-    guarded: Guarded, settings: dict[str, float]
-) -> None:
+def test_the_future_of_an_executor_is_followed(guarded: Guarded, settings: dict[str, Any]) -> None:
     breaker = make(FakeClock(), **settings)
     futures: list[Future[int]] = [Future() for _ in range(3)]
     for future in futures:
@@ -172,16 +170,16 @@ def test_what_is_awaited_or_entered_is_followed_either_way() -> None:
         assert await asyncio.create_task(breaker.call(Request, None)) == "answer"
         assert counts(breaker) == (2, 0, 0)
         request = breaker.call(Request, None)
-        async with request as answer:  # type: ignore[attr-defined]
+        async with request as answer:
             assert answer == "answer"
             assert counts(breaker) == (2, 0, 0)
         assert request.closed
         assert counts(breaker) == (3, 0, 0)
         with pytest.raises(DownError):
-            async with breaker.call(Request, DownError()):  # type: ignore[attr-defined]
+            async with breaker.call(Request, DownError()):
                 pass
         with pytest.raises(DownError):
-            async with breaker.call(Request, None):  # type: ignore[attr-defined]
+            async with breaker.call(Request, None):
                 raise DownError
         assert counts(breaker) == (3, 2, 0)
 
@@ -219,7 +217,7 @@ def test_a_function_whose_work_comes_later_is_not_decorated(fn: Callable[[], Any
 @both
 @paths
 def test_a_call_whose_work_comes_later_is_refused(
-    guarded: Guarded, settings: dict[str, float], fn: Callable[[], Any]
+    guarded: Guarded, settings: dict[str, Any], fn: Callable[[], Any]
 ) -> None:
     breaker = make(FakeClock(), **settings)
     with pytest.raises(TypeError, match="use `with breaker:` inside"):

@@ -39,8 +39,8 @@ def pytest_runtest_makereport(
 def pytest_collection_finish() -> None:
     """Keep modules and items from the garbage collector: they stay to the end.
 
-    No collection has to look at them, in any test or in any child that one forks. That
-    is a tenth of all the time.
+    No collection has to look at them, in a test or in a child that it forks. What a
+    test makes is collected as ever.
     """
     gc.collect()
     gc.freeze()

@@ -8,6 +8,8 @@ gone, beside published algorithms.
     baselines   others' algorithms, written from their publications, behind the same
                 interface
     fleet       a hundred breakers before one sink
+    in_flight   how many calls are in flight: that law beside every fixed number, with
+                a model of a sink of its own; in_flight_report: its Markdown
     metrics     figures of a run, and the criteria
     report      Markdown, and plots where matplotlib is at hand
     run         the command: python -m bench.overload

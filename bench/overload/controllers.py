@@ -1,7 +1,7 @@
 """Ours: the control loop that ships, with the table's values; each ablation is one
 switch. The oracle.
 
-What BufferManager leaves to producers (a pressure that they may heed) is nobody's here:
+What BufferManager leaves to producers (a pressure that they may heed) is not simulated:
 these producers heed only refusals.
 """
 
@@ -25,7 +25,7 @@ from backpressure.policies.circuit_breaker import (
     Permit,
     State,
 )
-from backpressure.policies.control_loop import ControlLoop, QueueReading
+from backpressure.policies.control_loop import SHORT, ControlLoop, QueueReading
 from backpressure.policies.flow_control_manager import (
     EmergencyModeConfig,
     FlowControlConfig,
@@ -52,10 +52,11 @@ class Laws:
     #: library's default, bounds nothing.
     delay_target: float | None = 0.3
     hold: bool = True  #: refusals for delay keep the monitor active
-    outage_aware: bool = True  #: flow control hears that the circuit is open
+    #: Flow control hears that the circuit is open, and whether room is short.
+    outage_aware: bool = True
     generation: bool = True
     lease: bool = True
-    growth: bool = True  #: of the reset timeout
+    evidence: bool = True  #: opens the circuit; else the share of failures in a window
     canary: bool = True  #: of the breaker: single calls find out that the sink is back
     slow_calls: bool = (
         False  #: a rate of slow calls trips the breaker too; off by default in the library
@@ -70,9 +71,7 @@ class Laws:
 
 def breaker_config(laws: Laws = Laws()) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
-        reset_timeout_multiplier=CircuitBreakerConfig().reset_timeout_multiplier
-        if laws.growth
-        else 1.0,
+        law="sequential" if laws.evidence else "share",
         probe_lease=30.0 if laws.lease else 1e9,
         canary=laws.canary,
         slow_call_duration=1.0 if laws.slow_calls else None,
@@ -109,10 +108,10 @@ class _HalfDeafMonitor(BackpressureMonitor):
 
 
 class _UnawareFlowControl(FlowControlManager):
-    """Flow control that does not hear that the circuit is open."""
+    """Flow control that does not hear that the circuit is open, or of room."""
 
     def observe(self, waiting: Sequence[int], taken: Sequence[int], **rest: Any) -> bool:
-        return super().observe(waiting, taken, **{**rest, "calling": True})
+        return super().observe(waiting, taken, **{**rest, "calling": True, "room_short": True})
 
 
 class Ours:
@@ -217,7 +216,9 @@ class Ours:
     def tick(self, lanes: LaneReadings) -> None:
         waiting = lanes.waiting
         taken = [admitted - count for admitted, count in zip(self._admitted, waiting, strict=True)]
-        reading = QueueReading(waiting, taken, lanes.fill, lanes.oldest)
+        reading = QueueReading(
+            waiting, taken, lanes.fill, lanes.oldest, room_short=lanes.fullest > SHORT
+        )
         self.loop.tick(self.clock.now(), reading)
 
     def backoff(self, attempt: int, rng: random.Random) -> float:
@@ -259,9 +260,9 @@ ABLATIONS: dict[str, Laws] = {
     "no shares": Laws(shares=False),
     "no generation": Laws(generation=False),
     "no probe lease": Laws(lease=False),
-    "no growth of reset": Laws(growth=False),
+    "circuit by shares": Laws(evidence=False),
     "no canary": Laws(canary=False),
-    "no canary, no growth": Laws(canary=False, growth=False),
+    "circuit by shares, no canary": Laws(evidence=False, canary=False),
     "no emergency": Laws(emergency=False),
     "refuses and sheds in an outage": Laws(outage_aware=False),
     "slow calls trip": Laws(slow_calls=True),
@@ -272,9 +273,9 @@ FAULT_LAWS = frozenset(
         *(
             "no generation",
             "no probe lease",
-            "no growth of reset",
+            "circuit by shares",
             "no canary",
-            "no canary, no growth",
+            "circuit by shares, no canary",
         ),
         *("no emergency", "refuses and sheds in an outage"),
     )

@@ -27,10 +27,10 @@ _COLD, _WARMING = 0.2, 0.04
 
 #: Breakers by name: a buffer's, and with a law off in turn.
 FLEETS: dict[str, CircuitBreakerConfig] = {
-    "ours": CircuitBreakerConfig(canary=True),
+    "ours": CircuitBreakerConfig(law="sequential", canary=True),
+    "no jitter": CircuitBreakerConfig(law="sequential", canary=True, reset_timeout_jitter=0.0),
+    "by shares": CircuitBreakerConfig(canary=True),
     "no canary": CircuitBreakerConfig(),
-    "no jitter": CircuitBreakerConfig(canary=True, reset_timeout_jitter=0.0),
-    "no growth": CircuitBreakerConfig(canary=True, reset_timeout_multiplier=1.0),
     "none of them": CircuitBreakerConfig(reset_timeout_multiplier=1.0, reset_timeout_jitter=0.0),
 }
 

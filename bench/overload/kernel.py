@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from bench.overload.sink import WORKERS, Condition, Outcome, Sink, best_rate
-from bench.overload.workload import LEVELS, Scenario
+from bench.overload.workload import LEVELS, TICK, Scenario
 
 __all__ = [
     "Call",
@@ -35,13 +35,10 @@ __all__ = [
     "simulate",
 ]
 
-#: Seconds between two arrivals of a priority, and the pace at which BufferManager looks
-#: at its lanes.
-TICK = 0.02
 # A lane passed over so often goes first once: BufferManager's patience.
 _PATIENCE = 31
-# A refusal of one priority and an admission of a lesser one in the same slot of so many
-# ticks are an inversion: within one tick nothing but the order of the calls can excuse
+# A refusal of one priority and an admission of a lesser one in the same slot, of this
+# many ticks, are an inversion: within one tick only the order of the calls could excuse
 # it.
 _SLOT_TICKS = 1
 
@@ -68,6 +65,7 @@ class Call:
     seq: int
     attempt: int = 0
     began: float = 0.0  #: by the policies' clock
+    started: float = 0.0  #: true time; both of the last attempt
     oldest: float = 0.0  #: arrival of its oldest event, true time
     not_before: float = 0.0
     permit: object = None
@@ -83,6 +81,7 @@ class LaneReadings(NamedTuple):
     waiting: list[int]  #: events, by priority
     oldest: float  #: seconds that the oldest waiting event has waited
     fill: float  #: share of the fullest lane in which events wait
+    fullest: float  #: the same of all lanes
     resident: int  #: events accepted and not delivered
     busy: float  #: share of the workers that have a call out
 
@@ -264,6 +263,8 @@ class _Run:
             if (tick + 1) % per_second == 0:
                 self._close_second(t)
         record, controller = self.record, self.controller
+        for _, _, call in self.ends:
+            self._count_delay(call)
         record.excess = self.meter.excess
         record.resident = [lane.resident for lane in self.lanes]
         record.activations, record.trips = controller.activations, controller.trips
@@ -287,8 +288,10 @@ class _Run:
         fill = max(
             (lane.resident / lane.capacity for lane in self.lanes if lane.waiting), default=0.0
         )
+        fullest = max(lane.resident / lane.capacity for lane in self.lanes)
         waiting = [lane.waiting for lane in self.lanes]
-        controller.tick(LaneReadings(waiting, oldest, fill, resident, 1.0 - self.idle / WORKERS))
+        busy = 1.0 - self.idle / WORKERS
+        controller.tick(LaneReadings(waiting, oldest, fill, fullest, resident, busy))
         self._dispatch()
         self.second_oldest = max(self.second_oldest, oldest)
 
@@ -322,7 +325,7 @@ class _Run:
             if call is None:  # all of it was dropped
                 self.controller.release(permit)
                 continue
-            call.permit, call.began = permit, self.clock.now()
+            call.permit, call.began, call.started = permit, self.clock.now(), t
             call.attempt += 1
             end, call.outcome = self.sink.call(t, call.n)
             self.record.calls += 1
@@ -356,12 +359,7 @@ class _Run:
             kept = self._drop(lane, t, kept)
         if not kept:
             return None
-        record, total = self.record, 0
-        delays = (record.delays, record.urgent_delays) if lane.priority == 1 else (record.delays,)
-        for at, n in kept:
-            total += n
-            for one in delays:
-                one.add(t - at, n)
+        total = sum(n for _, n in kept)
         return Call(lane.priority, kept, total, asked, next(self.order), oldest=kept[0][0])
 
     def _drop(
@@ -380,6 +378,7 @@ class _Run:
         self.idle += 1
         self.sink.done(call.n)
         if call.outcome is Outcome.OK:
+            self._count_delay(call)
             lane.resident -= call.n
             self.record.delivered[call.priority - 1] += call.n
             self.second_done += call.n
@@ -388,6 +387,14 @@ class _Run:
             call.not_before = t + pause if call.outcome is Outcome.FAILED else t
             heapq.heappush(lane.retries, call)
         self.controller.ended(call, max(0.0, self.clock.now() - call.began), t - call.oldest)
+
+    def _count_delay(self, call: Call) -> None:
+        """Until the call that delivers: one into a dead sink ends no waiting."""
+        record = self.record
+        for at, n in call.events:
+            record.delays.add(call.started - at, n)
+            if call.priority == 1:
+                record.urgent_delays.add(call.started - at, n)
 
     def _close_slot(self) -> None:
         lesser = 0

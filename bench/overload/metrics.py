@@ -36,7 +36,7 @@ class Figures:
         float  #: goodput / what the sink could have taken of what was offered, second by second
     )
     settled: float  #: the worst span's goodput / the oracle's
-    p50: float  #: of the delay from admission to the first call, seconds
+    p50: float  #: of the delay from admission to the call that delivers, seconds
     p99: float
     p999: float
     urgent_p99: float  #: the same for priority 1

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 from bench.overload.sink import Condition
 
-__all__ = ["CAPACITY", "LEVELS", "MIX", "Scenario", "scenarios"]
+__all__ = ["CAPACITY", "LEVELS", "MIX", "TICK", "Scenario", "scenarios"]
 
 LEVELS = 5
+#: Seconds between two arrivals of a priority, and the pace at which BufferManager looks
+#: at its lanes.
+TICK = 0.02
 CAPACITY = 20_000.0
 #: Parts of the load by priority, the most urgent first: nine tenths are low.
 MIX = (0.02, 0.03, 0.05, 0.40, 0.50)
@@ -91,6 +94,15 @@ def _square(t: float) -> float:
     Around the depth at which the monitor activates.
     """
     return CAPACITY * (0.8 if t % 60.0 < 30.0 else 1.2)
+
+
+def _lumps(calls: int) -> Callable[[float], float]:
+    """About a hundred events at once, so many times a second: a call for each lump."""
+
+    def at(t: float) -> float:
+        return 0.0 if round(t / TICK) % round(1.0 / (calls * TICK)) else 100.0 / TICK
+
+    return at
 
 
 def _ramp(t: float) -> float:
@@ -276,6 +288,23 @@ def scenarios() -> dict[str, Scenario]:
             changes=(0.0, 40.0, 80.0),
             settled=((20.0, 40.0), (180.0, 240.0)),
             dead=((40.0, 80.0),),
+        ),
+        *(
+            Scenario(
+                name=f"calls_{calls}",
+                what=(
+                    f"{calls} calls a second, far below the capacity; one in five fails for "
+                    "three minutes, then all of them for one"
+                ),
+                seconds=420.0,
+                demand=_lumps(calls),
+                sink=_sink((30.0, Condition(errors=0.2)), (210.0, DEAD), (270.0, Condition())),
+                changes=(30.0, 210.0, 270.0),
+                settled=((10.0, 30.0), (40.0, 210.0), (300.0, 420.0)),
+                mix=(0.0, 0.0, 1.0, 0.0, 0.0),
+                dead=((210.0, 270.0),),
+            )
+            for calls in (1, 5)
         ),
         Scenario(
             name="capacity_down",

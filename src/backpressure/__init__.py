@@ -13,8 +13,11 @@ their submodules.
 
 from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.errors import (
+    AlreadyDelivering,
     BackpressureError,
+    BatchRejected,
     BatchStateError,
+    BatchTooLarge,
     BufferClosed,
     BufferFull,
     CircuitOpenError,
@@ -27,7 +30,11 @@ from backpressure.base.errors import (
     InvalidEvents,
     NeverAdmitted,
     NotNow,
+    PartialFailure,
     RateLimited,
+    SinkGone,
+    SinkOutcome,
+    SinkUnavailable,
 )
 from backpressure.base.events import (
     BackpressureActivated,
@@ -37,6 +44,7 @@ from backpressure.base.events import (
     BatchSizeChanged,
     BufferClosing,
     CircuitStateChanged,
+    DeliveryEnded,
     DiskStateChanged,
     EmergencyEntered,
     EmergencyLeft,
@@ -44,6 +52,8 @@ from backpressure.base.events import (
     EventsDropped,
     EventType,
     RateChanged,
+    SinkFailing,
+    SinkRecovered,
     Tuned,
 )
 from backpressure.base.histogram import HistogramStats
@@ -54,6 +64,9 @@ from backpressure.buffer.batch import Batch
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
+from backpressure.delivery.delivery import Delivery
+from backpressure.delivery.sink import AsyncSink, Sink
+from backpressure.delivery.stats import DeliveryStats
 from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.adaptive_batch_manager import (
     AdaptiveBatchConfig,
@@ -80,6 +93,7 @@ from backpressure.policies.flow_control_manager import (
     Grant,
 )
 from backpressure.spill import SpillConfig
+from ringbuf import TokenBucket
 
 __all__ = [
     # the buffer
@@ -90,7 +104,11 @@ __all__ = [
     "Priority",
     "Admission",
     "Batch",
+    "Delivery",
+    "Sink",
+    "AsyncSink",
     "BufferStats",
+    "DeliveryStats",
     "LaneStats",
     "HistogramStats",
     "DiskStats",
@@ -112,6 +130,7 @@ __all__ = [
     "FlowControlMetrics",
     "EmergencyModeConfig",
     "Grant",
+    "TokenBucket",
     "Clock",
     "MonotonicClock",
     # what it tells
@@ -124,15 +143,21 @@ __all__ = [
     "BatchSizeChanged",
     "BufferClosing",
     "CircuitStateChanged",
+    "DeliveryEnded",
     "DiskStateChanged",
     "EmergencyEntered",
     "EmergencyLeft",
     "EventsDropped",
     "RateChanged",
+    "SinkFailing",
+    "SinkRecovered",
     "Tuned",
     # what it raises
     "BackpressureError",
+    "AlreadyDelivering",
+    "BatchRejected",
     "BatchStateError",
+    "BatchTooLarge",
     "BufferClosed",
     "BufferFull",
     "CircuitOpenError",
@@ -145,7 +170,11 @@ __all__ = [
     "InvalidEvents",
     "NeverAdmitted",
     "NotNow",
+    "PartialFailure",
     "RateLimited",
+    "SinkGone",
+    "SinkOutcome",
+    "SinkUnavailable",
 ]
 
 # What is imported by its own name: `import backpressure.http`.

@@ -22,15 +22,22 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from backpressure.base.clock import Clock, MonotonicClock
-from backpressure.base.errors import BufferClosed
+from backpressure.base.errors import (
+    AlreadyDelivering,
+    BufferClosed,
+    InvalidEvents,
+    NeverAdmitted,
+    NotNow,
+)
 from backpressure.base.events import EventType, Tuned
+from backpressure.base.reentry import acquire_within, interrupted
 from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
@@ -38,12 +45,16 @@ from backpressure.buffer.batch import Batch
 from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer.disk_tier import DiskTier
-from backpressure.buffer.event_dispatcher import EventDispatcher
 from backpressure.buffer.intake import FORKED, Intake
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.outlet import Outlet
 from backpressure.buffer.reporter import EventReporter
+from backpressure.buffer.settlement import Settlement
+from backpressure.buffer.sink_access import SinkAccess
 from backpressure.buffer.stats import BufferStats, sum_lanes
+from backpressure.lanes.age_limit import AgeLimit
+from backpressure.lanes.attempts import SinkRecord
+from backpressure.lanes.dead_letter_list import DeadLetterList
 from backpressure.lanes.durable_lane import DurableLane
 from backpressure.lanes.lane import Lane
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchManager
@@ -51,11 +62,16 @@ from backpressure.policies.backpressure_monitor import BackpressureMonitor, Pres
 from backpressure.policies.circuit_breaker import CircuitBreaker, State
 from backpressure.policies.control_loop import Backoff, ControlLoop
 from backpressure.policies.flow_control_manager import FlowControlManager
-from backpressure.spill import DeadLetterStore
+from backpressure.spill import DeadLetter, DeadLetterStore
 from ringbuf import MessageRing
 
 if TYPE_CHECKING:
     from backpressure.buffer.aio import AsyncBuffer
+    from backpressure.delivery.aio_delivery import AsyncDelivery
+    from backpressure.delivery.delivery import Delivery
+    from backpressure.delivery.sink import Sink
+
+    D = TypeVar("D", Delivery, AsyncDelivery)
 
 __all__ = ["BufferManager"]
 
@@ -63,6 +79,9 @@ __all__ = ["BufferManager"]
 _SMALLEST_LANE: Final = 4096
 # A wait of `close` looks again at least this often (seconds).
 _LONGEST_WAIT: Final = 1.0
+# A `close` waits that long for another thread's (seconds), also where its own timeout
+# is shorter: most of them end in milliseconds.
+_CLOSE_PATIENCE: Final = 5.0
 # What DROP_LOWEST_PRIORITY gives up at a time, at most: a fraction of a segment, so
 # that no more goes than is needed.
 _DROP_EVENTS: Final = 100_000
@@ -110,21 +129,29 @@ class BufferManager:
         # One for each priority, and behind these the surplus ones of a directory that
         # was made with more: they deliver what they hold, and take nothing.
         self._lanes: tuple[Lane, ...]
+        record = SinkRecord()
         if self.config.directory is None:
             buffer_id = os.urandom(16).hex()
+            self._letters: DeadLetterList | DeadLetterStore = DeadLetterList(
+                self._reporter.letters_lost
+            )
             self._lanes = tuple(
-                Lane(priority, MessageRing(self.config.lane_bytes))
+                Lane(priority, MessageRing(self.config.lane_bytes), record, self._age_limit())
                 for priority in range(1, levels + 1)
             )
         else:
             self._disk = DiskTier(
                 self.config.directory,
                 self.config,
+                sink=record,
                 make_room=self._drop_less_urgent,
                 moved=self._spilled,
                 failed=self._reporter.disk_changed,
+                age=self._age_limit,
             )
             buffer_id = self._disk.directory.buffer_id.hex
+            assert self._disk.dead_letters is not None
+            self._letters = self._disk.dead_letters
             self._lanes = tuple(self._disk.lanes)
         #: Whose batches these are: part of each batch's id. Of a buffer with a
         #: directory it outlives the process.
@@ -132,7 +159,11 @@ class BufferManager:
         # Those that take events: their index is their priority less 1.
         self._open_lanes: Final = self._lanes[:levels]
         self._watch: Final = LaneWatch(
-            self._open_lanes, self._control, self._spills, surplus=self._lanes[levels:]
+            self._open_lanes,
+            self._control,
+            self._spills,
+            surplus=self._lanes[levels:],
+            expires=self.config.max_age is not None,
         )
         self._hold: Final = BatchHold(
             self._lanes,
@@ -154,6 +185,18 @@ class BufferManager:
             now=clock.now,
             reporter=self._reporter,
         )
+        self._sink: Final = SinkAccess(record, self.config.max_batch_bytes)
+        self._settlement: Final = Settlement(
+            control=self._control,
+            watch=self._watch,
+            ready=self._ready,
+            room=self._room,
+            sink=self._sink,
+            dead_letters=self._letters,
+            max_attempts=self.config.max_attempts,
+            now=clock.now,
+            reporter=self._reporter,
+        )
         self._outlet: Final = Outlet(
             self._lanes,
             control=self._control,
@@ -161,13 +204,18 @@ class BufferManager:
             hold=self._hold,
             ready=self._ready,
             room=self._room,
-            max_batch_bytes=self.config.max_batch_bytes,
+            sink=self._sink,
+            settlement=self._settlement,
             buffer_id=buffer_id,
             now=clock.now,
             reporter=self._reporter,
         )
+        self._delivery: Delivery | AsyncDelivery | None = None
         self._closed = self._forked = False
-        self._close_lock = threading.Lock()
+        # `close` came to its end, and no exception ended it before.
+        self._let_go = False
+        self._close_lock = threading.RLock()
+        self._delivery_lock = threading.RLock()
         _buffers.add(self)
         if self._disk is not None:
             for lane in self._disk.lanes:
@@ -208,8 +256,12 @@ class BufferManager:
         """Offer events; returns how many were accepted, always a prefix of what was
         given.
 
-        events: a sequence of bytes or str (which are kept as UTF-8), a 1-D numpy array
-            (one item, one event), or an Arrow binary or string array.
+        events: a sequence of bytes or str (which are kept as UTF-8); a 1-D numpy array
+            of bytes (NULs at the end are padding, as numpy reads an item), void,
+            records, objects or StringDType; or an Arrow column of binary or string, as
+            an array or a stream (pyarrow, polars, pandas), which is read to its end
+            first. All else is refused, with a hint, and never taken apart: a dict, a
+            table, an iterator, one buffer, numbers, nulls and masked items.
         priority: a Priority, or an int from 1 (most urgent) to the number of
             priorities, `flow_control.priority_levels`. None: NORMAL, or the least
             urgent where there are fewer than three.
@@ -290,6 +342,16 @@ class BufferManager:
         self._room.notify()
         self._ready.notify()
 
+    def _age_limit(self) -> AgeLimit | None:
+        """What `max_age` means for one lane."""
+        seconds = self.config.max_age
+        return None if seconds is None else AgeLimit(seconds, self._now, self._expired)
+
+    def _expired(self, priority: int, events: int) -> None:
+        """Called by a lane that has dropped what was too old."""
+        self._reporter.dropped(priority, events, "age")
+        self._room.notify()
+
     def _drop_less_urgent(self, lane: DurableLane) -> bool:
         """Make room on the disk for a lane by dropping the oldest of the least urgent
         one; whether that made any.
@@ -311,14 +373,19 @@ class BufferManager:
         buffer with nothing in it.
         """
         self._forked = True
-        self._intake.forked = self._outlet.forked = True
-        self._intake.closing = self._outlet.closing = True
+        self._intake.forked = self._outlet.forked = self._settlement.forked = True
+        self._intake.closing = self._sink.closing = True
         self._set_closed()
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
+        self._delivery_lock = threading.RLock()
+        if self._delivery is not None:
+            self._delivery.leave_to_parent()
+            self._delivery = None
         for wakeup in (self._ready, self._room, self._hold.wakeup):
             wakeup.forget_waiters()
-        self._notifications = EventDispatcher()
-        self._notifications.end()
+        self._notifications.leave_to_parent()
+        # A child that had one and is itself forked: that one stays here.
+        self.__dict__.pop("_empty", None)
         if self._disk is not None:
             self._disk.directory.close()
 
@@ -385,14 +452,14 @@ class BufferManager:
         self._check_own()
         old = self._control.batching.batch_size
         self._control.batching.adjust(size)
-        return self._reporter.tuned("batch_size", old, size, by)
+        return self._reporter.tuned("batch_size", old, int(size), by)
 
     def adjust_burst_size(self, events: int, *, by: str = "code") -> Tuned:
         """Set how many events may enter at one moment. `by`: as above."""
         self._check_own()
         old = self._control.flow.metrics().burst
         self._control.flow.set_burst(events)
-        return self._reporter.tuned("burst_size", old, events, by)
+        return self._reporter.tuned("burst_size", old, int(events), by)
 
     def reset_circuit_breaker(self, *, by: str = "code") -> Tuned:
         """Close the circuit and forget its failures. `by`: as above."""
@@ -460,7 +527,9 @@ class BufferManager:
             circuit_breaker=self._control.breaker.metrics(),
             batching=self._control.batching.metrics(),
             flow_control=self._control.flow.metrics(),
-            dead_letters=None if self.dead_letters is None else len(self.dead_letters),
+            dead_letters=len(self._letters),
+            dead_letters_lost=self._letters.lost,
+            delivery=None if self._delivery is None else self._delivery.stats(),
             recovery_seconds=None if self._disk is None else self._disk.recovery_seconds,
         )
 
@@ -470,46 +539,180 @@ class BufferManager:
         """Write all that is owed to disk and sync it, whatever the durability: it
         survives power loss when this returns.
 
-        In memory only nothing is written. A batch that waits to fill goes out at once.
-        Raises DiskFull or DiskFailed; the same call may be tried again.
+        In memory only nothing is written. A batch that waits to fill goes out at once,
+        one that failed is tried again, and where the circuit is open the sink is asked
+        whether it is back. Raises DiskFull or DiskFailed; the same call may be tried
+        again. In a finaliser or a signal's handler that has interrupted a call of its
+        own thread, it is made after that.
         """
         if self._forked:
             return
-        self._hold.flush()
+        if (reentry := interrupted()) is not None:
+            self._hold.flush()
+            reentry.deferred.append(self.flush)
+            return
+        self._outlet.ask_once()
         if self._disk is not None and not self._closed:
-            self._disk.flush()
+            try:
+                self._disk.flush()
+            except BufferClosed:
+                assert self._closed  # meanwhile: as where this is called after it
             self._ready.notify()
 
     @property
-    def dead_letters(self) -> DeadLetterStore | None:
-        """The events that were given up after `max_attempts`; None in memory only, and
-        in a forked child.
+    def dead_letters(self) -> DeadLetterStore | DeadLetterList | None:
+        """The events that were given up. In memory only the newest are kept, see
+        `stats().dead_letters_lost`; None in a forked child.
         """
-        return None if self._disk is None or self._forked else self._disk.dead_letters
+        return None if self._forked else self._letters
+
+    def replay_dead_letters(self, letters: Iterable[DeadLetter] | None = None) -> int:
+        """Add dead letters (None: all) anew to the lanes that they come from, and
+        forget them as dead letters; returns how many.
+
+        One that no lane can ever hold stays a dead letter. Where one is refused for
+        want of room or tokens, that one and those after it stay.
+        """
+        self._check_own()
+        levels = len(self._open_lanes)
+        replayed = 0
+
+        def add(letter: DeadLetter) -> None:
+            nonlocal replayed
+            priority = min(letter.priority, levels)
+            self.add_events([letter.event], priority, timeout=0.0).raise_for_rejection()
+            replayed += 1
+
+        # What ends a replay has taken its letter from here: the next goes on behind it.
+        left = iter(self._letters.letters() if letters is None else letters)
+        while True:
+            try:
+                self._letters.replay(add, left)
+            except NotNow:
+                return replayed
+            except (NeverAdmitted, InvalidEvents):
+                continue
+            except ValueError:
+                # That one was purged or replayed from elsewhere meanwhile.
+                if letters is not None:
+                    raise
+                continue
+            return replayed
+
+    # ------------------------------------------------------------ delivery
+
+    def deliver_to(
+        self,
+        sink: Sink | Callable[[Batch], object],
+        workers: int = 1,
+        max_events: int | None = None,
+        classify: Callable[[BaseException], object] | None = None,
+        close_sink: bool = True,
+    ) -> Delivery:
+        """Deliver to `sink`, in threads of its own, from now on until `Delivery.stop`,
+        the end of this buffer, or of the interpreter.
+
+        sink: has `send(batch)`, or is a function that takes a batch. What it returns
+            from is delivered; what it raises says what becomes of the batch, see
+            delivery/outcomes.py. It is not called by two threads at once, unless it has
+            a `max_concurrency` above 1.
+        workers: batches in flight at once, at most; as many of these as pay. Order
+            within a priority holds at 1.
+        max_events: in a batch; None leaves it to the adaptive batch size.
+        classify: is asked first what an exception out of the sink means. It returns
+            None, or one to be judged in its place: `BatchRejected()`,
+            `SinkUnavailable(30.0)`, …
+        close_sink: whether `sink.close()` is called at the end.
+
+        Raises AlreadyDelivering, BufferClosed, TypeError, ValueError; then nothing has
+        begun.
+
+        >>> received = []
+        >>> with BufferManager() as buffer:
+        ...     delivery = buffer.deliver_to(lambda batch: received.extend(batch))
+        ...     admission = buffer.add_events([b"one", b"two"])
+        >>> received
+        [b'one', b'two']
+        """
+        from backpressure.delivery.delivery import Delivery
+
+        return self._hold_delivery(
+            lambda outlet: Delivery(
+                self,
+                outlet,
+                sink,
+                workers=workers,
+                max_events=max_events,
+                classify=classify,
+                close_sink=close_sink,
+            )
+        )
+
+    def _hold_delivery(self, make: Callable[[Outlet], D]) -> D:
+        """Make the one delivery of this buffer."""
+        self._check_own()
+        with self._delivery_lock:
+            if self._sink.closing:
+                raise BufferClosed("the buffer is closed: it delivers nothing more")
+            before = self._delivery
+            if before is not None and before.running:
+                raise AlreadyDelivering(
+                    f"the buffer delivers to {before.name} already: stop that delivery first, or "
+                    f"make another buffer for the other sink"
+                )
+            delivery = make(self._outlet)
+            self._delivery = delivery
+        delivery.start()
+        return delivery
+
+    @property
+    def delivery(self) -> Delivery | AsyncDelivery | None:
+        """What `deliver_to` returned last, or None."""
+        return None if self._forked else self._delivery
+
+    # ------------------------------------------------------------ the end
 
     def close(self, timeout: float | None = 5.0) -> BufferStats:
         """Accept no more, wait up to `timeout` seconds (None: as long as it takes) for
         the consumers to finish, then end.
 
-        What has not been acked by then stays in the directory and is delivered at the
-        next start; in memory only it is counted as dropped ("closed") and logged.
-        Returns the last stats. A second call only returns them.
+        Meanwhile the sink is asked whatever the circuit says, so that one that is back
+        gets what it can take. What has not been acked by then stays in the directory
+        and is delivered at the next start; in memory only it is counted as dropped
+        ("closed") and logged. A delivery ends with the buffer, and closes its sink
+        within the same time. Returns the last stats; a second call only these. While
+        another thread closes, it waits for that one: for its own timeout, and for some
+        seconds at least. In a finaliser or a signal's handler that has interrupted a
+        call of its own thread, nothing is accepted from now on, and the rest is done
+        after that call, unless another thread is at it.
         """
-        seconds = timeout_seconds(timeout)
+        return self._close(timeout_seconds(timeout), waits=True)
+
+    def _close(self, seconds: float, *, waits: bool) -> BufferStats:
+        """waits: for another thread that is closing."""
         if self._forked:
             return self.stats()
-        self._intake.closing = self._outlet.closing = True
+        deadline = time.monotonic() + seconds
+        self._intake.closing = self._sink.closing = True
         self._room.notify()
         self._hold.close()
-        with self._close_lock:
-            if self._closed:
+        if (reentry := interrupted()) is not None:
+            # Whoever makes the call later may be what the other thread waits for.
+            reentry.deferred.append(partial(self._close, seconds, waits=False))
+            return self.stats()
+        if cast(Any, self._close_lock)._is_owned():
+            return self.stats()  # within the close that this has interrupted
+        self._outlet.hurry()
+        if self._disk is not None and self._disk.spiller.is_this_thread():
+            waits = False  # a finaliser there: whoever closes waits for that thread
+        patience = max(seconds, _CLOSE_PATIENCE) if waits else 0.0
+        acquired: list[bool] = []
+        try:
+            if not acquire_within(self._close_lock, acquired, patience) or self._let_go:
                 return self.stats()
-            resident = self.resident
-            self._reporter.closing(resident)
-            if resident and seconds > 0:
-                deadline = time.monotonic() + seconds
-                while self.resident and (left := deadline - time.monotonic()) > 0:
-                    self._room.wait(lambda: not self.resident, min(left, _LONGEST_WAIT))
+            self._reporter.closing(self.resident)
+            delivery = self._delivery
+            self._wait_for_consumers(delivery, deadline)
             self._set_closed()
             lost = 0
             if self._disk is None:
@@ -517,9 +720,23 @@ class BufferManager:
             else:
                 for error in self._disk.close():
                     self._reporter.left_in_ring(error)
+            self._let_go = True
+        finally:
+            if acquired:
+                self._close_lock.release()
         self._ready.notify()
+        if delivery is not None:
+            delivery.end_with_buffer(max(0.0, deadline - time.monotonic()))
         self._reporter.closed(lost)
         return self.stats()
+
+    def _wait_for_consumers(
+        self, delivery: Delivery | AsyncDelivery | None, deadline: float
+    ) -> None:
+        while not self._closed and self.resident and (left := deadline - time.monotonic()) > 0:
+            if delivery is not None and delivery.gave_up:
+                break  # nothing more will come of waiting
+            self._room.wait(lambda: not self.resident, min(left, _LONGEST_WAIT))
 
     def _set_closed(self) -> None:
         self._closed = self._intake.closed = self._outlet.closed = True
@@ -540,8 +757,10 @@ class BufferManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[False]:
-        # After an exception no consumer is likely to come: it is not kept waiting.
-        self.close() if error is None else self.close(timeout=0)
+        # After an exception no consumer is likely to come, but for a delivery.
+        delivery = self._delivery
+        consumed = delivery is not None and delivery.running
+        self.close() if error is None or consumed else self.close(timeout=0)
         return False
 
     def __repr__(self) -> str:

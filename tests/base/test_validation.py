@@ -23,7 +23,7 @@ from backpressure.base.validation import (
 )
 
 
-def message(check: Callable[..., None], *arguments: Any) -> str:
+def message(check: Callable[..., object], *arguments: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         check(*arguments)
     assert caught.value.field == "field"

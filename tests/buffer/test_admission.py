@@ -24,6 +24,7 @@ from backpressure import (
     RateLimited,
 )
 from backpressure.testing import FakeClock
+from tests.support.buffers import EVENT, SMALL, add_all
 
 
 def raised(admission: Admission) -> BackpressureError:
@@ -112,13 +113,13 @@ def test_a_rate_that_is_used_up() -> None:
 
 def test_what_is_shed_in_an_emergency() -> None:
     clock = FakeClock()
-    with BufferManager(clock=clock) as buffer:
-        for _ in range(3):
-            buffer.add_events([b"x"] * 100, Priority.BACKGROUND)
+    with BufferManager(SMALL, clock=clock) as buffer:
+        add_all(buffer, [EVENT] * 3, Priority.BACKGROUND)
+        for _ in range(5):
             buffer._control.flow.record_outcome(0, 100)
         clock.advance(1.5)
-        buffer._control.flow.record_outcome(0, 100)
-        admission = buffer.add_events([b"x"] * 100, Priority.BACKGROUND)
+        buffer.add_events([b"x"] * 5, Priority.BACKGROUND)
+        admission = buffer.add_events([b"x"] * 5, Priority.BACKGROUND)
         assert admission.reason == "emergency"
         error = raised(admission)
         assert isinstance(error, RateLimited)

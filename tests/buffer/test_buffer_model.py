@@ -29,9 +29,12 @@ class BufferMachine(RuleBasedStateMachine):
         when_full=st.sampled_from([WhenFull.REJECT, WhenFull.DROP_OLDEST]),
         slow=st.booleans(),
         levels=st.integers(1, 5),
+        max_age=st.sampled_from([None, 1.0, 30.0]),
     )
-    def make(self, when_full: WhenFull, slow: bool, levels: int) -> None:
+    def make(self, when_full: WhenFull, slow: bool, levels: int, max_age: float | None) -> None:
         self.levels = levels
+        self.max_age = max_age
+        self.added_at: dict[bytes, float] = {}
         self.clock = FakeClock(100.0)
         flow = (
             FlowControlConfig(max_events_per_second=50, burst_size=40, priority_levels=levels)
@@ -40,7 +43,11 @@ class BufferMachine(RuleBasedStateMachine):
         )
         self.buffer = BufferManager(
             BufferConfig(
-                lane_bytes=4096, when_full=when_full, retry_backoff=0.5, flow_control=flow
+                lane_bytes=4096,
+                when_full=when_full,
+                retry_backoff=0.5,
+                flow_control=flow,
+                max_age=max_age,
             ),
             clock=self.clock,
             rng=random.Random(
@@ -62,6 +69,8 @@ class BufferMachine(RuleBasedStateMachine):
         self.offered += len(events)
         self.accepted += admission.accepted
         self.owed[priority].extend(events[: admission.accepted])
+        for event in events[: admission.accepted]:
+            self.added_at[event] = self.clock.now()
 
     def numbered(self, sizes: list[int]) -> list[bytes]:
         events = []
@@ -95,7 +104,10 @@ class BufferMachine(RuleBasedStateMachine):
     def get(self, most: int | None) -> None:
         batch = self.buffer.get_batch(most)
         if batch is not None:
-            self.out.append((batch, batch.tolist()))
+            events = batch.tolist()
+            # Neither too old, nor is anything before it of its priority that is not.
+            assert not any(map(self.is_too_old, events))
+            self.out.append((batch, events))
 
     @precondition(lambda self: self.out)
     @rule(data=st.data(), ok=st.booleans())
@@ -109,6 +121,16 @@ class BufferMachine(RuleBasedStateMachine):
                 self.owed[batch.priority].remove(event)
         else:
             batch.nack("refused")
+
+    def is_too_old(self, event: bytes) -> bool:
+        """Surely: arrival is noted to 10 ms, or a five-hundredth of the limit."""
+        if self.max_age is None:
+            return False
+        age = self.clock.now() - self.added_at[event]
+        return age > self.max_age + max(0.01, self.max_age / 500)
+
+    def is_young(self, event: bytes) -> bool:
+        return self.max_age is None or self.clock.now() - self.added_at[event] <= self.max_age
 
     @rule(seconds=st.sampled_from([0.01, 0.4, 3.0, 60.0]))
     def wait(self, seconds: float) -> None:
@@ -128,23 +150,40 @@ class BufferMachine(RuleBasedStateMachine):
         )
         assert stats.resident == self.accepted - self.acked - dropped
         assert stats.in_flight == sum(len(events) for _, events in self.out)
-        assert self.drops or dropped == 0
+        assert self.drops or set(stats.dropped) <= {"age"}
+        assert self.max_age is not None or "age" not in stats.dropped
+        if not self.drops:
+            self.ages_are_right()
+
+    def ages_are_right(self) -> None:
+        """Per priority: what was dropped is not more than is too old, none of which is
+        with a consumer.
+        """
+        held = {event for _, events in self.out for event in events}
+        for priority, lane in self.buffer.stats().lanes.items():
+            owed = self.owed[priority]
+            young = sum(self.is_young(event) for event in owed if event not in held)
+            gone = lane.dropped.get("age", 0)
+            assert lane.resident == len(owed) - gone >= young + lane.in_flight
 
     def teardown(self) -> None:
         if not hasattr(self, "buffer"):
             return
-        # Whatever is owed is delivered in order, once everything that is out has come
-        # back.
+        # Whatever is owed, and not too old, is delivered in order, once everything that
+        # is out has come back.
         for held, _ in self.out:
             held.nack()
         delivered: dict[int, list[bytes]] = {p: [] for p in range(1, 6)}
+        # Beyond every backoff and reset time, or in small steps while events are young.
+        step = 60.0 if self.max_age is None else 0.05
         for _ in range(1000):
-            self.clock.advance(60)
+            self.clock.advance(step)
             batch = self.buffer.get_batch()
             if batch is None:
                 if self.buffer.stats().resident == 0:
                     break
                 continue
+            assert not any(map(self.is_too_old, batch))
             delivered[batch.priority] += batch
             batch.ack()
         self.buffer.stats().check()
@@ -152,7 +191,7 @@ class BufferMachine(RuleBasedStateMachine):
         for priority, events in delivered.items():
             owed = list(self.owed[priority])
             assert events == sorted(events), "order within a priority"
-            if self.drops:
+            if self.drops or self.max_age is not None:
                 assert set(events) <= set(owed)
             else:
                 assert events == owed

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from backpressure import BufferConfig, BufferManager, CircuitBreakerConfig, CircuitOpenError
-from backpressure.policies.flow_control_manager import EmergencyModeConfig, FlowControlConfig
 
 
 class HarmlessError(Exception):
@@ -46,7 +45,6 @@ def make(directory: Path | None) -> BufferManager:
             retry_backoff=0.001,
             max_retry_backoff=0.001,
             circuit_breaker=CircuitBreakerConfig(ignored_exceptions=(HarmlessError,)),
-            flow_control=FlowControlConfig(emergency_mode=EmergencyModeConfig(min_samples=2)),
         )
     )
 
@@ -78,12 +76,14 @@ def test_an_ignored_error_puts_the_batch_back(
             batch.ack()
         stats = buffer.stats()
         stats.check()
+        lane = stats.lanes[5]
+        # Each came back as a nack, and none was an attempt.
+        assert (lane.batches_nacked, lane.redelivered) == (6, 12)
         assert (stats.acked, stats.circuit_breaker.failed, stats.circuit_breaker.ignored) == (
             *(3, 0),
             6,
         )
         assert stats.flow_control.failure_rate == 0.0
-        assert not stats.flow_control.emergency
 
 
 @pytest.mark.parametrize("error", COUNTED, ids=repr)
@@ -96,7 +96,7 @@ def test_any_other_error_is_a_failed_attempt(error: BaseException | str | None) 
             assert batch.attempt == attempt
             batch.nack(error)
         stats = buffer.stats()
-        assert (stats.circuit_breaker.failed, stats.flow_control.emergency) == (2, True)
+        assert (stats.circuit_breaker.failed, stats.flow_control.failure_rate) == (2, 1.0)
         buffer.close(0)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backpressure import (
     Batch,
+    BatchRejected,
     BufferClosed,
     BufferConfig,
     BufferManager,
@@ -166,7 +168,7 @@ def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
         if batch is None:
             break
         if poison in batch.tolist():
-            batch.nack("cannot parse it")
+            batch.nack(BatchRejected("cannot parse it"))
         else:
             got += batch.tolist()
             batch.ack()
@@ -188,18 +190,6 @@ def test_a_poisonous_event_is_found_and_kept_aside(tmp_path: Path) -> None:
         "cannot parse it",
     )
     again.close()
-
-
-def test_max_attempts_counts_deliveries(tmp_path: Path) -> None:
-    buffer = open_buffer(tmp_path, max_attempts=3)
-    buffer.add_events([b"poison"])
-    attempts = []
-    while (batch := buffer.get_batch()) is not None:
-        attempts.append(batch.attempt)
-        batch.nack("no")
-    assert attempts == [1, 2, 3]
-    assert buffer.stats().dead_lettered == 1
-    buffer.close()
 
 
 def test_a_failing_sink_costs_nothing_while_the_disk_has_room(tmp_path: Path) -> None:
@@ -493,3 +483,28 @@ def test_a_consumer_and_a_producer_beside_close_hear_that_it_is_closed(tmp_path:
             buffer.close(timeout=0)
 
         run_threads([consume, produce, close])
+
+
+def test_a_flush_and_a_drop_beside_close_find_nothing_to_do(tmp_path: Path) -> None:
+    def closing_first(call: Callable[..., Any]) -> Callable[..., Any]:
+        def closed_meanwhile(*args: Any) -> Any:
+            buffer.close(timeout=0)
+            return call(*args)
+
+        return closed_meanwhile
+
+    for name in ("flush", "drop"):
+        buffer = open_buffer(tmp_path / name, lane_bytes=1 << 16, when_full=WhenFull.DROP_OLDEST)
+        assert buffer._disk is not None
+        buffer._disk.flush = closing_first(buffer._disk.flush)  # type: ignore[method-assign]
+        buffer._intake.make_room = closing_first(  # type: ignore[method-assign]
+            buffer._intake.make_room
+        )
+        if name == "flush":
+            buffer.flush()
+        else:
+            offered = [b"x" * 1000] * 200
+            buffer._disk.spiller.stop()
+            admission = buffer.add_events(offered)
+            assert 0 < admission.accepted < 200
+        assert buffer.stats().closed

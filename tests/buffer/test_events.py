@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,7 +26,13 @@ from backpressure import (
 )
 from backpressure.base.events import Event
 from backpressure.base.log_limiter import LogLimiter
-from backpressure.buffer.event_dispatcher import _QUEUE, _RECENT, _WAIT_AT_ONCE, EventDispatcher
+from backpressure.buffer.event_dispatcher import (
+    _QUEUE,
+    _RECENT,
+    _WAIT_AT_ONCE,
+    EventDispatcher,
+    Subscription,
+)
 from backpressure.testing import FakeClock
 from tests.support.buffers import SMALL
 from tests.support.threads import run_threads, until
@@ -124,7 +131,7 @@ def test_waiting_for_handlers_stays_within_its_budget() -> None:
     waited = 0.0
     original = dispatcher._wait_for
 
-    def timed(done: threading.Event) -> None:
+    def timed(done: threading.Lock) -> None:
         nonlocal waited
         begin = time.thread_time(), time.monotonic()
         original(done)
@@ -276,6 +283,44 @@ def test_a_feed_wakes_for_every_event_of_another_thread() -> None:
         return got
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == list(range(1000, 3000))
+
+
+class _Overtaken(Subscription):
+    """Its reader comes in between where a push has looked whether it is to be woken."""
+
+    reads: Callable[[], object] | None = None
+    value = False
+
+    @property
+    def _signalled(self) -> bool:
+        value, reads, self.reads = self.value, self.reads, None
+        if reads is not None:
+            reads()
+        return value
+
+    @_signalled.setter
+    def _signalled(self, value: bool) -> None:
+        self.value = value
+
+
+def test_a_reader_that_falls_asleep_during_a_push_is_woken_by_the_next() -> None:
+    dispatcher = EventDispatcher()
+    reader = _Overtaken(dispatcher, (), 10)
+    woken: list[int] = []
+    reader.wake = lambda: woken.append(1)
+    dispatcher._add_subscription(reader, None)
+    dispatcher.emit(change(1))
+    assert len(woken) == 1
+
+    def read_all() -> None:
+        while reader.take() is not None:
+            pass
+
+    reader.reads = read_all
+    dispatcher.emit(change(1))
+    dispatcher.emit(change(1))
+    assert len(woken) == 2
+    assert reader.take() is not None
 
 
 def test_a_feed_whose_loop_is_gone_harms_nobody() -> None:

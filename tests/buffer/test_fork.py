@@ -1,47 +1,26 @@
-"""What a forked child may do with its parent's buffer: nothing, and it is told so.
-
-The child's end is by `os._exit`, so that nothing of pytest runs there.
-"""
+"""What a forked child may do with its parent's buffer: nothing, and it is told so."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from backpressure import BufferClosed, BufferConfig, BufferManager, WhenFull
+from backpressure import BufferClosed, BufferConfig, BufferManager, EventType, WhenFull
 from backpressure.testing import FakeClock
+from tests.support.processes import ended_well, forked
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
-# A child that takes longer hangs (seconds).
+# A server that takes longer hangs (seconds).
 HUNG = 30
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child; its exit status: 0, or 1 where it raised."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(HUNG)
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture(params=["memory", "directory"])
@@ -82,7 +61,7 @@ def test_a_child_neither_takes_nor_adds_and_its_stats_say_why(buffer: BufferMana
         assert buffer.batch_waiter().done()
         assert buffer.close(timeout=None).closed_by == "fork"
 
-    assert in_child(child) == 0
+    assert ended_well(forked(child))
     out.ack()
     rest = buffer.get_batch()
     assert rest is not None
@@ -117,7 +96,7 @@ def test_no_child_hangs_on_a_lock_that_a_thread_of_its_parent_held(
     for thread in threads:
         thread.start()
     try:
-        assert [in_child(child) for _ in range(12)] == [0] * 12
+        assert all(ended_well(forked(child)) for _ in range(12))
     finally:
         stopping.set()
         for thread in threads:
@@ -132,9 +111,9 @@ def test_a_child_of_a_child_finds_the_same(buffer: BufferManager) -> None:
             with pytest.raises(BufferClosed):
                 buffer.get_batch()
 
-        assert in_child(grandchild) == 0
+        assert ended_well(forked(grandchild))
 
-    assert in_child(child) == 0
+    assert ended_well(forked(child))
     buffer.close(timeout=0)
 
 
@@ -149,7 +128,7 @@ def test_a_child_may_have_a_buffer_of_its_own(buffer: BufferManager) -> None:
             assert batch.tolist() == [b"the child's"]
             batch.ack()
 
-    assert in_child(child) == 0
+    assert ended_well(forked(child))
     assert len(buffer) == 1
     buffer.close(timeout=0)
 
@@ -162,7 +141,7 @@ def test_a_batch_that_the_child_forgets_stays_with_the_parent() -> None:
     def child() -> None:
         batches.clear()
 
-    assert in_child(child) == 0
+    assert ended_well(forked(child))
     assert buffer.get_batch() is None
     out = batches[0]
     assert out is not None
@@ -223,18 +202,7 @@ def test_a_pre_fork_server(tmp_path: Path) -> None:
                 batch.ack()
         buffer.close()
 
-    pids = []
-    for _ in range(2):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                signal.alarm(HUNG)
-                worker()
-                status = 0
-            finally:
-                os._exit(status)
-        pids.append(pid)
+    pids = [forked(worker) for _ in range(2)]
     for number in range(6):
         with socket.create_connection(listener.getsockname(), timeout=HUNG) as client:
             client.sendall(b"request %d" % number)
@@ -244,3 +212,55 @@ def test_a_pre_fork_server(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
     assert len(loaded) == 1
     loaded.close(timeout=0)
+
+
+def test_what_a_child_has_of_its_parents_handlers_hangs_on_no_lock_and_calls_none(
+    buffer: BufferManager,
+) -> None:
+    told: list[object] = []
+    off = buffer.on(EventType.RATE_CHANGED, told.append)
+    feed = buffer.aio.events()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with buffer._notifications._lock:
+            held.set()
+            release.wait()
+
+    def child() -> None:
+        # What a handler of the parent's policies says in the child as well.
+        buffer._reporter.flow_changed("rate_changed", 1.0, 2.0)
+        buffer.on(EventType.RATE_CHANGED, told.append)()
+        off()
+        assert feed.ended
+        feed.close()
+        assert not told
+        assert threading.active_count() == 1
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        assert ended_well(forked(child))
+    finally:
+        release.set()
+        holder.join()
+    assert not feed.ended
+    buffer.adjust_flow_control_rate(1e6)
+    assert len(told) == 1
+
+
+def test_a_child_of_a_child_makes_its_own_stand_in(buffer: BufferManager) -> None:
+    def child() -> None:
+        first = buffer.stats()
+        assert buffer._empty is buffer._empty
+
+        def grandchild() -> None:
+            assert "_empty" not in vars(buffer)
+            assert buffer.stats().closed_by == "fork"
+            assert not buffer._empty._forked
+
+        assert first.closed_by == "fork"
+        assert ended_well(forked(grandchild))
+
+    assert ended_well(forked(child))

@@ -19,12 +19,14 @@ def test_what_plain_data_can_not_say() -> None:
             "lane_bytes": "64K",
             "when_full": "DROP_OLDEST",
             "retry_backoff": 1,
+            "max_age": 3600,
             "circuit_breaker": {"failure_threshold": 0.5},
             "flow_control": {"emergency_mode": {"enabled": False}},
         },
     )
     assert config.lane_bytes == 65536
     assert config.when_full is WhenFull.DROP_OLDEST
+    assert config.max_age == 3600
     assert config.circuit_breaker.failure_threshold == 0.5
     assert config.flow_control.emergency_mode.enabled is False
     assert config.monitor == BufferConfig().monitor

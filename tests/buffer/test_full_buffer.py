@@ -91,7 +91,7 @@ def test_bad_batch_size(bad: object) -> None:
         ("directory", ""),
         ("durability", Durability.COMMIT),
         ("max_disk_bytes", 1 << 30),
-        ("max_attempts", 3),
+        ("max_attempts", 0),
         ("when_full", WhenFull.DROP_LOWEST_PRIORITY),
     ],
 )

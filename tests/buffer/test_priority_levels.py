@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from backpressure import (
+    BatchRejected,
     BufferConfig,
     BufferManager,
     Durability,
@@ -243,11 +244,11 @@ def test_a_surplus_batch_can_be_given_back_and_given_up(tmp_path: Path) -> None:
         buffer.add_events([b"poison", b"good"], 3)
         buffer.close(timeout=0)
     with on(tmp_path, 2, max_attempts=2) as buffer:
-        for attempt in (1, 2):
+        for attempt, error in enumerate([OSError("away"), BatchRejected("refused")], 1):
             batch = buffer.get_batch(1, timeout=5.0)
             assert batch is not None
             assert (batch.attempt, batch.priority, batch.tolist()) == (attempt, 3, [b"poison"])
-            batch.nack("refused")
+            batch.nack(error)
         letters = buffer.dead_letters
         assert letters is not None
         assert [(one.event, one.priority) for one in letters.letters()] == [(b"poison", 3)]

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import numpy as np
 import pytest
 
-from backpressure import BufferManager
+from backpressure import BufferManager, InvalidEvents
 from backpressure.buffer.single_events import SingleEventWriter
 from backpressure.logging import BufferHandler, BufferListener
 from backpressure.sinks.http import HttpSink
@@ -121,3 +122,24 @@ def test_what_is_no_count_is_refused(count: Any) -> None:
     with pytest.raises(ValueError, match="max_events"):
         asyncio.run(buffer.aio.get_batch(count))
     assert drain(buffer) == [b"a"]
+
+
+def test_numbers_of_numpy_serve_as_those_of_python() -> None:
+    buffer = BufferManager(SMALL)
+    two: Any = np.int8(2)
+    one: Any = np.uint16(1)
+    zeros: list[Any] = [np.int64(0), np.float32(0), np.float64(0)]
+    for zero in zeros:
+        buffer.add_events([b"a", b"b"], priority=two, timeout=zero)
+        batch = buffer.get_batch(one, timeout=zero)
+        assert batch is not None
+        assert (len(batch), batch.priority, type(batch.asked)) == (1, 2, int)
+        batch.ack()
+    nonsense: list[Any] = [np.bool_(True), np.float32("nan"), np.int64(-1), -(10**400)]
+    for value in nonsense:
+        with pytest.raises(ValueError, match="timeout"):
+            buffer.add_events([b"a"], timeout=value)
+        with pytest.raises(ValueError, match="max_events"):
+            buffer.get_batch(value)
+        with pytest.raises(InvalidEvents):
+            buffer.add_events([b"a"], priority=value)

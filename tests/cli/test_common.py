@@ -21,7 +21,7 @@ from backpressure.cli.common import (
     OK,
     USAGE,
     checked,
-    exit_codes,
+    command_parser,
     noted_signals,
     number,
     say,
@@ -37,7 +37,7 @@ def test_exit_codes_are_a_promise() -> None:
 
 
 def test_a_meaning_may_have_several_lines() -> None:
-    assert exit_codes({0: "done", 130: "ended,\nby a key"}) == (
+    assert command_parser("x", "", {0: "done", 130: "ended,\nby a key"}).epilog == (
         "exit codes:\n  0    done\n  130  ended,\n       by a key\n"
     )
 
@@ -146,15 +146,20 @@ def test_refused_arguments(kind: Callable[[str], object], text: str, message: st
 
 
 def test_signals_are_noted_and_their_handlers_come_back() -> None:
+    # What this process was started with may ignore it, as in the background of a shell.
+    at_start = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
-    with noted_signals("SIGINT", "SIGTERM", "SIGNOWHERE") as signals:
-        assert signals == []
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert signals == [signal.SIGTERM, signal.SIGINT]
-    assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    try:
+        with noted_signals("SIGINT", "SIGTERM", "SIGNOWHERE") as signals:
+            assert signals == []
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert signals == [signal.SIGTERM, signal.SIGINT]
+        assert signal.getsignal(signal.SIGTERM) is before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, at_start)
 
 
 def test_only_the_main_thread_has_handlers() -> None:

@@ -21,8 +21,10 @@ from backpressure.cli import main, top
 from backpressure.cli.top import cells
 from backpressure.cli.top import server as top_server
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
-from backpressure.testing import FakeClock
+from backpressure.sinks import SinkGone, SinkUnavailable
+from backpressure.testing import FailingSink, FakeClock, MemorySink
 from tests.support.buffers import next_batch
+from tests.support.threads import until
 
 rich_console = pytest.importorskip("rich.console")
 
@@ -138,6 +140,29 @@ def test_the_screen_says_what_is_wrong() -> None:
     assert "closed" in text
     assert "no answer; what follows is old" in text
     assert f"dropped so far: closed {buffer.stats().dropped['closed']}" in text
+
+
+def test_the_screen_tells_of_the_delivery() -> None:
+    buffer = BufferManager()
+    sink = FailingSink(MemorySink(), 1.0, error=lambda batch: error)
+    error: Exception = SinkUnavailable("maintenance")
+    delivery = buffer.deliver_to(sink)
+
+    def line() -> str:
+        text = shown(top_server.screen(top_server.Reading(stats_of(buffer)), "http://here", None))
+        [found] = [one for one in text.splitlines() if "batches in flight" in one]
+        return found.strip()
+
+    assert line() == "sink FailingSink: 0 of 1 batches in flight, taken 0, failures 0"
+    buffer.add_events([b"x"])
+    until(lambda: delivery.stats().failing_for)
+    assert "; fails for " in line()
+    assert line().endswith(": SinkUnavailable: maintenance")
+    error = SinkGone("torn down")
+    buffer.flush()
+    assert delivery.wait(30.0)
+    assert line().endswith("; ended: torn down")
+    buffer.close(timeout=0)
 
 
 def test_what_the_server_does_not_tell_is_a_dash() -> None:

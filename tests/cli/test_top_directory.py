@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backpressure import BatchRejected
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main, top
@@ -72,7 +73,7 @@ def test_what_the_owner_does_is_seen_from_outside(tmp_path: Path) -> None:
         assert two.ring is not None
         assert (two.owed, two.disk_events, two.segments, two.ring.used_bytes) == (100, 100, 1, 0)
         assert two.disk_bytes > 0 < two.oldest_ns
-        next_batch(buffer, 1).nack("no")
+        next_batch(buffer, 1).nack(BatchRejected("no"))
         next_batch(buffer, 1).ack()
         stats = buffer.stats()
         clock.advance(1.0)

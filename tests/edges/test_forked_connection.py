@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,28 +15,12 @@ from backpressure.sinks.http import HttpSink, HttpSinkError
 from backpressure.sinks.tcp import TcpSink
 from backpressure.sources.sockets import tcp_listener
 from tests.edges.test_sinks import batch_of
+from tests.support.processes import ended_well, forked
 
 pytestmark = [
     pytest.mark.platform,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork"),
 ]
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Start a child that does `work` and exits with 0, unless that raises."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def ended_well(pid: int) -> bool:
-    return os.waitpid(pid, 0)[1] == 0
 
 
 class Server(ThreadingHTTPServer):
@@ -99,6 +83,29 @@ def test_a_connection_that_the_server_ends_is_made_anew_before_the_next_batch() 
     sink.send(batch_of(b"parent"))
     sink.close()
     assert len({connection for connection, _ in server.requests}) == 3
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_child_that_is_forked_while_a_connection_is_made_makes_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server()
+    sink = HttpSink(f"http://127.0.0.1:{server.server_port}/", timeout=10)
+    connect = http.client.HTTPConnection.connect
+    children: list[int] = []
+
+    def connect_and_fork(connection: http.client.HTTPConnection) -> None:
+        connect(connection)  # a TLS handshake would come next
+        if not children:
+            children.append(forked(lambda: sink.send(batch_of(b"child"))))
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect_and_fork)
+    sink.send(batch_of(b"parent"))
+    assert ended_well(children[0])
+    sink.close()
+    assert {body for _, body in server.requests} == {b"parent\n", b"child\n"}
+    assert len({connection for connection, _ in server.requests}) == 2
     server.shutdown()
     server.server_close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from backpressure import Batch, BatchRejected, SinkUnavailable
 from backpressure.base.histogram import EVENTS, Histogram
 from backpressure.buffer.config import BufferConfig, WhenFull
 from backpressure.buffer.stats import BufferStats
@@ -26,7 +27,7 @@ from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
 from backpressure.testing import FakeClock
 from tests.support.buffers import next_batch
-from tests.support.threads import background, switching_often
+from tests.support.threads import background, switching_often, until
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
@@ -161,7 +162,7 @@ def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
     with BufferManager(config) as buffer:
         buffer.add_events([b"one", b"two", b"three"])
         for _ in range(2):
-            next_batch(buffer, 1).nack("no")
+            next_batch(buffer, 1).nack(BatchRejected("no"))
         samples = scrape(buffer)
         assert (
             total(samples, "dead_letter_events")
@@ -180,11 +181,56 @@ def test_recovery_time_and_dead_letters_of_a_directory(tmp_path: Path) -> None:
         buffer.dead_letters.purge()
         assert total(scrape(buffer), "dead_letter_events") == 0
         buffer.close(timeout=0)
-    memory = scrape(make())
-    for name in ("recovery_seconds", "dead_letter_events"):
-        assert not [one for one in memory if one[0] == PREFIX + name], (
-            "a buffer in memory has no such series"
-        )
+    assert not [one for one in scrape(make()) if one[0] == PREFIX + "recovery_seconds"], (
+        "a buffer in memory has no such series"
+    )
+
+
+def test_a_delivery() -> None:
+    buffer = BufferManager()
+    assert not [one for one in scrape(buffer) if one[0].startswith(PREFIX + "delivery_")], (
+        "without a delivery there is no such series"
+    )
+    works, hang = threading.Event(), threading.Event()
+
+    def send(batch: Batch) -> None:
+        if not works.is_set():
+            raise SinkUnavailable("maintenance")
+        hang.wait(30)
+
+    delivery = buffer.deliver_to(send)
+    samples = scrape(buffer)
+    assert total(samples, "delivery_running") == 1
+    assert total(samples, "delivery_in_flight_limit_batches") == 1
+    assert total(samples, "delivery_failing_seconds") == 0
+    buffer.add_events([b"x"])
+    until(lambda: delivery.stats().failures)
+    samples = scrape(buffer)
+    assert total(samples, "delivery_failures_total") >= 1
+    assert total(samples, "delivery_failing_seconds") > 0
+    works.set()
+    buffer.flush()
+    until(lambda: delivery.stats().in_flight)
+    assert total(scrape(buffer), "delivery_in_flight_batches") == 1
+    hang.set()
+    assert delivery.stop(30.0)
+    samples = scrape(buffer)
+    assert total(samples, "delivery_batches_total") == 1
+    assert total(samples, "delivery_running") == 0
+    assert total(samples, "delivery_failing_seconds") == 0
+
+
+def test_dead_letters_in_memory() -> None:
+    buffer = BufferManager()
+
+    def send(batch: Batch) -> None:
+        raise BatchRejected("no")
+
+    with buffer.deliver_to(send):
+        buffer.add_events([b"x"])
+    samples = scrape(buffer)
+    assert total(samples, "dead_letter_events") == 1
+    assert total(samples, "dead_letters_lost_total") == 0
 
 
 def test_histograms() -> None:

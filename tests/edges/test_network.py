@@ -5,8 +5,10 @@ At least once, bounded, and with backpressure that senders feel.
 
 from __future__ import annotations
 
+import email.utils
 import gzip
 import os
+import pickle
 import socket
 import stat
 import threading
@@ -228,6 +230,7 @@ class Server:
     def __init__(self) -> None:
         outer = self
         self.answers: list[tuple[int, bytes] | None] = []
+        self.headers: dict[str, str] = {}
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.connections = 0
 
@@ -247,6 +250,8 @@ class Server:
                     return
                 self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(answer[1])))
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(answer[1])
 
@@ -331,6 +336,55 @@ def test_a_new_connection_that_fails_is_a_failure_at_once(server: Server) -> Non
     with pytest.raises(OSError, match="closed connection"):
         sink.send(batch_of(b"one"))
     assert len(server.requests) == 1, "the buffer decides when to try again"
+    sink.close()
+
+
+def test_several_threads_have_a_connection_each_and_share_those_that_are_kept(
+    server: Server,
+) -> None:
+    sink = HttpSink(server.url, max_concurrency=3)
+    assert sink.max_concurrency == 3
+    together = threading.Barrier(3)
+
+    def send() -> None:
+        for number in range(20):
+            together.wait(30)
+            sink.send(batch_of(b"%d" % number))
+
+    run_threads([send] * 3)
+    assert len(server.requests) == 60
+    assert 1 <= server.connections <= 3
+    sink.close()
+    sink.send(batch_of(b"after the close"))
+    assert server.requests[-1][2] == b"after the close\n"
+    sink.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), (" 120 ", 120.0), ("99999999", 3600.0), ("soon", None), (None, None)],
+)
+def test_the_time_that_a_server_asks_for(
+    server: Server, header: str | None, seconds: float | None
+) -> None:
+    sink = HttpSink(server.url)
+    server.answers = [(503, b"")]
+    server.headers = {} if header is None else {"Retry-After": header}
+    with pytest.raises(HttpSinkError) as caught:
+        sink.send(batch_of(b"x"))
+    assert caught.value.retry_after == seconds
+    assert pickle.loads(pickle.dumps(caught.value)).retry_after == seconds
+    sink.close()
+
+
+def test_the_time_that_a_server_asks_for_as_a_date(server: Server) -> None:
+    sink = HttpSink(server.url)
+    server.answers = [(429, b"")]
+    server.headers = {"Retry-After": email.utils.formatdate(time.time() + 60.0, usegmt=True)}
+    with pytest.raises(HttpSinkError) as caught:
+        sink.send(batch_of(b"x"))
+    assert caught.value.retry_after is not None
+    assert 50.0 < caught.value.retry_after <= 61.0
     sink.close()
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backpressure import BufferConfig, BufferManager, FlowControlConfig, InvalidEvents
@@ -229,6 +230,12 @@ def test_a_priority_that_is_given_and_beyond_is_refused() -> None:
     assert writer.add(b"a", 2) is None
     with pytest.raises(InvalidEvents, match="priority_levels is 2"):
         writer.add(b"a", 3)
+    wrong: Any
+    for wrong in (0, -1, 1.0, "1", None):
+        with pytest.raises(InvalidEvents, match="priority must be an int from 1"):
+            writer.add(b"a", wrong)
+    assert writer.add(b"a", np.int64(1)) is None  # type: ignore[arg-type]
+    assert writer.add(b"a", np.uint8(1)) is None  # type: ignore[arg-type]
     writer.close()
 
 

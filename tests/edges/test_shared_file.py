@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from backpressure.sinks import FileSink, SinkGone, StreamSink, file_lock, open_sink
 from backpressure.testing import FailingSink
 from tests.edges.test_sinks import Stumbling, batch_of
+from tests.support.processes import ended_well, forked
 from tests.support.threads import run_threads
 
 fcntl = pytest.importorskip("fcntl", reason="this system does not fork")
@@ -24,19 +24,6 @@ fcntl = pytest.importorskip("fcntl", reason="this system does not fork")
 def append(path: Path, text: bytes) -> None:
     with path.open("ab") as file:
         file.write(text)
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run `work` in a forked child, which must not fail."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 # ---------------------------------------------------------------- several writers
@@ -295,7 +282,7 @@ def test_a_child_cuts_nothing_of_its_parents(
             sink.send(batch_of(b"lost"))
         sink.close()
 
-    in_child(child)
+    assert ended_well(forked(child))
     assert path.read_bytes() == b"zero\none\nchild\n"
     sink.send(batch)
     sink.close()
@@ -318,7 +305,7 @@ def test_a_child_follows_a_rotation_and_leaves_a_renamed_output(tmp_path: Path) 
             with pytest.raises(OSError, match="space"):
                 sink.send(batch_of(b"xx"))
 
-    in_child(child)
+    assert ended_well(forked(child))
     assert log.read_bytes() == b"child\n"
     # Its position is shared with the parent: nothing can be cut, and nothing is.
     assert (tmp_path / "out.kept").read_bytes() == b"parent\nchild\nxx"
@@ -362,7 +349,7 @@ def test_a_child_does_not_finish_its_parents_torn_line() -> None:
     sink.writer = Stumbling(fail_after=6)
     with pytest.raises(OSError, match="space"):
         sink.send(batch)
-    in_child(lambda: sink.send(batch_of(b"child")))
+    assert ended_well(forked(lambda: sink.send(batch_of(b"child"))))
     sink.send(batch)
     assert os.read(read_end, 100) == b"one\ntwchild\no\n"
     os.close(read_end)

@@ -17,7 +17,7 @@ from backpressure import BufferConfig
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
 from backpressure.sinks import FileSink, Sink, SinkGone, StreamSink, open_sink
-from backpressure.testing import FailingSink, MemorySink
+from backpressure.testing import FailingSink, MemorySink, make_batch
 
 
 def batch_of(*events: bytes, priority: int = 3, buffer: BufferManager | None = None) -> Batch:
@@ -379,3 +379,44 @@ def test_a_failing_sink_also_cuts_writes_and_a_file_survives_it(tmp_path: Path) 
 def test_the_rate_of_a_failing_sink_is_a_share(rate: float) -> None:
     with pytest.raises(ValueError, match="rate"):
         FailingSink(MemorySink(), rate)
+
+
+# ---------------------------------------------------------------- what a sink says
+
+
+def test_a_sink_that_was_closed_is_gone(tmp_path: Path) -> None:
+    sink = FileSink(tmp_path / "out.log")
+    sink.close()
+    with pytest.raises(SinkGone, match="closed"):
+        sink.send(make_batch([b"x"]))
+    reader, writer = os.pipe()
+    stream = StreamSink(writer, "pipe")
+    os.close(writer)  # by others
+    with pytest.raises(SinkGone, match="closed"):
+        stream.send(make_batch([b"x"]))
+    stream._fd = -1
+    with pytest.raises(SinkGone, match="closed"):
+        stream.send(make_batch([b"x"]))
+    os.close(reader)
+
+
+def test_files_are_called_by_one_thread_and_reject_no_event(tmp_path: Path) -> None:
+    sink = FileSink(tmp_path / "out.log")
+    for one in (sink, FailingSink(sink, 0.5)):
+        assert one.max_concurrency == 1
+        assert one.rejects_events is False
+    failing = FailingSink(sink, 0.5, error=lambda batch: ValueError("no"))
+    assert failing.rejects_events
+    assert FailingSink(MemorySink(max_concurrency=3), 0.5).max_concurrency == 3
+    sink.close()
+
+
+def test_a_failing_sink_raises_what_it_is_told(tmp_path: Path) -> None:
+    inner = MemorySink()
+    sink = FailingSink(
+        inner, 1.0, error=lambda batch: KeyError("bad") if b"bad" in batch.tolist() else None
+    )
+    sink.send(make_batch([b"good"]))
+    with pytest.raises(KeyError):
+        sink.send(make_batch([b"bad"]))
+    assert (inner.events, sink.failures) == ([b"good"], 1)

@@ -18,17 +18,21 @@ from fastapi import FastAPI
 
 from backpressure import (
     AdaptiveBatchConfig,
+    Batch,
     BufferConfig,
     BufferManager,
     CircuitBreakerConfig,
     ConfigError,
     EventType,
     FlowControlConfig,
+    SinkGone,
+    SinkUnavailable,
     Tuned,
 )
 from backpressure.http import DEFAULT_HOST, HttpConfig, create_app, make_server
 from backpressure.http.models import plain
 from tests.support.http import AUTH, TOKEN, Client, request, serving
+from tests.support.threads import until
 
 SMALL = BufferConfig(lane_bytes=4096)
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -92,6 +96,39 @@ def test_backpressure_and_flow_control(buffer: BufferManager, client: Client) ->
     shown = client.get("/buffer/flow-control").json()
     assert shown["rate_limit"] == 20_000_000
     assert shown["refused"] == {"rate": 0, "share": 0, "delay": 0, "emergency": 0}
+
+
+def test_health_knows_of_the_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = BufferManager()
+    client = Client(buffer)
+
+    class Sink:
+        name = "the store"
+        error: Exception = SinkUnavailable("maintenance")
+
+        def send(self, batch: Batch) -> None:
+            raise self.error
+
+        def close(self) -> None:
+            pass
+
+    delivery = buffer.deliver_to(Sink())
+    buffer.add_events([b"x"])
+    until(lambda: delivery.stats().failing_for)
+    assert client.get("/buffer/health").json()["status"] == "ok", "a hiccup"
+    monkeypatch.setattr("backpressure.http.health._FAILING_SECONDS", 0.0)
+    shown = client.get("/buffer/health").json()
+    assert shown["status"] == "degraded"
+    assert shown["ready"]
+    [reason] = shown["reasons"]
+    assert reason.startswith("the sink the store has failed for ")
+    assert reason.endswith(": SinkUnavailable: maintenance")
+    monkeypatch.setattr(Sink, "error", SinkGone("torn down"))
+    buffer.flush()
+    until(lambda: not delivery.running)
+    assert "delivery to the store has ended: torn down" in client.get("/buffer/health").text
+    shown = client.get("/buffer/stats").json()["delivery"]
+    assert (shown["sink"], shown["running"], shown["error"]) == ("the store", False, "torn down")
 
 
 def test_health_says_whether_and_why_not() -> None:

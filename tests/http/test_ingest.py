@@ -32,7 +32,6 @@ from backpressure import (
     BufferManager,
     CircuitBreakerConfig,
     Durability,
-    EmergencyModeConfig,
     FlowControlConfig,
     WhenFull,
 )
@@ -249,21 +248,21 @@ def test_a_rate_of_zero_is_refused_with_a_finite_retry_after() -> None:
 
 def test_emergency_answers_429() -> None:
     clock = FakeClock()
-    emergency = EmergencyModeConfig(min_samples=1)
-    buffer = BufferManager(
-        BufferConfig(flow_control=FlowControlConfig(emergency_mode=emergency)), clock=clock
-    )
+    buffer = BufferManager(BufferConfig(lane_bytes=1 << 16), clock=clock)
     client = Client(buffer)
-    for _ in range(3):
+    client.post("/events?priority=5", content=b"x" * 40_000)
+    for _ in range(5):
         buffer._control.flow.record_outcome(0, 100)
-        clock.advance(1.1)
-        replies = [client.post("/events?priority=5", content=b"x\n" * 1000) for _ in range(3)]
+    clock.advance(1.1)
+    replies = [client.post("/events?priority=5", content=b"x\n" * 100) for _ in range(3)]
     assert [reply.json()["reason"] for reply in replies] == ["emergency"] * 3
     assert {reply.status_code for reply in replies} == {429}
 
 
 def test_full_behind_an_open_circuit_says_when_the_sink_is_tried_again() -> None:
-    breaker = CircuitBreakerConfig(min_requests=1, reset_timeout=17.0, reset_timeout_jitter=0.0)
+    breaker = CircuitBreakerConfig(
+        law="share", min_requests=1, reset_timeout=17.0, reset_timeout_jitter=0.0
+    )
     buffer = BufferManager(
         BufferConfig(lane_bytes=4096, circuit_breaker=breaker), clock=FakeClock()
     )

@@ -18,12 +18,14 @@ import pytest
 
 from backpressure import (
     Batch,
+    BatchRejected,
     BufferClosed,
     BufferConfig,
     BufferManager,
     ConfigError,
     DiskFull,
     Durability,
+    FlowControlConfig,
     FormatError,
 )
 from backpressure.lanes.durable_lane import DurableLane
@@ -187,7 +189,7 @@ def test_the_good_half_of_a_bad_batch_is_acked_by_itself(tmp_path: Path) -> None
     add_all(buffer, events)
     batch = buffer.get_batch()
     assert batch is not None
-    batch.nack("one of them is bad")
+    batch.nack(BatchRejected("one of them is bad"))
     good, bad = buffer.get_batch(), buffer.get_batch()
     assert good is not None
     assert bad is not None
@@ -252,6 +254,23 @@ def test_without_checksums_a_ring_from_before_a_reboot_is_lost(
     again = open_buffer(tmp_path, ring_checksums=False)
     assert drain(again) == numbered(10)
     assert "the numbers from 10 to 10" in caplog.text
+    again.close()
+
+
+def test_what_a_reboot_took_of_a_priority_that_is_no_more_is_told(
+    tmp_path: Path, reboot: Any, caplog: Any
+) -> None:
+    buffer = open_buffer(tmp_path, ring_checksums=False)
+    buffer.add_events([b"only in memory"], priority=5)
+    crash(buffer)
+    reboot()
+    fewer = FlowControlConfig(priority_levels=2)
+    open_buffer(tmp_path, ring_checksums=False, flow_control=fewer).close()
+    assert "priority 5: the numbers from 0 to 0" in caplog.text
+    caplog.clear()
+    again = open_buffer(tmp_path, ring_checksums=False, flow_control=fewer)
+    assert not caplog.text
+    assert len(again.stats().lanes) == 2, "it holds nothing and is told of once"
     again.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 import backpressure
 from backpressure.base.errors import NotNow
 from backpressure.lanes.durable_lane import DurableLane
-from backpressure.spill import BufferDirectory, DeadLetterStore, FileSystem, LocalFileSystem
+from backpressure.spill import BufferDirectory, FileSystem, LocalFileSystem
 from backpressure.testing import FaultyFileSystem, RecordingFileSystem
 from tests.support.durable import SMALL
 
@@ -27,8 +27,7 @@ PACKAGE = Path(backpressure.__file__).parent
 def open_lane(path: Path, lane_bytes: int, fs: FileSystem) -> tuple[DurableLane, BufferDirectory]:
     directory = BufferDirectory(path, fs)
     try:
-        letters = DeadLetterStore(directory.lane("dead-letters"), directory.buffer_id, fs=fs)
-        return DurableLane(3, lane_bytes, directory, SMALL, letters, None), directory
+        return DurableLane(3, lane_bytes, directory, SMALL), directory
     except BaseException:
         directory.close()
         raise

@@ -266,6 +266,43 @@ def test_listeners_hear_of_a_change_with_no_lock_held() -> None:
     assert heard == [False]
 
 
+def test_a_flush_in_the_middle_of_a_question_ends_the_wait() -> None:
+    linger = Linger(0.005)
+    linger.holds(0.0, 0, 100, 0)
+    linger.left_at = 1.0
+    linger.holds(0.999, 0, 100, 10_000)
+    assert linger.holds(1.0001, 5, 100, 30_000)
+    with linger._lock:
+        linger.flush()
+    assert not linger.holds(1.0002, 6, 100, 30_000)
+    assert (linger.holding, linger.flushed) == (True, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_listener_that_forks_in_a_call_that_was_put_off() -> None:
+    pids: list[int] = []
+
+    def fork(*_: object) -> None:
+        pids.append(os.fork())
+
+    breaker = CircuitBreaker(on_change=fork)
+    with breaker._lock:
+        breaker.force_open()
+    code = 1
+    try:
+        breaker.record_many(1, 0)
+        if pids == [0]:
+            with breaker._lock:
+                breaker.record_many(1, 0)
+            breaker.record_many(1, 0)
+            code = int(breaker.metrics().succeeded != 3)
+    finally:
+        if pids == [0]:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @policies

@@ -8,6 +8,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def what_examples_leave_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader's buffer is there to stay; 300 MB of it, in each run of the tests."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -31,7 +31,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "MessageTooLarge": (3, 5_000, 4_072),
     "Mistakes": (["one: is wrong", "two: too"],),
     "NotNow": ("not now", 1.5),
+    "PartialFailure": ("half of it",),
     "RateLimited": ("over the rate", 1.5),
+    "SinkUnavailable": ("maintenance",),
     "SinkGone": (errno.EPIPE, "the reader has ended", "/dev/stdout"),
 }
 

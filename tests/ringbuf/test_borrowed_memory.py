@@ -167,7 +167,7 @@ def test_an_array_that_lies_is_what_numpy_has_of_it() -> None:
     plain = np.array([1, 2, 3])
     liar = plain.view(LyingArray)
     ring = MessageRing(4096)
-    assert ring.push_many(liar) == 3
+    assert ring.push_many(plain.view("V8").view(LyingArray)) == 3
     assert ring.pop_many().join(b"") == plain.tobytes()
     records = RingBuffer(8, "i8")
     assert records.push_many(liar) == 3
@@ -181,13 +181,13 @@ def test_an_array_that_lies_is_what_numpy_has_of_it() -> None:
 
 def test_masked_messages_are_refused() -> None:
     ring = MessageRing(4096)
-    masked: Any = np.ma.array([1, 2], "u1", mask=[False, True])
+    masked: Any = np.ma.array([b"a", b"b"], mask=[False, True])
     with pytest.raises(ValueError, match="masked"):
         ring.push_many(masked)
     with pytest.raises(ValueError, match="masked"):
-        LatencyHistogram().record_many(masked)
+        LatencyHistogram().record_many(np.ma.array([1, 2], "u1", mask=[False, True]))
     assert len(ring) == 0
-    assert ring.push_many(np.ma.array([1, 2], "u1", mask=[False, False])) == 2
+    assert ring.push_many(np.ma.array([b"a", b"b"], mask=[False, False])) == 2
     assert ring.push_many(masked.compressed()) == 1
 
 
@@ -196,9 +196,9 @@ def test_masked_messages_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["messages", "records"])
 def test_an_array_can_not_be_resized_while_its_push_waits(kind: str) -> None:
-    array = np.arange(2000)
     ring: MessageRing | RingBuffer
     ring = MessageRing(1 << 12) if kind == "messages" else RingBuffer(64, "i8")
+    array: Any = np.arange(2000).astype("V8" if kind == "messages" else "i8")
     got = bytearray()
     with background(partial(ring.push_many, array, 30.0)):
         until(lambda: len(ring) > 0)

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from ringbuf import MessageRing, Messages, RingBuffer, SharedFileError
-from tests.support.ring_buffer import records_of
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux"),
@@ -82,7 +81,7 @@ def use_records(path: Path) -> None:
         ring.push_many([1, 2, 3])
         ring.try_pop()
     with ring.peek(3) as span:
-        records_of(span)
+        list(span)
     with ring.reserve(3):
         pass
     ring.pop_many()

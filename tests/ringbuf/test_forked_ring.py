@@ -439,22 +439,28 @@ def test_a_fork_while_another_thread_attaches_keeps_no_slot(tmp_path: Path) -> N
             os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("orphaned", [False, True])
+@pytest.mark.parametrize("first_of", ["what waits", "all orphaned", "some orphaned"])
 def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
-    tmp_path: Path, orphaned: bool
+    tmp_path: Path, first_of: str
 ) -> None:
     """A collection that the take's own memory begins can run anything, also a fork."""
     code = """
         import gc, os, sys
         from ringbuf import MessageRing
-        path, orphaned = sys.argv[1], sys.argv[2] == "True"
+        path, first_of = sys.argv[1:]
         ring = MessageRing(1 << 16, path=path)
         ring.push_many([b"m%d" % i for i in range(10)])
-        if orphaned:
+        orphans = {"what waits": 0, "all orphaned": 10, "some orphaned": 7}[first_of]
+        if orphans:
             if os.fork() == 0:
-                held = ring.take(10)
+                held = ring.take(orphans)
                 os.kill(os.getpid(), 9)
             os.wait()
+        first = 0
+        if first_of == "some orphaned":  # noticed, so that a take begins with them
+            ring.release(ring.take_orphaned(1))
+            first = 1
+        mine, its = ([b"m%d" % i for i in range(at, at + 3)] for at in (first, first + 3))
         parent, taken, ended = os.getpid(), os.pipe(), os.pipe()
 
         def fork(phase, info):
@@ -464,7 +470,7 @@ def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
                 os.close(ended[0])
                 os.read(taken[0], 1)  # until its parent has taken, by the slot that this began with
 
-        take = ring.take_orphaned if orphaned else ring.take
+        take = ring.take_orphaned if first_of == "all orphaned" else ring.take
         gc.collect()
         gc.callbacks.append(fork)
         gc.set_threshold(1)
@@ -472,7 +478,7 @@ def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
         gc.set_threshold(700)
         assert not gc.callbacks, "nothing was collected"
         if os.getpid() != parent:
-            assert messages.tolist() == [b"m3", b"m4", b"m5"], messages.tolist()
+            assert messages.tolist() == its, messages.tolist()
             ring.release(messages)
             os._exit(0)
         os.close(ended[1])
@@ -480,11 +486,14 @@ def test_a_fork_in_the_midst_of_a_take_leaves_the_parent_s_slot_alone(
         os.read(ended[0], 1)
         _, status = os.wait()
         assert status == 0, "the child failed"
-        assert messages.tolist() == [b"m0", b"m1", b"m2"], messages.tolist()
+        assert messages.tolist() == mine, messages.tolist()
         os.kill(parent, 9)
     """
-    done = run_python(code, tmp_path / "ring", str(orphaned))
+    done = run_python(code, tmp_path / "ring", first_of)
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
     ring = MessageRing.attach(tmp_path / "ring")
-    left = ring.take_orphaned().tolist() + ring.pop_many().tolist()
-    assert sorted(left) == [b"m%d" % i for i in (0, 1, 2, 6, 7, 8, 9)]
+    left: list[bytes] = []
+    while found := ring.take_orphaned() or ring.pop_many():
+        left += found.tolist()
+    numbers = (1, 2, 3, 7, 8, 9) if first_of == "some orphaned" else (0, 1, 2, 6, 7, 8, 9)
+    assert sorted(left) == [b"m%d" % i for i in numbers]

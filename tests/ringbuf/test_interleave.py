@@ -178,7 +178,7 @@ def test_halves_of_a_pair_are_steps_of_their_own() -> None:
         position = yield get(pair, 0)
         rest = yield get(pair, 1)
         yield add(DEAD, 0)
-        yield ghost(lambda words, who, *values: seen.add(values), position, rest)
+        yield ghost(lambda words, actor, *values: seen.add(values), position, rest)
 
     explore(memory, named(writes, reads))
     assert seen == {(0, 0), (0, 1), (1, 1)}

@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ringbuf._meters.latency_histogram import HistogramSnapshot, LatencyHistogram
+from tests.support.columns import Column
 from tests.support.threads import run_threads
 
 LOWEST, HIGHEST = 1e-6, 1000.0
@@ -272,6 +273,10 @@ def test_what_is_refused_changes_nothing() -> None:
             histogram.record(bad)
         with pytest.raises(ValueError, match=f"seconds must be finite, and item 2 is {bad}"):
             histogram.record_many([0.5, 7.0, bad, 0.25])
+    masked = np.ma.array([0.5, 7.0], mask=[False, True])
+    for latencies in (masked, Column(masked)):
+        with pytest.raises(ValueError, match="masked"):
+            histogram.record_many(latencies)
     for n in (-1, 2**62, 10**30):
         with pytest.raises(ValueError, match=f"n must be from 0 to {2**62 - 1}, not {n}"):
             histogram.record(0.1, n)

@@ -223,6 +223,16 @@ def test_damage_is_named(a_ring: Path, at: int, content: bytes, with_crc: bool, 
         MessageRing.look(a_ring)
 
 
+def test_a_damaged_secret_is_named_as_attach_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "sealed"
+    MessageRing(4096, path=path, checksums=True).close()
+    at = path.read_bytes().index(b'"secret": "') + 11
+    change(path, at, b"g", with_crc=True)
+    for use in (MessageRing.look, MessageRing.attach):
+        with pytest.raises(SharedFileError, match="its secret is not"):
+            use(path)
+
+
 def test_another_size_and_another_kind(a_ring: Path, tmp_path: Path) -> None:
     with open(a_ring, "ab") as file:
         file.write(b"x")

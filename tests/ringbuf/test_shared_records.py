@@ -22,7 +22,6 @@ import pytest
 from ringbuf import MessageRing, RingBuffer, SharedFileError
 from ringbuf._shared.shared_file import FORMAT
 from tests.support.processes import in_child
-from tests.support.ring_buffer import records_of
 from tests.torture.kill_records import torture
 from tests.torture.step_kill import is_allowed, run_and_kill, steps_until
 
@@ -65,7 +64,7 @@ def test_two_rings_of_one_file_are_one_ring(tmp_path: Path) -> None:
     assert other.pop_many(1).tolist() == [0]
     assert again.try_pop() == 1
     with again.peek(2) as span:
-        assert records_of(span) == [2, 3]
+        assert list(span) == [2, 3]
         assert ring.try_pop() == 4
     assert (ring.path, RingBuffer(4, "i8").path) == (str(tmp_path / "ring"), None)
 

@@ -283,7 +283,10 @@ def test_a_signal_interrupts_a_wait(ring: Subject) -> None:
     ring.check()
 
 
-NONSENSE = (-1, -1e-9, float("nan"), -float("inf"), "1", b"", True, False, [1], np.float32(1))
+NONSENSE = (
+    *(-1, -1e-9, float("nan"), -float("inf"), "1", b"", True, False, [1]),
+    *(np.float32(-1), np.float64("nan"), np.int64(-1), np.True_),
+)
 
 
 @pytest.mark.parametrize("filled", [True, False])
@@ -311,7 +314,11 @@ def test_nonsense_is_refused_at_once(ring: Subject, filled: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "timeout", [0, 0.0, -0.0, 1e-9, 10**400, float("inf"), np.float64(1), None]
+    "timeout",
+    [
+        *(0, 0.0, -0.0, 1e-9, 10**400, float("inf"), None),
+        *(np.float64(1), np.float32(1), np.int64(1), np.uint8(1)),
+    ],
 )
 def test_any_number_of_seconds_is_a_timeout(ring: Subject, timeout: Any) -> None:
     assert ring.push(1, timeout=timeout)

@@ -41,6 +41,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             [buffer]
             lane_bytes = "1M"
             when_full = "drop_oldest"
+            max_age = 3600
             [buffer.flow_control]
             max_events_per_second = 1000
             burst_size = 2000
@@ -59,6 +60,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             url = "https://logs.example.com/in"
             headers = { Authorization = "Bearer ${TOKEN:-none}" }
             compression = "zstd"
+            workers = 4
 
             [http]
             token = "0123456789abcdef"
@@ -78,6 +80,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
     )
     assert config.buffer.lane_bytes == 1 << 20
     assert config.buffer.when_full is WhenFull.DROP_OLDEST
+    assert config.buffer.max_age == 3600
     assert config.source == (
         FileFollow(path="/var/log/*.log", priority_by=(" 50[0-9] =1",)),
         TcpLines(port=7000),
@@ -86,6 +89,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         url="https://logs.example.com/in",
         headers={"Authorization": "Bearer none"},
         compression="zstd",
+        workers=4,
     )
     assert config.http is not None
     assert config.http.host == "127.0.0.1"
@@ -93,10 +97,12 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
     assert "0123456789abcdef" not in repr(config)
     told = explain(config)
     for word in (
+        "up to 4 at a time",
         "follows /var/log/*.log",
         "1 where",
         "5 lanes of 1 MiB",
         "oldest events are dropped",
+        "older than 3600 s are dropped",
         "zstd",
     ):
         assert word in told
@@ -166,6 +172,10 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             "sink.headers: must be a table of",
         ),
         ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "workers": 0}},
+            "sink.workers: must be",
+        ),
         (
             {**MINIMAL, "buffer": {"circuit_breaker": {"reset": 1}}},
             "buffer.circuit_breaker.reset: there is no such key",

@@ -141,7 +141,7 @@ def test_a_sink_that_is_down_ends_in_time_and_says_what_is_lost(tmp_path: Path) 
         with Process(tmp_path, toml) as running:
             with socket.create_connection(address_of(running, "tcp")) as peer:
                 peer.sendall(b"one\ntwo\n")
-                running.saying("the sink fails")
+                running.saying("fails, events are kept")
                 assert running.end() == 128 + signal.SIGTERM
             assert "2 events were NOT delivered" in running.said
 
@@ -202,14 +202,14 @@ def test_with_a_directory_what_was_accepted_is_delivered_after_a_crash(tmp_path:
             socket.create_connection(address_of(running, "tcp")) as peer,
         ):
             peer.sendall(b"one\ntwo\n")
-            running.saying("the sink fails")
+            running.saying("fails, events are kept")
             with Process(tmp_path, down) as second:
                 assert second.end(None) == 1
                 assert "Traceback" not in second.said
             running.process.kill()
             running.process.wait(20)
         with Process(tmp_path, down) as running:
-            running.saying("the sink fails")
+            running.saying("fails, events are kept")
             assert running.end() == 0
             assert "2 events stay in" in running.said
     with Process(tmp_path, common + f'    type = "file"\n            path = "{out}"\n') as running:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,95 @@ def test_a_sink_that_is_gone_ends_the_service(
     until(lambda: service.finished)
     assert service.stop() == 1
     assert "the reader is gone" in service.errors[0]
+
+
+class _Http:
+    """A server that answers 503 until it is told to work, and keeps what it took."""
+
+    def __init__(self) -> None:
+        self.works = threading.Event()
+        self.refused = 0
+        self.taken: list[bytes] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = 204 if outer.works.is_set() else 503
+                if status == 204:
+                    outer.taken += body.splitlines()
+                else:
+                    outer.refused += 1
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def http() -> Iterator[_Http]:
+    made = _Http()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_sink_that_is_back_at_the_end_gets_everything(
+    tmp_path: Path, http: _Http, workers: int
+) -> None:
+    lines = [b"line %d" % number for number in range(300)]
+    (tmp_path / "in.log").write_bytes(b"".join(line + b"\n" for line in lines))
+    sink = {"type": "http", "url": http.url, "workers": workers}
+    service = Service(make(tmp_path, sink=sink))
+    service.start()
+    until(lambda: http.refused >= 8)
+    http.works.set()
+    assert service.stop() == 0, "who ends asks the sink, whatever the circuit says"
+    assert service.errors == []
+    assert sorted(set(http.taken)) == sorted(lines)
+
+
+def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path, http: _Http) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\n")
+    service = Service(
+        make(
+            tmp_path,
+            sink={"type": "http", "url": http.url},
+            service={"drain_timeout": 60.0},
+        )
+    )
+    service.start()
+    until(lambda: http.refused)
+    begun = time.monotonic()
+    assert service.stop(lambda: time.monotonic() - begun > 0.1) == 1
+    assert time.monotonic() - begun < 10.0
+
+
+def test_a_file_is_opened_anew_also_where_nothing_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\n")
+    out = tmp_path / "out.log"
+    service = Service(make(tmp_path))
+    service.start()
+    until(lambda: out.read_bytes() == b"one\n")
+    out.rename(tmp_path / "out.log.1")
+    service.reopen()
+    until(out.exists)
+    assert service.stop() == 0
 
 
 def test_a_reload_changes_what_it_can_and_opens_the_file_anew(tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_purged_letters_stay_away_the_others_stay() -> None:
     assert store.add([letter(1)]) == 600, "an id is never used twice"
 
 
+def test_a_replay_passes_over_what_another_one_has_purged() -> None:
+    disk = disk_with_lane()
+    store = opened(disk)
+    store.add([letter(number) for number in range(3)])
+    # As a finaliser does that comes in between, or another thread.
+    assert store.replay(lambda one: store.purge([one])) == 3
+    assert len(store) == 0
+    with pytest.raises(ValueError, match="acked already"):
+        store.purge([replace(letter(0), id=0)])
+    store.close()
+
+
 def test_replay_stops_at_an_error_and_keeps_that_letter() -> None:
     disk = disk_with_lane()
     store = opened(disk)

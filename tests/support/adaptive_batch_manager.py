@@ -34,9 +34,9 @@ class Sink:
         pressure: float = 0.0,
         available: int | None = None,
     ) -> list[int]:
-        """One batch after the other for so many intervals; the size at the end of each.
+        """One batch after the other; the size at the end of each interval.
 
-        `available`: events at hand.
+        evaluations: how many intervals. available: events at hand.
         """
         sizes = []
         for _ in range(evaluations):

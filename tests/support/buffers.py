@@ -62,6 +62,7 @@ def crash(buffer: BufferManager) -> None:
     assert disk is not None
     buffer._intake.closing = True
     buffer._set_closed()
+    buffer._let_go = True
     disk.spiller.stop()
     for lane in disk.lanes:
         lane.ring.close()

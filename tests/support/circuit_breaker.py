@@ -62,9 +62,17 @@ def acquire(breaker: CircuitBreaker) -> Permit:
     return permit
 
 
+def acquire_now(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.try_acquire_now()
+    assert permit is not None
+    return permit
+
+
 def trip(breaker: CircuitBreaker) -> None:
     """From CLOSED to OPEN."""
     for _ in range(breaker.config.min_requests):
+        acquire(breaker).failure()
+    while breaker.config.is_sequential and breaker.state is not State.OPEN:
         acquire(breaker).failure()
     assert breaker.state is State.OPEN
 

@@ -41,7 +41,7 @@ class Rig:
         return [name for name, _, _ in self.changes]
 
     def flood(self, asks: dict[int, int], ticks: int, tick: float = 0.001) -> dict[int, int]:
-        """Each priority asks for so many per tick, the least urgent first.
+        """Each priority asks for its number per tick, the least urgent first.
 
         Returns what each was granted.
         """
@@ -52,6 +52,6 @@ class Rig:
             self.clock.advance(tick)
         return granted
 
-    def fail(self, failed: int = 100, ok: int = 0, reports: int = 2) -> None:
+    def fail(self, failed: int = 100, ok: int = 0, reports: int = 5) -> None:
         for _ in range(reports):
             self.manager.record_outcome(ok, failed)

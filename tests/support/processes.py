@@ -7,13 +7,49 @@ import signal
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support.paths import ROOT
 
-__all__ = ["environment", "forebay_command", "in_child", "python", "run_python"]
+__all__ = [
+    "ended_well",
+    "environment",
+    "forebay_command",
+    "forked",
+    "in_child",
+    "python",
+    "run_python",
+]
+
+# A child that takes longer hangs (seconds).
+_HUNG = 30
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Start a child that does `work` and exits with 0, or with 1 where that raises.
+
+    Nothing of pytest runs at its end. Returns its pid, for `ended_well`.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.alarm(_HUNG)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended_well(pid: int) -> bool:
+    """Wait for a child that `forked` started: whether it raised nothing."""
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def in_child(work: Callable[[], object]) -> None:

@@ -58,7 +58,6 @@ from backpressure.spill.offline.lane_reader import owed_on_disk, stored_events, 
 from backpressure.spill.recovery import recover
 from ringbuf import MessageRing, Messages, RingBuffer, SharedFileError, TokenBucket, salvage
 from ringbuf._messages.file_positions import layout
-from tests.support.ring_buffer import records_of
 from tests.support.spill_files import BLOCK, HEAD_BYTES, MANIFEST, RECORD, SEGMENT, heads_of, seal
 from tests.torture.journal import columns
 
@@ -365,16 +364,17 @@ def make_records(directory: Path, rng: random.Random) -> None:
 
 
 def records_regions(data: bytearray) -> list[tuple[float, list[int]]]:
-    # The desk is the messages'; then a page of positions, the index, the records.
-    desk = PAGE + layout(GRANULES)[0]
-    index = desk + PAGE
+    # The control block is the messages'; then a page of positions, the index, the
+    # records.
+    positions = PAGE + layout(GRANULES)[0]
+    index = positions + PAGE
     start = index + RECORDS * 8
     return [
-        (0.4, used_lines(data, PAGE, desk)),
-        (0.3, used_lines(data, desk, index) or [desk]),
+        (0.4, used_lines(data, PAGE, positions)),
+        (0.3, used_lines(data, positions, index) or [positions]),
         (0.2, list(range(index, start, 64))),
         (0.05, list(range(start, len(data), 64))),
-        (0.05, list(range(PAGE, desk, 64))),
+        (0.05, list(range(PAGE, positions, 64))),
     ]
 
 
@@ -401,7 +401,7 @@ def use_records(directory: Path, rng: random.Random, sealed: bool) -> None:
                 check(before, got)
             ring.push_many(np.zeros(rng.randrange(1, 200), ring.dtype))
             with ring.peek(9) as view:
-                records_of(view)
+                list(view)
             ring.try_pop()
             ring.try_push(np.zeros(1, ring.dtype)[0])
             with contextlib.suppress(KeyError), ring.peek(20) as view:
@@ -951,8 +951,8 @@ def fuzz(
     seconds: float | None = None,
     most_findings: int = 1,
 ) -> Report:
-    """Files of one kind from `seed` on, until there were so many, or for so long; ends
-    at so many findings.
+    """Damage files of one kind, from `seed` on: that many of them, or for that long. A
+    number of findings ends it sooner.
     """
     report = Report()
     start = time.monotonic()
@@ -1110,7 +1110,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, help="for each kind")
     parser.add_argument("--files", type=int, help="of each kind")
-    parser.add_argument("--findings", type=int, default=20, help="a kind ends after so many")
+    parser.add_argument("--findings", type=int, default=20, help="a kind ends after this many")
     arguments = parser.parse_args()
     if arguments.seconds is None and arguments.files is None:
         arguments.seconds = 60.0

@@ -67,8 +67,8 @@ def one_run(seed: int, fail_at: int, error: int | None, sticky: bool) -> bool:
 
 
 def every_call(seed: int, error: int | None, sticky: bool, stride: int = 1) -> int:
-    """Let each call fail in turn, or every so many; returns how many there were, or a
-    few more.
+    """Let each call fail in turn, or one in `stride`; returns how many there were,
+    or a few more.
     """
     fail_at = 1
     while one_run(seed, fail_at, error, sticky):

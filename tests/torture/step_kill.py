@@ -26,7 +26,7 @@ def _ptrace(request: int, pid: int) -> None:
 
 
 class Stepped:
-    """A child that stands still after so many instructions of its operation, alive: no
+    """A child that stands still after `steps` instructions of its operation, alive: no
     signal reaches it but SIGKILL.
 
     within: whether it stands within the operation; False: that had ended before.

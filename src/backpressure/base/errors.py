@@ -13,9 +13,17 @@
     ├── NeverAdmitted         (also ValueError) no token will ever come, the rate is 0
     ├── BufferClosed          the buffer was closed
     ├── BatchStateError       a batch was acked or nacked twice
+    ├── AlreadyDelivering     (also RuntimeError) the buffer has a delivery already
     ├── DirectoryInUse        another process owns the buffer's directory
     ├── FormatError           a file is of an unknown version, or another buffer's
-    └── SinkGone              (also OSError) a sink will never take anything again
+    └── SinkOutcome           what a sink says of a batch that it did not take:
+        ├── SinkUnavailable   it is away or overloaded: later
+        ├── BatchTooLarge     too many bytes or events: in smaller parts
+        ├── BatchRejected     never this batch
+        ├── PartialFailure    some of its events later, or never
+        └── SinkGone          (also OSError) never again, whatever it is
+
+What a sink raises besides these means what delivery/outcomes.py says.
 
 Two questions sort every refusal: is it worth trying again (`NotNow`, with the seconds
 to wait), or never (`InvalidEvents`, `NeverAdmitted`)? Nothing was changed by a call
@@ -27,11 +35,15 @@ from __future__ import annotations
 
 import copyreg
 import queue
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "AlreadyDelivering",
     "BackpressureError",
+    "BatchRejected",
     "BatchStateError",
+    "BatchTooLarge",
     "BufferClosed",
     "BufferFull",
     "CircuitOpenError",
@@ -44,8 +56,11 @@ __all__ = [
     "InvalidEvents",
     "NeverAdmitted",
     "NotNow",
+    "PartialFailure",
     "RateLimited",
     "SinkGone",
+    "SinkOutcome",
+    "SinkUnavailable",
 ]
 
 
@@ -155,7 +170,72 @@ class FormatError(BackpressureError):
         self.path = path
 
 
-class SinkGone(BackpressureError, OSError):
+class AlreadyDelivering(BackpressureError, RuntimeError):
+    """The buffer delivers to a sink already. One circuit breaker cannot judge two:
+    several sinks are several buffers.
+    """
+
+
+class SinkOutcome(BackpressureError):
+    """What a sink raises to say what became of a batch; one of the classes below."""
+
+
+class SinkUnavailable(SinkOutcome):
+    """The sink is away or overloaded: the batch goes out again, after `retry_after`
+    seconds or, where that is None, after the buffer's own pause.
+
+    The first argument is a text or these seconds: `SinkUnavailable(5.0)`,
+    `SinkUnavailable("maintenance", retry_after=5.0)`.
+    """
+
+    def __init__(
+        self, reason: str | float | None = None, /, retry_after: float | None = None
+    ) -> None:
+        if not isinstance(reason, str) and reason is not None:
+            retry_after, reason = float(reason), None
+        if retry_after is not None and not retry_after >= 0.0:
+            raise ValueError(f"retry_after must be seconds from 0 on, or None, not {retry_after}")
+        super().__init__(reason if reason is not None else "the sink is not available")
+        self.retry_after = retry_after
+
+
+class BatchTooLarge(SinkOutcome):
+    """The batch has more bytes or events than the sink takes at a time: it is halved,
+    and later batches are smaller. A single event becomes a dead letter.
+    """
+
+
+class BatchRejected(SinkOutcome):
+    """The sink will never take this batch as it is, and takes others: it is halved
+    until what it rejects is found. A single event becomes a dead letter.
+    """
+
+
+class PartialFailure(SinkOutcome):
+    """The sink took the batch but for some events, named by their index in it.
+
+    retry: those that are to be sent again. reject: those that it will never take; where
+        it maps them to errors, each dead letter has its own. All others count as
+        delivered.
+    """
+
+    def __init__(
+        self,
+        reason: str | None = None,
+        *,
+        retry: Iterable[int] = (),
+        reject: Iterable[int] | Mapping[int, object] = (),
+    ) -> None:
+        self.retry = tuple(retry)
+        self.reject: tuple[int, ...] | dict[int, object] = (
+            dict(reject) if isinstance(reject, Mapping) else tuple(reject)
+        )
+        if reason is None:
+            reason = f"{len(self.retry)} events to be retried, {len(self.reject)} rejected"
+        super().__init__(reason)
+
+
+class SinkGone(SinkOutcome, OSError):
     """The sink will never take anything again, for instance a pipe whose reader has
     ended.
     """

@@ -15,6 +15,7 @@ __all__ = [
     "BatchSizeChanged",
     "BufferClosing",
     "CircuitStateChanged",
+    "DeliveryEnded",
     "DiskStateChanged",
     "EmergencyEntered",
     "EmergencyLeft",
@@ -22,6 +23,8 @@ __all__ = [
     "EventType",
     "EventsDropped",
     "RateChanged",
+    "SinkFailing",
+    "SinkRecovered",
     "Tuned",
 ]
 
@@ -40,6 +43,9 @@ class EventType(Enum):
     RATE_CHANGED = "rate_changed"
     EVENTS_DROPPED = "events_dropped"
     DISK_STATE_CHANGED = "disk_state_changed"
+    SINK_FAILING = "sink_failing"
+    SINK_RECOVERED = "sink_recovered"
+    DELIVERY_ENDED = "delivery_ended"
     BUFFER_CLOSING = "buffer_closing"
     TUNED = "tuned"
 
@@ -120,7 +126,9 @@ class BatchRedelivered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchDeadLettered(Event):
-    """The event at `first_seq` failed `attempts` times and went to the dead letters."""
+    """`events` events from `first_seq` on became dead letters at attempt number
+    `attempts`: the sink rejected them, or they had failed too often.
+    """
 
     type: EventType = EventType.BATCH_DEAD_LETTERED
     priority: int
@@ -172,6 +180,35 @@ class DiskStateChanged(Event):
     """The disk takes no events at present (`error` says why), or does again (None)."""
 
     type: EventType = EventType.DISK_STATE_CHANGED
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkFailing(Event):
+    """The sink of a delivery has begun to fail, with `error`."""
+
+    type: EventType = EventType.SINK_FAILING
+    sink: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkRecovered(Event):
+    """The sink of a delivery takes batches again, `failing_for` seconds after it had
+    begun to fail.
+    """
+
+    type: EventType = EventType.SINK_RECOVERED
+    sink: str
+    failing_for: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryEnded(Event):
+    """A delivery has ended; because of `error`, or as it was told to (None)."""
+
+    type: EventType = EventType.DELIVERY_ENDED
+    sink: str
     error: str | None
 
 

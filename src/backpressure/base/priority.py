@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from backpressure.base.errors import InvalidEvents
+from backpressure.base.validation import as_int
 
 __all__ = ["PRIORITY_LEVELS", "Priority", "check_priority", "default_priority"]
 
@@ -28,11 +29,12 @@ PRIORITY_LEVELS = len(Priority)
 
 def check_priority(priority: int, levels: int = PRIORITY_LEVELS) -> int:
     """`priority` as a plain int from 1 to `levels`; InvalidEvents where it is none."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= levels:
+    number = as_int(priority)
+    if number is None or not 1 <= number <= levels:
         allowed = f"an int from 1 (most urgent) to {levels}" if levels > 1 else "1"
         why = "" if levels == PRIORITY_LEVELS else f" (priority_levels is {levels})"
         raise InvalidEvents(f"priority must be {allowed}{why}, not {priority!r}")
-    return int(priority)
+    return number
 
 
 def default_priority(levels: int) -> int:

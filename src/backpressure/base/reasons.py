@@ -19,9 +19,9 @@ LimitReason: TypeAlias = Literal["rate", "share", "delay", "emergency"]
 RejectReason: TypeAlias = Literal["full", "rate", "share", "delay", "emergency", "closed"]
 
 #: Why an accepted event was given up: it made room for newer ones ("oldest") or for
-#: more urgent ones ("priority"), the buffer was closed in memory ("closed"), or its
-#: bytes on disk are damaged ("damaged").
-DropReason: TypeAlias = Literal["oldest", "closed", "damaged", "priority"]
+#: more urgent ones ("priority"), the buffer was closed in memory ("closed"), its bytes
+#: on disk are damaged ("damaged"), or it was older than it may be ("age").
+DropReason: TypeAlias = Literal["oldest", "closed", "damaged", "priority", "age"]
 
 #: All of them, in the order in which tables and metrics list them.
 LIMIT_REASONS: Final[tuple[LimitReason, ...]] = get_args(LimitReason)

@@ -12,9 +12,16 @@ and:
 - a reading gives the numbers as they stand: each is right by itself, and two of them
   may be from before and after the change;
 - an admission is answered from the state as it stands, changes nothing, and puts off
-  its entry in the books.
+  its entry in the books;
+- what would wait for another thread does not: that thread may wait for the lock. See
+  `interrupted`.
 
 For a call that is not within another one this costs a look at the lock's owner.
+
+A finaliser or handler may also wait for the lock of another object, which another
+thread holds. That one lets go of it, unless a finaliser or handler of its own waits for
+a lock held here: collections run in one thread at a time, so this takes a collection in
+one thread and a signal in the main one, each under a lock that the other wants.
 
 After a fork a lock that another thread held would never be let go in the child, and
 what that thread was changing would stay half changed. Both are mended in the child: the
@@ -32,7 +39,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["Reentry", "deferrable"]
+__all__ = ["Reentry", "acquire_within", "deferrable", "interrupted"]
 
 _log = logging.getLogger("backpressure")
 
@@ -44,39 +51,49 @@ class Reentry:
 
     start_over: a method of that object, called in the child of a fork at which another
         thread held the lock; it drops what may be half changed.
+    outer: locks that are held around this one for longer changes: a call within one of
+        them is put off as well.
     """
 
     __slots__ = ("__weakref__", "_applying", "_start_over", "deferred", "lock", "within")
 
-    def __init__(self, start_over: Callable[[], object]) -> None:
+    def __init__(self, start_over: Callable[[], object], *outer: threading.RLock) -> None:
         #: Held for every change. A `with` takes it without another Python call.
         self.lock: Final = threading.RLock()
-        #: Whether this thread holds it now.
-        self.within: Final[Callable[[], bool]] = cast(Any, self.lock)._is_owned
+        owned: Callable[[], bool] = cast(Any, self.lock)._is_owned
+        #: Whether this thread holds it now, or an outer one.
+        self.within: Final = _any_of(owned, [cast(Any, lock)._is_owned for lock in outer])
         #: Calls to make once it is free; `append` and `popleft` are atomic.
         self.deferred: Final[deque[Callable[[], object]]] = deque()
-        self._applying = threading.Lock()
+        self._applying = threading.RLock()
         self._start_over = weakref.WeakMethod(start_over)
-        _all.add(self)
+        number = id(self)
+        _all[number] = weakref.ref(self, lambda _: _all.pop(number, None))
 
     def apply(self) -> None:
         """Make the calls that were put off; without the lock."""
         deferred = self.deferred
-        # Who finds another one at it leaves the rest to it: it looks again after it has
-        # let go.
-        while deferred and not self.within() and self._applying.acquire(blocking=False):
+        applying = self._applying  # which a child that one of the calls forks replaces
+        owned: Callable[[], bool] = cast(Any, applying)._is_owned
+        # A thread that finds another one at it, or itself, leaves the rest to that one,
+        # which looks again after it has let go.
+        while deferred and not self.within() and not owned():
+            acquired: list[bool] = []
             try:
+                if not acquire_within(applying, acquired):
+                    return
                 while deferred:
                     deferred.popleft()()
             except Exception:
                 # The caller of that is gone, and this one has nothing to do with it.
                 _log.exception("a report that was put off failed")
             finally:
-                self._applying.release()
+                if acquired:
+                    applying.release()
 
     def mend_after_fork(self) -> None:
         """In the child, where no other thread runs."""
-        self._applying = threading.Lock()
+        self._applying = threading.RLock()
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
@@ -84,6 +101,41 @@ class Reentry:
         start_over = self._start_over()
         if start_over is not None:
             start_over()
+
+
+def acquire_within(lock: threading.RLock, acquired: list[bool], seconds: float = 0.0) -> bool:
+    """Acquire a lock if that takes no longer wait; whether it was.
+
+    `acquired` has an item from then on: `finally: if acquired: lock.release()` also
+    releases it where a signal's handler raises before this has returned, and must come
+    to that without a call.
+    """
+    # One call, and not Python's: no handler comes between the acquiring and the item.
+    wait = min(seconds, threading.TIMEOUT_MAX)
+    acquired.extend(filter(None, map(lock.acquire, (True,), (wait,))))
+    return bool(acquired)
+
+
+def _any_of(first: Callable[[], bool], others: list[Callable[[], bool]]) -> Callable[[], bool]:
+    if not others:
+        return first
+    if len(others) == 1:
+        second = others[0]
+        return lambda: first() or second()
+    return lambda: first() or any(one() for one in others)
+
+
+def interrupted() -> Reentry | None:
+    """One of the objects, of any buffer or policy, that this thread is changing: this
+    call has interrupted that, and must not wait for another thread.
+
+    For what may wait, just before it does: it looks at every lock there is.
+    """
+    for ref in tuple(_all.values()):
+        reentry = ref()
+        if reentry is not None and reentry.within():
+            return reentry
+    return None
 
 
 class _Reentrant(Protocol):
@@ -113,12 +165,14 @@ def deferrable(
     return call
 
 
-_all: Final[weakref.WeakSet[Reentry]] = weakref.WeakSet()
+# By id. Adding to it, taking from it and copying it are atomic.
+_all: Final[dict[int, weakref.ref[Reentry]]] = {}
 
 
 def _mend_all() -> None:
-    for reentry in tuple(_all):
-        reentry.mend_after_fork()
+    for ref in tuple(_all.values()):
+        if (reentry := ref()) is not None:
+            reentry.mend_after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,8 +11,6 @@ interpreter hands the context on (`sys.flags.thread_inherit_context`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -33,14 +31,19 @@ def sent_buffer() -> str | None:
     return _thread.buffer_id or _context.get()
 
 
-@contextmanager
-def sending(buffer_id: str | None) -> Iterator[None]:
+class sending:  # noqa: N801 - reads as a function: with sending(buffer.id)
     """Within this, the events of that buffer are being sent. None: of no buffer."""
-    before = _thread.buffer_id
-    token = _context.set(buffer_id)
-    _thread.buffer_id = buffer_id
-    try:
-        yield
-    finally:
-        _thread.buffer_id = before
-        _context.reset(token)
+
+    __slots__ = ("_before", "_buffer_id", "_token")
+
+    def __init__(self, buffer_id: str | None) -> None:
+        self._buffer_id = buffer_id
+
+    def __enter__(self) -> None:
+        self._before = _thread.buffer_id
+        self._token = _context.set(self._buffer_id)
+        _thread.buffer_id = self._buffer_id
+
+    def __exit__(self, *_: object) -> None:
+        _thread.buffer_id = self._before
+        _context.reset(self._token)

@@ -1,6 +1,10 @@
 """Wakeup: threads and coroutines wait for a buffer to change.
 
 While none waits, the change costs its cause nothing.
+
+No lock is held anywhere: each sleeper has one of its own, which wakes it. So a
+finaliser or a signal's handler may notify or wait at any point of another call, and a
+thread that waits is registered before it looks: no notification is missed.
 """
 
 from __future__ import annotations
@@ -20,52 +24,53 @@ class Wakeup:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-        self._condition = threading.Condition()
-        self._waiting = 0
-        # Replaced whole and never changed in place, so `notify` reads it without a
-        # lock.
-        self._listeners: tuple[Callable[[], object], ...] = ()
+        # Of each thread that sleeps, a lock that is taken until it is to wake. Adding
+        # to the set, taking from it and copying it are atomic.
+        self._waiting: set[threading.Lock] = set()
+        self._listeners: list[Callable[[], object]] = []
 
     def forget_waiters(self) -> None:
-        """In a forked child: what waits here, or holds the lock, is the parent's."""
-        self._condition = threading.Condition()
-        self._waiting = 0
-        self._listeners = ()
+        """In a forked child: what waits here is the parent's."""
+        self._waiting = set()
+        self._listeners = []
 
     def notify(self) -> None:
         """Wake all that wait."""
         if self._waiting:
-            with self._condition:
-                self._condition.notify_all()
-        for listener in self._listeners:
-            listener()
+            for sleeper in self._waiting.copy():
+                try:
+                    sleeper.release()
+                except RuntimeError:
+                    pass  # it was woken before
+        if self._listeners:
+            for listener in self._listeners.copy():
+                listener()
 
     def wait(self, done: Callable[[], bool], timeout: float) -> None:
         """Sleep until notified, or for `timeout` seconds, unless `done()` holds
         already.
         """
-        with self._condition:
-            self._waiting += 1
-            try:
-                # Looked at after the count was raised: what makes it true from here on
-                # will notify.
-                if not done():
-                    self._condition.wait(timeout)
-            finally:
-                self._waiting -= 1
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        try:
+            self._waiting.add(sleeper)
+            # Looked at after that: what makes it true from here on will notify.
+            if not done() and timeout > 0:
+                sleeper.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        finally:
+            self._waiting.discard(sleeper)
 
     @contextmanager
     def listening(self, listener: Callable[[], object]) -> Iterator[None]:
         """Have `listener()` called at each notify, by the notifying thread and without
         a lock.
         """
-        with self._condition:
-            self._listeners = (*self._listeners, listener)
+        self._listeners.append(listener)
         try:
             yield
         finally:
-            with self._condition:
-                self._listeners = tuple(one for one in self._listeners if one is not listener)
+            if listener in self._listeners:  # a forked child has forgotten it
+                self._listeners.remove(listener)
 
 
 class Waiter(NamedTuple):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["reason"]
+__all__ = ["reason", "said"]
+
+
+def said(error: object) -> str:
+    """What an error, or what stands for one, says of itself; else its kind."""
+    try:
+        text = str(error)
+    except Exception:  # what a sink raises need not be able to say what it is
+        text = ""
+    return text or type(error).__name__
 
 
 def reason(error: BaseException, where: str | None = None) -> str:
@@ -14,7 +23,7 @@ def reason(error: BaseException, where: str | None = None) -> str:
     where: what the error is about if it names no file itself.
     """
     if not isinstance(error, OSError) or not error.strerror:
-        text = str(error) or type(error).__name__
+        text = said(error)
         return text if where is None else f"{where}: {text}"
     name = where if error.filename is None else error.filename
     if name is None:

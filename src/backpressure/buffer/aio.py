@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from backpressure.buffer.event_dispatcher import Subscription
     from backpressure.buffer.pending_add import PendingAdd
     from backpressure.buffer_manager import BufferManager
+    from backpressure.delivery.aio_delivery import AsyncDelivery
+    from backpressure.delivery.sink import AsyncSink
 
-__all__ = ["AsyncBuffer", "EventFeed"]
+__all__ = ["AsyncBuffer", "EventFeed", "sleep_on"]
 
 
 class AsyncBuffer:
@@ -85,7 +87,7 @@ class AsyncBuffer:
                 return batch
             left = deadline - time.monotonic()
             if left > 0:
-                await _sleep(outlet.batch_waiter(max_events), left)
+                await sleep_on(outlet.batch_waiter(max_events), left)
             else:
                 patient = False  # what still waits to fill goes now
 
@@ -98,6 +100,42 @@ class AsyncBuffer:
                 return
             if batch is not None:
                 yield batch
+
+    def deliver_to(
+        self,
+        sink: AsyncSink | Callable[[Batch], Awaitable[object]],
+        concurrency: int = 1,
+        max_events: int | None = None,
+        classify: Callable[[BaseException], object] | None = None,
+        close_sink: bool = True,
+    ) -> AsyncDelivery:
+        """As `BufferManager.deliver_to`, in tasks of the running event loop, from now
+        on until `AsyncDelivery.stop` or the end of the buffer.
+
+        sink: has a coroutine `send(batch)`, or is a coroutine function of a batch.
+        concurrency: batches in flight at once, at most; as many of these as pay.
+
+            async with buffer.aio.deliver_to(post, concurrency=8):
+                ...
+
+        A loop that ends cancels the tasks: what they were sending goes back into the
+        buffer. `await buffer.aio.close()` delivers what is left; `buffer.close()` in
+        the loop's own thread would keep it from doing so.
+        """
+        from backpressure.delivery.aio_delivery import AsyncDelivery
+
+        buffer = self._buffer
+        return buffer._hold_delivery(
+            lambda outlet: AsyncDelivery(
+                buffer,
+                outlet,
+                sink,
+                concurrency=concurrency,
+                max_events=max_events,
+                classify=classify,
+                close_sink=close_sink,
+            )
+        )
 
     def events(self, *types: EventType, since: int | None = None, limit: int = 256) -> EventFeed:
         """The buffer's events of these types (none named: all) from this call on, as an
@@ -134,7 +172,7 @@ class AsyncBuffer:
                 deadline = time.monotonic() + seconds
                 intake.hurry_disk()
                 while (left := deadline - time.monotonic()) > 0:
-                    await _sleep(intake.room_waiter(pending).unless(stop), left)
+                    await sleep_on(intake.room_waiter(pending).unless(stop), left)
                     if pending.advance() or intake.closing or stop():
                         break
         finally:
@@ -242,7 +280,7 @@ class EventFeed:
             self._subscription.wake = wake
 
 
-async def _sleep(waiter: Waiter, most: float) -> None:
+async def sleep_on(waiter: Waiter, most: float) -> None:
     """What `Waiter.wait` is, for a coroutine."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()

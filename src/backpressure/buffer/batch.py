@@ -3,14 +3,16 @@
 A batch is a copy: it does not pin the ring's memory layout, may be kept as long as the
 consumer likes, and can be read from any thread. Its events stay the buffer's
 responsibility until `ack()`; `nack()`, an exception out of its `with` block, or losing
-the last reference to it gives them back for redelivery.
+the last reference to it gives them back for redelivery. The last of these says nothing
+about the sink, and counts as no attempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,21 @@ if TYPE_CHECKING:
     from backpressure.lanes.handout import Handout
     from backpressure.policies.circuit_breaker import Permit
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "BatchOwner"]
+
+
+class BatchOwner(Protocol):
+    """What a batch is settled with: the buffer's outlet."""
+
+    def ack(self, batch: Batch) -> None: ...
+    def nack(self, batch: Batch, error: BaseException | str | None) -> None: ...
+    def settle(
+        self,
+        batch: Batch,
+        retry: Iterable[int],
+        reject: Iterable[int] | Mapping[int, object],
+        error: BaseException | str | None,
+    ) -> None: ...
 
 
 class Batch:
@@ -32,35 +48,36 @@ class Batch:
     columns, event i being data[offsets[i]:offsets[i + 1]]. `__arrow_c_array__`: the
     same as an Arrow large-binary array, without a copy.
 
-    Exactly one of `ack` and `nack` counts; a second one raises BatchStateError. As a
-    context manager a batch acks itself at the end of the block, and on an exception
-    nacks itself and lets the exception through.
+    Exactly one of `ack`, `nack` and `settle` counts; a second one raises
+    BatchStateError. As a context manager a batch acks itself at the end of the block,
+    and on an exception nacks itself and lets the exception through.
     """
 
     __slots__ = (
         "__weakref__",
         "_handout",
-        "_settle",
+        "_owner",
         "asked",
         "buffer_id",
         "filled",
         "permit",
         "taken_at",
+        "trial",
     )
 
     def __init__(
         self,
-        handout: Handout,
-        settle: Callable[[Batch, bool, BaseException | str | None], None],
+        owner: BatchOwner,
         permit: Permit,
         *,
         buffer_id: str,
         asked: int,
-        filled: bool | None,
         taken_at: float,
     ) -> None:
-        self._handout = handout
-        self._settle = settle
+        #: Set by the lane where it hands it out: what ends this batch from then on,
+        #: also an error on its way to the consumer, gives the events back.
+        self._handout: Handout
+        self._owner = owner
         #: The circuit breaker's leave to call the sink; settled together with the
         #: batch.
         self.permit = permit
@@ -69,9 +86,12 @@ class Batch:
         self.asked = asked
         #: Whether it fills the adaptive batch size; None: something else kept it
         #: smaller.
-        self.filled = filled
+        self.filled: bool | None = None
         #: When it was handed out, on the buffer's clock (seconds).
         self.taken_at = taken_at
+        #: Whether more batches were out with it than is known to pay: then its latency
+        #: says nothing about its size.
+        self.trial = False
 
     # ------------------------------------------------------------ content
 
@@ -136,8 +156,15 @@ class Batch:
 
     @property
     def first_seq(self) -> int:
-        """The lane's number of the first event; event i has number first_seq + i."""
+        """The lane's number of the first event."""
         return self._handout.messages.first_seq
+
+    @property
+    def seqs(self) -> npt.NDArray[np.uint64]:
+        """The lane's number of each event. They follow each other, but where events
+        between them were settled before.
+        """
+        return self._handout.seqs()
 
     @property
     def attempt(self) -> int:
@@ -149,22 +176,50 @@ class Batch:
         """The same at every redelivery of these events, and of no others: a sink's
         idempotence key.
         """
-        return f"{self.buffer_id}-{self.priority}-{self.first_seq}+{len(self)}"
+        key = f"{self.buffer_id}-{self.priority}-{self.first_seq}+{len(self)}"
+        if self._handout.follows_itself:
+            return key
+        return f"{key}-{hashlib.blake2b(self.seqs.tobytes(), digest_size=8).hexdigest()}"
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was acked, nacked or settled, or the buffer has ended."""
+        return not self._handout.out
 
     # ------------------------------------------------------------ settling
 
     def ack(self) -> None:
         """The events have been delivered: the buffer may forget them."""
-        self._settle(self, True, None)
+        self._owner.ack(self)
 
     def nack(self, error: BaseException | str | None = None) -> None:
         """The events have not been delivered: they go out again, in their place, after
-        a pause that grows with `attempt`.
+        a pause that grows with the failures.
 
-        `error` is what the sink said; it goes into the events and to the circuit
-        breaker.
+        error: what the sink said. What it means for the batch, the circuit breaker and
+        the error rates is what it would mean out of a sink: `BatchRejected` and
+        `BatchTooLarge` halve the batch, a `PartialFailure` settles it event by event. A
+        text or None is a fault of unknown cause. An error that the breaker ignores (a
+        cancellation, KeyboardInterrupt, one of `ignored_exceptions`) says nothing about
+        the sink or the batch: no policy hears of it, and it is no attempt, so `attempt`
+        and the pause stay as they were.
         """
-        self._settle(self, False, error)
+        self._owner.nack(self, error)
+
+    def settle(
+        self,
+        retry: Iterable[int] = (),
+        reject: Iterable[int] | Mapping[int, object] = (),
+        error: BaseException | str | None = None,
+    ) -> None:
+        """Settle event by event, each named by its index in the batch: those in `retry`
+        go out again, those in `reject` become dead letters, all others are acked.
+
+        reject: may map each index to its error. error: what the sink said, for those
+        that have none of their own. Raises ValueError for an index that is not in the
+        batch or is named twice; then nothing is settled.
+        """
+        self._owner.settle(self, retry, reject, error)
 
     def __enter__(self) -> Batch:
         return self
@@ -188,14 +243,6 @@ class Batch:
             "a batch cannot be copied or pickled, since only one holder can ack it: "
             "copy its events (batch.tolist(), batch.join()) instead"
         )
-
-    def __del__(self) -> None:
-        # No lock may be taken here: a collection can run in the middle of a method that
-        # holds it. So the lane is left a note, and the breaker's permit runs out by its
-        # lease.
-        handout = getattr(self, "_handout", None)
-        if handout is not None and handout.out:
-            handout.lane.abandoned.append(handout)
 
     def __repr__(self) -> str:
         return (

@@ -145,7 +145,7 @@ class BatchHold:
     # ------------------------------------------------------------ reasons
 
     def _work_elsewhere(self, lane: Lane, now: float) -> bool:
-        return lane.retry_at() is not None or any(
+        return lane.has_retries or any(
             other is not lane and other.ready(now) for other in self._lanes
         )
 

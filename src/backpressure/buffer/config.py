@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from backpressure.base.errors import ConfigError
-from backpressure.base.validation import check_bool, check_fields, check_kind, check_number
+from backpressure.base.validation import as_member, check_bool, check_fields, check_kind
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
 from backpressure.policies.backpressure_monitor import BackpressureMonitorConfig
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
@@ -21,17 +21,13 @@ _MAX_LANE_BYTES = 1 << 36
 _MIN_LANE_BYTES = 4096
 
 
-def _breaker() -> CircuitBreakerConfig:
-    """A buffer looks for the return of its sink by single batches: whatever waits for
-    it grows older, and may be refused.
-    """
-    return CircuitBreakerConfig(canary=True)
-
-
 # A single bad batch is tried every few seconds, and costs next to nothing.
 _LONGEST_BACKOFF = 5.0
 # A day: a longer pause is a mistake in the unit.
 _LONGEST_SECONDS = 86_400.0
+# A batch of ordinary size takes as long as that, and what is older than ten years is
+# never dropped.
+_SHORTEST_AGE, _LONGEST_AGE = 0.001, 10 * 366 * 86_400.0
 
 
 class WhenFull(Enum):
@@ -73,8 +69,10 @@ class BufferConfig:
         rounded up to a power of two, and touched only as it is used.
     max_batch_bytes: a batch is closed at this many bytes, however few events that are
         (a single larger one comes alone).
-    when_full: what becomes of an event whose lane is full.
+    when_full: what becomes of an event whose lane is full: a WhenFull, or its value as
+        text ("block").
     durability: which faults what was accepted survives; for a buffer with a directory.
+        A Durability, or its value as text.
     sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an
         add under COMMIT waits for the next one.
     max_disk_bytes: all files of the disk tier together; the rings (`lane_bytes` for
@@ -83,14 +81,23 @@ class BufferConfig:
         with a directory: what was in memory when the power went is then delivered as
         far as it reached the disk whole. Else it is lost as a whole.
     spill: the disk tier's own config.
-    max_attempts: deliveries after which an event goes to the dead letters; None: it is
-        tried for ever.
+    max_age: seconds after which an event is dropped (reason "age") instead of
+        delivered, also one that failed and waits to be tried again; None: never. What a
+        consumer has is its own. A five-hundredth more may pass (10 ms at least). After
+        a restart, what was on disk is as old as the youngest event of its block, by the
+        system's clock, and what was in memory counts from the start.
+    max_attempts: of a single event that the sink cannot stand, before it becomes a dead
+        letter; None: it is tried for ever. A failure counts only if the sink has taken
+        something else since the failure before, so an outage counts against nothing; a
+        batch is halved after three of them, or as many as this.
     retry_backoff, max_retry_backoff: seconds before a nacked batch goes out again:
         doubled from one attempt to the next. None: up to 5 s; but while nothing
         succeeds, no longer than lets the breaker see enough failures within its window
         to open.
-    circuit_breaker, monitor, batching, flow_control: the policies' own configs. The
-        breaker's default here has `canary=True`.
+    circuit_breaker, monitor, batching, flow_control: the policies' own configs. What
+        the breaker's leaves open (None) is said here: `law="sequential"`, as a flaky
+        sink is better than none, and `canary=True`, as what waits for the sink's return
+        grows older.
     """
 
     directory: str | os.PathLike[str] | None = None
@@ -102,13 +109,14 @@ class BufferConfig:
     when_full: WhenFull = WhenFull.REJECT
     durability: Durability = Durability.PROCESS
     sync_interval: float = 0.005
-    max_attempts: int | None = None
+    max_age: float | None = None
+    max_attempts: int | None = 8
     max_disk_bytes: int | None = None
     ring_checksums: bool = True
     spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
     max_retry_backoff: float | None = None
-    circuit_breaker: CircuitBreakerConfig = field(default_factory=_breaker)
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
     monitor: BackpressureMonitorConfig = field(default_factory=BackpressureMonitorConfig)
     batching: AdaptiveBatchConfig = field(default_factory=AdaptiveBatchConfig)
     flow_control: FlowControlConfig = field(default_factory=FlowControlConfig)
@@ -125,18 +133,28 @@ class BufferConfig:
                 f"must be at least retry_backoff ({self.retry_backoff}), "
                 f"not {self.max_retry_backoff}",
             )
-        self._read_text("when_full", WhenFull)
-        self._read_text("durability", Durability)
+        for name, kind in (("when_full", WhenFull), ("durability", Durability)):
+            object.__setattr__(self, name, as_member(name, getattr(self, name), kind))
         check_bool(self, "ring_checksums")
         check_kind(self, CircuitBreakerConfig, "circuit_breaker")
+        breaker = self.circuit_breaker
+        if breaker.law is None or breaker.canary is None:
+            breaker = replace(
+                breaker,
+                law="sequential" if breaker.law is None else breaker.law,
+                canary=True if breaker.canary is None else breaker.canary,
+            )
+            object.__setattr__(self, "circuit_breaker", breaker)
         check_kind(self, BackpressureMonitorConfig, "monitor")
         check_kind(self, AdaptiveBatchConfig, "batching")
         check_kind(self, FlowControlConfig, "flow_control")
         check_kind(self, SpillConfig, "spill")
+        if self.max_age is not None:
+            check_fields(self, float, _SHORTEST_AGE, _LONGEST_AGE, "max_age")
         if self.max_attempts is not None:
-            check_number("max_attempts", self.max_attempts, int, 1, 1 << 30)
+            check_fields(self, int, 1, 1 << 30, "max_attempts")
         if self.max_disk_bytes is not None:
-            check_number("max_disk_bytes", self.max_disk_bytes, int, 1 << 20, 1 << 60)
+            check_fields(self, int, 1 << 20, 1 << 60, "max_disk_bytes")
         if self.directory is None:
             self._refuse_disk_tier()
         elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
@@ -144,16 +162,6 @@ class BufferConfig:
                 "directory",
                 f"must be a path, or None for a buffer in memory only, not {self.directory!r}",
             )
-
-    def _read_text(self, name: str, kind: type[Enum]) -> None:
-        """Take an enum's value for its member, as files and dictConfig give it."""
-        value = getattr(self, name)
-        if isinstance(value, str) and not isinstance(value, kind):
-            values = [member.value for member in kind]
-            if value not in values:
-                raise ConfigError(name, f"must be one of {', '.join(values)}, not {value!r}")
-            object.__setattr__(self, name, kind(value))
-        check_kind(self, kind, name)
 
     @property
     def longest_backoff(self) -> float:
@@ -169,7 +177,6 @@ class BufferConfig:
         for name, value, default in (
             ("durability", self.durability, Durability.PROCESS),
             ("max_disk_bytes", self.max_disk_bytes, None),
-            ("max_attempts", self.max_attempts, None),
         ):
             if value != default:
                 raise ConfigError(name, f"needs a directory: give one, or leave it {default!r}")

@@ -17,9 +17,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from backpressure.base.errors import NotNow
+from backpressure.base.errors import BufferClosed, NotNow
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.buffer.config import BufferConfig, Durability
+from backpressure.lanes.age_limit import AgeLimit
+from backpressure.lanes.attempts import SinkRecord
 from backpressure.lanes.durable_lane import DurableLane, lane_name
 from backpressure.lanes.spiller import Spiller
 from backpressure.spill import BufferDirectory, DeadLetterStore
@@ -39,10 +41,13 @@ class DiskTier:
         path: str | os.PathLike[str],
         config: BufferConfig,
         *,
+        sink: SinkRecord,
         make_room: Callable[[DurableLane], bool],
         moved: Callable[[], object],
         failed: Callable[[NotNow | None], object],
+        age: Callable[[], AgeLimit | None] = lambda: None,
     ) -> None:
+        """age: makes the limit of one lane."""
         started = time.monotonic()
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         self.directory = BufferDirectory(path)
@@ -68,9 +73,9 @@ class DiskTier:
                         config.lane_bytes,
                         self.directory,
                         config.spill,
-                        self.dead_letters,
-                        config.max_attempts,
+                        sink,
                         config.ring_checksums,
+                        age(),
                     )
                     for priority in (*range(1, levels + 1), *surplus)
                 ]
@@ -106,7 +111,7 @@ class DiskTier:
         for lane in self.lanes:
             while lane.spill(0.0):
                 pass
-            lane.store.sync()
+            lane.sync()
 
     def close(self) -> list[NotNow]:
         """Write what is owed, and let go of everything; what the disk refused is still
@@ -121,6 +126,8 @@ class DiskTier:
                     while lane.spill(0.0):
                         pass
                     break
+                except BufferClosed:
+                    break  # by a call that an exception ended
                 except NotNow as error:
                     if time.monotonic() >= deadline:
                         refused.append(error)

@@ -17,7 +17,9 @@ The thread is started by the first event that has a handler, and ends when there
 been none for a while.
 
 Thread safety: everything may be called from any thread, also by a handler. No lock is
-held while a handler runs.
+held while a handler runs. What a finaliser or a signal's handler does to a dispatcher
+that its own thread is changing is put off until that is done (see base/reentry.py): it
+returns at once, and its event has no number yet.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from functools import partial
+from itertools import count
+from typing import Any, Final, NamedTuple, TypeVar
 
 from backpressure.base.events import Event, EventType
+from backpressure.base.reentry import Reentry, deferrable
 
 __all__ = ["EventDispatcher", "Subscription"]
 
@@ -89,10 +94,14 @@ class Subscription:
 
     def take(self) -> Event | None:
         """The next event, or None where none waits."""
-        with self._dispatcher._lock:
-            if self._pending:
-                return self._pending.popleft()
+        try:
+            return self._pending.popleft()
+        except IndexError:
+            # From here on a push calls `wake`; one that came before is found below.
             self._signalled = False
+        try:
+            return self._pending.popleft()
+        except IndexError:
             return None
 
     def close(self) -> None:
@@ -105,11 +114,26 @@ class Subscription:
     def _push(self, event: Event) -> bool:
         """With the dispatcher's lock held: queue it; whether `wake` is due."""
         if len(self._pending) >= self._limit:
-            self._pending.popleft()
-            self.missed += 1
+            try:
+                self._pending.popleft()
+                self.missed += 1
+            except IndexError:
+                pass  # the reader has taken all of them meanwhile
         self._pending.append(event)
-        due, self._signalled = not self._signalled, True
-        return due
+        if self._signalled:
+            # Not written again: the reader may have reset it since, and sleep.
+            return False
+        self._signalled = True
+        return True
+
+
+class _Due(NamedTuple):
+    """An event on its way to its handlers."""
+
+    event: Event
+    handlers: tuple[tuple[int, Handler], ...]
+    #: Taken until they have run.
+    done: threading.Lock
 
 
 class EventDispatcher:
@@ -118,16 +142,18 @@ class EventDispatcher:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._reentry = Reentry(self.leave_to_parent)
+        self._lock = self._reentry.lock
         # Both replaced whole and never changed in place, so `wants` reads them without
         # a lock.
         self._handlers: dict[EventType, tuple[tuple[int, Handler], ...]] = {}
         self._subscriptions: tuple[weakref.ref[Subscription], ...] = ()
-        self._next_id = 0
+        self._ids = count(1)
         self._seq = 0
         self._recent: deque[Event] = deque(maxlen=_RECENT)
-        self._queue: deque[tuple[Event, tuple[tuple[int, Handler], ...], threading.Event]] = deque()
+        self._queue: deque[_Due] = deque()
         self._work = threading.Condition(self._lock)
+        # That which calls handlers; a thread that finds another one here ends.
         self._thread: threading.Thread | None = None
         self._wait_budget = _WAIT_AT_ONCE
         self._budget_at = time.monotonic()
@@ -147,20 +173,23 @@ class EventDispatcher:
             raise TypeError(f"event_type must be an EventType, not {event_type!r}")
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")
+        entry = (next(self._ids), handler)
+        self._add_handler(event_type, entry)
+        return partial(self._drop_handler, event_type, entry)
+
+    @deferrable
+    def _add_handler(self, event_type: EventType, entry: tuple[int, Handler]) -> None:
         with self._lock:
-            self._next_id += 1
-            entry = (self._next_id, handler)
             self._handlers = {
                 **self._handlers,
                 event_type: (*self._handlers.get(event_type, ()), entry),
             }
 
-        def off() -> None:
-            with self._lock:
-                kept = tuple(e for e in self._handlers.get(event_type, ()) if e is not entry)
-                self._handlers = {**self._handlers, event_type: kept}
-
-        return off
+    @deferrable
+    def _drop_handler(self, event_type: EventType, entry: tuple[int, Handler]) -> None:
+        with self._lock:
+            kept = tuple(e for e in self._handlers.get(event_type, ()) if e is not entry)
+            self._handlers = {**self._handlers, event_type: kept}
 
     def subscribe(
         self, *types: EventType, since: int | None = None, limit: int = 256
@@ -175,20 +204,27 @@ class EventDispatcher:
             if not isinstance(event_type, EventType):
                 raise TypeError(f"types must be of EventType, not {event_type!r}")
         subscription = Subscription(self, types, limit)
+        self._add_subscription(subscription, since)
+        return subscription
+
+    @deferrable
+    def _add_subscription(self, subscription: Subscription, since: int | None) -> None:
+        due = False
         with self._lock:
             if since is not None and since < self._seq:
                 oldest = self._recent[0].seq
                 subscription.missed = max(0, oldest - since - 1)
                 for event in self._recent:
                     if event.seq > since and subscription._wants(event.type):
-                        subscription._push(event)
+                        due = subscription._push(event) or due
             subscription.ended = self._ended
-            # Without those that were forgotten: a finaliser must not take the lock, so
-            # they are swept out here.
+            # Without those that were forgotten: nothing else tells of them.
             living = (ref for ref in self._subscriptions if ref() is not None)
             self._subscriptions = (*living, weakref.ref(subscription))
-        return subscription
+        if due or subscription.ended:
+            subscription.wake()  # where this was put off, its reader may be waiting
 
+    @deferrable
     def _drop(self, subscription: Subscription) -> None:
         with self._lock:
             self._subscriptions = tuple(
@@ -216,29 +252,51 @@ class EventDispatcher:
     def emit(self, event: _E) -> _E:
         """Number `event` and hand it to who listens; returns the numbered one. Call it
         with no lock held.
+
+        What interrupts another call of its thread returns the event as it was.
         """
+        reentry = self._reentry
+        if reentry.within():
+            reentry.deferred.append(partial(self.emit, event))
+            return event
         wakes: list[Callable[[], object]] = []
-        done: threading.Event | None = None
-        with self._lock:
-            self._seq += 1
-            event = replace(event, seq=self._seq)
-            self._recent.append(event)
-            for ref in self._subscriptions:
-                subscription = ref()
-                if (
-                    subscription is not None
-                    and subscription._wants(event.type)
-                    and subscription._push(event)
-                ):
-                    wakes.append(subscription.wake)
-            if handlers := self._handlers.get(event.type):
-                done = self._enqueue(event, handlers)
+        done: threading.Lock | None = None
+        try:
+            with self._lock:
+                self._seq += 1
+                event = replace(event, seq=self._seq)
+                self._recent.append(event)
+                for ref in self._subscriptions:
+                    subscription = ref()
+                    if (
+                        subscription is not None
+                        and subscription._wants(event.type)
+                        and subscription._push(event)
+                    ):
+                        wakes.append(subscription.wake)
+                if handlers := self._handlers.get(event.type):
+                    done, thread = self._enqueue(event, handlers)
+                    if thread is None:
+                        self._work.notify()
+            if done is not None and thread is not None:
+                # Without the lock: this waits for the new thread, whose finalisers may
+                # wait for the lock.
+                thread.start()
+        except BaseException as error:
+            self._not_started()
+            # The interpreter shuts down, and starts no more threads.
+            if not isinstance(error, RuntimeError):
+                raise
+            done = None
         for wake in wakes:
             wake()
-        if done is not None:
+        if done is not None and self._thread is not threading.current_thread():
             self._wait_for(done)
+        if reentry.deferred:
+            reentry.apply()
         return event
 
+    @deferrable
     def end(self) -> None:
         """No more events of interest will come: let the subscriptions run out. Handlers
         still hear of what does come.
@@ -251,32 +309,53 @@ class EventDispatcher:
         for subscription in subscriptions:
             subscription.wake()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: handlers, subscriptions and the thread are the parent's.
+        Nothing is told here any more.
+        """
+        self._work = threading.Condition(self._lock)
+        for ref in self._subscriptions:
+            if (subscription := ref()) is not None:
+                subscription.ended = True  # not woken: its event loop is the parent's too
+        self._handlers, self._subscriptions = {}, ()
+        self._reentry.deferred.clear()
+        self._queue.clear()
+        self._recent.clear()
+        self._seq = 0
+        self._thread = None
+        self._ended = True
+
     # ------------------------------------------------------------ handlers
 
     def _enqueue(
         self, event: Event, handlers: tuple[tuple[int, Handler], ...]
-    ) -> threading.Event | None:
+    ) -> tuple[threading.Lock | None, threading.Thread | None]:
         """With the lock held: hand over to the thread; what to wait for, or None where
-        waiting would be no use.
+        the queue is full, and the thread if it is still to be started.
         """
         if len(self._queue) >= _QUEUE:
             self.overflows += 1
-            return None
-        # A thread does not survive a fork; the child gets one of its own.
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="backpressure-events", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter shuts down, and starts no more threads
-                self.overflows += 1
-                return None
-            self._thread = thread
-        done = threading.Event()
-        self._queue.append((event, handlers, done))
-        self._work.notify()
-        return None if self._thread is threading.current_thread() else done
+            return None, None
+        done = threading.Lock()
+        done.acquire()
+        self._queue.append(_Due(event, handlers, done))
+        before = self._thread
+        if before is not None and (before.ident is None or before.is_alive()):
+            return done, None
+        self._thread = threading.Thread(target=self._run, name="backpressure-events", daemon=True)
+        return done, self._thread
 
-    def _wait_for(self, done: threading.Event) -> None:
+    def _not_started(self) -> None:
+        """A thread may not have started, for whatever reason: the next event tries
+        again, and without one nothing is handed over.
+        """
+        with self._lock:
+            if self._thread is not None and self._thread.ident is None:
+                self._thread = None
+                self.overflows += len(self._queue)
+                self._queue.clear()
+
+    def _wait_for(self, done: threading.Lock) -> None:
         with self._lock:
             now = time.monotonic()
             self._wait_budget = min(
@@ -286,30 +365,34 @@ class EventDispatcher:
             # Taken whole, so that of many threads that emit at once no more than one
             # waits for long.
             budget, self._wait_budget = self._wait_budget, 0.0
-        done.wait(budget)
+        done.acquire(timeout=max(budget, 0.0))
         with self._lock:
             self._wait_budget += max(0.0, budget - (time.monotonic() - now))
 
     def _run(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._lock:
-                while not self._queue:
+                while self._thread is me and not self._queue:
                     if not self._work.wait(_IDLE) and not self._queue:
                         self._thread = None
-                        return
-                event, handlers, done = self._queue.popleft()
-            self._call(event, handlers)
-            done.set()
-            del event, handlers, done  # an idle thread keeps no objects alive
+                if self._thread is not me:
+                    return
+                due = self._queue.popleft()
+            self._call(due)
+            due.done.release()
+            del due  # an idle thread keeps no objects alive
+            if self._reentry.deferred:
+                self._reentry.apply()
 
-    def _call(self, event: Event, handlers: tuple[tuple[int, Handler], ...]) -> None:
-        for _, handler in handlers:
+    def _call(self, due: _Due) -> None:
+        for _, handler in due.handlers:
             try:
-                handler(event)
+                handler(due.event)
             except Exception:
                 with self._lock:
                     self.handler_errors += 1
-                _log.exception("handler %r for %s failed", handler, event.type.name)
+                _log.exception("handler %r for %s failed", handler, due.event.type.name)
 
 
 def _do_nothing() -> None:

@@ -17,12 +17,13 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from backpressure.base.errors import ConfigError
+from backpressure.base.validation import as_bool, as_int, as_member, as_number
 
 __all__ = ["build", "format_size", "parse_size", "unknown_key"]
 
@@ -123,7 +124,7 @@ def _default(kind: type, key: str) -> object:
 def _value(hint: Any, value: object, where: str, default: object = None) -> object:
     for option in _options(hint):
         if isinstance(option, type) and issubclass(option, Enum) and isinstance(value, str):
-            return _member(option, value, where)
+            return as_member(where, value, option)
         if (
             dataclasses.is_dataclass(option)
             and isinstance(option, type)
@@ -141,14 +142,6 @@ def _value(hint: Any, value: object, where: str, default: object = None) -> obje
     return value
 
 
-def _member(kind: type[Enum], value: str, where: str) -> Enum:
-    for member in kind:
-        if value.lower() in (str(member.value).lower(), member.name.lower()):
-            return member
-    allowed = ", ".join(str(member.value) for member in kind)
-    raise ConfigError(where, f"must be one of {allowed}, not {value!r}")
-
-
 def _check_kind(hint: Any, value: object, where: str) -> None:
     """ConfigError where the value is of a kind that the field cannot have. Ranges are
     the config's own business.
@@ -157,13 +150,18 @@ def _check_kind(hint: Any, value: object, where: str) -> None:
     plain = [option for option in options if option in _WORDS]
     if not plain or (value is None and type(None) in options):
         return
-    allowed = tuple(plain) + ((int,) if float in plain else ())
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in plain):
+    if not any(_SERVES[option](value) for option in plain):
         raise ConfigError(
             where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}"
         )
 
 
+_SERVES: dict[Any, Callable[[object], bool]] = {
+    bool: lambda value: as_bool(value) is not None,
+    int: lambda value: as_int(value) is not None,
+    float: lambda value: as_number(value, float) is not None or as_int(value) is not None,
+    str: lambda value: isinstance(value, str),
+}
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import check_priority, default_priority
-from backpressure.base.validation import NOT_GIVEN, NotGiven, timeout_seconds
+from backpressure.base.reentry import interrupted
+from backpressure.base.validation import NOT_GIVEN, NotGiven, limit, timeout_seconds
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch_hold import BatchHold
@@ -93,9 +94,10 @@ class Intake:
         line, where the caller allows less than the lane does.
         """
         lane = self._open_lane(priority)
+        allowed = limit("max_event_bytes", max_event_bytes)
         largest = lane.ring.max_message_bytes
-        if max_event_bytes is not None:
-            largest = min(largest, max_event_bytes)
+        if allowed is not None:
+            largest = min(largest, allowed)
         return PendingAdd(self, lane, LinePayload(chunk, final, largest))
 
     def _open_lane(self, priority: int | None) -> Lane:
@@ -117,7 +119,7 @@ class Intake:
     def finish(self, pending: PendingAdd, seconds: float) -> Admission:
         """Press on with an add for that long, in this thread; what became of it."""
         try:
-            if not pending.advance() and seconds > 0:
+            if not pending.advance() and seconds > 0 and interrupted() is None:
                 deadline = time.monotonic() + seconds
                 self.hurry_disk()
                 while (left := deadline - time.monotonic()) > 0:
@@ -138,13 +140,15 @@ class Intake:
 
     def awaits_disk(self, pending: PendingAdd) -> bool:
         """Whether what an add brought is still to be made durable, as was promised."""
-        return self._disk is not None and self._disk.commits and pending.end_seq > 0
+        return self._disk is not None and self._disk.commits and pending.accepted > 0
 
     def wait_durable(self, pending: PendingAdd) -> None:
         """Wait until what an add brought is durable, where that was promised."""
         if self._disk is not None and self.awaits_disk(pending):
             lane = self._disk.lanes[pending.priority - 1]
-            self._disk.spiller.wait_durable(lane, pending.end_seq)
+            # Other producers' events may lie between those of one add, so its own last
+            # number is not known; this one is not below.
+            self._disk.spiller.wait_durable(lane, lane.ring.next_seq)
 
     def room_waiter(self, pending: PendingAdd) -> Waiter:
         """What to sleep on until `pending.advance` may push something."""
@@ -171,9 +175,11 @@ class Intake:
         return due
 
     def make_room(self, lane: Lane, events: int, nbytes: int) -> bool:
-        """Drop about as many of the oldest events, where `when_full` says so; whether
-        that made room.
+        """Drop what is too old, or about as many of the oldest events, where
+        `when_full` says so; whether that made room.
         """
+        if self._watch.expires and lane.expire():
+            return True
         dropped = lane.drop_oldest(events, nbytes) if self._drops else 0
         if dropped:
             self._reporter.dropped(lane.priority, dropped, "oldest")

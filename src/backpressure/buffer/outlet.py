@@ -1,16 +1,20 @@
 """Outlet: the consumers' side of a buffer.
 
 get_batch ──> LaneScheduler ──> BatchHold ──> ControlLoop.permit ──> lane ──> Batch
-Batch.ack, Batch.nack ──> lane, ControlLoop.settled
+
+What becomes of the batch is in settlement.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from backpressure.base.errors import BufferClosed
+from backpressure.base.reentry import interrupted
+from backpressure.base.validation import limit
 from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.batch_hold import BatchHold
@@ -18,6 +22,8 @@ from backpressure.buffer.intake import FORKED
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.reporter import EventReporter
 from backpressure.buffer.scheduler import LaneScheduler
+from backpressure.buffer.settlement import Settlement
+from backpressure.buffer.sink_access import ASKING_WAIT, SinkAccess
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
 
@@ -34,8 +40,8 @@ _EMPTY: Final = "the buffer is closed and has nothing more to deliver"
 class Outlet:
     """Of one buffer. Safe for any thread.
 
-    ready: notified by others when a batch may be ready; room: notified when an ack made
-    room. buffer_id: a part of each batch's id.
+    ready: notified by others when a batch may be ready; room: when a batch was settled.
+    buffer_id: a part of each batch's id.
     """
 
     def __init__(
@@ -47,13 +53,16 @@ class Outlet:
         hold: BatchHold,
         ready: Wakeup,
         room: Wakeup,
-        max_batch_bytes: int,
+        sink: SinkAccess,
+        settlement: Settlement,
         buffer_id: str,
         now: Callable[[], float],
         reporter: EventReporter,
     ) -> None:
-        #: Events still come in behind a batch that is not full.
-        self.closing = False
+        #: How the sink is called, and what becomes of its batches.
+        self.sink: Final = sink
+        self.settlement: Final = settlement
+        self.reporter: Final = reporter
         #: Nothing comes any more: where no lane has anything, `get_batch` raises.
         self.closed = False
         #: This process was forked from the one that made the buffer.
@@ -63,10 +72,9 @@ class Outlet:
         self._hold = hold
         self._ready = ready
         self._room = room
-        self._max_batch_bytes = max_batch_bytes
+        self._lanes = lanes
         self._buffer_id = buffer_id
         self._now = now
-        self._reporter = reporter
         self._scheduler = LaneScheduler(lanes)
 
     def get_batch(self, max_events: int | None, seconds: float) -> Batch | None:
@@ -78,6 +86,9 @@ class Outlet:
             if batch is not None or not patient:
                 return batch
             if deadline is None:
+                if interrupted() is not None:
+                    patient = False
+                    continue
                 deadline = time.monotonic() + seconds
             left = deadline - time.monotonic()
             if left > 0:
@@ -87,10 +98,7 @@ class Outlet:
 
     def next_batch(self, max_events: int | None, patient: bool) -> Batch | None:
         """One try, without waiting. `patient`: a batch may wait to fill."""
-        if max_events is not None and (
-            isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1
-        ):
-            raise ValueError(f"max_events must be an int from 1 on, or None, not {max_events!r}")
+        max_events = limit("max_events", max_events)
         if self.forked:
             raise BufferClosed(FORKED)
         try:
@@ -106,6 +114,11 @@ class Outlet:
         now = self._now()
         if now >= control.next_tick:
             self._watch.tick(now)
+        elif self._watch.expires:
+            self._watch.expire()
+        sink = self.sink
+        if now < sink.away_until and sink.left_alone(now):
+            return None
         lane = self._scheduler.choose(now)
         if lane is None:
             if self.closed:
@@ -117,11 +130,15 @@ class Outlet:
         if reason is None:
             return None
         permit = control.permit()
+        if permit is None and (sink.asked or lane.asks(now)):
+            permit = control.ask()
         if permit is None:
             return None
+        sink.handed_out()
         waiting = len(lane.ring)
+        batch = Batch(self.settlement, permit, buffer_id=self._buffer_id, asked=asked, taken_at=now)
         try:
-            handout = lane.next_handout(asked, self._max_batch_bytes, now)
+            handout = lane.next_handout(asked, sink.size.nbytes, now, batch)
         except BaseException:
             permit.ignore()
             raise
@@ -136,54 +153,55 @@ class Outlet:
             reason, filled = "size", filled or None
         elif count < waiting:
             reason, filled = "bytes", filled or None
-        elif self.closing:
+        elif sink.closing:
             reason = "close"
+        batch.filled = filled
         control.handed_out(hold.batch_left(lane, now, waiting, reason))
-        batch = Batch(
-            handout,
-            self.settle,
-            permit,
-            buffer_id=self._buffer_id,
-            asked=asked,
-            filled=filled,
-            taken_at=now,
-        )
         if handout.again:
-            self._reporter.redelivered(handout)
+            self.reporter.redelivered(handout)
         return batch
 
-    def settle(self, batch: Batch, ok: bool, error: BaseException | str | None) -> None:
-        """What `Batch.ack` and `Batch.nack` call."""
-        if self.forked:
-            raise BufferClosed(FORKED)
-        control, handout = self._control, batch._handout
+    # ------------------------------------------------------------ asking
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Within this the sink is asked whatever the circuit says, with no pauses, and
+        no batch waits to fill at the begin.
+        """
+        with self.sink.asking():
+            self._hold.flush()
+            self.hurry()
+            yield
+
+    def ask_once(self) -> None:
+        """Let one batch go out at once whatever the circuit says; end all pauses."""
+        self._hold.flush()
+        self.sink.ask_once()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """End all pauses: whoever calls has no time to wait for them."""
         now = self._now()
-        lane, events = handout.lane, len(handout.messages)
-        latency = max(0.0, now - batch.taken_at)
-        if ok:
-            lane.ack(handout, latency)
-            self._room.notify()
-            control.settled(events, latency, True, batch.filled, batch.permit)
-        else:
-            handout.error = None if error is None else str(error) or type(error).__name__
-            given_up = 0
-            if isinstance(error, BaseException) and control.ignores(error):
-                lane.put_back(handout, now + control.pause_after(error))
-            else:
-                given_up = lane.nack(handout, now + control.backoff(handout.attempt))
-            if given_up:
-                self._reporter.dead_lettered(handout, given_up)
-                self._room.notify()
-            cause = error if isinstance(error, BaseException) else None
-            control.settled(events, latency, False, batch.filled, batch.permit, cause)
-            self._ready.notify()
-        if now >= control.next_tick:
-            self._watch.tick(now)
+        for lane in self._lanes:
+            lane.hurry(now)
+        self.sink.end_pauses()
+        self._ready.notify()
+
+    # ------------------------------------------------------------ what is settled
+
+    def ends(self) -> tuple[int, ...]:
+        """Of each lane, the number that its next event gets."""
+        return tuple(lane.ring.next_seq for lane in self._lanes)
+
+    def has_settled(self, ends: Sequence[int]) -> bool:
+        """Whether all that was in the lanes when these were their ends is settled."""
+        return all(lane.owed_from() >= end for lane, end in zip(self._lanes, ends, strict=True))
 
     # ------------------------------------------------------------ waiting
 
     def batch_waiter(self, max_events: int | None) -> Waiter:
         """What a consumer that got nothing sleeps on."""
+        max_events = limit("max_events", max_events)
         if self.forked:
             return Waiter(self._ready, lambda: True, 0.0)
         left = self._hold.seconds_left()
@@ -192,15 +210,31 @@ class Outlet:
             return Waiter(self._hold.wakeup, lambda: self._hold.is_over(asked), left)
         return Waiter(self._ready, self._has_work, self._pause())
 
+    def room_waiter(self, done: Callable[[], bool]) -> Waiter:
+        """What to sleep on until events have been settled, for whoever looks by itself
+        whether they have.
+        """
+        return Waiter(self._room, done, _LONGEST_WAIT)
+
     def _has_work(self) -> bool:
         """Whether a consumer has reason to look again."""
         now = self._now()
-        return self.closed or (self._scheduler.any_ready(now) and self._control.retry_after() == 0)
+        if self.closed:
+            return True
+        if self.sink.left_alone(now):
+            return False
+        return self._scheduler.any_ready(now) and self._control.retry_after() == 0
 
     def _pause(self) -> float:
         """How long a consumer can sleep before time alone could give it work."""
         now = self._now()
         pause = min(_LONGEST_WAIT, self._scheduler.next_retry(now))
-        if self._scheduler.any_ready(now):
+        if self.sink.asked:
+            pause = min(pause, ASKING_WAIT)
+        elif self.sink.left_alone(now):
+            pause = min(_LONGEST_WAIT, self.sink.away_until - now)
+        elif self._scheduler.any_ready(now):
             pause = min(pause, self._control.retry_after())
+            if self._scheduler.any_asks(now):
+                pause = min(pause, ASKING_WAIT)
         return max(pause, _SHORTEST_WAIT)

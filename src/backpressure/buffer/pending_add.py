@@ -54,26 +54,27 @@ class PendingAdd:
     """One call's events on their way into a lane."""
 
     __slots__ = (
-        "_accepted",
-        "_first_seq",
+        "_announced",
         "_lane",
         "_payload",
         "_port",
         "_reason",
         "_retry_after",
-        "end_seq",
     )
 
     def __init__(self, port: AddPort, lane: Lane, payload: Payload) -> None:
         self._port = port
         self._lane = lane
         self._payload = payload
-        self._accepted = 0
-        self._first_seq: int | None = None
+        # How many of the events that are in the port was told of.
+        self._announced = 0
         self._reason: RejectReason | None = None
         self._retry_after = 0.0
-        #: The number after the last accepted event's; 0 where none was.
-        self.end_seq = 0
+
+    @property
+    def accepted(self) -> int:
+        """How many of its events are in the lane."""
+        return self._payload.progress.pushed
 
     @property
     def priority(self) -> int:
@@ -83,12 +84,12 @@ class PendingAdd:
     def advance(self) -> bool:
         """Push what flow control and the lane take now; whether all is in."""
         port, lane, payload = self._port, self._lane, self._payload
-        control = port.control
-        while payload.remaining:
+        control, progress = port.control, payload.progress
+        while progress.remaining:
             if port.closing:
                 self._reason, self._retry_after = "closed", 0.0
                 return False
-            grant = control.admit(payload.remaining, lane.priority)
+            grant = control.admit(progress.remaining, lane.priority)
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
                 # Room for a delay is renewed by ticks: where all consumers are busy,
@@ -104,17 +105,14 @@ class PendingAdd:
                     raise
                 continue  # `close` has closed the ring of a directory meanwhile
             if pushed:
-                self._accepted += pushed
-                self.end_seq = seq + pushed
-                if self._first_seq is None:
-                    self._first_seq = seq
                 port.arrived(lane, seq)
+                self._announced = progress.pushed
             if pushed < grant.granted:
                 control.give_back(grant.granted - pushed, lane.priority)
-                if not payload.remaining:
+                if not progress.remaining:
                     break
                 self._reason, self._retry_after = "full", 0.0
-                if not port.make_room(lane, payload.remaining, payload.nbytes):
+                if not port.make_room(lane, progress.remaining, payload.nbytes):
                     return False
             elif self._reason is not None:
                 return False
@@ -125,7 +123,7 @@ class PendingAdd:
         if self._reason != "full":
             return False
         ring, payload = self._lane.ring, self._payload
-        needed = payload.nbytes // payload.remaining + _FRAMING
+        needed = payload.nbytes // payload.progress.remaining + _FRAMING
         return ring.used_bytes + needed <= ring.capacity_bytes
 
     def pause(self) -> float:
@@ -136,15 +134,18 @@ class PendingAdd:
 
     def admission(self) -> Admission:
         """End the add: count what was not accepted, and say what became of it all."""
-        rejected = self._payload.remaining
+        lane, progress = self._lane, self._payload.progress
+        accepted, rejected = progress.pushed, progress.remaining
+        if accepted != self._announced:  # a signal's handler has raised in between
+            self._port.arrived(lane, lane.ring.next_seq - 1)
         if rejected:
-            self._lane.reject(rejected, self._reason or "rate")
-        self._port.ended(self._lane, self._accepted)
+            lane.reject(rejected, self._reason or "rate")
+        self._port.ended(lane, accepted)
         return Admission(
-            self._accepted,
+            accepted,
             rejected,
             self._reason if rejected else None,
             self._retry_after if rejected else 0.0,
-            self._first_seq,
-            self._payload.consumed,
+            progress.first_seq if accepted else None,
+            progress.consumed,
         )

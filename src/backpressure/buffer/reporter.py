@@ -12,7 +12,7 @@ event_dispatcher.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from backpressure.base.errors import NotNow
 from backpressure.base.events import (
@@ -23,12 +23,15 @@ from backpressure.base.events import (
     BatchSizeChanged,
     BufferClosing,
     CircuitStateChanged,
+    DeliveryEnded,
     DiskStateChanged,
     EmergencyEntered,
     EmergencyLeft,
     EventsDropped,
     EventType,
     RateChanged,
+    SinkFailing,
+    SinkRecovered,
     Tuned,
 )
 from backpressure.base.log_limiter import LogLimiter
@@ -134,17 +137,44 @@ class EventReporter:
                 )
             )
 
-    def dead_lettered(self, handout: Handout, events: int) -> None:
-        self.notifications.emit(
-            BatchDeadLettered(
-                at=self._now(),
-                priority=handout.lane.priority,
-                first_seq=handout.messages.first_seq,
-                events=events,
-                attempts=handout.attempt,
-                error=handout.error,
+    def dead_lettered(self, handout: Handout, indices: Sequence[int]) -> None:
+        """Those events of a batch, by index, are dead letters now."""
+        now, priority = self._now(), handout.lane.priority
+        events = self._few_lines.add(("dead", priority), len(indices), now)
+        if events:
+            _log.warning(
+                "priority %d: %d events are dead letters, the last one for: %s",
+                priority,
+                events,
+                handout.error,
             )
-        )
+        if not self.notifications.wants(EventType.BATCH_DEAD_LETTERED):
+            return
+        seqs = handout.seqs()
+        stop = 0
+        while stop < len(indices):
+            start = stop
+            first_seq = int(seqs[indices[start]])
+            stop += 1
+            while stop < len(indices) and int(seqs[indices[stop]]) == first_seq + stop - start:
+                stop += 1
+            self.notifications.emit(
+                BatchDeadLettered(
+                    at=now,
+                    priority=priority,
+                    first_seq=first_seq,
+                    events=stop - start,
+                    attempts=handout.attempt,
+                    error=handout.error,
+                )
+            )
+
+    def letters_lost(self, letters: int) -> None:
+        """Dead letters in memory were forgotten for want of room."""
+        if lost := self._few_lines.add("letters", letters, self._now()):
+            _log.warning(
+                "%d dead letters were forgotten: there is room for no more in memory", lost
+            )
 
     def dropped(self, priority: int, events: int, reason: str) -> None:
         if reason == "oldest":
@@ -157,6 +187,17 @@ class EventReporter:
     def _log_dropped(self, priority: int, events: int) -> None:
         if events:
             _log.warning("lane %d is full: its %d oldest events were dropped", priority, events)
+
+    # ------------------------------------------------------------ deliveries
+
+    def sink_failing(self, sink: str, error: str) -> None:
+        self.notifications.emit(SinkFailing(at=self._now(), sink=sink, error=error))
+
+    def sink_recovered(self, sink: str, seconds: float) -> None:
+        self.notifications.emit(SinkRecovered(at=self._now(), sink=sink, failing_for=seconds))
+
+    def delivery_ended(self, sink: str, error: str | None) -> None:
+        self.notifications.emit(DeliveryEnded(at=self._now(), sink=sink, error=error))
 
     # ------------------------------------------------------------ beginning and end
 

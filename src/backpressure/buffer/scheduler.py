@@ -51,9 +51,13 @@ class LaneScheduler:
         """Whether any lane has something ready."""
         return any(lane.ready(now) for lane in self._lanes)
 
+    def any_asks(self, now: float) -> bool:
+        """Whether any lane has something to send although the circuit is open."""
+        return any(lane.asks(now) for lane in self._lanes)
+
     def next_retry(self, now: float) -> float:
         """Seconds until the pause of a nacked batch ends; inf where none pauses."""
         return min(
-            (at - now for lane in self._lanes if (at := lane.retry_at()) is not None),
+            (at - now for lane in self._lanes if (at := lane.retry_at(now)) is not None),
             default=float("inf"),
         )

@@ -57,10 +57,12 @@ class SingleEventWriter:
         """
         intake = self._intake
         try:
+            lane = self._lanes[priority - 1] if priority > 0 else None
+        except (IndexError, TypeError):
+            lane = None
+        if lane is None:
+            priority = check_priority(priority, len(self._lanes))
             lane = self._lanes[priority - 1]
-        except IndexError:
-            check_priority(priority, len(self._lanes))
-            raise
         stock = self._stock[priority - 1]
         try:
             stock.pop()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from backpressure.base.frozen_dict import FrozenDict
+from backpressure.delivery.stats import DeliveryStats
 from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchMetrics
 from backpressure.policies.backpressure_monitor import Pressure
@@ -57,9 +58,12 @@ class BufferStats:
     #: was made with more, and still held something when it was opened.
     lanes: Mapping[int, LaneStats]
     disk: DiskStats | None  #: sums over the lanes; None: in memory only
-    #: Given up, in this run or an earlier one, and neither replayed nor purged; None:
-    #: in memory only.
-    dead_letters: int | None
+    #: Given up, in this run or an earlier one of the same directory, and neither
+    #: replayed nor purged.
+    dead_letters: int
+    #: Of these in memory, forgotten for want of room.
+    dead_letters_lost: int
+    delivery: DeliveryStats | None  #: of `deliver_to`; None: it was not called
     #: That opening the directory took, with all that was found there; None: in memory
     #: only.
     recovery_seconds: float | None

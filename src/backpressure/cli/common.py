@@ -21,7 +21,7 @@ __all__ = [
     "OK",
     "USAGE",
     "checked",
-    "exit_codes",
+    "command_parser",
     "noted_signals",
     "number",
     "say",
@@ -42,13 +42,21 @@ BY_SIGNAL: Final = 128  # plus the signal's number, which is the shell's convent
 BY_CTRL_C: Final = BY_SIGNAL + signal.SIGINT
 
 
-def exit_codes(meanings: Mapping[int, str]) -> str:
-    """The part of a --help text that lists the exit codes.
+def command_parser(
+    name: str, description: str, codes: Mapping[int, str], *, before: str = "", behind: str = ""
+) -> argparse.ArgumentParser:
+    """The parser of `forebay NAME`, whose --help ends with the exit codes.
 
-    A meaning may have several lines.
+    codes: their meanings, which may have several lines.
+    before, behind: text that stands around them.
     """
-    lines = [f"  {code:<5}" + text.replace("\n", "\n" + 7 * " ") for code, text in meanings.items()]
-    return "\n".join(["exit codes:", *lines, ""])
+    lines = [f"  {code:<5}" + text.replace("\n", "\n" + 7 * " ") for code, text in codes.items()]
+    return argparse.ArgumentParser(
+        prog=f"forebay {name}",
+        description=description,
+        epilog=before + "\n".join(["exit codes:", *lines, ""]) + behind,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def say(text: str) -> None:

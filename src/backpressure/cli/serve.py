@@ -5,7 +5,6 @@ It runs as a service that one TOML file describes.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from backpressure.cli.common import (
     FAILED,
     OK,
     USAGE,
-    exit_codes,
+    command_parser,
     noted_signals,
     say,
 )
@@ -61,12 +60,11 @@ _CODES = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `forebay serve` with these arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="forebay serve",
-        description="Carry lines from files and sockets through a buffer to a sink, "
-        "as one TOML file says.",
-        epilog=_SIGNALS + exit_codes(_CODES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "serve",
+        "Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
+        _CODES,
+        before=_SIGNALS,
     )
     parser.add_argument(
         "--config",

@@ -21,6 +21,8 @@ __all__ = ["check_health"]
 # A lane whose memory is filled to this part has no room for an event of ordinary size:
 # records and alignment take their part.
 _FULL: Final = 0.95
+# A sink that has failed for so long (seconds) does not only hiccup.
+_FAILING_SECONDS: Final = 10.0
 
 
 def check_health(buffer: BufferManager) -> Health:
@@ -43,6 +45,12 @@ def check_health(buffer: BufferManager) -> Health:
     if stats.circuit_breaker.state not in (State.CLOSED, State.DISABLED):
         state = stats.circuit_breaker.state.value.replace("_", " ")
         degraded.append(f"the circuit is {state}: the sink is not, or hardly, called")
+    delivery = stats.delivery
+    if delivery is not None and delivery.error is not None:
+        degraded.append(f"delivery to {delivery.sink} has ended: {delivery.error}")
+    elif delivery is not None and delivery.failing_for >= _FAILING_SECONDS:
+        seconds, error = delivery.failing_for, delivery.last_error
+        degraded.append(f"the sink {delivery.sink} has failed for {seconds:,.0f} s: {error}")
     if stats.backpressure_active:
         pressure = stats.pressure
         degraded.append(

@@ -28,28 +28,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
-from backpressure.base.errors import NotNow
+from backpressure.base.errors import BufferClosed, NotNow
+from backpressure.lanes.age_limit import AgeLimit
+from backpressure.lanes.attempts import SinkRecord
 from backpressure.lanes.durable_open import PIECE_BYTES, open_ring
-from backpressure.lanes.handout import Handout, TakenMessages
+from backpressure.lanes.handout import TakenMessages
 from backpressure.lanes.lane import Lane
 from backpressure.lanes.stats import DiskStats
-from backpressure.spill import (
-    BufferDirectory,
-    DeadLetter,
-    DeadLetterStore,
-    Lost,
-    SpillConfig,
-    SpillStore,
-)
+from backpressure.spill import BufferDirectory, Lost, SpillConfig, SpillStore
 from backpressure.spill.files import Files
 from ringbuf import Messages
 
 __all__ = ["DurableLane", "lane_name"]
 
 _RING_NAME: Final = "ring"
+_NONE: Final[frozenset[TakenMessages]] = frozenset()
 
 
 def lane_name(priority: int) -> str:
@@ -69,9 +65,9 @@ class DurableLane(Lane):
         lane_bytes: int,
         directory: BufferDirectory,
         config: SpillConfig,
-        dead_letters: DeadLetterStore,
-        max_attempts: int | None,
+        sink: SinkRecord | None = None,
         checksums: bool = True,
+        age: AgeLimit | None = None,
     ) -> None:
         """Open what is there, or begin, through the file system of `directory`.
 
@@ -81,8 +77,6 @@ class DurableLane(Lane):
         """
         path = directory.lane(lane_name(priority))
         self.store = SpillStore(path, priority, directory.buffer_id, config, directory.fs)
-        self._dead_letters = dead_letters
-        self._max_attempts = max_attempts
         try:
             opened = open_ring(
                 Files(directory.fs),
@@ -95,7 +89,11 @@ class DurableLane(Lane):
             self.store.close()
             raise
         ring = opened.ring
-        super().__init__(priority, ring)
+        super().__init__(priority, ring, sink, age)
+        within, within_store = self._reentry.within, self.store.is_within
+        self.is_within = lambda: within() or within_store()
+        if age is not None:
+            age.note(ring.next_seq, age.now())
         #: Events that the lane had and has no more, found when it was opened: (first
         #: number, number after the last).
         self.missing = opened.missing
@@ -104,24 +102,20 @@ class DurableLane(Lane):
         self.salvaged = opened.salvaged
         #: Times that max_disk_bytes left no room, counted by the spiller.
         self.over_budget = 0
-        # Taken from the ring and never delivered, oldest first: older than what waits
-        # in the ring, newer than what is on disk.
-        self._front = deque(TakenMessages(messages, messages) for messages in opened.orphans)
-        self._front_events = sum(map(len, opened.orphans))
+        # Older than what waits in the ring, newer than what is on disk.
+        self._front += opened.orphans
         self._disk_next = self.store.first_seq
         self._disk_waiting = self.store.events_on_disk
         self._ring_start = ring.next_seq
-        ring_waiting = ring.count()
+        ring_waiting = ring.count() + sum(map(len, opened.orphans))
         self._in_ring_before = ring_waiting - self._ring_start
         # No event that waits in the ring has a lower number.
         self._ring_next = max(
             [self.store.end_seq, *(one.first_seq + len(one) for one in opened.orphans)]
         )
-        self._recovered = self._disk_waiting + self._front_events + ring_waiting
+        self._recovered = self._disk_waiting + ring_waiting
         self._next_seq = (
-            self.store.first_seq
-            if self._disk_waiting
-            else ring.next_seq - ring_waiting - self._front_events
+            self.store.first_seq if self._disk_waiting else ring.next_seq - ring_waiting
         )
         self._lost_ranges = 0
         self._stored_before = self.store.stats().appended_events
@@ -137,61 +131,81 @@ class DurableLane(Lane):
 
         Returns its bytes of payload, at least 1; 0: nothing is left. `pressure` (0 to
         1) chooses how much time compression may take. Raises DiskFull or DiskFailed;
-        then nothing is lost, and the same call may be tried again.
+        then nothing is lost, and the same call may be tried again. BufferClosed after
+        `close`.
         """
         with self._taking:
-            return self._store_handed_out(pressure) or self._store_waiting(pressure)
+            if self._closed:
+                raise BufferClosed("the lane is closed, and what it owes is in its files")
+            moved = self._store_handed_out(pressure) or self._store_waiting(pressure)
+        self.catch_up()
+        return moved
+
+    def sync(self) -> None:
+        """Make durable what is on disk. Raises DiskFull or DiskFailed."""
+        self.store.sync()
+        self.catch_up()
 
     def _store_waiting(self, pressure: float) -> int:
         """Write the oldest piece of what waits in the ring."""
         if not self._front:
-            messages = self.ring.take(None, PIECE_BYTES)
-            if not len(messages):
-                return 0
+            self._take(None, PIECE_BYTES)
+        self._find_stored()
+        return self._store_front(pressure) if self._front else 0
+
+    def _find_stored(self) -> None:
+        """Count what a call wrote that a handler ended before it could count it."""
+        while self._front and self.store.end_seq > self._front[0].first_seq:
             with self._lock:
-                self._front.append(TakenMessages(messages, messages))
-                # In this order, as for what goes on to disk: see `_has_waiting`.
-                self._front_events += len(messages)
-                self._count_from_ring(messages)
-        return self._store_front(pressure)
+                self._move_stored()
 
     def _store_handed_out(self, pressure: float) -> int:
         """Write what the ring holds for consumers that have it or gave it back.
 
         It is older than what waits in the ring.
         """
-        with self._lock:
-            self._collect_abandoned()
-            all_taken = [
-                handout.taken
-                for handout in (*self._out, *self._retries)
-                if handout.taken.held is not None
-            ]
-            for taken in all_taken:
-                taken.moving = True
-        all_taken.sort(key=lambda taken: taken.messages.first_seq)
         moved = 0
         try:
+            with self._lock:
+                self._collect_abandoned()
+                all_taken = [
+                    taken
+                    for handout in (*self._out, *self._retries)
+                    for taken in handout.parts
+                    if taken.held
+                ]
+                all_taken.sort(key=lambda taken: taken.messages.first_seq)
+                self._moving = frozenset(all_taken)
             for taken in all_taken:
                 moved += self._store_taken(taken, pressure)
         finally:
-            with self._lock:
-                for taken in all_taken:
-                    taken.moving = False
+            self._moving = _NONE
         return moved
 
     def _store_taken(self, taken: TakenMessages, pressure: float) -> int:
         """Write what of these is not on disk yet, and free its room in the ring."""
-        rest = taken.messages[taken.stored :]
+        rest = taken.messages[self._count_stored(taken) :]
         try:
-            self.store.append(rest.first_seq, rest.data, rest.offsets, pressure, time.time_ns())
+            if len(rest):
+                self.store.append(
+                    rest.first_seq, rest.data, rest.offsets, pressure, self._arrived_ns(rest)
+                )
         finally:
             with self._lock:
                 self.ring.note_stored(self.store.end_seq)
-                before, taken.stored = taken.stored, self._count_stored(taken)
-                taken.held = self._release_first(taken.held, taken.stored - before)
-                taken.moving = False
+                taken.stored = self._count_stored(taken)
+                self._release_stored(taken)
+                self._moving -= {taken}
         return max(rest.nbytes, 1)
+
+    def _arrived_ns(self, messages: Messages) -> int:
+        """By when all of these had arrived, in ns since 1970: it is kept with them."""
+        age, now_ns = self._age, time.time_ns()
+        if age is None:
+            return now_ns
+        with self._lock:
+            seconds = age.age_of(messages.first_seq + len(messages) - 1, age.now())
+        return max(0, now_ns - int(seconds * 1e9))
 
     def _count_stored(self, taken: TakenMessages) -> int:
         """How many of these, from the front, are on disk by now."""
@@ -199,39 +213,51 @@ class DurableLane(Lane):
             max(self.store.end_seq - taken.messages.first_seq, taken.stored), len(taken.messages)
         )
 
-    def _release_first(self, held: Messages | None, count: int) -> Messages | None:
-        """Free the room of the first `count`, which are on disk; returns the others."""
-        if held is None or count == 0:
-            return held
-        if count == len(held):
+    def _release_stored(self, taken: TakenMessages) -> None:
+        """Free the room in the ring of those that are on disk."""
+        in_ring = len(taken.messages) - taken.stored
+        pieces = taken.pieces_of(self.ring, sum(map(len, taken.held)) - in_ring)
+        for held in taken.held[:pieces]:
             self.ring.release(held)
-            return None
-        stored, rest = self.ring.split(held, count)
-        self.ring.release(stored)
-        return rest
+        del taken.held[:pieces]
 
     def _store_front(self, pressure: float) -> int:
         """Write the oldest of what was taken from the ring and never delivered."""
-        taken = self._front[0]
-        messages = taken.messages
+        messages = self._front[0]
         try:
             self.store.append(
-                messages.first_seq, messages.data, messages.offsets, pressure, time.time_ns()
+                messages.first_seq,
+                messages.data,
+                messages.offsets,
+                pressure,
+                self._arrived_ns(messages),
             )
         finally:
             with self._lock:
-                self.ring.note_stored(self.store.end_seq)
-                stored = self._count_stored(taken)
-                if stored:
-                    if self._disk_waiting == 0:
-                        self._disk_next = messages.first_seq
-                    self._disk_waiting += stored
-                    self._front_events -= stored
-                    self._front.popleft()
-                    rest = self._release_first(taken.held, stored)
-                    if rest is not None:
-                        self._front.appendleft(TakenMessages(rest, rest))
+                self._move_stored()
         return max(messages.nbytes, 1)
+
+    def _move_stored(self) -> None:
+        """Count what of the first of `_front` is on disk as what waits there."""
+        messages, end_seq = self._front[0], self.store.end_seq
+        first_seq = messages.first_seq
+        stored = min(end_seq - first_seq, len(messages))
+        if stored <= 0:
+            return
+        self.ring.note_stored(end_seq)
+        self._split_front(stored)
+        # Their room is freed, and none of them is settled.
+        room = TakenMessages(messages[:0], [self._front[0]])
+        # At once, and in this order: see `_has_waiting`.
+        if self._disk_waiting == 0:
+            self._disk_next = first_seq
+        self._disk_waiting += stored
+        self._taken += stored
+        self._ring_next = first_seq + stored
+        del self._front[0]
+        self._settled += (room,)
+        # To here.
+        self._free_settled()
 
     @property
     def durable_seq(self) -> int:
@@ -244,11 +270,12 @@ class DurableLane(Lane):
         in_ring = [next_seq := self.ring.next_seq]
         if self._count_in_ring(next_seq):
             in_ring.append(self._ring_next)
-        in_ring += [taken.messages.first_seq for taken in self._front]
+        in_ring += [messages.first_seq for messages in self._front]
         in_ring += [
-            handout.taken.messages.first_seq + handout.taken.stored
+            taken.messages.first_seq + taken.stored
             for handout in (*self._out, *self._retries)
-            if handout.taken.held is not None
+            for taken in handout.parts
+            if taken.held
         ]
         durable = self.store.durable_seq
         return min(in_ring) if durable >= self.store.end_seq else min(durable, *in_ring)
@@ -256,27 +283,62 @@ class DurableLane(Lane):
     # ------------------------------------------------------------ overrides of Lane
 
     def _fetch_oldest(self, max_events: int, max_bytes: int) -> TakenMessages | None:
+        self._find_stored()
         while self._disk_waiting:
             found = self.store.read(self._disk_next, max_events, max_bytes)
             if found is None:
                 break
             if isinstance(found, Lost):
                 with self._lock:
-                    self._disk_waiting -= min(found.events, self._disk_waiting)
-                    self._disk_next = max(self._disk_next, found.end_seq)
-                    self._dropped["damaged"] += found.events
+                    waiting = max(self._disk_waiting - found.events, 0)
+                    following = max(self._disk_next, found.end_seq)
+                    dropped = self._dropped["damaged"] + found.events
+                    # At once:
+                    self._disk_waiting = waiting
+                    self._disk_next = following
+                    self._dropped["damaged"] = dropped
                     self._lost_ranges += 1
                 continue
-            return TakenMessages(found.messages(), None, len(found))
-        if self._front:
-            taken = self._front[0]
-            count = _fitting(taken, max_events, max_bytes)
-            if count < len(taken.messages):
-                with self._lock:
-                    self._front.popleft()
-                    self._front.extendleft(reversed(taken.split(self.ring, count)))
-            return self._front[0]
+            return TakenMessages(found.messages(), [], len(found), found.written)
         return super()._fetch_oldest(max_events, max_bytes)
+
+    def expire_stored(self) -> int:
+        """As `expire`, also what is on disk, a piece at a time: for the spiller."""
+        pieces = iter((True,))
+        try:
+            return self._expire(lambda end_seq: self._fetch_aged_stored(end_seq, pieces))
+        except NotNow:
+            return 0  # what cannot be read is for a consumer to hear of
+
+    def _fetch_aged_stored(self, end_seq: int, pieces: Iterator[bool]) -> TakenMessages | None:
+        if not self._disk_waiting:
+            return self._fetch_aged(end_seq)
+        if self._disk_next >= end_seq or not next(pieces, False):
+            return None
+        taken = self._fetch_oldest(end_seq - self._disk_next, PIECE_BYTES)
+        if taken is None or not taken.stored:
+            return None
+        # Numbers left out may have made it too many.
+        aged = Lane._count_aged(self, taken, end_seq)
+        return self._first_of(taken, aged) if aged else None
+
+    def _fetch_aged(self, end_seq: int) -> TakenMessages | None:
+        if self._disk_waiting:
+            return None  # older, and left to the spiller and the consumers
+        return super()._fetch_aged(end_seq)
+
+    def _count_aged(self, taken: TakenMessages, end_seq: int) -> int:
+        aged = super()._count_aged(taken, end_seq)
+        first_seq = taken.messages.first_seq
+        if first_seq + aged < self._ring_start and taken.written and self._age is not None:
+            # From before this run there is only the time that was kept with them, by
+            # the system's clock.
+            oldest_ns = time.time_ns() - int(self._age.seconds * 1e9)
+            for block_end, time_ns in taken.written:
+                if block_end > self._ring_start or not 0 < time_ns < oldest_ns:
+                    break
+                aged = max(aged, min(block_end - first_seq, len(taken.messages)))
+        return aged
 
     def _has_waiting(self) -> bool:
         # Without the lock, since consumers ask every lane at each call. Tiers are read
@@ -284,39 +346,32 @@ class DurableLane(Lane):
         # next tier before it is subtracted from the last: what is there all the while
         # is never overlooked. `_taken` is read before `next_seq`, so that events that
         # come and go in between can only make the sum too large.
-        return (
-            self._in_ring_before - self._taken + self.ring.next_seq > 0
-            or self._front_events > 0
-            or self._disk_waiting > 0
-        )
+        return self._in_ring_before - self._taken + self.ring.next_seq > 0 or self._disk_waiting > 0
 
-    def _count_taken(self, taken: TakenMessages) -> None:
-        count = len(taken.messages)
-        self._next_seq = taken.messages.first_seq + count
+    def _count_taken(self, taken: TakenMessages, count: int) -> None:
+        end_seq = taken.messages.first_seq + count
+        # At once, with what the caller does next:
         if taken.stored:
             self._disk_waiting -= count
-            self._disk_next = self._next_seq
-        elif self._front:
-            self._front_events -= count
-            self._front.popleft()
+            self._disk_next = end_seq
         else:
-            self._count_from_ring(taken.messages)
-
-    def _count_from_ring(self, messages: Messages) -> None:
-        self._taken += len(messages)
-        self._ring_next = messages.first_seq + len(messages)
+            del self._front[0]
+            self._taken += count
+            self._ring_next = end_seq
+        self._next_seq = end_seq
 
     def _settle_messages(self, taken: TakenMessages) -> None:
-        if taken.stored:
-            self.store.ack(taken.messages.first_seq, taken.stored)
-        if taken.held is not None:
-            self.ring.release(taken.held)
+        # Not `stored`: a handler may have ended the call that wrote them.
+        first_seq, stored = taken.messages.first_seq, self._count_stored(taken)
+        if stored and not self.store.is_settled(first_seq, stored):
+            self.store.ack(first_seq, stored)
+        super()._settle_messages(taken)
 
     def _count_waiting(self, next_seq: int) -> int:
-        return self._disk_waiting + self._front_events + self._count_in_ring(next_seq)
+        return self._disk_waiting + self._count_in_ring(next_seq)
 
     def _count_in_ring(self, next_seq: int) -> int:
-        """Events below `next_seq` that wait in the ring.
+        """Events below `next_seq` that wait in the ring, or were taken from it.
 
         Those are the ones of the start, and those that came since.
         """
@@ -342,54 +397,6 @@ class DurableLane(Lane):
             refused_full=stats.refused_full + self.over_budget,
         )
 
-    # ------------------------------------------------------------ failing events
-
-    def nack(self, handout: Handout, not_before: float) -> int:
-        """As of any lane, up to `max_attempts`.
-
-        A batch that failed that often is halved until the single bad event is found,
-        which becomes a dead letter.
-        """
-        if self._max_attempts is None or handout.attempt < self._max_attempts:
-            return super().nack(handout, not_before)
-        if len(handout.messages) == 1:
-            return self._dead_letter(handout, not_before)
-        with self._taking, self._lock:  # not while the spiller writes it
-            self._end_delivery(handout)
-            self._batches_nacked += 1
-            for taken in handout.taken.split(self.ring, len(handout.messages) // 2):
-                # Each half has one attempt more.
-                half = Handout(self, taken, handout.attempt - 1, handout.error)
-                half.out = False
-                self._owe_again(half, not_before)
-        return 0
-
-    def _dead_letter(self, handout: Handout, not_before: float) -> int:
-        """Give its one event up. Returns 1, or 0 where the disk has no room for it."""
-        letter = DeadLetter(
-            event=handout.messages[0],
-            error=handout.error or "",
-            attempts=handout.attempt,
-            priority=self.priority,
-            seq=handout.messages.first_seq,
-            time_ns=time.time_ns(),
-        )
-        try:
-            self._dead_letters.add([letter])
-            kept = True
-        except NotNow:
-            kept = False
-        with self._taking, self._lock:
-            self._end_delivery(handout)
-            self._batches_nacked += 1
-            if kept:
-                self._dead_lettered += 1
-                self._settle_messages(handout.taken)
-            else:
-                # The event is tried once more.
-                self._owe_again(handout, not_before)
-        return int(kept)
-
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
@@ -398,15 +405,6 @@ class DurableLane(Lane):
             self._closed = True
             for handout in (*self._out, *self._retries):
                 handout.out = False
+            self._free_settled()
             self.store.close()
             self.ring.close()
-
-
-def _fitting(taken: TakenMessages, max_events: int, max_bytes: int) -> int:
-    """How many of its first events are within these limits, at least 1."""
-    messages = taken.messages
-    count = min(len(messages), max_events)
-    if messages.nbytes > max_bytes:
-        offsets = messages.offsets
-        count = min(count, int((offsets[: count + 1] - offsets[0] <= max_bytes).sum()) - 1)
-    return max(count, 1)

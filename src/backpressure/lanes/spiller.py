@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from backpressure.base.errors import DiskFull, NotNow
+from backpressure.base.latch import Latch
+from backpressure.base.reentry import interrupted
 from backpressure.base.wakeup import Wakeup
 from backpressure.lanes.durable_lane import DurableLane
 
@@ -70,7 +72,7 @@ class Spiller:
         self._make_room = make_room
         self._moved = moved
         self._failed = failed
-        self._wake = threading.Event()
+        self._wake = Latch()
         self._durable = Wakeup()
         self._stop = False
         self._logged_at = float("-inf")
@@ -87,8 +89,12 @@ class Spiller:
         self._stop = True
         self._wake.set()
         self._durable.notify()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.is_alive() and not self.is_this_thread():
             self._thread.join()
+
+    def is_this_thread(self) -> bool:
+        """Whether the spiller's thread is what calls."""
+        return self._thread is threading.current_thread()
 
     def wake(self) -> None:
         """Check the rings now."""
@@ -97,10 +103,12 @@ class Spiller:
     def wait_durable(self, lane: DurableLane, seq: int) -> bool:
         """Wait until every event of the lane below `seq` is durable.
 
-        False: the spiller was stopped first.
+        False: the spiller was stopped first, or may have to wait for what this thread
+        has interrupted.
         """
         while lane.durable_seq < seq:
-            if self._stop:
+            if self._stop or interrupted() is not None:
+                self._wake.set()
                 return lane.durable_seq >= seq
             self._wake.set()
             self._durable.wait(lambda: self._stop or lane.durable_seq >= seq, 1.0)
@@ -112,7 +120,6 @@ class Spiller:
         interval = _CHECK_INTERVAL if self._interval is None else max(self._interval, 0.0005)
         while not self._stop:
             self._wake.wait(_PAUSE if self.error is not None else interval)
-            self._wake.clear()
             if self._stop:
                 return
             try:
@@ -140,8 +147,10 @@ class Spiller:
         for lane in self._lanes:
             try:
                 moved = self._spill_lane(lane) or moved
+                if self._stop:
+                    break  # by a finaliser in this thread the lanes may even be closed
                 if self._interval is not None and lane.store.durable_seq < lane.store.end_seq:
-                    lane.store.sync()
+                    lane.sync()
                     moved = True
             except NotNow as refused:
                 # Another lane may have better luck.
@@ -155,12 +164,13 @@ class Spiller:
 
     def _spill_lane(self, lane: DurableLane) -> bool:
         """Spill until the ring is as empty as it should be; whether anything moved."""
-        moved = False
+        # What is too old need not be written.
+        moved = lane.expire_stored() > 0
         lane.ring.warm_ahead(_WARM_AHEAD)
         fill = lane.fill()
         target = 0.0 if self._interval is not None else _LOW
         if self._interval is None and fill < _HIGH:
-            return False
+            return moved
         while not self._stop:
             self._check_budget(lane)
             if not lane.spill(min(max((fill - _HIGH) / (1.0 - _HIGH), 0.0), 1.0)):

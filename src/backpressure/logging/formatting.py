@@ -1,4 +1,4 @@
-"""QuickFormat: the lines of logging.Formatter at half the cost."""
+"""QuickFormat: the lines of logging.Formatter, for less."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def is_plain(formatter: logging.Formatter) -> bool:
 
 
 class QuickFormat:
-    """`logging.Formatter.format` that keeps the text of the present second.
-
-    To write the time is otherwise half of the whole work.
+    """`logging.Formatter.format` that keeps the text of the present second, since
+    writing the time is a large part of the work.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:

@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from backpressure.base.at_exit import at_exit_of_child
 from backpressure.base.errors import BackpressureError
 from backpressure.base.sending import sent_buffer
 from backpressure.base.validation import timeout_seconds
@@ -53,8 +54,8 @@ class BufferHandler(logging.Handler):
         handler has a buffer of its own, and closes it with itself.
     sink: where the handler's own BufferListener delivers: a Sink, a path ("app.log",
         which is appended to; "-" is stdout), or logging handlers, also by their names.
-        A string that names a handler is that handler, and not a path. None: the caller
-        consumes the buffer.
+        A string that names a handler is that handler, and not a path; a `Path` is
+        always one. None: the caller consumes the buffer.
     priority: one for all levels; or by level (a name or a number; levels between have
         the lower one's); or "level" for `priority_of`. None: one for all where a sink
         gets lines, so that a file has them in order; else "level", since a logging
@@ -116,10 +117,7 @@ class BufferHandler(logging.Handler):
             self.listener = BufferListener(buffer, self._target)
             self.listener.start()
         self._events: SingleEventWriter | _AfterFork = SingleEventWriter(buffer, self._timeout)
-        # A child of multiprocessing may end without atexit and logging.shutdown.
-        util, process = map(sys.modules.get, ("multiprocessing.util", "multiprocessing.process"))
-        if util is not None and process is not None and process.parent_process() is not None:
-            util.Finalize(None, self.close, exitpriority=0)
+        at_exit_of_child(self._end_of_child)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -274,6 +272,12 @@ class BufferHandler(logging.Handler):
                 self._end(time.monotonic())
         finally:
             super().close()
+
+    def _end_of_child(self) -> None:
+        # multiprocessing waits for threads right after its finalisers, while all others
+        # do so before atexit. They may log until then; a second wait finds none.
+        threading._shutdown()  # type: ignore[attr-defined]
+        self.close()
 
     def _end(self, now: float) -> None:
         waited = now - self._flush_failed_at < _JUST_NOW

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
-from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import Priority
 from backpressure.base.sending import sending
 from backpressure.base.validation import timeout_seconds
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
+from backpressure.delivery.delivery import Delivery
 from backpressure.logging.levels import LEVELS
 from backpressure.logging.reentry import here, within_buffer
 from backpressure.logging.targets import Target
-from backpressure.sinks import SinkGone
+from backpressure.sinks import Sink
 
 __all__ = ["BufferListener"]
 
@@ -31,28 +29,22 @@ _log = logging.getLogger("backpressure")
 # before a reader looks, and thirty wake-ups a second cost nothing beside one for each
 # line.
 _LINGER: Final = 0.03
-# How long it sleeps where there is nothing (seconds); a record wakes it.
-_IDLE: Final = 1.0
-# How often a listener that is stopping looks whether a failed batch is due again
-# (seconds).
-_LOOK: Final = 0.01
-# How long it pauses after an error of the buffer's own (seconds).
-_ERROR_PAUSE: Final = 0.2
-# A failing sink is reported once, and again when it has worked and failed anew; the
-# first of these seconds apart at least. A failing handler is reported once in as many.
+# A failing handler is reported once in so many seconds.
 _REPORT_SECONDS: Final = 60.0
 
 
 class BufferListener:
     """Delivers a buffer's batches in a thread of its own: to a sink, or to logging
-    handlers.
+    handlers. It is a `Delivery`, so a buffer has one at a time.
 
     A handler gets one record for each event: its text as `msg`, its level from its
     priority, `backpressure` as its name; so give it no formatter, or one that only adds
-    to `%(message)s`. What a handler or its filters raise is its own affair: it is
-    reported by its `handleError`, once in a minute, counted in `handler_errors`, and
-    keeps nothing from the others and from later records. A sink that raises gets the
-    batch again. Only SinkGone, and the buffer's end, end the delivery.
+    to `%(message)s`. A priority that several levels share gives the most urgent of
+    them, so that no handler's level hides it. What a handler or its filters raise is
+    its own affair: it is reported by its `handleError`, once in a minute, counted in
+    `handler_errors`, and keeps nothing from the others and from later records. A sink
+    that raises gets the batch again. Only SinkGone, and the buffer's end, end the
+    delivery.
 
     What is logged while a batch is sent, by the delivering thread or by code that
     inherits its context, does not come back into this buffer: see `BufferHandler`.
@@ -66,27 +58,35 @@ class BufferListener:
         each as soon as it can.
         """
         self._buffer = buffer
-        self._target = target
+        self._sink: _Sink | _Handlers = (
+            _Handlers(target) if isinstance(target, Sequence) else _Sink(target)
+        )
         self._linger = linger
-        self._hurry = _Hurry()
-        self._stopping = False
-        self._deadline = float("inf")
-        self._thread: threading.Thread | None = None
-        self._reported_at = float("-inf")
-        self._failing = False
-        self._handlers_reported: dict[int, float] = {}
-        self._target_closed = False
-        #: What ended the delivery before its time, or None.
-        self.error: Exception | None = None
-        #: How many records a target handler raised for: it did not get them.
-        self.handler_errors = 0
+        self._delivery: Delivery | None = None
 
     def start(self) -> None:
-        """Begin; RuntimeError where it has begun already."""
-        if self._thread is not None:
+        """Begin; RuntimeError where it has begun already, or the buffer has another
+        delivery.
+        """
+        if self._delivery is not None:
             raise RuntimeError("the listener has been started already")
-        self._thread = threading.Thread(target=self._run, name="forebay-logging", daemon=True)
-        self._thread.start()
+        self._delivery = Delivery.begin(
+            self._buffer,
+            self._sink,
+            linger=self._linger,
+            # `logging.shutdown`, which comes first, closes the handler and its buffer.
+            ends_buffer=False,
+        )
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the delivery before its time, or None."""
+        return None if self._delivery is None else self._delivery.error
+
+    @property
+    def handler_errors(self) -> int:
+        """How many records a target handler raised for: it did not get them."""
+        return self._sink.errors
 
     def flush(self, timeout: float | None = 5.0) -> bool:
         """Wait until all that is in the buffer now has been delivered, for that many
@@ -95,17 +95,9 @@ class BufferListener:
         seconds = timeout_seconds(timeout)
         if here.within:
             return False  # the call that was interrupted would be waited for
-        lanes = self._lane_stats()
-        goals = {priority: _settled(lane) + lane.resident for priority, lane in lanes.items()}
-        deadline = time.monotonic() + seconds
-        while True:
-            self._hurry.set()
-            lanes = self._lane_stats()
-            if all(_settled(lanes[priority]) >= goal for priority, goal in goals.items()):
-                return True
-            if time.monotonic() >= deadline or self._is_over():
-                return False
-            time.sleep(0.001)
+        if self._delivery is None:
+            return self._resident() == 0
+        return self._delivery.flush(seconds)
 
     def stop(self, timeout: float | None = 5.0) -> bool:
         """Deliver what is left, for that many seconds at most (None: as long as it
@@ -114,142 +106,83 @@ class BufferListener:
         False: something is left, or is still being sent.
         """
         seconds = timeout_seconds(timeout)
-        self._deadline = time.monotonic() + seconds
-        self._stopping = True
-        self._hurry.set()
-        with within_buffer():
-            self._buffer.wake_waiters()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(min(seconds, threading.TIMEOUT_MAX))
-            if self._thread.is_alive():
-                return False
-        self._close_target()
-        return self._resident() == 0
-
-    def _is_over(self) -> bool:
-        """Whether no delivery is to be waited for, here."""
-        thread = self._thread
-        return thread is None or not thread.is_alive() or thread is threading.current_thread()
-
-    def _lane_stats(self) -> Any:
-        with within_buffer():
-            return self._buffer.stats().lanes
+        if self._delivery is None:
+            self._sink.close()
+            return self._resident() == 0
+        ended = self._delivery.stop(seconds)
+        return (ended or not self._delivery.running) and self._resident() == 0
 
     def _resident(self) -> int:
         with within_buffer():
             return self._buffer.resident
 
-    def _run(self) -> None:
-        while not self._stopping or (self._resident() and time.monotonic() < self._deadline):
-            try:
-                with within_buffer():
-                    batch = self._buffer.get_batch()
-                if batch is None:
-                    self._sleep()
-                    continue
-                self._deliver(batch)
-            except BufferClosed:
-                break
-            except SinkGone as error:
-                self.error = error
-                self._say(logging.ERROR, "logging ends: %s", _in_words(error))
-                break
-            except BaseException as error:
-                # Of the buffer, or of a handler or a filter that got the buffer's own
-                # lines. What was taken and not settled comes again.
-                self._report(error)
-                self._hurry.wait(_ERROR_PAUSE)
-                continue
-            if self._linger and not self._stopping:
-                self._hurry.wait(self._linger)
-        if self._stopping:
-            self._close_target()
 
-    def _sleep(self) -> None:
-        """Until there may be a batch, or it is time to stop."""
-        longest = _LOOK if self._stopping else _IDLE
-        stopping = self._stopping
-        with within_buffer():
-            waiter = self._buffer.batch_waiter().unless(lambda: self._stopping is not stopping)
-            waiter.wait(longest)
+class _Sink:
+    """A sink as a logging thread calls it."""
 
-    def _deliver(self, batch: Batch) -> None:
-        target = self._target
-        failure: BaseException | None = None
+    errors = 0
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.name = getattr(sink, "name", type(sink).__name__)
+        self.rejects_events: bool = getattr(sink, "rejects_events", True)
+
+    def send(self, batch: Batch) -> object:
         try:
-            with sending(self._buffer.id):
-                if isinstance(target, Sequence):
-                    self._hand_to(batch, target)
-                else:
-                    target.send(batch)
+            return self._sink.send(batch)
+        except Exception:
+            raise
         except BaseException as error:
-            failure = error
-        with within_buffer():
-            # Acked or nacked, unless the sink has settled it.
-            batch.__exit__(None if failure is None else type(failure), failure, None)
-        if isinstance(failure, SinkGone):
-            raise failure
-        if failure is None:
-            self._failing = False
-        else:
-            self._report(failure)
+            # Elsewhere the end of the program or of a task, after which a batch comes
+            # again at once; in this thread it is the sink's failure.
+            raise RuntimeError(f"the sink raised {_in_words(error)}") from error
 
-    def _report(self, error: BaseException) -> None:
-        """Say that the sink fails: seldom, since the report itself may come by here."""
-        now = time.monotonic()
-        if not self._failing and now - self._reported_at >= _REPORT_SECONDS:
-            self._reported_at = now
-            self._say(logging.WARNING, "log lines wait, their sink fails: %s", _in_words(error))
-        self._failing = True
+    def close(self) -> None:
+        self._sink.close()
 
-    def _say(self, level: int, text: str, *arguments: object) -> None:
-        """Log, whatever the handlers and filters do that are in the way."""
-        try:
-            _log.log(level, text, *arguments)
-        except BaseException:
-            if logging.raiseExceptions and sys.stderr is not None:
-                try:
-                    traceback.print_exc()
-                except Exception:
-                    pass  # there is nowhere left to say it
 
-    def _close_target(self) -> None:
-        if self._target_closed or isinstance(self._target, Sequence):
-            return
-        self._target_closed = True
-        try:
-            self._target.close()
-        except Exception as error:
-            self.error = self.error or error
+class _Handlers:
+    """Logging handlers as a sink, which never fails."""
 
-    # ------------------------------------------------------------ logging handlers
+    def __init__(self, handlers: Sequence[logging.Handler]) -> None:
+        self._handlers = handlers
+        self.name = ", ".join(handler.name or type(handler).__name__ for handler in handlers)
+        self._reported: dict[int, float] = {}
+        #: How many records one of them raised for.
+        self.errors = 0
 
-    def _hand_to(self, batch: Batch, handlers: Sequence[logging.Handler]) -> None:
+    def send(self, batch: Batch) -> None:
         level = LEVELS[Priority(batch.priority)]
         for event in batch:
             record = logging.LogRecord(
                 "backpressure", level, "", 0, event.decode("utf-8", "replace"), None, None
             )
-            for handler in handlers:
+            for handler in self._handlers:
                 if level >= handler.level:
                     try:
                         with _passed_on(handler):
                             # A handler's formatter may write into the record.
                             handler.handle(copy.copy(record))
                     except BaseException:
-                        self._handler_failed(handler, record)
+                        self._failed(handler, record)
 
-    def _handler_failed(self, handler: logging.Handler, record: logging.LogRecord) -> None:
+    def close(self) -> None:
+        """They are the application's."""
+
+    def _failed(self, handler: logging.Handler, record: logging.LogRecord) -> None:
         """Report what is being raised as that handler's, once in a minute."""
-        self.handler_errors += 1
+        self.errors += 1
         now = time.monotonic()
-        if now - self._handlers_reported.get(id(handler), float("-inf")) < _REPORT_SECONDS:
+        if now - self._reported.get(id(handler), float("-inf")) < _REPORT_SECONDS:
             return
-        self._handlers_reported[id(handler)] = now
+        self._reported[id(handler)] = now
         try:
             handler.handleError(record)
         except BaseException as error:
-            self._say(logging.ERROR, "%r cannot report its error: %s", handler, _in_words(error))
+            try:
+                _log.error("%r cannot report its error: %s", handler, _in_words(error))
+            except BaseException:
+                pass  # there is nowhere left to say it
 
 
 @contextmanager
@@ -264,33 +197,7 @@ def _passed_on(handler: logging.Handler) -> Iterator[None]:
         yield
 
 
-class _Hurry:
-    """An event that any thread sets and one waits for, by which it is cleared.
-
-    Unlike those of `threading` it can be set by a signal's handler that interrupts its
-    setting: no Python code runs with a lock held.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def set(self) -> None:
-        if self._lock.locked():
-            try:
-                self._lock.release()
-            except RuntimeError:
-                pass  # another was faster
-
-    def wait(self, seconds: float) -> None:
-        self._lock.acquire(timeout=seconds)
-
-
 def _in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and str(error):
         return str(error)
     return "".join(traceback.format_exception_only(error)).strip()
-
-
-def _settled(lane: Any) -> int:
-    return int(lane.acked + lane.dead_lettered + sum(lane.dropped.values()))

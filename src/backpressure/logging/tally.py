@@ -1,51 +1,39 @@
 """Tally: counts by reason, from any thread and from within itself.
 
 A finaliser or a signal's handler may log while a count is being made, in the thread
-that makes it: to add takes no lock.
+that makes it: see base/reentry.py.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
-from typing import Final
+from collections import Counter
+
+from backpressure.base.reentry import Reentry, deferrable
 
 __all__ = ["Tally"]
-
-# This number is kept one by one before they are summed up.
-_FOLD_AT: Final = 1000
 
 
 class Tally:
     """Any thread may call any method."""
 
     def __init__(self) -> None:
-        self._new: deque[str] = deque()
+        self._reentry = Reentry(self._start_over)
         self._sums: Counter[str] = Counter()
-        # Re-entrant: what comes by while its own thread sums up goes on without it.
-        self._lock = threading.RLock()
-        self._folding = False
 
+    @deferrable
     def add(self, reason: str) -> None:
         """Count one."""
-        self._new.append(reason)
-        if len(self._new) >= _FOLD_AT:
-            self._fold()
+        with self._reentry.lock:
+            self._sums[reason] += 1
 
     def counts(self) -> dict[str, int]:
         """How many were added, by reason."""
-        with self._lock:
-            self._fold()
-            return dict(self._sums + Counter(self._new))
+        with self._reentry.lock:
+            counts = dict(self._sums)
+        if self._reentry.deferred:
+            self._reentry.apply()
+        return counts
 
-    def _fold(self) -> None:
-        with self._lock:
-            if self._folding:
-                return
-            self._folding = True
-            try:
-                while self._new:
-                    self._sums[self._new[0]] += 1
-                    self._new.popleft()
-            finally:
-                self._folding = False
+    def _start_over(self) -> None:
+        """A forked child counts its own."""
+        self._sums.clear()

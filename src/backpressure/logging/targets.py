@@ -8,6 +8,7 @@ one again when it has made all others.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -20,7 +21,9 @@ __all__ = ["SinkArgument", "Target", "open_target"]
 Target: TypeAlias = Sink | Sequence[logging.Handler]
 
 #: What `BufferHandler(sink=)` takes.
-SinkArgument: TypeAlias = Sink | str | logging.Handler | Sequence[logging.Handler | str] | None
+SinkArgument: TypeAlias = (
+    Sink | str | os.PathLike[str] | logging.Handler | Sequence[logging.Handler | str] | None
+)
 
 # logging.config defers a handler whose error has a cause with this text.
 _DEFER: Final = "target not configured yet"
@@ -33,6 +36,8 @@ def open_target(sink: SinkArgument) -> Target | None:
     if isinstance(sink, str):
         handler = _handler_named(sink)
         return (handler,) if handler is not None else open_sink(sink, append=True)
+    if isinstance(sink, os.PathLike):
+        return open_sink(os.fspath(sink), append=True)
     if isinstance(sink, logging.Handler):
         return (sink,)
     if isinstance(sink, Mapping):

@@ -7,6 +7,7 @@ from typing import Final
 from backpressure.metrics.family import Family, Kind, Read
 from backpressure.metrics.readers import (
     by_priority,
+    of_delivery,
     of_directory,
     of_disk,
     one_hot,
@@ -212,8 +213,8 @@ FAMILIES: Final = (
         "gauge",
         "",
         whole(lambda stats: stats.flow_control.rate_in_force),
-        "The rate that flow control admits at this moment: "
-        "less than set in an emergency and for a while after it.",
+        "The rate limit, less the part of the demand that is refused in an emergency "
+        "and for a while after it.",
     ),
     _family(
         "flow_control_tokens_events",
@@ -242,6 +243,64 @@ FAMILIES: Final = (
         "",
         whole(lambda stats: stats.flow_control.failure_rate),
         "Failed part of the delivered events, as the emergency mode sees it.",
+    ),
+    # ------------------------------------------------------------ the delivery
+    _family(
+        "delivery_running",
+        "gauge",
+        "",
+        of_delivery(lambda delivery: delivery.running),
+        "1 while the buffer delivers to its sink, 0 once that has ended.",
+    ),
+    _family(
+        "delivery_in_flight_batches",
+        "amount",
+        "",
+        of_delivery(lambda delivery: delivery.in_flight),
+        "Batches that the sink has now.",
+    ),
+    _family(
+        "delivery_in_flight_limit_batches",
+        "gauge",
+        "",
+        of_delivery(lambda delivery: delivery.limit),
+        "Batches that the sink is given at once at most, as many as pay.",
+    ),
+    _family(
+        "delivery_batches_total",
+        "counter",
+        "",
+        of_delivery(lambda delivery: delivery.batches_taken),
+        "Batches that the sink took.",
+    ),
+    _family(
+        "delivery_failures_total",
+        "counter",
+        "",
+        of_delivery(lambda delivery: delivery.failures),
+        "Calls of the sink that failed, or that it answered with a rejection.",
+    ),
+    _family(
+        "delivery_failing_seconds",
+        "gauge",
+        "",
+        of_delivery(lambda delivery: delivery.failing_for),
+        "Time since the sink began to fail; 0 where its last answer was good.",
+    ),
+    _family(
+        "dead_letter_events",
+        "amount",
+        "",
+        whole(lambda stats: stats.dead_letters),
+        "Dead letters that are kept: given up in this run or an earlier one, "
+        "and neither replayed nor purged.",
+    ),
+    _family(
+        "dead_letters_lost_total",
+        "counter",
+        "",
+        whole(lambda stats: stats.dead_letters_lost),
+        "Dead letters in memory that were forgotten for want of room.",
     ),
     # ------------------------------------------------------------ the buffer itself
     _family(
@@ -343,13 +402,5 @@ FAMILIES: Final = (
         "",
         of_directory(lambda stats: stats.recovery_seconds),
         "Time that the start took to open the directory, with all that was found there.",
-    ),
-    _family(
-        "dead_letter_events",
-        "amount",
-        "",
-        of_directory(lambda stats: stats.dead_letters),
-        "Dead letters that are kept: given up in this run or an earlier one, "
-        "and neither replayed nor purged.",
     ),
 )

@@ -65,7 +65,7 @@ class _Cycle:
 
     def __init__(self, buffer: BufferManager) -> None:
         self._buffer = buffer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._served: set[str] = set()
         self._taken_at = 0.0
         self._stats: BufferStats | None = None

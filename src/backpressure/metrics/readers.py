@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from backpressure.base.histogram import HistogramStats
 from backpressure.base.reasons import DROP_REASONS, REJECT_REASONS
 from backpressure.buffer.stats import BufferStats
+from backpressure.delivery.stats import DeliveryStats
 from backpressure.lanes.stats import DiskStats, LaneStats
 from backpressure.metrics.family import Read, Reading
 
 __all__ = [
     "by_priority",
+    "of_delivery",
     "of_directory",
     "of_disk",
     "one_hot",
@@ -40,6 +42,11 @@ def whole(read: Callable[[BufferStats], float]) -> Read:
 def of_directory(read: Callable[[BufferStats], float | None]) -> Read:
     """A number of the whole buffer; no series where it has no directory."""
     return lambda stats: (((), value) for value in (read(stats),) if value is not None)
+
+
+def of_delivery(read: Callable[[DeliveryStats], float]) -> Read:
+    """A number of the delivery; no series where `deliver_to` was never called."""
+    return lambda stats: (((), read(one)) for one in (stats.delivery,) if one is not None)
 
 
 def several(read: Callable[[BufferStats], Mapping[str, float]]) -> Read:

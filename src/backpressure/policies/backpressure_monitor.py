@@ -240,7 +240,7 @@ class BackpressureMonitor:
         A measurement below 0 counts as 0: counters read one after the other can yield
         that. ValueError where `ok` or `failed` is negative.
         """
-        check_outcomes(ok, failed)
+        ok, failed = check_outcomes(ok, failed)
         with self._lock:
             if depth is not None:
                 depth = max(0.0, depth)

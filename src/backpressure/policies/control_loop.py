@@ -22,13 +22,18 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from backpressure.base.errors import CircuitOpenError
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchManager
 from backpressure.policies.backpressure_monitor import BackpressureMonitor, Pressure
 from backpressure.policies.circuit_breaker import CircuitBreaker, Permit, State
 from backpressure.policies.flow_control_manager import FlowControlManager, Grant
 from backpressure.policies.linger import FlushReason
 
-__all__ = ["Backoff", "ControlLoop", "QueueReading"]
+__all__ = ["SHORT", "Backoff", "ControlLoop", "QueueReading"]
+
+#: The share of a lane from which on its room is short: the other half outlasts everyday
+#: trouble of the sink.
+SHORT: Final = 0.5
 
 # The monitor is fed with depth and delay this often (seconds): often enough to see a
 # spike begin, rarely enough to cost nothing.
@@ -64,6 +69,9 @@ class QueueReading(NamedTuple):
     #: Events that wait in lanes beyond these priorities, which take nothing more and
     #: are served last.
     surplus: int = 0
+    #: Whether a lane is fuller than SHORT and nothing else takes what comes, so that it
+    #: may find no room before the sink is well again.
+    room_short: bool = False
 
 
 class Backoff(NamedTuple):
@@ -107,6 +115,9 @@ class ControlLoop:
         self.give_back: Final[Callable[[int, int], None]] = flow.give_back
         #: Leave for one call of the sink, or None where the circuit refuses it.
         self.permit: Final[Callable[[], Permit | None]] = breaker.try_acquire
+        #: The same for one call whatever the circuit's clock says, for whoever has no
+        #: time to wait; None where it was forced open, or one such call is out.
+        self.ask: Final[Callable[[], Permit | None]] = breaker.try_acquire_now
         #: Seconds until `permit` may give one again; 0.0: now.
         self.retry_after: Final[Callable[[], float]] = breaker.retry_after
         #: Count a batch that was handed out, by the reason for which it was closed.
@@ -133,7 +144,8 @@ class ControlLoop:
         if not isinstance(ignored, Exception):
             return 0.0
         first, longest, _ = self._backoff
-        return min(max(first, getattr(ignored, "retry_after", 0.0)), max(first, longest))
+        asked = ignored.retry_after if isinstance(ignored, CircuitOpenError) else 0.0
+        return min(max(first, asked), max(first, longest))
 
     def settled(
         self,
@@ -143,15 +155,19 @@ class ControlLoop:
         filled: bool | None,
         permit: Permit,
         error: BaseException | None = None,
+        *,
+        trial: bool = False,
     ) -> None:
         """Report what became of a batch of `events` events after `latency` seconds.
 
         filled: whether it had as many events as the batch size asks for; None: it was
-            kept smaller by something else, or was a redelivery.
+            kept smaller by something else, or was a redelivery. trial: more batches
+            were out than is known to pay, so its latency says nothing about its size.
         """
         if ok:
             permit.success(latency)
-            self.batching.record(events, latency, filled)
+            if not trial:
+                self.batching.record(events, latency, filled)
             self.monitor.observe(latency=latency, ok=events)
             self.flow.record_outcome(events, 0)
         elif self.ignores(error):
@@ -178,6 +194,7 @@ class ControlLoop:
             enough=int(self.batching.batch_size * _ENOUGH_BATCHES),
             calling=self.breaker.state is State.CLOSED,
             spills=queue.spills,
+            room_short=queue.room_short,
         )
         self.monitor.observe(depth=depth, delay=queue.delay, refusing=refusing)
         pressure = self.monitor.evaluate()
@@ -191,7 +208,8 @@ class ControlLoop:
 
         While nothing succeeds it is for the breaker to say how long the sink is left
         alone, and it needs results to open: with longer pauses a lone consumer would
-        never bring it as many in one window as it asks for.
+        never bring it as many in one window as it asks for. Once it is open, it says
+        when the next attempt goes, and this one may be that.
         """
         first, longest, feeds_breaker = self._backoff
         if feeds_breaker:
@@ -200,5 +218,7 @@ class ControlLoop:
                 config = self.breaker.config
                 wanted = config.monitoring_interval / (_RESULTS * config.min_requests)
                 longest = max(first, min(longest, wanted))
+            elif seen.state is State.OPEN:
+                longest = max(first, min(longest, seen.retry_after))
         pause = min(first * 2.0 ** min(attempt - 1, 60), longest)
         return pause * self._rng.uniform(0.5, 1.0)

@@ -118,20 +118,27 @@ class Linger:
         if self._reentry.within():
             return self.holding
         with self._lock:
-            left = self.left_at + self.limit - now
-            rate = self._rate.at(now, arrived)
-            if not 0.0 < left <= self.limit or waiting >= asked or self.flushed:
-                return False  # also where the clock stepped back
-            if self.holding:
-                return True
-            if rate * left < max(_FEW, waiting):
-                if rate * self.limit < _FEW:
-                    self.quiet_until = self._rate.next_at
-                return False
-            self.holding = True
-            self._began, self._had = now, waiting
-            self._pace, self._missing = rate, asked - waiting
+            holds = self._holds(now, waiting, asked, arrived)
+        if self._reentry.deferred:
+            self._reentry.apply()
+            holds = holds and not self.flushed
+        return holds
+
+    def _holds(self, now: float, waiting: int, asked: int, arrived: int) -> bool:
+        left = self.left_at + self.limit - now
+        rate = self._rate.at(now, arrived)
+        if not 0.0 < left <= self.limit or waiting >= asked or self.flushed:
+            return False  # also where the clock stepped back
+        if self.holding:
             return True
+        if rate * left < max(_FEW, waiting):
+            if rate * self.limit < _FEW:
+                self.quiet_until = self._rate.next_at
+            return False
+        self.holding = True
+        self._began, self._had = now, waiting
+        self._pace, self._missing = rate, asked - waiting
+        return True
 
     @deferrable
     def flush(self) -> None:

@@ -36,6 +36,7 @@ __all__ = [
 
 _LONGEST_SECONDS = 86_400.0
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+_MOST_WORKERS = 256
 # Sixteen characters of base64 are 96 bits: beyond guessing.
 _LEAST_TOKEN = 16
 # Longer than any sensible log line; small enough that a thousand connections with one
@@ -160,18 +161,21 @@ class TcpTarget:
 class HttpTarget:
     """Post batches of lines.
 
-    compression: "none", "gzip" or "zstd". timeout: seconds.
+    compression: "none", "gzip" or "zstd". timeout: seconds. workers: requests under way
+    at once, at most; above 1, lines of a priority may arrive out of order.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: str = "none"
     timeout: float = 10.0
+    workers: int = 1
 
     def __post_init__(self) -> None:
         from backpressure.sinks.http import HttpSink
 
         check_fields(self, float, 0.001, _LONGEST_SECONDS, "timeout")
+        check_fields(self, int, 1, _MOST_WORKERS, "workers")
         if not isinstance(self.headers, Mapping) or not all(
             isinstance(value, str) for value in self.headers.values()
         ):
@@ -184,6 +188,8 @@ class HttpTarget:
             ) from None
 
 
+#: Of these only HttpTarget has `workers`: all others are one place, where lines stand
+#: in their order.
 SinkConfig: TypeAlias = FileTarget | StdoutTarget | TcpTarget | HttpTarget
 
 

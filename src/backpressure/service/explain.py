@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backpressure.buffer.config import WhenFull
 from backpressure.buffer.from_mapping import format_size
+from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
@@ -49,11 +50,15 @@ def explain(config: ServeConfig) -> str:
         if buffer.directory is None
         else f"           in {buffer.directory}, durability {buffer.durability.value}: "
         "what was accepted survives the process",
+        *(
+            [f"           events older than {buffer.max_age:g} s are dropped"]
+            if buffer.max_age is not None
+            else []
+        ),
         f"sink       {_explain_sink(config.sink)}",
         f"           a batch that fails comes again after {buffer.retry_backoff:g} to "
         f"{buffer.longest_backoff:g} s; "
-        f"the circuit opens at {buffer.circuit_breaker.failure_threshold:.0%} failures, "
-        f"for {buffer.circuit_breaker.reset_timeout:g} s",
+        f"{_explain_circuit(buffer.circuit_breaker)}",
     ]
     http = config.http
     if http is None:
@@ -68,6 +73,18 @@ def explain(config: ServeConfig) -> str:
         lines.append(f"http       on {http.host}:{http.port}; {changes}")
     lines.append(f"end        drains for up to {config.service.drain_timeout:g} s")
     return "\n".join(lines)
+
+
+def _explain_circuit(breaker: CircuitBreakerConfig) -> str:
+    if breaker.is_sequential:
+        return (
+            f"the circuit opens once the sink is sure to fail far more than "
+            f"{breaker.failure_threshold:.0%}, for up to {breaker.longest_open_time:g} s"
+        )
+    return (
+        f"the circuit opens at {breaker.failure_threshold:.0%} failures, "
+        f"for {breaker.reset_timeout:g} s"
+    )
 
 
 def _explain_source(source: SourceConfig) -> str:
@@ -91,7 +108,11 @@ def _explain_sink(sink: SinkConfig) -> str:
     if isinstance(sink, StdoutTarget):
         return "stdout"
     if isinstance(sink, HttpTarget):
-        return f"POST {sink.url}, compression {sink.compression}, timeout {sink.timeout:g} s"
+        at_once = "one at a time" if sink.workers == 1 else f"up to {sink.workers} at a time"
+        return (
+            f"POST {sink.url}, {at_once}, compression {sink.compression}, "
+            f"timeout {sink.timeout:g} s"
+        )
     return (
         f"lines over TCP to {sink.host}:{sink.port}: "
         "delivered is what the system took, there is no answer"

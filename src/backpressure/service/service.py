@@ -1,6 +1,6 @@
-"""Service: what `forebay serve` runs: sources, a buffer, a deliverer, and HTTP.
+"""Service: what `forebay serve` runs: sources, a buffer, a delivery, and HTTP.
 
-    source threads ──Feed.put──> BufferManager ──get_batch──> deliverer thread ──> sink
+    source threads ──Feed.put──> BufferManager ──Delivery──> sink
 
     main thread    signals, positions of followed files, systemd's watchdog
     HTTP thread    the admin API, POST /events
@@ -25,9 +25,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from backpressure.base.errors import BufferClosed, ConfigError
+from backpressure.base.errors import ConfigError
 from backpressure.base.wording import reason
 from backpressure.buffer_manager import BufferManager
+from backpressure.delivery.delivery import Delivery
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
@@ -41,7 +42,8 @@ from backpressure.service.config import (
     TcpLines,
 )
 from backpressure.service.feed import Feed
-from backpressure.sinks import Sink, SinkGone, open_sink
+from backpressure.service.reopening import ReopeningSink
+from backpressure.sinks import Sink, open_sink
 from backpressure.sources import LineReader, LineTooLong
 from backpressure.sources.base import Marks, ServiceSource
 from backpressure.sources.positions import Positions
@@ -50,8 +52,9 @@ __all__ = ["Service", "make_sink", "read_token"]
 
 _log = logging.getLogger("backpressure")
 
-# Seconds that the deliverer waits for a batch before it checks whether to end.
-_BATCH_WAIT_SECONDS = 0.2
+# How often the end looks whether all is delivered, or a second signal has come
+# (seconds).
+_LOOK_SECONDS = 0.02
 # Seconds that the end waits for each thread; by then none has anything to wait for.
 _JOIN_SECONDS = 5.0
 # Seconds that the HTTP server may take to start.
@@ -72,16 +75,18 @@ class Service:
         self.kept = 0
         #: Why a source, the delivery or HTTP ended before its time.
         self.errors: list[str] = []
-        self._stop_delivery = threading.Event()
-        self._reopen = threading.Event()
-        self._failing_since: float | None = None
+        self._delivery: Delivery | None = None
         self._cleanups: list[Callable[[], object]] = []
         self._server: Any = None
         try:
             self._positions = Positions(config.service.state_file)
             self.buffer = BufferManager(config.buffer)
             self._cleanups.append(lambda: self.buffer.close(timeout=0.0))
-            self._sink = self._close_at_end(make_sink(config.sink))
+            self._sink = self._close_at_end(
+                ReopeningSink(lambda: make_sink(config.sink))
+                if isinstance(config.sink, FileTarget)
+                else make_sink(config.sink)
+            )
             self._sources = [self._make_source(one) for one in config.source]
             self._http_socket = None
             if config.http is not None:
@@ -103,9 +108,6 @@ class Service:
             )
             for source, feed in zip(self._sources, self._feeds, strict=True)
         ]
-        self._deliverer = threading.Thread(
-            target=self._deliver, name="forebay-deliver", daemon=True
-        )
         self._http = threading.Thread(target=self._serve_http, name="forebay-http", daemon=True)
 
     # ------------------------------------------------------------ its parts
@@ -183,7 +185,12 @@ class Service:
 
     def start(self) -> None:
         """Start all threads; RuntimeError where the HTTP server does not start."""
-        self._deliverer.start()
+        sink = self.config.sink
+        self._delivery = self.buffer.deliver_to(
+            self._sink,
+            workers=sink.workers if isinstance(sink, HttpTarget) else 1,
+            close_sink=False,  # with all else that was opened, at the end
+        )
         for thread in self._threads:
             thread.start()
         if self._server is not None:
@@ -197,7 +204,7 @@ class Service:
     @property
     def finished(self) -> bool:
         """Whether no more can come in and all is delivered, or delivery has ended."""
-        if not self._deliverer.is_alive():
+        if self._delivery is None or not self._delivery.running:
             return True
         running = any(thread.is_alive() for thread in self._threads)
         return not running and self._server is None and not self.buffer.resident
@@ -220,13 +227,15 @@ class Service:
             _log.error("positions are not saved: %s", reason(error))
 
     def reopen(self) -> None:
-        """Open a sink that is a file anew before the next batch, for logrotate."""
-        self._reopen.set()
+        """Open a sink that is a file anew, for logrotate."""
+        if isinstance(self._sink, ReopeningSink):
+            self._sink.reopen()
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
         """Read no more, deliver what is left, end.
 
         Delivery goes on for up to `drain_timeout` seconds, or until `hurry()` is true.
+        Meanwhile the sink is asked whatever the circuit breaker says.
         Returns how many events were not delivered, including those that were read and
         no longer accepted.
         """
@@ -234,20 +243,33 @@ class Service:
         self.stopping.set()
         if self._server is not None:
             self._server.should_exit = True
-        while not hurry() and time.monotonic() < deadline and self._deliverer.is_alive():
+        delivery = self._delivery
+        if delivery is not None:
+            delivery.hurry()
+        while (
+            delivery is not None
+            and delivery.running
+            and not hurry()
+            and (left := deadline - time.monotonic()) > 0
+        ):
             busy = any(thread.is_alive() for thread in self._threads) or self._http.is_alive()
             if not busy and not self.buffer.resident:
                 break
-            time.sleep(0.02)
-        self._stop_delivery.set()
+            time.sleep(min(left, _LOOK_SECONDS))
+        if delivery is not None:
+            delivery.stop(0.0, drain=False)
         # Before the buffer drops what is left: dropped counts as settled, and these
         # positions must not be committed.
         self.save_positions()
         stats = self.buffer.close(timeout=0.0)
         undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident
-        for thread in (*self._threads, self._deliverer, self._http):
+        for thread in (*self._threads, self._http):
             if thread.is_alive():
                 thread.join(0.1 if hurry() else _JOIN_SECONDS)
+        if delivery is not None:
+            delivery.wait(0.1 if hurry() else _JOIN_SECONDS)
+            if delivery.error is not None:
+                self.errors.append(f"sink: {reason(delivery.error)}")
         self._close_all()
         return undelivered + sum(feed.unaccepted for feed in self._feeds)
 
@@ -261,57 +283,6 @@ class Service:
         except Exception as error:
             _log.exception("%s failed", source.name)
             self._add_error(f"{source.name}: {error}")
-
-    def _deliver(self) -> None:
-        try:
-            while not self._stop_delivery.is_set():
-                batch = self.buffer.get_batch(timeout=_BATCH_WAIT_SECONDS)
-                if self._reopen.is_set():
-                    self._reopen.clear()
-                    self._reopen_sink()
-                if batch is None:
-                    continue
-                try:
-                    self._sink.send(batch)
-                except Exception as error:
-                    batch.nack(error)
-                    if isinstance(error, SinkGone):
-                        raise
-                    self._note_failure(error)
-                else:
-                    batch.ack()
-                    if self._failing_since is not None:
-                        _log.warning(
-                            "the sink works again, after %.1f s",
-                            time.monotonic() - self._failing_since,
-                        )
-                        self._failing_since = None
-        except BufferClosed:
-            pass
-        except Exception as error:
-            self._add_error(f"sink: {reason(error)}")
-
-    def _note_failure(self, error: Exception) -> None:
-        """Log once that the sink fails, until it works again."""
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            _log.warning("the sink fails, events are kept: %s", reason(error))
-
-    def _reopen_sink(self) -> None:
-        if not isinstance(self.config.sink, FileTarget):
-            return
-        try:
-            fresh = make_sink(self.config.sink)
-        except OSError as error:
-            _log.error("the sink is not opened anew: %s", reason(error))
-            return
-        old, self._sink = self._sink, fresh
-        self._cleanups.remove(old.close)
-        self._close_at_end(fresh)
-        try:
-            old.close()
-        except OSError as error:
-            _log.error("%s", reason(error))
 
     def _serve_http(self) -> None:
         try:
@@ -355,6 +326,7 @@ def make_sink(config: SinkConfig) -> Sink:
             headers=config.headers,
             timeout=config.timeout,
             compression=config.compression,
+            max_concurrency=config.workers,
         )
     from backpressure.sinks.tcp import TcpSink
 

@@ -5,10 +5,30 @@
 
 from __future__ import annotations
 
-from backpressure.base.errors import SinkGone
-from backpressure.delivery.sink import Sink
+from backpressure.base.errors import (
+    BatchRejected,
+    BatchTooLarge,
+    PartialFailure,
+    SinkGone,
+    SinkOutcome,
+    SinkUnavailable,
+)
+from backpressure.delivery.sink import AsyncSink, Sink
 from backpressure.sinks.file import FileSink, open_sink
 from backpressure.sinks.lines import LineSink
 from backpressure.sinks.stream import StreamSink
 
-__all__ = ["FileSink", "LineSink", "Sink", "SinkGone", "StreamSink", "open_sink"]
+__all__ = [
+    "AsyncSink",
+    "BatchRejected",
+    "BatchTooLarge",
+    "FileSink",
+    "LineSink",
+    "PartialFailure",
+    "Sink",
+    "SinkGone",
+    "SinkOutcome",
+    "SinkUnavailable",
+    "StreamSink",
+    "open_sink",
+]

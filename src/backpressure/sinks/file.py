@@ -14,8 +14,9 @@ Invariants.
 4. A forked child opens the file anew: a position and a lock that it shared with its
    parent would say nothing of either's lines.
 
-Writers take turns batch by batch (`FileLock`); a program that appends without the lock
-costs at most a line that was torn by a failed write.
+Writers take turns batch by batch (`FileLock`). Of a program that appends without the
+lock a line may be spoilt by half a line before it, where a write failed; and what it
+appends between the look at the file's end and the cut is lost.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import stat
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from backpressure.base.errors import SinkGone
 from backpressure.buffer.batch import Batch
 from backpressure.sinks.file_lock import FileLock
 from backpressure.sinks.lines import LineSink, open_for_writing, refuse_sources
@@ -167,7 +169,7 @@ class FileSink(LineSink):
     def _find_file(self) -> None:
         """Open the file anew where the descriptor does not lead to it any more."""
         if self._fd < 0:
-            raise OSError(errno.EBADF, "this sink has been closed", self.name)
+            raise SinkGone(errno.EBADF, "this sink has been closed", self.name)
         is_open = self._is_open()
         if self._pid != os.getpid():
             self._pid = os.getpid()

@@ -21,7 +21,7 @@ import select
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from backpressure.base.errors import SinkGone
 from backpressure.buffer.batch import Batch
@@ -45,6 +45,11 @@ class LineSink(ABC):
     `name` stands in error messages. `writer` does the writing: tests and drills put one
     in that fails.
     """
+
+    #: The end of a file is one place.
+    max_concurrency: Final = 1
+    #: A disk or a pipe that fails does so whatever is written.
+    rejects_events: Final = False
 
     def __init__(self, fd: int, name: str, piece_bytes: int = _PIECE_BYTES) -> None:
         self.name = name
@@ -107,7 +112,7 @@ class LineSink(ABC):
                 # has set so.
                 select.select([], [self._fd], [], _ROOM_WAIT_SECONDS)
                 continue
-            except BrokenPipeError as error:
+            except (BrokenPipeError, ConnectionResetError) as error:
                 raise SinkGone(
                     error.errno, "the reader of this pipe has closed it", self.name
                 ) from error

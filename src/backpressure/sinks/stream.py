@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final
 
+from backpressure.base.errors import SinkGone
 from backpressure.buffer.batch import Batch
 from backpressure.sinks.lines import LineSink, refuse_sources
 
@@ -53,6 +55,8 @@ class StreamSink(LineSink):
         self._pid = os.getpid()
 
     def send(self, batch: Batch) -> None:
+        if self._fd < 0:
+            raise SinkGone(errno.EBADF, "this sink has been closed", self.name)
         if self._pid != os.getpid():
             # Half a batch of the parent's is the parent's to finish.
             self._pid = os.getpid()
@@ -65,8 +69,10 @@ class StreamSink(LineSink):
         try:
             for piece in self._pieces(batch, self._done):
                 self._write(piece)
-        except BaseException:
+        except BaseException as error:
             self._torn = batch.id
+            if isinstance(error, OSError) and error.errno == errno.EBADF:
+                raise SinkGone(error.errno, "its descriptor was closed", self.name) from error
             raise
         self._torn = None
         self._in_line = False

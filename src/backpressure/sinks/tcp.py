@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from typing import Final
 
 from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
@@ -30,11 +31,15 @@ class TcpSink:
     timeout: seconds that connecting, and each write, may take.
     """
 
+    #: It has one connection.
+    max_concurrency: Final = 1
+    #: There is no answer to a line that could reject it.
+    rejects_events: Final = False
+
     def __init__(self, host: str, port: int, *, timeout: float = 10.0) -> None:
         self.name = f"{host}:{port}"
         self._address = (host, port)
-        check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
-        self._timeout = timeout
+        self._timeout = check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
         self._socket: socket.socket | None = None
         self._owner: ConnectionOwner | None = None
         self._piece = memoryview(bytearray(_PIECE_BYTES))
@@ -75,10 +80,12 @@ class TcpSink:
         if self._socket is not None and _peer_has_closed(self._socket):
             self.close()
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, self._timeout)
-            self._owner = ConnectionOwner(self._socket)
+            connection = socket.create_connection(self._address, self._timeout)
             # To notice, also while nothing is sent, that the peer has vanished.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            # The owner first: a process that is forked here finds whose it is.
+            self._owner = ConnectionOwner(connection)
+            self._socket = connection
         return self._socket
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backpressure.base.errors import ConfigError
-from backpressure.base.validation import check_fields, check_number
+from backpressure.base.validation import check_fields
 from backpressure.spill.blocks import MAX_BLOCK_BYTES
 
 __all__ = ["SpillConfig"]
@@ -54,7 +54,7 @@ class SpillConfig:
         check_fields(self, int, 4 * _KIB, 1 << 40, "segment_bytes")
         check_fields(self, int, 256, MAX_BLOCK_BYTES, "block_bytes")
         if self.max_disk_bytes is not None:
-            check_number("max_disk_bytes", self.max_disk_bytes, int, 64 * _KIB, 1 << 60)
+            check_fields(self, int, 64 * _KIB, 1 << 60, "max_disk_bytes")
         check_fields(self, int, -100, 19, "slowest_level")
         if self.fastest_level is not None:
             check_fields(self, int, -100, 19, "fastest_level")

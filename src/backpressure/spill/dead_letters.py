@@ -15,22 +15,26 @@ of the store is, little-endian
     24  4  length of the error text
     28  …  error text in UTF-8, then the event
 
-Safe for threads.
+Safe for threads. A finaliser or signal's handler that interrupts a call of its own
+thread can neither add nor read: that raises NotNow. What it purges is purged after
+that call.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 import numpy as np
 
+from backpressure.base.errors import NotNow
 from backpressure.base.priority import PRIORITY_LEVELS
+from backpressure.base.reentry import Reentry
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import FileSystem
 from backpressure.spill.runs import Lost
@@ -76,8 +80,11 @@ class DeadLetterStore:
     ) -> None:
         """Raises as SpillStore does."""
         self._store = SpillStore(directory, LANE, buffer_id, config, fs)
+        #: None is forgotten for want of room: the disk refuses it, and the event is
+        #: tried once more.
+        self.lost: Final = 0
         # An id is taken and used in one step.
-        self._adding = threading.Lock()
+        self._reentry = Reentry(self._start_over)
 
     def __len__(self) -> int:
         return self._store.events_on_disk
@@ -85,13 +92,15 @@ class DeadLetterStore:
     def add(self, letters: Sequence[DeadLetter]) -> int:
         """Keep them, durably; returns the id of the first, and the others follow.
 
-        Raises DiskFull or DiskFailed. Then some may be kept, and adding all again keeps
-        those twice.
+        Raises DiskFull or DiskFailed, after which some may be kept, and adding all
+        again keeps those twice; NotNow within another call of this thread.
         """
+        if self._reentry.within():
+            raise NotNow("this thread is adding dead letters: try again after that")
         packed = [_pack(letter) for letter in letters]
         offsets = np.zeros(len(packed) + 1, np.int64)
         np.cumsum([len(one) for one in packed], out=offsets[1:])
-        with self._adding:
+        with self._reentry.lock:
             first = self._store.end_seq
             time_ns = letters[0].time_ns if letters else 0
             self._store.append(
@@ -118,28 +127,42 @@ class DeadLetterStore:
         """Deliver letters (None: all), each purged after that; returns how many.
 
         What `deliver` raises ends the replay and is passed on; that letter stays. A
-        crash may make `deliver` see a letter twice.
+        crash, or another replay beside this one, may make `deliver` see a letter twice.
         """
-        count = 0
-        try:
-            for letter in self.letters() if letters is None else letters:
-                deliver(letter)
-                self._store.ack(letter.id, 1)
-                count += 1
-        finally:
-            self._store.sync_acks()
-        return count
+        kept = self.letters() if letters is None else letters
+        return self._settle(kept, deliver, self._store.forget)
 
     def purge(self, letters: Iterable[DeadLetter] | None = None) -> int:
         """Delete letters (None: all that are there now); returns how many.
 
         Raises ValueError for one that is not there.
         """
-        return self.replay(lambda letter: None, letters)
+        if letters is None:
+            return self.replay(lambda letter: None)
+        return self._settle(letters, lambda letter: None, partial(self._store.ack, count=1))
+
+    def _settle(
+        self,
+        letters: Iterable[DeadLetter],
+        deliver: Callable[[DeadLetter], object],
+        settle: Callable[[int], None],
+    ) -> int:
+        count = 0
+        try:
+            for letter in letters:
+                deliver(letter)
+                settle(letter.id)
+                count += 1
+        finally:
+            self._store.sync_acks()
+        return count
 
     def close(self) -> None:
         """Close the files. A second call does nothing."""
         self._store.close()
+
+    def _start_over(self) -> None:
+        """A forked child uses none of its parent's files."""
 
     def __repr__(self) -> str:
         return f"DeadLetterStore({self._store.directory!r}, {len(self)} letters)"

@@ -218,6 +218,7 @@ class Reader:
             offsets=np.concatenate(columns),
             first_seq=runs[0].first_seq,
             time_ns=runs[0].time_ns,
+            written=tuple(block for run in runs for block in run.written),
         )
 
     def _decode_block(self, located: _Located, target: npt.NDArray[np.uint8]) -> Run | None:

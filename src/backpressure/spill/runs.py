@@ -23,8 +23,10 @@ class Run:
     data: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
     first_seq: int
-    #: When the first of them was written, in ns since 1970; 0: not known.
+    #: What was kept with the first of them: a time in ns since 1970; 0: not known.
     time_ns: int
+    #: The same of each block: the number after its last event, and the time.
+    written: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -68,7 +70,13 @@ def decoded_run(
     offsets = decoder.decode(header, block, target)
     if offsets is None:
         return None
-    return Run(data=target, offsets=offsets, first_seq=header.first_seq, time_ns=header.time_ns)
+    return Run(
+        data=target,
+        offsets=offsets,
+        first_seq=header.first_seq,
+        time_ns=header.time_ns,
+        written=((header.end_seq, header.time_ns),),
+    )
 
 
 def part_of(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
@@ -81,5 +89,9 @@ def part_of(run: Run, start: int, stop: int, room: int, alone: bool) -> Run:
     fits = int(np.searchsorted(run.offsets, run.offsets[low] + room, "right")) - 1
     high = min(high, max(fits, low + 1) if alone else fits)
     return Run(
-        data=run.data, offsets=run.offsets[low : high + 1], first_seq=start, time_ns=run.time_ns
+        data=run.data,
+        offsets=run.offsets[low : high + 1],
+        first_seq=start,
+        time_ns=run.time_ns,
+        written=run.written,
     )

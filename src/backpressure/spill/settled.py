@@ -27,7 +27,7 @@ class Settled:
         self._ends: list[int] = []
         self._events: list[int] = []
         for start, end, events in ranges:
-            self._insert(start, end, events)
+            self.add(start, end, events)
 
     @property
     def events(self) -> int:
@@ -63,6 +63,10 @@ class Settled:
         """Whether any number from `start` to `end` is settled already."""
         index = bisect_left(self._ends, start + 1)
         return start < self.seq or (index < len(self._starts) and self._starts[index] < end)
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether all numbers from `start` to `end` are settled."""
+        return self.next_open(start) >= end
 
     def open_in(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of `start` to `end` that are not settled."""
@@ -102,7 +106,7 @@ class Settled:
         taken = 0
         for part_start, part_end in self.open_in(start, end):
             part = min(events - taken, part_end - part_start)
-            self._insert(part_start, part_end, part)
+            self.add(part_start, part_end, part)
             taken += part
         return taken
 
@@ -112,35 +116,37 @@ class Settled:
         No event was stored between the ranges, or between the last one and `seq`.
         """
         assert seq >= self.end
-        self.rank = self.events
+        rank = self.events
+        # Without a call from here on: no signal's handler can raise in between.
         self.seq = seq
-        self._starts.clear()
-        self._ends.clear()
-        self._events.clear()
+        self.rank = rank
+        self._starts, self._ends, self._events = [], [], []
 
-    def _insert(self, start: int, end: int, events: int) -> None:
+    def add(self, start: int, end: int, events: int) -> None:
+        """Settle numbers that are all open."""
         if start >= end:
             return
         assert not self.overlaps(start, end)
-        index = bisect_left(self._starts, start)
         # Ranges that touch become one, so that there are few.
-        if index < len(self._starts) and self._starts[index] == end:
-            end, events = self._ends[index], events + self._events[index]
-            self._delete(index)
-        if index > 0 and self._ends[index - 1] == start:
-            index -= 1
-            start, events = self._starts[index], events + self._events[index]
-            self._delete(index)
+        first = last = bisect_left(self._starts, start)
+        if last < len(self._starts) and self._starts[last] == end:
+            end, events = self._ends[last], events + self._events[last]
+            last += 1
+        if first > 0 and self._ends[first - 1] == start:
+            first -= 1
+            start, events = self._starts[first], events + self._events[first]
+        # Without a call from here on: no signal's handler can raise in between.
         if start == self.seq:
             self.seq = end
             self.rank += events
-            return
-        self._starts.insert(index, start)
-        self._ends.insert(index, end)
-        self._events.insert(index, events)
-
-    def _delete(self, index: int) -> None:
-        del self._starts[index], self._ends[index], self._events[index]
+            starts: tuple[int, ...] = ()
+            ends: tuple[int, ...] = ()
+            counts: tuple[int, ...] = ()
+        else:
+            starts, ends, counts = (start,), (end,), (events,)
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+        self._events[first:last] = counts
 
     def _check(self) -> None:
         before = self.seq

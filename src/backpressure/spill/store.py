@@ -18,7 +18,9 @@ Invariants
 
 Safe for threads: one may append while others read and ack. Appending and reading take
 different locks, so that neither waits for the other's compression. The order of locks
-is writing, reading, settling.
+is writing, reading, settling. A finaliser or signal's handler that interrupts a call of
+its own thread may ack, whose entry waits until that call is over, and ask what there
+is; it can neither append, sync nor read.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from backpressure.base.errors import BufferClosed, DiskFull
+from backpressure.base.errors import BufferClosed, DiskFull, NotNow
+from backpressure.base.reentry import Reentry, acquire_within, deferrable
 from backpressure.spill.columns import lengths_of
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import Files, FileSystem, LocalFileSystem, refusal
@@ -84,8 +87,9 @@ class SpillStore:
         self.config = config or SpillConfig()
         self._files = Files(fs or LocalFileSystem())
         self._writing = threading.RLock()
-        self._reading = threading.Lock()
-        self._settling = threading.Lock()
+        self._reading = threading.RLock()
+        self._reentry = Reentry(self._start_over, self._writing, self._reading)
+        self._settling = self._reentry.lock
         self._closed = False
         try:
             found = recover(self._files, self.directory, lane, buffer_id)
@@ -220,6 +224,7 @@ class SpillStore:
             raise ValueError(f"time_ns: must be from 0 to {_LAST_SEQ:,}, not {time_ns}")
         if not 0.0 <= pressure <= 1.0:
             raise ValueError(f"pressure: must be from 0 to 1, not {pressure!r}")
+        self._check_not_within()
         with self._writing:
             self._check_open()
             writer = self._writer
@@ -246,15 +251,18 @@ class SpillStore:
                 if nothing_waits and writer.end_seq > first_seq:
                     with self._settling:
                         self._settled.settle(self._settled.seq, first_seq, 0)
+        self._catch_up()
 
     def sync(self) -> None:
         """Make durable what was appended.
 
         After DiskFull or DiskFailed durable_seq is as it was.
         """
+        self._check_not_within()
         with self._writing:
             self._check_open()
             self._attempt("sync", self._writer.sync)
+        self._catch_up()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Call `action`; a refusal of the file system becomes one of the store."""
@@ -288,12 +296,15 @@ class SpillStore:
                 "max_events must be 1 or more and max_bytes 0 or more, "
                 f"not {max_events} and {max_bytes}"
             )
+        self._check_not_within()
         with self._reading:
             self._check_open()
             try:
-                return self._read(from_seq, max_events, max_bytes)
+                found = self._read(from_seq, max_events, max_bytes)
             except OSError as error:
                 raise refusal(f"cannot read {self.directory}", error) from error
+        self._catch_up()
+        return found
 
     def _read(self, seq: int, max_events: int, max_bytes: int) -> Run | Lost | None:
         if self._missing_tail is not None:
@@ -344,6 +355,7 @@ class SpillStore:
 
     # ------------------------------------------------------------ acking
 
+    @deferrable
     def ack(self, first_seq: int, count: int) -> None:
         """Settle these events: they need no delivery any more. In any order.
 
@@ -353,6 +365,14 @@ class SpillStore:
         """
         if count < 0:
             raise ValueError(f"count: must be 0 or more, not {count}")
+        self._ack(first_seq, count, again=False)
+
+    @deferrable
+    def forget(self, seq: int) -> None:
+        """`ack` of one event; of one that is acked already it does nothing."""
+        self._ack(seq, 1, again=True)
+
+    def _ack(self, first_seq: int, count: int, *, again: bool) -> None:
         with self._settling:
             self._check_open()
             end = first_seq + count
@@ -364,8 +384,11 @@ class SpillStore:
             if count == 0:
                 return
             if self._settled.overlaps(first_seq, end):
+                if again:
+                    return
                 raise ValueError(f"of {first_seq} to {end} some are acked already")
-            self._settled.settle(first_seq, end, self._limit_to_stored(count))
+            events = self._limit_to_stored(count)
+            self._settled.add(first_seq, end, events)
             self._acked_events += count
             self._close_gaps()
             self._reclaimer.write_record()
@@ -373,12 +396,20 @@ class SpillStore:
         self._restart_if_drained()
         self._close_deleted()
 
+    def is_settled(self, first_seq: int, count: int) -> bool:
+        """Whether all of these events need no delivery any more."""
+        with self._settling:
+            return self._settled.covers(first_seq, first_seq + count)
+
     def sync_acks(self) -> bool:
         """Make durable what was acked; False where the file system refused.
 
         Only as far as the record has room for it. Without this call a power loss costs
         redelivery and nothing else: the store does it itself before it deletes a file.
         """
+        if self._reentry.within():
+            self._reentry.deferred.append(self.sync_acks)
+            return False
         with self._settling:
             self._check_open()
             return not self._writer.view.segments or self._reclaimer.make_durable(self._settled.seq)
@@ -399,10 +430,12 @@ class SpillStore:
             return
         # A thread that reads now opens nothing older, and the next ack comes here
         # again.
-        if self._reading.acquire(blocking=False):
-            try:
+        acquired: list[bool] = []
+        try:
+            if acquire_within(self._reading, acquired):
                 self._reader.close_before(segments[0].serial)
-            finally:
+        finally:
+            if acquired:
                 self._reading.release()
 
     def _free_room(self) -> None:
@@ -422,19 +455,22 @@ class SpillStore:
         if self._writer.view.size < min(_RESTART_BYTES, self.config.effective_segment_bytes // 2):
             return
         # A thread that appends now is followed by acks, which come here again.
-        if not self._writing.acquire(blocking=False):
-            return
+        acquired: list[bool] = []
         try:
+            if not acquire_within(self._writing, acquired):
+                return
             with self._settling:
                 if self._events_on_disk():
                     return
                 self._settled.jump(self._writer.end_seq)
                 self._reclaimer.replace_all()
         finally:
-            self._writing.release()
+            if acquired:
+                self._writing.release()
 
     # ------------------------------------------------------------ the end
 
+    @deferrable
     def close(self) -> None:
         """Make everything durable, as far as possible, and close the files.
 
@@ -490,6 +526,24 @@ class SpillStore:
         Links and records may contradict each other.
         """
         return max(min(events, self._events_on_disk()), 0)
+
+    def is_within(self) -> bool:
+        """Whether this call has interrupted another one of its own thread."""
+        return self._reentry.within()
+
+    def _check_not_within(self) -> None:
+        if self._reentry.within():
+            raise NotNow(
+                f"this thread is within another call that uses {self.directory}: try again after it"
+            )
+
+    def _catch_up(self) -> None:
+        """Do what was put off."""
+        if self._reentry.deferred:
+            self._reentry.apply()
+
+    def _start_over(self) -> None:
+        """A forked child uses none of its parent's files."""
 
     def _check_open(self) -> None:
         if self._closed:

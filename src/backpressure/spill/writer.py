@@ -186,10 +186,13 @@ class Writer:
             raise
         with self._changing:
             after = Link(first_seq, first_seq + body.events, end.rank + body.events)
-            self.view = View(self.view.segments, position + len(block), after)
-            self.nbytes += len(block)
-        self.end_seq = after.end
-        self.stored_bytes += len(block)
+            end_seq, written = after.end, len(block)
+            view = View(self.view.segments, position + written, after)
+            # Without a call from here on: no signal's handler can raise in between.
+            self.view = view
+            self.end_seq = end_seq
+            self.nbytes += written
+            self.stored_bytes += written
 
     def _check_room(self, size: int) -> None:
         limit = self._config.max_disk_bytes

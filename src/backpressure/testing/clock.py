@@ -22,7 +22,7 @@ class FakeClock:
 
     def __init__(self, start: float = 0.0) -> None:
         """`start` is the first reading, in seconds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._now = _finite("start", start)
 
     def now(self) -> float:

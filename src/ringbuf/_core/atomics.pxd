@@ -105,7 +105,8 @@ cdef inline void store_total(word* w, uint64_t value) noexcept nogil:
 
 cdef inline bint cas_total(word* w, uint64_t* expected, uint64_t desired) noexcept nogil:
     """Compare and exchange that fails only for another value, which `expected` then
-    holds; release and acquire, and in one total order with every other _total operation.
+    holds; release and acquire, and in one total order with every other _total
+    operation.
     """
     return w.compare_exchange_strong(
         expected[0], desired, memory_order_seq_cst, memory_order_seq_cst
@@ -152,14 +153,24 @@ cdef extern from * nogil:
     #ifdef RINGBUF_TSAN
     extern "C" void AnnotateIgnoreReadsBegin(const char *file, int line);
     extern "C" void AnnotateIgnoreReadsEnd(const char *file, int line);
+    extern "C" void AnnotateHappensBefore(const char *file, int line, const volatile void *at);
+    extern "C" void AnnotateHappensAfter(const char *file, int line, const volatile void *at);
     static inline void ringbuf_ignore_races(bool on) {
         if (on) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
         else AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
     }
+    static inline void ringbuf_in_section(const void *lock, bool on) {
+        if (on) AnnotateHappensAfter(__FILE__, __LINE__, lock);
+        else AnnotateHappensBefore(__FILE__, __LINE__, lock);
+    }
     #else
     static inline void ringbuf_ignore_races(bool) {}
+    static inline void ringbuf_in_section(const void *, bool) {}
     #endif
     """
+    # Tells ThreadSanitizer, where a critical section of CPython's begins and ends, that
+    # there is a lock: the interpreter is not built with it.
+    void in_section "ringbuf_in_section"(const void* lock, bint on)
     # Tells ThreadSanitizer that what is read from here on may be written meanwhile, and
     # is void if it was (C++ has no memcpy of atomic bytes for the one that writes).
     void ignore_races "ringbuf_ignore_races"(bint on)

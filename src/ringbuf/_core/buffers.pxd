@@ -8,7 +8,8 @@ from cpython.buffer cimport Py_buffer
 cdef inline void fill_bytes(
     Py_buffer* buffer, void* start, Py_ssize_t* nbytes, bint is_readonly
 ) noexcept:
-    """Fill in all but `obj`. `nbytes` must stay in place as long as the buffer is out."""
+    """Fill in all but `obj`. `nbytes` must stay in place as long as the buffer is out.
+    """
     buffer.buf = start
     buffer.len = nbytes[0]
     buffer.readonly = is_readonly

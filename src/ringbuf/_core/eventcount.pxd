@@ -12,7 +12,7 @@ Linux: futex, which works across processes. Elsewhere: a condition variable of t
 process.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from ringbuf._core.atomics cimport fetch_or_total, load32_total, load_relaxed, word, word32
 
@@ -84,19 +84,20 @@ cdef extern from * nogil:
         std::atomic_signal_fence(std::memory_order_seq_cst);
     }
     """
-    # Whether all users can be made to pass a barrier. Registers this process for it, the
-    # first time.
+    # Whether all users can be made to pass a barrier. Registers this process for it,
+    # the first time.
     bint have_barrier "ringbuf_have_barrier"()
     bint barrier "ringbuf_barrier"()
-    # Where there is none: waits until every thread sees all stores that were made before
-    # (no processor holds one back for a us).
+    # Where there is none: waits until every thread sees all stores that were made
+    # before (no processor holds one back for a us).
     void let_settle "ringbuf_let_settle"()
     void futex_wait "ringbuf_wait"(word32* count, uint32_t seen, int64_t ns)
     void futex_wake "ringbuf_wake"(word32* count)
     void no_reordering "ringbuf_no_reordering"()
 
 
-# In EventCount.waiters. Flags, not counts: a waiter that is killed leaves nothing wrong.
+# In EventCount.waiters. Flags, not counts: a waiter that is killed leaves nothing
+# wrong.
 cdef enum:
     SLEEPERS = 1
     LISTENERS = 2            # event loops
@@ -116,8 +117,8 @@ cdef inline bint wanted(EventCount* event) noexcept nogil:
 
 
 cdef inline uint32_t before_sleep(EventCount* event) noexcept nogil:
-    """Say that a thread is about to sleep; returns the count. The caller has to try once
-    more, and then to sleep until the count has changed.
+    """Say that a thread is about to sleep; returns the count. The caller has to try
+    once more, and then to sleep until the count has changed.
     """
     cdef uint32_t seen = load32_total(&event.count)
     fetch_or_total(&event.waiters, SLEEPERS)

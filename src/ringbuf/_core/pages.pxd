@@ -38,8 +38,8 @@ cdef inline size_t whole_pages(size_t size) noexcept:
 cdef inline void prefault(
     unsigned char* memory, uint64_t size, uint64_t start, uint64_t end
 ) noexcept nogil:
-    """Prefault from offset `start` to `end` of a memory of `size` bytes, which goes on at
-    its beginning where it ends.
+    """Prefault from offset `start` to `end` of a memory of `size` bytes, which goes on
+    at its beginning where it ends.
     """
     cdef uint64_t first = start % size, rest
     if end - start > size - first:

@@ -39,8 +39,8 @@ cpdef object pins(object owner):
 
 
 cdef int borrow_bytes(object owner, Py_buffer* buffer, bint to_write, str name) except -1:
-    """Borrow the bytes of a caller's object, until PyBuffer_Release. TypeError where they
-    are pointers to Python objects.
+    """Borrow the bytes of a caller's object, until PyBuffer_Release. TypeError where
+    they are pointers to Python objects.
 
     numpy lends an array of objects as if it were bytes, and lets them be written,
     unless it is asked for the format.

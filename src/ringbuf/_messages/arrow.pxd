@@ -1,5 +1,5 @@
-"""The Arrow C data interface: columns of bytes in and out without a copy and without
-pyarrow.
+"""The Arrow C data and stream interfaces: columns of bytes in and out without a copy
+and without pyarrow.
 """
 
 from libc.stdint cimport int64_t
@@ -31,14 +31,32 @@ cdef struct ArrowArray:
     void* private_data
 
 
-# An Arrow column of bytes as another library lent it.
-cdef struct Borrowed:
-    int64_t count
-    const char* offsets  # count + 1 of them, if there are any messages; aligned or not
-    bint wide            # each has 8 bytes, not 4
-    const char* data     # NULL: all are empty
+# "The Arrow C stream interface".
+cdef struct ArrowArrayStream:
+    int (*get_schema)(ArrowArrayStream*, ArrowSchema*) noexcept nogil
+    int (*get_next)(ArrowArrayStream*, ArrowArray*) noexcept nogil
+    const char* (*get_last_error)(ArrowArrayStream*) noexcept nogil
+    void (*release)(ArrowArrayStream*) noexcept nogil
+    void* private_data
 
 
-cdef object borrow(object array, Borrowed* column)
-cdef int64_t offset_at(const Borrowed* column, int64_t i) noexcept
+cdef enum Layout:
+    OFFSETS_32
+    OFFSETS_64
+    VIEWS
+
+
+# A column of bytes that another library lent, until this object goes.
+cdef class Lent:
+    cdef ArrowArray array
+    cdef Layout layout
+    cdef int64_t first  # the number of its first message, where there are more columns
+
+    cdef int64_t place(self, int64_t i, const char** start) except -1
+    cdef int64_t _offset(self, int64_t i) noexcept
+    cdef int64_t _place_view(self, int64_t i, const char** start) except -1
+
+
+cdef list borrow_array(object source)
+cdef list borrow_stream(object source)
 cdef tuple lend(object owner, const void* offsets, const void* data, int64_t count)

@@ -5,3 +5,6 @@ __pyx_capi__: dict[str, Any]
 
 @final
 class Lent: ...
+
+@final
+class LentStream: ...

@@ -359,7 +359,8 @@ cdef Messages new_messages(uint64_t count, uint64_t size, Spares spares):
 
 
 cdef Messages messages_in(Block block, Py_ssize_t count, uint64_t first_seq):
-    """Messages whose offsets lie at the start of the block; the caller sets the data."""
+    """Messages whose offsets lie at the start of the block; the caller sets the data.
+    """
     cdef Messages messages = new_of(Messages, KEY)
     fetch_add_relaxed(&block._users, 1)
     messages._block = block

@@ -1,6 +1,6 @@
 # cython: freethreading_compatible=True
-"""Where the parts of a MessageRing's file lie, and its positions read without taking part
-in it.
+"""Where the parts of a MessageRing's file lie, and its positions read without taking
+part in it.
 
 All that is done here is to load: memory that cannot be written will do. What is loaded
 may be damaged, and then proves nothing; but nothing outside of the memory is ever
@@ -30,8 +30,8 @@ cdef enum:
 
 
 def layout(uint64_t granules):
-    """Where in the body of a ring of this capacity the positions, the index and the data
-    begin, and where the body ends: bytes.
+    """Where in the body of a ring of this capacity the positions, the index and the
+    data begin, and where the body ends: bytes.
     """
     cdef size_t cursors = whole_pages(sizeof(ControlBlock))
     cdef size_t index = cursors + whole_pages(sizeof(Cursors))

@@ -1,5 +1,5 @@
-"""Checksums of frames: how a frame in a file proves, after power loss, that it is whole and
-belongs where it lies.
+"""Checksums of frames: how a frame in a file proves, after power loss, that it is whole
+and belongs where it lies.
 
 After power loss each page of a file may be an old one or a new one, and a page may be
 torn between its sectors. A frame with checksums says enough of itself to be found
@@ -24,10 +24,10 @@ stripe s of a block
     product[i] += low half of keyed * high half of keyed
     sum[i]     += word
 
-and at the end of a block (32 stripes, or what is left) lane[i] = product[i] +
-sum[i ^ 1]: the neighbour's sum sees a difference also where a factor is zero. Between
-blocks each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P.
-In the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet)
+and at the end of a block (32 stripes, or what is left) lane[i] = product[i] + sum[i ^
+1]: the neighbour's sum sees a difference also where a factor is zero. Between blocks
+each lane is scrambled, one to one: lane = (lane ^ lane >> 47 ^ key[256 + i]) * P. In
+the end the lanes are folded by 128-bit products. This is how XXH3 (Yann Collet)
 accumulates, but that the whole secret is random, and what it adds are the products of
 NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999).
 tests/ringbuf/test_ring_salvage.py has it once more, in Python. Measured over 256 KiB on

@@ -23,11 +23,28 @@ cdef class Gathered:
     cdef bint _gather_list(self, list messages, uint64_t limit) except -1
     cdef int _note(self, Py_ssize_t i, object item, uint64_t limit) except -1
     cdef _gather_array(self, array, uint64_t limit)
-    cdef _gather_arrow(self, array, uint64_t limit)
+    cdef _gather_stream(self, messages, uint64_t limit)
+    cdef _gather_columns(self, list columns, uint64_t limit)
+
+
+cdef class PushProgress:
+    cdef readonly int64_t pushed
+    cdef public int64_t remaining
+    cdef readonly uint64_t consumed
+    cdef readonly uint64_t first_seq
+
+    cdef inline void note(self, int64_t pushed, size_t consumed, uint64_t first_seq) noexcept:
+        if self.pushed == 0:
+            self.first_seq = first_seq
+        self.pushed += pushed
+        self.remaining -= pushed
+        self.consumed += consumed
 
 
 # Raises MessageTooLarge.
 cdef int refuse_length(size_t index, size_t nbytes, uint64_t limit) except -1
+# Raises TypeError.
+cdef const char* refuse_kind(object message) except NULL
 
 
 cdef inline const char* text_of(object message, Py_ssize_t* size) except NULL:
@@ -37,4 +54,4 @@ cdef inline const char* text_of(object message, Py_ssize_t* size) except NULL:
         return PyBytes_AS_STRING(message)
     if PyUnicode_Check(message):
         return PyUnicode_AsUTF8AndSize(message, size)
-    raise TypeError(f"a message must be bytes or str, not {type(message).__name__}")
+    return refuse_kind(message)

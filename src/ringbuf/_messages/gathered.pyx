@@ -21,19 +21,24 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringbuf._core.gil cimport HAS_GIL
 from ringbuf._core.pinning cimport pins
-from ringbuf._messages.arrow cimport Borrowed, borrow, offset_at
-
-from collections.abc import Mapping, MappingView, Set
+from ringbuf._messages.arrow cimport Lent, borrow_array, borrow_stream
 
 import numpy as np
 
-from ringbuf._core.masked import has_masked
+from ringbuf._core.masked import plain_array
+from ringbuf._messages.offered import (
+    check_array, check_offered, has_numpy_dtype, refuse_message,
+)
 
 cdef enum:
     # Python objects lie anywhere, so the cache has to be told what is needed next, this
     # many of them ahead. For log lines that are not in the cache add_events takes 24 ns
     # each instead of 31; for those that are it makes no difference.
     AHEAD = 16
+
+cdef str MASKED = (
+    "messages that are masked have no value: fill them (messages.filled(...)) or leave them out"
+)
 
 cdef const char* NOTHING = b""  # where messages of no bytes lie: memcpy takes no NULL
 
@@ -88,8 +93,29 @@ class MessageTooLarge(ValueError):
         return type(self), (self.index, self.nbytes, self.limit), self.__dict__
 
 
+@cython.final
+cdef class PushProgress:
+    """What the pushes of one call have brought into a ring.
+
+    A push writes it before it returns. So what is in is known whatever comes then: a
+    signal's handler that raises takes away what the push would have returned.
+
+    pushed: messages that are in. remaining: the others; its owner may set it.
+    consumed: bytes of the chunk that are in. first_seq: number of the first message,
+    where any is in.
+    """
+
+    def __cinit__(self, int64_t remaining):
+        self.remaining = remaining
+
+
 cdef int refuse_length(size_t index, size_t nbytes, uint64_t limit) except -1:
     raise MessageTooLarge(index, nbytes, limit)
+
+
+cdef const char* refuse_kind(object message) except NULL:
+    refuse_message(message)
+    return NULL
 
 
 @cython.final
@@ -102,31 +128,21 @@ cdef class Gathered:
     """
 
     def __cinit__(self, messages, uint64_t limit=4294967295):
-        if isinstance(messages, (bytes, bytearray, memoryview, str)):
-            raise TypeError(
-                f"messages must be a sequence of bytes or str, not one {type(messages).__name__}: "
-                "give [message]"
-            )
         if type(messages) is list or type(messages) is tuple:
             self._gather_objects(messages, limit)
             return
         if isinstance(messages, np.ndarray):
             self._gather_array(messages, limit)
             return
-        if isinstance(messages, (Mapping, MappingView, Set)):
-            raise TypeError(
-                f"messages must be a sequence of bytes or str, not a {type(messages).__name__}: "
-                "give list(...)"
-            )
-        if hasattr(messages, "__arrow_c_array__"):
-            self._gather_arrow(messages, limit)
-            return
-        if not hasattr(messages, "__len__"):
-            raise TypeError(
-                f"messages must be a sequence of bytes or str, not {type(messages).__name__}: give "
-                "list(...)"
-            )
-        self._gather_objects(messages, limit)
+        check_offered(messages)
+        if has_numpy_dtype(messages):
+            self._gather_array(messages, limit)
+        elif hasattr(messages, "__arrow_c_array__"):
+            self._gather_columns(borrow_array(messages), limit)
+        elif hasattr(messages, "__arrow_c_stream__"):
+            self._gather_stream(messages, limit)
+        else:
+            self._gather_objects(messages, limit)
 
     def __dealloc__(self):
         PyMem_Free(self.column.starts)
@@ -207,25 +223,16 @@ cdef class Gathered:
 
     cdef _gather_array(self, messages, uint64_t limit):
         cdef Py_buffer view
-        cdef Py_ssize_t i, size, count
+        cdef Py_ssize_t i, size, length, count
         cdef const char* start
-        if has_masked(messages):
-            raise ValueError(
-                "messages that are masked have no value: fill them (messages.filled(...)) or "
-                "leave them out"
-            )
-        array = np.asarray(messages)  # a plain array: a subclass may misstate itself
-        if array.ndim != 1:
-            raise ValueError(f"a numpy array of messages must have one dimension, not {array.ndim}")
-        if array.dtype.hasobject:
-            raise TypeError(
-                "a numpy array of objects has no bytes of its own: give a list of bytes or str"
-            )
-        if array.dtype.kind == "U":
-            raise TypeError(
-                "a numpy array of str holds UTF-32: give array.tolist(), or np.char.encode(array, "
-                "'utf-8')"
-            )
+        cdef const char* item
+        cdef bint is_padded
+        array = plain_array(messages, MASKED)
+        check_array(array.dtype, array.ndim)
+        kind = array.dtype.kind
+        if kind == "O" or kind == "T":
+            self._gather_objects(array.tolist(), limit)
+            return
         array = np.ascontiguousarray(array)
         count = array.size
         self._keep = array, pins(array)
@@ -235,33 +242,44 @@ cdef class Gathered:
         if size > 0:
             count = view.len // size
         PyBuffer_Release(&view)  # `pins` hold the memory
-        if count > 0 and <uint64_t>size > limit:
-            raise MessageTooLarge(0, size, limit)
         self._allocate(count)
+        is_padded = kind == "S"
         for i in range(count):
-            self.column.starts[i] = start + i * size
-            self.column.lengths[i] = <uint32_t>size
+            item = start + i * size
+            length = size
+            # As numpy itself reads it: NULs at the end are padding, wherever they are
+            # from.
+            while is_padded and length > 0 and item[length - 1] == 0:
+                length -= 1
+            if <uint64_t>length > limit:
+                raise MessageTooLarge(i, length, limit)
+            self.column.starts[i] = item
+            self.column.lengths[i] = <uint32_t>length
 
-    cdef _gather_arrow(self, array, uint64_t limit):
-        cdef Borrowed column
-        cdef int64_t i, start = 0, end
-        self._keep = borrow(array, &column)
-        self._allocate(column.count)
-        if column.count > 0:
-            start = offset_at(&column, 0)
-        for i in range(column.count):
-            end = offset_at(&column, i + 1)
-            if not 0 <= start <= end:
-                raise ValueError(
-                    f"the offsets of the Arrow array do not ascend: message {i} is from {start} to "
-                    f"{end}"
-                )
-            if <uint64_t>(end - start) > limit:
-                raise MessageTooLarge(i, end - start, limit)
-            if start < end and column.data == NULL:
-                raise ValueError(
-                    f"the Arrow array has no data, and message {i} has {end - start} bytes"
-                )
-            self.column.starts[i] = column.data + start if column.data != NULL else NOTHING
-            self.column.lengths[i] = <uint32_t>(end - start)
-            start = end
+    cdef _gather_stream(self, messages, uint64_t limit):
+        try:
+            columns = borrow_stream(messages)
+        except ImportError:
+            # pandas needs another library for it, and has items all the same.
+            if not hasattr(messages, "__len__"):
+                raise
+            self._gather_objects(messages, limit)
+            return
+        self._gather_columns(columns, limit)
+
+    cdef _gather_columns(self, list columns, uint64_t limit):
+        cdef Lent lent
+        cdef int64_t i, size, count = 0, at = 0
+        cdef const char* start
+        for lent in columns:
+            count += lent.array.length
+        self._allocate(count)
+        self._keep = columns
+        for lent in columns:
+            for i in range(lent.array.length):
+                size = lent.place(i, &start)
+                if <uint64_t>size > limit:
+                    raise MessageTooLarge(at, size, limit)
+                self.column.starts[at] = start if start != NULL else NOTHING
+                self.column.lengths[at] = <uint32_t>size
+                at += 1

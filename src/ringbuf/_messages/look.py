@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from ringbuf._messages.file import KIND, read_meta
 from ringbuf._messages.file_positions import PARTICIPANTS, layout, read_positions
 from ringbuf._shared import shared_file
 from ringbuf._shared.shared_file import (
@@ -30,7 +31,6 @@ __all__ = ["RingLook", "look", "next_seq_of", "used_parts"]
 _GRANULE: Final = 64
 _LEAST_GRANULES: Final = 64
 _MOST_GRANULES: Final = 1 << 30
-_KIND: Final = b"msgs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +121,8 @@ def _open(path: str) -> Iterator[int]:
 
 def _read_sound_header(path: str, fd: int) -> tuple[int, bytes]:
     """Granules and boot id of a ring's file that has its full size."""
-    meta, _, boot, size = read_header(path, fd, _KIND)
-    granules = meta.get("granules")
-    if (
-        type(granules) is not int
-        or not _LEAST_GRANULES <= granules <= _MOST_GRANULES
-        or granules & (granules - 1)
-    ):
-        raise SharedFileError(f"{path} is damaged: its header has {granules!r} granules")
-    if size < PAGE + layout(granules)[3]:
-        raise SharedFileError(f"{path} is damaged: it is too small for {granules} granules")
+    meta, _, boot, size = read_header(path, fd, KIND)
+    granules, _ = read_meta(path, meta, size - PAGE)
     return granules, boot
 
 

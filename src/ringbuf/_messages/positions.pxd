@@ -186,8 +186,8 @@ cdef inline uint64_t make_tag(Frames* f, uint64_t position, uint64_t granules) n
 
 
 cdef inline bint frame_at(Frames* f, uint64_t position, FrameView* view) noexcept nogil:
-    """Whether a plausible frame is published at `position`; if so `view` shows it. There
-    is no other way to a frame.
+    """Whether a plausible frame is published at `position`; if so `view` shows it.
+    There is no other way to a frame.
 
     Before a take has succeeded it proves no more: the frame can be released, and
     written over, at any moment.

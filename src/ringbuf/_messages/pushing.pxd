@@ -5,14 +5,15 @@ waits for room.
 from cpython.buffer cimport Py_buffer, PyBuffer_Release
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ringbuf._core.atomics cimport load_relaxed
 from ringbuf._core.counts cimport at_most
 from ringbuf._core.eventcount cimport before_sleep, wanted
 from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._core.pinning cimport borrow_bytes, pins
 from ringbuf._core.timing cimport steady_ns
 from ringbuf._messages.frames cimport push_column
-from ringbuf._messages.gathered cimport Column, Gathered, refuse_length, text_of
+from ringbuf._messages.gathered cimport (
+    Column, Gathered, PushProgress, refuse_length, text_of,
+)
 from ringbuf._messages.lines cimport check_lines, push_lines
 from ringbuf._messages.positions cimport largest_message
 from ringbuf._messages.ring cimport MessageRingBase, begin_operation, end_operation
@@ -21,14 +22,16 @@ from ringbuf._shared.waiting cimport check_open, deadline_of, is_closed, seconds
 
 
 cdef inline int64_t push_now(
-    MessageRingBase ring, Column* column, uint64_t* first_seq
+    MessageRingBase ring, Column* column, uint64_t* first_seq, PushProgress progress=None
 ) except -1:
     """Push as many messages of the column as fit; returns how many."""
-    cdef int64_t pushed, number = -1
+    cdef int64_t pushed = 0, number = -1
     cdef OpSlot* slot = NULL
     if ring._frames.shared == NULL:
         check_open(ring._waiting)
         pushed = push_column(&ring._frames, NULL, column, first_seq)
+        if progress is not None:
+            progress.note(pushed, 0, first_seq[0])
         if wanted(&ring._frames.cursors.messages):
             ring._waiting.call(&ring._frames.cursors.messages)
         return pushed
@@ -43,6 +46,8 @@ cdef inline int64_t push_now(
                 &ring._frames, slot, column, first_seq if pushed == 0 else &ring._unused
             )
     finally:
+        if progress is not None:
+            progress.note(pushed, 0, first_seq[0])
         end_operation(ring, number)
     if wanted(&ring._frames.cursors.messages):
         ring._waiting.call(&ring._frames.cursors.messages)
@@ -97,7 +102,7 @@ cdef inline object push_waiting(MessageRingBase ring, object messages, object ti
 
 
 cdef inline object push_chunk(
-    MessageRingBase ring, object chunk, bint final, object max_lines
+    MessageRingBase ring, object chunk, bint final, object max_lines, PushProgress progress
 ):
     """See MessageRing.push_lines_seq."""
     cdef Py_buffer view
@@ -110,7 +115,7 @@ cdef inline object push_chunk(
         if <uint64_t>view.len > largest:
             check_lines(<const char*>view.buf, view.len, final, largest)
         lines = push_lines_now(
-            ring, <const char*>view.buf, view.len, final, most, &consumed, &first_seq
+            ring, <const char*>view.buf, view.len, final, most, &consumed, &first_seq, progress
         )
     finally:
         PyBuffer_Release(&view)
@@ -119,7 +124,7 @@ cdef inline object push_chunk(
 
 cdef inline int64_t push_lines_now(
     MessageRingBase ring, const char* chunk, size_t size, bint final, int64_t max_lines,
-    size_t* consumed, uint64_t* first_seq
+    size_t* consumed, uint64_t* first_seq, PushProgress progress
 ) except -1:
     cdef int64_t lines = 0, number = -1
     cdef OpSlot* slot = NULL
@@ -139,6 +144,8 @@ cdef inline int64_t push_lines_now(
                 &ring._frames, slot, chunk, size, final, max_lines, consumed, first_seq
             )
     finally:
+        if progress is not None:
+            progress.note(lines, consumed[0], first_seq[0])
         end_operation(ring, number)
     if wanted(&ring._frames.cursors.messages):
         ring._waiting.call(&ring._frames.cursors.messages)

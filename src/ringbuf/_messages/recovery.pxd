@@ -1,5 +1,5 @@
-"""The Hooks of a ring of messages: what the participant that tidies up asks of its frames
-(_shared/shared_ring.pxd).
+"""The Hooks of a ring of messages: what the participant that tidies up asks of its
+frames (_shared/shared_ring.pxd).
 """
 
 from libc.stdint cimport uint64_t
@@ -44,10 +44,10 @@ cdef inline bint fill_frame_hole(
     """Make a pad of it, which stands for the numbers that were claimed."""
     cdef Frames* f = <Frames*>ring
     cdef Pair write = after
-    # The last claim is taken back with its numbers, as if it had never been, if no other
-    # process can have seen them; otherwise, and before a later claim, it becomes a pad.
-    # So it does in a ring with checksums: what was filled and not published may be found
-    # whole after power loss, and no number may mean two messages.
+    # The last claim is taken back with its numbers, as if it had never been, if no
+    # other process can have seen them; otherwise, and before a later claim, it becomes
+    # a pad. So it does in a ring with checksums: what was filled and not published may
+    # be found whole after power loss, and no number may mean two messages.
     if (
         alone and f.key == NULL
         and (cas_pair(&f.cursors.write, &write, before) or same(write, before))

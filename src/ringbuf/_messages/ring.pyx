@@ -30,7 +30,7 @@ from ringbuf._core.counts cimport at_most, up_to, whole
 from ringbuf._core.pages cimport prefault
 from ringbuf._messages.columns cimport Messages, Spares
 from ringbuf._messages.frame_checksum cimport best_way
-from ringbuf._messages.gathered cimport Column, Gathered
+from ringbuf._messages.gathered cimport Column, Gathered, PushProgress
 from ringbuf._messages.positions cimport (
     GRANULE, MAX_FIRST_SEQ, MAX_GRANULES, MIN_GRANULES, REWIND_GRANULES, Cursors, Frames,
     count_published, count_waiting, free_granules, largest_message, next_number, place_cursors,
@@ -96,7 +96,8 @@ cdef class MessageRing(MessageRingBase):
         process takes one of the 32 participant slots with its first push or take, and
         raises RuntimeError there if all are taken; a forked child opens the file anew
         with its first, and raises OSError if it cannot. An operation that failed so can
-        be tried again. Making the file shorter kills all processes that use it (SIGBUS).
+        be tried again. Making the file shorter kills all processes that use it
+        (SIGBUS).
     first_seq: the number that the first message of a new ring gets: at most 2**63, from
         where no ring comes to the last number.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that
@@ -118,8 +119,8 @@ cdef class MessageRing(MessageRingBase):
     """
 
     def __cinit__(self, *args, **kwargs):
-        # Small, in memory, and of no use until __init__ or attach() is called: so nothing
-        # is missing in a ring that was made without either.
+        # Small, in memory, and of no use until __init__ or attach() is called: so
+        # nothing is missing in a ring that was made without either.
         self._spares = Spares()
         self._identity = object()
         self._allocate(MIN_GRANULES, 0)
@@ -238,7 +239,8 @@ cdef class MessageRing(MessageRingBase):
             self._participant.own_number()
 
     def _start_at(self, uint64_t position, uint64_t first_seq):
-        """Let a ring that was never used count from there on. For tests of the widths."""
+        """Let a ring that was never used count from there on. For tests of the widths.
+        """
         cdef Cursors* cursors = self._frames.cursors
         if self._participant is not None:
             self._participant.own_number()
@@ -298,7 +300,8 @@ cdef class MessageRing(MessageRingBase):
         store_release(&self._frames.cursors.stored_mirror, ~stored)
 
     def __len__(self):
-        """Messages pushed and not yet taken; while others push or pop, only for a moment.
+        """Messages pushed and not yet taken; while others push or pop, only for a
+        moment.
 
         The numbers of messages that a killed process never published count as well:
         `count` leaves them out.
@@ -408,21 +411,28 @@ cdef class MessageRing(MessageRingBase):
         """Push as many of `messages` as fit, from the front; returns how many.
 
         messages: a list, tuple or other sequence of bytes and str (which go in as
-            UTF-8); a 1-D numpy array, each item of which is one message of its itemsize
-            in bytes; or an Arrow binary or string array (anything with
-            `__arrow_c_array__`). Everything is checked before anything is pushed:
-            TypeError for an item of another type, ValueError for one larger than
-            `max_message_bytes`.
+            UTF-8); a 1-D numpy array of bytes (without the NULs at the end, which are
+            padding, as numpy itself reads an item), of void or of records (all bytes of
+            each item), of objects or of StringDType; or an Arrow column of binary or
+            string, their large forms or their views (anything with `__arrow_c_array__`
+            or `__arrow_c_stream__`; a stream is read to its end first). Everything is
+            checked before anything is pushed: TypeError for what is no sequence of
+            messages (a dict, a table, an iterator, one buffer) and for an item of
+            another type, ValueError for a null, a masked item, a stream that fails, and
+            a message larger than `max_message_bytes`.
         timeout: seconds to wait for room for all of them; None: no limit. A signal's
             handler runs meanwhile; an exception that it raises leaves the first part of
             the messages pushed. If the ring is closed meanwhile, this returns how many
-            went in before; it raises only where that is none, and from the next call on.
+            went in before; it raises only where that is none, and from the next call
+            on.
         """
         return push_waiting(self, messages, timeout)
 
-    def push_gathered(self, Gathered gathered not None, start=0, max_messages=None):
+    def push_gathered(
+        self, Gathered gathered not None, start=0, max_messages=None, PushProgress progress=None
+    ):
         """Push from message number `start` of `gathered` on; returns (messages pushed,
-        first sequence number).
+        first sequence number), and notes them in `progress`.
 
         For the lanes of `backpressure`, which may need several tries for one call and
         check its messages only once.
@@ -433,7 +443,7 @@ cdef class MessageRing(MessageRingBase):
         column.lengths = gathered.column.lengths + first
         column.count = gathered.column.count - <int64_t>first
         column.count = min(column.count, at_most(max_messages, "max_messages"))
-        return push_now(self, &column, &first_seq), first_seq
+        return push_now(self, &column, &first_seq, progress), first_seq
 
     def push_lines(self, chunk, final=False):
         """Push the lines of `chunk`, each without its b"\\n"; returns (lines,
@@ -448,17 +458,17 @@ cdef class MessageRing(MessageRingBase):
         Raises ValueError, and pushes nothing, if a line is larger than
         `max_message_bytes`.
         """
-        lines, consumed, _ = push_chunk(self, chunk, final, None)
+        lines, consumed, _ = push_chunk(self, chunk, final, None, None)
         return lines, consumed
 
-    def push_lines_seq(self, chunk, final=False, max_lines=None):
+    def push_lines_seq(self, chunk, final=False, max_lines=None, PushProgress progress=None):
         """`push_lines` of at most `max_lines` lines, which also tells the first one's
-        sequence number.
+        sequence number, and notes them in `progress`.
 
         Returns (lines, bytes_consumed, first_seq). For the lanes of `backpressure`,
         which number their events.
         """
-        return push_chunk(self, chunk, final, max_lines)
+        return push_chunk(self, chunk, final, max_lines, progress)
 
     # ---------------------------------------------------------------- pop
 
@@ -566,7 +576,7 @@ cdef class MessageProducer(MessageRingBase):
 
     def push_lines(self, chunk, final=False):
         """As MessageRing.push_lines."""
-        lines, consumed, _ = push_chunk(self, chunk, final, None)
+        lines, consumed, _ = push_chunk(self, chunk, final, None, None)
         return lines, consumed
 
     def __reduce__(self):

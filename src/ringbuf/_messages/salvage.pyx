@@ -1,6 +1,6 @@
 # cython: freethreading_compatible=True
-"""salvage: what a ring's file holds after power loss, or where another kernel wrote it, as
-far as checksums prove it whole.
+"""salvage: what a ring's file holds after power loss, or where another kernel wrote it,
+as far as checksums prove it whole.
 
 The file is only read. Each of its pages and sectors may hold any state that there ever
 was, so

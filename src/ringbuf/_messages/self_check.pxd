@@ -11,8 +11,8 @@ from ringbuf._shared.op_slots cimport place_in
 
 
 cdef inline int64_t check_frames(Frames* f) except -1:
-    """Assert every invariant of a ring that nothing uses at the moment; returns how many
-    messages wait in it.
+    """Assert every invariant of a ring that nothing uses at the moment; returns how
+    many messages wait in it.
     """
     cdef FrameView view
     cdef Pair tail = load_pair(&f.cursors.tail), read = place_in(load_pair(&f.cursors.read))

@@ -206,7 +206,7 @@ cdef inline Messages pop_some(
     return messages
 
 
-# ---------------------------------------------------------------- handing out and releasing
+# ------------------------------------------------------------ handing out and releasing
 
 
 cdef inline Messages hand_out(MessageRingBase ring, Messages messages):

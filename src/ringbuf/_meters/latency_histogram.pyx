@@ -36,7 +36,7 @@ from ringbuf._core.timing cimport checked_count
 
 import numpy as np
 
-from ringbuf._core.masked import has_masked
+from ringbuf._core.masked import plain_array
 from ringbuf._core.pinning import pins
 
 cdef extern from * nogil:
@@ -61,6 +61,10 @@ cdef uint64_t STEP = <uint64_t>1 << 32
 # A picosecond and 31 years: together 4,500 buckets at most.
 cdef double LEAST = 1e-12
 cdef double MOST = 1e9
+
+cdef str MASKED = (
+    "latencies that are masked have no value: leave them out (seconds.compressed())"
+)
 
 
 cdef inline uint64_t added(uint64_t a, uint64_t b) noexcept nogil:
@@ -172,13 +176,14 @@ cdef class LatencyHistogram:
             pass
 
     cdef void _add(self, uint64_t bucket, uint64_t times) noexcept nogil:
-        """Add to the count of a bucket, which stops at FULL. With release: see `snapshot`.
+        """Add to the count of a bucket, which stops at FULL. With release: see
+        `snapshot`.
         """
         cdef word* count = self._counts + bucket
         cdef uint64_t found
         if times <= STEP:
-            # An exchange less than below. The word could only overflow with two thousand
-            # million threads at this place.
+            # An exchange less than below. The word could only overflow with two
+            # thousand million threads at this place.
             if fetch_add_release(count, times) >= FULL - STEP:
                 self._stop_at_full(count)
             return
@@ -218,11 +223,7 @@ cdef class LatencyHistogram:
         seconds: numbers, or timedelta64 of any unit that has a length. TypeError for
             anything else, ValueError for what is NaN, NaT, infinite or masked.
         """
-        if has_masked(seconds):
-            raise ValueError(
-                "latencies that are masked have no value: leave them out (seconds.compressed())"
-            )
-        values = as_seconds(np.asarray(seconds))
+        values = as_seconds(plain_array(seconds, MASKED))
         _held = pins(values)
         cdef size_t address = values.ctypes.data
         cdef const double* value = <const double*>address
@@ -298,7 +299,8 @@ cdef class LatencyHistogram:
             taken.sum = from_bits(load_relaxed(&self._extremes.total))
             taken.min = self._within(first, from_bits(load_relaxed(&self._extremes.low)))
             taken.max = self._within(last, from_bits(load_relaxed(&self._extremes.high)))
-            # While a bucket is reset and filled again the two may be of different values.
+            # While a bucket is reset and filled again the two may be of different
+            # values.
             if taken.min > taken.max:
                 taken.min, taken.max = taken.max, taken.min
         return taken

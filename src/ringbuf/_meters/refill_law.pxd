@@ -1,5 +1,5 @@
-"""The refill law of a token bucket and its state: arithmetic and atomic words, no Python
-objects.
+"""The refill law of a token bucket and its state: arithmetic and atomic words, no
+Python objects.
 
 Every function takes the time as an argument. "Theory of operation", "Credit" and
 "Concurrency" in token_bucket.pyx say what the words mean and why a change is safe.
@@ -218,8 +218,8 @@ cdef inline void publish_law(BucketState* state, LawCopy* law) noexcept nogil:
     """
     cdef uint64_t version = load_relaxed(&state.version)
     cdef Law* slot = &state.law[(version + 1) & 1]
-    # A reader that still copies this slot, two versions late, must see that `version` has
-    # changed: pairs with the fence in read_law.
+    # A reader that still copies this slot, two versions late, must see that `version`
+    # has changed: pairs with the fence in read_law.
     fence_release()
     store_relaxed(&slot.anchor_ns, <uint64_t>law.anchor_ns)
     store_relaxed(&slot.anchor_tokens, law.anchor_tokens)
@@ -274,8 +274,8 @@ cdef inline int64_t stock(
     """
     cdef uint64_t used = 0, most = law.burst, credit = load_relaxed(&state.credit)
     cdef int64_t available = <int64_t>(line - spent)
-    # What was taken on credit since the clock was read last may have been taken just now:
-    # it is kept from the burst.
+    # What was taken on credit since the clock was read last may have been taken just
+    # now: it is kept from the burst.
     if credit & HAS_CREDIT:
         used = min((spent - credit) & BASE_MASK, CREDIT)
         most = most - used if most > used else 0

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from ringbuf._core.atomics cimport word
 from ringbuf._meters.refill_law cimport BucketState
@@ -9,5 +9,7 @@ cdef class Reservation:
     cdef object _bucket   # keeps the state
     cdef word _n          # tokens that a cancel may bring back
     cdef int64_t _due_ns
-    cdef uint64_t _end    # the bucket's `spent` right after this reservation
+    cdef word _end        # its place on the line: `spent` right after it
     cdef readonly double delay
+
+    cdef double time_left(self, int64_t now_ns) noexcept

@@ -2,10 +2,12 @@
 """Reservation: tokens that were taken ahead of the rate, and can be given back."""
 
 cimport cython
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport cas_relaxed, exchange_relaxed, load_relaxed, store_relaxed
 from ringbuf._core.timing cimport checked_ns, steady_ns
+from ringbuf._meters.refill_law cimport LawCopy, Rest, issued, read_law, seconds_until
 
 
 @cython.final
@@ -41,12 +43,26 @@ cdef class Reservation:
         while True:
             # Others may have given back since, and `spent` lie before our end: never
             # more than was reserved.
-            refund = <int64_t>n - max(<int64_t>(spent - self._end), <int64_t>0)
+            refund = <int64_t>n - max(<int64_t>(spent - load_relaxed(&self._end)), <int64_t>0)
             if refund <= 0:
                 store_relaxed(&self._n, n)
                 return 0
             if cas_relaxed(&self._state.spent, &spent, spent - <uint64_t>refund):
                 return refund
+
+    cdef double time_left(self, int64_t now_ns) noexcept:
+        """Seconds until the tokens are there, by the rate that is in force now."""
+        cdef LawCopy law
+        cdef Rest rest
+        if self.delay <= 0 or self.delay == INFINITY:
+            return self.delay
+        read_law(self._state, &law)
+        if law.unlimited:
+            return 0.0
+        # A place on the line of tokens stays, whatever becomes of the rate.
+        return seconds_until(
+            &law, now_ns, <int64_t>(load_relaxed(&self._end) - issued(&law, now_ns, &rest))
+        )
 
     def __repr__(self):
         return f"Reservation(delay={self.delay})"

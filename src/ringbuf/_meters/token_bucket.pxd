@@ -1,4 +1,5 @@
 from libc.stdint cimport int64_t
+from libcpp.vector cimport vector
 
 from ringbuf._core.atomics cimport word
 from ringbuf._meters.refill_law cimport BucketState, LawCopy
@@ -10,6 +11,7 @@ cdef class TokenBucket:
     cdef object _file     # the SharedFile that holds it, or None
     cdef object __weakref__
     cdef word _me         # in `setter`: the number of this participant + 1; 0: it has none
+    cdef vector[word*] _waits  # where the places of those who wait here end, as they came
 
     cdef _use_file(self, file)
     cdef int _prepare(self) except -1

@@ -2,16 +2,16 @@
 """An atomic token bucket.
 
 Contract. Any number of threads, with the GIL or without it, may call every method. No
-call but a change of the law blocks, and none allocates beyond its result; an acquire is
-lock-free (one compare-and-exchange, and one more where it reads the clock). A request
-that is refused changes nothing.
+call but `acquire` (token_wait.pyx) and a change of the law blocks, and none allocates
+beyond its result; a `try_acquire` is lock-free (one compare-and-exchange, and one more
+where it reads the clock). A request that is refused changes nothing.
 
 Theory of operation. Tokens lie on a line, as events do in a lane. `issued(t)` is how
 many the rate has put on the line up to time t, `spent` how many have been taken from
 it:
 
     0 ......... spent ............... issued(t)
-                [====== available ====)         available = min(issued(t) - spent, burst)
+                [====== available ====)    available = min(issued(t) - spent, burst)
 
 `issued` is a pure function of time,
 
@@ -74,6 +74,7 @@ from ringbuf._meters.refill_law cimport (
     seconds_until, set_slope, stock, try_lock, unlock,
 )
 from ringbuf._meters.reservation cimport Reservation
+from ringbuf._shared.waiting cimport seconds_of
 
 import time
 
@@ -261,8 +262,8 @@ cdef class TokenBucket:
     cdef int64_t _acquire_by_law(
         self, LawCopy* law, int64_t now_ns, int64_t n, bint partial, bint lend
     ) noexcept nogil:
-        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough tokens
-        for one remain.
+        """Take tokens by the law at `now_ns`; with `lend`, leave a credit if enough
+        tokens for one remain.
         """
         cdef Rest rest
         cdef uint64_t before, line = issued(law, now_ns, &rest)
@@ -298,7 +299,8 @@ cdef class TokenBucket:
         if n > <int64_t>law.burst:
             return INFINITY
         line = issued(&law, now_ns, &rest)
-        # No reservation goes further ahead than MAX_TOKENS; a file that does is damaged.
+        # No reservation goes further ahead than MAX_TOKENS; a file that does is
+        # damaged.
         n -= max(stock(self._state, &law, line, load_relaxed(&self._state.spent)), -MAX_TOKENS)
         return seconds_until(&law, now_ns, n)
 
@@ -314,6 +316,44 @@ cdef class TokenBucket:
         prepare(self)
         return self._acquire_at(checked_ns(now_ns), count, False) == count
 
+    def acquire(self, n=1, timeout=None):
+        """Take `n` tokens, and wait for them up to `timeout` seconds: True, or False
+        where they do not come in time, and then nothing is taken.
+
+        timeout: 0 never waits; None waits as long as needed, where the rate is 0 until
+            it is changed.
+
+        Those who wait are served in the order in which they came, threads and
+        coroutines (`aio.acquire`) alike; a `try_acquire` does not overtake them. The
+        GIL is released meanwhile. A signal's handler runs and may raise: then nothing
+        is taken either, and those who came later and wait move up, within 20 ms, as if
+        this one had never come. (A Reservation, and a wait in another process, keeps
+        its time, and who comes later may be served before it.) A change of the rate
+        counts for those who wait too, within 20 ms; a changed burst for those who come.
+
+        Raises ValueError where n exceeds the burst: so many never come.
+
+        >>> bucket = TokenBucket(rate=1, burst=5)
+        >>> bucket.acquire(5), bucket.acquire(timeout=0)
+        (True, False)
+        """
+        cdef double seconds = seconds_of(timeout)
+        cdef int64_t count = checked_count(n)
+        prepare(self)
+        if self._acquire_now(count, False) == count:
+            return True
+        # Not above: it needs this module.
+        from ringbuf._meters.token_wait import TokenWait
+
+        return TokenWait(self, count, seconds).run()
+
+    @property
+    def aio(self):
+        """The same for coroutines: `await bucket.aio.acquire(n=1, timeout=None)`."""
+        from ringbuf._meters.async_bucket import AsyncBucket
+
+        return AsyncBucket(self)
+
     def acquire_up_to(self, n):
         """Take as many of `n` tokens as there are now; returns how many (0 to n)."""
         prepare(self)
@@ -325,8 +365,8 @@ cdef class TokenBucket:
         return self._acquire_at(checked_ns(now_ns), checked_count(n), True)
 
     def retry_after(self, n=1):
-        """Seconds until `n` tokens could be taken if no other caller takes any; inf where
-        that can never be.
+        """Seconds until `n` tokens could be taken if no other caller takes any; inf
+        where that can never be.
         """
         return self._retry_after(steady_ns(), checked_count(n))
 
@@ -377,7 +417,7 @@ cdef class TokenBucket:
             if cas_relaxed(&self._state.spent, &spent, end):
                 reservation.delay = delay
                 store_relaxed(&reservation._n, <uint64_t>count)
-                reservation._end = end
+                store_relaxed(&reservation._end, end)
                 # Beyond 127 years the sum may leave int64: such a reservation never
                 # comes due. Before them the wait alone may: it is added without a sign.
                 reservation._due_ns = INT64_MAX
@@ -445,8 +485,8 @@ cdef class TokenBucket:
         prepare(self)
         cdef int64_t deadline = 0
         cdef int tries = 0
-        # The GIL is not released between try_lock and unlock: with a GIL, this waits for
-        # another process only.
+        # The GIL is not released between try_lock and unlock: with a GIL, this waits
+        # for another process only.
         while not try_lock(self._state, load_relaxed(&self._me)):
             if self._file is not None:
                 free_lock(self._file, self._state, &self._me)
@@ -511,8 +551,8 @@ cdef class TokenBucket:
         raise TypeError("a TokenBucket is live shared state and cannot be copied or pickled")
 
 
-# Not inline, and so not in refill_law.pxd: in the body of an acquire they would cost every
-# one 6 ns (measured), and few acquires need them.
+# Not inline, and so not in refill_law.pxd: in the body of an acquire they would cost
+# every one 6 ns (measured), and few acquires need them.
 
 
 cdef void settle_law(

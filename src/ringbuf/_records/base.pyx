@@ -1,6 +1,6 @@
 # cython: freethreading_compatible=True
-"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the memory,
-and what they say of it.
+"""RecordRingBase: what a RingBuffer and its handles have in common: the way to the
+memory, and what they say of it.
 """
 
 from cpython.ref cimport Py_XDECREF
@@ -23,7 +23,8 @@ cdef class RecordRingBase:
         return self._runs.mask + 1
 
     def __len__(self):
-        """Records pushed and not yet taken; while others push or pop, only for a moment.
+        """Records pushed and not yet taken; while others push or pop, only for a
+        moment.
         """
         if self._runs.cursors == NULL:
             return 0  # a RecordRingBase that is neither a ring nor a handle

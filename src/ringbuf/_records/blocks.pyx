@@ -228,6 +228,11 @@ cdef class Span:
     def __len__(self):
         return len(self._array())
 
+    def __iter__(self):
+        cdef Py_ssize_t i
+        for i in range(len(self)):
+            yield self[i]
+
     def __getitem__(self, key):
         part = self._array()[key]
         if isinstance(key, (slice, str)):

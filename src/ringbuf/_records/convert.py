@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ringbuf._core.masked import has_masked
+from ringbuf._core.masked import has_masked, plain_array
 
 __all__ = ["as_records"]
 
@@ -36,8 +36,6 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
     TypeError for what can never be of that dtype, ValueError for a wrong shape and for
     values that do not fit (numbers: OverflowError).
     """
-    if has_masked(records):
-        raise ValueError(MASKED)
     if isinstance(records, (Mapping, MappingView, Set)):
         raise TypeError(
             f"records must be a sequence or an array, not a {type(records).__name__}: "
@@ -47,7 +45,7 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
         # ValueError if it was released; numpy would take it for one object.
         records = memoryview(records)
     if is_array(records):
-        return cast(np.asarray(records), dtype)
+        return cast(plain_array(records, MASKED), dtype)
     if (
         isinstance(records, (str, bytes))
         or not isinstance(records, Iterable)
@@ -78,9 +76,7 @@ def unwrapped(record: Any) -> Any:
     """The scalar of a record that came as an array of no dimensions."""
     if not isinstance(record, np.ndarray) or record.ndim:
         return record
-    if has_masked(record):
-        raise ValueError(MASKED)
-    return np.asarray(record)[()]
+    return plain_array(record, MASKED)[()]
 
 
 def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:
@@ -101,7 +97,7 @@ def cells_of(value: Any) -> list[Any]:
     """The items of an array, or of nested sequences, each as it is: an array of objects
     would lose the unit of a time.
     """
-    array = np.asarray(value) if is_array(value) else np.array(value, object)
+    array = plain_array(value, MASKED) if is_array(value) else np.array(value, object)
     return list(array.ravel())
 
 

@@ -61,7 +61,7 @@ Pairs of release and acquire, each named again where it stands in the code:
 
     P  publish: store of a tag    ->  load of the tag in `published`: the records of the
                                       run
-    M  take: exchange of `read`   ->  load of `read` in `take`: the same, for a take that
+    M  take: exchange of `read`   ->  load of `read` in `take`: the same, for one that
                                       goes on in the midst of a run
     R  release: store of a tag    ->  load of the tag in `advance`: the reader is done
                                       with the range
@@ -69,8 +69,8 @@ Pairs of release and acquire, each named again where it stands in the code:
                                       claimed are done
     S  room: store of `seen`      ->  load of it in `room`: the same, for the next claim
                                       by this handle
-    G  give back: store of a tag  ->  load of the tag in `retake`: as M, for what comes a
-                                      second time
+    G  give back: store of a tag  ->  load of the tag in `retake`: as M, for what comes
+                                      a second time
 
 R and the loads of `tail` and of tags by a release are in one total order as well: of
 two threads that release neighbouring ranges at the same moment, at least one sees the
@@ -284,7 +284,8 @@ cdef inline void publish(Runs* r, uint64_t position, uint64_t count, uint64_t ki
 
 
 cdef inline void abandon(Runs* r, uint64_t position, uint64_t count) noexcept nogil:
-    """Undo the claim of a reservation; if others have claimed since, make it a VOID run.
+    """Undo the claim of a reservation; if others have claimed since, make it a VOID
+    run.
     """
     cdef uint64_t write = position + count
     fetch_add_relaxed(&r.cursors.absent, -count)

@@ -1,4 +1,5 @@
-"""Pushes into a RingBuffer: one record, and arrays of them; with their waits for room."""
+"""Pushes into a RingBuffer: one record, and arrays of them; with their waits for room.
+"""
 
 from cpython.buffer cimport (
     PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,

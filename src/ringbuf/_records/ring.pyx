@@ -139,8 +139,8 @@ cdef class RingBuffer(RecordRingBase):
         cdef uint64_t itemsize = self.dtype.itemsize
         # The records start on a cache line of their own.
         cdef uint64_t before = sizeof(RunCursors) + (slots * sizeof(word) + LINE - 1) // LINE * LINE
-        # Zeroed memory is not touched until it is used. A line more, so that the cursors
-        # can start on one.
+        # Zeroed memory is not touched until it is used. A line more, so that the
+        # cursors can start on one.
         self._memory = np.zeros(before + slots * itemsize + LINE, dtype=np.uint8)
         cdef size_t address = (<size_t>self._memory.ctypes.data + LINE - 1) & ~<size_t>(LINE - 1)
         self._runs.cursors = <RunCursors*>address
@@ -188,7 +188,8 @@ cdef class RingBuffer(RecordRingBase):
         timeout: seconds to wait for room for all of them; None: no limit. A signal's
             handler runs meanwhile; an exception that it raises leaves the first part of
             the records pushed. If the ring is closed meanwhile, this returns how many
-            went in before; it raises only where that is none, and from the next call on.
+            went in before; it raises only where that is none, and from the next call
+            on.
         """
         return push_some(self, records, timeout)
 
@@ -256,7 +257,8 @@ cdef class RingBuffer(RecordRingBase):
         A thread that waits in a push or a pop wakes up and raises it (a push of many of
         which some are in returns how many), and the descriptor of `fileno` becomes
         readable. In a shared ring only this process's part ends: others go on. A block
-        that is open ends as ever, and an operation under way in another thread finishes.
+        that is open ends as ever, and an operation under way in another thread
+        finishes.
         """
         cdef RecordRingBase ring
         self._waiting.close(&self._runs.cursors.room)
@@ -287,8 +289,8 @@ cdef class RingBuffer(RecordRingBase):
         return (<RecordRingBase>Producer.__new__(Producer, OURS))._share(self)
 
     def consumer(self):
-        """A handle for one thread that pops: without a GIL, threads that share an object
-        contend for its reference count.
+        """A handle for one thread that pops: without a GIL, threads that share an
+        object contend for its reference count.
         """
         return (<RecordRingBase>Consumer.__new__(Consumer, OURS))._share(self)
 
@@ -300,7 +302,8 @@ cdef class RingBuffer(RecordRingBase):
             self._shared.participant.own_number()
 
     def _start_at(self, uint64_t position):
-        """Let a ring that was never used count from there on. For tests of the widths."""
+        """Let a ring that was never used count from there on. For tests of the widths.
+        """
         if self._shared is not None:
             self._shared.participant.own_number()
         assert load_relaxed(&self._runs.cursors.write.position) == 0
@@ -329,8 +332,8 @@ cdef class RingBuffer(RecordRingBase):
 
 @cython.final
 cdef class Producer(RecordRingBase):
-    """The pushing side of a RingBuffer, for one thread: `RingBuffer.producer()` makes it.
-    Its methods are the ring's.
+    """The pushing side of a RingBuffer, for one thread: `RingBuffer.producer()` makes
+    it. Its methods are the ring's.
     """
 
     def __cinit__(self, key=None):
@@ -358,8 +361,8 @@ cdef class Producer(RecordRingBase):
 
 @cython.final
 cdef class Consumer(RecordRingBase):
-    """The popping side of a RingBuffer, for one thread: `RingBuffer.consumer()` makes it.
-    Its methods are the ring's.
+    """The popping side of a RingBuffer, for one thread: `RingBuffer.consumer()` makes
+    it. Its methods are the ring's.
     """
 
     def __cinit__(self, key=None):

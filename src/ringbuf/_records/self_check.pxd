@@ -1,4 +1,5 @@
-"""The invariants of a RingBuffer of one process, asserted over its memory. For tests."""
+"""The invariants of a RingBuffer of one process, asserted over its memory. For tests.
+"""
 
 from libc.stdint cimport uint64_t
 
@@ -10,7 +11,9 @@ from ringbuf._records.positions cimport (
 
 
 cdef inline object check_runs(Runs* r):
-    """Assert every invariant; returns how many records are reserved, and how many taken."""
+    """Assert every invariant; returns how many records are reserved, and how many
+    taken.
+    """
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t tail = load_acquire(&r.cursors.tail)
     cdef uint64_t write = load_acquire(&r.cursors.write.position)

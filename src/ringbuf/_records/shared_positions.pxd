@@ -1,5 +1,5 @@
-"""Runs in a file that several processes share: what positions.pxd does, in steps after any
-of which a process may be killed.
+"""Runs in a file that several processes share: what positions.pxd does, in steps after
+any of which a process may be killed.
 
 As in positions.pxd, but for this. Each operation says in an op slot what it is about to
 do (_shared/op_slots.pxd), and one participant at a time finishes what dead ones had
@@ -162,16 +162,16 @@ cdef inline void leave_orphan(
     ControlBlock* control, OpSlot* slot, uint64_t position
 ) noexcept nogil:
     """Make an ORPHAN of a take, of which all from `position` on is left."""
-    # Without the number of records that are known behind it: an ORPHAN is empty when its
-    # two words have the same place.
+    # Without the number of records that are known behind it: an ORPHAN is empty when
+    # its two words have the same place.
     store_pair(&slot.after, pair(load_relaxed(&slot.after.position), 0))
     offer(slot, pair(position, 0))
     fetch_add_release(&control.deaths, 1)
 
 
 cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
-    """Records that were pushed and not yet taken. Goes from run to run, and over what is
-    claimed and not published.
+    """Records that were pushed and not yet taken. Goes from run to run, and over what
+    is claimed and not published.
     """
     cdef Pair read = load_pair(&r.cursors.read)
     cdef uint64_t count = amount_of(read.rest), at = read.position + count
@@ -194,7 +194,7 @@ cdef inline uint64_t shared_waiting(Runs* r) noexcept nogil:
     return min(count, r.mask + 1)
 
 
-# ---------------------------------------------------------------- Hooks of _shared/shared_ring.pxd
+# ------------------------------------------------ Hooks of _shared/shared_ring.pxd
 
 
 cdef inline void share_runs(Runs* r, SharedRing* s, ControlBlock* control) noexcept:

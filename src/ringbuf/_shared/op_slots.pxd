@@ -118,7 +118,7 @@ cdef struct ControlBlock:
     OpSlot slots[PARTICIPANTS * SLOTS]
 
 
-# ---------------------------------------------------------------- the rest of a source word
+# ------------------------------------------------------------ the rest of a source word
 
 
 cdef inline uint64_t make_rest(uint64_t amount, uint64_t taker, uint64_t turn) noexcept nogil:

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from ringbuf._core.atomics cimport word
-from ringbuf._shared.op_slots cimport PARTICIPANTS, ControlBlock, OpSlot
+from ringbuf._shared.op_slots cimport PARTICIPANTS, ControlBlock
 from ringbuf._shared.ranges cimport Range
 from ringbuf._shared.participant_locks cimport ParticipantLocks
 from ringbuf._shared.shared_ring cimport SharedRing

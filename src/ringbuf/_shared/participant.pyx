@@ -1,6 +1,6 @@
 # cython: freethreading_compatible=True
-"""Participant: one process's part in a shared ring: its participant slots and op slots, and
-its watch over the other participants.
+"""Participant: one process's part in a shared ring: its participant slots and op slots,
+and its watch over the other participants.
 
 All threads of the process that use one ring object share one Participant; op slots go
 from thread to thread without a lock. See op_slots.pxd for what an op slot is and
@@ -84,7 +84,8 @@ cdef class Participant:
             PyMem_Free(self._at_work[participant])
 
     cdef _join(self, Judge judge):
-        """Take part: tidy up after all that died. SharedFileError if the ring is damaged.
+        """Take part: tidy up after all that died. SharedFileError if the ring is
+        damaged.
         """
         if not PAIRS_ARE_LOCK_FREE:
             raise NotImplementedError(
@@ -213,8 +214,8 @@ cdef class Participant:
         return number
 
     cdef int64_t _take_participant_slot(self, int* error) noexcept:
-        """Tidy up and take a participant slot, under the lock for tidying up; returns an
-        op slot of it.
+        """Tidy up and take a participant slot, under the lock for tidying up; returns
+        an op slot of it.
 
         -1: there is none, and `error` says why, by an errno or ALL_TAKEN; or others
         were faster.
@@ -283,15 +284,15 @@ cdef class Participant:
     # ---------------------------------------------------------------- the end
 
     cdef void close(self) noexcept nogil:
-        """Leave all participant slots; one that an operation under way still needs, when
-        that has ended.
+        """Leave all participant slots; one that an operation under way still needs,
+        when that has ended.
         """
         store_total(&self._closing, 1)
         self._leave()
 
     cdef void _leave(self) noexcept nogil:
-        """Take the op slots that are not in use out of use; leave if that is all of them.
-        Several threads may be here at once.
+        """Take the op slots that are not in use out of use; leave if that is all of
+        them. Several threads may be here at once.
         """
         cdef uint64_t ours = exchange_total(&self._own, 0), participant, i, bits, none
         cdef bint all_out = True
@@ -314,7 +315,7 @@ cdef class Participant:
         if all_out:
             self.locks.close()
 
-    # ---------------------------------------------------------------- the other participants
+    # -------------------------------------------------------- the other participants
 
     cdef bint notice_dead(self, bint now) noexcept:
         """Tidy up after dead participants, if there are any; returns whether anything

@@ -1,6 +1,6 @@
 # cython: freethreading_compatible=True
-"""ParticipantLocks: the locks by which the processes that share a file know of each other,
-and what a fork does to them.
+"""ParticipantLocks: the locks by which the processes that share a file know of each
+other, and what a fork does to them.
 
 All locks are `F_OFD_SETLK`: they belong to the open file, so they end with the process,
 however it ends. Each is one byte, far behind the end of any file:
@@ -15,8 +15,8 @@ Forks. A forked child inherits the descriptor, and with it the locks: as long as
 keeps that, its parent's slots stay taken. So the child closes it at once, in a handler
 in C that allocates nothing and cannot fail, and clears all that the owner of the locks
 asked for: from then on the child has no slot, in any file. It opens the file anew, from
-`base`, when it first needs a lock (SharedFile.reopen), where an error has a caller to go
-to. `base` is a second opening, which never holds a lock. No fork comes between the
+`base`, when it first needs a lock (SharedFile.reopen), where an error has a caller to
+go to. `base` is a second opening, which never holds a lock. No fork comes between the
 opening of a descriptor to lock by and its entry in the list that the handler goes
 through, nor between its end in that list and its closing: else a child would keep it
 unseen, and with it whatever is locked by it later.

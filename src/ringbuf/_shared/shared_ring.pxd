@@ -1,5 +1,5 @@
-"""What both kinds of ring do in a file that processes share: claim, take, and finish what
-dead participants had begun.
+"""What both kinds of ring do in a file that processes share: claim, take, and finish
+what dead participants had begun.
 
 A ring of messages counts granules and one of records counts records; all else that can
 go wrong when a process is killed is the same. op_slots.pxd says what an op slot holds,
@@ -87,8 +87,8 @@ cdef inline bint claim_at(SharedRing* s, OpSlot* slot, Pair write) noexcept nogi
     if other != NULL and has_claimed(other, write, s.mask + 1):
         move_write(s, other, write)
         return False
-    # A tag of this lap there must not be written over; but if one was there, `write` had
-    # moved before.
+    # A tag of this lap there must not be written over; but if one was there, `write`
+    # had moved before.
     if not same(load_pair(s.write), write):
         return False
     if not cas_total(index, &tag, claim_tag(s.control, slot, write.position)):  # C
@@ -153,8 +153,8 @@ cdef inline void tidy_up(SharedRing* s, const bint* dead, bint alone) noexcept n
 
 
 cdef inline bint has_taken(SharedRing* s, OpSlot* slot) noexcept nogil:
-    """Whether the exchange of a PREPARED slot went through. If another take had followed
-    it, that one would have said HELD.
+    """Whether the exchange of a PREPARED slot went through. If another take had
+    followed it, that one would have said HELD.
     """
     return same(load_pair(source_word(s, load_acquire(&slot.source))), load_pair(&slot.after))
 

@@ -1,9 +1,9 @@
 # cython: freethreading_compatible=True
-"""Waiting: how the users of one ring wait for each other, as threads that sleep and as event
-loops that listen.
+"""Waiting: how the users of one ring wait for each other, as threads that sleep and as
+event loops that listen.
 
-An operation that wakes no other pays for one load of an event count (`wanted`); all that
-is here happens only when something waits.
+An operation that wakes no other pays for one load of an event count (`wanted`); all
+that is here happens only when something waits.
 
     sleep    seen = before_sleep(event); try once more; if it is still in vain:
              sleep(event, seen, deadline); and again.
@@ -37,6 +37,8 @@ from ringbuf._core.timing cimport steady_ns
 from ringbuf._shared.op_slots cimport PARTICIPANTS
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.participant_locks cimport fork_count
+
+from numbers import Real
 
 from ringbuf._core.ready_fd import ReadyFd, prefix_of
 
@@ -168,8 +170,8 @@ cdef class Waiting:
     """One for a ring and all its handles; made by the ring."""
 
     cdef int sleep(self, EventCount* event, uint32_t seen, int64_t deadline_ns) except -1:
-        """Sleep until the count of the event is no longer `seen`, or until the deadline;
-        or less.
+        """Sleep until the count of the event is no longer `seen`, or until the
+        deadline; or less.
         """
         cdef int64_t most = min(deadline_ns - steady_ns(), <int64_t>LONG_SLEEP_NS)
         if self.participant is not None or not have_barrier():
@@ -273,8 +275,8 @@ cdef class Waiting:
     # ---------------------------------------------------------------- the end
 
     cdef void close(self, EventCount* room) noexcept:
-        """End the use of the ring by this process. Its threads that wait for something or
-        for room find that out at once, and so do its event loops.
+        """End the use of the ring by this process. Its threads that wait for something
+        or for room find that out at once, and so do its event loops.
 
         Pairs with `check_open` in the try after `before_sleep`: a thread that has seen
         the count from before the wake sleeps no more. In a ring that processes share,
@@ -320,11 +322,12 @@ cdef double seconds_of(object timeout) except -1:
         return timeout
     if timeout is None:
         return INFINITY
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, Real)) or not timeout >= 0:
         raise ValueError(
             f"timeout must be a number of seconds from 0 on, or None for no limit, not {timeout!r}"
         )
-    return min(timeout, LONGEST)  # an int may be larger than any double
+    # An int may be larger than any double.
+    return LONGEST if timeout >= LONGEST else float(timeout)
 
 
 cdef int64_t deadline_of(double seconds) noexcept:

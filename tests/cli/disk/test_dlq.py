@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backpressure import FlowControlConfig
+from backpressure import BatchRejected, FlowControlConfig
 from tests.support.buffers import drain, drain_lanes
 from tests.support.disk import fingerprint, flip, open_buffer, records, segments_of
 
@@ -26,7 +26,7 @@ def with_letters(path: Path, events: list[bytes], priority: int = 2) -> None:
         buffer.add_events([event], priority=priority)
         batch = buffer.get_batch(1)
         assert batch is not None
-        batch.nack(f"sink refused {event[:5]!r}")
+        batch.settle(reject={0: f"sink refused {event[:5]!r}"})
     buffer.close(timeout=0)
 
 
@@ -169,7 +169,7 @@ def test_a_replay_makes_no_lane(forebay: Any, tmp_path: Path) -> None:
     buffer.add_events([b"a"])
     batch = buffer.get_batch()
     assert batch is not None
-    batch.nack("refused")
+    batch.nack(BatchRejected("refused"))
     buffer.close(timeout=0)
     assert forebay("dlq", "replay", path)[:2] == (0, "1 letters replayed\n")
     assert sorted(one.name for one in path.glob("lane-*")) == ["lane-1", "lane-2"]

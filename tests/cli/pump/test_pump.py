@@ -69,7 +69,7 @@ def test_failures_are_seen_and_nothing_is_doubled(
     source.write_bytes(access_log(20_000))
     options = [
         "--inject-failures",
-        "0.4",
+        "0.5",
         "--seed",
         "3",
         "--reset-timeout",
@@ -79,6 +79,7 @@ def test_failures_are_seen_and_nothing_is_doubled(
     ]
     run = Run(capfd, source, "--to", sink, *options)
     assert run.code == 0, run.err
+    assert "50 % of the writes fail on purpose" in run.err
     assert sink.read_bytes() == source.read_bytes()
     batches, failed = int(run.row("batches")), int(run.row("failed batches"))
     assert batches >= 100

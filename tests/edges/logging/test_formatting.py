@@ -87,3 +87,20 @@ def test_filters_may_refuse_and_replace() -> None:
         handler.addFilter(lambda record: logging.makeLogRecord({**vars(record), "msg": "other"}))
         logger.info("yes")
         assert texts(buffer) == ["other"]
+
+
+def test_a_formatter_that_is_set_or_patched_later_is_used() -> None:
+    handler = BufferHandler(BufferManager())
+    record = logging.LogRecord("n", 20, "f", 1, "m", (), None)
+    old = logging.Formatter("%(asctime)s %(message)s")
+    handler.setFormatter(old)
+    assert handler.format(record) == old.format(record)
+    handler.formatter = logging.Formatter("NEW %(message)s")
+    assert handler.format(record) == "NEW m"
+    handler.formatter = old
+    old.formatTime = lambda record, datefmt=None: "then"  # type: ignore[method-assign]
+    assert handler.format(record) == "then m"
+    old.format = lambda record: "patched"  # type: ignore[method-assign]
+    assert handler.format(record) == "patched"
+    handler.formatter = None
+    assert handler.format(record) == "m"

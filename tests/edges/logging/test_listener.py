@@ -112,7 +112,7 @@ def test_a_sink_that_is_gone_ends_the_delivery_and_says_so(
     listener = handler.listener
     assert listener is not None
     until(lambda: listener.error)
-    assert "the reader is gone" in caplog.text
+    until(lambda: "the reader is gone" in caplog.text)
     begun = time.monotonic()
     handler.flush()
     handler.close()
@@ -318,3 +318,8 @@ def test_a_string_that_names_a_handler_is_that_handler(tmp_path: Path) -> None:
     handler.close()
     assert target.seen == ["x"]
     assert not (tmp_path / "app.log").exists()
+    handler = BufferHandler(sink=tmp_path / "app.log")
+    logger_with(handler).info("y")
+    handler.close()
+    assert target.seen == ["x"]
+    assert (tmp_path / "app.log").read_text() == "y\n"

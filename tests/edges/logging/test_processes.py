@@ -6,11 +6,25 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import environment, run_python
+
+LOGGING = """
+import logging, os, sys, warnings
+warnings.simplefilter("ignore")  # that a process with threads forks is the point
+from backpressure.logging import BufferHandler
+handler = BufferHandler(sink=sys.argv[1])
+logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+"""
+
+
+def run_logging(code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process that logs to `path`."""
+    return run_python(LOGGING + textwrap.dedent(code), str(path))
 
 
 def test_at_the_end_of_the_interpreter_nothing_is_lost(tmp_path: Path) -> None:
@@ -132,13 +146,9 @@ def test_the_directory_is_the_parents(tmp_path: Path) -> None:
 @pytest.mark.platform
 def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run_python(
+    done = run_logging(
         """
-        import logging, multiprocessing, sys, warnings
-        warnings.simplefilter("ignore")
-        from backpressure.logging import BufferHandler
-        handler = BufferHandler(sink=sys.argv[1])
-        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
+        import multiprocessing
         def work(n):
             logging.info("child %d", n)
         context = multiprocessing.get_context("fork")
@@ -146,14 +156,14 @@ def test_children_of_multiprocessing_log_as_well(tmp_path: Path) -> None:
         [child.start() for child in children]
         [child.join() for child in children]
         """,
-        str(path),
+        path,
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.read_text().splitlines()) == [f"child {n}" for n in range(4)]
 
 
 PROGRAM = """
-import logging, multiprocessing, sys, warnings
+import concurrent.futures, logging, multiprocessing, sys, threading, time, warnings
 warnings.simplefilter("ignore")
 from backpressure.logging import BufferHandler
 
@@ -163,10 +173,19 @@ def configure():
             handlers=[BufferHandler(sink=sys.argv[1])], format="%(message)s", level="INFO"
         )
 
+def late(name):
+    time.sleep(0.2)
+    logging.info("late %d", name)
+
 def work(name):
+    global executor
     configure()
     for n in range(200):
         logging.info("child %d line %d", name, n)
+    # The process waits for both of these.
+    threading.Thread(target=late, args=(name,)).start()
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    executor.submit(late, name)
 
 if __name__ == "__main__":
     configure()
@@ -200,7 +219,8 @@ def test_processes_that_share_a_file_lose_no_line_and_cut_none(tmp_path: Path, m
     for name in ("parent", "child 0", "child 1", "child 2"):
         mine = [line for line in lines if line.startswith(f"{name} ")]
         assert mine == [f"{name} line {n}" for n in range(200)]
-    assert len(lines) == 800
+    assert len(lines) == 806
+    assert all(lines.count(f"late {name}") == 2 for name in range(3))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -244,13 +264,8 @@ def test_a_child_whose_buffer_has_no_consumer_says_so_and_ends_at_once(tmp_path:
 @pytest.mark.platform
 def test_a_child_of_a_child_and_one_that_never_logs(tmp_path: Path) -> None:
     path = tmp_path / "app.log"
-    done = run_python(
+    done = run_logging(
         """
-        import logging, os, sys, warnings
-        warnings.simplefilter("ignore")
-        from backpressure.logging import BufferHandler
-        handler = BufferHandler(sink=sys.argv[1])
-        logging.basicConfig(handlers=[handler], format="%(message)s", level="INFO")
         def forked(work):
             pid = os.fork()
             if pid == 0:
@@ -268,7 +283,7 @@ def test_a_child_of_a_child_and_one_that_never_logs(tmp_path: Path) -> None:
         forked(lambda: None)
         logging.info("parent again")
         """,
-        str(path),
+        path,
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.read_text().splitlines()) == [

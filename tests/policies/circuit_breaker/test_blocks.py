@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import contextvars
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from backpressure.policies.circuit_breaker import CircuitBreaker, Permit
+from backpressure.policies.circuit_breaker.blocks import held, innermost
 from backpressure.testing import FakeClock
 from tests.support.circuit_breaker import DownError, make
+from tests.support.threads import until
 
 
 def here(step: Callable[[], Any]) -> Any:
@@ -144,6 +148,59 @@ def test_blocks_entered_by_a_stack() -> None:
     assert breaker.metrics().duplicates == 0
 
 
+def test_stacks_that_are_left_in_another_order_settle_their_own() -> None:
+    breaker = make(FakeClock())
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    a = first.enter_context(breaker)
+    b = second.enter_context(breaker)
+    with breaker as outer:
+        first.close()
+        assert (a._done, b._done, outer._done) == (True, False, False)
+        with contextlib.suppress(RuntimeError), second:
+            raise RuntimeError
+        assert (b._done, outer._done) == (True, False)
+    assert (breaker.metrics().succeeded, breaker.metrics().failed) == (2, 1)
+
+
+def test_a_stack_in_a_generator_settles_its_own() -> None:
+    breaker = make(FakeClock())
+
+    def stacked() -> Generator[Permit, None, None]:
+        with contextlib.ExitStack() as stack:
+            yield stack.enter_context(breaker)
+
+    steps = stacked()
+    a = next(steps)
+    with breaker as outer:
+        steps.close()
+        assert (a._done, outer._done) == (True, False)
+    assert outer._done
+
+
+def test_an_asynchronous_stack_settles_its_own() -> None:
+    breaker = make(FakeClock())
+
+    async def main() -> None:
+        stack = contextlib.AsyncExitStack()
+        a = await stack.enter_async_context(breaker)
+        async with breaker as outer:
+            await stack.aclose()
+            assert (a._done, outer._done) == (True, False)
+        assert outer._done
+
+    asyncio.run(main())
+
+
+def test_what_a_stack_hands_on_is_the_innermost() -> None:
+    breaker = make(FakeClock())
+    with breaker as outer:
+        with contextlib.ExitStack() as stack:
+            a = stack.enter_context(breaker)
+            other = stack.pop_all()
+        other.close()
+        assert (a._done, outer._done) == (True, False)
+
+
 def test_blocks_entered_by_asynchronous_stacks_of_two_tasks() -> None:
     breaker = make(FakeClock())
 
@@ -187,3 +244,56 @@ def test_nothing_is_kept_of_a_block_that_was_left() -> None:
     for _ in stream(breaker):
         assert len(blocks._of_generators) == len(before) + 1
     assert blocks._of_generators == before
+
+
+class Pause:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+async def paused_in_a_block(breaker: CircuitBreaker, seen: list[Permit]) -> None:
+    with breaker as permit:
+        seen.append(permit)
+        await Pause()
+
+
+def test_a_coroutine_dropped_in_the_block_of_another_context_does_not_settle_that() -> None:
+    breaker = make(FakeClock())
+    coroutine = paused_in_a_block(breaker, [])
+    in_a_new_context(lambda: coroutine.send(None))
+    with breaker as outer:
+        coroutine.close()
+        assert not outer._done
+    assert (breaker.metrics().succeeded, breaker.metrics().ignored) == (1, 0)
+
+
+def test_a_coroutine_left_by_hand_settles_the_innermost() -> None:
+    breaker = make(FakeClock())
+
+    async def leave() -> None:
+        breaker.__exit__(None, None, None)
+
+    with breaker as outer:
+        inner = contextlib.ExitStack().enter_context(breaker)
+        asyncio.run(leave())
+        assert (inner._done, outer._done) == (True, False)
+    assert outer._done
+
+
+def shows(breaker: CircuitBreaker, count: str, number: int) -> bool:
+    return bool(getattr(breaker.metrics(), count) == number)
+
+
+def test_c_code_with_no_function_beneath_enters_and_leaves() -> None:
+    breaker = make(FakeClock())
+    for error, outcome in ((None, "succeeded"), (DownError(), "failed")):
+        context = contextvars.Context()
+        run: Callable[..., object] = context.run
+        for use, args, count in (
+            (breaker.__enter__, (), "admitted"),
+            (breaker.__exit__, (type(error), error, None), outcome),
+        ):
+            after = getattr(breaker.metrics(), count) + 1
+            _thread.start_new_thread(run, (use, *args))
+            until(partial(shows, breaker, count, after))
+        assert context.run(lambda: innermost(held.get())) is None

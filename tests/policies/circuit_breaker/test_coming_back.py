@@ -13,7 +13,16 @@ from backpressure.policies.circuit_breaker import (
     State,
 )
 from backpressure.testing import FakeClock
-from tests.support.circuit_breaker import Recorder, acquire, half_open, make, open_times, trip
+from tests.support.circuit_breaker import (
+    Recorder,
+    acquire,
+    acquire_now,
+    half_open,
+    make,
+    open_times,
+    state_of,
+    trip,
+)
 
 # --- ramping up
 
@@ -299,3 +308,106 @@ def test_jitter_spreads_the_open_time_within_its_fraction() -> None:
     again = CircuitBreaker(config, clock=FakeClock(), rng=random.Random(299))
     trip(again)
     assert again.retry_after() == first[-1]  # all of the chance comes from the injected generator
+
+
+# --- who cannot wait
+
+
+@pytest.mark.parametrize("law", ["share", "sequential"])
+@pytest.mark.parametrize("canary", [True, False])
+def test_who_cannot_wait_gets_a_canary_at_once(law: str, canary: bool) -> None:
+    clock = FakeClock()
+    changes = Recorder()
+    breaker = make(clock, changes, law=law, canary=canary)
+    acquire_now(breaker).ignore()  # as any other call, while it is closed
+    trip(breaker)
+    assert breaker.try_acquire() is None
+    acquire_now(breaker).failure()
+    assert breaker.state is State.OPEN
+    assert breaker.retry_after() > 0.0
+    assert breaker.try_acquire() is None
+    acquire_now(breaker).success()
+    assert state_of(breaker) is State.HALF_OPEN
+    assert [new for _, new in changes.changes] == [State.OPEN, State.HALF_OPEN]
+    assert breaker.metrics().probe_results == 1
+
+
+def test_who_cannot_wait_gets_one_at_a_time() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    trip(breaker)
+    first = acquire_now(breaker)
+    assert breaker.try_acquire_now() is None
+    before = breaker.retry_after()
+    first.ignore()
+    assert breaker.retry_after() == before == 8.0
+    second = acquire_now(breaker)
+    assert breaker.try_acquire_now() is None
+    del second  # as that of a batch that is neither acked nor nacked
+    acquire_now(breaker).failure()
+    third = acquire_now(breaker)
+    assert breaker.try_acquire_now() is None
+    third.success()
+    assert breaker.state is State.HALF_OPEN
+
+
+def test_a_canary_that_hangs_does_not_hold_up_the_next_whose_turn_has_come() -> None:
+    clock = FakeClock()
+    breaker = make(clock, law="sequential", canary=True)
+    trip(breaker)
+    hangs = acquire_now(breaker)
+    assert breaker.try_acquire_now() is None
+    clock.advance(breaker.retry_after())
+    acquire_now(breaker).success()
+    assert breaker.state is State.HALF_OPEN
+    hangs.failure()
+    assert breaker.metrics().late == 1
+
+
+def test_what_was_asked_for_at_once_moves_the_next_canary() -> None:
+    """So that the two do not go to a dead callee at the same time; and it is no longer
+    than as if that had been its turn.
+    """
+    clock = FakeClock()
+    breaker = make(clock, law="sequential", canary=True)
+    trip(breaker)
+    clock.advance(0.4)
+    acquire_now(breaker).failure()
+    assert breaker.retry_after() == pytest.approx(0.7 + 0.04)
+
+
+def test_canaries_go_less_often_the_longer_an_outage_lasts() -> None:
+    clock = FakeClock()
+    breaker = make(clock, law="sequential", canary=True, max_reset_timeout=30.0)
+    trip(breaker)
+    # After 20 seconds the time between them grows by less of the outage.
+    for pause, time_to_next in ((10.0, 1.7), (10.0, 2.7), (25.0, 3.7), (250.0, 13.7), (1e6, 30.0)):
+        clock.advance(pause)
+        acquire_now(breaker).failure()
+        assert breaker.retry_after() == pytest.approx(time_to_next)
+
+
+def test_who_cannot_wait_is_refused_by_hand_and_by_the_number_of_probes() -> None:
+    clock = FakeClock()
+    breaker = make(clock, half_open_requests=2)
+    trip(breaker)
+    acquire_now(breaker).success()
+    probe = acquire_now(breaker)
+    assert breaker.try_acquire_now() is None
+    del probe
+    breaker.force_open()
+    assert breaker.try_acquire_now() is None
+    breaker.disable()
+    assert breaker.try_acquire_now() is not None
+
+
+def test_a_canary_that_was_out_when_it_closed_does_not_hold_up_the_next_outage() -> None:
+    clock = FakeClock()
+    breaker = make(clock)
+    trip(breaker)
+    out = acquire_now(breaker)
+    breaker.reset()
+    trip(breaker)
+    assert breaker.try_acquire_now() is not None
+    out.success()
+    assert breaker.state is State.OPEN

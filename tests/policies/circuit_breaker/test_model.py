@@ -5,6 +5,7 @@ said, under random histories with late, duplicate, lost and dropped results.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -46,6 +47,14 @@ class Reference:
         self.probes: dict[int, float] = {}  # permit -> taken at
         self.results: list[tuple[bool, bool]] = []
         self.late = 0
+        self.outage = now
+        self.canary = -1  # the latest permit that OPEN gave, of this generation
+        self.due: dict[int, float] = {}  # the end of the open time when they went
+        self.out: set[int] = set()  # of those, what is neither answered nor dropped
+        # Results since it closed, and where several came at once the number of the
+        # group: the sequential law looks at whole ones.
+        self.history: list[tuple[bool, bool, int]] = []
+        self.groups = 0
 
     def bucket(self, now: float) -> int:
         return int(now // (self.config.monitoring_interval / 10))
@@ -66,16 +75,24 @@ class Reference:
             if not all(failed for failed, _ in self.results):
                 self.exponent = 0
             assert config.max_reset_timeout is not None
+            if not (self.state is State.HALF_OPEN and all(failed for failed, _ in self.results)):
+                self.outage = now
+                first = 0.5
+            else:
+                first = self.next_look(now)
             self.open_time = min(
                 config.max_reset_timeout,
                 config.reset_timeout * config.reset_timeout_multiplier**self.exponent,
             )
+            if config.law == "sequential":
+                self.open_time = min(config.max_reset_timeout, first)
             self.open_until = now + self.open_time
             # 2**2 times reset_timeout is the cap of this config: beyond it there is
             # nothing left to remember.
             self.exponent = min(2, self.exponent + 1)
         if state in (State.CLOSED, State.DISABLED):
             self.window, self.over_since = [], None
+            self.history = []
         self.ramp_end = now
         if self.state is State.HALF_OPEN and state is State.CLOSED:
             self.ramp_end, self.ramp_owed, self.ramp_due = now + self.config.ramp_up_time, 0.0, now
@@ -84,17 +101,33 @@ class Reference:
         self.state, self.entered = state, now
         self.generation += 1
         self.probes, self.results = {}, []
+        self.canary = -1
 
-    def acquire(self, permit: int, now: float) -> bool:
-        if self.state is State.OPEN and now >= self.open_until:
-            if self.config.canary:
+    def next_look(self, now: float) -> float:
+        assert self.config.max_reset_timeout is not None
+        lasted = now - self.outage
+        grown = 0.1 * min(lasted, 20.0) + 0.04 * max(0.0, lasted - 20.0)
+        return min(self.config.max_reset_timeout, 0.7 + grown)
+
+    def acquire(self, permit: int, now: float, at_once: bool = False) -> bool:
+        if self.state is State.OPEN and not self.config.canary and now >= self.open_until:
+            self.enter(State.HALF_OPEN, now)
+        if self.state is State.OPEN and (
+            now >= self.open_until or (at_once and self.canary not in self.out)
+        ):
+            self.canary = permit
+            self.out.add(permit)
+            self.due[permit] = self.open_until
+            if self.config.canary and self.config.law == "sequential":
+                self.open_time = self.next_look(now)
+                self.open_until = now + self.open_time
+            elif self.config.canary:
                 self.open_until = (
                     now
                     + max(self.open_time, self.config.reset_timeout)
                     / self.config.half_open_requests
                 )
-                return True
-            self.enter(State.HALF_OPEN, now)
+            return True
         if self.state is State.HALF_OPEN:
             if len(self.probes) + len(self.results) >= self.config.half_open_requests:
                 oldest = min(self.probes, key=lambda p: (self.probes[p], p))
@@ -124,10 +157,11 @@ class Reference:
             self.state is not State.HALF_OPEN or permit in self.probes
         )
         self.probes.pop(permit, None)
+        self.out.discard(permit)
         canary = counts and self.state is State.OPEN
         if outcome == "ignore":
             if canary:
-                self.open_until = min(self.open_until, now)
+                self.open_until = min(self.open_until, max(now, self.due[permit]))
             return
         if not counts:
             self.late += 1
@@ -145,11 +179,50 @@ class Reference:
     def decide_half_open(self, now: float) -> None:
         quorum = min(self.config.min_requests, self.config.half_open_requests)
         missing = quorum - len(self.results)
+        if self.config.law == "sequential":
+            evidence = max(
+                sum(self.evidence(bool(hit), kind) for hit in hits)
+                for kind, hits in enumerate(zip(*self.results, strict=True))
+            )
+            if abs(evidence) >= math.log(19) or missing == 0:
+                self.enter(State.CLOSED if evidence <= 0 else State.OPEN, now)
+            return
         best = self.results + [(False, False)] * missing  # all that is missing comes out well
         if self.reached(best):
             self.enter(State.OPEN, now)
         elif missing == 0:
             self.enter(State.CLOSED, now)
+
+    def alternative(self, kind: int) -> tuple[float, float]:
+        threshold = (self.config.failure_threshold, self.config.slow_call_rate_threshold)[kind]
+        return threshold * 2 / 3, min(2 * threshold, (1 + threshold) / 2)
+
+    def evidence(self, hit: bool, kind: int, certain: bool = False) -> float:
+        flaky, broken = self.alternative(kind)
+        broken = 1.0 if certain else broken
+        if hit:
+            return math.log(broken / flaky)
+        return math.log((1 - broken) / (1 - flaky)) if broken < 1 else -math.inf
+
+    def proven(self, now: float) -> bool:
+        """Whether the latest results are enough, in number and as evidence."""
+        calls = len(self.visible(now))
+        rate = calls / min(5.0, max(1.0, now - self.entered))
+        bound = math.log(max(rate, 0.1) * 240_000)
+        bound = min(15 * math.log(3), max(10 * math.log(3), bound))
+        part = min(1.0, self.config.min_requests / 10)
+        for kind, certain in itertools.product((0, 1), (False, True)):
+            total = since = 0.0
+            for index, result in enumerate(self.history):
+                total += self.evidence(result[kind] is True, kind, certain)
+                since += 1
+                is_whole = index + 1 == len(self.history) or self.history[index + 1][2] != result[2]
+                if is_whole and total <= 0:
+                    total = since = 0.0
+            asked = part * (bound + (math.log(4) if certain else 0.0))
+            if since >= self.config.min_requests and total >= asked - 1e-6:
+                return True
+        return False
 
     def reached(self, results: list[tuple[bool, bool]], deviations: float = 0.0) -> bool:
         def beyond(count: int, threshold: float) -> bool:
@@ -176,6 +249,12 @@ class Reference:
 
     def count(self, results: list[tuple[bool, bool]], now: float) -> None:
         self.window += [(self.bucket(now), failed, slow) for failed, slow in results]
+        self.groups += 1
+        self.history += [(failed, slow, self.groups) for failed, slow in results]
+        if self.config.law == "sequential":
+            if self.state is State.CLOSED and self.proven(now):
+                self.enter(State.OPEN, now)
+            return
         if self.state is State.CLOSED and self.over(self.visible(now)):
             seen = self.visible(now)
             self.over_since = now if self.over_since is None else self.over_since
@@ -238,13 +317,14 @@ class BreakerMachine(RuleBasedStateMachine):
             self.config.slow_call_duration is not None and latency >= self.config.slow_call_duration
         )
 
-    @rule(target=permits, count=st.integers(1, 4))
-    def take(self, count: int) -> object:
+    @rule(target=permits, count=st.integers(1, 4), at_once=st.sampled_from([False] * 3 + [True]))
+    def take(self, count: int, at_once: bool) -> object:
         given = []
         for _ in range(count):
             number = self.taken + self.refused
-            permit = self.breaker.try_acquire()
-            assert (permit is not None) == self.model.acquire(number, self.clock.now())
+            breaker = self.breaker
+            permit = breaker.try_acquire_now() if at_once else breaker.try_acquire()
+            assert (permit is not None) == self.model.acquire(number, self.clock.now(), at_once)
             if permit is None:
                 self.refused += 1
             else:
@@ -332,6 +412,7 @@ class BreakerMachine(RuleBasedStateMachine):
         number, _ = entry
         del self.held[number]
         self.model.probes.pop(number, None)
+        self.model.out.discard(number)
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.75, 8.0, 20.0]))
     def wait(self, seconds: float) -> None:
@@ -430,6 +511,26 @@ class CanaryMachine(BreakerMachine):
     )
 
 
+class SequentialMachine(BreakerMachine):
+    """The other law, with all that it judges by."""
+
+    config = dataclasses.replace(
+        BreakerMachine.config, law="sequential", canary=True, ramp_up_time=0.0
+    )
+
+
+class UnlockedSequentialMachine(BreakerMachine):
+    """The other law, on the fast path, without canaries and with more calls."""
+
+    config = dataclasses.replace(
+        BreakerMachine.config,
+        law="sequential",
+        failure_threshold=0.3,
+        min_requests=4,
+        slow_call_duration=None,
+    )
+
+
 TestBreakerMachine, TestBreakerMachineInFull = share_and_proof(
     BreakerMachine, examples=80, steps=60
 )
@@ -439,4 +540,10 @@ TestUnlockedMachine, TestUnlockedMachineInFull = share_and_proof(
 )
 TestCountingMachine, TestCountingMachineInFull = share_and_proof(
     CountingMachine, examples=80, steps=60
+)
+TestSequentialMachine, TestSequentialMachineInFull = share_and_proof(
+    SequentialMachine, examples=80, steps=60
+)
+TestUnlockedSequentialMachine, TestUnlockedSequentialMachineInFull = share_and_proof(
+    UnlockedSequentialMachine, examples=80, steps=60
 )

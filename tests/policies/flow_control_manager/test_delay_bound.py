@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
+from hypothesis import example
 from hypothesis import strategies as st
 
 from backpressure import BufferConfig, BufferManager, ConfigError, FlowControlConfig, WhenFull
@@ -252,6 +253,19 @@ def test_what_the_sink_does_not_need_is_refused_while_a_more_urgent_one_is() -> 
     assert queue.idle < 0.9
 
 
+def test_the_less_urgent_are_let_in_once_a_flood_of_more_urgent_ones_is_over() -> None:
+    """Those were refused just now, but what was let in of them is gone after 0.3 s: the
+    sink would have nothing to do until the interval ends.
+    """
+    queue = Queue()
+    queue.run(2.0, only(3, 0.5 * RATE))
+    queue.run(4.0, only(2, 2 * RATE))
+    assert queue.refused[1] > 0
+    queue.run(0.8, only(5, 1.5 * RATE))
+    assert queue.waiting[1] == 0
+    assert queue.starved <= 2 * TICK
+
+
 def test_a_refusal_says_delay_and_when_to_come_back() -> None:
     queue = Queue()
     queue.run(2.0, only(3, 0.5 * RATE))
@@ -315,16 +329,20 @@ def test_what_can_be_spilled_is_not_refused() -> None:
 
 def test_an_open_circuit_sheds_nothing_in_an_emergency_either() -> None:
     queue = Queue(target=None)
+    manager = queue.manager
     for _ in range(100):
-        queue.manager.admit(100, 5)
-        queue.manager.record_outcome(0, 100)
+        manager.admit(100, 5)
+        manager.record_outcome(0, 100)
         queue.clock.advance(0.1)
-    assert queue.manager.emergency
-    assert queue.manager.admit(100, 5).reason == "emergency"
-    queue.manager.observe([0] * 5, [0] * 5, enough=1, calling=False)
-    assert queue.manager.admit(100, 5).reason is None
-    queue.manager.observe([0] * 5, [0] * 5, enough=1, calling=True)
-    assert queue.manager.admit(100, 5).reason == "emergency"
+    assert manager.emergency
+    assert manager.admit(100, 5).reason == "emergency"
+    manager.observe([0] * 5, [0] * 5, enough=1, calling=False)
+    assert not manager.emergency
+    assert manager.admit(100, 5).reason is None
+    manager.observe([0] * 5, [0] * 5, enough=1, calling=True)
+    queue.clock.advance(1.0)
+    manager.record_outcome(0, 100)
+    assert manager.admit(100, 5).reason == "emergency"
 
 
 def test_a_consumer_that_comes_by_now_and_then_has_nothing_refused() -> None:
@@ -386,16 +404,19 @@ def test_it_goes_on_when_the_clock_steps() -> None:
         max_size=12,
     ),
 )
+@example(
+    # A flood of the most urgent, and as soon as it ends one of the least urgent.
+    seed=234,
+    loads=[*[(1, 0.0, 1.0)] * 3, (1, 0.0, 0.109375), (1, 0.0, 0.25), (1, 2.0, 1.0), (5, 2.0, 1.0)],
+)
 def test_whatever_comes_the_sink_is_not_starved_and_urgent_events_pass(
     seed: int, loads: list[tuple[int, float, float]]
 ) -> None:
     """The sink hardly ever runs dry in a tick in which something was refused, and
     priority 1 is never refused.
 
-    Where a priority is refused those below it are held back for its sake, and it may
-    fall silent the next moment: that costs up to an interval's worth, here a part of a
-    percent. With 1.4 times the rate the sink takes less between two looks than is
-    `enough`.
+    Where a priority is refused those below it are held back for its sake; but not once
+    it has fallen silent and the sink has worked off what waited.
     """
     queue = Queue()
     rng = random.Random(seed)

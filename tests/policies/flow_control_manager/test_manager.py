@@ -241,8 +241,8 @@ def test_on_change_runs_without_the_lock() -> None:
 
     manager = FlowControlManager(clock=clock, on_change=on_change)
     manager.set_rate(5)
-    manager.record_outcome(0, 100)
-    manager.record_outcome(0, 100)
+    for _ in range(5):
+        manager.record_outcome(0, 100)
     clock.advance(100.0)
     # A mere look at the clock can end it: by admit as well as by the property.
     manager.admit(1, 5)
@@ -289,7 +289,8 @@ def test_defaults() -> None:
         (EmergencyModeConfig, "enabled", "yes"),
         (EmergencyModeConfig, "trigger_threshold", 0.0),
         (EmergencyModeConfig, "trigger_threshold", 1.1),
-        (EmergencyModeConfig, "throttle_rate", 0),
+        (EmergencyModeConfig, "throttle_rate", -0.1),
+        (EmergencyModeConfig, "throttle_rate", 1.1),
         (EmergencyModeConfig, "throttle_rate", math.nan),
         (EmergencyModeConfig, "window", 0.0),
         (EmergencyModeConfig, "min_dwell", -1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 
 from ringbuf import MessageRing, Messages, RingBuffer
 from ringbuf._records.blocks import Span
-from tests.support.ring_buffer import records_of
 from tests.support.threads import background
 
 
@@ -38,12 +38,16 @@ def test_a_span_ends_with_its_block(ring: RingBuffer) -> None:
             block.__enter__()
         with pytest.raises(IndexError):
             span[4]
+        assert isinstance(span, Iterable)
+        begun = iter(span)
+        assert next(begun) == 1
     assert ring.pop_many().tolist() == [1, 9, 3, 4]
     for use in (
         lambda: span[0],
         lambda: part[0],
         lambda: len(span),
-        lambda: records_of(span),
+        lambda: list(span),
+        lambda: next(begun),
         lambda: span.__setitem__(0, 9),
         lambda: np.asarray(span),
         lambda: span.__exit__(None, None, None),
@@ -63,7 +67,7 @@ def test_a_span_is_used_like_an_array() -> None:
         copy["a"] = 100  # a copy: the block can end while it is alive
         assert np.asarray(span, dtype=span[0].dtype).shape == (3,)
         assert np.asarray(span["a"], dtype="f8").tolist() == [7.0, 2.0, 3.0]
-        assert [one["a"] for one in records_of(span)] == [7, 2, 3]
+        assert [one["a"] for one in span] == [7, 2, 3]
     with ring.peek(3) as span:
         assert span["a"][1] == 2
         assert type(span["a"][1]) is int
@@ -79,11 +83,11 @@ def test_spans_end_where_the_memory_ends(ring: RingBuffer) -> None:
     ring.pop_many(5)
     with ring.reserve(8) as first, ring.reserve(8) as second, ring.reserve(8) as third:
         assert [len(first), len(second), len(third)] == [2, 5, 0]
-        assert records_of(third) == np.asarray(third).tolist() == []
+        assert list(third) == np.asarray(third).tolist() == []
         first[:] = 6, 7
         second[:] = range(8, 13)
     with ring.peek(100) as first, ring.peek(100) as second, ring.peek(1) as third:
-        shown = [records_of(span) for span in (first, second, third)]
+        shown = [list(span) for span in (first, second, third)]
         assert shown == [[5, 6, 7], [8, 9, 10, 11, 12], []]
     assert ring._check() == (0, 0)
 
@@ -168,8 +172,8 @@ def test_a_full_ring_of_aborted_reservations_is_empty(ring: RingBuffer) -> None:
 def test_a_peek_that_fails_gives_back(ring: RingBuffer) -> None:
     ring.push_many([1, 2, 3, 4, 5, 6])
     first, second = ring.peek(2), ring.peek(2)
-    assert records_of(first.__enter__()) == [1, 2]
-    assert records_of(second.__enter__()) == [3, 4]
+    assert list(first.__enter__()) == [1, 2]
+    assert list(second.__enter__()) == [3, 4]
     assert ring.try_pop() == 5
     second.__exit__(KeyError, KeyError(), None)
     assert len(ring) == 3
@@ -217,7 +221,7 @@ def test_handles_are_the_ring(ring: RingBuffer) -> None:
     assert consumer.try_pop() == 1
     assert consumer.pop_many(1).tolist() == [2]
     with consumer.peek(5) as span:
-        assert records_of(span) == [3, 4]
+        assert list(span) == [3, 4]
     assert not hasattr(producer, "try_pop")
     assert not hasattr(consumer, "try_push")
     with pytest.raises(TypeError, match="made by"):

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ringbuf import RingBuffer
 from tests.support.models import share_and_proof
-from tests.support.ring_buffer import MODES, records_of
+from tests.support.ring_buffer import MODES
 
 
 class Run:
@@ -201,7 +201,7 @@ class RecordMachine(RuleBasedStateMachine):
         span = block.__enter__()
         readable = self.readable()
         taken = self.take(len(span))
-        assert records_of(span) == taken == readable[: len(span)]
+        assert list(span) == taken == readable[: len(span)]
         assert len(span) or not readable
         if taken:
             self.peeked.append((block, taken))

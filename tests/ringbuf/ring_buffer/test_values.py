@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringbuf import RingBuffer
+from tests.support.columns import Column
 
 NEW_YEAR = datetime.datetime(2026, 1, 2)
 
@@ -350,7 +351,11 @@ def test_masked_records_are_refused() -> None:
     records = np.ma.masked_array([1, 2], mask=[False, True])
     with pytest.raises(ValueError, match="masked"):
         ring.push_many(records)
+    column: Any = Column
+    with pytest.raises(ValueError, match="masked"):
+        ring.push_many(column(records))
     assert ring.push_many(records[:1]) == 1
+    assert ring.push_many(column(records[:1])) == 1
 
 
 ALIGNED = np.dtype([("a", "i1"), ("b", "f8")], align=True)

@@ -15,6 +15,7 @@ from backpressure.spill.ledger import LEDGER_NAME, Ledger, read_record
 from backpressure.spill.settled import Settled
 from backpressure.testing import CrashingFileSystem, FaultyFileSystem
 from tests.support.spill_store import everything, got, put
+from tests.support.threads import in_thread
 from tests.torture.journal import BUFFER_ID, LANE, disk_with_lane, opened
 
 
@@ -73,10 +74,13 @@ def test_an_ack_while_an_append_is_under_way_settles_nothing_else() -> None:
     assert got(store.read(0, 9, 100)) == (0, [b"older"])
     append = store._writer.append
 
-    def append_read_ack(*arguments: Any) -> None:
-        append(*arguments)
+    def read_and_ack() -> None:
         assert got(store.read(1, 9, 100)) == (10, [b"newer"])
         store.ack(10, 1)
+
+    def append_read_ack(*arguments: Any) -> None:
+        append(*arguments)
+        in_thread(read_and_ack)
 
     store._writer.append = append_read_ack  # type: ignore[assignment, method-assign]
     put(store, 10, b"newer")

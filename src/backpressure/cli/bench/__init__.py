@@ -16,7 +16,7 @@ from pathlib import Path
 from backpressure.cli.bench.hot_paths import figures
 from backpressure.cli.bench.measurement import Figure, Measurement, measure
 from backpressure.cli.bench.report import heading, line_of, machine, markdown
-from backpressure.cli.common import FAILED, OK, USAGE, exit_codes
+from backpressure.cli.common import FAILED, OK, USAGE, command_parser
 
 __all__ = ["Figure", "Measurement", "figures", "main", "measure"]
 
@@ -50,12 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="forebay bench",
-        description="Measure the hot paths of this machine, each beside its yardstick. "
+    parser = command_parser(
+        "bench",
+        "Measure the hot paths of this machine, each beside its yardstick. "
         "Run it while nothing else runs.",
-        epilog=exit_codes(_CODES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _CODES,
     )
     parser.add_argument(
         "--long",

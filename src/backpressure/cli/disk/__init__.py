@@ -11,7 +11,7 @@ from typing import Any
 
 from backpressure.base.errors import BackpressureError, DirectoryInUse
 from backpressure.base.wording import reason
-from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, exit_codes, say
+from backpressure.cli.common import BY_CTRL_C, FAILED, IN_USE, OK, USAGE, command_parser, say
 from backpressure.cli.progress import make_display, megabytes
 from backpressure.spill.offline.directory_view import BufferView, NotABuffer, describe_owner
 from backpressure.spill.runs import Lost
@@ -64,12 +64,7 @@ def make_parser(
     if changes:
         codes[IN_USE] = "another process has the directory open; nothing was done"
     codes[BY_CTRL_C] = "ended by Ctrl-C"
-    parser = argparse.ArgumentParser(
-        prog=f"forebay {name}",
-        description=description,
-        epilog=exit_codes(codes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(name, description, codes)
     parser.add_argument("directory", metavar="DIR", help="the directory of a buffer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--quiet", action="store_true", help="show only what went wrong")

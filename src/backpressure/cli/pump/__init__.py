@@ -75,6 +75,11 @@ def _pump(options: argparse.Namespace) -> int:
         leave_open=sink.leave_open,
     )
     display = make_display(quiet=options.quiet, total_bytes=_total_bytes(options.sources))
+    if options.inject_failures:
+        display.note(
+            f"{100 * options.inject_failures:g} % of the writes fail on purpose "
+            "(--inject-failures): the rate has the waits in it that they cost"
+        )
     with noted_signals("SIGINT", "SIGTERM") as signals:
         transfer.start()
         settled = _watch(transfer, buffer, display, signals)
@@ -89,7 +94,7 @@ def _config(options: argparse.Namespace) -> BufferConfig:
     """The buffer's config: all policies on, with what the command line changes."""
     config = BufferConfig(
         max_batch_bytes=_BATCH_BYTES,
-        circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout, canary=True),
+        circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout),
     )
     if options.lane_bytes is not None:
         config = replace(config, lane_bytes=options.lane_bytes)

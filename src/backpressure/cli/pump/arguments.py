@@ -12,7 +12,7 @@ from backpressure.cli.common import (
     OK,
     USAGE,
     checked,
-    exit_codes,
+    command_parser,
     number,
     whole_number,
 )
@@ -45,12 +45,11 @@ _share = number("a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options in `argv`; exits with code 2 and a message where they are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="forebay pump",
-        description="Carry lines from files or stdin through a buffer to a sink, at least once "
-        "and in order.",
-        epilog=exit_codes(_CODES) + _ORDER,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "pump",
+        "Carry lines from files or stdin through a buffer to a sink, at least once and in order.",
+        _CODES,
+        behind=_ORDER,
     )
     add = parser.add_argument
     add(
@@ -89,7 +88,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=_positive,
         default=1.0,
         metavar="S",
-        help="seconds until the circuit breaker tries a failed sink again (default: %(default)s)",
+        help="the longest time for which the circuit breaker leaves a failed sink alone "
+        "(default: %(default)s)",
     )
     add(
         "--retry-for",

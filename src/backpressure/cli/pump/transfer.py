@@ -1,11 +1,11 @@
 """Carries lines from sources through a buffer to a sink.
 
 For pipes and terminals there are two threads: the feeder puts chunks of lines into the
-buffer, and the deliverer takes batches out and sends them. So a slow source never holds
+buffer, and a Delivery takes batches out and sends them. So a slow source never holds
 back what is buffered, and a slow sink never stops the reading before the buffer is
-full. Regular files neither wait nor go away, so there one thread feeds and delivers in
-lockstep: what it has just put in is still in its cache, and nothing is handed from
-thread to thread (measured: a third less time).
+full. Regular files neither wait nor go away, so there one thread feeds, and has the
+Delivery go by steps: what it has just put in is still in its cache, and nothing is
+handed from thread to thread (measured: a third less time).
 
 The caller only watches (`wait`, `progress`), ends the run early if needed (`stop`,
 `abandon`), and calls `settle` at the end. The threads are daemons: one that hangs in a
@@ -25,11 +25,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backpressure.base.clock import Clock, MonotonicClock
-from backpressure.base.errors import BufferClosed
+from backpressure.base.errors import BatchStateError, BufferClosed
 from backpressure.base.priority import default_priority
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer_manager import BufferManager
+from backpressure.delivery.delivery import Delivery
 from backpressure.sinks import Sink, SinkGone
 from backpressure.sources import LineChunk, LineReader
 from backpressure.sources.priority_rules import PriorityRules
@@ -37,7 +38,7 @@ from ringbuf._messages.lines import count_lines
 
 __all__ = ["Progress", "Transfer"]
 
-# How often the deliverer checks whether it has to end: too short a delay to notice, and
+# How often it is checked whether the run has to end: too short a delay to notice, and
 # it costs nothing.
 _CHECK_SECONDS = 0.05
 # What was refused is offered again after this at the latest (seconds): the time that a
@@ -107,11 +108,8 @@ class Transfer:
         self._marking = threading.Lock()
         self._end: tuple[int, int] | None = None  # its priority and sequence number
         self._lockstep = all(map(_is_regular, sources))
-        work = [self._carry] if self._lockstep else [self._feed, self._deliver]
-        self._threads = [
-            threading.Thread(target=one, name=f"forebay-{one.__name__}", daemon=True)
-            for one in work
-        ]
+        self._thread = threading.Thread(target=self._carry, name="forebay-carry", daemon=True)
+        self._delivery: Delivery | None = None
         self._started = 0.0
         self._ended: float | None = None
         self._failing_since: float | None = None
@@ -123,21 +121,33 @@ class Transfer:
         self.position: tuple[str, int] | None = None
         #: What ended the reading, or the delivery, before its time.
         self.source_error: Exception | None = None
-        self.sink_error: Exception | None = None
+        self.sink_error: BaseException | None = None
 
     def start(self) -> None:
         """Begin. A transfer runs once."""
         self._started = self._clock.now()
-        for thread in self._threads:
-            thread.start()
+        self._delivery = Delivery.begin(
+            self._buffer,
+            _Counted(self, self._sink),
+            max_events=self._batch_size,
+            classify=self._lose_patience,
+            by_steps=self._lockstep,
+            # It is `settle` that closes the buffer, also at the end of the interpreter.
+            ends_buffer=False,
+        )
+        self._thread.start()
 
     def wait(self, seconds: float) -> bool:
         """Wait at most that long for the end; whether it has come."""
         return self._done.wait(seconds)
 
     def stop(self) -> None:
-        """Read no more; what has been read is still delivered."""
+        """Read no more; what has been read is still delivered, for which the sink is
+        asked whatever the circuit breaker says.
+        """
         self._stopping.set()
+        if self._delivery is not None:
+            self._delivery.hurry()
 
     def abandon(self) -> None:
         """Read no more and begin no further batch."""
@@ -170,9 +180,13 @@ class Transfer:
         )
 
     def _carry(self) -> None:
-        """Feed and deliver in lockstep, then deliver what is left."""
-        self._feed()
-        self._deliver()
+        """Feed, deliver what is left, and end the delivery."""
+        try:
+            self._feed()
+            self._deliver_rest()
+        finally:
+            self._ended = self._clock.now()
+            self._done.set()
 
     # ---------------------------------------------------------------- the feeder
 
@@ -239,69 +253,98 @@ class Transfer:
         full = admission.reason == "full"
         wait = _CHECK_SECONDS if full else min(admission.retry_after, _REFUSAL_SECONDS)
         deadline = time.monotonic() + wait
+        while not self._abandoned.is_set():
+            left = max(0.0, deadline - time.monotonic())
+            if self._step(min(left, _CHECK_SECONDS)):
+                deadline = 0.0 if full else deadline
+            elif not left:
+                return
+
+    # ---------------------------------------------------------------- the delivery
+
+    def _step(self, seconds: float) -> bool:
+        """Deliver a batch within that time, in lockstep; whether there was one."""
+        assert self._delivery is not None
         try:
-            while not self._abandoned.is_set():
-                left = max(0.0, deadline - time.monotonic())
-                batch = self._buffer.get_batch(self._batch_size, timeout=min(left, _CHECK_SECONDS))
-                if batch is not None:
-                    self._send_batch(batch)
-                    deadline = 0.0 if full else deadline
-                elif not left:
-                    return
-        except Exception as error:
-            self._end_run(error)
+            sent = self._delivery.step(seconds)
+        except BufferClosed:  # the run was settled before it was through
+            self.abandon()
+            return False
+        self._look_for_error()
+        return sent
 
-    # ---------------------------------------------------------------- the deliverer
-
-    def _deliver(self) -> None:
-        try:
-            while not self._abandoned.is_set():
-                if self._fed.is_set() and not self._buffer.stats().resident:
-                    return
-                batch = self._buffer.get_batch(self._batch_size, timeout=_CHECK_SECONDS)
-                if batch is not None:
-                    self._send_batch(batch)
-        except Exception as error:
-            self._end_run(error)
-        finally:
-            self._ended = self._clock.now()
-            self._done.set()
-
-    def _end_run(self, error: Exception) -> None:
-        """End the run because of `error`.
-
-        BufferClosed only says that the run was settled before a batch was through.
-        """
-        if not isinstance(error, BufferClosed):
+    def _look_for_error(self) -> None:
+        """End the run where the delivery has ended."""
+        assert self._delivery is not None
+        if (error := self._delivery.error) is not None and self.sink_error is None:
             self.sink_error = error
-        self.abandon()
+            self.abandon()
 
-    def _send_batch(self, batch: Batch) -> None:
-        """Send one batch and settle it; raises where the run cannot go on."""
-        count, priority = len(batch), int(batch.priority)
-        with self._marking:
-            newlines = count - (self._end == (priority, batch.first_seq + count - 1))
-        nbytes = batch.nbytes + newlines
-        try:
-            self._sink.send(batch)
-        except OSError as error:
-            batch.nack(error)
-            now = self._clock.now()
-            if self._failing_since is None:
-                self._failing_since = now
-            if isinstance(error, SinkGone) or now - self._failing_since >= self._retry_for:
-                raise
-            return
-        except BaseException as error:
-            batch.nack(error)
-            raise
-        batch.ack()
+    def _deliver_rest(self) -> None:
+        """Until all is delivered, or nothing more is to be."""
+        assert self._delivery is not None
+        while not self._abandoned.is_set() and self._buffer.resident:
+            if self._lockstep:
+                self._step(_CHECK_SECONDS)
+            elif self._delivery.wait(_CHECK_SECONDS):
+                self._look_for_error()
+                break
+        # What is being sent by then is waited for.
+        self._delivery.stop(None, drain=False)
+        self._look_for_error()
+
+    def _count(self, count: int, nbytes: int) -> None:
+        """A batch has been delivered."""
         self._failing_since = None
         self._events += count
         self._nbytes += nbytes
         self._batches += 1
         self._smallest = min(self._smallest or count, count)
         self._largest = max(self._largest, count)
+
+    def _bytes_out(self, batch: Batch) -> int:
+        """How many bytes the batch has in the output."""
+        count, priority = len(batch), int(batch.priority)
+        with self._marking:
+            newlines = count - (self._end == (priority, batch.first_seq + count - 1))
+        return batch.nbytes + newlines
+
+    def _lose_patience(self, error: BaseException) -> SinkGone | None:
+        """Whether that failure of the sink is the last: it has failed for too long, or
+        it is a mistake, which does not pass.
+        """
+        if isinstance(error, OSError):
+            now = self._clock.now()
+            if self._failing_since is None:
+                self._failing_since = now
+            if now - self._failing_since < self._retry_for:
+                return None
+        return SinkGone(str(error))
+
+
+class _Counted:
+    """The sink as the delivery has it: settles each batch and counts it, so that the
+    numbers are right at every moment.
+    """
+
+    def __init__(self, transfer: Transfer, sink: Sink) -> None:
+        self._transfer = transfer
+        self._sink = sink
+        self.name: str = getattr(sink, "name", "the sink")
+        # Lines stay in their order, and what is no failure of the sink ends the run.
+        self.rejects_events = False
+
+    def send(self, batch: Batch) -> None:
+        count, nbytes = len(batch), self._transfer._bytes_out(batch)
+        self._sink.send(batch)
+        try:
+            batch.ack()
+        except (BatchStateError, BufferClosed):
+            return  # too late: it counts as undelivered
+        self._transfer._count(count, nbytes)
+
+    def close(self) -> None:
+        """It is the caller's to close."""
 
 
 def _is_regular(source: str) -> bool:

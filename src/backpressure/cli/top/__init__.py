@@ -5,13 +5,12 @@ A running one by its HTTP server, or any by its directory.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backpressure.cli.common import FAILED, OK, USAGE, exit_codes, number, say
+from backpressure.cli.common import FAILED, OK, USAGE, command_parser, number, say
 from backpressure.cli.top.directory import DirectoryView
 from backpressure.cli.top.server import ServerView
 
@@ -39,12 +38,11 @@ class _View(Protocol):
 
 def main(argv: Sequence[str]) -> int:
     """Run `forebay top` with these arguments; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="forebay top",
-        description="Watch a buffer: a running one by its HTTP server, or any by its directory, "
+    parser = command_parser(
+        "top",
+        "Watch a buffer: a running one by its HTTP server, or any by its directory, "
         "which is only read.",
-        epilog=exit_codes(_CODES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _CODES,
     )
     parser.add_argument(
         "where",

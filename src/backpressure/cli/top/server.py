@@ -209,6 +209,8 @@ def _policy_lines(reading: Reading) -> RenderableType:
         f"tries again in {seconds(breaker.get('retry_after'))}; "
         f"under backpressure {seconds(stats.get('backpressure_seconds'))}",
     ]
+    if delivery := _part(stats, "delivery", table=""):
+        rows.append(_delivery_line(delivery))
     refused = ", ".join(
         f"{reason} {count:,}"
         for reason, count in dict(stats.get("rejected") or {}).items()
@@ -219,9 +221,27 @@ def _policy_lines(reading: Reading) -> RenderableType:
     )
     rows.append(f"refused so far: {refused or 'none'}; dropped so far: {lost or 'none'}")
     if stats.get("dead_letters") is not None:
-        start = seconds(stats.get("recovery_seconds"))
-        rows.append(f"dead letters kept: {number(stats['dead_letters'])}; the start took {start}")
+        line = f"dead letters kept: {number(stats['dead_letters'])}"
+        if lost_letters := stats.get("dead_letters_lost"):
+            line += f", forgotten: {number(lost_letters)}"
+        if stats.get("recovery_seconds") is not None:
+            line += f"; the start took {seconds(stats['recovery_seconds'])}"
+        rows.append(line)
     return Text("\n".join(rows))
+
+
+def _delivery_line(delivery: Mapping[str, Any]) -> str:
+    line = (
+        f"sink {delivery.get('sink')}: {number(delivery.get('in_flight'))} of "
+        f"{number(delivery.get('limit'))} batches in flight, "
+        f"taken {number(delivery.get('batches_taken'))}, "
+        f"failures {number(delivery.get('failures'))}"
+    )
+    if delivery.get("error") is not None:
+        return f"{line}; ended: {delivery['error']}"
+    if delivery.get("failing_for"):
+        return f"{line}; fails for {seconds(delivery['failing_for'])}: {delivery.get('last_error')}"
+    return line if delivery.get("running") else f"{line}; ended"
 
 
 def _part(stats: Mapping[str, Any], name: str | None, table: str = "lanes") -> Mapping[str, Any]:

@@ -14,10 +14,14 @@ _KEEP: Final = 0.8
 # The deviation of the sizes, as a share of their mean, that tells a from b despite
 # ordinary noise.
 _SPREAD: Final = 0.02
-# Sizes this near have like latencies; where these differ by more than the factor, the
-# sink has changed.
+# Sizes that lie among those remembered, this many deviations or this share of the mean
+# away from it, have the latency that these tell; where it differs by more than the
+# factor, the sink has changed.
+_AMONG: Final = 2.0
 _LIKE: Final = 0.2
 _CHANGED: Final = 1.25
+# How many standard errors are doubt: one time in fifty, noise alone is more.
+_SURE: Final = 2.0
 
 
 class AffineFit:
@@ -27,13 +31,17 @@ class AffineFit:
     out what steps taught.
     """
 
-    __slots__ = ("_latency", "_size", "_slope", "_spread", "_together", "_weight", "fresh")
+    __slots__ = (
+        *("_batches", "_latency", "_scatter", "_size", "_slope", "_spread", "_together"),
+        *("_weight", "fresh"),
+    )
 
     def __init__(self) -> None:
         # Of the past: its weight, its mean size, its mean latency.
         self._weight = self._size = self._latency = 0.0
-        # Weighted sums of squares: size by size, size by latency.
-        self._spread = self._together = 0.0
+        # Weighted sums of squares: size by size, size by latency, latency by latency.
+        self._spread = self._together = self._scatter = 0.0
+        self._batches = 0.0  # how many batches these are of
         self._slope: float | None = None  # the last one that was told apart from b
         self.fresh = False  # whether the sizes still remembered tell a from b
 
@@ -49,16 +57,17 @@ class AffineFit:
         count = len(period.kept)
         size = sum(n for n, _, _ in period.kept) / count
         latency = sum(t for _, t, _ in period.kept) / count
-        like = abs(size - self._size) <= _LIKE * self._size
-        if like and not self._latency / _CHANGED <= latency <= self._latency * _CHANGED:
-            self._weight = self._spread = self._together = (
-                0.0  # not the sink it was: its past is void
-            )
+        if self._weight and self._has_changed(size, latency):
+            self._weight = self._batches = self._spread = self._together = self._scatter = 0.0
+            self._slope = None  # what the other sink took tells nothing about this one
         past = _KEEP * self._weight
         self._weight = past + 1.0
         more, later = size - self._size, latency - self._latency
         spread = sum((n - size) ** 2 for n, _, _ in period.kept) / count
         together = sum((n - size) * (t - latency) for n, t, _ in period.kept) / count
+        scatter = sum((t - latency) ** 2 for _, t, _ in period.kept) / count
+        self._batches = _KEEP * self._batches + count
+        self._scatter = _KEEP * self._scatter + scatter + later * later * past / self._weight
         self._spread = _KEEP * self._spread + spread + more * more * past / self._weight
         self._together = _KEEP * self._together + together + more * later * past / self._weight
         self._size += more / self._weight
@@ -66,6 +75,14 @@ class AffineFit:
         self.fresh = self._spread > self._weight * (_SPREAD * self._size) ** 2
         if self.fresh:
             self._slope = max(0.0, self._together / self._spread)
+
+    def _has_changed(self, size: float, latency: float) -> bool:
+        """Whether that is not the sink it was."""
+        deviation = math.sqrt(self._spread / self._weight)
+        if abs(size - self._size) > max(_LIKE * self._size, _AMONG * deviation):
+            return False  # the line is no guide beyond what it has seen
+        expected = self.latency_of(size) if self._slope is not None else self._latency
+        return not expected / _CHANGED <= latency <= expected * _CHANGED
 
     def line(self) -> tuple[float, float]:
         """a and b, by the last known slope; all is a where there is none, or where b
@@ -75,10 +92,26 @@ class AffineFit:
             return (self._latency / self._size if self._size else 0.0), 0.0
         return self._slope, self._latency - self._slope * self._size
 
-    def latency_of(self, size: int) -> float:
-        """How many seconds `n` events take."""
+    def latency_of(self, size: float) -> float:
+        """How many seconds `size` events take."""
         a, b = self.line()
         return a * size + b
+
+    def size_where(self, overhead: float, *, surely: bool = False) -> float:
+        """At how many events b is that share (0 to 1) of what they take.
+
+        surely: at least, as far as the noise lets b be told.
+        """
+        a, b = self.line()
+        if surely and self.fresh:
+            a += _SURE * self._error(a)
+            b = max(0.0, self._latency - a * self._size)
+        return b / a * (1.0 / overhead - 1.0) if a > 0.0 else math.inf
+
+    def _error(self, slope: float) -> float:
+        """The standard error of the slope."""
+        unexplained = max(0.0, self._scatter - slope * self._together)
+        return math.sqrt(unexplained / (self._spread * self._batches))
 
     def size_in(self, seconds: float) -> float:
         """How many events take that long."""

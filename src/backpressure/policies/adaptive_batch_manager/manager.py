@@ -9,9 +9,10 @@ do not hide what becomes of the large ones:
  1. A growth that lowered throughput is taken back, and not tried again for a while.
  2. Late (the p95 exceeds the target): cut to where the fit meets the target, at most to
     half of what the batches really had; by a trial step while the sizes are too alike
-    to tell a from b. Where no allowed size meets the target a cut only costs
-    throughput: undo it. Where the batches are smaller than any allowed size already, a
-    cut has no effect: leave it.
+    to tell a from b. Where not even the least allowed size meets the target, cut only
+    down to where b takes a tenth of the time, for less costs throughput, and undo what
+    is below that. Where the batches are smaller than any allowed size already, a cut
+    has no effect: leave it.
  3. Under pressure capacity comes first: shrink, late or not, only where a * n binds,
     and neither shrink below nor grow beyond the size at which b takes a tenth of the
     time.
@@ -47,7 +48,13 @@ from typing import Final, get_args
 from backpressure.base.clock import Clock, MonotonicClock
 from backpressure.base.frozen_dict import FrozenDict
 from backpressure.base.reentry import Reentry, deferrable
-from backpressure.base.validation import check_bool, check_fields, check_number, check_positive
+from backpressure.base.validation import (
+    check_bool,
+    check_fields,
+    check_number,
+    check_positive,
+    count,
+)
 from backpressure.policies.adaptive_batch_manager.affine_fit import AffineFit
 from backpressure.policies.adaptive_batch_manager.samples import BatchSamples, Period
 from backpressure.policies.linger import FlushReason
@@ -62,8 +69,8 @@ _HEADROOM: Final = 0.95
 _TRIAL: Final = 0.1
 # The pressure from which capacity comes first: half of the scale.
 _PRESSED: Final = 0.5
-# The share of b in the latency under pressure: a tenth less throughput than endless
-# batches would have.
+# The share of b in the latency under pressure, or where the target is out of reach: a
+# tenth less throughput than endless batches would have.
 _OVERHEAD: Final = 0.1
 # The same while events are refused: each event that the sink could have taken is lost
 # then.
@@ -227,6 +234,7 @@ class AdaptiveBatchManager:
         """
         if size < 1 or not 0.0 <= latency < math.inf:
             return
+        size = count("size", size)
         with self._lock:
             self._samples.add(size, latency, filled, self._size)
 
@@ -265,8 +273,8 @@ class AdaptiveBatchManager:
         """Set the size by hand; the law goes on from there. ConfigError (a ValueError)
         outside [min, max].
         """
-        check_number("size", size, int, self.config.min_batch_size, self.config.max_batch_size)
-        self._adjust(size)
+        low, high = self.config.min_batch_size, self.config.max_batch_size
+        self._adjust(int(check_number("size", size, int, low, high)))
 
     @deferrable
     def _adjust(self, size: int) -> None:
@@ -385,14 +393,9 @@ class AdaptiveBatchManager:
 
         ceiling = fit.size_in(_HEADROOM * cfg.target_latency / period.tail)
         reach = min(size, period.largest)  # what a cut begins from: above it nothing has been late
-        enough = 0.0  # the size below which shrinking costs more than it gains
-        if pressed:
-            a, b = fit.line()
-            enough = (
-                b / a * (1.0 / (_REFUSING_OVERHEAD if refused else _OVERHEAD) - 1.0)
-                if a > 0.0
-                else math.inf
-            )
+        # The size below which shrinking costs more than it gains.
+        overhead = _REFUSING_OVERHEAD if refused else _OVERHEAD
+        enough = fit.size_where(overhead) if pressed else 0.0
 
         p95 = period.p95
         if period.beyond:
@@ -405,8 +408,12 @@ class AdaptiveBatchManager:
                 return size, "", ""
             if not fit.fresh:
                 return reach * (1.0 - max(cfg.adjustment_factor, _TRIAL)), "cut", reason
-            if ceiling < cfg.min_batch_size:
-                enough = math.inf
+            # Without headroom: that only keeps noise from cutting a size that is met.
+            met = fit.size_in(cfg.target_latency / period.tail) >= cfg.min_batch_size
+            if pressed or not met:
+                # Sizes that differ little tell b from the noise badly, and smaller ones
+                # well.
+                enough = fit.size_where(overhead, surely=True)
             if reach * (1.0 - _WORTHWHILE) <= enough:
                 back = min(self._cut_from or size, enough)
                 return (

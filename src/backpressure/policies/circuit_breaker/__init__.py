@@ -3,7 +3,14 @@
 from backpressure.policies.circuit_breaker.breaker import CircuitBreaker
 from backpressure.policies.circuit_breaker.config import CircuitBreakerConfig
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
-from backpressure.policies.circuit_breaker.permit import Permit
+from backpressure.policies.circuit_breaker.permit import Canary, Permit
 from backpressure.policies.circuit_breaker.state import State
 
-__all__ = ["CircuitBreaker", "CircuitBreakerConfig", "CircuitBreakerMetrics", "Permit", "State"]
+__all__ = [
+    "Canary",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerMetrics",
+    "Permit",
+    "State",
+]

@@ -10,24 +10,39 @@ function by then.
   context: the innermost comes first. What is left is marked, not taken off, since the
   second change of the variable would cost more than all the rest; so the last one
   stays until the next comes.
-- A block that is entered and left by hand or by an ExitStack is left from another frame
-  than it was entered from: it is the innermost of its breaker in the context.
+- A block that an ExitStack enters belongs to that stack, in whatever order stacks are
+  left.
+- A block that is entered and left by hand, or that a stack leaves which did not enter
+  it (`pop_all`, or a generator with a stack that is stepped in another context), is
+  left from another frame than it was entered from: it is the innermost of its breaker
+  in the context. A coroutine may also leave a block of its own in another context than
+  it entered it in, as when it is dropped: it does not take one that a function beneath
+  it is still in.
+- C code that calls with no Python function beneath has no frame: it leaves the
+  innermost that was entered so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from contextvars import ContextVar
 from types import FrameType
 from typing import Final
 
 from backpressure.policies.circuit_breaker.permit import Permit
 
-__all__ = ["CALL", "LEFT", "OF_GENERATOR", "enter", "enter_call", "find", "held", "innermost"]
+__all__ = [
+    *("CALL", "LEFT", "NO_FRAME", "OF_GENERATOR"),
+    *("caller", "enter", "enter_call", "find", "held", "innermost"),
+]
 
-#: In place of a frame: the block or the call is over; a call, which has no block.
+#: In place of a frame: the block or the call is over; a call, which has no block; a
+#: block of C code.
 LEFT: Final = None
 CALL: Final = -1
+NO_FRAME: Final = -2
 #: Flags of the code of a generator.
 OF_GENERATOR: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -47,9 +62,17 @@ def innermost(permit: Permit | None) -> Permit | None:
     return permit
 
 
-def enter(permit: Permit, frame: FrameType) -> None:
+def caller() -> FrameType | int:
+    """The frame of the function that called the caller of this one, or NO_FRAME."""
+    try:
+        return sys._getframe(2)
+    except ValueError:
+        return NO_FRAME
+
+
+def enter(permit: Permit, frame: FrameType | int) -> None:
     """The block of `frame` begins, under that permit."""
-    if frame.f_code.co_flags & OF_GENERATOR:
+    if not isinstance(frame, int) and frame.f_code.co_flags & OF_GENERATOR:
         # Not the frame itself: an asynchronous generator that is dropped may never
         # leave its block.
         key = permit._frame = id(frame)
@@ -82,7 +105,7 @@ def enter_call(permit: Permit) -> Call:
     return call
 
 
-def find(owner: object, frame: FrameType) -> Permit | None:
+def find(owner: object, frame: FrameType | int) -> Permit | None:
     """The permit of the block of `owner` that `frame` leaves; it is marked as left."""
     key = id(frame)
     first = _of_generators.get(key)
@@ -96,7 +119,11 @@ def find(owner: object, frame: FrameType) -> Permit | None:
             _of_generators[key] = rest
         return permit
     first = held.get()
-    permit = _of_frame(first, owner, frame) or _by_hand(first, owner)
+    permit = (
+        _of_frame(first, owner, frame)
+        or _of_stack(first, owner, frame)
+        or _by_hand(first, owner, frame)
+    )
     if permit is not None:
         permit._frame = LEFT
     return permit
@@ -108,9 +135,32 @@ def _of_frame(permit: Permit | None, owner: object, key: FrameType | int) -> Per
     return permit
 
 
-def _by_hand(permit: Permit | None, owner: object) -> Permit | None:
-    while permit is not None and (
-        permit._frame is LEFT or permit._frame is CALL or permit._fast_path.owner is not owner
+def _of_stack(permit: Permit | None, owner: object, frame: FrameType | int) -> Permit | None:
+    stack = _stack_of(frame)
+    if stack is None:
+        return None
+    while permit is not None and not (
+        permit._fast_path.owner is owner and _stack_of(permit._frame) is stack
     ):
+        permit = permit._outer
+    return permit
+
+
+def _stack_of(frame: FrameType | int | None) -> object | None:
+    """The ExitStack of which this is a method; None: of none."""
+    if frame is None or isinstance(frame, int) or frame.f_globals is not vars(contextlib):
+        return None
+    stack = frame.f_locals.get("self")
+    return stack if isinstance(stack, contextlib.ExitStack | contextlib.AsyncExitStack) else None
+
+
+def _by_hand(permit: Permit | None, owner: object, frame: FrameType | int) -> Permit | None:
+    beneath: set[FrameType | int | None] = {LEFT, CALL}
+    if not isinstance(frame, int) and frame.f_code.co_flags & inspect.CO_COROUTINE:
+        function: FrameType | None = frame
+        while function is not None:
+            beneath.add(function)
+            function = function.f_back
+    while permit is not None and (permit._frame in beneath or permit._fast_path.owner is not owner):
         permit = permit._outer
     return permit

@@ -2,11 +2,13 @@
 works again.
 
     state        admits                            results of its own permits
-    CLOSED       every call; while ramping up a    fill the rolling windows, which may
-                 growing share of them             trip the breaker
+    CLOSED       every call; while ramping up a    fill the rolling windows, or add to
+                 growing share of them             the evidence: either may trip the
+                                                   breaker
     OPEN         none, until the open time is      a success of a canary leads to
                  over; with `canary` then single   HALF_OPEN
-                 calls
+                 calls; and one at once for who
+                 cannot wait
     HALF_OPEN    `half_open_requests` probes       decide: CLOSED, or OPEN again
     FORCED_OPEN  none, until `reset()`             -
     DISABLED     every call                        fill the windows, change nothing
@@ -25,21 +27,23 @@ Invariants
     back at once.
  4. HALF_OPEN is decided by `min(min_requests, half_open_requests)` results: enough to
     judge by, and reachable. It opens again as soon as enough of them have failed
-    that the rate cannot come out below its threshold.
+    that the rate cannot come out below its threshold. The sequential law decides it
+    sooner, either way, where the results leave no doubt.
  5. Nothing happens by itself: an open breaker becomes HALF_OPEN in the `try_acquire`
     that finds the open time over, and `state` shows OPEN until then. With `canary` that
     call only goes as one, and after it, answered or not, the next one each
     `reset_timeout / half_open_requests`; the first that succeeds counts as the first
     probe. So never more calls than probes go to a dead callee within a reset timeout,
-    and its return shows within a second or two.
+    and its return shows within a second or two. By the sequential law the next one goes
+    after the next open time. `try_acquire_now` gives one before its time, if none is
+    out.
  6. Time never runs backwards in here: a clock that steps back counts as one that stood
     still.
  7. A call takes the lock unless nothing it can do would change the state: see
     fast_path.py.
 
-The open time grows a little with every trip that follows too soon, and with every
-half-open period in which no probe succeeded; where one did, it starts over: see
-reset_time.py.
+Two laws say when to open and what probes have shown, the one by letter and the other
+on evidence: see share.py and sequential.py. Each has its open times: see reset_time.py.
 
 After the probes have closed it, a breaker with a `ramp_up_time` admits a share that
 grows evenly from a tenth to all: every tenth call at first, every second one half-way.
@@ -60,6 +64,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -72,6 +77,7 @@ from backpressure.policies.circuit_breaker.fast_path import FastPath
 from backpressure.policies.circuit_breaker.guard import Guard
 from backpressure.policies.circuit_breaker.metrics import CircuitBreakerMetrics
 from backpressure.policies.circuit_breaker.permit import (
+    Canary,
     InnerPermit,
     Outcome,
     Permit,
@@ -80,7 +86,9 @@ from backpressure.policies.circuit_breaker.permit import (
 )
 from backpressure.policies.circuit_breaker.probes import Probes
 from backpressure.policies.circuit_breaker.ramp import Ramp
-from backpressure.policies.circuit_breaker.reset_time import ResetTime
+from backpressure.policies.circuit_breaker.reset_time import OutageTime, ResetTime
+from backpressure.policies.circuit_breaker.sequential import SequentialLaw
+from backpressure.policies.circuit_breaker.share import ShareLaw
 from backpressure.policies.circuit_breaker.state import NEXT, Cause, State
 from backpressure.policies.circuit_breaker.windows import CountWindow, TimeWindow
 
@@ -91,13 +99,6 @@ _log = logging.getLogger("backpressure")
 # Of probes that are out most answer long before their lease ends: ask again after this
 # part of the interval.
 _GLANCES: Final = 10
-
-# A share that is judged after every call exceeds the true one by a few standard
-# deviations sooner or later, by mere chance. By this many it does not within years.
-# Less has to last: a callee that fails right at the threshold for a few seconds, and
-# does most of its work, is not gone (in the flapping of bench/overload each trip cost
-# half a minute of it).
-_DEVIATIONS: Final = 4.0
 
 _Change = tuple[State, State, str]
 
@@ -137,16 +138,12 @@ class CircuitBreaker(Guard):
         self._state = State.CLOSED
         self._since = now = self._clock.now()  # when the present state was entered
         self._open_until = 0.0
-        self._reset_time = ResetTime(cfg, rng if rng is not None else random.Random())
-        self._window = TimeWindow(cfg.monitoring_interval, now)
-        self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
-        # Since when the window of seconds has been over a threshold; None: it is not.
-        self._over_since: float | None = None
-        # All windows, each of which may trip.
-        self._windows: tuple[TimeWindow | CountWindow, ...] = (
-            self._window,
-            *([self._last] if self._last is not None else ()),
+        rng = rng if rng is not None else random.Random()
+        self._reset_time: ResetTime | OutageTime = (
+            OutageTime(cfg, rng) if cfg.is_sequential else ResetTime(cfg, rng)
         )
+        self._set_law(now)
+        self._canary: weakref.ref[Canary] | None = None  # the latest
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
         self._ramp: Ramp | None = None
         # One for each generation; changed under the lock, read without it.
@@ -175,6 +172,24 @@ class CircuitBreaker(Guard):
             return permit
         return self._admit()
 
+    def try_acquire_now(self) -> Permit | None:
+        """As `try_acquire`, but OPEN gives a canary at once, whatever is left of the
+        open time, and with any config: for who cannot wait, as a flush or a close with
+        a deadline.
+
+        One at a time: None while a canary is out that is neither answered nor dropped,
+        unless its turn has come. Its success leads to HALF_OPEN, as that of any canary.
+        FORCED_OPEN refuses this too, and HALF_OPEN keeps its number of probes.
+        """
+        fast_path = self._fast_path
+        try:
+            fast_path.admissions.pop()
+        except IndexError:
+            pass
+        else:
+            return fill(Permit(), fast_path)
+        return self._admit(now_or_never=True)
+
     def retry_after(self) -> float:
         """Seconds until it is worth asking again; 0.0 where a call would be admitted
         now.
@@ -201,7 +216,7 @@ class CircuitBreaker(Guard):
         They can trip a closed breaker. In other states they feed the metrics only:
         probes alone decide HALF_OPEN.
         """
-        check_outcomes(ok, failed)
+        ok, failed = check_outcomes(ok, failed)
         if ok or failed:
             self._record_many(ok, failed)
 
@@ -248,6 +263,21 @@ class CircuitBreaker(Guard):
         return f"<CircuitBreaker {self._state.name} generation={self._fast_path.generation}>"
 
     # --- below: what is called with the lock held
+
+    def _set_law(self, now: float) -> None:
+        """Begin anew to count results, and to judge by them."""
+        cfg = self.config
+        self._window = TimeWindow(cfg.monitoring_interval, now)
+        self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
+        self._law: ShareLaw | SequentialLaw = (
+            SequentialLaw(cfg, self._window)
+            if cfg.is_sequential
+            else ShareLaw(cfg, self._window, self._last)
+        )
+        # What each result is added to.
+        self._counts = tuple(
+            one for one in (self._window, self._last, self._law) if one is not None
+        )
 
     def _metrics(self, now: float) -> CircuitBreakerMetrics:
         window, last, probes = self._window, self._last, self._probes
@@ -299,8 +329,7 @@ class CircuitBreaker(Guard):
         now = self._now()
         self._take(self._fast_path.count())
         self._window.roll(now)
-        if self._over_since is not None and self._over(self._window) is None:
-            self._over_since = None
+        self._law.rolled()
         self._probes.collect()
         if self._ramp is not None and now >= self._ramp.until:
             self._ramp = None
@@ -315,25 +344,15 @@ class CircuitBreaker(Guard):
             self._add(succeeded, 0, 0)
 
     def _add(self, calls: int, failed: int, slow: int) -> None:
-        for window in self._windows:
-            window.add(calls, failed, slow)
-
-    def _calm(self) -> bool:
-        """Whether no success could trip. It can only where the rate of failure is that
-        high already, and it is the one that makes the calls enough, or the first after
-        others have left the window; below the threshold it lowers the rate.
-        """
-        threshold = self.config.failure_threshold
-        return not any(
-            window.failed and window.failed / window.calls >= threshold for window in self._windows
-        )
+        for one in self._counts:
+            one.add(calls, failed, slow)
 
     def _set_fast_path(self, now: float) -> None:
         """Have it open exactly while no success could change the state or needs to be
         timed.
         """
         watched = self._ramp is not None or self.config.slow_call_duration is not None
-        if self._state is not State.CLOSED or watched or not self._calm():
+        if self._state is not State.CLOSED or watched or not self._law.is_calm:
             self._take(self._fast_path.shut())
         else:
             lag = self._clock.lag  # the fast path reads the clock as it is
@@ -356,56 +375,24 @@ class CircuitBreaker(Guard):
         return 0.0
 
     def _judge(self, now: float) -> _Change | None:
-        """Trip where a window says so. Called after results, in CLOSED and DISABLED."""
+        """Trip where the law says so. Called after results, in CLOSED and DISABLED."""
         if self._state is not State.CLOSED:
             return None
-        if not self._calm():
+        if not self._law.is_calm:
             self._take(
                 self._fast_path.shut()
             )  # so that no success slips by between the verdict and what it rests on
-        for window in self._windows:
-            why = self._over(window)
-            if why is not None and (window is self._last or self._is_beyond_doubt(now)):
-                return self._go(Cause.TRIPPED, now, why)
-        return None
-
-    def _over(self, window: TimeWindow | CountWindow) -> str | None:
-        """Which threshold it reaches, if it holds enough calls to tell."""
-        if window.calls < self.config.min_requests:
-            return None
-        return self.config.over(window.failed, window.slow, window.calls)
-
-    def _is_beyond_doubt(self, now: float) -> bool:
-        """Whether the window of seconds, which is over a threshold, is so by far, for
-        long, or in all that there ever was.
-
-        Of few calls, less than twice those that were asked for, the share is taken at
-        its word.
-        """
-        config, window = self.config, self._window
-        if self._over_since is None:
-            self._over_since = now
-        if (
-            now - self._over_since >= config.monitoring_interval / 2.0
-            or window.is_new
-            or window.calls < 2 * config.min_requests
-        ):
-            return True
-        return config.over(window.failed, window.slow, window.calls, _DEVIATIONS) is not None
+        why = self._law.verdict(now, self._since)
+        return self._go(Cause.TRIPPED, now, why) if why is not None else None
 
     def _judge_probes(self, now: float) -> _Change | None:
         """Leave HALF_OPEN where its results decide."""
-        probes, quorum = self._probes, self.config.quorum
-        # Shares of the whole quorum, not of what is in so far: this reopens once no
-        # further success could help.
-        why = self.config.over(probes.failed, probes.slow, quorum)
-        if why is not None:
-            return self._go(Cause.PROBES_FAILED, now, f"probes: {why}")
-        if probes.results >= quorum:
-            return self._go(
-                Cause.PROBES_PASSED, now, f"{probes.failed} of {probes.results} probes failed"
-            )
-        return None
+        probes = self._probes
+        verdict = self._law.of_probes(probes.results, probes.failed, probes.slow)
+        if verdict is None:
+            return None
+        passed, why = verdict
+        return self._go(Cause.PROBES_PASSED if passed else Cause.PROBES_FAILED, now, why)
 
     def _go(self, cause: Cause, now: float, reason: str) -> _Change:
         """Change state by the table, and set up what the new state starts with."""
@@ -416,19 +403,33 @@ class CircuitBreaker(Guard):
         self._ramp = Ramp(now, self.config.ramp_up_time) if ramps else None
         if new is State.OPEN:
             answered = self._probes.failed < self._probes.results
-            self._open_until = now + self._reset_time.trip(self._healthy(now), answered)
+            healthy = now - self._since if old is State.CLOSED else None
+            self._open_until = now + self._reset_time.trip(now, healthy, answered)
             self._trips += 1
         elif new is State.CLOSED or new is State.DISABLED:
-            self._over_since = None
-            for window in self._windows:
-                window.clear()
+            for one in self._counts:
+                one.clear()
             if cause is Cause.RESET:
                 self._reset_time.forget()
+        self._canary = None
         self._probes.clear()
         self._state = new
         self._fast_path = FastPath(self, self._fast_path.generation + 1)
         self._since = now
         return old, new, reason
+
+    def _is_canary_out(self) -> bool:
+        canary = self._canary() if self._canary is not None else None
+        return canary is not None and not canary._done
+
+    def _send_canary(self, now: float) -> Permit:
+        canary = fill(Canary(), self._fast_path, now)
+        canary._due = self._open_until
+        self._canary = weakref.ref(canary)
+        if self.config.canary:
+            # Whatever becomes of it: answered or not, the next one has its time.
+            self._open_until = now + self._reset_time.looked(now)
+        return canary
 
     def _healthy(self, now: float) -> float:
         """Seconds spent in CLOSED until now; 0.0 in other states."""
@@ -449,23 +450,20 @@ class CircuitBreaker(Guard):
 
     # --- below: what takes the lock itself
 
-    def _admit(self) -> Permit | None:
-        """As `try_acquire`, under the lock."""
+    def _admit(self, *, now_or_never: bool = False) -> Permit | None:
+        """As `try_acquire`, or `try_acquire_now`, under the lock."""
         if self._reentry.within():
             return self._admit_within()
         change: _Change | None = None
         permit: Permit | None = None
         with self._lock:
             now = self._catch_up()
-            if self._state is State.OPEN and now >= self._open_until:
-                if self.config.canary:
-                    permit = fill(Permit(), self._fast_path, now)
-                    # Whatever becomes of it: one in this time, and so no more than the
-                    # probes in a reset time.
-                    length = max(self._reset_time.last, self.config.reset_timeout)
-                    self._open_until = now + length / self.config.half_open_requests
-                else:
+            if self._state is State.OPEN:
+                waited = now >= self._open_until
+                if waited and not self.config.canary:
                     change = self._go(Cause.WAITED, now, "the open time is over")
+                elif waited or (now_or_never and not self._is_canary_out()):
+                    permit = self._send_canary(now)
             self._set_fast_path(now)
             state = self._state
             if state is State.HALF_OPEN:
@@ -534,8 +532,9 @@ class CircuitBreaker(Guard):
             canary = self._state is State.OPEN and permit._fast_path is self._fast_path
             if outcome is Outcome.IGNORED:
                 self._ignored += 1
-                if canary:
-                    self._open_until = min(self._open_until, now)  # another one may go
+                if canary and isinstance(permit, Canary):
+                    # Another one may go as soon as this one might have.
+                    self._open_until = min(self._open_until, max(now, permit._due))
                 return
             failed = 1 if outcome is Outcome.FAILED else 0
             self._failed += failed
@@ -592,10 +591,8 @@ class CircuitBreaker(Guard):
         """
         now = self._now()
         cfg = self.config
-        self._window = TimeWindow(cfg.monitoring_interval, now)
-        self._last = CountWindow(cfg.window_size) if cfg.window_size is not None else None
-        self._windows = (self._window, *([self._last] if self._last is not None else ()))
-        self._over_since = None
+        self._set_law(now)
+        self._canary = None
         self._probes = Probes(cfg.half_open_requests, cfg.probe_lease)
         self._ramp = None
         self._fast_path = FastPath(self, self._fast_path.generation + 1)

@@ -7,17 +7,17 @@ from __future__ import annotations
 import math
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from backpressure.base.errors import CircuitOpenError, ConfigError
 from backpressure.base.validation import check_bool, check_fields
 
 __all__ = ["CircuitBreakerConfig"]
 
-# What `max_reset_timeout=None` stands for, in reset_timeouts. A dead callee costs a few
-# probes for each open time, so longer ones save little, while its return goes unseen
-# for up to one of them: in the outage of bench/overload a cap of ten came back 57 s
-# late, none at all 25 s.
+# What `max_reset_timeout=None` stands for by shares, in reset_timeouts. A dead callee
+# costs a few probes for each open time, so longer ones save little, while its return
+# goes unseen for up to one of them: in the outage of bench/overload a cap of ten came
+# back 57 s late, none at all 25 s.
 _MAX_RESET_FACTOR: Final = 2.0
 # Times and shares that are still meant; less or more is a mistake in the unit. A lease
 # of 30 years stands for none.
@@ -25,6 +25,8 @@ _SHORTEST, _LONGEST, _LEAST_SHARE = 1e-6, 1e9, 1e-6
 # Above this a second trip would always mean the cap; it also keeps the power far from
 # overflow.
 _LARGEST_MULTIPLIER: Final = 100.0
+
+_Law = Literal["share", "sequential"]
 
 # Errors that say that a call was not made, or not waited for.
 _NOT_CALLED: Final = (CircuitOpenError, CancelledError)
@@ -39,18 +41,30 @@ class CircuitBreakerConfig:
     off.
     """
 
-    #: Opens when at least this share of the calls in a window failed: at once where it
-    #: is far more, else once it has been for half of `monitoring_interval`.
+    #: When it opens. "share": as soon as that share of the calls in a window failed, as
+    #: the fields below say, by the letter; a callee that fails one call in five reaches
+    #: it by chance now and then. "sequential": once the evidence is enough that the
+    #: callee fails twice `failure_threshold` of its calls, or all, and not 2/3 of it or
+    #: less; a dead one is found within 10 calls, or a few more where they are many. See
+    #: sequential.py. None: "share"; in a `BufferConfig`, "sequential".
+    law: _Law | None = None
+    #: "share": opens when at least this share of the calls in a window failed: at once
+    #: where it is far more, else once it has been for half of `monitoring_interval`.
     failure_threshold: float = 0.3
-    #: How long the first trip keeps the breaker open, before jitter.
+    #: "share": how long the first trip keeps the breaker open, before jitter.
+    #: "sequential": the longest open time; the first is half a second, and the others
+    #: grow with the outage, by a tenth of it.
     reset_timeout: float = 30.0
     #: How many probes HALF_OPEN admits.
     half_open_requests: int = 20
-    #: The length of the rolling window.
+    #: The length of the rolling window. "sequential" judges by no window, and takes the
+    #: rate of the calls from it.
     monitoring_interval: float = 5.0
-    #: Fewer calls than this in a window decide nothing.
+    #: Fewer calls than this in a window decide nothing; "sequential": fewer than this
+    #: since the first failure that is held against the callee, and with less than 10 a
+    #: part of the evidence is enough.
     min_requests: int = 10
-    #: A second window beside that of seconds: the last results, however old.
+    #: "share": a second window beside that of seconds: the last results, however old.
     #: Whichever reaches a threshold first opens. It finds a dead callee sooner under
     #: many calls (after 43 of them instead of 173, in the outage of bench/overload with
     #: 100) and at all under few, where no interval ever holds `min_requests`. None: no
@@ -60,13 +74,15 @@ class CircuitBreakerConfig:
     slow_call_duration: float | None = None
     #: Opens when at least this share of the calls in a window was slow.
     slow_call_rate_threshold: float = 1.0
-    #: The open time grows by this factor with each trip that follows too soon; 1 keeps
-    #: it constant. A quarter is more than the jitter, so growth is growth, and at the
-    #: first failed probes it delays the next look by no more than that.
+    #: "share": the open time grows by this factor with each trip that follows too soon;
+    #: 1 keeps it constant. A quarter is more than the jitter, so growth is growth, and
+    #: at the first failed probes it delays the next look by no more than that.
     reset_timeout_multiplier: float = 1.25
-    #: The longest open time, before jitter. None: twice `reset_timeout`.
+    #: The longest open time, before jitter. None: twice `reset_timeout`; "sequential":
+    #: no more than `reset_timeout`.
     max_reset_timeout: float | None = None
-    #: The open time is spread evenly over ± this fraction.
+    #: The open time is spread evenly over ± this fraction; "sequential": it is up to
+    #: this fraction shorter.
     reset_timeout_jitter: float = 0.1
     #: How long a probe may hold its slot when others want it. It should outlast the
     #: slowest call that is still healthy; 30 is 150 times the default target latency of
@@ -81,9 +97,10 @@ class CircuitBreakerConfig:
     #: After the open time, before HALF_OPEN: one call every
     #: `reset_timeout / half_open_requests`, until one succeeds. So the return of the
     #: callee is seen within a second or two for as many calls into a dead one as probes
-    #: would be, and one that hangs holds up nothing. False: HALF_OPEN at once, whose
-    #: failed probes begin another, longer open time.
-    canary: bool = False
+    #: would be, and one that hangs holds up nothing. "sequential": one call, and after
+    #: each another, longer open time. False: HALF_OPEN at once, whose failed probes
+    #: begin another, longer open time. None: False; in a `BufferConfig`, True.
+    canary: bool | None = None
     #: Exceptions that say nothing about the callee: they give the slot back and count
     #: as neither success nor failure. Besides these, what is no `Exception`
     #: (KeyboardInterrupt, asyncio's CancelledError), the CancelledError of an
@@ -102,7 +119,10 @@ class CircuitBreakerConfig:
         check_fields(self, int, 1, 2**31, "half_open_requests", "min_requests")
         check_fields(self, float, 1.0, _LARGEST_MULTIPLIER, "reset_timeout_multiplier")
         check_fields(self, float, 0.0, 0.99, "reset_timeout_jitter")
-        check_bool(self, "canary")
+        if self.canary is not None:
+            check_bool(self, "canary")
+        if self.law is not None and self.law not in get_args(_Law):
+            raise ConfigError("law", f"must be 'share', 'sequential' or None, not {self.law!r}")
         if self.window_size is not None:
             # A smaller one could never decide.
             check_fields(self, int, self.min_requests, 2**31, "window_size")
@@ -130,11 +150,14 @@ class CircuitBreakerConfig:
     @property
     def longest_open_time(self) -> float:
         """What `max_reset_timeout` comes to."""
-        return (
-            self.max_reset_timeout
-            if self.max_reset_timeout is not None
-            else self.reset_timeout * _MAX_RESET_FACTOR
-        )
+        if self.max_reset_timeout is not None:
+            return self.max_reset_timeout
+        return self.reset_timeout * (1.0 if self.is_sequential else _MAX_RESET_FACTOR)
+
+    @property
+    def is_sequential(self) -> bool:
+        """What `law` comes to."""
+        return self.law == "sequential"
 
     @property
     def quorum(self) -> int:

@@ -16,7 +16,9 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from backpressure.base.errors import CircuitOpenError
 from backpressure.policies.circuit_breaker.blocks import (
     LEFT,
+    NO_FRAME,
     OF_GENERATOR,
+    caller,
     enter,
     enter_call,
     find,
@@ -169,7 +171,11 @@ class Guard:
             permit._fast_path = fast_path
         if permit is None:
             permit = self._acquire()
-        frame = _frame_of(1)
+        try:
+            frame = _frame_of(1)
+        except ValueError:  # as in `caller`
+            enter(permit, NO_FRAME)
+            return permit
         if frame.f_code.co_flags & OF_GENERATOR:
             enter(permit, frame)
             return permit
@@ -185,7 +191,12 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        permit, frame = held.get(), _frame_of(1)
+        frame: FrameType | int
+        try:
+            frame = _frame_of(1)
+        except ValueError:
+            frame = NO_FRAME
+        permit = held.get()
         if permit is not None and permit._frame is frame and permit._fast_path.owner is self:
             permit._frame = None  # LEFT, without a look-up
         else:
@@ -214,7 +225,7 @@ class Guard:
 
     def __aenter__(self) -> Coroutine[Any, Any, Permit]:
         permit = self._acquire()
-        enter(permit, _frame_of(1))
+        enter(permit, caller())
         return _returned(permit)
 
     def __aexit__(
@@ -223,7 +234,7 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> Coroutine[Any, Any, None]:
-        permit = find(self, _frame_of(1))
+        permit = find(self, caller())
         if permit is not None:
             if error is None:
                 permit.success()

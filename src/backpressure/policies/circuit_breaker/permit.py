@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from types import FrameType
+from typing import TypeVar
 
 from backpressure.policies.circuit_breaker.fast_path import FastPath
 
-__all__ = ["InnerPermit", "Outcome", "Permit", "Probe", "fill"]
+__all__ = ["Canary", "InnerPermit", "Outcome", "Permit", "Probe", "fill"]
+
+
+P = TypeVar("P", bound="Permit")
 
 
 class Outcome(Enum):
@@ -90,7 +94,7 @@ class Permit:
         return f"<Permit generation={self.generation} {'settled' if self._done else 'out'}>"
 
 
-def fill(permit: Permit, fast_path: FastPath, since: float = 0.0) -> Permit:
+def fill(permit: P, fast_path: FastPath, since: float = 0.0) -> P:
     """What the constructor of a permit would do."""
     permit._answer = [None]
     permit._fast_path = fast_path
@@ -111,6 +115,16 @@ class Probe(Permit):
         # No lock may be taken here: a collection can run in the middle of a method that
         # holds it.
         self._fast_path.owner._probes.dropped.append(self._number)
+
+
+class Canary(Permit):
+    """A permit that OPEN gave. The breaker keeps no more than a weak reference to it:
+    it is out until it is answered or dropped.
+    """
+
+    __slots__ = ("__weakref__", "_due")
+
+    _due: float  # the end of the open time when it went
 
 
 class InnerPermit(Permit):

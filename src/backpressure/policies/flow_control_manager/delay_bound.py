@@ -20,8 +20,9 @@ them. Priority 1 never is, unless it is the only one: a full lane of it keeps al
 others out.
 
 `enough` events may always wait, so that the sink never runs dry. But where a priority
-was refused in the last interval, those below it share only a trickle of that: the sink
-gets all it takes from those above, and they would wait for long.
+was refused in the last interval, those below it share only a trickle of that, as long
+as so much waits at all: the sink gets all it takes from those above, and they would
+wait for long.
 
 What the sink takes is measured by what leaves the queue while at least a batch waits;
 otherwise that shows only what was offered, and is a lower bound. Where the sink is not
@@ -53,7 +54,8 @@ _INTERVAL = 2.75
 _CALM = 5.0
 # Part of `enough` that a priority may have while a more urgent one is refused: the sink
 # needs none of it, and it is served when the buffer's patience ends; but none at all
-# would be for ever.
+# would be for ever. Where less waits in all the sink does need it: that one has fallen
+# silent.
 _TRICKLE = 0.05
 # Part of an interval over which the offer is compared with what the sink takes: the end
 # of a burst shows at once.
@@ -128,13 +130,13 @@ class DelayBound:
         else:
             self.standing = outpaced and now - self._short_at >= self._interval
         burst = self.target * _BURST * self.rates[0]
-        ahead, least = 0, float(enough)
+        ahead, least, trickle = 0, float(enough), enough * _TRICKLE
         for p, count in enumerate(waiting):
             ahead += count
             allowed = self.target * self.rates[p] if self.standing and outpaced else burst
             self._room[p] = max(allowed, least) - ahead
-            if now - self._last_refused[p] <= self._interval:
-                least = min(least, ahead + enough * _TRICKLE)
+            if total >= trickle and now - self._last_refused[p] <= self._interval:
+                least = min(least, ahead + trickle)
 
     def limit(self, p: int, n: int) -> int:
         """How many of n there is room for; `fill` must follow."""

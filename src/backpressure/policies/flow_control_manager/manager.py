@@ -35,11 +35,13 @@ from backpressure.base.priority import PRIORITY_LEVELS, check_priority
 from backpressure.base.reasons import LIMIT_REASONS, LimitReason
 from backpressure.base.reentry import Reentry, deferrable
 from backpressure.base.validation import (
+    as_int,
     check_bool,
     check_fields,
     check_kind,
     check_number,
     check_outcomes,
+    count,
 )
 from backpressure.policies.flow_control_manager.delay_bound import DelayBound
 from backpressure.policies.flow_control_manager.emergency_mode import (
@@ -58,9 +60,8 @@ __all__ = ["FlowControlConfig", "FlowControlManager", "FlowControlMetrics", "Gra
 _RATE_SLOTS = 60
 
 
-def _check_rate(name: str, value: object) -> None:
-    if value != math.inf:
-        check_number(name, value, float, 0, 10**12)
+def _check_rate(name: str, value: object) -> float:
+    return math.inf if value == math.inf else check_number(name, value, float, 0, 10**12)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +86,8 @@ class FlowControlConfig:
     emergency_mode: EmergencyModeConfig = field(default_factory=EmergencyModeConfig)
 
     def __post_init__(self) -> None:
-        _check_rate("max_events_per_second", self.max_events_per_second)
+        rate = _check_rate("max_events_per_second", self.max_events_per_second)
+        object.__setattr__(self, "max_events_per_second", rate)
         check_fields(self, int, 1, 2**60, "burst_size")
         check_fields(self, float, 1e-3, 86_400.0, "sliding_window_size")
         check_bool(self, "throttle_enabled")
@@ -114,16 +116,16 @@ class FlowControlMetrics:
     first.
     """
 
-    #: Events per second in total: as set, and as in force, less in an emergency and for
-    #: a while after it.
+    #: Events per second in total: as set, and the part of that which passes where as
+    #: many are offered: less in an emergency and for a while after it.
     rate_limit: float
     rate_in_force: float
     burst: int
     #: Events that could enter at this moment; inf without a limit.
     tokens: float
     emergency: bool
-    #: Failed part of the outcomes in the window of the emergency mode; 0 where there
-    #: are none.
+    #: Failed part of the outcomes in the window of the emergency mode, by events or by
+    #: batches, whichever is less; 0 where there are none.
     failure_rate: float
     #: Events admitted, less those given back, since the start.
     admitted: tuple[int, ...]
@@ -200,8 +202,8 @@ class FlowControlManager:
             if type(priority) is int and 0 < priority <= self._levels
             else check_priority(priority, self._levels)
         ) - 1
-        if n < 0:
-            raise ValueError(f"n must be 0 or more, not {n!r}")
+        if type(n) is not int or n < 0:
+            n = count("n", n)
         if self._within():
             return self._admit_within(n, p)
         change = None
@@ -220,7 +222,7 @@ class FlowControlManager:
             if self._throttled:
                 if emergency.state is not EmergencyState.NORMAL:
                     change = self._step(now)
-                    passed = emergency.shed(p, n)
+                    passed = emergency.shed(p, n, now)
                     if passed < n:
                         grant = Grant(passed, emergency.retry_after(self._rng), "emergency")
                 bound = self._bound
@@ -284,12 +286,14 @@ class FlowControlManager:
         more than was granted.
         """
         p = check_priority(priority, self._levels) - 1
+        number = as_int(n)
         with self._lock:
             now = self._now()
-            if not 0 <= n <= self._admitted[p]:
+            if number is None or not 0 <= number <= self._admitted[p]:
                 raise ValueError(
                     f"n must be from 0 to the {self._admitted[p]:,} granted, not {n!r}"
                 )
+            n = number
             self._admitted[p] -= n
             self._window.take(now, p, n)
             self._emergency.window.take(now, p, n)
@@ -307,6 +311,7 @@ class FlowControlManager:
         enough: int,
         calling: bool = True,
         spills: bool = False,
+        room_short: bool = True,
     ) -> bool:
         """Report the queue, ten times within `delay_target` or more. Returns whether
         events are refused for their delay now: a queue that is short for that reason is
@@ -321,6 +326,8 @@ class FlowControlManager:
             wait in the room that there is.
         spills: whether what would wait too long can be kept on disk. Then nothing is
             refused for its delay, or shed, either.
+        room_short: whether what comes may find no room before the sink is well again.
+            If not, then there is no emergency, however much the sink fails.
         """
         if not len(waiting) == len(taken) == self._levels:
             raise ValueError(
@@ -337,26 +344,29 @@ class FlowControlManager:
                     enough=enough,
                     calling=calling,
                     spills=spills,
+                    room_short=room_short,
                 )
             )
             return bound is not None and bound.refused(1.0)
         refusing = False
         with self._lock:
             now = self._now()
-            self._emergency.holding = spills or not calling
+            self._emergency.holding = spills or not calling or not room_short
+            change = self._step(now) if self._emergency.holding else None
             if bound is not None:
                 bound.look(now, waiting, taken, enough, calling and not spills)
                 refusing = bound.refused(1.0)
+        self._announce(change)
         if self._deferred:
             self._reentry.apply()
         return refusing
 
     @deferrable
     def record_outcome(self, ok: int, failed: int) -> None:
-        """Report how many events the sink took, and failed. The buffer's own refusals
-        are no outcomes.
+        """Report how many events of a batch the sink took, and failed. The buffer's
+        own refusals are no outcomes.
         """
-        check_outcomes(ok, failed)
+        ok, failed = check_outcomes(ok, failed)
         with self._lock:
             now = self._now()
             self._emergency.record(now, ok, failed)
@@ -367,14 +377,16 @@ class FlowControlManager:
         """Change the total rate (events per second, 0 to 1e12, or inf) at once, or
         raise ConfigError.
         """
-        _check_rate("rate", rate)
-        self._set_rate(rate)
+        self._set_rate(_check_rate("rate", rate))
 
     @deferrable
     def _set_rate(self, rate: float) -> None:
         with self._lock:
             old, self._limit = self._limit, float(rate)
-            self._put_in_force(self._now())
+            now = self._now()
+            self._shares.settle(now, old)
+            self._bucket.set_rate_at(int(now * 1e9), self._limit)
+            self._sure = 0.0
         if old != rate:
             self._announce(("rate_changed", old, float(rate)))
 
@@ -382,8 +394,7 @@ class FlowControlManager:
         """Change how many events may enter at one moment (1 to 2**60), or raise
         ConfigError.
         """
-        check_number("burst", burst, int, 1, 2**60)
-        self._set_burst(burst)
+        self._set_burst(int(check_number("burst", burst, int, 1, 2**60)))
 
     @deferrable
     def _set_burst(self, burst: int) -> None:
@@ -457,7 +468,7 @@ class FlowControlManager:
         counts, seconds = self._window.glance(now) if glance else self._window.read(now)
         return FlowControlMetrics(
             rate_limit=self._limit,
-            rate_in_force=self._bucket.rate,
+            rate_in_force=self._limit * self._emergency.part,
             burst=self._bucket.burst,
             tokens=self._bucket.tokens_at(int(now * 1e9)),
             emergency=active,
@@ -470,18 +481,7 @@ class FlowControlManager:
         )
 
     def _step(self, now: float) -> Change | None:
-        if not self._throttled:
-            return None
-        change = self._emergency.step(now)
-        self._put_in_force(now)
-        return change
-
-    def _put_in_force(self, now: float) -> None:
-        rate = self._limit * self._emergency.cap
-        if rate != self._bucket.rate:
-            self._shares.settle(now, self._bucket.rate)
-            self._bucket.set_rate_at(int(now * 1e9), rate)
-            self._sure = 0.0
+        return self._emergency.step(now) if self._throttled else None
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for each

@@ -29,6 +29,7 @@ OLD, NEW = b"the old message", b"a new message, which is longer"
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
 @pytest.mark.platform
 @pytest.mark.single_thread
+@pytest.mark.uninstrumented
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_full: bool) -> None:
     if not is_allowed():
@@ -58,8 +59,13 @@ def test_a_consumer_that_is_stopped_for_a_round(tmp_path: Path, times: int, in_f
 
         return operation
 
-    ring = fresh()
-    taken = steps_until(setup, lambda: ring.count() == 0)
+    def steps_to_take() -> int:
+        ring = fresh()
+        return steps_until(setup, lambda: ring.count() == 0)
+
+    # The least of several: an allocator that fetches memory takes hundreds of steps
+    # more, and without these the others would have taken the message before.
+    taken = min(steps_to_take() for _ in range(3))
     met = 0
     for steps in range(taken - 400, taken + 20, 3 if in_full else 29):
         ring = fresh()

@@ -9,6 +9,7 @@ then judged by the parent. Linux on x86-64 and ARM, where ptrace is allowed.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -37,6 +38,9 @@ class Stepped:
         if pid == 0:
             try:
                 operation = setup()
+                # A collection within it would move all that follows, in one child and
+                # not in the next.
+                gc.disable()
                 # Plain ints, found beforehand: with an enum and its look-ups the stops
                 # alone take 3,300 instructions.
                 kill, me, stop = os.kill, os.getpid(), int(signal.SIGSTOP)

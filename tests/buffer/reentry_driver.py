@@ -40,7 +40,7 @@ _SECONDS = 2.0
 _HUNG = 90.0
 _PERIOD = 0.0007  # from a handler's begin, and from its end, to the next signal
 _DEEPEST = 3  # calls within calls
-_OTHERS = 4  # the priority of what another thread adds
+_OTHERS = 4  # the priority of what another thread adds, and of single events
 _LATEST = 30  # collections: about as many as a call starts
 
 # They wait in an event loop.
@@ -110,6 +110,8 @@ class Driver:
             "BufferManager.add_events, waiting": lambda: buffer.add_events(
                 [bytes(900)] * 20, 5, timeout=0.001
             ),
+            "BufferManager.add_event": lambda: buffer.add_event(b"one", _OTHERS),
+            "BufferManager.producer": lambda: self.with_producer(),
             "BufferManager.add_lines": lambda: self.add(buffer.add_lines(b"a\nb\nc", 2)),
             "BufferManager.get_batch": lambda: self.hold(buffer.get_batch(3)),
             "BufferManager.get_batch, waiting": lambda: self.hold(buffer.get_batch(timeout=0.001)),
@@ -141,6 +143,7 @@ class Driver:
             "BufferManager.__bool__": lambda: bool(buffer),
             "BufferManager.__repr__": lambda: repr(buffer),
             "AsyncBuffer.add_events": lambda: self.add(first_step(aio.add_events([b"event"]))),
+            "AsyncBuffer.add_event": lambda: first_step(aio.add_event(b"one", _OTHERS)),
             "AsyncBuffer.add_lines": lambda: self.add(first_step(aio.add_lines(b"a\nb"))),
             "AsyncBuffer.get_batch": lambda: self.hold(first_step(aio.get_batch())),
             "AsyncBuffer.events": self.subscribe,
@@ -181,6 +184,10 @@ class Driver:
 
     def add(self, admission: Any) -> None:
         self.offered.append(admission.accepted + admission.rejected)
+
+    def with_producer(self) -> None:
+        with self.buffer.producer(_OTHERS) as producer:
+            producer.add(b"one")
 
     def hold(self, batch: Batch | None) -> None:
         if batch is not None:

@@ -11,11 +11,12 @@ import math
 import sys
 from enum import Enum
 from numbers import Integral, Real
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 
 from backpressure.base.errors import ConfigError
+from ringbuf._core.not_given import NOT_GIVEN, NotGiven
 
 __all__ = [
     "NOT_GIVEN",
@@ -180,19 +181,6 @@ def count(name: str, value: object) -> int:
     if number is None or number < 0:
         raise ValueError(f"{name} must be 0 or more, and an int, not {value!r}")
     return number
-
-
-class NotGiven(Enum):
-    """The type of `NOT_GIVEN`."""
-
-    NOT_GIVEN = "not given"
-
-    def __repr__(self) -> str:
-        return "NOT_GIVEN"
-
-
-#: A timeout that the caller leaves to the callee.
-NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 
 def check_outcomes(ok: object, failed: object) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ringbuf._messages.prepaid import settle_stores
 
 __all__ = ["Waiter", "Wakeup"]
 
@@ -28,6 +30,11 @@ class Wakeup:
         # to the set, taking from it and copying it are atomic.
         self._waiting: set[threading.Lock] = set()
         self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def waiting(self) -> tuple[set[Any], list[Any]]:
+        """What is empty while none waits: for a notifier that looks there itself."""
+        return self._waiting, self._listeners
 
     def forget_waiters(self) -> None:
         """In a forked child: what waits here is the parent's."""
@@ -54,6 +61,7 @@ class Wakeup:
         sleeper.acquire()
         try:
             self._waiting.add(sleeper)
+            settle_stores()
             # Looked at after that: what makes it true from here on will notify.
             if not done() and timeout > 0:
                 sleeper.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
@@ -66,6 +74,7 @@ class Wakeup:
         a lock.
         """
         self._listeners.append(listener)
+        settle_stores()
         try:
             yield
         finally:

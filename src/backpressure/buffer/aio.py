@@ -43,6 +43,7 @@ class AsyncBuffer:
 
     def __init__(self, buffer: BufferManager) -> None:
         self._buffer = buffer
+        self._try_add = buffer._try_add
 
     async def add_events(
         self,
@@ -54,6 +55,19 @@ class AsyncBuffer:
         intake = self._buffer._intake
         seconds = intake.seconds(timeout)
         return await self._finish(intake.pending_events(events, priority), seconds)
+
+    async def add_event(
+        self,
+        event: bytes | str,
+        priority: int | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+    ) -> bool:
+        """As `BufferManager.add_event`."""
+        if timeout is not NOT_GIVEN:
+            timeout_seconds(timeout)
+        if self._try_add(event, priority):
+            return True
+        return not (await self.add_events([event], priority, timeout)).rejected
 
     async def add_lines(
         self,

@@ -28,6 +28,7 @@ from backpressure.buffer.pending_add import PendingAdd
 from backpressure.buffer.reporter import EventReporter
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
+from ringbuf._messages.prepaid import Gate
 
 __all__ = ["FORKED", "Intake"]
 
@@ -58,21 +59,26 @@ class Intake:
         when_full: WhenFull,
         now: Callable[[], float],
         reporter: EventReporter,
+        quick: bool,
     ) -> None:
         self.lanes: Final = lanes
         self.control: ControlLoop = control
         # What a timeout that is not given comes to, in seconds.
         self._patience = math.inf if when_full is WhenFull.BLOCK else 0.0
-        #: No event is accepted any more.
+        #: No event is accepted any more: see `shut`.
         self.closing = False
+        #: Shut then: what the quick ways in look at.
+        self.gate: Final = Gate()
+        #: Whether there are quick ways in: see single_events.py.
+        self.quick: Final = quick
         #: What the lanes hold in memory was given up: nothing may come in behind that.
         self.closed = False
         #: This process was forked from the one that made the buffer.
         self.forked = False
         self._drops = when_full is WhenFull.DROP_OLDEST
         self._watch = watch
-        self._hold = hold
-        self._ready = ready
+        self.hold: Final = hold
+        self.ready: Final = ready
         self._room = room
         self._disk = disk
         self._now = now
@@ -99,6 +105,12 @@ class Intake:
         if allowed is not None:
             largest = min(largest, allowed)
         return PendingAdd(self, lane, LinePayload(chunk, final, largest))
+
+    def open_priority(self, priority: int | None) -> int:
+        """A priority, or that of events that are given none, as a plain int; raises as
+        an add does.
+        """
+        return self._open_lane(priority).priority
 
     def _open_lane(self, priority: int | None) -> Lane:
         if self.closing:
@@ -160,11 +172,19 @@ class Intake:
         """Events have come in: note when, wake the consumers, let the policies look."""
         now = self._now()
         lane.arrived(first_seq, now)
-        self._ready.notify()
-        if self._hold.waiting is not None:
-            self._hold.arrived(lane)
+        self.ready.notify()
+        if self.hold.waiting is not None:
+            self.hold.arrived(lane)
         if now >= self.control.next_tick:
             self._watch.tick(now)
+
+    def arrived_alone(self, lane: Lane, seq: int) -> None:
+        """As `arrived`, for a single event, and others before it, that came by a quick
+        way, which may have been let in before `shut`.
+        """
+        self.arrived(lane, seq)
+        if self.closed:
+            self.ended(lane, 1)
 
     def tick_if_due(self) -> bool:
         """Let the policies look at the lanes if it is time; whether it was."""
@@ -191,6 +211,11 @@ class Intake:
             self.discard(lane)  # close() had looked before these came in
 
     # ------------------------------------------------------------ the end
+
+    def shut(self) -> None:
+        """Accept no event from now on."""
+        self.closing = True
+        self.gate.shut()
 
     def discard(self, lane: Lane) -> int:
         """Give up all that a lane holds in memory; returns how many events."""

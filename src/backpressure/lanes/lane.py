@@ -122,6 +122,11 @@ class Lane:
 
     # ------------------------------------------------------------ producers
 
+    @property
+    def ages(self) -> bool:
+        """Whether events can become too old: then each arrival is to be noted."""
+        return self._age is not None
+
     def arrived(self, first_seq: int, now: float) -> None:
         """Note that the events from `first_seq` on arrived at `now`."""
         if self._age is not None:
@@ -737,8 +742,6 @@ class Lane:
         if not within:
             arrivals.forget_before(self._next_seq)
         if self._count_waiting(self.ring.next_seq) == 0:
-            if not within:
-                arrivals.forget()
             return 0.0
         return arrivals.oldest_age(now)
 

@@ -283,7 +283,6 @@ class BufferHandler(logging.Handler):
         waited = now - self._flush_failed_at < _JUST_NOW
         deadline = now if waited else now + self._drain_timeout
         with within_buffer():
-            self._events.close()
         try:
             if self.listener is not None:
                 self.listener.stop(max(0.0, deadline - time.monotonic()))
@@ -370,9 +369,6 @@ class _AfterFork:
             if handler._events is self:
                 handler._start_in_child()
         return handler._events.add(event, priority)
-
-    def close(self) -> None:
-        pass
 
 
 _handlers: weakref.WeakSet[BufferHandler] = weakref.WeakSet()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backpressure.buffer.config import BufferConfig
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli.bench.measurement import Figure
 from ringbuf import MessageRing, TokenBucket
@@ -160,32 +161,44 @@ def _buffer_lists(chunks: list[bytes]) -> Figure:
 
 
 def _buffer_single() -> Figure:
-    event = [b"x" * 100]
-    count = 20_000
+    events = [b"%050d" % i * 2 for i in range(50_000)]
+    buffer = BufferManager(BufferConfig(lane_bytes=8 << 20))
 
     def ours() -> float:
-        buffer = BufferManager()
+        add = buffer.add_event
         start = time.perf_counter()
-        for _ in range(count):
-            buffer.add_events(event)
+        for event in events:
+            add(event)
         seconds = time.perf_counter() - start
-        delivered = 0
+        delivered: list[bytes] = []
         while (batch := buffer.get_batch()) is not None:
-            delivered += len(batch)
+            delivered += batch
             batch.ack()
-        _expect(delivered == count, "events were refused")
+        _expect(delivered == events, "events are missing")
         return seconds
 
     def theirs() -> float:
         queue: deque[bytes] = deque()
+        append = queue.append
         start = time.perf_counter()
-        for _ in range(count):
-            queue.append(event[0])
+        for event in events:
+            append(event)
         return time.perf_counter() - start
 
     return Figure(
-        "add_events([event]), one at a time", "deque.append", ours, theirs, None, count, 5
+        "add_event, one a call",
+        "deque.append",
+        ours,
+        theirs,
+        3.5,
+        len(events),
+        15,
+        close=lambda: _end(buffer),
     )
+
+
+def _end(buffer: BufferManager) -> None:
+    buffer.close(timeout=0)
 
 
 def _push_lines(chunk: bytes) -> Figure:

@@ -10,6 +10,8 @@ see priority_shares.py.
 Delay. While the queue stands, what would wait too long is refused, the least urgent
 first: see delay_bound.py.
 
+Prepaid. Single events are admitted ahead, some hundreds at a time: see prepaid.py.
+
 Emergency. When the sink fails too much, demand is shed, the least urgent first: see
 emergency_mode.py.
 
@@ -50,6 +52,7 @@ from backpressure.policies.flow_control_manager.emergency_mode import (
     EmergencyModeConfig,
     EmergencyState,
 )
+from backpressure.policies.flow_control_manager.prepaid import Prepaid, Prepayment
 from backpressure.policies.flow_control_manager.priority_shares import PriorityShares
 from backpressure.policies.flow_control_manager.sliding_counts import SlidingCounts
 from ringbuf import TokenBucket
@@ -170,7 +173,10 @@ class FlowControlManager:
         self._levels = levels = config.priority_levels
         self._throttled = config.throttle_enabled
         self._limit = float(config.max_events_per_second)
-        self._bucket = TokenBucket(self._limit, config.burst_size, now_ns=int(now * 1e9))
+        self._burst = config.burst_size
+        # Its burst is less by what purses hold.
+        self._bucket = TokenBucket(self._limit, self._burst, now_ns=int(now * 1e9))
+        self._prepaid = Prepaid()
         self._shares = PriorityShares(config.burst_size, now, levels)
         self._emergency = EmergencyMode(
             config.emergency_mode, config.sliding_window_size, now, levels
@@ -212,9 +218,7 @@ class FlowControlManager:
             emergency, window = self._emergency, self._window
             demand = emergency.window
             if now >= self._fresh_until:
-                window.expire(now)
-                demand.expire(now)
-                self._fresh_until = min(window.until, demand.until)
+                self._expire(now)
             demand.row[p] += n
             grant = self._full[p]
             if grant.granted != n:
@@ -303,6 +307,58 @@ class FlowControlManager:
                 if self._bound is not None:
                     self._bound.fill(p, -n)
 
+    # ------------------------------------------------------------ single events
+
+    def prepayment(self, owner: object, priority: int) -> Prepayment:
+        """A purse for the single events of `owner`, with nothing in it yet: see
+        `prepay`. What is in it comes back some time after the owner is gone.
+        """
+        p = check_priority(priority, self._levels) - 1
+        prepayment = Prepayment(owner, p)
+        self._prepaid.all.append(prepayment)  # atomic
+        return prepayment
+
+    def prepay(self, prepayment: Prepayment) -> None:
+        """Fill a purse, if events of its priority are admitted without any ado; else
+        each is for `admit`.
+        """
+        if self._within():
+            return
+        with self._lock:
+            now = self._now()
+            now_ns = int(now * 1e9)
+            self._expire(now)
+            self._book_used(prepayment)
+            p = prepayment.p
+            n = self._prepaid.wanted(prepayment, self._burst, now)
+            if n and self._throttled:
+                n = self._may_prepay(n, p, now, now_ns)
+            if n:
+                # At once: what is held is in the purse, also where a handler raises.
+                self._prepaid.held += n
+                prepayment.purse.put(n)
+            self._settle_burst(now_ns)
+        if self._deferred:
+            self._reentry.apply()
+
+    def recall(self, prepayment: Prepayment | None = None) -> None:
+        """Take back what a purse holds (None: all of them), which nothing more is put
+        into by that.
+        """
+        self._recall_prepaid(prepayment)
+
+    @deferrable
+    def _recall_prepaid(self, prepayment: Prepayment | None) -> None:
+        with self._lock:
+            now = self._now()
+            if prepayment is None:
+                self._empty_purses(now)
+            else:
+                self._empty(prepayment, now)
+                if prepayment in self._prepaid.all:
+                    self._prepaid.all.remove(prepayment)
+                self._settle_burst(int(now * 1e9))
+
     def observe(
         self,
         waiting: Sequence[int],
@@ -351,6 +407,7 @@ class FlowControlManager:
         refusing = False
         with self._lock:
             now = self._now()
+            self._book_prepaid(now)
             self._emergency.holding = spills or not calling or not room_short
             change = self._step(now) if self._emergency.holding else None
             if bound is not None:
@@ -384,6 +441,7 @@ class FlowControlManager:
         with self._lock:
             old, self._limit = self._limit, float(rate)
             now = self._now()
+            self._empty_purses(now)
             self._shares.settle(now, old)
             self._bucket.set_rate_at(int(now * 1e9), self._limit)
             self._sure = 0.0
@@ -400,10 +458,11 @@ class FlowControlManager:
     def _set_burst(self, burst: int) -> None:
         with self._lock:
             now = self._now()
+            self._empty_purses(now)
             self._shares.settle(now, self._bucket.rate)
             self._shares.resize(burst)
-            self._sure = 0.0
-            self._bucket.set_burst_at(int(now * 1e9), burst)
+            self._burst = burst
+            self._settle_burst(int(now * 1e9))
 
     def rate(self, priority: int | None = None) -> float:
         """Admitted events per second over the sliding window, or since the start while
@@ -414,7 +473,9 @@ class FlowControlManager:
             counts, seconds = self._window.glance(self._clock.glance())
         else:
             with self._lock:
-                counts, seconds = self._window.read(self._now())
+                now = self._now()
+                self._book_prepaid(now)
+                counts, seconds = self._window.read(now)
             if self._deferred:
                 self._reentry.apply()
         return (sum(counts) if p is None else counts[p]) / seconds
@@ -440,7 +501,9 @@ class FlowControlManager:
         if self._within():
             return self._metrics(self._clock.glance(), active, glance=True)
         with self._lock:
-            metrics = self._metrics(self._now(), active)
+            now = self._now()
+            self._book_prepaid(now)
+            metrics = self._metrics(now, active)
         if self._deferred:
             self._reentry.apply()
         return metrics
@@ -457,7 +520,7 @@ class FlowControlManager:
         self._window.start_over(now)
         self._emergency.window.start_over(now)
         self._fresh_until = min(self._window.until, self._emergency.window.until)
-        self._shares = PriorityShares(self._bucket.burst, now)
+        self._shares = PriorityShares(self._burst, now)
         if self._bound is not None:
             self._bound = DelayBound(self._bound.target, now)
         self._sure = 0.0
@@ -469,8 +532,8 @@ class FlowControlManager:
         return FlowControlMetrics(
             rate_limit=self._limit,
             rate_in_force=self._limit * self._emergency.part,
-            burst=self._bucket.burst,
-            tokens=self._bucket.tokens_at(int(now * 1e9)),
+            burst=self._burst,
+            tokens=self._bucket.tokens_at(int(now * 1e9)) + self._prepaid.held,
             emergency=active,
             failure_rate=self._emergency.failure_rate(now, glance),
             admitted=tuple(self._admitted),
@@ -481,7 +544,89 @@ class FlowControlManager:
         )
 
     def _step(self, now: float) -> Change | None:
-        return self._emergency.step(now) if self._throttled else None
+        if not self._throttled:
+            return None
+        change = self._emergency.step(now)
+        if change is not None and self._emergency.state is EmergencyState.ACTIVE:
+            self._empty_purses(now)
+        return change
+
+    def _expire(self, now: float) -> None:
+        window, demand = self._window, self._emergency.window
+        window.expire(now)
+        demand.expire(now)
+        self._fresh_until = min(window.until, demand.until)
+
+    def _may_prepay(self, n: int, p: int, now: float, now_ns: int) -> int:
+        """Take the tokens of `n` events of a priority, or of none: as `admit` does
+        where nothing is to be decided.
+        """
+        bound = self._bound
+        if self._emergency.state is not EmergencyState.NORMAL:
+            return 0
+        if bound is not None and bound.armed and bound.limit(p, n) < n:
+            return 0
+        if self._sure - n < self._shares.reserve:
+            self._sure = self._bucket.tokens_at(now_ns)
+        if self._sure - n < self._shares.reserve:
+            return 0
+        if not self._bucket.try_acquire_at(now_ns, n):
+            return 0
+        self._sure -= n
+        self._shares.fill(p, now)
+        if bound is not None and bound.armed:
+            bound.fill(p, n)
+        return n
+
+    def _book_used(self, prepayment: Prepayment) -> None:
+        """Count what was used of a purse; nothing in the windows expires now."""
+        used = prepayment.purse.used - prepayment.booked
+        # At once:
+        prepayment.booked += used
+        self._prepaid.held -= used
+        self._admitted[prepayment.p] += used
+        self._window.row[prepayment.p] += used
+        self._emergency.window.row[prepayment.p] += used
+
+    def _book_prepaid(self, now: float) -> None:
+        """Count what was used of all purses, and take back what nobody can use."""
+        prepaid = self._prepaid
+        if not prepaid.all:
+            return
+        self._expire(now)
+        for prepayment in prepaid.all.copy():
+            if prepayment.owner() is None:
+                self._empty(prepayment, now)
+                prepaid.all.remove(prepayment)
+            else:
+                self._book_used(prepayment)
+        prepaid.count_held()
+        self._settle_burst(int(now * 1e9))
+
+    def _empty(self, prepayment: Prepayment, now: float) -> None:
+        """Take back what a purse holds, and count what was used of it."""
+        self._expire(now)
+        unused = prepayment.purse.take_unused()
+        self._prepaid.held -= unused
+        self._book_used(prepayment)
+        if unused and self._throttled:
+            self._settle_burst(int(now * 1e9))
+            self._bucket.give_back_at(int(now * 1e9), unused)
+            self._shares.give_back(prepayment.p, unused)
+            if self._bound is not None and self._bound.armed:
+                self._bound.fill(prepayment.p, -unused)
+
+    def _empty_purses(self, now: float) -> None:
+        for prepayment in self._prepaid.all.copy():
+            self._empty(prepayment, now)
+        self._settle_burst(int(now * 1e9))
+
+    def _settle_burst(self, now_ns: int) -> None:
+        """Keep what purses hold out of the bucket."""
+        burst = max(1, self._burst - self._prepaid.held)
+        if burst != self._bucket.burst:
+            self._sure = 0.0
+            self._bucket.set_burst_at(now_ns, burst)
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for each

@@ -318,7 +318,7 @@ class BufferManager(Entrances):
         self, event: bytes | str, priority: int | None, timeout: float | NotGiven | None
     ) -> bool:
         """What `add_event` does where it is not plain that the event may enter."""
-        return not self.add_events([event], priority, timeout).rejected
+        return not self.add_events([event], priority, timeout=timeout).rejected
 
     def producer(self, priority: int | None = None) -> Producer:
         """A way in for single events of one priority: `producer.add(event)`.

@@ -202,6 +202,7 @@ CALLS: dict[str, Call] = {
     "BufferManager.add_lines(max_event_bytes)": lambda n: buffer_with(
         lambda buffer: buffer.add_lines(b"abc\n", max_event_bytes=n).accepted
     ),
+    "BufferManager.producer(priority)": lambda n: BufferManager().producer(n).priority,
     "BufferManager.adjust_batch_size(size)": lambda n: buffer_with(
         lambda buffer: buffer.adjust_batch_size(n * 1000 if type(n) is int else n)
     ),
@@ -220,6 +221,7 @@ CALLS: dict[str, Call] = {
     "FlowControlManager.admit(priority)": lambda n: FlowControlManager().admit(1, n).granted,
     "FlowControlManager.give_back(n)": lambda n: granted().give_back(n, 3),
     "FlowControlManager.give_back(priority)": lambda n: granted().give_back(1, n),
+    "FlowControlManager.prepayment(priority)": lambda n: granted().prepayment(granted(), n).p,
     "FlowControlManager.rate(priority)": lambda n: granted().rate(n) > 0,
     "FlowControlManager.record_outcome(ok)": lambda n: granted().record_outcome(n, 0),
     "FlowControlManager.record_outcome(failed)": lambda n: granted().record_outcome(0, n),

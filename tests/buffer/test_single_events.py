@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from backpressure import (
+    Admission,
     BufferClosed,
     BufferConfig,
     BufferManager,
@@ -28,6 +30,7 @@ from backpressure import (
     WhenFull,
 )
 from backpressure.base.clock import MonotonicClock
+from backpressure.buffer.single_events import Producer
 from tests.support.buffers import EVENT, SMALL, drain, drain_lanes, next_batch
 
 
@@ -39,30 +42,32 @@ def both(config: BufferConfig) -> list[BufferManager]:
     return [BufferManager(config), BufferManager(config, clock=OtherClock())]
 
 
-def is_quick(buffer: BufferManager) -> bool:
-    """Whether an event that enters asks flow control for itself only."""
+def is_quick(buffer: BufferManager, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether an event that enters does so without `add_events`."""
     asked: list[int] = []
-    add_events = buffer.add_events
-    buffer.add_events = lambda *given, **more: asked.append(1) or add_events(*given, **more)  # type: ignore[assignment, method-assign, func-returns-value, misc]
-    try:
+
+    def add_events(*given: Any, **more: Any) -> Admission:
+        asked.append(1)
+        return BufferManager.add_events(buffer, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "add_events", add_events)
         assert buffer.add_event(b"?")
-    finally:
-        del buffer.add_events
     return not asked
 
 
-def test_which_ways_are_quick(tmp_path: Path) -> None:
+def test_which_ways_are_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick, slow = both(BufferConfig())
-    assert is_quick(quick)
-    assert not is_quick(slow)
+    assert is_quick(quick, monkeypatch)
+    assert not is_quick(slow, monkeypatch)
     for durability in Durability:
         with BufferManager(
             BufferConfig(directory=tmp_path / durability.name, durability=durability)
         ) as buffer:
-            assert is_quick(buffer) == (durability is not Durability.COMMIT)
+            assert is_quick(buffer, monkeypatch) == (durability is not Durability.COMMIT)
             assert drain(buffer) == [b"?"]
     tiny = BufferManager(BufferConfig(flow_control=FlowControlConfig(burst_size=300)))
-    assert not is_quick(tiny)
+    assert not is_quick(tiny, monkeypatch)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -74,31 +79,50 @@ def test_both_ways_are_equal(seed: int) -> None:
     producers = [[buffer.producer(p) for p in (None, 1, 5)] for buffer in buffers]
     assert [one.priority for one in producers[0]] == [3, 1, 5]
     events: list[Any] = [b"", b"a", "b", "\u00e4", b"x" * 300, b"y" * 1000, EVENT, b"z" * 5000]
-    wrong: list[Any] = [None, 1, bytearray(b"a"), "\ud800", memoryview(b"a"), [b"a"], np.bytes_(b"a")]
-    calls: list[Callable[[int], Any]] = []
+    wrong: list[Any] = [
+        None,
+        1,
+        bytearray(b"a"),
+        "\ud800",
+        memoryview(b"a"),
+        [b"a"],
+        np.bytes_(b"a"),
+    ]
     for _ in range(400):
         event = pick.choice(events) if pick.random() < 0.9 else pick.choice(wrong)
-        priority: Any = pick.choice([None, 1, 2, 3, 4, 5, np.int64(2), True, 0, 6, -1, 1 << 70, "1"])
-        timeout: Any = pick.choice([{}, {"timeout": 0}, {"timeout": 0.0}, {"timeout": -1.0}])
-        which, kind = pick.randrange(3), pick.randrange(8)
-        if kind < 3:
-            calls.append(lambda i, e=event, p=priority, t=timeout: buffers[i].add_event(e, p, **t))
-        elif kind < 6:
-            calls.append(lambda i, e=event, w=which, t=timeout: producers[i][w].add(e, **t))
-        elif kind == 6:
-            calls.append(lambda i, n=pick.randrange(1, 9): taken(buffers[i], n))
-        else:
-            calls.append(lambda i, w=which: producers[i][w].refusal and producers[i][w].refusal[:3])
-    for call in calls:
-        assert outcome(call, 0) == outcome(call, 1)
+        priority = pick.choice([None, 1, 2, 3, 4, 5, np.int64(2), True, 0, 6, -1, 1 << 70, "1"])
+        timeout = pick.choice([{}, {"timeout": 0}, {"timeout": 0.0}, {"timeout": -1.0}])
+        which, most, kind = pick.randrange(3), pick.randrange(1, 9), pick.randrange(8)
+
+        def call(
+            buffer: BufferManager,
+            mine: list[Producer],
+            kind: int = kind,
+            event: Any = event,
+            priority: Any = priority,
+            timeout: Any = timeout,
+            which: int = which,
+            most: int = most,
+        ) -> Any:
+            if kind < 3:
+                return buffer.add_event(event, priority, **timeout)
+            if kind < 6:
+                return mine[which].add(event, **timeout)
+            if kind == 6:
+                return taken(buffer, most)
+            refusal = mine[which].refusal
+            return refusal and (refusal.rejected, refusal.reason)
+
+        said = [outcome(partial(call, *one)) for one in zip(buffers, producers, strict=True)]
+        assert said[0] == said[1]
         shown = [books(buffer) for buffer in buffers]
         assert shown[0] == shown[1]
     assert drain_lanes(buffers[0]) == drain_lanes(buffers[1])
 
 
-def outcome(call: Callable[[int], Any], which: int) -> Any:
+def outcome(call: Callable[[], Any]) -> Any:
     try:
-        return call(which)
+        return call()
     except (InvalidEvents, EventTooLarge, ValueError, TypeError) as error:
         return type(error), str(error)
 
@@ -146,7 +170,7 @@ def test_a_rate_of_single_events_is_kept() -> None:
     buffer = BufferManager(BufferConfig(flow_control=config))
     producers = [buffer.producer(p) for p in (1, 2, 3)]
     entered = 0
-    while any([producer.add(b"x") for producer in producers]):
+    while sum(producer.add(b"x") for producer in producers):
         entered += 1
     flow = buffer.stats().flow_control
     assert sum(flow.admitted) == buffer.stats().accepted == 5_000
@@ -196,7 +220,8 @@ def test_admissions_ahead_come_back() -> None:
 def test_a_closed_buffer_takes_none() -> None:
     buffer = BufferManager()
     producer = buffer.producer()
-    assert producer.add(b"x") and buffer.add_event(b"y")
+    assert producer.add(b"x")
+    assert buffer.add_event(b"y")
     buffer.close(timeout=0)
     for add in (producer.add, buffer.add_event):
         with pytest.raises(BufferClosed):
@@ -213,7 +238,12 @@ def test_what_comes_in_beside_close_is_counted() -> None:
         entered = [0] * 3
         begun = threading.Barrier(4)
 
-        def add(which: int, buffer: BufferManager = buffer, entered: list[int] = entered) -> None:
+        def add(
+            which: int,
+            buffer: BufferManager = buffer,
+            entered: list[int] = entered,
+            begun: threading.Barrier = begun,
+        ) -> None:
             producer = buffer.producer(which + 1)
             begun.wait()
             try:
@@ -286,7 +316,7 @@ def test_a_sleeping_consumer_is_woken(way: str) -> None:
             pass
         add(b"x")
         thread.join(timeout=10.0)
-        assert got and got[0].tolist() == [b"x"]
+        assert [one.tolist() for one in got] == [[b"x"]]
         got[0].ack()
 
 
@@ -299,7 +329,8 @@ def test_a_coroutine_adds_and_wakes() -> None:
         await asyncio.sleep(0)
         assert await buffer.aio.add_event("second")
         batch = await waiting
-        assert batch is not None and batch.tolist() == [b"second"]
+        assert batch is not None
+        assert batch.tolist() == [b"second"]
         batch.ack()
         while await buffer.aio.add_event(EVENT):
             pass
@@ -316,7 +347,7 @@ def test_a_coroutine_adds_and_wakes() -> None:
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_age_of_an_event_is_right(quick: bool) -> None:
-    """To 10 ms and what a busy host adds, also where the lane was empty a moment ago."""
+    """To 10 ms and what a busy host adds, also where the lane was empty just before."""
     buffer = both(BufferConfig())[0 if quick else 1]
     for pause in (0.0, 0.003, 0.03):
         for _ in range(3):

@@ -236,7 +236,6 @@ def test_a_priority_that_is_given_and_beyond_is_refused() -> None:
             writer.add(b"a", wrong)
     assert writer.add(b"a", np.int64(1)) is None  # type: ignore[arg-type]
     assert writer.add(b"a", np.uint8(1)) is None  # type: ignore[arg-type]
-    writer.close()
 
 
 def test_dictconfig_takes_the_field() -> None:

@@ -67,7 +67,7 @@ class AsyncBuffer:
             timeout_seconds(timeout)
         if self._try_add(event, priority):
             return True
-        return not (await self.add_events([event], priority, timeout)).rejected
+        return not (await self.add_events([event], priority, timeout=timeout)).rejected
 
     async def add_lines(
         self,

@@ -49,10 +49,10 @@ class Producer(Entrance):
 
     >>> from backpressure import BufferManager
     >>> with BufferManager() as buffer, buffer.producer(priority=2) as producer:
-    ...     producer.add(b"one")
-    ...     print(buffer.get_batch())
-    True
-    <Batch of 1 event, 3 bytes, priority 2, attempt 1>
+    ...     accepted = producer.add(b"one")
+    ...     with buffer.get_batch() as batch:
+    ...         print(accepted, batch.priority, batch.tolist())
+    True 2 [b'one']
     """
 
     def __init__(self, buffer: BufferManager, priority: int) -> None:
@@ -67,7 +67,7 @@ class Producer(Entrance):
     def _add_slowly(self, event: bytes | str, timeout: float | NotGiven | None) -> bool:
         if self._closed:
             raise ValueError("the producer is closed: buffer.producer() makes another one")
-        admission = self._buffer.add_events([event], self.priority, timeout)
+        admission = self._buffer.add_events([event], self.priority, timeout=timeout)
         if admission.rejected:
             self.refusal = admission
         return not admission.rejected
@@ -137,6 +137,6 @@ class SingleEventWriter:
             return None
         check_priority(priority, self._levels)  # None is none here
         try:
-            return self._buffer.add_events([event], priority, self._timeout).reason
+            return self._buffer.add_events([event], priority, timeout=self._timeout).reason
         except BufferClosed:
             return "closed"

@@ -7,8 +7,8 @@ from typing import Final
 
 __all__ = ["ArrivalMarks"]
 
-# The time of arrival is noted this often (seconds), which with the pace of single events
-# gives each an age that is right to 10 ms: no decision needs it more finely …
+# The time of arrival is noted this often (seconds), which with the pace of single
+# events gives each an age that is right to 10 ms: no decision needs it more finely …
 _INTERVAL: Final = 0.002
 # … and at most this many notes are kept: for more waiting events they lie further
 # apart.
@@ -35,9 +35,7 @@ class ArrivalMarks:
     def note(self, first_seq: int, now: float) -> None:
         """The events from that number on arrived at `now`."""
         marks = self._marks
-        if not marks:
-            self._interval = _INTERVAL
-        elif len(marks) >= _MOST:
+        if len(marks) >= _MOST:
             self._marks = marks = deque(list(marks)[::2])
             self._interval *= 2
         # Two producers may come here in the other order than they pushed; marks ascend
@@ -46,10 +44,15 @@ class ArrivalMarks:
             marks.append((first_seq, now))
 
     def forget_before(self, seq: int) -> None:
-        """No event below that number is asked about any more."""
+        """No event below that number is asked about any more.
+
+        The last note stays: what came soon after it has none of its own.
+        """
         marks = self._marks
         while len(marks) > 1 and marks[1][0] <= seq:
             marks.popleft()
+        if len(marks) == 1:
+            self._interval = _INTERVAL
 
     def oldest_age(self, now: float) -> float:
         """Seconds since the oldest event that was not forgotten arrived, as fine as the

@@ -282,7 +282,6 @@ class BufferHandler(logging.Handler):
     def _end(self, now: float) -> None:
         waited = now - self._flush_failed_at < _JUST_NOW
         deadline = now if waited else now + self._drain_timeout
-        with within_buffer():
         try:
             if self.listener is not None:
                 self.listener.stop(max(0.0, deadline - time.monotonic()))

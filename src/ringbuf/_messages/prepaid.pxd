@@ -21,7 +21,8 @@ cdef class Entrance:
     cdef Purse _purse
     cdef object _fill
     cdef object _arrived
-    # Of each wakeup: the set of the threads that sleep on it, the list of its listeners.
+    # Of each wakeup: the set of the threads that sleep on it, the list of its
+    # listeners.
     cdef set _sleepers, _held
     cdef list _listeners, _held_listeners
     cdef int64_t _look_at_ns  # when `_arrived` is called next, also if nothing waits

@@ -7,6 +7,7 @@ from ringbuf._core.not_given import NotGiven
 from ringbuf._messages.ring import MessageRing
 
 def settle_stores() -> None: ...
+
 @final
 class Gate:
     def shut(self) -> None: ...

@@ -37,7 +37,6 @@ from ringbuf._core.atomics cimport (
 from ringbuf._core.counts cimport up_to
 from ringbuf._core.eventcount cimport barrier, have_barrier, let_settle, no_reordering, wanted
 from ringbuf._core.gil cimport HAS_GIL
-from ringbuf._core.timing cimport steady_ns
 from ringbuf._messages.frames cimport push_column
 from ringbuf._messages.gathered cimport Column
 from ringbuf._messages.positions cimport largest_message
@@ -61,6 +60,8 @@ cdef extern from "Python.h":
 
 cdef extern from * nogil:
     """
+    #include <chrono>
+    #include <cstdint>
     #include <time.h>
     #if defined(CLOCK_MONOTONIC_COARSE)
     /* A few ns where the exact clock takes 20; right to a tick of the kernel, 1 to 10 ms. */
@@ -70,7 +71,10 @@ cdef extern from * nogil:
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
     #else
-    #define ringbuf_coarse_ns ringbuf_now_ns
+    static inline int64_t ringbuf_coarse_ns(void) {
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(
+            std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
     #endif
     """
     int64_t coarse_ns "ringbuf_coarse_ns"()
@@ -224,7 +228,6 @@ cdef class Entrance:
         cdef uint64_t seq = 0
         cdef int64_t now
         cdef Py_ssize_t size
-        cdef bint pushed = False
         if load_relaxed(&self._gate._shut) != 0:
             return False
         if PyBytes_CheckExact(event):

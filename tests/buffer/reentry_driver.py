@@ -111,6 +111,9 @@ class Driver:
                 [bytes(900)] * 20, 5, timeout=0.001
             ),
             "BufferManager.add_lines": lambda: self.add(buffer.add_lines(b"a\nb\nc", 2)),
+            "BufferManager.add_lines, for the sink": lambda: self.add(
+                buffer.add_lines(bytes(900) * 10, 2, 0.001, wait_for_sink=True)
+            ),
             "BufferManager.get_batch": lambda: self.hold(buffer.get_batch(3)),
             "BufferManager.get_batch, waiting": lambda: self.hold(buffer.get_batch(timeout=0.001)),
             "BufferManager.batch_waiter": lambda: buffer.batch_waiter().wait(0.001),

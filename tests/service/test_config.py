@@ -191,6 +191,10 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             "service.drain_timeout: must be a number from 0",
         ),
         (
+            {**MINIMAL, "service": {"wait_for_sink": "sometimes"}},
+            "service.wait_for_sink: must be true or false",
+        ),
+        (
             {**MINIMAL, "service": {"state_file": "${NOT_SET}"}},
             "service.state_file: the environment has no variable NOT_SET",
         ),
@@ -205,6 +209,21 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
 )
 def test_mistakes_name_table_and_key(given: dict[str, Any], line: str) -> None:
     assert any(found.startswith(line) for found in mistakes(given)), mistakes(given)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "service", "words"),
+    [
+        ({"directory": "d"}, {}, "sources wait for a sink that takes"),
+        ({"directory": "d"}, {"wait_for_sink": False}, "does not take at once goes to disk"),
+        ({"directory": "d", "durability": "commit"}, {}, "is written to disk as it comes"),
+        ({}, {}, "in memory: what is buffered is lost"),
+    ],
+)
+def test_what_goes_to_disk_is_explained(
+    buffer: dict[str, Any], service: dict[str, Any], words: str
+) -> None:
+    assert words in explain(parse({**MINIMAL, "buffer": buffer, "service": service}, {}))
 
 
 def test_all_mistakes_at_once() -> None:

@@ -4,7 +4,7 @@
     [[source]]   type = "file" | "stdin" | "tcp" | "unix"
     [sink]       type = "file" | "stdout" | "http" | "tcp"
     [http]       the admin API and POST /events; without this table there is none
-    [service]    drain_timeout, state_file, log_level
+    [service]    drain_timeout, state_file, log_level, wait_for_sink
 
 Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable
 FOREBAY_TABLE__KEY takes the place of that key: FOREBAY_BUFFER__LANE_BYTES=16M,

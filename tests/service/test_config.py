@@ -5,13 +5,16 @@ Files, the environment, mistakes, and what a reload can change.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backpressure.buffer import lane_size
 from backpressure.buffer.config import WhenFull
+from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main
 from backpressure.service.config import (
     FileFollow,
@@ -277,6 +280,37 @@ def test_the_environment_goes_over_the_file() -> None:
 )
 def test_variables_that_name_nothing(variable: str, message: str) -> None:
     assert any(message in line for line in mistakes(MINIMAL, {variable: "1"}))
+
+
+def test_lanes_are_as_large_as_there_is_room_for_where_nobody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_size, "_free_bytes", lambda path: 2 << 30)
+    monkeypatch.setattr(lane_size, "_memory_bytes", lambda: 64 << 30)
+    tables: dict[str, Any] = {**MINIMAL, "buffer": {"directory": str(tmp_path / "buffer")}}
+    config = parse(tables, {})
+    assert config.buffer.lane_bytes == 16 << 20
+    assert "5 lanes of 16 MiB" in explain(config)
+    assert parse(MINIMAL, {}).buffer.lane_bytes == 64 << 20, "in memory it costs nothing"
+    said = parse(tables, {"FOREBAY_BUFFER__LANE_BYTES": "1M"})
+    assert said.buffer.lane_bytes == 1 << 20
+    long = [{"type": "stdin", "max_line_bytes": "20M"}]
+    assert parse({**tables, "source": long}, {}).buffer.lane_bytes == 64 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux")
+@pytest.mark.platform
+def test_a_reload_finds_the_lanes_as_large_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [100 << 20]
+    monkeypatch.setattr(lane_size, "_free_bytes", lambda path: free[0])
+    tables: dict[str, Any] = {**MINIMAL, "buffer": {"directory": str(tmp_path / "buffer")}}
+    old = parse(tables, {})
+    buffer = BufferManager(old.buffer)
+    free[0] = 1 << 40
+    assert reload_plan(old, parse(tables, {})) == ({}, [])
+    buffer.close(timeout=0)
 
 
 def test_differences_and_what_a_reload_can_do() -> None:

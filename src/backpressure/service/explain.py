@@ -42,7 +42,8 @@ def explain(config: ServeConfig) -> str:
         )
     lines += [
         f"buffer     {levels} lane{'s' * (levels > 1)} of {format_size(buffer.lane_bytes)}: "
-        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills",
+        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills"
+        + ("" if buffer.directory is None else "; on disk from the start"),
         f"           {_explain_when_full(buffer.when_full)}",
         f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
         + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),

@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from backpressure import (
 from backpressure.base.wakeup import Wakeup
 from backpressure.buffer.sink_wait import FAILED, LONGEST, QUIET, SinkWait
 from backpressure.lanes.lane import Lane
-from backpressure.testing import FakeClock, MemorySink
+from backpressure.testing import FailingSink, FakeClock, MemorySink
 from tests.support.buffers import crash, drain, numbered
 from tests.support.durable import SMALL
 from tests.support.threads import background, until
@@ -536,22 +537,35 @@ class TestInABuffer:
         assert disk is not None
         buffer.close()
 
-    def test_several_sources_of_one_lane(self, tmp_path: Path) -> None:
-        config = BufferConfig(directory=tmp_path / "b", lane_bytes=LANE, spill=SMALL)
+    @pytest.mark.parametrize("failures", [0.0, 0.3])
+    def test_several_sources_side_by_side_never_block_each_other(
+        self, failures: float, tmp_path: Path
+    ) -> None:
+        breaker = CircuitBreakerConfig(min_requests=10, reset_timeout=0.01)
+        config = BufferConfig(
+            directory=tmp_path / "b",
+            lane_bytes=LANE,
+            spill=SMALL,
+            retry_backoff=0.0,
+            max_attempts=None,
+            circuit_breaker=breaker,
+        )
         buffer = BufferManager(config)
-        sink = MemorySink()
-        done: list[int] = []
+        memory = MemorySink()
+        sink = FailingSink(memory, failures, seed=7) if failures else memory
 
-        def source() -> None:
-            for _ in range(10):
-                admission = buffer.add_lines(CHUNK, timeout=None, wait_for_sink=True)
-                done.append(admission.accepted)
+        def source(number: int) -> None:
+            for turn in range(8):
+                chunk = b"".join(b"%d %d " % (number, turn) + line + b"\n" for line in LINES)
+                priority = (number + turn) % 3 + 1
+                admission = buffer.add_lines(chunk, priority, None, wait_for_sink=True)
+                assert admission.accepted == 400
 
-        with buffer.deliver_to(sink), background(*[source] * 4):
+        with buffer.deliver_to(sink), background(*[partial(source, one) for one in range(3)]):
             pass
-        assert sum(done) == 16_000
-        assert buffer.close().resident == 0
-        assert len(sink.events) == 16_000
+        until(lambda: not buffer.resident)
+        buffer.close().check()
+        assert len(set(memory.events)) == 3 * 8 * 400
 
 
 def test_in_memory_it_means_nothing() -> None:

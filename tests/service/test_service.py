@@ -124,6 +124,15 @@ def test_a_service_from_file_to_file(tmp_path: Path) -> None:
     assert service.stop() == 0
 
 
+def test_half_a_line_of_a_killed_service_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\n")
+    (tmp_path / "out.log").write_bytes(b"zero\non")
+    service = Service(make(tmp_path))
+    service.start()
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"zero\non\none\n")
+    service.stop()
+
+
 def test_what_is_not_delivered_is_counted_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "in.log").write_bytes(b"one\ntwo\n")
     with socket.socket() as unused:

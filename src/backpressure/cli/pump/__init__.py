@@ -21,7 +21,7 @@ from backpressure.cli.pump.arguments import DRAIN_SECONDS, parse
 from backpressure.cli.pump.transfer import Progress, Transfer
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
-from backpressure.sinks import FileSink, LineSink, Sink, open_sink
+from backpressure.sinks import LineSink, Sink, open_sink
 from backpressure.sources import LineTooLong, check_source
 from backpressure.sources.priority_rules import PriorityRules
 from ringbuf import MessageRing
@@ -127,21 +127,9 @@ def _config(options: argparse.Namespace) -> BufferConfig:
 def _open_sink(options: argparse.Namespace) -> LineSink:
     """The sink, not emptied where an earlier run may have delivered to it. OSError."""
     keeps = options.directory is not None
-    sink = open_sink(options.to, append=options.append or keeps, sources=options.sources)
-    if keeps and isinstance(sink, FileSink):
-        _end_last_line(options.to)
-    return sink
-
-
-def _end_last_line(path: str) -> None:
-    """End the line that a killed run may have left unfinished, or the next one, which
-    was not delivered yet, would be spoilt by it.
-    """
-    with open(path, "ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+    return open_sink(
+        options.to, append=options.append or keeps, sources=options.sources, end_line=keeps
+    )
 
 
 def _max_line_bytes(config: BufferConfig) -> int:

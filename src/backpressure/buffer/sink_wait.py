@@ -11,7 +11,7 @@ The law, for each lane:
  1. What fits below the mark goes in at once. The rest waits while the sink takes.
  2. The sink is not taking where the circuit is open, the sink has asked to be left
     alone, or its delivery has ended: then all goes in. So it does while a close, a
-    stop or a flush asks the sink: who ends wants the lines in safety first.
+    stop or a flush asks the sink: before an end, lines are to be safe.
  3. Nor is it where nothing of this lane was settled for QUIET seconds, or for three
     times what the last batch took; FAILED seconds are enough while a batch that failed
     waits to be tried again. From then on nothing waits until something is settled.

@@ -186,6 +186,7 @@ class BufferManager(Entrances):
             disk=self._disk,
             when_full=self.config.when_full,
             now=clock.now,
+            sink_takes=self._sink_takes,
             reporter=self._reporter,
             quick=type(clock) is MonotonicClock
             and wakeup is Wakeup
@@ -266,6 +267,8 @@ class BufferManager(Entrances):
         events: Sequence[bytes | str] | Any,
         priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        *,
+        wait_for_sink: bool = False,
     ) -> Admission:
         """Offer events; returns how many were accepted, always a prefix of what was
         given.
@@ -281,13 +284,18 @@ class BufferManager(Entrances):
             urgent where there are fewer than three.
         timeout: seconds to wait for room or tokens. 0 never waits, None waits as long
             as needed. Not given: None with `when_full=BLOCK`, else 0.
+        wait_for_sink: for producers that lose nothing by waiting. While the sink takes,
+            wait for it within `timeout` rather than fill the lane so far that events go
+            to disk and come back. Nothing is refused for that. See sink_wait.py. It
+            means nothing in memory only, and with a durability that writes all to disk.
 
         Raises InvalidEvents (EventTooLarge for an event that its lane can never hold)
         and BufferClosed; in both cases nothing was accepted.
         """
         intake = self._intake
         seconds = intake.seconds(timeout)
-        return intake.finish(intake.pending_events(events, priority), seconds)
+        pending = intake.pending_events(events, priority, wait_for_sink and seconds > 0)
+        return intake.finish(pending, seconds)
 
     def add_lines(
         self,
@@ -297,6 +305,7 @@ class BufferManager(Entrances):
         final: bool = True,
         *,
         max_event_bytes: int | None = None,
+        wait_for_sink: bool = False,
     ) -> Admission:
         r"""Offer the lines of a chunk of bytes, each without its newline (b"\n") as one
         event.
@@ -306,12 +315,14 @@ class BufferManager(Entrances):
         final: whether a last piece without a newline is an event too; if not, it is not
             consumed.
         max_event_bytes: in one line, where less is allowed than the lane can hold.
-        priority, timeout, errors: as for `add_events`. `consumed` of the Admission
-            tells how many bytes of the chunk were taken.
+        priority, timeout, wait_for_sink, errors: as for `add_events`. `consumed` of the
+            Admission tells how many bytes of the chunk were taken.
         """
         intake = self._intake
         seconds = intake.seconds(timeout)
-        pending = intake.pending_lines(chunk, priority, final, max_event_bytes)
+        pending = intake.pending_lines(
+            chunk, priority, final, max_event_bytes, wait_for_sink and seconds > 0
+        )
         return intake.finish(pending, seconds)
 
     def _add_slowly(
@@ -446,6 +457,18 @@ class BufferManager(Entrances):
             disk is not None and disk.spiller.error is None
         )
 
+    def _sink_takes(self, now: float) -> bool:
+        """Whether the sink is called at all, for producers that could wait for it. Not
+        where it is asked out of turn: whoever does that is about to end.
+        """
+        sink, delivery = self._sink, self._delivery
+        return (
+            not self.is_circuit_breaker_open()
+            and now >= sink.away_until
+            and not sink.asked
+            and (delivery is None or delivery.running)
+        )
+
     def _pressure_changed(self, pressure: Pressure) -> None:
         self._hold.wakeup.notify()
         self._reporter.pressure_changed(pressure)
@@ -453,6 +476,7 @@ class BufferManager(Entrances):
     def _circuit_changed(self, old: State, new: State, reason: str) -> None:
         self._reporter.circuit_changed(old, new, reason)
         self._ready.notify()
+        self._room.notify()  # a producer may be waiting for the sink
 
     # ------------------------------------------------------------ seen and tuned
 

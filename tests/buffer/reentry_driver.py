@@ -113,6 +113,9 @@ class Driver:
             "BufferManager.add_event": lambda: buffer.add_event(b"one", _OTHERS),
             "BufferManager.producer": lambda: self.with_producer(),
             "BufferManager.add_lines": lambda: self.add(buffer.add_lines(b"a\nb\nc", 2)),
+            "BufferManager.add_lines, for the sink": lambda: self.add(
+                buffer.add_lines(bytes(900) * 10, 2, 0.001, wait_for_sink=True)
+            ),
             "BufferManager.get_batch": lambda: self.hold(buffer.get_batch(3)),
             "BufferManager.get_batch, waiting": lambda: self.hold(buffer.get_batch(timeout=0.001)),
             "BufferManager.batch_waiter": lambda: buffer.batch_waiter().wait(0.001),

@@ -117,7 +117,7 @@ def test_help_says_which_units_there_are(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse_pump(["--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "K, M, G or T of 1024 (64K, 64KB and 64KiB are the same; default: 64M)" in told
+    assert "K, M, G or T of 1024 (64K, 64KB and 64KiB are the same; default: 64M; " in told
     assert BufferConfig().lane_bytes == parse_size("64M"), "the default that it tells"
 
 

@@ -90,6 +90,22 @@ def test_a_file_sink_appends_where_asked(tmp_path: Path) -> None:
     assert path.read_bytes() == b"zero\none\n"
 
 
+@pytest.mark.parametrize(
+    ("there", "then"),
+    [(None, b""), (b"", b""), (b"whole\n", b"whole\n"), (b"whole\nha", b"whole\nha\n")],
+)
+def test_a_line_that_a_killed_writer_left_unfinished_spoils_no_other(
+    there: bytes | None, then: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.log"
+    if there is not None:
+        path.write_bytes(there)
+    sink = open_sink(str(path), append=True, end_line=True)
+    sink.send(make_batch([b"next"]))
+    sink.close()
+    assert path.read_bytes() == then + b"next\n"
+
+
 @pytest.mark.parametrize("step", [1, 2, 7])
 def test_short_writes_lose_nothing(tmp_path: Path, step: int) -> None:
     path = tmp_path / "out.log"

@@ -5,13 +5,16 @@ Files, the environment, mistakes, and what a reload can change.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backpressure.buffer import lane_size
 from backpressure.buffer.config import WhenFull
+from backpressure.buffer_manager import BufferManager
 from backpressure.cli import main
 from backpressure.service.config import (
     FileFollow,
@@ -191,6 +194,10 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             "service.drain_timeout: must be a number from 0",
         ),
         (
+            {**MINIMAL, "service": {"wait_for_sink": "sometimes"}},
+            "service.wait_for_sink: must be true or false",
+        ),
+        (
             {**MINIMAL, "service": {"state_file": "${NOT_SET}"}},
             "service.state_file: the environment has no variable NOT_SET",
         ),
@@ -205,6 +212,21 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
 )
 def test_mistakes_name_table_and_key(given: dict[str, Any], line: str) -> None:
     assert any(found.startswith(line) for found in mistakes(given)), mistakes(given)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "service", "words"),
+    [
+        ({"directory": "d"}, {}, "sources wait for a sink that takes"),
+        ({"directory": "d"}, {"wait_for_sink": False}, "does not take at once goes to disk"),
+        ({"directory": "d", "durability": "commit"}, {}, "is written to disk as it comes"),
+        ({}, {}, "in memory: what is buffered is lost"),
+    ],
+)
+def test_what_goes_to_disk_is_explained(
+    buffer: dict[str, Any], service: dict[str, Any], words: str
+) -> None:
+    assert words in explain(parse({**MINIMAL, "buffer": buffer, "service": service}, {}))
 
 
 def test_all_mistakes_at_once() -> None:
@@ -258,6 +280,37 @@ def test_the_environment_goes_over_the_file() -> None:
 )
 def test_variables_that_name_nothing(variable: str, message: str) -> None:
     assert any(message in line for line in mistakes(MINIMAL, {variable: "1"}))
+
+
+def test_lanes_are_as_large_as_there_is_room_for_where_nobody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_size, "_free_bytes", lambda path: 2 << 30)
+    monkeypatch.setattr(lane_size, "_memory_bytes", lambda: 64 << 30)
+    tables: dict[str, Any] = {**MINIMAL, "buffer": {"directory": str(tmp_path / "buffer")}}
+    config = parse(tables, {})
+    assert config.buffer.lane_bytes == 16 << 20
+    assert "5 lanes of 16 MiB" in explain(config)
+    assert parse(MINIMAL, {}).buffer.lane_bytes == 64 << 20, "in memory it costs nothing"
+    said = parse(tables, {"FOREBAY_BUFFER__LANE_BYTES": "1M"})
+    assert said.buffer.lane_bytes == 1 << 20
+    long = [{"type": "stdin", "max_line_bytes": "20M"}]
+    assert parse({**tables, "source": long}, {}).buffer.lane_bytes == 64 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux")
+@pytest.mark.platform
+def test_a_reload_finds_the_lanes_as_large_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [100 << 20]
+    monkeypatch.setattr(lane_size, "_free_bytes", lambda path: free[0])
+    tables: dict[str, Any] = {**MINIMAL, "buffer": {"directory": str(tmp_path / "buffer")}}
+    old = parse(tables, {})
+    buffer = BufferManager(old.buffer)
+    free[0] = 1 << 40
+    assert reload_plan(old, parse(tables, {})) == ({}, [])
+    buffer.close(timeout=0)
 
 
 def test_differences_and_what_a_reload_can_do() -> None:

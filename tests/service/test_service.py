@@ -69,6 +69,45 @@ def test_a_feed_waits_for_room_and_ends_with_the_buffer(rules: list[str]) -> Non
     assert feed.unaccepted == 101 - stats.accepted
 
 
+@pytest.mark.parametrize("rules", [[], ["never matches=1"]])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_feed_waits_for_the_sink_where_it_is_to(
+    rules: list[str], waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backpressure.buffer_manager import BufferManager
+
+    buffer = BufferManager()
+    told: list[tuple[object, object]] = []
+    for name in ("add_events", "add_lines"):
+        add = getattr(buffer, name)
+
+        def spy(part: Any, *given: Any, add: Any = add, **named: Any) -> Any:
+            told.append((given[1], named["wait_for_sink"]))
+            return add(part, *given, **named)
+
+        monkeypatch.setattr(buffer, name, spy)
+    Feed(buffer, 3, rules, wait_for_sink=waits).put(memoryview(b"one\ntwo\n"))
+    assert told == [(None, waits)], "for as long as it takes"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_sources_wait_for_the_sink_as_the_config_says(
+    tmp_path: Path, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    real = Feed.__init__
+
+    def spy(self: Feed, *given: Any, wait_for_sink: bool = False) -> None:
+        told.append(wait_for_sink)
+        real(self, *given, wait_for_sink=wait_for_sink)
+
+    monkeypatch.setattr(Feed, "__init__", spy)
+    settings = {} if waits else {"wait_for_sink": False}
+    service = Service(make(tmp_path, service=settings))
+    assert told == [waits]
+    service.stop()
+
+
 def test_a_service_from_file_to_file(tmp_path: Path) -> None:
     (tmp_path / "in.log").write_bytes(b"one\ntwo\n")
     service = Service(make(tmp_path, service={"state_file": str(tmp_path / "state")}))
@@ -83,6 +122,15 @@ def test_a_service_from_file_to_file(tmp_path: Path) -> None:
     service.start()
     until(lambda: (tmp_path / "out.log").read_bytes() == b"one\ntwo\nthree\n")
     assert service.stop() == 0
+
+
+def test_half_a_line_of_a_killed_service_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\n")
+    (tmp_path / "out.log").write_bytes(b"zero\non")
+    service = Service(make(tmp_path))
+    service.start()
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"zero\non\none\n")
+    service.stop()
 
 
 def test_what_is_not_delivered_is_counted_and_read_again(tmp_path: Path) -> None:

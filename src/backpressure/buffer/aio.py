@@ -50,11 +50,14 @@ class AsyncBuffer:
         events: Sequence[bytes | str] | Any,
         priority: int | None = None,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        *,
+        wait_for_sink: bool = False,
     ) -> Admission:
         """As `BufferManager.add_events`."""
         intake = self._buffer._intake
         seconds = intake.seconds(timeout)
-        return await self._finish(intake.pending_events(events, priority), seconds)
+        pending = intake.pending_events(events, priority, wait_for_sink and seconds > 0)
+        return await self._finish(pending, seconds)
 
     async def add_event(
         self,
@@ -77,6 +80,7 @@ class AsyncBuffer:
         final: bool = True,
         *,
         max_event_bytes: int | None = None,
+        wait_for_sink: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> Admission:
         """As `BufferManager.add_lines`. Waiting ends early where `stop()` holds; what
@@ -84,7 +88,9 @@ class AsyncBuffer:
         """
         intake = self._buffer._intake
         seconds = intake.seconds(timeout)
-        pending = intake.pending_lines(chunk, priority, final, max_event_bytes)
+        pending = intake.pending_lines(
+            chunk, priority, final, max_event_bytes, wait_for_sink and seconds > 0
+        )
         return await self._finish(pending, seconds, stop)
 
     async def get_batch(
@@ -184,11 +190,13 @@ class AsyncBuffer:
         try:
             if not pending.advance() and seconds > 0:
                 deadline = time.monotonic() + seconds
-                intake.hurry_disk()
+                intake.hurry_disk(pending)
                 while (left := deadline - time.monotonic()) > 0:
                     await sleep_on(intake.room_waiter(pending).unless(stop), left)
                     if pending.advance() or intake.closing or stop():
                         break
+                else:
+                    intake.end_wait(pending)
         finally:
             # Also when cancelled: the books show what became of every event, and what
             # is in is as durable as was promised.

@@ -66,7 +66,8 @@ class BufferConfig:
         with the process. One that was made with more priorities than this config has
         delivers what their lanes hold, and takes nothing for them.
     lane_bytes: memory of each lane, of which there are `flow_control.priority_levels`;
-        rounded up to a power of two, and touched only as it is used.
+        rounded up to a power of two, and touched only as it is used. In a directory its
+        file is allocated in full. See lane_size.py for how to choose it.
     max_batch_bytes: a batch is closed at this many bytes, however few events that are
         (a single larger one comes alone).
     when_full: what becomes of an event whose lane is full: a WhenFull, or its value as

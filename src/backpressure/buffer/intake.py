@@ -26,6 +26,7 @@ from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.payload import EventPayload, LinePayload
 from backpressure.buffer.pending_add import PendingAdd
 from backpressure.buffer.reporter import EventReporter
+from backpressure.buffer.sink_wait import SinkWait
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
 from ringbuf._messages.prepaid import Gate
@@ -44,6 +45,7 @@ class Intake:
 
     lanes: those that take events, one for each priority, the most urgent first.
     ready: notified when events came in; room: notified by others when a lane got room.
+    sink_takes: whether the sink is called at all, see sink_wait.py.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Intake:
         disk: DiskTier | None,
         when_full: WhenFull,
         now: Callable[[], float],
+        sink_takes: Callable[[float], bool],
         reporter: EventReporter,
         quick: bool,
     ) -> None:
@@ -83,18 +86,34 @@ class Intake:
         self._disk = disk
         self._now = now
         self._reporter = reporter
+        mark = None if disk is None else disk.spiller.mark
+        # By lane; none where nothing is spilled because a ring fills.
+        self._sink_waits: Final = (
+            []
+            if mark is None
+            else [SinkWait(lane, mark, takes=sink_takes, now=now) for lane in lanes]
+        )
 
     # ------------------------------------------------------------ an add begins
 
     def pending_events(
-        self, events: Sequence[bytes | str] | Any, priority: int | None
+        self,
+        events: Sequence[bytes | str] | Any,
+        priority: int | None,
+        wait_for_sink: bool = False,
     ) -> PendingAdd:
         """An add of events, checked and not begun."""
         lane = self._open_lane(priority)
-        return PendingAdd(self, lane, EventPayload(events, lane.ring.max_message_bytes))
+        payload = EventPayload(events, lane.ring.max_message_bytes)
+        return PendingAdd(self, lane, payload, self._sink_wait(lane) if wait_for_sink else None)
 
     def pending_lines(
-        self, chunk: Any, priority: int | None, final: bool, max_event_bytes: int | None
+        self,
+        chunk: Any,
+        priority: int | None,
+        final: bool,
+        max_event_bytes: int | None,
+        wait_for_sink: bool = False,
     ) -> PendingAdd:
         """An add of a chunk's lines, checked and not begun. max_event_bytes: in one
         line, where the caller allows less than the lane does.
@@ -104,7 +123,14 @@ class Intake:
         largest = lane.ring.max_message_bytes
         if allowed is not None:
             largest = min(largest, allowed)
-        return PendingAdd(self, lane, LinePayload(chunk, final, largest))
+        payload = LinePayload(chunk, final, largest)
+        return PendingAdd(self, lane, payload, self._sink_wait(lane) if wait_for_sink else None)
+
+    def _sink_wait(self, lane: Lane) -> SinkWait | None:
+        """What tells an add that has time whether to wait for the sink."""
+        if not self._sink_waits or interrupted() is not None:
+            return None
+        return self._sink_waits[lane.priority - 1]
 
     def open_priority(self, priority: int | None) -> int:
         """A priority, or that of events that are given none, as a plain int; raises as
@@ -133,11 +159,13 @@ class Intake:
         try:
             if not pending.advance() and seconds > 0 and interrupted() is None:
                 deadline = time.monotonic() + seconds
-                self.hurry_disk()
+                self.hurry_disk(pending)
                 while (left := deadline - time.monotonic()) > 0:
                     self.room_waiter(pending).wait(left)
                     if pending.advance() or self.closing:
                         break
+                else:
+                    self.end_wait(pending)
         finally:
             # Also where a signal's handler raises: the books show what became of every
             # event, and what is in is as durable as was promised.
@@ -145,10 +173,18 @@ class Intake:
             self.wait_durable(pending)
         return admission
 
-    def hurry_disk(self) -> None:
-        """Have the spiller make room now: it looks by itself, but not at once."""
-        if self._disk is not None:
+    def hurry_disk(self, pending: PendingAdd) -> None:
+        """Have the spiller make room now, unless the add waits for the sink to do so:
+        it looks by itself, but not at once.
+        """
+        if self._disk is not None and not pending.held:
             self._disk.spiller.wake()
+
+    def end_wait(self, pending: PendingAdd) -> None:
+        """The time of an add is over: what was to wait for the sink goes in."""
+        if pending.held:
+            pending.stop_waiting()
+            pending.advance()
 
     def awaits_disk(self, pending: PendingAdd) -> bool:
         """Whether what an add brought is still to be made durable, as was promised."""

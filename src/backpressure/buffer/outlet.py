@@ -186,6 +186,7 @@ class Outlet:
             lane.hurry(now)
         self.sink.end_pauses()
         self._ready.notify()
+        self._room.notify()  # a producer may be waiting for the sink
 
     # ------------------------------------------------------------ what is settled
 

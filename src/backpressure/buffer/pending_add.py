@@ -1,7 +1,8 @@
 """PendingAdd: one call of add_events or add_lines under way.
 
 `advance` pushes what is admitted now and never waits. How to wait in between is for its
-caller, which is a thread in `Intake` and a coroutine in `AsyncBuffer`.
+caller, which is a thread in `Intake` and a coroutine in `AsyncBuffer`. An add that may
+wait for the sink is held where sink_wait.py says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from backpressure.base.reasons import RejectReason
 from backpressure.base.wakeup import Waiter
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.payload import Payload
+from backpressure.buffer.sink_wait import LONGEST, SinkWait
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
 
@@ -55,17 +57,25 @@ class PendingAdd:
 
     __slots__ = (
         "_announced",
+        "_held_since",
         "_lane",
         "_payload",
         "_port",
         "_reason",
         "_retry_after",
+        "_sink_wait",
     )
 
-    def __init__(self, port: AddPort, lane: Lane, payload: Payload) -> None:
+    def __init__(
+        self, port: AddPort, lane: Lane, payload: Payload, sink_wait: SinkWait | None = None
+    ) -> None:
+        """sink_wait: where it stops short of what the lane takes; None: nowhere."""
         self._port = port
         self._lane = lane
         self._payload = payload
+        self._sink_wait = sink_wait
+        # Since when it waits for the sink, by the policies' clock; None: it does not.
+        self._held_since: float | None = None
         # How many of the events that are in the port was told of.
         self._announced = 0
         self._reason: RejectReason | None = None
@@ -89,7 +99,13 @@ class PendingAdd:
             if port.closing:
                 self._reason, self._retry_after = "closed", 0.0
                 return False
-            grant = control.admit(progress.remaining, lane.priority)
+            wanted = progress.remaining
+            if self._sink_wait is not None:
+                wanted = self._most(self._sink_wait)
+                if not wanted:
+                    self._reason, self._retry_after = "full", 0.0
+                    return False
+            grant = control.admit(wanted, lane.priority)
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
                 # Room for a delay is renewed by ticks: where all consumers are busy,
@@ -118,8 +134,38 @@ class PendingAdd:
                 return False
         return True
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits for the sink, although the lane has room."""
+        return self._held_since is not None
+
+    def _most(self, sink_wait: SinkWait) -> int:
+        """How many of the rest may go in now; 0: it is held."""
+        payload, since = self._payload, self._held_since
+        remaining = payload.progress.remaining
+        try:
+            most = sink_wait.most(remaining, payload.nbytes)
+        except ValueError:
+            if not self._port.closing:
+                raise
+            return remaining  # the ring is closed meanwhile, and the push will say so
+        if most:
+            self._held_since = None
+        elif since is None:
+            self._held_since = sink_wait.now()
+        elif not 0.0 <= sink_wait.now() - since < LONGEST:
+            self.stop_waiting()
+            return remaining
+        return most
+
+    def stop_waiting(self) -> None:
+        """Wait for the sink no longer: the rest goes in as far as there is room."""
+        self._sink_wait = self._held_since = None
+
     def may_advance(self) -> bool:
         """Whether `advance` could push something now: for a look before a sleep."""
+        if self._sink_wait is not None and self._held_since is not None:
+            return self._most(self._sink_wait) > 0
         if self._reason != "full":
             return False
         ring, payload = self._lane.ring, self._payload
@@ -128,6 +174,8 @@ class PendingAdd:
 
     def pause(self) -> float:
         """Seconds until time alone could help. A lane with room says so earlier."""
+        if self._sink_wait is not None and self._held_since is not None:
+            return self._sink_wait.pause(self._held_since)
         if self._reason == "full":
             return _LONGEST_PAUSE
         return min(max(self._retry_after, _SHORTEST_PAUSE), _LONGEST_PAUSE)

@@ -142,6 +142,7 @@ class Settlement:
 
     def _settled(self, lane: Lane, now: float) -> None:
         self._ready.notify()
+        self._room.notify()  # a producer may be waiting for the sink
         lane.catch_up()
         if now >= self._control.next_tick:
             self._watch.tick(now)

@@ -42,9 +42,10 @@ from backpressure.spill import BufferDirectory, Lost, SpillConfig, SpillStore
 from backpressure.spill.files import Files
 from ringbuf import Messages
 
-__all__ = ["DurableLane", "lane_name"]
+__all__ = ["RING_NAME", "DurableLane", "lane_name"]
 
-_RING_NAME: Final = "ring"
+#: The ring's file in a lane's directory.
+RING_NAME: Final = "ring"
 _NONE: Final[frozenset[TakenMessages]] = frozenset()
 
 
@@ -80,7 +81,7 @@ class DurableLane(Lane):
         try:
             opened = open_ring(
                 Files(directory.fs),
-                os.path.join(path, _RING_NAME),
+                os.path.join(path, RING_NAME),
                 lane_bytes,
                 self.store,
                 checksums=checksums,

@@ -103,6 +103,8 @@ class Lane:
         self._settled: list[TakenMessages] = []
         self._arrivals = ArrivalMarks()
         self._closed = False
+        #: Seconds that the last batch took of which the sink has taken something.
+        self.last_latency = 0.0
         # Counts of events. What was accepted is the ring's own count of what was
         # pushed.
         self._rejected: Counter[str] = Counter()
@@ -340,6 +342,7 @@ class Lane:
                     self._batches_acked += 1
                     self._settled += handout.parts
                     # To here.
+                    self.last_latency = latency
                     self._batch_latency.record(latency)
                     self._batch_events.record(events)
                     self._free_settled()
@@ -427,6 +430,7 @@ class Lane:
                 self._batches_acked += 1
             # To here.
             if acked:
+                self.last_latency = latency
                 self._batch_latency.record(latency)
                 self._batch_events.record(acked)
             self._free_settled()
@@ -484,6 +488,11 @@ class Lane:
         self.catch_up()
         with self._lock:
             return self._count_waiting(self.ring.next_seq) + self._in_flight + self._retrying
+
+    @property
+    def settled_by_sink(self) -> int:
+        """Events that the sink has taken or given up, a moment ago at most."""
+        return self._acked + self._dead_lettered
 
     def waiting(self) -> int:
         """Events that were never delivered, in the ring and on disk."""

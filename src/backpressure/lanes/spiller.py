@@ -76,6 +76,8 @@ class Spiller:
         self._durable = Wakeup()
         self._stop = False
         self._logged_at = float("-inf")
+        #: The share of a ring at which spilling begins; None: it never ends.
+        self.mark: Final = _HIGH if sync_interval is None else None
         #: Why the disk refuses events now, or None.
         self.error: NotNow | None = None
         self._thread = threading.Thread(target=self._run, name="backpressure-spiller", daemon=True)

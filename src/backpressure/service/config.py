@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, default_priority
-from backpressure.base.validation import check_fields
+from backpressure.base.validation import check_bool, check_fields
 from backpressure.buffer.config import BufferConfig
 from backpressure.sources.priority_rules import parse_rule
 from ringbuf import MessageRing
@@ -225,13 +225,19 @@ class ServiceSettings:
     state_file: where the positions of followed files are kept; without one they are
         forgotten at the end.
     log_level: debug, info, warning or error.
+    wait_for_sink: for a buffer with a directory: whether sources wait for a sink that
+        takes, before what they read goes to disk and back. It goes to disk all the same
+        where the sink does not take: see buffer/sink_wait.py. False where urgent lines
+        of a source are to overtake more than half a lane of its others.
     """
 
     drain_timeout: float = 10.0
     state_file: str | None = None
     log_level: str = "info"
+    wait_for_sink: bool = True
 
     def __post_init__(self) -> None:
+        check_bool(self, "wait_for_sink")
         check_fields(self, float, 0.0, _LONGEST_SECONDS, "drain_timeout")
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(

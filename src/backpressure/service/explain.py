@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backpressure.buffer.config import WhenFull
+from backpressure.buffer.config import Durability, WhenFull
 from backpressure.buffer.from_mapping import format_size
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.service.config import (
@@ -42,7 +42,8 @@ def explain(config: ServeConfig) -> str:
         )
     lines += [
         f"buffer     {levels} lane{'s' * (levels > 1)} of {format_size(buffer.lane_bytes)}: "
-        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills",
+        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills"
+        + ("" if buffer.directory is None else "; on disk from the start"),
         f"           {_explain_when_full(buffer.when_full)}",
         f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
         + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
@@ -50,6 +51,7 @@ def explain(config: ServeConfig) -> str:
         if buffer.directory is None
         else f"           in {buffer.directory}, durability {buffer.durability.value}: "
         "what was accepted survives the process",
+        *([_explain_wait(config)] if buffer.directory is not None else []),
         *(
             [f"           events older than {buffer.max_age:g} s are dropped"]
             if buffer.max_age is not None
@@ -73,6 +75,17 @@ def explain(config: ServeConfig) -> str:
         lines.append(f"http       on {http.host}:{http.port}; {changes}")
     lines.append(f"end        drains for up to {config.service.drain_timeout:g} s")
     return "\n".join(lines)
+
+
+def _explain_wait(config: ServeConfig) -> str:
+    if config.buffer.durability is not Durability.PROCESS:
+        return "           everything is written to disk as it comes"
+    if config.service.wait_for_sink:
+        return (
+            "           sources wait for a sink that takes; what it does not take goes to disk "
+            "once a lane is half full"
+        )
+    return "           what a sink does not take at once goes to disk once a lane is half full"
 
 
 def _explain_circuit(breaker: CircuitBreakerConfig) -> str:

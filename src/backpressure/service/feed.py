@@ -16,12 +16,23 @@ __all__ = ["Feed"]
 class Feed:
     """Puts a source's lines into the buffer, waiting while there is no room.
 
+    wait_for_sink: whether it waits for a sink that takes rather than have lines go to
+        disk and come back.
+
     Thread safety: any number of threads.
     """
 
-    def __init__(self, buffer: BufferManager, priority: int, rules: Sequence[str]) -> None:
+    def __init__(
+        self,
+        buffer: BufferManager,
+        priority: int,
+        rules: Sequence[str],
+        *,
+        wait_for_sink: bool = False,
+    ) -> None:
         self._buffer = buffer
         self._priority = priority
+        self._wait_for_sink = wait_for_sink
         self._rules = (
             PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
         )
@@ -56,14 +67,14 @@ class Feed:
 
         Returns how many were not accepted, because the buffer was closed.
         """
-        buffer = self._buffer
+        buffer, waits = self._buffer, self._wait_for_sink
         try:
             while len(part):
                 if isinstance(part, list):
-                    admission = buffer.add_events(part, priority, timeout=None)
+                    admission = buffer.add_events(part, priority, None, wait_for_sink=waits)
                     part = part[admission.accepted :]
                 else:
-                    admission = buffer.add_lines(part, priority, timeout=None)
+                    admission = buffer.add_lines(part, priority, None, wait_for_sink=waits)
                     part = part[admission.consumed :]
                 if admission.reason == "closed":
                     break

@@ -1,18 +1,20 @@
 """Reads the configuration of `forebay serve`: one TOML file, and environment variables.
 
     [buffer]     fields of BufferConfig, with its policies as [buffer.flow_control] etc.
+                 Without lane_bytes, lanes in a directory are as large as there is room
     [[source]]   type = "file" | "stdin" | "tcp" | "unix"
     [sink]       type = "file" | "stdout" | "http" | "tcp"
     [http]       the admin API and POST /events; without this table there is none
-    [service]    drain_timeout, state_file, log_level
+    [service]    drain_timeout, state_file, log_level, wait_for_sink
 
 Text may hold ${NAME} or ${NAME:-default}, which are environment variables. A variable
 FOREBAY_TABLE__KEY takes the place of that key: FOREBAY_BUFFER__LANE_BYTES=16M,
 FOREBAY_BUFFER__FLOW_CONTROL__BURST_SIZE=1000, FOREBAY_SOURCE__0__PATH=/var/log/a.log.
 Its value is TOML where it can be read as that, else text.
 
-Everything is checked before anything is opened. `Mistakes` lists all that is wrong,
-each with its table and key.
+Everything is checked before anything is opened. Of a buffer's directory it is looked at
+how large its lanes are, or how much room there is for new ones. `Mistakes` lists all
+that is wrong, each with its table and key.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from backpressure.base.errors import ConfigError
 from backpressure.buffer.config import BufferConfig
 from backpressure.buffer.from_mapping import build, unknown_key
+from backpressure.buffer.lane_size import lane_bytes_for
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
@@ -132,10 +136,19 @@ def parse(given: Mapping[str, Any], environment: Mapping[str, str]) -> ServeConf
         http=http,
         service=service,
     )
+    if "lane_bytes" not in tables.get("buffer", {}):
+        config = _with_lane_bytes(config)
     mistakes += _contradictions(config)
     if mistakes:
         raise Mistakes(mistakes)
     return config
+
+
+def _with_lane_bytes(config: ServeConfig) -> ServeConfig:
+    """Lanes as large as there is room for, since the configuration leaves it open."""
+    longest = max((source.max_line_bytes or 0 for source in config.source), default=0)
+    lane_bytes = lane_bytes_for(config.buffer, longest)
+    return replace(config, buffer=replace(config.buffer, lane_bytes=lane_bytes))
 
 
 def _contradictions(config: ServeConfig) -> list[str]:

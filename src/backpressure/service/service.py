@@ -7,8 +7,9 @@
 
 Everything that can be refused (ports, files, the token) is opened by the constructor,
 before anything runs. Sources wait while the buffer is full, and their senders wait with
-them: that is the backpressure. A sink that fails gets its batches again; it ends the
-service only where it is gone for good.
+them: that is the backpressure. With a directory the buffer is not full until the disk
+is; they wait for a sink that takes all the same (`wait_for_sink`). A sink that fails
+gets its batches again; it ends the service only where it is gone for good.
 
 The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds,
 positions are saved. What is not delivered by then is counted and reported. It stays in
@@ -97,7 +98,13 @@ class Service:
                 raise ConfigError("service.state_file", str(error)) from None
             raise
         self._feeds = [
-            Feed(self.buffer, config.priority_of(one), one.priority_by) for one in config.source
+            Feed(
+                self.buffer,
+                config.priority_of(one),
+                one.priority_by,
+                wait_for_sink=config.service.wait_for_sink,
+            )
+            for one in config.source
         ]
         self._threads = [
             threading.Thread(
@@ -315,7 +322,7 @@ class _Stdin:
 def make_sink(config: SinkConfig) -> Sink:
     """The sink that a [sink] table describes. OSError."""
     if isinstance(config, FileTarget):
-        return open_sink(config.path, append=True)
+        return open_sink(config.path, append=True, end_line=True)
     if isinstance(config, StdoutTarget):
         return open_sink("-")
     if isinstance(config, HttpTarget):

@@ -60,6 +60,8 @@ class FileSink(LineSink):
         the file is emptied, and stays the same whatever becomes of its name.
     sources: paths (`-` is stdin) that must not be this very file. Otherwise the output
         would be read as input.
+    end_line: where the file ends within a line, as a killed writer may leave it, end
+        that one first: the next line, which was not delivered yet, would be spoilt.
 
     The file is made where it is missing. Exact as long as the process lives: what a
     failed write left behind is cut off before anything else is written. OSError where
@@ -67,7 +69,12 @@ class FileSink(LineSink):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, append: bool = False, sources: Iterable[str] = ()
+        self,
+        path: str | os.PathLike[str],
+        *,
+        append: bool = False,
+        sources: Iterable[str] = (),
+        end_line: bool = False,
     ) -> None:
         name = os.fspath(path)
         # A daemon changes its working directory.
@@ -75,11 +82,15 @@ class FileSink(LineSink):
         self._follow: Final = append
         self._sources: Final = tuple(one if one == "-" else os.path.abspath(one) for one in sources)
         fd = self._open(name)
+        self._lock = FileLock()
         # An empty file is not truncated: ext4 takes a truncation to 0 for the
         # replacement of a file, and writes it out when it is closed.
         try:
             if not append and os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
+            if end_line:
+                with self._lock.held(fd):
+                    _end_last_line(name, fd)
         except BaseException:
             os.close(fd)
             raise
@@ -88,7 +99,6 @@ class FileSink(LineSink):
         self._pid = os.getpid()
         #: The position of `_fd` is the parent's as well, and tells nothing.
         self._shared = False
-        self._lock = FileLock()
         self._tail = _Tail()
         #: The batch whose tail could not be cut off yet, or None.
         self._torn: str | None = None
@@ -229,12 +239,31 @@ class FileSink(LineSink):
             return False  # not to be known: the file that is open serves
 
 
-def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -> LineSink:
+def _end_last_line(path: str, fd: int) -> None:
+    """Write a newline to `fd`, which appends to `path`, if that ends within a line."""
+    size = os.fstat(fd).st_size
+    if not size:
+        return
+    try:
+        reader = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except PermissionError:
+        return  # who may only write cannot know
+    try:
+        os.lseek(reader, size - 1, os.SEEK_SET)
+        if os.read(reader, 1) != b"\n":
+            os.write(fd, b"\n")
+    finally:
+        os.close(reader)
+
+
+def open_sink(
+    path: str, *, append: bool = False, sources: Iterable[str] = (), end_line: bool = False
+) -> LineSink:
     """The sink for `path`.
 
     `-` is stdout. A regular or missing file gets a FileSink, the rest a StreamSink.
     append: as for FileSink, and a pipe may have other writers too: each write is then
-    small enough to stay in one piece.
+    small enough to stay in one piece. end_line: as for FileSink.
     """
     if path == "-":
         return StreamSink(sources=sources, shared=append)
@@ -243,5 +272,5 @@ def open_sink(path: str, *, append: bool = False, sources: Iterable[str] = ()) -
     except FileNotFoundError:
         regular = True
     if regular:
-        return FileSink(path, append=append, sources=sources)
+        return FileSink(path, append=append, sources=sources, end_line=end_line)
     return StreamSink(open_for_writing(path), path, shared=append)

@@ -22,7 +22,11 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.cli.bench.measurement import Figure
 from ringbuf import MessageRing, TokenBucket
 
-__all__ = ["figures"]
+__all__ = ["PER_BATCH", "PER_EVENT", "figures"]
+
+#: The figures that the promise is about, by their names.
+PER_BATCH = "add_lines, get_batch, ack: 1 MiB chunks"
+PER_EVENT = "add_event, one a call"
 
 _CHUNK = 1 << 20
 _SHORT_LINES = 400_000
@@ -113,7 +117,7 @@ def _buffer_lines(chunks: list[bytes]) -> Figure:
         return seconds
 
     return Figure(
-        "add_lines, get_batch, ack: 1 MiB chunks",
+        PER_BATCH,
         "two np.copyto of the same",
         ours,
         theirs,
@@ -186,7 +190,7 @@ def _buffer_single() -> Figure:
         return time.perf_counter() - start
 
     return Figure(
-        "add_event, one a call",
+        PER_EVENT,
         "deque.append",
         ours,
         theirs,

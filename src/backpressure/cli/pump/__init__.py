@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from backpressure.base.errors import ConfigError
+from backpressure.base.errors import BackpressureError, ConfigError
 from backpressure.base.wording import reason
 from backpressure.buffer.config import BufferConfig
+from backpressure.buffer.lane_size import lane_bytes_for
 from backpressure.buffer_manager import BufferManager
 from backpressure.cli.common import BY_CTRL_C, BY_SIGNAL, FAILED, OK, USAGE, noted_signals, say
 from backpressure.cli.progress import Display, Row, make_display, megabytes
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _pump(options: argparse.Namespace) -> int:
     try:
-        buffer = BufferManager(_config(options))
+        config = _config(options)
     except ConfigError as error:
         say(str(error))
         return USAGE
@@ -60,10 +61,17 @@ def _pump(options: argparse.Namespace) -> int:
         # sink.
         for source in options.sources:
             check_source(source)
-        sink = open_sink(options.to, append=options.append, sources=options.sources)
-    except OSError as error:
+        buffer = BufferManager(config)
+    except (BackpressureError, OSError) as error:
         say(reason(error))
         return FAILED
+    try:
+        sink = _open_sink(options)
+    except OSError as error:
+        say(reason(error))
+        buffer.close(timeout=0.0)
+        return FAILED
+    found = buffer.resident
     transfer = Transfer(
         buffer,
         options.sources,
@@ -74,7 +82,13 @@ def _pump(options: argparse.Namespace) -> int:
         retry_for=options.retry_for,
         leave_open=sink.leave_open,
     )
-    display = make_display(quiet=options.quiet, total_bytes=_total_bytes(options.sources))
+    display = make_display(
+        quiet=options.quiet, total_bytes=None if found else _total_bytes(options.sources)
+    )
+    if found:
+        display.note(
+            f"{found:,} events of an earlier run are in {options.directory}: they go first"
+        )
     if options.inject_failures:
         display.note(
             f"{100 * options.inject_failures:g} % of the writes fail on purpose "
@@ -87,17 +101,19 @@ def _pump(options: argparse.Namespace) -> int:
         if settled:
             _close_sink(sink, transfer)
         display.finish(_rows(progress, buffer))
-        return _conclude(transfer, progress, signals, settled)
+        return _conclude(transfer, progress, buffer, signals, settled)
 
 
 def _config(options: argparse.Namespace) -> BufferConfig:
     """The buffer's config: all policies on, with what the command line changes."""
     config = BufferConfig(
+        directory=options.directory,
+        durability=options.durability,
         max_batch_bytes=_BATCH_BYTES,
         circuit_breaker=CircuitBreakerConfig(reset_timeout=options.reset_timeout),
     )
-    if options.lane_bytes is not None:
-        config = replace(config, lane_bytes=options.lane_bytes)
+    given = options.lane_bytes
+    config = replace(config, lane_bytes=lane_bytes_for(config) if given is None else given)
     if options.rate is not None:
         # A second's worth may pass at once: less would split chunks of lines too
         # finely.
@@ -106,6 +122,14 @@ def _config(options: argparse.Namespace) -> BufferConfig:
         )
         config = replace(config, flow_control=flow)
     return config
+
+
+def _open_sink(options: argparse.Namespace) -> LineSink:
+    """The sink, not emptied where an earlier run may have delivered to it. OSError."""
+    keeps = options.directory is not None
+    return open_sink(
+        options.to, append=options.append or keeps, sources=options.sources, end_line=keeps
+    )
 
 
 def _max_line_bytes(config: BufferConfig) -> int:
@@ -189,7 +213,13 @@ def _rows(progress: Progress, buffer: BufferManager) -> list[Row]:
     ]
 
 
-def _conclude(transfer: Transfer, progress: Progress, signals: list[int], settled: bool) -> int:
+def _conclude(
+    transfer: Transfer,
+    progress: Progress,
+    buffer: BufferManager,
+    signals: list[int],
+    settled: bool,
+) -> int:
     """Say what went wrong and what is missing; returns the exit code."""
     code = OK
     for error in (transfer.source_error, transfer.sink_error):
@@ -207,9 +237,14 @@ def _conclude(transfer: Transfer, progress: Progress, signals: list[int], settle
         carried = transfer.reader.carried_bytes
         rest = f", {carried:,} bytes into a line" if carried else ""
         say(f"reading ended before the end, after byte {offset:,} of {source}{rest}")
-    if progress.undelivered:
+    directory = buffer.config.directory
+    kept = 0 if directory is None else buffer.resident
+    if kept:
         code = FAILED
-        say(f"{progress.undelivered:,} events were read and NOT delivered")
+        say(f"{kept:,} events stay in {directory}, and the next run with it delivers them")
+    if lost := progress.undelivered - kept:
+        code = FAILED
+        say(f"{lost:,} events were read and NOT delivered")
     if not settled:
         say("a batch was still being written: a part of it may have reached the sink")
     if signals and (code or not transfer.reader.exhausted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from backpressure.buffer.config import Durability
 from backpressure.buffer.from_mapping import parse_size
 from backpressure.cli.common import (
     BY_CTRL_C,
@@ -35,6 +36,11 @@ _CODES = {
 _ORDER = """
 Without --priority-by the output is byte for byte the input. With it, each priority
 keeps its order, and every line ends with a newline.
+
+With --directory a run that is killed loses nothing that it had accepted: the next run
+with that DIR delivers it first. It adds to SINK, so a line may come twice. Sources
+are read from their beginning again, as pump keeps no positions: give a file's rest as
+stdin (tail -c +N), or have `forebay serve` follow it.
 """
 
 
@@ -59,7 +65,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a file, or - for stdin; several are joined as by cat",
     )
     add("--to", required=True, metavar="SINK", help="a file, which is overwritten, or - for stdout")
-    add("--append", action="store_true", help="add to an existing SINK instead of overwriting it")
+    add(
+        "--append",
+        action="store_true",
+        help="add to an existing SINK instead of overwriting it; with --directory that is so",
+    )
+    add(
+        "--directory",
+        metavar="DIR",
+        help="keep what was accepted in DIR until it is delivered, also what memory has no room "
+        "for; what an earlier run has left there is delivered first",
+    )
+    add(
+        "--durability",
+        choices=[one.value for one in Durability],
+        default=Durability.PROCESS.value,
+        help="what it survives in DIR: the death of the process, a power loss but for the last "
+        "milliseconds, or a power loss (default: %(default)s)",
+    )
     add(
         "--priority-by",
         action="append",
@@ -74,7 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=checked(parse_size),
         metavar="SIZE",
         help="memory for each priority: bytes, or K, M, G or T of 1024 (64K, 64KB and 64KiB are "
-        "the same; default: 64M)",
+        "the same; default: 64M; with --directory by the room there is)",
     )
     add("--rate", type=_positive, metavar="N", help="carry at most N events a second")
     add(

@@ -62,7 +62,8 @@ class Progress:
 class Transfer:
     """One run from `sources` to `sink` through `buffer`.
 
-    The buffer is empty, and no other code uses it.
+    No other code uses the buffer. What an earlier run has left in its directory is
+    delivered as well, before what is read.
 
     rules: give the priorities; None puts every line into one lane, so that the order
         stays as it is.
@@ -213,7 +214,7 @@ class Transfer:
         for priority, events in parts:
             while events and not self._abandoned.is_set():
                 admission = self._buffer.add_events(
-                    events, priority=priority, timeout=self._room_timeout()
+                    events, priority=priority, timeout=self._room_timeout(), wait_for_sink=True
                 )
                 events = events[admission.accepted :]
                 self.unaccepted -= admission.accepted
@@ -232,7 +233,9 @@ class Transfer:
                     # Outside of the lock, or nothing would ever be sent.
                     self._abandoned.wait(_CHECK_SECONDS)
             else:
-                admission = self._buffer.add_lines(rest, timeout=self._room_timeout(), final=True)
+                admission = self._buffer.add_lines(
+                    rest, timeout=self._room_timeout(), final=True, wait_for_sink=True
+                )
             rest = rest[admission.consumed :]
             self.unaccepted -= admission.accepted
             self._deliver_in_step(admission)

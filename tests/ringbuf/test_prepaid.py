@@ -98,14 +98,12 @@ def test_it_tells_of_an_arrival_while_something_waits() -> None:
     assert way.entrance.try_add(b"quiet")
     assert way.arrived == [0]
     for sleepers, listeners in (way.ready, way.hold):
-        for there, gone in (
-            (lambda s=sleepers: s.add(1), sleepers.clear),
-            (lambda one=listeners: one.append(1), listeners.clear),
-        ):
-            there()
+        for waiting in (sleepers, listeners):
+            sleepers.update([1] if waiting is sleepers else [])
+            listeners.extend([1] if waiting is listeners else [])
             before = len(way.arrived)
             assert way.entrance.try_add(b"x")
-            gone()
+            waiting.clear()
             assert way.entrance.try_add(b"y")
             assert len(way.arrived) == before + 1
     settle_stores()
@@ -132,9 +130,7 @@ def test_what_was_not_opened_is_of_no_use() -> None:
         Entrances().add_event(b"x")
     way = Way(MessageRing(4096))
     with pytest.raises(TypeError, match="once"):
-        way.entrance._open(
-            way.ring, way.gate, way.purse, way.fill, way.fill, way.ready, way.hold, 0.0
-        )
+        way.entrance._open(way.ring, way.gate, way.purse, way.fill, print, way.ready, way.hold, 0.0)
     for one in (way.entrance, way.gate, way.purse, Entrances()):
         with pytest.raises(TypeError):
             pickle.dumps(one)

@@ -80,7 +80,7 @@ class Producer(Entrance):
     def close(self) -> None:
         """Add nothing more, and give back what was admitted ahead."""
         self._closed = True
-        self._shut()
+        self._close()
         self._recall()
 
     def __enter__(self) -> Producer:

@@ -18,6 +18,7 @@ cdef class Entrance:
     cdef object __weakref__
     cdef MessageRing _ring
     cdef Gate _gate
+    cdef word _closed
     cdef Purse _purse
     cdef object _fill
     cdef object _arrived

@@ -174,9 +174,8 @@ cdef class Entrance:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self._gate = Gate()
+        self._gate, self._purse = Gate(), Purse()
         store_relaxed(&self._gate._shut, 1)  # of no use until it is opened
-        self._purse = Purse()
         self._sleepers, self._held = set(), set()
         self._listeners, self._held_listeners = [], []
 
@@ -193,10 +192,9 @@ cdef class Entrance:
         self._pace_ns = <int64_t>(pace * 1e9)
         self._purse, self._ring, self._gate = purse, ring, gate
 
-    def _shut(self):
+    def _close(self):
         """From now on it lets nothing in."""
-        self._gate = Gate()
-        store_relaxed(&self._gate._shut, 1)
+        store_relaxed(&self._closed, 1)
 
     def try_add(self, event):
         """Add one event, if that takes no decision; False: nothing has changed, not
@@ -228,7 +226,7 @@ cdef class Entrance:
         cdef uint64_t seq = 0
         cdef int64_t now
         cdef Py_ssize_t size
-        if load_relaxed(&self._gate._shut) != 0:
+        if load_relaxed(&self._gate._shut) != 0 or load_relaxed(&self._closed) != 0:
             return False
         if PyBytes_CheckExact(event):
             start, size = PyBytes_AS_STRING(event), PyBytes_GET_SIZE(event)

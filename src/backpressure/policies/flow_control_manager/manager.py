@@ -330,7 +330,7 @@ class FlowControlManager:
             self._expire(now)
             self._book_used(prepayment)
             p = prepayment.p
-            n = self._prepaid.wanted(prepayment, self._burst, now)
+            n = 0 if prepayment.ended else self._prepaid.wanted(prepayment, self._burst, now)
             if n and self._throttled:
                 n = self._may_prepay(n, p, now, now_ns)
             if n:
@@ -342,8 +342,8 @@ class FlowControlManager:
             self._reentry.apply()
 
     def recall(self, prepayment: Prepayment | None = None) -> None:
-        """Take back what a purse holds (None: all of them), which nothing more is put
-        into by that.
+        """Take back what that purse holds, for good; None: what all of them hold, which
+        may be filled again.
         """
         self._recall_prepaid(prepayment)
 
@@ -354,6 +354,7 @@ class FlowControlManager:
             if prepayment is None:
                 self._empty_purses(now)
             else:
+                prepayment.ended = True
                 self._empty(prepayment, now)
                 if prepayment in self._prepaid.all:
                     self._prepaid.all.remove(prepayment)
@@ -570,9 +571,10 @@ class FlowControlManager:
             self._sure = self._bucket.tokens_at(now_ns)
         if self._sure - n < self._shares.reserve:
             return 0
+        # First: where a handler raises in between, less is sure than there is.
+        self._sure -= n
         if not self._bucket.try_acquire_at(now_ns, n):
             return 0
-        self._sure -= n
         self._shares.fill(p, now)
         if bound is not None and bound.armed:
             bound.fill(p, n)

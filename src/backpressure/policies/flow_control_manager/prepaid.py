@@ -41,7 +41,7 @@ _OFTEN, _RARELY = 0.02, 0.5
 class Prepayment:
     """One purse, and how it is filled. owner: who uses it; not kept alive."""
 
-    __slots__ = ("booked", "filled_at", "owner", "p", "purse", "stock")
+    __slots__ = ("booked", "ended", "filled_at", "owner", "p", "purse", "stock")
 
     def __init__(self, owner: object, p: int) -> None:
         self.purse: Final = Purse()
@@ -50,6 +50,8 @@ class Prepayment:
         self.p: Final = p
         #: How many of those that were used are counted as admitted.
         self.booked = 0
+        #: Nothing more is put into it.
+        self.ended = False
         self.stock = _FIRST
         self.filled_at = 0.0
 

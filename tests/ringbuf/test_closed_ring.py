@@ -84,6 +84,8 @@ def uses_of_records(ring: RingBuffer) -> Iterator[Callable[[], object]]:
     array = np.zeros(3, ring.dtype)
     for side in (ring, ring.producer()):
         yield partial(side.try_push, one)
+        yield partial(side.try_push, array[0])
+        yield partial(side.push, array[0], timeout=LONG)
         yield partial(side.push, one, timeout=LONG)
         yield partial(side.push_many, [one])
         yield partial(side.push_many, array)

@@ -153,6 +153,8 @@ def test_the_first_use_says_that_all_slots_are_taken_and_the_next_tries_again(
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.try_push(1)),
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.pop_many()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.take()),
+        (lambda path: RingBuffer(64, [("a", "i8")], path=path), lambda ring: ring.try_push((1,))),
+        (lambda path: RingBuffer(64, [("a", "i8")], path=path), lambda ring: ring.try_pop()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
     ]
     for make, use in cases:

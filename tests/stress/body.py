@@ -392,7 +392,10 @@ class Records:
             turn += 1
             many = min(1 + at % 40, end - at)
             if turn % 3 == 0:
-                return int(handle.try_push((number, at, b"")))
+                record: Any = (number, at, b"")
+                if turn % 2 == 0:
+                    record = np.array([record], RECORD)[0]
+                return int(handle.try_push(record))
             if turn % 3 == 1:
                 try:
                     return reserve(at, many)

@@ -59,6 +59,7 @@ def uses_of_messages(ring: MessageRing) -> Iterator[Callable[[], object]]:
         yield partial(side.push_many, [])
         yield partial(side.push_lines, b"x\n")
     for taker in (ring, ring.consumer()):
+        yield taker.try_pop
         yield taker.pop_many
         yield partial(taker.pop_many, timeout=LONG)
         yield taker.take
@@ -374,6 +375,7 @@ def test_a_ring_that_was_never_made_says_so() -> None:
         lambda: ring.try_push(b"x"),
         lambda: ring.push_many([b"x"]),
         lambda: ring.push_lines(b"x\n"),
+        lambda: ring.try_pop(),
         lambda: ring.pop_many(timeout=LONG),
         lambda: ring.take(),
         lambda: ring.take_orphaned(),

@@ -401,13 +401,15 @@ def test_two_threads_can_not_consume_one_array() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="path= needs Linux")
 @pytest.mark.platform
 @pytest.mark.single_thread
-@pytest.mark.parametrize("way", ["push", "pop"])
+@pytest.mark.parametrize("way", ["push", "pop", "row", "view of a row"])
 def test_an_array_cannot_be_resized_while_its_ring_takes_a_slot(tmp_path: Path, way: str) -> None:
     """The first use of a shared ring runs Python code, and so may a signal's handler
     there.
     """
-    ring = RingBuffer(1 << 12, "i8", path=tmp_path / "ring")
-    array = np.full(100, 7, "i8")
+    rows = way in ("row", "view of a row")
+    dtype = np.dtype([("number", "i8")] if rows else "i8")
+    ring = RingBuffer(1 << 12, dtype, path=tmp_path / "ring")
+    array = np.full(100, 7, "i8").view(dtype).copy()
     if way == "pop":
         RingBuffer.attach(tmp_path / "ring").push_many(np.arange(100))
     refused: list[str] = []
@@ -419,13 +421,20 @@ def test_an_array_cannot_be_resized_while_its_ring_takes_a_slot(tmp_path: Path, 
             except ValueError as error:
                 refused.append(str(error))
 
+    row = array[7] if way == "row" else array[7:8]
     sys.setprofile(watch)
     try:
-        done = ring.push_many(array) if way == "push" else len(ring.pop_many(out=array))
+        if rows:
+            done = 100 * ring.try_push(row)
+        else:
+            done = ring.push_many(array) if way == "push" else len(ring.pop_many(out=array))
     finally:
         sys.setprofile(None)
     assert (done, len(refused)) == (100, 1)
-    assert array.tolist() == ([7] * 100 if way == "push" else list(range(100)))
+    if rows:
+        assert ring.pop_many().tolist() == [(7,)]
+    else:
+        assert array.tolist() == ([7] * 100 if way == "push" else list(range(100)))
 
 
 # ---------------------------------------------------------------- buffers of objects

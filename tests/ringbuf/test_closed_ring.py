@@ -59,6 +59,7 @@ def uses_of_messages(ring: MessageRing) -> Iterator[Callable[[], object]]:
         yield partial(side.push_many, [])
         yield partial(side.push_lines, b"x\n")
     for taker in (ring, ring.consumer()):
+        yield taker.try_pop
         yield taker.pop_many
         yield partial(taker.pop_many, timeout=LONG)
         yield taker.take
@@ -84,6 +85,8 @@ def uses_of_records(ring: RingBuffer) -> Iterator[Callable[[], object]]:
     array = np.zeros(3, ring.dtype)
     for side in (ring, ring.producer()):
         yield partial(side.try_push, one)
+        yield partial(side.try_push, array[0])
+        yield partial(side.push, array[0], timeout=LONG)
         yield partial(side.push, one, timeout=LONG)
         yield partial(side.push_many, [one])
         yield partial(side.push_many, array)
@@ -372,6 +375,7 @@ def test_a_ring_that_was_never_made_says_so() -> None:
         lambda: ring.try_push(b"x"),
         lambda: ring.push_many([b"x"]),
         lambda: ring.push_lines(b"x\n"),
+        lambda: ring.try_pop(),
         lambda: ring.pop_many(timeout=LONG),
         lambda: ring.take(),
         lambda: ring.take_orphaned(),

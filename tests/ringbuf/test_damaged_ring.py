@@ -184,6 +184,7 @@ def work_on_messages(path: Path, rng: random.Random) -> None:
         elif way == 1:
             ring.push_lines(b"a\nbb\n" * count)
         elif way == 2:
+            ring.try_pop()
             ring.pop_many(count)
         else:
             messages = ring.take(count)
@@ -274,6 +275,7 @@ def test_a_ring_whose_file_was_refused_is_none(tmp_path: Path) -> None:
         ring.__init__(4096, path=path)
     for use in (
         lambda: ring.try_push(b"x"),
+        ring.try_pop,
         ring.pop_many,
         lambda: ring.push_lines(b"x\n"),
         ring.count,

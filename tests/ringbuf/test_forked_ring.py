@@ -153,6 +153,9 @@ def test_the_first_use_says_that_all_slots_are_taken_and_the_next_tries_again(
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.try_push(1)),
         (lambda path: RingBuffer(64, "i8", path=path), lambda ring: ring.pop_many()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.take()),
+        (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.try_pop()),
+        (lambda path: RingBuffer(64, [("a", "i8")], path=path), lambda ring: ring.try_push((1,))),
+        (lambda path: RingBuffer(64, [("a", "i8")], path=path), lambda ring: ring.try_pop()),
         (lambda path: MessageRing(1 << 12, path=path), lambda ring: ring.fileno()),
     ]
     for make, use in cases:
@@ -289,6 +292,15 @@ def test_parent_and_child_share_no_slot(ring: MessageRing) -> None:
     assert ring.pop_many().tolist() == ORDERS[5:]
 
 
+def test_a_child_pops_what_its_parent_has_not_taken(ring: MessageRing) -> None:
+    mine = ring.take(2)
+    assert in_child(lambda: (ring.try_pop(), ring.try_pop())) == repr((ORDERS[2], ORDERS[3]))
+    assert ring.try_pop() == ORDERS[4]
+    ring.release(mine)
+    assert ring.pop_many().tolist() == ORDERS[5:]
+    ring._check()
+
+
 def test_a_grandchild_is_no_other_case(ring: MessageRing) -> None:
     def child() -> object:
         first = len(ring.take(1))
@@ -304,7 +316,8 @@ def test_fork_beside_threads_that_work(ring: MessageRing) -> None:
     def work() -> None:
         while not stop.is_set():
             ring.push_many([b"x"] * 5)
-            ring.pop_many(5)
+            ring.pop_many(4)
+            ring.try_pop()
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

@@ -44,6 +44,7 @@ class RingMachine(RuleBasedStateMachine):
             self.ring._start_at(position, sequence)
         else:
             sequence = 0
+        self.consumer = self.ring.consumer()
         self.waiting: deque[bytes] = deque()
         self.next_out = self.next_in = sequence
         self.held: list[Messages] = []
@@ -113,6 +114,13 @@ class RingMachine(RuleBasedStateMachine):
         self.next_out += len(expected)
         if keep:
             self.held.append(got)
+
+    @rule(by_handle=st.booleans())
+    def try_pop(self, by_handle: bool) -> None:
+        got = (self.consumer if by_handle else self.ring).try_pop()
+        assert got == (self.waiting.popleft() if self.waiting else None)
+        assert got is None or type(got) is bytes
+        self.next_out += got is not None
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -215,6 +223,44 @@ def test_bad_messages_are_refused_before_anything_is_pushed(
     with pytest.raises(error):
         ring.push_many(given)
     assert len(ring) == 0
+    assert ring.used_bytes == 0
+
+
+def test_messages_of_every_size_come_out_one_at_a_time() -> None:
+    ring = MessageRing(1 << 21)
+    sizes = [0, 1, 2, 39, 40, 41, 4095, 262_143, 262_144, 1 << 20, 0]
+    given = [bytes([number]) * size for number, size in enumerate(sizes)]
+    for _ in range(3):
+        assert ring.push_many(given) == len(given)
+        assert [ring.try_pop() for _ in range(len(given) + 1)] == [*given, None]
+        ring._check()
+        assert ring.used_bytes == 0
+
+
+def test_bytes_that_were_popped_stay_what_they_are() -> None:
+    """Those of one byte, and of none, are objects that the interpreter shares."""
+    ring = MessageRing(4096)
+    kept = []
+    for number in range(256):
+        assert ring.push_many([bytes([number]), b"", b"x%d" % number]) == 3
+        kept += [ring.try_pop(), ring.try_pop(), ring.try_pop()]
+    assert kept == [
+        made for number in range(256) for made in (bytes([number]), b"", b"x%d" % number)
+    ]
+    assert len(bytes(0)) == 0
+    assert [bytes([number])[0] for number in range(256)] == list(range(256))
+
+
+def test_one_message_is_popped_beside_what_is_held() -> None:
+    ring = MessageRing(4096)
+    ring.push_many([b"a", b"b", b"c", b"d"])
+    held = ring.take(2)
+    assert ring.try_pop() == b"c"
+    ring._check()
+    assert ring.used_bytes > 0
+    ring.release(held)
+    assert ring.try_pop() == b"d"
+    assert ring.try_pop() is None
     assert ring.used_bytes == 0
 
 

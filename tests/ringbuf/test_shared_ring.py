@@ -459,6 +459,25 @@ def test_a_consumer_killed_at_any_instruction(
     judge_taken(seen, [A + Z, A[3:] + Z], in_full)
 
 
+def test_a_consumer_of_one_killed_at_any_instruction(
+    tmp_path: Path, steps_are_allowed: None, in_full: bool
+) -> None:
+    path = tmp_path / "ring"
+    seen = explore(path, attached(path, lambda ring: ring.try_pop), 499, in_full=in_full)
+    judge_taken(seen, [A + Z, A[1:] + Z], in_full)
+
+
+def test_what_a_dead_process_had_taken_is_popped_first(tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    ring = MessageRing(1 << 14, path=path)
+    ring.push_many(A)
+    in_child(lambda: len(MessageRing.attach(path).take(3)))
+    time.sleep(_A_LOOK)
+    assert ring.take_orphaned(1).tolist() == A[:1]
+    assert [ring.try_pop() for _ in range(5)] == [*A[1:], None]
+    ring._check()
+
+
 def release_all(ring: MessageRing, *held: Messages) -> None:
     for messages in held:
         ring.release(messages)

@@ -107,6 +107,13 @@ class MessageSubject(Subject):
     def ways_to_push(self, number: int) -> list[Callable[[], object]]:
         return [*super().ways_to_push(number), lambda: self._in.push_lines(self.of(number) + b"\n")]
 
+    def ways_to_pop(self) -> list[Callable[[], object]]:
+        def try_pop() -> None:
+            for _ in range(3):
+                assert self._out.try_pop() is not None
+
+        return [*super().ways_to_pop(), try_pop]
+
     @contextlib.contextmanager
     def three_held(self) -> Iterator[None]:
         held = self._out.take(3)

@@ -330,6 +330,7 @@ def work_on_ring(ring: MessageRing, path: Path, rng: random.Random) -> None:
     ring.count(), len(ring), ring.used_bytes
     ring.push_many([b"x" * 100] * 1000)
     ring.push_lines(b"line\n" * 100)
+    ring.try_pop()
     ring.pop_many()
     ring.warm_ahead(1 << 20)
 

@@ -20,6 +20,9 @@ import numpy as np
 cdef object NDARRAY = np.ndarray
 # Not the attribute, which a subclass may have replaced.
 cdef object GET_BASE = np.ndarray.base.__get__
+cdef object VOID = np.void
+cdef object RECORD = np.record
+cdef object GET_BASE_OF_VOID = np.void.base.__get__
 
 
 cpdef object pins(object owner):
@@ -32,6 +35,9 @@ cpdef object pins(object owner):
             if base is None:
                 return PyWeakref_NewRef(owner, None)
             owner = base
+        elif type(owner) is VOID or type(owner) is RECORD:
+            # A view of an array, or bytes of its own, which stay where they are.
+            owner = GET_BASE_OF_VOID(owner)
         elif type(owner) is memoryview:
             owner = owner.obj
         else:

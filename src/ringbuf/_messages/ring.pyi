@@ -76,6 +76,7 @@ class MessageRing(MessageRingBase):
         max_lines: SupportsIndex | None = None,
         progress: PushProgress | None = None,
     ) -> tuple[int, int, int]: ...
+    def try_pop(self) -> bytes | None: ...
     def pop_many(
         self,
         max_messages: SupportsIndex | None = None,
@@ -109,6 +110,7 @@ class MessageProducer(MessageRingBase):
 @final
 class MessageConsumer(MessageRingBase):
     def __new__(cls, *args: object, **kwargs: object) -> NoReturn: ...
+    def try_pop(self) -> bytes | None: ...
     def pop_many(
         self,
         max_messages: SupportsIndex | None = None,

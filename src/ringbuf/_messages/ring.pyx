@@ -39,7 +39,7 @@ from ringbuf._messages.pushing cimport push_chunk, push_now, push_one, push_wait
 from ringbuf._messages.recovery cimport share_frames
 from ringbuf._messages.self_check cimport check_frames
 from ringbuf._messages.taking cimport (
-    hand_out, pop_some, release_taken, split_taken, take_messages, take_orphaned,
+    hand_out, pop_one, pop_some, release_taken, split_taken, take_messages, take_orphaned,
 )
 from ringbuf._messages.validate cimport damage_of_frames
 from ringbuf._shared.op_slots cimport ControlBlock
@@ -472,6 +472,14 @@ cdef class MessageRing(MessageRingBase):
 
     # ---------------------------------------------------------------- pop
 
+    @cython.binding(False)
+    def try_pop(self):
+        """try_pop() -> bytes | None
+
+        Take the oldest message; None: nothing there. As `pop_many(1)`, without columns.
+        """
+        return pop_one(self)
+
     def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """Take up to `max_messages` messages of up to `max_bytes` bytes in total,
         oldest first; returns Messages.
@@ -592,6 +600,11 @@ cdef class MessageConsumer(MessageRingBase):
     def __cinit__(self, key=None):
         if key is not OURS:
             raise TypeError("a MessageConsumer is made by MessageRing.consumer()")
+
+    @cython.binding(False)
+    def try_pop(self):
+        """As MessageRing.try_pop."""
+        return pop_one(self)
 
     def pop_many(self, max_messages=None, max_bytes=None, timeout=0.0):
         """As MessageRing.pop_many."""

@@ -5,6 +5,7 @@ from ringbuf._core.atomics cimport word
 from ringbuf._records.file cimport SharedRuns
 from ringbuf._records.numbers cimport Kind, Quick
 from ringbuf._records.positions cimport Runs
+from ringbuf._records.rows cimport Rows
 from ringbuf._shared.waiting cimport Waiting
 
 cdef uint64_t MAX_CAPACITY
@@ -15,9 +16,10 @@ cdef uint64_t MAX_CAPACITY
 cdef class RecordRingBase:
     cdef Runs _runs
     cdef Kind _kind
-    # How one number goes in and out in one step, while the GIL alone orders its
+    # How one record goes in and out in one step, while the GIL alone orders its
     # threads.
     cdef Quick _quick
+    cdef Rows _rows       # of records that are np.void; else None
     cdef PyObject* _spares[2]  # ints handed out before: see `int_of`
     cdef readonly object dtype
     cdef object _memory   # the numpy array that owns what `_runs` leads to

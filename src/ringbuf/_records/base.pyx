@@ -56,6 +56,7 @@ cdef class RecordRingBase:
         self._runs = ring._runs
         self._kind = ring._kind
         self._quick = ring._quick
+        self._rows = None if ring._rows is None else ring._rows.of_handle()
         self._memory = ring._memory
         self._shared = ring._shared
         self._waiting = ring._waiting

@@ -56,6 +56,8 @@ def as_records(dtype: np.dtype[Any], records: object) -> npt.NDArray[Any]:
             "one alone goes in by try_push()"
         )
     rows = [unwrapped(record) for record in records]
+    if dtype.kind == "V":
+        rows = [row_of(row, dtype) for row in rows]
     if dtype.names is None:
         return cast(array_of(rows, dtype), dtype, by_value=True)
     if rows and all(isinstance(row, np.void) for row in rows):
@@ -77,6 +79,37 @@ def unwrapped(record: Any) -> Any:
     if not isinstance(record, np.ndarray) or record.ndim:
         return record
     return plain_array(record, MASKED)[()]
+
+
+def row_of(record: Any, dtype: np.dtype[Any]) -> Any:
+    """The np.void of a record that came as an array of one row, or as another object
+    whose buffer has one; anything else unchanged.
+    """
+    if isinstance(record, (tuple, np.generic, str, bytes, bytearray)):
+        return record
+    array = record
+    if not isinstance(record, np.ndarray):
+        try:
+            view = memoryview(record)
+            own = view.format == format_of(dtype) and view.itemsize == dtype.itemsize
+            if own and view.ndim <= 1:
+                array = np.frombuffer(view.tobytes(), dtype)
+            else:
+                array = np.asarray(view)
+        # No buffer, or one that numpy cannot read, as some that it lends itself.
+        except (TypeError, ValueError, BufferError, RuntimeError):
+            return record
+    if array.dtype.kind != "V" or array.shape not in ((), (1,)):
+        return record
+    return plain_array(array, MASKED).reshape(())[()]
+
+
+def format_of(dtype: np.dtype[Any]) -> str | None:
+    """The format of a buffer of the dtype; None where there is none, as for times."""
+    try:
+        return memoryview(np.zeros(1, dtype)).format  # type: ignore[arg-type]
+    except ValueError:
+        return None
 
 
 def as_field(dtype: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any]:

@@ -73,16 +73,18 @@ cdef extern from *:
 
 
 cdef enum Kind:
-    BY_NUMPY              # none of these: through an array of one record
+    BY_NUMPY              # none of these: through an array of one record, or as Rows
     BOOL
     SIGNED
     UNSIGNED
     FLOAT
 
 
-# Numbers of 8 bytes that most often are one machine word in a Python object too.
+# How one record goes in and out in one step; last, the numbers of 8 bytes that most
+# often are one machine word in a Python object too.
 cdef enum Quick:
-    BY_STEPS              # none of these: by kind and size
+    BY_STEPS              # not in one step
+    QUICK_ROW             # of the ring's Rows
     QUICK_INT
     QUICK_FLOAT
 
@@ -94,7 +96,7 @@ cdef inline Quick quick_of(Kind kind, uint64_t itemsize) noexcept:
 
 
 cdef inline bint quick_bits(Quick quick, object record, uint64_t* bits) noexcept:
-    """Whether the record is one that goes in as it is, and its bytes."""
+    """Whether the record is a number that goes in as it is, and its bytes."""
     cdef long long small
     cdef double number
     if quick == QUICK_INT:

@@ -5,6 +5,7 @@ from cpython.buffer cimport (
     PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from ringbuf._core.atomics cimport load_relaxed
 from ringbuf._core.counts cimport at_most
@@ -16,10 +17,11 @@ from ringbuf._core.timing cimport steady_ns
 from ringbuf._records.arrays cimport checked_out, new_array
 from ringbuf._records.base cimport MAX_CAPACITY, RecordRingBase
 from ringbuf._records.copies cimport copy_out
-from ringbuf._records.numbers cimport BY_NUMPY, BY_STEPS, from_bits, from_quick, get_bits
+from ringbuf._records.numbers cimport BY_NUMPY, QUICK_ROW, from_bits, from_quick, get_bits
 from ringbuf._records.positions cimport (
     Runs, find_one, give_back, pass_one, release, rewind, take,
 )
+from ringbuf._records.rows cimport memory_of
 from ringbuf._records.shared_positions cimport shared_release
 from ringbuf._shared.op_slots cimport OpSlot
 from ringbuf._shared.waiting cimport check_open, deadline_of, seconds_of
@@ -28,7 +30,7 @@ from ringbuf._shared.waiting cimport check_open, deadline_of, seconds_of
 cdef inline object pop_one(RecordRingBase ring):
     cdef uint64_t position, known
     cdef EventCount* room = &ring._runs.cursors.room
-    if ring._quick != BY_STEPS and find_one(&ring._runs, &position, &known):
+    if ring._quick > QUICK_ROW and find_one(&ring._runs, &position, &known):
         # Made first: if memory runs out, the record is still there.
         record = from_quick(
             ring._quick, (<uint64_t*>ring._runs.data)[position & ring._runs.mask], ring._spares
@@ -41,23 +43,75 @@ cdef inline object pop_one(RecordRingBase ring):
 
 
 cdef inline object pop_any(RecordRingBase ring):
-    if ring._kind == BY_NUMPY:
+    if ring._quick == QUICK_ROW:
+        record = pop_quick_row(ring)
+        if record is not None:
+            return record
+    if ring._kind == BY_NUMPY and ring._rows is None:
         array = pop_some(ring, 1, None, 0)
         if len(array) == 0:
             return None
         return array.item() if ring.dtype.kind in "biufc" else array[0]
-    record = pop_word(ring)
+    record = pop_object(ring)
     if record is None:
         if not load_relaxed(&ring._waiting.listening):
             return None
         ring._waiting.listen()
-        record = pop_word(ring)
+        record = pop_object(ring)
         if record is None:
             return None
         ring._waiting.hear()
     if wanted(&ring._runs.cursors.room):
         ring._waiting.call(&ring._runs.cursors.room)
     return record
+
+
+cdef inline object pop_object(RecordRingBase ring):
+    """Take a record that needs no array; None: nothing there."""
+    return pop_word(ring) if ring._rows is None else pop_row(ring)
+
+
+cdef inline object pop_quick_row(RecordRingBase ring):
+    """Take an np.void in one step; None: that cannot be."""
+    cdef uint64_t position, known, itemsize = ring._runs.itemsize
+    cdef unsigned char* target
+    if not find_one(&ring._runs, &position, &known):
+        return None
+    row = ring._rows.new_row()
+    target = memory_of(row)
+    # Making it may have run other code, which popped or closed.
+    if ring._quick != QUICK_ROW or not find_one(&ring._runs, &position, &known):
+        ring._rows.keep(row)
+        return None
+    memcpy(target, ring._runs.data + (position & ring._runs.mask) * itemsize, itemsize)
+    pass_one(&ring._runs, position, known)
+    rewind(&ring._runs)
+    if wanted(&ring._runs.cursors.room):
+        ring._waiting.call(&ring._runs.cursors.room)
+    return row
+
+
+cdef inline object pop_row(RecordRingBase ring):
+    """Take an np.void; None: nothing there."""
+    cdef int64_t number
+    cdef uint64_t done
+    cdef OpSlot* slot
+    # Made before anything is taken: if memory runs out, all is still there.
+    row = ring._rows.new_row()
+    cdef unsigned char* target = memory_of(row)
+    if ring._shared is None:
+        check_open(ring._waiting)
+        done = pop_bytes(&ring._runs, target, 1)
+    else:
+        number = ring._shared.begin(&slot)
+        try:
+            done = pop_shared(ring, slot, target, 1)
+        finally:
+            ring._shared.end(number)
+    if done == 1:
+        return row
+    ring._rows.keep(row)
+    return None
 
 
 cdef inline object pop_word(RecordRingBase ring):

@@ -5,6 +5,7 @@ from cpython.buffer cimport (
     PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from ringbuf._core.eventcount cimport EventCount, before_sleep, wanted
 from ringbuf._core.gil cimport HAS_GIL
@@ -14,9 +15,11 @@ from ringbuf._core.timing cimport steady_ns
 from ringbuf._records.arrays cimport record_of, records_of
 from ringbuf._records.base cimport RecordRingBase
 from ringbuf._records.copies cimport copy_in
-from ringbuf._records.numbers cimport BY_NUMPY, BY_STEPS, put_bits, quick_bits, to_bits
+from ringbuf._records.numbers cimport BY_NUMPY, QUICK_ROW, put_bits, quick_bits, to_bits
 from ringbuf._records.positions cimport PUBLISHED, add_one, claim, publish
+from ringbuf._records.rows cimport MAX_TUPLE_BYTES
 from ringbuf._records.shared_positions cimport shared_publish
+from ringbuf._records.tuples cimport is_plain_tuple
 from ringbuf._shared.op_slots cimport OpSlot
 from ringbuf._shared.waiting cimport check_open, deadline_of, is_closed, seconds_of
 
@@ -26,7 +29,7 @@ cdef inline bint push_one(RecordRingBase ring, object record) except -1:
     cdef EventCount* records = &ring._runs.cursors.records
     # The most common records, without the choices of the general case (measured: 49
     # instructions rather than 103).
-    if ring._quick != BY_STEPS and quick_bits(ring._quick, record, &bits):
+    if ring._quick > QUICK_ROW and quick_bits(ring._quick, record, &bits):
         if not add_one(&ring._runs, &position):
             return push_word(ring, bits)
         (<uint64_t*>ring._runs.data)[position & ring._runs.mask] = bits
@@ -39,6 +42,8 @@ cdef inline bint push_one(RecordRingBase ring, object record) except -1:
 
 cdef inline bint push_any(RecordRingBase ring, object record) except -1:
     cdef uint64_t bits
+    if ring._rows is not None:
+        return push_row(ring, record)
     if ring._kind == BY_NUMPY:
         return push_array(ring, record_of(ring, record), 0) == 1
     to_bits(ring._kind, ring._runs.itemsize, record, &bits)
@@ -68,6 +73,37 @@ cdef inline bint push_word(RecordRingBase ring, uint64_t bits) except -1:
     if wanted(&ring._runs.cursors.records):
         ring._waiting.call(&ring._runs.cursors.records)
     return True
+
+
+cdef inline bint push_row(RecordRingBase ring, object record) except -1:
+    """Push a record of raw bytes or with fields: as it is where that can be, and
+    through numpy where it is to be converted or refused.
+    """
+    cdef unsigned char[MAX_TUPLE_BYTES] row
+    cdef Py_buffer view
+    if is_plain_tuple(record):
+        if ring._rows.write(record, row):
+            return push_bytes_of_one(ring, row)
+    elif ring._rows.lend(record, &view):
+        # As in push_array.
+        if not HAS_GIL or view.len >= NOGIL_BYTES or ring._shared is not None:
+            _held = pins(record)
+        try:
+            return push_bytes_of_one(ring, <unsigned char*>view.buf)
+        finally:
+            PyBuffer_Release(&view)
+    return push_array(ring, record_of(ring, record), 0) == 1
+
+
+cdef inline bint push_bytes_of_one(RecordRingBase ring, unsigned char* source) except -1:
+    cdef uint64_t position, itemsize = ring._runs.itemsize
+    if ring._quick == QUICK_ROW and add_one(&ring._runs, &position):
+        memcpy(ring._runs.data + (position & ring._runs.mask) * itemsize, source, itemsize)
+        publish(&ring._runs, position, 1, PUBLISHED)
+        if wanted(&ring._runs.cursors.records):
+            ring._waiting.call(&ring._runs.cursors.records)
+        return True
+    return push_bytes(ring, source, 1) == 1
 
 
 cdef inline bint push_waiting(RecordRingBase ring, object record, object timeout) except -1:

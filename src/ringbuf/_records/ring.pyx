@@ -25,13 +25,15 @@ from libc.stdint cimport uint64_t
 from ringbuf._core.atomics cimport load_acquire, load_relaxed, store_relaxed, word
 from ringbuf._core.counts cimport positive
 from ringbuf._core.gil cimport HAS_GIL
+from ringbuf._core.nogil cimport NOGIL_BYTES
 from ringbuf._records.base cimport MAX_CAPACITY, RecordRingBase
 from ringbuf._records.blocks cimport new_span
 from ringbuf._records.file cimport SharedRuns
-from ringbuf._records.numbers cimport BY_STEPS, kind_of_dtype, quick_of
+from ringbuf._records.numbers cimport BY_STEPS, QUICK_ROW, kind_of_dtype, quick_of
 from ringbuf._records.popping cimport pop_one, pop_some, pop_waiting
 from ringbuf._records.positions cimport RunCursors
 from ringbuf._records.pushing cimport push_one, push_some, push_waiting
+from ringbuf._records.rows cimport rows_of
 from ringbuf._records.self_check cimport check_runs
 from ringbuf._shared.waiting cimport check_open, is_closed, new_waiting
 
@@ -121,6 +123,7 @@ cdef class RingBuffer(RecordRingBase):
         if dtype.itemsize == 0:
             raise ValueError(f"dtype {dtype!r} has records of no bytes: give it a size")
         self._kind = kind_of_dtype(dtype)
+        self._rows = rows_of(dtype)
         slots = max(2, 1 << (records - 1).bit_length())
         if path is not None:
             file = create_or_attach(path, slots, dtype)
@@ -149,7 +152,11 @@ cdef class RingBuffer(RecordRingBase):
         self._runs.mask = slots - 1
         self._runs.itemsize = itemsize
         self._runs.alone = HAS_GIL
-        self._quick = quick_of(self._kind, itemsize) if HAS_GIL else BY_STEPS
+        if HAS_GIL:
+            self._quick = quick_of(self._kind, itemsize)
+            # Larger ones are copied while other threads run.
+            if self._rows is not None and itemsize < NOGIL_BYTES:
+                self._quick = QUICK_ROW
 
     @staticmethod
     def attach(path):
@@ -168,6 +175,9 @@ cdef class RingBuffer(RecordRingBase):
 
         Push one record; False: no room now. Raises TypeError or ValueError for what the
         dtype cannot hold as it is, and OverflowError for a number out of its range.
+
+        A record with fields is a tuple, an np.void, an array of one row, or anything
+        with a buffer of one; quickest is what has the ring's own dtype.
         """
         return push_one(self, record)
 
@@ -209,7 +219,8 @@ cdef class RingBuffer(RecordRingBase):
 
         Take the oldest record; None: nothing there. An int, float, bool or complex
         where the dtype is one of numbers, else a numpy scalar (np.void for a structured
-        dtype).
+        dtype). It is the caller's alone; a few of those with fields share their `base`,
+        which is no array to write to.
         """
         return pop_one(self)
 

@@ -375,7 +375,7 @@ def test_a_record_may_come_as_an_array_of_no_dimensions(dtype: np.dtype[Any]) ->
     with pytest.raises(TypeError, match="other fields"):
         ring.try_push(np.zeros((), [("other", "i4")]))
     with pytest.raises((TypeError, ValueError)):
-        ring.try_push(np.zeros(1, dtype))
+        ring.try_push(np.zeros(2, dtype))
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "f2", "c16", ">i4"])

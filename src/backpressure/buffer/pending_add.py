@@ -14,6 +14,7 @@ from backpressure.buffer.admission import Admission
 from backpressure.buffer.payload import Payload
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
+from backpressure.policies.flow_control_manager import Grant
 
 __all__ = ["AddPort", "PendingAdd"]
 
@@ -89,7 +90,13 @@ class PendingAdd:
             if port.closing:
                 self._reason, self._retry_after = "closed", 0.0
                 return False
-            grant = control.admit(progress.remaining, lane.priority)
+            if payload.is_counted:
+                grant = control.admit(progress.remaining, lane.priority)
+            elif control.admit_whole(progress.remaining, lane.priority):
+                grant = Grant(progress.remaining)
+            else:
+                payload.count()
+                continue
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
                 # Room for a delay is renewed by ticks: where all consumers are busy,
@@ -135,6 +142,8 @@ class PendingAdd:
     def admission(self) -> Admission:
         """End the add: count what was not accepted, and say what became of it all."""
         lane, progress = self._lane, self._payload.progress
+        if not self._payload.is_counted:
+            self._payload.count()
         accepted, rejected = progress.pushed, progress.remaining
         if accepted != self._announced:  # a signal's handler has raised in between
             self._port.arrived(lane, lane.ring.next_seq - 1)

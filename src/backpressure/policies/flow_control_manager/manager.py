@@ -255,6 +255,30 @@ class FlowControlManager:
             self._reentry.apply()
         return grant
 
+    def admit_whole(self, n: int, priority: int) -> bool:
+        """Admit all of `n` events of `priority` or none, for a caller that guesses how
+        many it has and gives back what it did not need.
+
+        True where the tokens suffice for all priorities, and nothing is shed or refused
+        for its delay. False is no refusal and leaves no trace: the events are to be
+        counted, and `admit` decides. ValueError where n is negative, InvalidEvents for
+        a priority beyond `priority_levels`.
+        """
+        p = check_priority(priority, self._levels) - 1
+        n = count("n", n)
+        if self._within():
+            return False
+        with self._lock:
+            now = self._now()
+            granted = not self._throttled or self._take_whole(n, p, now)
+            if granted:
+                self._emergency.window.add(now, p, n)
+                self._window.add(now, p, n)
+                self._admitted[p] += n
+        if self._deferred:
+            self._reentry.apply()
+        return granted
+
     def _admit_within(self, n: int, p: int) -> Grant:
         """As `admit`, in the middle of another call: the bucket alone can be asked."""
         grant = Grant(n)
@@ -482,6 +506,23 @@ class FlowControlManager:
 
     def _step(self, now: float) -> Change | None:
         return self._emergency.step(now) if self._throttled else None
+
+    def _take_whole(self, n: int, p: int, now: float) -> bool:
+        """Take n tokens where that is nothing to think about; False: none are taken."""
+        bound, reserve = self._bound, self._shares.reserve
+        if self._emergency.state is not EmergencyState.NORMAL or (
+            bound is not None and bound.armed
+        ):
+            return False
+        now_ns = int(now * 1e9)
+        if self._sure - n < reserve:
+            self._sure = self._bucket.tokens_at(now_ns)
+            if self._sure - n < reserve:
+                return False
+        self._bucket.try_acquire_at(now_ns, n)
+        self._shares.fill(p, now)
+        self._sure -= n
+        return True
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for each

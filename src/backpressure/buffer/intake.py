@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import check_priority, default_priority
@@ -21,13 +21,15 @@ from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import WhenFull
-from backpressure.buffer.disk_tier import DiskTier
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.payload import EventPayload, LinePayload
 from backpressure.buffer.pending_add import PendingAdd
 from backpressure.buffer.reporter import EventReporter
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
+
+if TYPE_CHECKING:
+    from backpressure.buffer.disk_tier import DiskTier
 
 __all__ = ["FORKED", "Intake"]
 

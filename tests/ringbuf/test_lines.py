@@ -298,6 +298,7 @@ def test_a_small_chunk_is_counted() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
 @pytest.mark.platform
+@pytest.mark.uninstrumented
 def test_a_new_ring_is_not_read() -> None:
     """Its memory is touched when it is used, and not to make sure that it is empty."""
     import resource

@@ -17,6 +17,7 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
+from ringbuf._core.copying cimport copy_many
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.gathered cimport Column
 from ringbuf._messages.frame_checksum cimport (
@@ -68,8 +69,8 @@ cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
-    memcpy(target, f.data + offset, first)
-    memcpy(<char*>target + first, f.data, size - first)
+    copy_many(target, f.data + offset, first)
+    copy_many(<char*>target + first, f.data, size - first)
 
 
 # ---------------------------------------------------------------- in

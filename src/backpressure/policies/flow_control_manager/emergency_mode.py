@@ -140,15 +140,14 @@ class EmergencyMode:
         """One batch has ended."""
         if not ok + failed:
             return
-        for column, count in (
-            (_OK, ok),
-            (_FAILED, failed),
-            (_BATCHES, 1),
-            (_FAILED_PARTS, round(_PARTS * failed / (ok + failed))),
-            (_FAILING, failed > 0),
-        ):
-            self.window.add(now, column, count)
-        self._failed_at = now if failed else self._failed_at
+        window = self.window
+        window.add(now, _OK, ok)
+        window.add(now, _BATCHES, 1)
+        if failed:
+            window.add(now, _FAILED, failed)
+            window.add(now, _FAILED_PARTS, round(_PARTS * failed / (ok + failed)))
+            window.add(now, _FAILING, 1)
+            self._failed_at = now
 
     def failure_rate(self, now: float, glance: bool = False) -> float:
         """The failed part of the outcomes. `glance`: in the middle of another call."""

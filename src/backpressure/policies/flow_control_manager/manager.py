@@ -310,7 +310,7 @@ class FlowControlManager:
         more than was granted.
         """
         p = check_priority(priority, self._levels) - 1
-        number = as_int(n)
+        number = n if type(n) is int else as_int(n)
         with self._lock:
             now = self._now()
             if number is None or not 0 <= number <= self._admitted[p]:

@@ -45,7 +45,6 @@ from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch import Batch
 from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import BufferConfig, Durability, WhenFull
-from backpressure.buffer.disk_tier import DiskTier
 from backpressure.buffer.intake import FORKED, Intake
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.outlet import Outlet
@@ -57,22 +56,24 @@ from backpressure.buffer.stats import BufferStats, sum_lanes
 from backpressure.lanes.age_limit import AgeLimit
 from backpressure.lanes.attempts import SinkRecord
 from backpressure.lanes.dead_letter_list import DeadLetterList
-from backpressure.lanes.durable_lane import DurableLane
 from backpressure.lanes.lane import Lane
 from backpressure.policies.adaptive_batch_manager import AdaptiveBatchManager
 from backpressure.policies.backpressure_monitor import BackpressureMonitor, Pressure
 from backpressure.policies.circuit_breaker import CircuitBreaker, State
 from backpressure.policies.control_loop import Backoff, ControlLoop
 from backpressure.policies.flow_control_manager import FlowControlManager
-from backpressure.spill import DeadLetter, DeadLetterStore
 from ringbuf import MessageRing
 from ringbuf._messages.prepaid import Entrance, Entrances
 
 if TYPE_CHECKING:
     from backpressure.buffer.aio import AsyncBuffer
+    from backpressure.buffer.disk_tier import DiskTier
     from backpressure.delivery.aio_delivery import AsyncDelivery
     from backpressure.delivery.delivery import Delivery
     from backpressure.delivery.sink import Sink
+    from backpressure.lanes.durable_lane import DurableLane
+    from backpressure.spill.dead_letter import DeadLetter
+    from backpressure.spill.dead_letters import DeadLetterStore
 
     D = TypeVar("D", Delivery, AsyncDelivery)
 
@@ -143,6 +144,9 @@ class BufferManager(Entrances):
                 for priority in range(1, levels + 1)
             )
         else:
+            # A buffer in memory loads none of it.
+            from backpressure.buffer.disk_tier import DiskTier
+
             self._disk = DiskTier(
                 self.config.directory,
                 self.config,

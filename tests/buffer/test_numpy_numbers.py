@@ -219,6 +219,8 @@ CALLS: dict[str, Call] = {
     "CircuitBreaker.record_many(failed)": lambda n: breaker_after(failed=n),
     "FlowControlManager.admit(n)": lambda n: FlowControlManager().admit(n, 3).granted,
     "FlowControlManager.admit(priority)": lambda n: FlowControlManager().admit(1, n).granted,
+    "FlowControlManager.admit_whole(n)": lambda n: FlowControlManager().admit_whole(n, 3),
+    "FlowControlManager.admit_whole(priority)": lambda n: FlowControlManager().admit_whole(1, n),
     "FlowControlManager.give_back(n)": lambda n: granted().give_back(n, 3),
     "FlowControlManager.give_back(priority)": lambda n: granted().give_back(1, n),
     "FlowControlManager.prepayment(priority)": lambda n: granted().prepayment(granted(), n).p,

@@ -77,8 +77,13 @@ def a_flow(clock: FakeClock) -> tuple[Any, Calls]:
     def admit() -> None:
         flow.give_back(flow.admit(7, 3).granted // 2, 3)
 
+    def admit_whole() -> None:
+        if flow.admit_whole(7, 3):
+            flow.give_back(2, 3)
+
     return flow, [
         admit,
+        admit_whole,
         lambda: flow.admit(1, 5),
         lambda: flow.observe([9] * 5, [9] * 5, enough=5),
         lambda: flow.record_outcome(3, 9),

@@ -67,6 +67,8 @@ PACKAGE = Path(backpressure.__file__).parent
 def test_public_names(package: types.ModuleType, names: set[str]) -> None:
     assert names <= set(package.__all__)
     assert len(package.__all__) == len(set(package.__all__))
+    for name in package.__all__:
+        getattr(package, name)  # which may be what imports it
     public = {
         name
         for name, value in vars(package).items()
@@ -75,6 +77,71 @@ def test_public_names(package: types.ModuleType, names: set[str]) -> None:
     assert public == set(package.__all__), (
         "what can be imported and what is named in __all__ differ"
     )
+
+
+LAZY = [backpressure, backpressure.spill]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_read_what_is_imported(package: types.ModuleType) -> None:
+    """A lazy package has its names three times: for `*`, for type checkers, and the
+    table that it imports by.
+    """
+    tree = ast.parse(Path(str(package.__file__)).read_text())
+    checked = {
+        alias.name: node.module
+        for branch in tree.body
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "typing.TYPE_CHECKING"
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {name: module for module, names in package._HOMES.items() for name in names.split()}
+    assert homes == checked
+    assert set(homes) == set(package.__all__)
+    for name, module in homes.items():
+        assert getattr(package, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'x'"):
+        package.x  # noqa: B018
+
+
+def loaded_by(code: str) -> set[str]:
+    shown = subprocess.check_output(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], text=True
+    )
+    return set(shown.split())
+
+
+def test_a_package_is_imported_without_what_it_has() -> None:
+    assert not {"numpy", "ringbuf", "backpressure.buffer_manager"} & loaded_by(
+        "import backpressure"
+    )
+    assert not {"numpy", "backpressure.spill.store"} & loaded_by("import backpressure.spill")
+
+
+def test_a_buffer_in_memory_loads_no_disk_tier_and_nothing_that_few_need() -> None:
+    loaded = loaded_by(
+        "from backpressure import BufferManager; b = BufferManager(); b.add_events([b'a']); "
+        "b.get_batch().ack(); b.close()"
+    )
+    assert "backpressure.buffer_manager" in loaded
+    dear = {
+        *("asyncio", "concurrent.futures.thread", "hashlib", "json", "socket", "statistics"),
+        *("backpressure.lanes.durable_lane", "backpressure.spill.store", "urllib", "zstandard"),
+    }
+    # A plug-in of coverage or of the interpreter's may have some of them before.
+    assert not dear & (loaded - loaded_by("import numpy"))
+
+
+def test_all_names_at_once() -> None:
+    names: dict[str, object] = {}
+    exec("from backpressure import *", names)
+    assert set(backpressure.__all__) <= set(names)
+
+
+def test_a_public_submodule_that_was_there_with_the_package_still_is() -> None:
+    loaded = loaded_by("import backpressure; backpressure.spill.DeadLetterStore")
+    assert "backpressure.spill.dead_letters" in loaded
 
 
 @pytest.mark.parametrize("package", [ringbuf, backpressure])

@@ -158,6 +158,18 @@ class RingMachine(RuleBasedStateMachine):
 TestRingModel, TestRingModelInFull = share_and_proof(RingMachine, examples=150, steps=60)
 
 
+def test_large_copies_wherever_they_lie() -> None:
+    """They are made by vectors of 16 bytes, aligned where they are written."""
+    ring = MessageRing(1 << 18)
+    noise = np.random.default_rng(3).bytes(70_000)
+    for before in range(0, 70, 3):
+        for size in (2047, 2048, 2049, 2062, 2063, 2064, 2111, 2112, 4113, 70_000):
+            given = [noise[:before], noise[:size], noise[-before:]]
+            assert ring.push_many(given) == 3
+            assert ring.pop_many().tolist() == given
+    ring._check()
+
+
 def test_capacity_is_reported_as_it_is() -> None:
     assert MessageRing(1).capacity_bytes == 4096
     assert MessageRing(4097).capacity_bytes == 8192

@@ -122,6 +122,8 @@ class HandMadeStream:
         #: How often it, and its schema, was released.
         self.released = self.schema_released = 0
         self._arrays = list(arrays)
+        # Of an array that was handed out, callbacks and memory are still used.
+        self._given: list[HandMade] = []
         self._form, self._schema_error = form, schema_error
         self._code = error[0]
         self._text = None if error[1] is None else ctypes.create_string_buffer(error[1])
@@ -144,7 +146,8 @@ class HandMadeStream:
 
     def _get_next(self, stream: int, out: int) -> int:
         if self._arrays:
-            source = self._arrays.pop(0).array
+            self._given.append(self._arrays.pop(0))
+            source = self._given[-1].array
             ctypes.memmove(out, ctypes.addressof(source), ctypes.sizeof(source))
             return 0
         return self._code  # 0: `out` is zeros, which is the end

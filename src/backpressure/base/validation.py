@@ -185,6 +185,9 @@ def count(name: str, value: object) -> int:
 
 def check_outcomes(ok: object, failed: object) -> tuple[int, int]:
     """These counts as plain ints; ValueError where one is negative, or no int."""
+    # For each batch: what is an int already needs no more.
+    if type(ok) is int and type(failed) is int and ok >= 0 and failed >= 0:
+        return ok, failed
     plain = as_int(ok), as_int(failed)
     if plain[0] is None or plain[1] is None or plain[0] < 0 or plain[1] < 0:
         raise ValueError(f"ok and failed must be ints of 0 or more, not {ok!r} and {failed!r}")

@@ -9,17 +9,17 @@ about the sink, and counts as no attempt.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from ringbuf import Messages
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from backpressure.lanes.handout import Handout
     from backpressure.policies.circuit_breaker import Permit
 
@@ -179,6 +179,8 @@ class Batch:
         key = f"{self.buffer_id}-{self.priority}-{self.first_seq}+{len(self)}"
         if self._handout.follows_itself:
             return key
+        import hashlib  # which loads OpenSSL, for what few batches need
+
         return f"{key}-{hashlib.blake2b(self.seqs.tobytes(), digest_size=8).hexdigest()}"
 
     @property

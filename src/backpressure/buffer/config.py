@@ -12,7 +12,7 @@ from backpressure.policies.adaptive_batch_manager import AdaptiveBatchConfig
 from backpressure.policies.backpressure_monitor import BackpressureMonitorConfig
 from backpressure.policies.circuit_breaker import CircuitBreakerConfig
 from backpressure.policies.flow_control_manager import FlowControlConfig
-from backpressure.spill import SpillConfig
+from backpressure.spill.config import SpillConfig
 
 __all__ = ["BufferConfig", "Durability", "WhenFull"]
 

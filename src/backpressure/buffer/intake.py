@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.errors import BufferClosed
 from backpressure.base.priority import check_priority, default_priority
@@ -21,7 +21,6 @@ from backpressure.base.wakeup import Waiter, Wakeup
 from backpressure.buffer.admission import Admission
 from backpressure.buffer.batch_hold import BatchHold
 from backpressure.buffer.config import WhenFull
-from backpressure.buffer.disk_tier import DiskTier
 from backpressure.buffer.lane_watch import LaneWatch
 from backpressure.buffer.payload import EventPayload, LinePayload
 from backpressure.buffer.pending_add import PendingAdd
@@ -30,6 +29,9 @@ from backpressure.buffer.sink_wait import SinkWait
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
 from ringbuf._messages.prepaid import Gate
+
+if TYPE_CHECKING:
+    from backpressure.buffer.disk_tier import DiskTier
 
 __all__ = ["FORKED", "Intake"]
 

@@ -16,6 +16,7 @@ from backpressure.buffer.payload import Payload
 from backpressure.buffer.sink_wait import LONGEST, SinkWait
 from backpressure.lanes.lane import Lane
 from backpressure.policies.control_loop import ControlLoop
+from backpressure.policies.flow_control_manager import Grant
 
 __all__ = ["AddPort", "PendingAdd"]
 
@@ -105,7 +106,13 @@ class PendingAdd:
                 if not wanted:
                     self._reason, self._retry_after = "full", 0.0
                     return False
-            grant = control.admit(wanted, lane.priority)
+            if payload.is_counted:
+                grant = control.admit(wanted, lane.priority)
+            elif control.admit_whole(wanted, lane.priority):
+                grant = Grant(wanted)
+            else:
+                payload.count()
+                continue
             self._reason, self._retry_after = grant.reason, grant.retry_after
             if not grant.granted:
                 # Room for a delay is renewed by ticks: where all consumers are busy,
@@ -183,6 +190,8 @@ class PendingAdd:
     def admission(self) -> Admission:
         """End the add: count what was not accepted, and say what became of it all."""
         lane, progress = self._lane, self._payload.progress
+        if not self._payload.is_counted:
+            self._payload.count()
         accepted, rejected = progress.pushed, progress.remaining
         if accepted != self._announced:  # a signal's handler has raised in between
             self._port.arrived(lane, lane.ring.next_seq - 1)

@@ -25,7 +25,7 @@ from backpressure.lanes.handout import Handout
 from backpressure.lanes.lane import Fate, Lane
 from backpressure.policies.circuit_breaker import Canary
 from backpressure.policies.control_loop import ControlLoop
-from backpressure.spill import DeadLetter
+from backpressure.spill.dead_letter import DeadLetter
 
 __all__ = ["DeadLetters", "Settlement"]
 

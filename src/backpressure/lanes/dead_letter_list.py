@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from backpressure.spill import DeadLetter
+from backpressure.spill.dead_letter import DeadLetter
 
 __all__ = ["DeadLetterList"]
 

@@ -11,12 +11,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from backpressure.lanes.attempts import Attempts
 from ringbuf import MessageRing, Messages
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from backpressure.lanes.lane import Lane
 
 __all__ = ["Handout", "Holder", "TakenMessages"]

@@ -46,7 +46,6 @@ that goes back begins the interval anew; one that jumps ends it once.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -334,7 +333,9 @@ class BackpressureMonitor:
         if self._latencies:
             # The lower one: more than half of the calls must be slow, and of two calls
             # both.
-            readings.append(self._reading("latency", statistics.median_low(self._latencies)))
+            latencies = sorted(self._latencies)
+            median_low = latencies[(len(latencies) - 1) // 2]
+            readings.append(self._reading("latency", median_low))
         if self._ok + self._failed >= self.config.min_samples:
             readings.append(self._reading("error_rate", self._failed / (self._ok + self._failed)))
             self._ok = self._failed = 0

@@ -111,6 +111,9 @@ class ControlLoop:
         # These pass nothing on: the policy's own method, without a call in between.
         #: How many of n events of a priority may enter now.
         self.admit: Final[Callable[[int, int], Grant]] = flow.admit
+        #: Whether all of n events of a priority, a guess of how many there are, may
+        #: enter now; False is no refusal, and leaves no trace.
+        self.admit_whole: Final[Callable[[int, int], bool]] = flow.admit_whole
         #: Take back n granted events of a priority that did not enter after all.
         self.give_back: Final[Callable[[int, int], None]] = flow.give_back
         #: Leave for one call of the sink, or None where the circuit refuses it.

@@ -54,10 +54,11 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from backpressure.spill.config import MAX_BLOCK_BYTES
+
 __all__ = [
     "BLOCK_HEADER_BYTES",
     "BLOCK_MAGIC",
-    "MAX_BLOCK_BYTES",
     "Body",
     "BlockHeader",
     "Decoder",
@@ -86,8 +87,6 @@ _WIDTHS: Final[dict[int, np.dtype[Any]]] = {
 }
 #: The largest event (bytes): its length has four bytes.
 MAX_EVENT_BYTES: Final = (1 << 32) - 1
-#: Payload of a block of several events: the most that `block_bytes` may be.
-MAX_BLOCK_BYTES: Final = 64 << 20
 # A block holds no more events than a quarter of its bytes, see Writer.append.
 _MOST_EVENTS: Final = MAX_BLOCK_BYTES // 4
 # Each block of a zstd frame yields at most 128 KiB and takes at least four bytes (RFC

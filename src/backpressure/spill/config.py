@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.validation import check_fields
-from backpressure.spill.blocks import MAX_BLOCK_BYTES
 
-__all__ = ["SpillConfig"]
+__all__ = ["MAX_BLOCK_BYTES", "SpillConfig"]
 
 _KIB = 1024
 _MIB = 1024 * 1024
+
+#: Payload of a block of several events, at most: a reader takes no larger one for real.
+MAX_BLOCK_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -36,6 +35,7 @@ from backpressure.base.errors import NotNow
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.base.reentry import Reentry
 from backpressure.spill.config import SpillConfig
+from backpressure.spill.dead_letter import DeadLetter
 from backpressure.spill.files import FileSystem
 from backpressure.spill.runs import Lost
 from backpressure.spill.store import SpillStore
@@ -53,19 +53,6 @@ _CHUNK_BYTES: Final = 1 << 20
 #: Few and precious: small files, and a record that remembers 10,000 letters purged out
 #: of turn.
 DEAD_LETTER_CONFIG: Final = SpillConfig(segment_bytes=4 << 20, ack_record_bytes=256 << 10)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """One event that was given up."""
-
-    event: bytes
-    error: str  #: what the last attempt failed with
-    attempts: int
-    priority: int  #: of the lane that it comes from
-    seq: int  #: its number there
-    time_ns: int  #: when it was given up, in ns since 1970
-    id: int = -1  #: its number in this store; -1 before it is in one
 
 
 class DeadLetterStore:

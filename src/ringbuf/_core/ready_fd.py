@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import os
 import select
-import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["ReadyFd", "prefix_of"]
 
@@ -86,6 +89,8 @@ def _id_of(fd: int) -> tuple[int, int]:
 
 
 def _new_socket() -> socket.socket:
+    import socket  # only rings that processes share need it
+
     return socket.socket(
         socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )

@@ -16,7 +16,6 @@ from ringbuf._messages.positions cimport (
     GRANULE, MAX_GRANULES, MIN_GRANULES, REWIND_GRANULES, Cursors, place_cursors,
 )
 
-import hashlib
 import os
 import re
 
@@ -92,6 +91,8 @@ def read_meta(path, meta, body_bytes):
             raise SharedFileError(
                 f"{path} is damaged: it has checksums, and its secret is not {SECRET_BYTES} bytes"
             )
+        import hashlib  # which loads OpenSSL
+
         key = aligned(hashlib.shake_256(bytes.fromhex(secret)).digest(KEY_WORDS * 8))
     return granules, key
 

@@ -17,11 +17,13 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
+from ringbuf._core.copying cimport copy_many
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.gathered cimport Column
 from ringbuf._messages.frame_checksum cimport (
     TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
 )
+from ringbuf._messages.newlines cimport copy_lines
 from ringbuf._messages.positions cimport (
     END_MASK, FRAME_BYTES, GRANULE, MAX_FRAME_MESSAGES, Frame, Frames, FrameView, advance_tail,
     claim, end_of, frame_at, frame_granules, frame_memory, free_granules, pass_pads, publish,
@@ -67,8 +69,8 @@ cdef inline void get_bytes(Frames* f, void* target, uint64_t offset, size_t size
     cdef uint64_t whole = f.capacity * GRANULE
     offset &= whole - 1
     cdef size_t first = min(size, <size_t>(whole - offset))
-    memcpy(target, f.data + offset, first)
-    memcpy(<char*>target + first, f.data, size - first)
+    copy_many(target, f.data + offset, first)
+    copy_many(<char*>target + first, f.data, size - first)
 
 
 # ---------------------------------------------------------------- in
@@ -113,23 +115,55 @@ cdef inline int64_t push_column(
     return done
 
 
+cdef inline int64_t push_found(
+    Frames* f, OpSlot* slot, const char* chunk, size_t size, const uint32_t* ends, int64_t count,
+    uint64_t* sequence
+) noexcept nogil:
+    """Push the lines with these ends (see newlines.pxd), as one frame, of a chunk that
+    begins with them; as many as fit. Returns how many.
+    """
+    cdef uint64_t position, granules, free
+    while True:
+        granules = frame_granules(f, count, ends[count - 1])
+        if claim(f, slot, granules, count, &position, sequence):
+            break
+        if pass_pads(f):
+            continue
+        free = free_granules(f)
+        while count > 0 and frame_granules(f, count, ends[count - 1]) > free:
+            count -= 1
+        if count == 0:
+            return 0
+    fill_lines(f, position, granules, sequence[0], chunk, size, ends, count)
+    if f.key != NULL:
+        write_checksums(f, position, granules, sequence[0], count, ends[count - 1])
+    publish(f, slot, position, granules)
+    return count
+
+
+cdef inline void fill_header(
+    Frames* f, uint64_t position, uint64_t sequence, int64_t count, uint64_t payload
+) noexcept nogil:
+    cdef Frame* frame = frame_memory(f, position)
+    store_relaxed(&frame.first_seq, sequence)
+    store32_relaxed(&frame.count, <uint32_t>count)
+    store32_relaxed(&frame.payload, <uint32_t>payload)
+    store32_relaxed(&frame.mark, 0)
+
+
 cdef inline void fill_frame(
     Frames* f, Column* column, int64_t first, int64_t count, uint64_t payload,
     uint64_t position, uint64_t sequence
 ) noexcept nogil:
     """Write a claimed frame."""
     cdef uint64_t offset = (position & (f.capacity - 1)) * GRANULE
-    cdef Frame* frame = frame_memory(f, position)
     cdef uint32_t* lengths = column.lengths + first
     cdef const char** starts = column.starts + first
     cdef uint32_t* ends
     cdef unsigned char* target
     cdef uint32_t end = 0
     cdef int64_t i
-    store_relaxed(&frame.first_seq, sequence)
-    store32_relaxed(&frame.count, <uint32_t>count)
-    store32_relaxed(&frame.payload, <uint32_t>payload)
-    store32_relaxed(&frame.mark, 0)
+    fill_header(f, position, sequence, count, payload)
     if offset + frame_granules(f, count, payload) * GRANULE <= f.capacity * GRANULE:
         target = f.data + offset + sizeof(Frame)
         if count > 1:
@@ -152,6 +186,33 @@ cdef inline void fill_frame(
     for i in range(count):
         put_bytes(f, offset, starts[i], lengths[i])
         offset += lengths[i]
+
+
+cdef inline void fill_lines(
+    Frames* f, uint64_t position, uint64_t granules, uint64_t sequence, const char* chunk,
+    size_t size, const uint32_t* ends, int64_t count
+) noexcept nogil:
+    """Write a claimed frame of the lines with these ends."""
+    cdef uint64_t offset = (position & (f.capacity - 1)) * GRANULE
+    cdef uint64_t table = count * sizeof(uint32_t) if count > 1 else 0
+    cdef uint32_t start = 0
+    cdef int64_t i
+    fill_header(f, position, sequence, count, ends[count - 1])
+    if offset + granules * GRANULE <= f.capacity * GRANULE:
+        offset += sizeof(Frame)
+        memcpy(f.data + offset, ends, table)
+        copy_lines(
+            f.line_way, f.data + offset + table, granules * GRANULE - sizeof(Frame) - table,
+            chunk, size, ends, count
+        )
+        return
+    # The frame runs over the end of the memory.
+    offset += sizeof(Frame)
+    put_bytes(f, offset, ends, table)
+    offset += table
+    for i in range(count):
+        put_bytes(f, offset + start, chunk + start + i, ends[i] - start)
+        start = ends[i]
 
 
 cdef inline void write_checksums(

@@ -156,6 +156,7 @@ cdef struct Frames:
     SharedRing* shared       # of a ring that processes share; else NULL
     const uint64_t* key      # of a ring with checksums: see frame_checksum.pxd; else NULL
     int way                  # … and how this machine hashes
+    int line_way             # how it finds the ends of lines: see newlines.pxd
 
 
 # A frame as it was found: what its tag and its header said at that moment.

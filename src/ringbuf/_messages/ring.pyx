@@ -31,6 +31,7 @@ from ringbuf._core.pages cimport prefault
 from ringbuf._messages.columns cimport Messages, Spares
 from ringbuf._messages.frame_checksum cimport best_way
 from ringbuf._messages.gathered cimport Column, Gathered, PushProgress
+from ringbuf._messages.newlines cimport best_line_way, has_line_way
 from ringbuf._messages.positions cimport (
     GRANULE, MAX_FIRST_SEQ, MAX_GRANULES, MIN_GRANULES, REWIND_GRANULES, Cursors, Frames,
     count_published, count_waiting, free_granules, largest_message, next_number, place_cursors,
@@ -171,9 +172,11 @@ cdef class MessageRing(MessageRingBase):
         self._frames.cursors = <Cursors*>address
         self._frames.index = <word*>(address + sizeof(Cursors))
         self._frames.data = <unsigned char*>(address + sizeof(Cursors) + granules * 8)
+        self._frames.line_way = best_line_way()
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, None)
-        # The first lap is number 1: the zeroed index holds no tag of it.
-        self._start_at(granules, first_seq)
+        # The first lap is number 1: the zeroed index holds no tag of it. At position 0
+        # it would show a frame on each granule.
+        place_cursors(self._frames.cursors, granules, first_seq)
 
     @classmethod
     def attach(cls, path):
@@ -227,6 +230,7 @@ cdef class MessageRing(MessageRingBase):
         if self._key is not None:
             self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
             self._frames.way = best_way()
+        self._frames.line_way = best_line_way()
         share_frames(&self._frames, &participant.ring, participant.control)
         participant._join(judge_messages)
         self._waiting = new_waiting(&self._frames.cursors.messages, self._memory, participant)
@@ -246,6 +250,15 @@ cdef class MessageRing(MessageRingBase):
             self._participant.own_number()
         assert position >= self._frames.capacity and len(self) == 0
         place_cursors(cursors, position, first_seq)
+
+    def _find_lines_by(self, int way):
+        """Have this ring find the ends of lines in one of the ways of newlines.pxd, by
+        number; False: this machine does not have it. For tests.
+        """
+        if not has_line_way(way):
+            return False
+        self._frames.line_way = way
+        return True
 
     # ---------------------------------------------------------------- properties
 

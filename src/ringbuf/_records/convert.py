@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, MappingView, Set, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ringbuf._core.masked import has_masked, plain_array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["as_records"]
 

@@ -25,7 +25,6 @@ from ringbuf._shared.op_slots cimport (
 from ringbuf._shared.participant cimport Participant
 from ringbuf._shared.ranges cimport Range
 
-import json
 import os
 from collections import deque
 
@@ -45,6 +44,8 @@ cdef size_t WARM_BYTES = 8 << 20
 
 def create_or_attach(path, slots, dtype):
     """The SharedFile of a ring of that capacity and dtype, made where there is none."""
+    import json
+
     if not os.path.exists(path):
         meta = {"records": slots, "dtype": describe(dtype)}
         try:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
@@ -132,6 +131,8 @@ class SharedFile:
         name = _name_of(path)
         # Of a symbolic link to nothing, what it leads to is made, as `open` does it.
         place = os.path.realpath(name) if os.path.islink(name) else name
+        import json  # a ring in memory needs none
+
         text = json.dumps(meta, sort_keys=True).encode()
         if _HEADER.size + len(text) + 4 > PAGE:
             raise ValueError(
@@ -416,6 +417,8 @@ def read_header(path: str, fd: int, kind: bytes) -> Header:
         raise SharedFileError(
             f"{path} is damaged: it has {true_size:,} bytes and was made with {size:,}"
         )
+    import json
+
     try:
         meta = json.loads(head[_HEADER.size : end])
     except (ValueError, RecursionError):  # the latter where it is nested without end

@@ -183,6 +183,70 @@ def test_the_total_is_that_of_an_exact_token_bucket(history: list[Any], alone: b
     assert metrics.admitted == tuple(granted[p] for p in LEVELS)
 
 
+# -- admit_whole
+
+
+@given_in_part(250, st.lists(operations, max_size=40), st.integers(0, 300), st.integers(0, 200))
+def test_a_guess_that_is_given_back_is_as_if_the_number_had_been_known(
+    history: list[Any], n: int, more: int
+) -> None:
+    """After any history; where it is not admitted, nothing has changed."""
+    rigs = [Rig(rate=333, burst=1500, delay_target=0.5) for _ in range(2)]
+    for rig in rigs:
+        for action, value, priority in history:
+            if action == "advance":
+                rig.clock.advance(value)
+            elif action == "admit":
+                rig.admit(value, priority)
+            elif action == "give_back":
+                priority_admitted = rig.manager.metrics().admitted[priority - 1]
+                rig.manager.give_back(int(priority_admitted * value), priority)
+            elif action == "set_rate":
+                rig.manager.set_rate(value)
+            elif action == "set_burst":
+                rig.manager.set_burst(value)
+    guessing, knowing = (rig.manager for rig in rigs)
+    if guessing.admit_whole(n + more, 3):
+        guessing.give_back(more, 3)
+        assert knowing.admit(n, 3).granted == n
+    assert guessing.metrics() == knowing.metrics()
+    for priority in LEVELS:
+        assert guessing.admit(100, priority) == knowing.admit(100, priority)
+        assert guessing.metrics() == knowing.metrics()
+
+
+def test_a_guess_is_admitted_where_there_is_enough_for_all() -> None:
+    rig = Rig(rate=100, burst=1000)
+    reserve = 400
+    assert rig.manager.admit_whole(1000 - reserve, 3)
+    assert not rig.manager.admit_whole(1, 3)
+    assert rig.manager.metrics().refused == dict.fromkeys(rig.manager.metrics().refused, 0)
+    assert rig.manager.metrics().admitted == (0, 0, 600, 0, 0)
+    rig.clock.advance(0.1 + JUST)
+    assert rig.manager.admit_whole(10, 3)
+    assert not rig.manager.admit_whole(10, 3)
+
+
+def test_no_guess_is_admitted_in_an_emergency() -> None:
+    rig = Rig()
+    assert rig.manager.admit_whole(1, 3)
+    rig.fail()
+    assert rig.manager.emergency
+    assert not rig.manager.admit_whole(1, 1)
+
+
+def test_without_throttling_every_guess_is_admitted() -> None:
+    rig = Rig(throttle_enabled=False)
+    assert rig.manager.admit_whole(10**6, 3)
+    assert rig.manager.metrics().admitted == (0, 0, 10**6, 0, 0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, None])
+def test_admit_whole_refuses_nonsense(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Rig().manager.admit_whole(wrong, 3)
+
+
 # -- clocks, threads, callbacks, config
 
 

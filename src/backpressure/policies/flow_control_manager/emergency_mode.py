@@ -140,23 +140,19 @@ class EmergencyMode:
         """One batch has ended."""
         if not ok + failed:
             return
-        for column, count in (
-            (_OK, ok),
-            (_FAILED, failed),
-            (_BATCHES, 1),
-            (_FAILED_PARTS, round(_PARTS * failed / (ok + failed))),
-            (_FAILING, failed > 0),
-        ):
-            self.window.add(now, column, count)
-        self._failed_at = now if failed else self._failed_at
+        window = self.window
+        window.add(now, _OK, ok)
+        window.add(now, _BATCHES, 1)
+        if failed:
+            window.add(now, _FAILED, failed)
+            window.add(now, _FAILED_PARTS, round(_PARTS * failed / (ok + failed)))
+            window.add(now, _FAILING, 1)
+            self._failed_at = now
 
     def failure_rate(self, now: float, glance: bool = False) -> float:
         """The failed part of the outcomes. `glance`: in the middle of another call."""
         counts, _ = self.window.glance(now) if glance else self.window.read(now)
-        return min(
-            counts[_FAILED] / max(1, counts[_OK] + counts[_FAILED]),
-            counts[_FAILED_PARTS] / max(1, _PARTS * counts[_BATCHES]),
-        )
+        return _failed_part(counts)
 
     def shed(self, p: int, n: int, now: float) -> int:
         """How many of n pass. Fractions are kept: of events offered one by one the
@@ -190,8 +186,8 @@ class EmergencyMode:
         config, change = self._config, None
         if self.holding:
             return self._end(now)
-        rate = self.failure_rate(now)
         counts, _ = self.window.read(now)
+        rate = _failed_part(counts)
         elapsed = now - self._stepped
         triggered = (
             config.enabled
@@ -274,3 +270,11 @@ class EmergencyMode:
                 0.0 if budget <= 0.0 else min(1.0, budget / wanted) if wanted else 1.0
             )
             budget -= wanted
+
+
+def _failed_part(counts: list[int]) -> float:
+    """Of the outcomes in the window, by events or by batches, whichever is less."""
+    return min(
+        counts[_FAILED] / max(1, counts[_OK] + counts[_FAILED]),
+        counts[_FAILED_PARTS] / max(1, _PARTS * counts[_BATCHES]),
+    )

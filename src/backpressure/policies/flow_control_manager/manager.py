@@ -259,6 +259,30 @@ class FlowControlManager:
             self._reentry.apply()
         return grant
 
+    def admit_whole(self, n: int, priority: int) -> bool:
+        """Admit all of `n` events of `priority` or none, for a caller that guesses how
+        many it has and gives back what it did not need.
+
+        True where the tokens suffice for all priorities, and nothing is shed or refused
+        for its delay. False is no refusal and leaves no trace: the events are to be
+        counted, and `admit` decides. ValueError where n is negative, InvalidEvents for
+        a priority beyond `priority_levels`.
+        """
+        p = check_priority(priority, self._levels) - 1
+        n = count("n", n)
+        if self._within():
+            return False
+        with self._lock:
+            now = self._now()
+            granted = not self._throttled or self._take_whole(n, p, now)
+            if granted:
+                self._emergency.window.add(now, p, n)
+                self._window.add(now, p, n)
+                self._admitted[p] += n
+        if self._deferred:
+            self._reentry.apply()
+        return granted
+
     def _admit_within(self, n: int, p: int) -> Grant:
         """As `admit`, in the middle of another call: the bucket alone can be asked."""
         grant = Grant(n)
@@ -290,7 +314,7 @@ class FlowControlManager:
         more than was granted.
         """
         p = check_priority(priority, self._levels) - 1
-        number = as_int(n)
+        number = n if type(n) is int else as_int(n)
         with self._lock:
             now = self._now()
             if number is None or not 0 <= number <= self._admitted[p]:
@@ -331,9 +355,7 @@ class FlowControlManager:
             self._book_used(prepayment)
             p = prepayment.p
             n = 0 if prepayment.ended else self._prepaid.wanted(prepayment, self._burst, now)
-            if n and self._throttled:
-                n = self._may_prepay(n, p, now, now_ns)
-            if n:
+            if n and (not self._throttled or self._take_whole(n, p, now)):
                 # At once: what is held is in the purse, also where a handler raises.
                 self._prepaid.held += n
                 prepayment.purse.put(n)
@@ -413,6 +435,8 @@ class FlowControlManager:
             change = self._step(now) if self._emergency.holding else None
             if bound is not None:
                 bound.look(now, waiting, taken, enough, calling and not spills)
+                if bound.armed:
+                    self._empty_purses(now)  # each event is judged
                 refusing = bound.refused(1.0)
         self._announce(change)
         if self._deferred:
@@ -558,28 +582,6 @@ class FlowControlManager:
         demand.expire(now)
         self._fresh_until = min(window.until, demand.until)
 
-    def _may_prepay(self, n: int, p: int, now: float, now_ns: int) -> int:
-        """Take the tokens of `n` events of a priority, or of none: as `admit` does
-        where nothing is to be decided.
-        """
-        bound = self._bound
-        if self._emergency.state is not EmergencyState.NORMAL:
-            return 0
-        if bound is not None and bound.armed and bound.limit(p, n) < n:
-            return 0
-        if self._sure - n < self._shares.reserve:
-            self._sure = self._bucket.tokens_at(now_ns)
-        if self._sure - n < self._shares.reserve:
-            return 0
-        # First: where a handler raises in between, less is sure than there is.
-        self._sure -= n
-        if not self._bucket.try_acquire_at(now_ns, n):
-            return 0
-        self._shares.fill(p, now)
-        if bound is not None and bound.armed:
-            bound.fill(p, n)
-        return n
-
     def _book_used(self, prepayment: Prepayment) -> None:
         """Count what was used of a purse; nothing in the windows expires now."""
         used = prepayment.purse.used - prepayment.booked
@@ -615,8 +617,6 @@ class FlowControlManager:
             self._settle_burst(int(now * 1e9))
             self._bucket.give_back_at(int(now * 1e9), unused)
             self._shares.give_back(prepayment.p, unused)
-            if self._bound is not None and self._bound.armed:
-                self._bound.fill(prepayment.p, -unused)
 
     def _empty_purses(self, now: float) -> None:
         for prepayment in self._prepaid.all.copy():
@@ -629,6 +629,24 @@ class FlowControlManager:
         if burst != self._bucket.burst:
             self._sure = 0.0
             self._bucket.set_burst_at(now_ns, burst)
+
+    def _take_whole(self, n: int, p: int, now: float) -> bool:
+        """Take n tokens where that is nothing to think about; False: none are taken."""
+        bound, reserve = self._bound, self._shares.reserve
+        if self._emergency.state is not EmergencyState.NORMAL or (
+            bound is not None and bound.armed
+        ):
+            return False
+        now_ns = int(now * 1e9)
+        if self._sure - n < reserve:
+            self._sure = self._bucket.tokens_at(now_ns)
+            if self._sure - n < reserve:
+                return False
+        # First: where a handler raises in between, less is sure than there is.
+        self._sure -= n
+        self._bucket.try_acquire_at(now_ns, n)
+        self._shares.fill(p, now)
+        return True
 
     def _share_out(self, p: int, wanted: Grant, now: float, now_ns: int, tokens: float) -> Grant:
         """Grant what the shares leave of `wanted`: the pool is too low for each

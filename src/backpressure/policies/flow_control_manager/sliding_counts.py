@@ -35,7 +35,11 @@ class SlidingCounts:
 
     def take(self, now: float, column: int, count: int) -> None:
         """Undo the latest `count` of what was added, as far as it has not expired."""
-        self.expire(now)
+        if now >= self.until:
+            self.expire(now)
+        if count <= self.row[column]:
+            self.row[column] -= count
+            return
         for back in range(len(self._rows)):
             row = self._rows[(self._slot - back) % len(self._rows)]
             part = min(count, row[column])

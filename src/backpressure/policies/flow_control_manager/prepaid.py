@@ -11,7 +11,7 @@ of time no more events enter than the burst and what the rate brings meanwhile.
 All of them together hold at most a fiftieth of the burst, and one that is filled rarely
 has little. What was used is booked (as admitted, as demand) at each look at the queue;
 what is unused comes back when its owner is gone, and all of it when the rate or the
-burst is changed, and when an emergency begins.
+burst is changed, when an emergency begins, and where `delay_target` may refuse some.
 
 Not safe for several threads: FlowControlManager calls it under its lock. The purses
 are, and events go on to come in.

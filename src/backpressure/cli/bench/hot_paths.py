@@ -121,7 +121,7 @@ def _buffer_lines(chunks: list[bytes]) -> Figure:
         "two np.copyto of the same",
         ours,
         theirs,
-        4.0,
+        1.8,
         lines,
         5,
     )

@@ -594,7 +594,7 @@ class BufferManager(Entrances):
     # ------------------------------------------------------------ the end
 
     def flush(self) -> None:
-        """Write all that is owed to disk and sync it, whatever the durability: it
+        """Write all that is owed now to disk and sync it, whatever the durability: it
         survives power loss when this returns.
 
         In memory only nothing is written. A batch that waits to fill goes out at once,

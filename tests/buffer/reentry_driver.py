@@ -238,6 +238,7 @@ class Driver:
         """Call everything, and `ring` before each call, until all was called within."""
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end or len(self.within) < len(self.names):
+            watch()
             for name in self.names:
                 ring()
                 self.call(name)
@@ -271,8 +272,13 @@ class Gone:
             self.call()
 
 
-def main(how: str, directory: str | None = None) -> None:
+def watch() -> None:
+    """From now on it hangs if it does not come here again for a while."""
     faulthandler.dump_traceback_later(_HUNG, exit=True)
+
+
+def main(how: str, directory: str | None = None) -> None:
+    watch()
     raised: list[BaseException | None] = []
     sys.unraisablehook = lambda unraisable: raised.append(unraisable.exc_value)
     driver = Driver(directory)
@@ -311,6 +317,7 @@ def main(how: str, directory: str | None = None) -> None:
         signal.signal(signal.SIGALRM, close)
         signal.setitimer(signal.ITIMER_REAL, _PERIOD)
     while driver.made.total() < end or not closed:
+        watch()
         driver.call(driver.random.choice(driver.names))
     signal.setitimer(signal.ITIMER_REAL, 0)
     gc.set_threshold(700)

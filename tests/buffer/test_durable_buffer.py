@@ -58,6 +58,34 @@ def test_flush_makes_durable(tmp_path: Path) -> None:
     assert disk is not None
     assert (disk.durable_seq, disk.unsynced) == (100, 0)
     assert drain(buffer) == numbered(100)
+
+
+def test_a_flush_ends_although_events_go_on_coming_in(tmp_path: Path) -> None:
+    """What came in after its call is not its business."""
+    buffer = open_buffer(tmp_path)
+    events, more = numbered(100), numbered(60)
+    buffer.add_events(events[:40])
+    held = buffer.get_batch(10)
+    assert held is not None
+    buffer.add_events(events[40:])
+    assert buffer._disk is not None
+    store = buffer._disk.lanes[2].store
+    append, calls = store.append, 0
+
+    def append_beside(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        assert calls < 50, "it goes on for as long as events come in"
+        buffer.add_events(more[calls : calls + 1])
+        append(*given)
+
+    store.append = append_beside  # type: ignore[assignment, method-assign]
+    buffer.flush()
+    disk = buffer.stats().lanes[3].disk
+    assert disk is not None
+    assert disk.durable_seq >= 100
+    held.ack()
+    assert drain(buffer) == events[10:] + more[1 : calls + 1]
     buffer.close()
 
 

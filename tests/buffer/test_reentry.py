@@ -64,7 +64,7 @@ def test_every_method_may_be_called_from_within_every_other(
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
 

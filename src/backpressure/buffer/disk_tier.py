@@ -107,9 +107,14 @@ class DiskTier:
         return self._commits
 
     def flush(self) -> None:
-        """Write all that is owed to disk, durably. Raises DiskFull or DiskFailed."""
+        """Write all that is owed now to disk, durably.
+
+        Raises DiskFull or DiskFailed.
+        """
         for lane in self.lanes:
-            while lane.spill(0.0):
+            # What comes in meanwhile is for the next flush, or this one would not end.
+            end_seq = lane.ring.next_seq
+            while lane.store.end_seq < end_seq and lane.spill(0.0):
                 pass
             lane.sync()
 

@@ -63,7 +63,7 @@ from backpressure.policies.circuit_breaker import CircuitBreaker, State
 from backpressure.policies.control_loop import Backoff, ControlLoop
 from backpressure.policies.flow_control_manager import FlowControlManager
 from ringbuf import MessageRing
-from ringbuf._messages.prepaid import Entrance, Entrances
+from ringbuf._messages.prepaid import Entrance, Entrances, settle_stores
 
 if TYPE_CHECKING:
     from backpressure.buffer.aio import AsyncBuffer
@@ -773,6 +773,8 @@ class BufferManager(Entrances):
             delivery = self._delivery
             self._wait_for_consumers(delivery, deadline)
             self._set_closed()
+            # Whoever pushes from here on sees that, or is seen by what looks here.
+            settle_stores()
             self._control.flow.recall()
             lost = 0
             if self._disk is None:

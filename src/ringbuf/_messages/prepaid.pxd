@@ -26,7 +26,7 @@ cdef class Entrance:
     # listeners.
     cdef set _sleepers, _held
     cdef list _listeners, _held_listeners
-    cdef int64_t _look_at_ns  # when `_arrived` is called next, also if nothing waits
+    cdef word _look_at_ns  # when `_arrived` is called next, also if nothing waits
     cdef int64_t _pace_ns
 
     cdef bint enter(self, event) except -1

@@ -253,14 +253,14 @@ cdef class Entrance:
         no_reordering()
         now = coarse_ns()
         if (
-            now >= self._look_at_ns
+            now >= <int64_t>load_relaxed(&self._look_at_ns)
             or PySet_GET_SIZE(self._sleepers) != 0
             or PyList_GET_SIZE(self._listeners) != 0
             or PySet_GET_SIZE(self._held) != 0
             or PyList_GET_SIZE(self._held_listeners) != 0
             or load_relaxed(&self._gate._shut) != 0
         ):
-            self._look_at_ns = now + self._pace_ns
+            store_relaxed(&self._look_at_ns, <uint64_t>(now + self._pace_ns))
             self._arrived(seq)
         return True
 

@@ -220,9 +220,11 @@ class Intake:
         """As `arrived`, for a single event, and others before it, that came by a quick
         way, which may have been let in before `shut`.
         """
-        self.arrived(lane, seq)
-        if self.closed:
-            self.ended(lane, 1)
+        try:
+            self.arrived(lane, seq)
+        finally:
+            if self.closed:
+                self.ended(lane, 1)
 
     def tick_if_due(self) -> bool:
         """Let the policies look at the lanes if it is time; whether it was."""

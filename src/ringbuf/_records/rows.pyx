@@ -26,6 +26,7 @@ from cpython.tuple cimport PyTuple_Check
 from libc.stdint cimport uint64_t
 from libc.string cimport memset, strcmp
 
+from ringbuf._core.atomics cimport in_section
 from ringbuf._records.tuples cimport writer_of
 
 import numpy as np
@@ -117,19 +118,23 @@ cdef class Rows:
         if dtype is self._dtype:
             return True
         with cython.critical_section(self):
+            in_section(<void*>self, True)
             known = (
                 dtype is self._equal
                 and read(NAMES_OF_DTYPE, dtype) is self._equal_names
                 and read(NAMES_OF_DTYPE, self._dtype) is self._own_names
             )
+            in_section(<void*>self, False)
         if known:
             return True
         if dtype != self._dtype:
             return False
         with cython.critical_section(self):
+            in_section(<void*>self, True)
             self._equal = dtype
             self._equal_names = read(NAMES_OF_DTYPE, dtype)
             self._own_names = read(NAMES_OF_DTYPE, self._dtype)
+            in_section(<void*>self, False)
         return True
 
     cdef bint lend_other(self, object record, Py_buffer* view) except -1:
@@ -162,11 +167,13 @@ cdef class Rows:
         """Whether the buffer's format is the ring's dtype."""
         cdef bint known
         with cython.critical_section(self):
+            in_section(<void*>self, True)
             known = (
                 self._format is not None
                 and strcmp(view.format, PyBytes_AS_STRING(self._format)) == 0
                 and read(NAMES_OF_DTYPE, self._dtype) is self._format_names
             )
+            in_section(<void*>self, False)
         if known:
             return True
         if view.format.decode("utf-8", "replace") != format_of(self._dtype):
@@ -178,8 +185,10 @@ cdef class Rows:
             if dtype != self._dtype:
                 return False
         with cython.critical_section(self):
+            in_section(<void*>self, True)
             self._format = view.format
             self._format_names = read(NAMES_OF_DTYPE, self._dtype)
+            in_section(<void*>self, False)
         return True
 
     cdef bint write(self, object values, unsigned char* row) except -1:
@@ -201,11 +210,13 @@ cdef class Rows:
         row = block = None
         while True:
             with cython.critical_section(self):
+                in_section(<void*>self, True)
                 if self._unused is not None:
                     row, self._unused = self._unused, None
                 elif self._next < self._count:
                     block, place = self._block, self._next
                     self._next += 1
+                in_section(<void*>self, False)
             if row is not None:
                 return row
             if place >= 0:
@@ -214,12 +225,16 @@ cdef class Rows:
                 max(1, min(<uint64_t>BLOCK_ROWS, BLOCK_BYTES // self._itemsize)), self._dtype
             )
             with cython.critical_section(self):
+                in_section(<void*>self, True)
                 self._block, self._next, self._count = block, 0, len(block)
+                in_section(<void*>self, False)
 
     cdef int keep(self, object row) except -1:
         """Keep a row that was not used for the next pop."""
         with cython.critical_section(self):
+            in_section(<void*>self, True)
             self._unused = row
+            in_section(<void*>self, False)
         return 0
 
 

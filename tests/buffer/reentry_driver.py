@@ -92,6 +92,11 @@ class Driver:
         self.within: Counter[str] = Counter()
         self.here = _Here()
         self.held: list[Batch] = []
+        # Calls from within, of all threads. (A list's append is atomic, also where it is
+        # interrupted.)
+        self.begun: list[None] = []
+        self.ended: list[None] = []
+        self.over = False
         self.random = random.Random(1)
         # A replay of dead letters adds as well.
         add_events = buffer.add_events
@@ -227,12 +232,25 @@ class Driver:
         if here.depth >= _DEEPEST:
             return
         here.depth += 1
+        self.begun.append(None)
         try:
-            name = self.random.choice(self.names)
-            self.call(name)
-            self.within[name] += 1
+            if not self.over:
+                name = self.random.choice(self.names)
+                self.call(name)
+                self.within[name] += 1
         finally:
+            self.ended.append(None)
             here.depth -= 1
+
+    def end(self) -> None:
+        """No further calls from within; those of other threads have returned.
+
+        A finaliser runs in any thread, the buffer's own included: a batch that it takes
+        after the last look at `held` is one that nobody settles.
+        """
+        self.over = True
+        while len(self.ended) < len(self.begun):
+            time.sleep(0.001)
 
     def run(self, ring: Callable[[], object]) -> None:
         """Call everything, and `ring` before each call, until all was called within."""
@@ -272,6 +290,15 @@ class Gone:
             self.call()
 
 
+def collect_often() -> None:
+    """A collection wherever an allocation can start one.
+
+    Without a GIL, the threshold grows with the number of live objects, unless that of
+    the next generation is 0: as long as calls leave no garbage, no collection comes.
+    """
+    gc.set_threshold(1, 0 if not getattr(sys, "_is_gil_enabled", lambda: True)() else 10)
+
+
 def watch() -> None:
     """From now on it hangs if it does not come here again for a while."""
     faulthandler.dump_traceback_later(_HUNG, exit=True)
@@ -288,7 +315,7 @@ def main(how: str, directory: str | None = None) -> None:
     other = threading.Thread(target=driver.use, args=(stop,))
     other.start()
     if how == "gc":
-        gc.set_threshold(1)
+        collect_often()
         driver.run(lambda: Gone(driver.call_within, driver.random.randrange(_LATEST)))
     else:
         # One at a time: on a busy host a periodic timer would leave time for nothing
@@ -323,6 +350,7 @@ def main(how: str, directory: str | None = None) -> None:
     gc.set_threshold(700)
     stop.set()
     other.join()
+    driver.end()
     driver.held.clear()
     buffer.close(timeout=0)
     stats = buffer.stats()

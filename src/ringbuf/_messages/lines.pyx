@@ -14,7 +14,7 @@ from ringbuf._messages.positions cimport MAX_MESSAGE
 
 cdef enum:
     # Of a larger chunk a sample tells how many lines it may have. Counting so much
-    # takes as long as giving back what was admitted in vain: some 2 µs.
+    # takes as long as giving back what was admitted in vain.
     LARGE_BYTES = 64 * 1024
     SAMPLE_BYTES = 4 * 1024
 

@@ -98,8 +98,8 @@ cdef extern from * nogil:
     #if defined(RINGBUF_LINES_X86) || defined(RINGBUF_LINES_ARM)
     /* Note the ends of the 64 bytes at i, a bit for each newline; returns how many ends
        there are then. A branch for each bit could not be foreseen, and costs more than
-       all else: 125 µs instead of 50 for 1 MiB of lines of 5 to 60 bytes. So the first
-       end is always written, and where lines are short the first four. */
+       all else. So the first end is always written, and where lines are short the first
+       four. */
     RINGBUF_BITS size_t ringbuf_note_few(uint64_t bits, size_t i, uint32_t *ends, size_t k) {
         ends[k] = (uint32_t)(i - k) + RINGBUF_FIRST_BIT(bits);
         k += bits != 0;
@@ -127,6 +127,22 @@ cdef extern from * nogil:
     static inline size_t ringbuf_stride_end(size_t n, size_t i) {
         return n - i < RINGBUF_STRIDE ? n : i + RINGBUF_STRIDE;
     }
+
+    /* One way of finding ends. A macro, so that BITS and what notes the bits are inlined:
+       they are only into a function of the same target. */
+    #define RINGBUF_FIND(NAME, BITS, TARGET)                                                     \\
+    TARGET static inline size_t NAME(const char *p, size_t n, uint32_t *ends, size_t most) {     \\
+        size_t i = 0, k = 0, stop, before;                                                       \\
+        for (bool dense = false; n - i >= 64 && k < most; dense = k - before >= RINGBUF_DENSE) { \\
+            stop = ringbuf_stride_end(n, i);                                                     \\
+            before = k;                                                                          \\
+            if (dense)                                                                           \\
+                for (; stop - i >= 64; i += 64) k = ringbuf_note_many(BITS(p + i), i, ends, k);  \\
+            else                                                                                 \\
+                for (; stop - i >= 64; i += 64) k = ringbuf_note_few(BITS(p + i), i, ends, k);   \\
+        }                                                                                        \\
+        return ringbuf_find_plain(p, n, ends, most, i, k);                                       \\
+    }
     #endif
 
     #ifdef RINGBUF_LINES_X86
@@ -138,21 +154,7 @@ cdef extern from * nogil:
                (uint64_t)(uint32_t)_mm256_movemask_epi8(high) << 32;
     }
 
-    __attribute__((target("avx2,bmi,popcnt"))) static inline size_t ringbuf_find_avx2(
-        const char *p, size_t n, uint32_t *ends, size_t most) {
-        size_t i = 0, k = 0, stop, before;
-        for (bool dense = false; n - i >= 64 && k < most; dense = k - before >= RINGBUF_DENSE) {
-            stop = ringbuf_stride_end(n, i);
-            before = k;
-            if (dense)
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_many(ringbuf_bits_avx2(p + i), i, ends, k);
-            else
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_few(ringbuf_bits_avx2(p + i), i, ends, k);
-        }
-        return ringbuf_find_plain(p, n, ends, most, i, k);
-    }
+    RINGBUF_FIND(ringbuf_find_avx2, ringbuf_bits_avx2, __attribute__((target("avx2,bmi,popcnt"))))
 
     #define RINGBUF_TARGET_512 target("avx512f,avx512bw,avx512vbmi2,bmi,popcnt")
 
@@ -160,21 +162,7 @@ cdef extern from * nogil:
         return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(p), _mm512_set1_epi8('\\n'));
     }
 
-    __attribute__((RINGBUF_TARGET_512)) static inline size_t ringbuf_find_avx512(
-        const char *p, size_t n, uint32_t *ends, size_t most) {
-        size_t i = 0, k = 0, stop, before;
-        for (bool dense = false; n - i >= 64 && k < most; dense = k - before >= RINGBUF_DENSE) {
-            stop = ringbuf_stride_end(n, i);
-            before = k;
-            if (dense)
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_many(ringbuf_bits_avx512(p + i), i, ends, k);
-            else
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_few(ringbuf_bits_avx512(p + i), i, ends, k);
-        }
-        return ringbuf_find_plain(p, n, ends, most, i, k);
-    }
+    RINGBUF_FIND(ringbuf_find_avx512, ringbuf_bits_avx512, __attribute__((RINGBUF_TARGET_512)))
     #endif
 
     #ifdef RINGBUF_LINES_ARM
@@ -192,21 +180,7 @@ cdef extern from * nogil:
         return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(sums, sums)), 0);
     }
 
-    static inline size_t ringbuf_find_neon(
-        const char *p, size_t n, uint32_t *ends, size_t most) {
-        size_t i = 0, k = 0, stop, before;
-        for (bool dense = false; n - i >= 64 && k < most; dense = k - before >= RINGBUF_DENSE) {
-            stop = ringbuf_stride_end(n, i);
-            before = k;
-            if (dense)
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_many(ringbuf_bits_neon(p + i), i, ends, k);
-            else
-                for (; stop - i >= 64; i += 64)
-                    k = ringbuf_note_few(ringbuf_bits_neon(p + i), i, ends, k);
-        }
-        return ringbuf_find_plain(p, n, ends, most, i, k);
-    }
+    RINGBUF_FIND(ringbuf_find_neon, ringbuf_bits_neon, )
     #endif
 
     /* The ends of the lines that end by a newline within n bytes, at most `most` of them;

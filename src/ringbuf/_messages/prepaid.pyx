@@ -64,7 +64,7 @@ cdef extern from * nogil:
     #include <cstdint>
     #include <time.h>
     #if defined(CLOCK_MONOTONIC_COARSE)
-    /* A few ns where the exact clock takes 20; right to a tick of the kernel, 1 to 10 ms. */
+    /* Cheaper than the exact clock; right to a tick of the kernel, 1 to 10 ms. */
     static inline int64_t ringbuf_coarse_ns(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC_COARSE, &now);

@@ -248,7 +248,7 @@ cdef inline object pop_first(MessageRingBase ring):
     there is none, or getting it is more than that.
 
     The same steps as of any take and release, with one look at the frame instead of
-    four (measured: 40 ns rather than 62).
+    four.
     """
     cdef Frames* f = &ring._frames
     cdef FrameView view

@@ -552,7 +552,7 @@ cdef class TokenBucket:
 
 
 # Not inline, and so not in refill_law.pxd: in the body of an acquire they would cost
-# every one 6 ns (measured), and few acquires need them.
+# every one something, and few acquires need them.
 
 
 cdef void settle_law(

@@ -34,7 +34,7 @@ import numpy as np
 from ringbuf._records.convert import format_of
 
 cdef enum:
-    # An array takes as long as five views of one: shared by 32 it is a sixth of a view.
+    # An array takes as long as several views of one: by 32 rows it is little for each.
     BLOCK_ROWS = 32
     # … and a row that is kept keeps no more than this, or itself, alive.
     BLOCK_BYTES = 1024

@@ -624,8 +624,12 @@ class FlowControlManager:
         self._settle_burst(int(now * 1e9))
 
     def _settle_burst(self, now_ns: int) -> None:
-        """Keep what purses hold out of the bucket."""
-        burst = max(1, self._burst - self._prepaid.held)
+        """Keep what purses hold out of the bucket.
+
+        What they hold is told from counts of several threads: without a GIL it may be
+        short by an event that a thread has in hand, and more than the whole never counts.
+        """
+        burst = min(self._burst, max(1, self._burst - self._prepaid.held))
         if burst != self._bucket.burst:
             self._sure = 0.0
             self._bucket.set_burst_at(now_ns, burst)

@@ -28,7 +28,7 @@ __all__ = ["Prepaid", "Prepayment"]
 
 # The part of the burst that all purses together hold, at most.
 _MOST_HELD: Final = 0.02
-# Of one purse: an event's part of the cost of filling it (3 µs) is then below 10 ns ...
+# Of one purse: an event's part of the cost of filling it is next to nothing then ...
 _MOST: Final = 512
 # ... and never more than this part of the burst.
 _PART: Final = 256

@@ -92,8 +92,8 @@ class Driver:
         self.within: Counter[str] = Counter()
         self.here = _Here()
         self.held: list[Batch] = []
-        # Calls from within, of all threads. (A list's append is atomic, also where it is
-        # interrupted.)
+        # Calls from within, of all threads. (A list's append is atomic, whatever
+        # interrupts.)
         self.begun: list[None] = []
         self.ended: list[None] = []
         self.over = False

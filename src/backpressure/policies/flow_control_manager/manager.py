@@ -627,7 +627,7 @@ class FlowControlManager:
         """Keep what purses hold out of the bucket.
 
         What they hold is told from counts of several threads: without a GIL it may be
-        short by an event that a thread has in hand, and more than the whole never counts.
+        short by an event that a thread has in hand, even below 0.
         """
         burst = min(self._burst, max(1, self._burst - self._prepaid.held))
         if burst != self._bucket.burst:

@@ -26,6 +26,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from backpressure.buffer.config import BufferConfig
+from backpressure.buffer_manager import BufferManager
 from backpressure.logging import BufferHandler
 
 RECORDS = 20_000
@@ -134,3 +135,59 @@ def test_beside_queue_handler(
         at_least=least,
     )
     assert ratio >= least, f"only {ratio:.2f} times QueueHandler + QueueListener"
+
+
+class Nothing(logging.Handler):
+    """A handler that does nothing: what is left is the work of Logger."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        return True
+
+
+def each_call(handler: logging.Handler) -> float:
+    """Seconds for one record."""
+    begun = time.perf_counter()
+    through_logger(handler)
+    return (time.perf_counter() - begun) / RECORDS
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [(None, 0.22), ("%(asctime)s %(levelname)s %(name)s %(message)s", None)],
+    ids=["message", "time, level, name"],
+)
+def test_what_it_adds_to_a_record(
+    benchmark: BenchmarkFixture, pattern: str | None, most: float | None
+) -> None:
+    """Of a call of a logger whose handler does nothing, the part that is added."""
+    with BufferManager(BufferConfig(lane_bytes=64 << 20)) as buffer:
+        handler, nothing = BufferHandler(buffer), Nothing()
+        handler.setFormatter(logging.Formatter(pattern))
+
+        def check() -> None:
+            lines: list[bytes] = []
+            while batch := buffer.get_batch():
+                with batch:
+                    lines += batch.tolist()
+            assert len(lines) == RECORDS
+            assert lines[-1].endswith(b"user %d logged in from 10.0.0.1" % (RECORDS - 1))
+
+        benchmark.pedantic(each_call, args=(handler,), rounds=1)
+        check()
+        if benchmark.disabled:
+            return
+        pairs = []
+        for _ in range(4 * ROUNDS):
+            gc.collect()
+            least = each_call(nothing)
+            pairs.append((each_call(handler) - least, least))
+            check()
+    added = statistics.median(one for one, _ in pairs)
+    ratio = statistics.median(one / least for one, least in pairs)
+    benchmark.extra_info.update(
+        added_ns=round(added * 1e9),
+        beside_ns=round(statistics.median(least for _, least in pairs) * 1e9),
+        ratio=round(ratio, 3),
+        at_most=most,
+    )
+    assert most is None or ratio <= most, f"{ratio:.2f} of the call of a handler that does nothing"

@@ -127,13 +127,14 @@ class SingleEventWriter:
         self._buffer: Final = buffer
         self._timeout: Final = timeout
         self._levels: Final = buffer.config.flow_control.priority_levels
-        self._try_add: Final = buffer._try_add
+        #: Add one event, if that takes no decision; False: nothing has changed.
+        self.try_add: Final = buffer._try_add
 
     def add(self, event: bytes | str, priority: int) -> str | None:
         """Add one event. None: it is in; else the reason why not, as in Admission.
         Raises InvalidEvents as `add_events` does.
         """
-        if priority is not None and self._try_add(event, priority):
+        if priority is not None and self.try_add(event, priority):
             return None
         check_priority(priority, self._levels)  # None is none here
         try:

@@ -30,10 +30,16 @@ from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer.from_mapping import build
 from backpressure.buffer.single_events import SingleEventWriter
 from backpressure.buffer_manager import BufferManager
-from backpressure.logging.formatting import QuickFormat, is_plain
+from backpressure.logging.formatting import QuickFormat
 from backpressure.logging.levels import Priorities
 from backpressure.logging.listener import BufferListener
-from backpressure.logging.reentry import MAX_DEFERRED, here, run_deferred, within_buffer
+from backpressure.logging.reentry import (
+    MAX_DEFERRED,
+    ThreadState,
+    here,
+    run_deferred,
+    within_buffer,
+)
 from backpressure.logging.tally import Tally
 from backpressure.logging.targets import SinkArgument, open_target
 
@@ -96,6 +102,7 @@ class BufferHandler(logging.Handler):
         self._drain_timeout: Final = drain_timeout
         self._owns = own
         self._target: Final = target
+        self._has_own_filter: Final = type(self).filter is not logging.Handler.filter
         self._quick: QuickFormat | None = None
         # What is kept, unused, of the processes that this one was forked from: no
         # finaliser of theirs is to run here.
@@ -132,9 +139,7 @@ class BufferHandler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """As `Handler.format`, to the letter."""
-        formatter = self.formatter
-        if formatter is None or not is_plain(formatter):
-            return super().format(record)
+        formatter = self.formatter or _no_formatter()
         quick = self._quick
         if quick is None or quick.formatter is not formatter:
             self._quick = quick = QuickFormat(formatter)
@@ -145,7 +150,7 @@ class BufferHandler(logging.Handler):
 
         Nothing here needs one, and a fork could leave it held.
         """
-        if self.filters or type(self).filter is not logging.Handler.filter:
+        if self.filters or self._has_own_filter:
             # A bool, or from Python 3.12 on also a record in the place of this one.
             passed: Any = self.filter(record)
             if not passed:
@@ -172,22 +177,26 @@ class BufferHandler(logging.Handler):
             self._tally.add("error")
             self.handleError(record)
             return
-        if here.within:
-            if len(here.deferred) < MAX_DEFERRED:
-                here.deferred.append(partial(self._add, text, priority, record))
-            else:
-                self._tally.add("full")
-            return
-        try:
-            self._add(text, priority, record)
-        finally:
-            if here.deferred:
-                run_deferred()
+        thread = here.thread
+        if not thread.within:
+            try:
+                self._add(text, priority, record, thread)
+            finally:
+                if thread.deferred:
+                    run_deferred()
+        elif len(thread.deferred) < MAX_DEFERRED:
+            thread.deferred.append(partial(self._add, text, priority, record, thread))
+        else:
+            self._tally.add("full")
 
-    def _add(self, text: str, priority: int, record: logging.LogRecord) -> None:
+    def _add(
+        self, text: str, priority: int, record: logging.LogRecord, thread: ThreadState
+    ) -> None:
         reason: str | None
         try:
-            here.within = True
+            thread.within = True
+            if self._events.try_add(text, priority):
+                return
             try:
                 reason = self._events.add(text, priority)
             except BackpressureError:
@@ -197,14 +206,14 @@ class BufferHandler(logging.Handler):
         except RecursionError:
             raise
         except Exception:
-            here.within = False
+            thread.within = False
             self._tally.add("error")
             self.handleError(record)
         else:
             if reason is not None:
                 self._tally.add(reason)
         finally:
-            here.within = False
+            thread.within = False
 
     def _comes_back(self, sent: str) -> bool:
         """Whether a record that is logged while that buffer's events are being sent
@@ -237,7 +246,7 @@ class BufferHandler(logging.Handler):
         elif (
             self.listener is not None
             and not self._closing
-            and not here.within
+            and not here.thread.within
             and not self.listener.flush(self._drain_timeout)
         ):
             self._flush_failed_at = time.monotonic()
@@ -259,11 +268,12 @@ class BufferHandler(logging.Handler):
         signal's handler calls this in the midst of a logging call, that call is
         completed first, and then closes.
         """
-        if here.within:
+        thread = here.thread
+        if thread.within:
             self._closing = True
-            here.deferred.append(self.close)
+            thread.deferred.append(self.close)
             return
-        if here.deferred:
+        if thread.deferred:
             run_deferred()
         self._closing = True
         try:
@@ -347,6 +357,12 @@ class BufferHandler(logging.Handler):
             )
 
 
+def _no_formatter() -> logging.Formatter:
+    """What logging uses where a handler has none."""
+    default: logging.Formatter = vars(logging)["_defaultFormatter"]
+    return default
+
+
 def _warn(text: str, *arguments: object) -> None:
     try:
         _log.warning(text, *arguments)
@@ -362,6 +378,9 @@ class _AfterFork:
         # The thread that holds it logs nothing here: it is within the buffer.
         self._lock = threading.Lock()
 
+    def try_add(self, event: bytes | str, priority: int) -> bool:
+        return False
+
     def add(self, event: bytes | str, priority: int) -> str | None:
         handler = self._handler
         with self._lock:
@@ -374,8 +393,8 @@ _handlers: weakref.WeakSet[BufferHandler] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    here.within = False
-    here.deferred.clear()  # what the parent adds itself
+    here.thread.within = False
+    here.thread.deferred.clear()  # what the parent adds itself
     for handler in list(_handlers):
         handler._forget_parent()
 

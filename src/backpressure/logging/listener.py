@@ -93,7 +93,7 @@ class BufferListener:
         seconds at most (None: as long as it takes); False: it was not, in that time.
         """
         seconds = timeout_seconds(timeout)
-        if here.within:
+        if here.thread.within:
             return False  # the call that was interrupted would be waited for
         if self._delivery is None:
             return self._resident() == 0

@@ -6,8 +6,10 @@ import logging
 import logging.config
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -104,3 +106,52 @@ def test_a_formatter_that_is_set_or_patched_later_is_used() -> None:
     assert handler.format(record) == "patched"
     handler.formatter = None
     assert handler.format(record) == "m"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda f, _: setattr(f._style, "_fmt", "B %(message)s"), id="a pattern"),
+        pytest.param(lambda f, _: setattr(f, "_style", logging.PercentStyle("B")), id="a style"),
+        pytest.param(
+            lambda f, _: setattr(f._style, "_defaults", {"levelname": "D"}), id="defaults"
+        ),
+        pytest.param(lambda f, _: setattr(f, "format", lambda record: "B"), id="its format"),
+        pytest.param(
+            lambda f, _: setattr(f, "formatTime", lambda record, datefmt: "B"), id="its times"
+        ),
+        pytest.param(
+            lambda _, patch: patch(logging.Formatter, "formatMessage", lambda *_: "B"),
+            id="all formatters' messages",
+        ),
+        pytest.param(
+            lambda _, patch: patch(logging.Formatter, "formatTime", lambda *_: "B"),
+            id="all formatters' times",
+        ),
+        pytest.param(
+            lambda _, patch: patch(logging.Formatter, "converter", staticmethod(elsewhere)),
+            id="all formatters' converter",
+        ),
+    ],
+)
+def test_a_formatter_may_be_changed_at_any_time(
+    change: Callable[[Any, Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
+    formatter = logging.Formatter(PATTERN)
+    handler.setFormatter(formatter)
+    record = logging.LogRecord("n", 20, "f", 1, "m %s", ("x",), None)
+    before = handler.format(record)
+    assert before == formatter.format(record)
+    change(formatter, monkeypatch.setattr)
+    assert handler.format(record) == formatter.format(record)
+
+
+def test_a_field_that_no_record_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4096)))
+    handler.setFormatter(logging.Formatter("%(message)s %(user)s"))
+    record = logging.LogRecord("n", 20, "f", 1, "m", (), None)
+    with pytest.raises(ValueError, match="'user'"):
+        handler.format(record)
+    record.user = "ann"
+    assert handler.format(record) == "m ann"

@@ -100,7 +100,7 @@ def test_what_is_logged_within_the_buffer_is_added_when_the_outer_call_is_throug
     buffer = BufferManager()
     handler = BufferHandler(buffer, priority=3)
     logger = logger_with(handler)
-    add = handler._events.add
+    add = handler._events.try_add
     inner = ["first", "second"]
 
     def interrupted(text: str, priority: int) -> Any:
@@ -109,7 +109,7 @@ def test_what_is_logged_within_the_buffer_is_added_when_the_outer_call_is_throug
             assert buffer.stats().accepted == 0
         return add(text, priority)
 
-    monkeypatch.setattr(handler._events, "add", interrupted)
+    monkeypatch.setattr(handler._events, "try_add", interrupted)
     logger.info("outer")
     assert buffer.stats().accepted == 3
     assert texts(buffer) == ["outer", "first", "second"]
@@ -121,7 +121,7 @@ def test_a_close_within_a_logging_call_completes_that_call_first(
     sink = MemorySink()
     handler = BufferHandler(sink=sink)
     logger = logger_with(handler)
-    add = handler._events.add
+    add = handler._events.try_add
 
     def interrupted(text: str, priority: int) -> Any:
         if not handler._closing:
@@ -131,7 +131,7 @@ def test_a_close_within_a_logging_call_completes_that_call_first(
             logger.info("after it")
         return add(text, priority)
 
-    monkeypatch.setattr(handler._events, "add", interrupted)
+    monkeypatch.setattr(handler._events, "try_add", interrupted)
     logger.info("outer")
     assert handler.buffer.stats().closed
     assert sink.events == [b"outer", b"before it"]
@@ -142,12 +142,12 @@ def test_a_close_within_a_logging_call_completes_that_call_first(
 def test_what_waits_for_the_outer_call_is_bounded_and_counted() -> None:
     handler = BufferHandler(BufferManager(BufferConfig(lane_bytes=4 << 20)))
     logger = logger_with(handler)
-    here.within = True
+    here.thread.within = True
     try:
         for _ in range(MAX_DEFERRED + 7):
             logger.info("x")
     finally:
-        here.within = False
+        here.thread.within = False
     assert handler.refused == {"full": 7}
     logger.info("x")
     assert handler.buffer.stats().accepted == MAX_DEFERRED + 1
@@ -161,10 +161,12 @@ def test_an_interrupted_call_leaves_the_thread_able_to_log(monkeypatch: pytest.M
     handler = BufferHandler(buffer)
     logger = logger_with(handler)
     with monkeypatch.context() as patch:
-        patch.setattr(handler._events, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            handler._events, "try_add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             logger.info("x")
-    assert not here.within
+    assert not here.thread.within
     logger.info("y")
     assert texts(buffer) == ["y"]
 

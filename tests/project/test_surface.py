@@ -254,7 +254,7 @@ def test_ringbuf_knows_nothing_of_policies() -> None:
 # subjects of tests/edges; PROVING has what no folder of the source stands for.
 MIRRORED = {"base", "policies", "spill", "lanes", "buffer", "delivery", "http", "service", "cli"}
 EDGES = {"sinks", "sources", "metrics", "logging", "testing"}
-PROVING = {"edges", "project", "ringbuf", "stress", "torture", "golden", "support"}
+PROVING = {"examples", "edges", "project", "ringbuf", "stress", "torture", "golden", "support"}
 
 
 def files_in(folder: Path) -> set[str]:

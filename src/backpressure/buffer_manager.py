@@ -137,7 +137,9 @@ class BufferManager(Entrances):
         if self.config.directory is None:
             buffer_id = os.urandom(16).hex()
             self._letters: DeadLetterList | DeadLetterStore = DeadLetterList(
-                self._reporter.letters_lost
+                self._reporter.letters_lost,
+                most_letters=self.config.effective_max_dead_letters,
+                most_bytes=self.config.effective_max_dead_letter_bytes,
             )
             self._lanes = tuple(
                 Lane(priority, MessageRing(self.config.lane_bytes), record, self._age_limit())
@@ -154,6 +156,7 @@ class BufferManager(Entrances):
                 make_room=self._drop_less_urgent,
                 moved=self._spilled,
                 failed=self._reporter.disk_changed,
+                letters_lost=self._reporter.letters_lost,
                 age=self._age_limit,
             )
             buffer_id = self._disk.directory.buffer_id.hex

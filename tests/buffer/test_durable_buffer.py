@@ -140,6 +140,93 @@ def test_max_disk_bytes_is_backpressure_and_resumes(tmp_path: Path) -> None:
     buffer.close(timeout=0)
 
 
+def bytes_of_tier(path: Path) -> int:
+    """All files but the rings and the lock."""
+    return sum(
+        one.stat().st_size
+        for one in path.rglob("*")
+        if one.is_file() and "ring" not in one.name and one.parent != path
+    )
+
+
+@pytest.mark.parametrize("most", [1 << 20, 4 << 20])
+def test_an_empty_tier_leaves_most_of_max_disk_bytes_to_events(tmp_path: Path, most: int) -> None:
+    """Of five lanes and the dead letters, whatever the config of one store says."""
+    with open_buffer(tmp_path, max_disk_bytes=most, spill=SpillConfig()) as buffer:
+        disk = buffer.stats().disk
+        assert disk is not None
+        assert disk.used_bytes <= most // 4
+        assert bytes_of_tier(tmp_path / "buffer") <= most // 2
+
+
+def test_max_disk_bytes_holds_for_all_lanes_and_dead_letters_together(tmp_path: Path) -> None:
+    most = 1 << 20
+    buffer = open_buffer(tmp_path, max_disk_bytes=most, spill=SpillConfig())
+    rng, held, given = random.Random(3), [], 0
+    seen = 0
+    for step in range(400):
+        events = [rng.randbytes(500) for _ in range(20)]
+        priority = step % 5 + 1
+        given += buffer.add_events(events, priority, timeout=0.05).accepted
+        if step % 7 == 0 and (batch := buffer.get_batch(30)) is not None:
+            held.append(batch)
+        if step % 31 == 0 and held:
+            held.pop(0).settle(reject=[0])
+        seen = max(seen, bytes_of_tier(tmp_path / "buffer"))
+        assert seen <= most
+    assert seen > most * 0.8, "it is used"
+    assert buffer.stats().dead_letters > 0
+    buffer.stats().check()
+    buffer.close(timeout=0)
+
+
+def test_a_tier_that_could_not_take_what_it_owes_is_refused(tmp_path: Path) -> None:
+    config = BufferConfig(
+        directory=tmp_path / "b",
+        lane_bytes=1 << 20,
+        max_disk_bytes=1 << 20,
+        durability=Durability.COMMIT,
+    )
+    with pytest.raises(ConfigError, match="max_disk_bytes: must be twice lane_bytes"):
+        BufferManager(config)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [({"max_dead_letters": 10}, range(30, 40)), ({"max_dead_letter_bytes": 1 << 18}, None)],
+    ids=["letters", "bytes"],
+)
+def test_dead_letters_have_a_limit_and_the_oldest_go(
+    tmp_path: Path, limit: dict[str, int], kept: range | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    buffer = open_buffer(tmp_path, lane_bytes=1 << 17, max_attempts=1, **limit)
+    events = [b"%04d" % n + os.urandom(20_000) for n in range(40)]
+    for event in events:
+        buffer.add_events([event, b"taken"])
+        batch = buffer.get_batch()
+        assert batch is not None
+        batch.settle(reject=[0])
+    letters = buffer.dead_letters
+    assert letters is not None
+    found = [letter.event for letter in letters.letters()]
+    if kept is None:
+        assert 2 <= len(found) <= 12
+        assert sum(map(len, found)) < 1 << 18
+    else:
+        assert len(found) == len(kept)
+    assert found == events[-len(found) :]
+    stats = buffer.stats()
+    assert (stats.dead_letters, stats.dead_letters_lost) == (len(found), 40 - len(found))
+    assert stats.dead_lettered == 40
+    assert "max_dead_letters" in caplog.text
+    buffer.close(timeout=0)
+    again = open_buffer(tmp_path, lane_bytes=1 << 17, **limit)
+    assert again.dead_letters is not None
+    assert [letter.event for letter in again.dead_letters.letters()] == found
+    again.close()
+
+
 def test_drop_lowest_priority_makes_room_for_the_urgent(tmp_path: Path) -> None:
     buffer = open_buffer(
         tmp_path,

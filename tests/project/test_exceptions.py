@@ -31,6 +31,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "MessageTooLarge": (3, 5_000, 4_072),
     "Mistakes": (["one: is wrong", "two: too"],),
     "NotNow": ("not now", 1.5),
+    "OverBudget": ("full", 1.5),
     "PartialFailure": ("half of it",),
     "RateLimited": ("over the rate", 1.5),
     "SinkUnavailable": ("maintenance",),

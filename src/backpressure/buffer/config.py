@@ -76,8 +76,13 @@ class BufferConfig:
         A Durability, or its value as text.
     sync_interval: seconds between two syncs of the disk, with INTERVAL and COMMIT; an
         add under COMMIT waits for the next one.
-    max_disk_bytes: all files of the disk tier together; the rings (`lane_bytes` for
-        each lane) are not counted. None: no limit.
+    max_disk_bytes: all files of the disk tier together, dead letters and damaged files
+        included; the rings (`lane_bytes` for each lane) are not counted. None: no
+        limit. What makes an fsync that failed good again may be over it for a moment.
+    max_dead_letters, max_dead_letter_bytes: of dead letters; where there are more, the
+        oldest are forgotten, which is counted (`dead_letters_lost`) and logged. None: a
+        million, and 1 GiB or a quarter of max_disk_bytes, with a directory; 10,000, and
+        16 MiB, in memory.
     ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer
         with a directory: what was in memory when the power went is then delivered as
         far as it reached the disk whole. Else it is lost as a whole.
@@ -113,6 +118,8 @@ class BufferConfig:
     max_age: float | None = None
     max_attempts: int | None = 8
     max_disk_bytes: int | None = None
+    max_dead_letters: int | None = None
+    max_dead_letter_bytes: int | None = None
     ring_checksums: bool = True
     spill: SpillConfig = field(default_factory=SpillConfig)
     retry_backoff: float = 0.01
@@ -156,6 +163,11 @@ class BufferConfig:
             check_fields(self, int, 1, 1 << 30, "max_attempts")
         if self.max_disk_bytes is not None:
             check_fields(self, int, 1 << 20, 1 << 60, "max_disk_bytes")
+        if self.max_dead_letters is not None:
+            check_fields(self, int, 1, 1 << 40, "max_dead_letters")
+        if self.max_dead_letter_bytes is not None:
+            least = 1 << 10 if self.directory is None else 1 << 18
+            check_fields(self, int, least, 1 << 60, "max_dead_letter_bytes")
         if self.directory is None:
             self._refuse_disk_tier()
         elif not isinstance(self.directory, (str, os.PathLike)) or not os.fspath(self.directory):
@@ -172,6 +184,39 @@ class BufferConfig:
             if self.max_retry_backoff is not None
             else max(_LONGEST_BACKOFF, self.retry_backoff)
         )
+
+    @property
+    def effective_max_dead_letters(self) -> int:
+        """What `max_dead_letters` comes to."""
+        if self.max_dead_letters is not None:
+            return self.max_dead_letters
+        return 10_000 if self.directory is None else 1_000_000
+
+    @property
+    def effective_max_dead_letter_bytes(self) -> int:
+        """What `max_dead_letter_bytes` comes to; no more than a quarter of
+        max_disk_bytes.
+        """
+        wanted = self.max_dead_letter_bytes
+        if self.directory is None:
+            return 16 << 20 if wanted is None else wanted
+        most = 1 << 30 if wanted is None else wanted
+        return most if self.max_disk_bytes is None else min(most, self.max_disk_bytes // 4)
+
+    def check_disk_room(self) -> None:
+        """ConfigError where events would be accepted that the disk tier never takes.
+
+        Not said of a config by itself: `forebay serve` chooses lane_bytes afterwards.
+        """
+        most = self.max_disk_bytes
+        if most is None or self.durability is Durability.PROCESS:
+            return
+        if most < 2 * self.lane_bytes:
+            raise ConfigError(
+                "max_disk_bytes",
+                f"must be twice lane_bytes ({self.lane_bytes:,}) at least, not {most:,}: with "
+                f"{self.durability.name} all that a lane accepts is written to disk",
+            )
 
     def _refuse_disk_tier(self) -> None:
         """ConfigError for a promise that a buffer in memory does not keep."""

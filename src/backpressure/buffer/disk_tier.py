@@ -25,6 +25,8 @@ from backpressure.lanes.attempts import SinkRecord
 from backpressure.lanes.durable_lane import DurableLane, lane_name
 from backpressure.lanes.spiller import Spiller
 from backpressure.spill import BufferDirectory, DeadLetterStore
+from backpressure.spill.budget import DiskBudget
+from backpressure.spill.config import within
 
 __all__ = ["DiskTier"]
 
@@ -45,9 +47,13 @@ class DiskTier:
         make_room: Callable[[DurableLane], bool],
         moved: Callable[[], object],
         failed: Callable[[NotNow | None], object],
+        letters_lost: Callable[[int], object] = lambda letters: None,
         age: Callable[[], AgeLimit | None] = lambda: None,
     ) -> None:
-        """age: makes the limit of one lane."""
+        """letters_lost: called with the number of dead letters that were forgotten.
+        age: makes the limit of one lane.
+        """
+        config.check_disk_room()
         started = time.monotonic()
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         self.directory = BufferDirectory(path)
@@ -55,8 +61,16 @@ class DiskTier:
         self.lanes: list[DurableLane] = []
         self.dead_letters: DeadLetterStore | None = None
         try:
+            most = config.max_disk_bytes
+            budget = None if most is None else DiskBudget(most)
             self.dead_letters = DeadLetterStore(
-                self.directory.lane("dead-letters"), self.directory.buffer_id
+                self.directory.lane("dead-letters"),
+                self.directory.buffer_id,
+                fs=self.directory.fs,
+                most_letters=config.effective_max_dead_letters,
+                most_bytes=config.effective_max_dead_letter_bytes,
+                budget=budget,
+                overflowed=letters_lost,
             )
             levels = config.flow_control.priority_levels
             surplus = [
@@ -64,6 +78,13 @@ class DiskTier:
                 for priority in range(levels + 1, PRIORITY_LEVELS + 1)
                 if self.directory.has_lane(lane_name(priority))
             ]
+            # What is kept beside the events of all lanes takes no more of the room than
+            # that of one lane may.
+            spill = (
+                config.spill
+                if most is None
+                else within(config.spill, most // (levels + len(surplus)))
+            )
             # At once: most of what opening a lane takes is waiting for the system.
             with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:
                 opening = [
@@ -72,10 +93,11 @@ class DiskTier:
                         priority,
                         config.lane_bytes,
                         self.directory,
-                        config.spill,
+                        spill,
                         sink,
                         config.ring_checksums,
                         age(),
+                        budget,
                     )
                     for priority in (*range(1, levels + 1), *surplus)
                 ]
@@ -95,7 +117,6 @@ class DiskTier:
         self.spiller = Spiller(
             self.lanes,
             sync_interval=None if config.durability is Durability.PROCESS else config.sync_interval,
-            max_disk_bytes=config.max_disk_bytes,
             make_room=make_room,
             moved=moved,
             failed=failed,

@@ -170,10 +170,12 @@ class EventReporter:
             )
 
     def letters_lost(self, letters: int) -> None:
-        """Dead letters in memory were forgotten for want of room."""
+        """Dead letters were forgotten: there were more than the config allows."""
         if lost := self._few_lines.add("letters", letters, self._now()):
             _log.warning(
-                "%d dead letters were forgotten: there is room for no more in memory", lost
+                "%d dead letters were forgotten, the oldest: there is room for no more "
+                "(max_dead_letters, max_dead_letter_bytes)",
+                lost,
             )
 
     def dropped(self, priority: int, events: int, reason: str) -> None:

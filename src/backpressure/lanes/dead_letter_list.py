@@ -17,8 +17,6 @@ from backpressure.spill.dead_letter import DeadLetter
 
 __all__ = ["DeadLetterList"]
 
-_MOST_LETTERS: Final = 10_000
-_MOST_BYTES: Final = 16 << 20
 # A sink's error may quote the whole event; its beginning says enough.
 _MOST_ERROR_CHARACTERS: Final = 4096
 
@@ -35,8 +33,8 @@ class DeadLetterList:
         self,
         overflowed: Callable[[int], object] = lambda letters: None,
         *,
-        most_letters: int = _MOST_LETTERS,
-        most_bytes: int = _MOST_BYTES,
+        most_letters: int,
+        most_bytes: int,
     ) -> None:
         self._overflowed = overflowed
         self._most_letters = most_letters

@@ -39,6 +39,7 @@ from backpressure.lanes.handout import TakenMessages
 from backpressure.lanes.lane import Lane
 from backpressure.lanes.stats import DiskStats
 from backpressure.spill import BufferDirectory, Lost, SpillConfig, SpillStore
+from backpressure.spill.budget import DiskBudget
 from backpressure.spill.files import Files
 from ringbuf import Messages
 
@@ -69,6 +70,7 @@ class DurableLane(Lane):
         sink: SinkRecord | None = None,
         checksums: bool = True,
         age: AgeLimit | None = None,
+        budget: DiskBudget | None = None,
     ) -> None:
         """Open what is there, or begin, through the file system of `directory`.
 
@@ -77,7 +79,7 @@ class DurableLane(Lane):
         call may be tried again.
         """
         path = directory.lane(lane_name(priority))
-        self.store = SpillStore(path, priority, directory.buffer_id, config, directory.fs)
+        self.store = SpillStore(path, priority, directory.buffer_id, config, directory.fs, budget)
         try:
             opened = open_ring(
                 Files(directory.fs),
@@ -101,8 +103,6 @@ class DurableLane(Lane):
         #: Events of a ring from before a reboot that were proved whole, and are on disk
         #: now.
         self.salvaged = opened.salvaged
-        #: Times that max_disk_bytes left no room, counted by the spiller.
-        self.over_budget = 0
         # Older than what waits in the ring, newer than what is on disk.
         self._front += opened.orphans
         self._disk_next = self.store.first_seq
@@ -395,7 +395,7 @@ class DurableLane(Lane):
             unsynced=max(self.ring.next_seq - self._durable_seq(), 0),
             lost_ranges=self._lost_ranges,
             failed_syncs=stats.failed_syncs,
-            refused_full=stats.refused_full + self.over_budget,
+            refused_full=stats.refused_full,
         )
 
     # ------------------------------------------------------------ the end

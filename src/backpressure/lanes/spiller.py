@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from backpressure.base.errors import DiskFull, NotNow
+from backpressure.base.errors import NotNow
 from backpressure.base.latch import Latch
 from backpressure.base.reentry import interrupted
 from backpressure.base.wakeup import Wakeup
 from backpressure.lanes.durable_lane import DurableLane
+from backpressure.spill.budget import OverBudget
 
 __all__ = ["Spiller"]
 
@@ -52,7 +53,6 @@ class Spiller:
         lanes: Sequence[DurableLane],
         *,
         sync_interval: float | None,
-        max_disk_bytes: int | None,
         make_room: Callable[[DurableLane], bool],
         moved: Callable[[], object],
         failed: Callable[[NotNow | None], object],
@@ -68,7 +68,6 @@ class Spiller:
         """
         self._lanes = lanes
         self._interval = sync_interval
-        self._max_disk_bytes = max_disk_bytes
         self._make_room = make_room
         self._moved = moved
         self._failed = failed
@@ -174,27 +173,18 @@ class Spiller:
         if self._interval is None and fill < _HIGH:
             return moved
         while not self._stop:
-            self._check_budget(lane)
-            if not lane.spill(min(max((fill - _HIGH) / (1.0 - _HIGH), 0.0), 1.0)):
-                break
+            try:
+                if not lane.spill(min(max((fill - _HIGH) / (1.0 - _HIGH), 0.0), 1.0)):
+                    break
+            except OverBudget:
+                if not self._make_room(lane):
+                    raise
             moved = True
             lane.ring.warm_ahead(_WARM_AHEAD)
             fill = lane.fill()
             if fill <= target and (self._interval is None or not lane.ring.used_bytes):
                 break
         return moved
-
-    def _check_budget(self, lane: DurableLane) -> None:
-        """Raise DiskFull where max_disk_bytes leaves no room for this lane's events."""
-        if self._max_disk_bytes is None:
-            return
-        while sum(one.store.bytes_on_disk for one in self._lanes) >= self._max_disk_bytes:
-            if not self._make_room(lane):
-                lane.over_budget += 1
-                raise DiskFull(
-                    f"the buffer's files have reached max_disk_bytes ({self._max_disk_bytes:,})",
-                    retry_after=_PAUSE,
-                )
 
     def _note_refusal(self, error: NotNow) -> None:
         before, self.error = self.error, error

@@ -154,6 +154,10 @@ def _with_lane_bytes(config: ServeConfig) -> ServeConfig:
 def _contradictions(config: ServeConfig) -> list[str]:
     """What is wrong between tables that are right each by itself."""
     found = []
+    try:
+        config.buffer.check_disk_room()
+    except ConfigError as error:
+        found.append(f"buffer.{error}")
     limit, levels = config.lane_limit, config.priority_levels
     for number, source in enumerate(config.source):
         beyond = [(source.priority, "priority")] if source.priority is not None else []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.validation import check_fields
 
-__all__ = ["MAX_BLOCK_BYTES", "SpillConfig"]
+__all__ = ["MAX_BLOCK_BYTES", "SpillConfig", "within"]
 
 _KIB = 1024
 _MIB = 1024 * 1024
@@ -99,3 +99,18 @@ class SpillConfig:
         """`max_quarantine_bytes`, less where max_disk_bytes is small."""
         limit = self.max_quarantine_bytes
         return limit if self.max_disk_bytes is None else min(limit, self.max_disk_bytes // 4)
+
+
+def within(config: SpillConfig, nbytes: int) -> SpillConfig:
+    """`config` with what is kept beside the events made small enough for so much room:
+    an empty store takes a quarter of it at most, and damaged files another quarter.
+    """
+    return replace(
+        config,
+        # Room comes back a whole file at a time.
+        segment_bytes=max(4 * _KIB, min(config.segment_bytes, nbytes // 8)),
+        reserve_bytes=min(config.reserve_bytes, nbytes // 16),
+        # It has two slots.
+        ack_record_bytes=max(512, min(config.ack_record_bytes, nbytes // 16 // 512 * 512)),
+        max_quarantine_bytes=min(config.max_quarantine_bytes, nbytes // 4),
+    )

@@ -34,7 +34,8 @@ import numpy as np
 from backpressure.base.errors import NotNow
 from backpressure.base.priority import PRIORITY_LEVELS
 from backpressure.base.reentry import Reentry
-from backpressure.spill.config import SpillConfig
+from backpressure.spill.budget import DiskBudget
+from backpressure.spill.config import SpillConfig, within
 from backpressure.spill.dead_letter import DeadLetter
 from backpressure.spill.files import FileSystem
 from backpressure.spill.runs import Lost
@@ -64,17 +65,38 @@ class DeadLetterStore:
         buffer_id: UUID,
         config: SpillConfig = DEAD_LETTER_CONFIG,
         fs: FileSystem | None = None,
+        *,
+        most_letters: int | None = None,
+        most_bytes: int | None = None,
+        budget: DiskBudget | None = None,
+        overflowed: Callable[[int], object] = lambda letters: None,
     ) -> None:
-        """Raises as SpillStore does."""
-        self._store = SpillStore(directory, LANE, buffer_id, config, fs)
-        #: None is forgotten for want of room: the disk refuses it, and the event is
-        #: tried once more.
-        self.lost: Final = 0
+        """Raises as SpillStore does.
+
+        most_letters, most_bytes: beyond them the oldest are forgotten. None: there is
+            no limit. Bytes are those of the files.
+        budget: shared with the lanes.
+        overflowed: called with the number of letters that were forgotten.
+        """
+        if most_bytes is not None:
+            config = within(config, most_bytes)
+        self._store = SpillStore(directory, LANE, buffer_id, config, fs, budget)
+        self._most_letters = most_letters
+        self._most_bytes = most_bytes
+        self._overflowed = overflowed
+        #: How many were forgotten for want of room. Where the disk itself has none, it
+        #: refuses the letter, and the event is tried once more.
+        self.lost = 0
         # An id is taken and used in one step.
         self._reentry = Reentry(self._start_over)
 
     def __len__(self) -> int:
         return self._store.events_on_disk
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """All files together."""
+        return self._store.bytes_on_disk
 
     def add(self, letters: Sequence[DeadLetter]) -> int:
         """Keep them, durably; returns the id of the first, and the others follow.
@@ -88,13 +110,31 @@ class DeadLetterStore:
         offsets = np.zeros(len(packed) + 1, np.int64)
         np.cumsum([len(one) for one in packed], out=offsets[1:])
         with self._reentry.lock:
+            lost = self._make_room(len(packed), int(offsets[-1]))
             first = self._store.end_seq
             time_ns = letters[0].time_ns if letters else 0
             self._store.append(
                 first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns
             )
             self._store.sync()
+        if lost:
+            self._overflowed(lost)
         return first
+
+    def _make_room(self, letters: int, nbytes: int) -> int:
+        """Forget the oldest where so many more would be too many; returns how many."""
+        lost = 0
+        kept = self.letters()
+        while (self._most_letters is not None and len(self) + letters > self._most_letters) or (
+            self._most_bytes is not None and self._store.bytes_on_disk + nbytes > self._most_bytes
+        ):
+            oldest = next(kept, None)
+            if oldest is None:
+                break
+            self._store.forget(oldest.id)
+            lost += 1
+        self.lost += lost
+        return lost
 
     def letters(self, from_id: int = 0) -> Iterator[DeadLetter]:
         """Those that are kept, in the order of their ids. Damage is passed over."""

@@ -38,6 +38,7 @@ import numpy.typing as npt
 
 from backpressure.base.errors import BufferClosed, DiskFull, NotNow
 from backpressure.base.reentry import Reentry, acquire_within, deferrable
+from backpressure.spill.budget import DiskBudget
 from backpressure.spill.columns import lengths_of
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import Files, FileSystem, LocalFileSystem, refusal
@@ -75,8 +76,9 @@ class SpillStore:
         buffer_id: UUID,
         config: SpillConfig | None = None,
         fs: FileSystem | None = None,
+        budget: DiskBudget | None = None,
     ) -> None:
-        """Open what is there, or begin.
+        """Open what is there, or begin. budget: shared with other stores.
 
         Raises FormatError for files of a later version or of another buffer, which stay
         as they are, and DiskFailed or DiskFull where the file system refuses; the same
@@ -105,6 +107,7 @@ class SpillStore:
             found.segments,
             found.link,
             end_seq_of(found),
+            budget,
         )
         self._reader = Reader(self._files, self.directory)
         self._torn_bytes = found.torn_bytes
@@ -130,6 +133,8 @@ class SpillStore:
             self._settled,
             self._writer,
         )
+        if budget is not None:
+            budget.join(lambda: self.bytes_on_disk)
         if has_record_beyond_end(found):
             # Otherwise it would be read, after further appends, as if the events that
             # are gone were among them.

@@ -34,6 +34,7 @@ from backpressure.spill.blocks import (
     narrow,
     stored_is_sound,
 )
+from backpressure.spill.budget import DiskBudget
 from backpressure.spill.config import SpillConfig
 from backpressure.spill.files import CREATE, WRITE, Files
 from backpressure.spill.reader import View
@@ -80,12 +81,14 @@ class Writer:
         segments: tuple[Segment, ...],
         link: Link,
         end_seq: int,
+        budget: DiskBudget | None = None,
     ) -> None:
         self._files = files
         self._directory = directory
         self._lane = lane
         self._buffer_id = buffer_id
         self._config = config
+        self._budget = budget
         self._segment_bytes = config.effective_segment_bytes
         self._encoder = Encoder()
         # Held while `view` is replaced: one thread appends while another, which acks,
@@ -168,7 +171,8 @@ class Writer:
 
     def _append_block(self, body: Body, first_seq: int, time_ns: int) -> None:
         size = BLOCK_HEADER_BYTES + body.stored_length + 7
-        self._check_room(size)
+        # It may begin a file.
+        self._check_room(SEGMENT_HEADER_BYTES + size)
         if self._failed:
             self.sync()
         if self._closed or (
@@ -201,6 +205,8 @@ class Writer:
             raise DiskFull(
                 f"{self._directory} holds {used:,} bytes of max_disk_bytes={limit:,}", 0.25
             )
+        if self._budget is not None:
+            self._budget.check(size)
 
     def _cut_file(self, size: int) -> None:
         """Give back the room of a block that was written in part.

@@ -78,12 +78,8 @@ class DiskTier:
                 for priority in range(levels + 1, PRIORITY_LEVELS + 1)
                 if self.directory.has_lane(lane_name(priority))
             ]
-            # What is kept beside the events of all lanes takes no more of the room than
-            # that of one lane may.
             spill = (
-                config.spill
-                if most is None
-                else within(config.spill, most // (levels + len(surplus)))
+                config.spill if most is None else within(config.spill, most, levels + len(surplus))
             )
             # At once: most of what opening a lane takes is waiting for the system.
             with ThreadPoolExecutor(PRIORITY_LEVELS) as opener:

@@ -36,6 +36,7 @@ from itertools import count
 from typing import Any, Final, NamedTuple, TypeVar
 
 from backpressure.base.events import Event, EventType
+from backpressure.base.log_limiter import LogLimiter
 from backpressure.base.reentry import Reentry, deferrable
 
 __all__ = ["EventDispatcher", "Subscription"]
@@ -160,6 +161,7 @@ class EventDispatcher:
         self._ended = False
         #: Handlers that raised.
         self.handler_errors = 0
+        self._few_lines = LogLimiter()
         #: Events that found the handlers' queue full.
         self.overflows = 0
 
@@ -392,7 +394,10 @@ class EventDispatcher:
             except Exception:
                 with self._lock:
                     self.handler_errors += 1
-                _log.exception("handler %r for %s failed", handler, due.event.type.name)
+                kind = due.event.type.name
+                if failed := self._few_lines.add((handler, kind), 1, time.monotonic()):
+                    times = f", {failed} times since the last line" if failed > 1 else ""
+                    _log.exception("handler %r for %s failed%s", handler, kind, times)
 
 
 def _do_nothing() -> None:

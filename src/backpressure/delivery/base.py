@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.errors import BatchStateError, BufferClosed
+from backpressure.base.log_limiter import LogLimiter
 from backpressure.base.validation import as_int
 from backpressure.base.wording import reason
 from backpressure.buffer.batch import Batch
@@ -66,6 +67,7 @@ class DeliveryBase:
         self._outlet = outlet
         self._sink = sink
         self._send = _send_of(sink)
+        self._few_lines = LogLimiter()
         self.name: Final = _name_of(sink)
         number = as_int(workers)
         if number is None or not 1 <= number <= _MOST_WORKERS:
@@ -163,7 +165,12 @@ class DeliveryBase:
                 if said is not None:
                     raise TypeError(f"classify must return an exception or None, not {said!r}")
             except Exception:
-                _log.exception("classify failed; the error is judged without it")
+                if failed := self._few_lines.add("classify", 1, time.monotonic()):
+                    _log.exception(
+                        "classify failed (%d times since the last line); the errors are judged "
+                        "without it",
+                        failed,
+                    )
         return outcome_of(error, ignores)
 
     def _returned(self, batch: Batch, outcome: Outcome, started: float) -> None:

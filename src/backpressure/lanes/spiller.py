@@ -19,6 +19,7 @@ from typing import Final
 
 from backpressure.base.errors import NotNow
 from backpressure.base.latch import Latch
+from backpressure.base.log_limiter import LogLimiter
 from backpressure.base.reentry import interrupted
 from backpressure.base.wakeup import Wakeup
 from backpressure.lanes.durable_lane import DurableLane
@@ -75,6 +76,7 @@ class Spiller:
         self._durable = Wakeup()
         self._stop = False
         self._logged_at = float("-inf")
+        self._few_lines = LogLimiter(_LOG_INTERVAL)
         #: The share of a ring at which spilling begins; None: it never ends.
         self.mark: Final = _HIGH if sync_interval is None else None
         #: Why the disk refuses events now, or None.
@@ -131,7 +133,8 @@ class Spiller:
             except Exception:
                 # An error in this library: log it and go on; the rings still hold what
                 # is owed.
-                _log.exception("spilling failed")
+                if failed := self._few_lines.add("failed", 1, time.monotonic()):
+                    _log.exception("spilling failed, %d times since the last line", failed)
                 time.sleep(_PAUSE)
                 continue
             if self.error is not None:

@@ -47,6 +47,7 @@ from backpressure.service.config import (
     TcpTarget,
     UnixLines,
 )
+from backpressure.sources.patterns import refuse_endless
 from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["Mistakes", "load", "parse"]
@@ -158,6 +159,11 @@ def _contradictions(config: ServeConfig) -> list[str]:
         config.buffer.check_disk_room()
     except ConfigError as error:
         found.append(f"buffer.{error}")
+    for number, source in enumerate(config.source):
+        try:
+            refuse_endless(parse_rule(rule)[0] for rule in source.priority_by)
+        except ValueError as error:
+            found.append(f"source[{number}].priority_by: {error}")
     limit, levels = config.lane_limit, config.priority_levels
     for number, source in enumerate(config.source):
         beyond = [(source.priority, "priority")] if source.priority is not None else []

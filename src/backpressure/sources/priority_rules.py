@@ -1,4 +1,7 @@
-"""Rules REGEX=N that give lines their priority: the first that matches wins."""
+"""Rules REGEX=N that give lines their priority: the first that matches wins.
+
+A rule searches the first SEARCHED_BYTES of a line (see patterns.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from backpressure.base.priority import PRIORITY_LEVELS, Priority
+from backpressure.sources.patterns import SEARCHED_BYTES, compile_pattern
 
 __all__ = ["PriorityRules", "Rule", "parse_rule"]
 
@@ -25,10 +29,7 @@ def parse_rule(text: str) -> Rule:
         raise ValueError(
             f"the priority in {text!r} must be from 1 to {PRIORITY_LEVELS}, not {number!r}"
         )
-    try:
-        return re.compile(pattern.encode("utf-8", "surrogateescape")), int(number)
-    except re.error as error:
-        raise ValueError(f"the regular expression in {text!r} is not valid: {error}") from error
+    return compile_pattern(pattern), int(number)
 
 
 class PriorityRules:
@@ -53,7 +54,7 @@ class PriorityRules:
         by_priority: list[list[bytes]] = [[] for _ in range(PRIORITY_LEVELS)]
         for line in lines:
             for search, priority in self._rules:
-                if search(line):
+                if search(line, 0, SEARCHED_BYTES):
                     by_priority[priority - 1].append(line)
                     break
             else:

@@ -101,16 +101,18 @@ class SpillConfig:
         return limit if self.max_disk_bytes is None else min(limit, self.max_disk_bytes // 4)
 
 
-def within(config: SpillConfig, nbytes: int) -> SpillConfig:
-    """`config` with what is kept beside the events made small enough for so much room:
-    an empty store takes a quarter of it at most, and damaged files another quarter.
+def within(config: SpillConfig, nbytes: int, stores: int = 1) -> SpillConfig:
+    """`config` with what is kept beside the events made small enough for so much room,
+    which so many stores share: empty they take a quarter of it at most, and damaged
+    files another quarter.
     """
+    share = nbytes // stores
     return replace(
         config,
-        # Room comes back a whole file at a time.
+        # Room comes back a whole file at a time. Yet a file costs several fsyncs.
         segment_bytes=max(4 * _KIB, min(config.segment_bytes, nbytes // 8)),
-        reserve_bytes=min(config.reserve_bytes, nbytes // 16),
+        reserve_bytes=min(config.reserve_bytes, share // 16),
         # It has two slots.
-        ack_record_bytes=max(512, min(config.ack_record_bytes, nbytes // 16 // 512 * 512)),
-        max_quarantine_bytes=min(config.max_quarantine_bytes, nbytes // 4),
+        ack_record_bytes=max(512, min(config.ack_record_bytes, share // 16 // 512 * 512)),
+        max_quarantine_bytes=min(config.max_quarantine_bytes, share // 4),
     )

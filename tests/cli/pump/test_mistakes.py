@@ -21,6 +21,7 @@ from tests.support.pump import Run, command
         (["a.log"], "--to"),
         (["--to", "out.log"], "SOURCE"),
         (["a.log", "--to", "out.log", "--priority-by", "(=1"], "regular expression"),
+        (["/dev/null", "--to", "out.log", "--priority-by", "(a+)+$=1"], "for ever"),
         (["a.log", "--to", "out.log", "--priority-by", "x=6"], "from 1 to 5"),
         (["a.log", "--to", "out.log", "--priority-by", "x=low"], "from 1 to 5"),
         (["a.log", "--to", "out.log", "--priority-by", "x"], "REGEX=N"),

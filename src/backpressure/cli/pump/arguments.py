@@ -17,6 +17,7 @@ from backpressure.cli.common import (
     number,
     whole_number,
 )
+from backpressure.sources.patterns import refuse_endless
 from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["DRAIN_SECONDS", "parse"]
@@ -131,4 +132,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="seed of the injected failures (default: %(default)s)")
     add("--quiet", action="store_true", help="show only what went wrong")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        refuse_endless(pattern for pattern, _ in options.priority_by)
+    except ValueError as error:
+        parser.error(f"argument --priority-by: {error}")
+    return options

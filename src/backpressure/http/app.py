@@ -5,7 +5,7 @@
     controls.py   POST /buffer/flow-control/rate  /buffer/batch-size
                        /buffer/circuit-breaker/reset
     ingest.py     POST /events
-    dashboard/    GET  /buffer/  /buffer/static/…
+    dashboard/    GET  /  /buffer/  /buffer/static/…
     FastAPI       GET  /buffer/openapi.json
 
 Every request passes the Guard first (guard.py). Routes run in the event loop: each
@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from backpressure.base.version import version
+from backpressure.base.wording import as_text
 from backpressure.buffer_manager import BufferManager
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
@@ -90,7 +91,7 @@ def create_app(
     add_controls(app, buffer)
     add_ingest(app, buffer, config, uploads)
     dashboard.add_routes(app)
-    app.add_middleware(Guard, token=token, config=config)
+    app.add_middleware(Guard, token=token, config=config, routes=app.router.routes)
     return app
 
 
@@ -104,4 +105,4 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
             continue
         place = [str(part) for part in one["loc"]]
         details.append(f"{'.'.join(place[1:]) or place[0]}: {one['msg']}")
-    return JSONResponse(Problem(detail="; ".join(details)).model_dump(), 422)
+    return JSONResponse(Problem(detail=as_text("; ".join(details))).model_dump(), 422)

@@ -84,6 +84,8 @@ def make_server(
             # one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,
+            # uvicorn only hands it to the loop's call_later, which takes a fraction.
+            timeout_keep_alive=config.keep_alive,  # type: ignore[arg-type]
         ),
         app.state.streams,
         app.state.uploads,

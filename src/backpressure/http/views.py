@@ -80,7 +80,7 @@ def add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig, streams: 
         """The statistics for Prometheus."""
         try:
             exposition = import_module("backpressure.metrics").exposition
-            body, content_type = exposition(buffer, request.headers.get("accept", ""))
+            body, content_type = exposition(buffer, ",".join(request.headers.getlist("accept")))
         except ImportError:
             raise HTTPException(
                 501, "metrics need the Prometheus client: pip install 'forebay[prometheus]'"

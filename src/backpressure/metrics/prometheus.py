@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.histogram import HistogramStats
+from backpressure.base.wording import as_text
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics.families import FAMILIES
 from backpressure.metrics.family import Family, Kind, cumulative
@@ -30,7 +31,8 @@ class Collector:
         named = isinstance(buffers, Mapping)
         self._extra: Final = ("buffer",) if named else ()
         self._buffers: Final = (
-            {(name,): buffer for name, buffer in buffers.items()}
+            # A name that is no UTF-8, as a path's may be, would break every scrape.
+            {(as_text(name),): buffer for name, buffer in buffers.items()}
             if isinstance(buffers, Mapping)
             else {(): buffers}
         )

@@ -199,10 +199,13 @@ class HttpSettings:
 
     token, or the content of token_file: what changes need. Without one, nothing can be
         changed.
+    keep_alive: seconds that a connection may be silent between two requests; more than
+        a proxy or load balancer in front keeps one.
     """
 
     host: str = "127.0.0.1"
     port: int = 8127
+    keep_alive: float = 75.0
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -211,6 +214,7 @@ class HttpSettings:
     def __post_init__(self) -> None:
         _check_text(self, "host")
         check_fields(self, int, 0, 65535, "port")
+        check_fields(self, float, 0.001, _LONGEST_SECONDS, "keep_alive")
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token_file", "give it or token, not both")
         if self.token is not None and len(self.token) < _LEAST_TOKEN:

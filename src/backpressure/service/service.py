@@ -166,6 +166,7 @@ class Service:
         settings = http.HttpConfig(
             allowed_hosts=(*defaults.allowed_hosts, *config.allowed_hosts),
             allowed_origins=(*defaults.allowed_origins, *config.allowed_origins),
+            keep_alive=config.keep_alive,
         )
         port = listener.getsockname()[1]
         try:

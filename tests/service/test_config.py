@@ -166,13 +166,22 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             "source[0].max_line_bytes: a lane of",
         ),
         ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
+        ({**MINIMAL, "sink": {"type": "http", "url": "http://x/a b"}}, "sink.url: url must have"),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a b": "x"}}},
+            "sink.headers: 'a b' is no name of a header",
+        ),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "deadline": 0.0}},
+            "sink.deadline: ",
+        ),
         (
             {**MINIMAL, "sink": {"type": "http", "url": "http://x", "compression": "lz4"}},
             "sink.compression: compression",
         ),
         (
             {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}},
-            "sink.headers: must be a table of",
+            "sink.headers: the value of a must be text",
         ),
         ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
         (

@@ -161,31 +161,34 @@ class TcpTarget:
 class HttpTarget:
     """Post batches of lines.
 
-    compression: "none", "gzip" or "zstd". timeout: seconds. workers: requests under way
-    at once, at most; above 1, lines of a priority may arrive out of order.
+    compression: "none", "gzip" or "zstd". timeout: seconds that one wait for the server
+    may take. deadline: seconds for a whole request with its answer; without it, six
+    times `timeout`. workers: requests under way at once, at most; above 1, lines of a
+    priority may arrive out of order.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: str = "none"
     timeout: float = 10.0
+    deadline: float | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
         from backpressure.sinks.http import HttpSink
 
         check_fields(self, float, 0.001, _LONGEST_SECONDS, "timeout")
+        if self.deadline is not None:
+            check_fields(self, float, 0.001, _LONGEST_SECONDS, "deadline")
         check_fields(self, int, 1, _MOST_WORKERS, "workers")
-        if not isinstance(self.headers, Mapping) or not all(
-            isinstance(value, str) for value in self.headers.values()
-        ):
-            raise ConfigError("headers", f"must be a table of texts, not {self.headers!r}")
+        if not isinstance(self.headers, Mapping):
+            raise ConfigError("headers", "must be a table of texts")
         try:
-            HttpSink(self.url, compression=self.compression)
+            HttpSink(self.url, headers=self.headers, compression=self.compression)
         except ValueError as error:
-            raise ConfigError(
-                "compression" if "compression" in str(error) else "url", str(error)
-            ) from None
+            field = re.match(r"\w+", str(error))
+            assert field is not None
+            raise ConfigError(field[0], str(error).removeprefix(f"{field[0]}: ")) from None
 
 
 #: Of these only HttpTarget has `workers`: all others are one place, where lines stand

@@ -124,7 +124,7 @@ def _explain_sink(sink: SinkConfig) -> str:
         at_once = "one at a time" if sink.workers == 1 else f"up to {sink.workers} at a time"
         return (
             f"POST {sink.url}, {at_once}, compression {sink.compression}, "
-            f"timeout {sink.timeout:g} s"
+            f"timeout {sink.timeout:g} s, {sink.deadline or 6 * sink.timeout:g} s in all"
         )
     return (
         f"lines over TCP to {sink.host}:{sink.port}: "

@@ -333,6 +333,7 @@ def make_sink(config: SinkConfig) -> Sink:
             config.url,
             headers=config.headers,
             timeout=config.timeout,
+            deadline=config.deadline,
             compression=config.compression,
             max_concurrency=config.workers,
         )

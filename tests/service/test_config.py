@@ -121,7 +121,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         ({**MINIMAL, "source": {"type": "stdin"}}, "source: must be an array of tables"),
         (
             {**MINIMAL, "source": [{"type": "std"}]},
-            "source[0].type: must be one of file, stdin, tcp, unix, not 'std'",
+            "source[0].type: must be one of file, stdin, tcp, udp, unix, not 'std'",
         ),
         ({**MINIMAL, "source": [{}]}, "source[0].type: must be one of"),
         ({**MINIMAL, "source": [{"type": "file"}]}, "source[0].path: is missing"),
@@ -165,6 +165,16 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             {**MINIMAL, "source": [{"type": "stdin", "max_line_bytes": "1G"}]},
             "source[0].max_line_bytes: a lane of",
         ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": 1, "framing": "lf"}]},
+            "source[0].framing: must be one of auto, newline, octet-counting, not 'lf'",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "unix", "path": "x", "idle_timeout": 0.0}]},
+            "source[0].idle_timeout: ",
+        ),
+        ({**MINIMAL, "source": [{"type": "udp", "port": 70000}]}, "source[0].port: "),
+        ({**MINIMAL, "http": {"keep_alive": -1.0}}, "http.keep_alive: "),
         ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
         ({**MINIMAL, "sink": {"type": "http", "url": "http://x/a b"}}, "sink.url: url must have"),
         (

@@ -14,6 +14,7 @@ takes some microseconds, and what takes longer yields to others in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -32,6 +33,7 @@ from backpressure.http.ingest import add_ingest
 from backpressure.http.models import BatchSizeChange, Problem
 from backpressure.http.uploads import Uploads
 from backpressure.http.views import add_views
+from backpressure.sources.base import SourceStats
 
 __all__ = ["create_app"]
 
@@ -58,7 +60,11 @@ class _App(FastAPI):
 
 
 def create_app(
-    buffer: BufferManager, token: str | None = None, config: HttpConfig | None = None
+    buffer: BufferManager,
+    token: str | None = None,
+    config: HttpConfig | None = None,
+    *,
+    source_stats: Callable[[], Sequence[SourceStats]] = tuple,
 ) -> FastAPI:
     """An ASGI app over `buffer`.
 
@@ -68,6 +74,7 @@ def create_app(
         included. None: nothing can be changed.
     config: None means all defaults, which answer to localhost only: see
         HttpConfig.allowed_hosts.
+    source_stats: of what puts into the buffer, as of sockets; /metrics shows it.
 
     Raises ConfigError, which names the field, where token or config cannot work.
     """
@@ -87,7 +94,7 @@ def create_app(
     app.state.streams = streams = Streams(config.max_streams)
     app.state.uploads = uploads = Uploads(buffer)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    add_views(app, buffer, config, streams)
+    add_views(app, buffer, config, streams, source_stats)
     add_controls(app, buffer)
     add_ingest(app, buffer, config, uploads)
     dashboard.add_routes(app)

@@ -175,7 +175,7 @@ def test_a_peer_that_vanished_is_asked_for_soon() -> None:
     with running(source, Collected()), socket.create_connection(address):
         until(lambda: source.stats().connections == 1)
         [connection] = source._connections
-        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        until(lambda: connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
         if hasattr(socket, "TCP_KEEPIDLE"):
             until(lambda: connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60)
 

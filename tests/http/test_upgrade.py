@@ -143,11 +143,12 @@ def test_another_server_loses_nothing_in_silence(
             taken = drain(buffer)
             if offer == "none":
                 assert statuses == [202, 200]
-            if statuses[0] == 202:
+            if statuses[:1] == [202]:
                 assert taken[: LINES.count(b"\n") + 1] == LINES.split(b"\n")
             else:
-                # Its end is the connection's: nothing of the body is a request.
-                assert (statuses, taken) == ([400], [])
+                # Its end is the connection's: nothing of the body is a request. Where
+                # that lies unread, the end may overtake the answer.
+                assert (statuses, taken) in (([400], []), ([], []))
     assert buffer.stats().batching.batch_size == before
 
 

@@ -226,13 +226,13 @@ class SocketSource:
         with self._lock:
             is_one_too_many = len(self._connections) >= self._max_connections
         if is_one_too_many:
-            connection.close()
             self._incidents.add(
                 "refused",
                 "a connection was closed at once: there are %d already; raise max_connections, "
                 "or set idle_timeout",
                 self._max_connections,
             )
+            connection.close()
             return
         while not stopping.is_set():
             thread = threading.Thread(

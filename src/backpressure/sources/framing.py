@@ -27,6 +27,7 @@ _MOST_DIGITS: Final = 9
 _COUNT: Final = re.compile(rb"[1-9][0-9]{0,%d} <[0-9]{1,3}>" % (_MOST_DIGITS - 1))
 _BEGIN_OF_COUNT: Final = re.compile(rb"[1-9][0-9]{0,%d}(?: (?:<[0-9]{0,3})?)?" % (_MOST_DIGITS - 1))
 _LINE_ENDS: Final = b"\r\n"
+_ZERO: Final = ord("0")
 
 
 class FramingError(ValueError):
@@ -89,34 +90,37 @@ class _Counted:
         self._to_skip = 0
 
     def cut(self, buffer: bytearray, begin: int, end: int) -> tuple[memoryview, int]:
-        lines = bytearray()
-        while begin < end:
-            if self._to_skip:
-                part = min(self._to_skip, end - begin)
-                self._to_skip -= part
-                begin += part
-                continue
-            if buffer[begin] in _LINE_ENDS:  # some senders end a message so
-                begin += 1
-                continue
-            head = bytes(buffer[begin : min(end, begin + _MOST_DIGITS + 1)])
-            digits, blank, _ = head.partition(b" ")
-            if not digits.isdigit() or digits[:1] == b"0" or len(digits) > _MOST_DIGITS:
-                if not lines:
+        with memoryview(buffer) as view:
+            data = bytes(view[begin:end])
+        messages: list[bytes] = []
+        done = min(self._to_skip, len(data))
+        self._to_skip -= done
+        while done < len(data):
+            start = data.find(b" ", done, done + _MOST_DIGITS + 1) + 1
+            digits = data[done : start - 1] if start else data[done : done + _MOST_DIGITS + 1]
+            if not digits.isdigit() or data[done] == _ZERO or len(digits) > _MOST_DIGITS:
+                if data[done] in _LINE_ENDS:  # some senders end a message so
+                    done += 1
+                    continue
+                if not messages:
+                    head = data[done : done + _MOST_DIGITS + 1]
                     raise FramingError(f"there is no count of bytes in {head!r}")
                 break  # what is whole comes first, and then this again
-            if not blank:
+            if not start:
                 break
-            start, length = begin + len(digits) + 1, int(digits)
+            length = int(digits)
+            stop = start + length
             if length > self._most:
                 self._skipped()
-                self._to_skip, begin = length, start
-                continue
-            if end - start < length:
+                done = min(stop, len(data))
+                self._to_skip = stop - done
+            elif stop > len(data):
                 break
-            begin = start + length
-            _add_message(lines, buffer[start:begin])
-        return memoryview(lines), begin
+            else:
+                message = data[start:stop]
+                messages.append(message if message.endswith(b"\n") else message + b"\n")
+                done = stop
+        return memoryview(b"".join(messages)), begin + done
 
     def finish(self, rest: bytes) -> bytes:
         """What has come of a message that was cut off: better than nothing."""
@@ -157,9 +161,3 @@ def make_framing(name: str, most: int, skipped: Callable[[], None]) -> Framing:
     most: bytes in a line or message; `skipped` is called for a longer one.
     """
     return FRAMINGS[name](most, skipped)
-
-
-def _add_message(lines: bytearray, message: bytearray) -> None:
-    lines += message
-    if not message.endswith(b"\n"):
-        lines += b"\n"

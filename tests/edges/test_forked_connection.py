@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
 from backpressure.sinks.connection import ConnectionOwner
 from backpressure.sinks.http import HttpSink, HttpSinkError
+from backpressure.sinks.http_connection import TimedSocket
 from backpressure.sinks.tcp import TcpSink
 from backpressure.sources.sockets import tcp_listener
 from tests.edges.test_sinks import batch_of
@@ -92,15 +93,15 @@ def test_a_child_that_is_forked_while_a_connection_is_made_makes_its_own(
 ) -> None:
     server = Server()
     sink = HttpSink(f"http://127.0.0.1:{server.server_port}/", timeout=10)
-    connect = http.client.HTTPConnection.connect
+    connect = TimedSocket.connect
     children: list[int] = []
 
-    def connect_and_fork(connection: http.client.HTTPConnection) -> None:
-        connect(connection)  # a TLS handshake would come next
+    def connect_and_fork(connection: TimedSocket, address: Any) -> None:
+        connect(connection, address)  # a TLS handshake would come next
         if not children:
             children.append(forked(lambda: sink.send(batch_of(b"child"))))
 
-    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect_and_fork)
+    monkeypatch.setattr(TimedSocket, "connect", connect_and_fork)
     sink.send(batch_of(b"parent"))
     assert ended_well(children[0])
     sink.close()

@@ -489,6 +489,11 @@ def test_several_buffers_by_name() -> None:
     assert total(samples, "events_total", buffer="access", outcome="accepted") == 0
 
 
+def test_a_name_that_is_no_utf_8_breaks_no_scrape() -> None:
+    samples = scrape({os.fsdecode(b"audit\xff"): make()})
+    assert total(samples, "events_total", buffer=r"audit\udcff", outcome="accepted") == 0
+
+
 def test_openmetrics_for_a_server_that_prefers_it() -> None:
     body, content_type = exposition(make(), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")

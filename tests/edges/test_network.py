@@ -28,6 +28,7 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.sinks import Sink
 from backpressure.sinks.http import HttpSink, HttpSinkError
 from backpressure.sinks.tcp import TcpSink
+from backpressure.sources.base import ServiceSource
 from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
 from tests.support.buffers import next_batch
 from tests.support.threads import run_threads, until
@@ -69,7 +70,7 @@ class Collected:
 
 
 @contextmanager
-def running(source: SocketSource, collected: Collected) -> Iterator[threading.Event]:
+def running(source: ServiceSource, collected: Collected) -> Iterator[threading.Event]:
     stopping = threading.Event()
     thread = threading.Thread(target=source.run, args=(collected.put, stopping), daemon=True)
     thread.start()

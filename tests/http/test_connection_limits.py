@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,7 +27,9 @@ from tests.support.http import AUTH, serving
 from tests.support.threads import until
 
 # One limit of each kind, which a test reaches soon.
-QUICK = HttpConfig(head_timeout=0.3, send_timeout=0.3, max_head_bytes=4096, max_connections=8)
+QUICK = HttpConfig(
+    head_timeout=0.3, keep_alive=0.3, send_timeout=0.3, max_head_bytes=4096, max_connections=8
+)
 
 
 @pytest.fixture
@@ -47,6 +50,16 @@ def answer(connection: socket.socket) -> bytes:
             received += piece
     except ConnectionError:
         pass
+    return received
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """The next answer, whose connection stays."""
+    received = b""
+    while not (found := re.match(rb"(?s).*?content-length: (\d+)\r\n.*?\r\n\r\n", received)):
+        received += connection.recv(1 << 16)
+    while len(received) < found.end() + int(found[1]):
+        received += connection.recv(1 << 16)
     return received
 
 
@@ -163,6 +176,45 @@ def test_a_connection_that_is_used_stays(buffer: BufferManager) -> None:
                 done = True
             assert client.get(f"{address}/buffer/health").status_code == 200
         assert len(transport._pool.connections) == opened == 1
+
+
+def test_a_connection_is_kept_between_requests(buffer: BufferManager) -> None:
+    """For `keep_alive`, which `head_timeout` does not shorten."""
+    config = HttpConfig(head_timeout=0.1, keep_alive=60.0)
+    with serving(buffer, config=config) as address, closing(connect(address)) as connection:
+        for _ in range(2):
+            connection.sendall(HEAD + b"\r\n")
+            assert one_answer(connection).startswith(b"HTTP/1.1 200")
+            with closing(connect(address)) as silent:
+                assert answer(silent) == b"", "it has sent nothing within the time for a head"
+        connection.sendall(b"GET /")
+        assert answer(connection) == b"", "this head did not end"
+
+
+@pytest.mark.parametrize("rest", [b"", b"\r\n", b"defghij"], ids=["", "line ends", "a body"])
+def test_a_connection_is_not_kept_for_ever(buffer: BufferManager, rest: bytes) -> None:
+    with serving(buffer, config=QUICK) as address, closing(connect(address)) as connection:
+        connection.sendall(HEAD + (b"Content-Length: 10\r\n\r\nabc" if rest else b"\r\n"))
+        assert one_answer(connection).startswith(b"HTTP/1.1 ")
+        connection.sendall(rest)
+        assert answer(connection) == b""
+
+
+def test_a_new_connection_takes_the_place_of_a_silent_one(buffer: BufferManager) -> None:
+    config = HttpConfig(max_connections=3)
+    with serving(buffer, config=config) as address:
+        kept = [connect(address) for _ in range(3)]
+        for one in kept:
+            one.sendall(HEAD + b"\r\n")
+            assert one_answer(one).startswith(b"HTTP/1.1 200")
+        kept[0].sendall(HEAD + b"\r\n")
+        assert one_answer(kept[0]).startswith(b"HTTP/1.1 200")
+        assert is_well(address)
+        assert answer(kept[1]) == b"", "the one that was silent for longest"
+        kept[0].sendall(HEAD + b"Connection: close\r\n\r\n")
+        assert answer(kept[0]).startswith(b"HTTP/1.1 200")
+        for one in kept:
+            one.close()
 
 
 def test_an_upload_that_takes_its_time_is_not_given_up(buffer: BufferManager) -> None:

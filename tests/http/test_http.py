@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import types
 from collections.abc import AsyncIterator
@@ -518,6 +519,101 @@ def test_every_answer_keeps_browsers_from_surprises(client: Client) -> None:
 
 
 # ---------------------------------------------------------------- how it is run
+
+
+def test_head_is_a_get_without_a_body(client: Client) -> None:
+    for url in ("/buffer/health", "/buffer/stats", "/buffer/", "/metrics", "/buffer/openapi.json"):
+        reply = request(client.app, "HEAD", url)
+        assert (reply.status_code, reply.content) == (client.get(url).status_code, b""), url
+        assert int(reply.headers["content-length"]) > 0
+    assert request(client.app, "HEAD", "/buffer/nothing").status_code == 404
+    assert request(client.app, "HEAD", "/events").status_code == 405
+
+
+def test_head_opens_no_stream(buffer: BufferManager) -> None:
+    with serving(buffer) as address:
+        for _ in range(100):
+            reply = httpx.head(f"{address}/buffer/events")
+            assert reply.status_code == 200
+            assert reply.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("/buffer/health", "GET, HEAD, OPTIONS"),
+        ("/buffer/", "GET, HEAD, OPTIONS"),
+        ("/events", "OPTIONS, POST"),
+        ("/buffer/batch-size", "OPTIONS, POST"),
+    ],
+)
+def test_options_names_the_methods(url: str, allowed: str, client: Client) -> None:
+    reply = request(client.app, "OPTIONS", url)
+    assert (reply.status_code, reply.content, reply.headers["allow"]) == (204, b"", allowed)
+    refused = request(client.app, "DELETE", url)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert request(client.app, "OPTIONS", "/nothing").status_code == 404
+
+
+def test_a_path_that_is_none_is_not_told_of_json(client: Client) -> None:
+    for url, status in (("/event", 404), ("/buffer/stats", 405), ("/buffer/batch-size", 415)):
+        reply = client.post(url, content=b"line\n", headers={**AUTH, "Content-Type": "text/plain"})
+        assert reply.status_code == status, url
+
+
+def test_the_root_leads_to_the_dashboard(buffer: BufferManager) -> None:
+    app = FastAPI()
+    app.mount("/ingest", create_app(buffer))
+    with serving(buffer) as address:
+        assert httpx.get(address, follow_redirects=True).url == f"{address}/buffer/"
+    reply = request(app, "GET", "/ingest/", follow_redirects=True)
+    assert (reply.status_code, reply.url.path) == (200, "/ingest/buffer/")
+
+
+def test_names_need_not_be_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest-xdist cannot carry a log that has such a name.
+    monkeypatch.setattr(logging.getLogger("backpressure"), "disabled", True)
+
+    class Sink:
+        name = os.fsdecode(b"/srv/\xff.log")
+
+        def send(self, batch: Batch) -> None:
+            raise SinkGone(f"{self.name} is gone")
+
+        def close(self) -> None:
+            pass
+
+    buffer = BufferManager(SMALL)
+    client = Client(buffer)
+    delivery = buffer.deliver_to(Sink())
+    assert client.get("/buffer/stats").json()["delivery"]["sink"] == r"/srv/\udcff.log"
+    buffer.add_events([b"x"])
+    until(lambda: not delivery.running)
+    assert r"/srv/\udcff.log is gone" in client.get("/buffer/health").json()["reasons"][0]
+
+
+def test_a_key_that_is_no_utf_8_is_bad_input(client: Client) -> None:
+    reply = client.post(
+        "/buffer/batch-size",
+        content=b'{"size": 2345, "\\ud800": 1}',
+        headers={**AUTH, "Content-Type": "application/json"},
+    )
+    assert reply.status_code == 422
+
+
+@pytest.mark.filterwarnings("default")  # of the client that it would rather have
+def test_a_test_client_names_a_host_that_is_answered(buffer: BufferManager) -> None:
+    """As docs/http.md says; and what it hears otherwise says what to do."""
+    from starlette.testclient import TestClient
+
+    app = FastAPI()
+    app.mount("/ingest", create_app(buffer, TOKEN))
+    client = TestClient(app, base_url="http://localhost")
+    reply = client.post("/ingest/events", content=b"a\nb\n", headers=AUTH)
+    assert reply.json()["accepted"] == 2
+    reply = TestClient(app).get("/ingest/buffer/stats")
+    assert reply.status_code == 421
+    assert "allowed_hosts" in reply.json()["detail"]
 
 
 def test_it_can_be_mounted(buffer: BufferManager) -> None:

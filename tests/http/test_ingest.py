@@ -344,6 +344,43 @@ def test_a_bad_query_changes_nothing(query: str) -> None:
 # ---------------------------------------------------------------- what is not, ever
 
 
+def test_an_encoding_may_be_named_in_several_lines() -> None:
+    buffer = small()
+    client = Client(buffer)
+    for values in (["identity", "gzip"], ["gzip", "identity"], [" GZip , identity", ""]):
+        headers = [*AUTH.items(), *(("Content-Encoding", value) for value in values)]
+        reply = client.post("/events", content=gzip.compress(b"x\n"), headers=headers)
+        assert (reply.status_code, drain(buffer)) == (202, [b"x"])
+    headers = [*AUTH.items(), ("Content-Encoding", "gzip"), ("Content-Encoding", "zstd")]
+    reply = client.post("/events", content=gzip.compress(b"x\n"), headers=headers)
+    assert (reply.status_code, drain(buffer)) == (415, [])
+
+
+def test_the_path_may_end_with_a_slash() -> None:
+    buffer = small()
+    reply = Client(buffer).post("/events/?priority=2", content=b"x\ny", headers=AUTH)
+    assert (reply.status_code, reply.json()["accepted"]) == (202, 2)
+    assert drain(buffer) == [b"x", b"y"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+def test_zeros_behind_gzip_are_padding(size: int) -> None:
+    def unpacked(body: bytes) -> bytes:
+        unpacker = UNPACKERS["gzip"]()
+        pieces = [
+            b"".join(unpacker.unpack(part)) for part in cut(body, [size] * (len(body) // size))
+        ]
+        unpacker.finish()
+        return b"".join(pieces)
+
+    one, two = gzip.compress(b"one\n"), gzip.compress(b"two\n")
+    assert unpacked(one + bytes(1000)) == b"one\n"
+    assert unpacked(one + bytes(1000) + two + bytes(1)) == b"one\ntwo\n"
+    for wrong in (bytes(10), bytes(10) + one, one + bytes(3) + b"x", one + bytes(3) + two[:9]):
+        with pytest.raises(BadEncoding):
+            unpacked(wrong)
+
+
 @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, zstd", "gzip,gzip"])
 def test_other_encodings_are_refused_by_name(encoding: str) -> None:
     buffer = small()

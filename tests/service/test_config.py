@@ -121,7 +121,7 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
         ({**MINIMAL, "source": {"type": "stdin"}}, "source: must be an array of tables"),
         (
             {**MINIMAL, "source": [{"type": "std"}]},
-            "source[0].type: must be one of file, stdin, tcp, unix, not 'std'",
+            "source[0].type: must be one of file, stdin, tcp, udp, unix, not 'std'",
         ),
         ({**MINIMAL, "source": [{}]}, "source[0].type: must be one of"),
         ({**MINIMAL, "source": [{"type": "file"}]}, "source[0].path: is missing"),
@@ -165,14 +165,33 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             {**MINIMAL, "source": [{"type": "stdin", "max_line_bytes": "1G"}]},
             "source[0].max_line_bytes: a lane of",
         ),
+        (
+            {**MINIMAL, "source": [{"type": "tcp", "port": 1, "framing": "lf"}]},
+            "source[0].framing: must be one of auto, newline, octet-counting, not 'lf'",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "unix", "path": "x", "idle_timeout": 0.0}]},
+            "source[0].idle_timeout: ",
+        ),
+        ({**MINIMAL, "source": [{"type": "udp", "port": 70000}]}, "source[0].port: "),
+        ({**MINIMAL, "http": {"keep_alive": -1.0}}, "http.keep_alive: "),
         ({**MINIMAL, "sink": {"type": "http", "url": "ftp://x"}}, "sink.url: url must be http"),
+        ({**MINIMAL, "sink": {"type": "http", "url": "http://x/a b"}}, "sink.url: url must have"),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a b": "x"}}},
+            "sink.headers: 'a b' is no name of a header",
+        ),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "deadline": 0.0}},
+            "sink.deadline: ",
+        ),
         (
             {**MINIMAL, "sink": {"type": "http", "url": "http://x", "compression": "lz4"}},
             "sink.compression: compression",
         ),
         (
             {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}},
-            "sink.headers: must be a table of",
+            "sink.headers: the value of a must be text",
         ),
         ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
         (

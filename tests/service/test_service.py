@@ -124,6 +124,29 @@ def test_a_service_from_file_to_file(tmp_path: Path) -> None:
     assert service.stop() == 0
 
 
+def test_sources_are_in_the_metrics_and_take_datagrams(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("prometheus_client")
+    import httpx
+
+    sources = [
+        {"type": "udp", "port": 0, "max_line_bytes": 10},
+        {"type": "tcp", "port": 0, "framing": "newline"},
+    ]
+    service = Service(make(tmp_path, source=sources, http={"port": 0}))
+    service.start()
+    udp, tcp, http = service.addresses
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for message in (b"<13>one", b"x" * 11, b"<13>two"):
+            sender.sendto(message, ("127.0.0.1", int(udp.rpartition(":")[2])))
+    until(lambda: (tmp_path / "out.log").read_bytes() == b"<13>one\n<13>two\n")
+    shown = httpx.get(http.replace("/buffer/", "/metrics")).text.splitlines()
+    assert f'backpressure_source_incidents_total{{reason="too_long",source="{udp}"}} 1.0' in shown
+    assert f'backpressure_source_incidents_total{{reason="refused",source="{tcp}"}} 0.0' in shown
+    assert f'backpressure_source_connections{{source="{tcp}"}} 0.0' in shown
+    assert service.stop() == 0
+
+
 def test_half_a_line_of_a_killed_service_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "in.log").write_bytes(b"one\n")
     (tmp_path / "out.log").write_bytes(b"zero\non")

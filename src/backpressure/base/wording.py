@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["reason", "said"]
+__all__ = ["as_text", "reason", "said"]
+
+
+def as_text(text: str) -> str:
+    """`text` as UTF-8 can have it: what stands for a byte of a path or a name that is
+    none, and half of a surrogate pair, is shown escaped.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def said(error: object) -> str:

@@ -215,6 +215,8 @@ class Delivery(DeliveryBase):
             if self._by_steps:
                 self._step_to_the_end()
             ended = self.wait(max(0.0, deadline - time.monotonic()))
+            if not ended:
+                self._abort_calls()
         drained = self._drained()
         if drain and not (ended and drained):
             self._say_stopped(seconds)
@@ -225,7 +227,8 @@ class Delivery(DeliveryBase):
         self._deadline = 0.0
         self._stopping = True
         self._wakeup.notify()
-        self.wait(seconds)
+        if not self.wait(seconds):
+            self._abort_calls()
 
     def __enter__(self) -> Delivery:
         return self
@@ -360,6 +363,17 @@ class Delivery(DeliveryBase):
         _running.discard(self)
         self._over.set()
         self._buffer.wake_waiters()
+
+    def _abort_calls(self) -> None:
+        """The time for the end is over: a sink that can ends the calls under way."""
+        abort = getattr(self._sink, "abort", None)
+        if not callable(abort):
+            return
+        try:
+            with sending(self._buffer.id):
+                abort()
+        except Exception as error:
+            self._say(logging.ERROR, "%s cannot end its calls: %r", self.name, error)
 
     def _close_sink(self) -> None:
         close = getattr(self._sink, "close", None)

@@ -11,6 +11,9 @@ number of calls that it takes; one without is called once at a time.
 A sink whose failures are never the fault of an event, as a file's, says so by
 `rejects_events = False`: then no batch is taken apart to find one, and events arrive in
 their order through every failure.
+
+A sink whose calls can be ended from another thread has `abort()`: it is called where
+the time given to an end is over, and the calls under way then raise.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     controls.py   POST /buffer/flow-control/rate  /buffer/batch-size
                        /buffer/circuit-breaker/reset
     ingest.py     POST /events
-    dashboard/    GET  /buffer/  /buffer/static/…
+    dashboard/    GET  /  /buffer/  /buffer/static/…
     FastAPI       GET  /buffer/openapi.json
 
 Every request passes the Guard first (guard.py). Routes run in the event loop: each
@@ -14,6 +14,7 @@ takes some microseconds, and what takes longer yields to others in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from backpressure.base.version import version
+from backpressure.base.wording import as_text
 from backpressure.buffer_manager import BufferManager
 from backpressure.http import dashboard
 from backpressure.http.config import HttpConfig, check_token
@@ -31,6 +33,7 @@ from backpressure.http.ingest import add_ingest
 from backpressure.http.models import BatchSizeChange, Problem
 from backpressure.http.uploads import Uploads
 from backpressure.http.views import add_views
+from backpressure.sources.base import SourceStats
 
 __all__ = ["create_app"]
 
@@ -57,7 +60,11 @@ class _App(FastAPI):
 
 
 def create_app(
-    buffer: BufferManager, token: str | None = None, config: HttpConfig | None = None
+    buffer: BufferManager,
+    token: str | None = None,
+    config: HttpConfig | None = None,
+    *,
+    source_stats: Callable[[], Sequence[SourceStats]] = tuple,
 ) -> FastAPI:
     """An ASGI app over `buffer`.
 
@@ -67,6 +74,7 @@ def create_app(
         included. None: nothing can be changed.
     config: None means all defaults, which answer to localhost only: see
         HttpConfig.allowed_hosts.
+    source_stats: of what puts into the buffer, as of sockets; /metrics shows it.
 
     Raises ConfigError, which names the field, where token or config cannot work.
     """
@@ -86,11 +94,11 @@ def create_app(
     app.state.streams = streams = Streams(config.max_streams)
     app.state.uploads = uploads = Uploads(buffer)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    add_views(app, buffer, config, streams)
+    add_views(app, buffer, config, streams, source_stats)
     add_controls(app, buffer)
     add_ingest(app, buffer, config, uploads)
     dashboard.add_routes(app)
-    app.add_middleware(Guard, token=token, config=config)
+    app.add_middleware(Guard, token=token, config=config, routes=app.router.routes)
     return app
 
 
@@ -104,4 +112,4 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
             continue
         place = [str(part) for part in one["loc"]]
         details.append(f"{'.'.join(place[1:]) or place[0]}: {one['msg']}")
-    return JSONResponse(Problem(detail="; ".join(details)).model_dump(), 422)
+    return JSONResponse(Problem(detail=as_text("; ".join(details))).model_dump(), 422)

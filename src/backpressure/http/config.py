@@ -36,12 +36,16 @@ class HttpConfig:
     #: buffer. A lane may set a lower limit.
     max_event_bytes: int = 1 << 20
     #: For `make_server` and `serve`: connections at a time, bytes in the head of a
-    #: request, and seconds from a connection's begin or the end of a response to the
-    #: end of the next head. Where the app is mounted in one of your own, its server has
-    #: to set such limits.
+    #: request, seconds from a connection's begin or the first byte of a further request
+    #: to the end of its head, and seconds that a connection may be silent between two
+    #: requests. Where the app is mounted in one of your own, its server has to set such
+    #: limits.
     max_connections: int = 512
     max_head_bytes: int = 1 << 16
     head_timeout: float = 10.0
+    #: More than the 60 s for which common proxies and load balancers keep a connection:
+    #: where the server ends it first, a request that is on its way then fails.
+    keep_alive: float = 75.0
     #: Seconds that an upload may be silent.
     read_timeout: float = 60.0
     #: Event streams (`GET /buffer/events`) at a time.
@@ -83,7 +87,9 @@ class HttpConfig:
         check_fields(
             self, float, 1e-3, _LONGEST_SECONDS, "head_timeout", "read_timeout", "send_timeout"
         )
-        check_fields(self, float, 1e-3, _LONGEST_SECONDS, "stream_seconds", "heartbeat")
+        check_fields(
+            self, float, 1e-3, _LONGEST_SECONDS, "stream_seconds", "heartbeat", "keep_alive"
+        )
 
 
 def check_token(token: str | None) -> str | None:

@@ -5,11 +5,19 @@ uvicorn itself sets no limit there.
     requests      33 at a time on one connection
     heads         max_head_bytes at most, trailers and the framing of chunks included,
                   else 431
-    time          head_timeout seconds from a connection's begin, or the end of a
-                  response, to the end of the next head
+    time          head_timeout seconds from a connection's begin, or the first byte of a
+                  further request, to the end of its head
+    silence       keep_alive seconds from the end of a response to that first byte
     reading       a client that does not read what it asked for is dropped after
                   send_timeout seconds
-    connections   max_connections at a time; a further one gets 503
+    connections   max_connections at a time; a further one takes the place of the one
+                  that has been silent for longest after a response, or gets 503
+
+A request that offers to change the protocol (`Connection: Upgrade`, as `curl --http2`
+and Java's client send it) is an ordinary request here: it may have a body, and there is
+no protocol to change to. The parser takes all that follows such a head for the other
+protocol, and so the body for none, or for a request of its own. A second parser
+therefore gets the same head without the offer, and whatever follows it.
 
 Anything that reaches the port can open connections and send bytes, with or without the
 token. None of that may fill the memory or use up the file descriptors, which the disk
@@ -24,8 +32,10 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backpressure.base.log_limiter import LogLimiter
@@ -66,32 +76,64 @@ class LimitedProtocol(HttpToolsProtocol):
         #: Bytes since the last end of a head, of a message, or of a piece of a body.
         self._unaccounted = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        #: Whether the parser is between the first byte of a request and its last.
+        self._in_request = False
+        #: Whether the head that the parser is at the end of offers another protocol.
+        self._is_offer = False
+        #: Its method, and its version of HTTP.
+        self._method = self._version = b""
+        #: Since when nothing is under way, by the loop's clock.
+        self._idle_since = 0.0
         self._send_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ connections and time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
+        if len(self.connections) > self.limits.max_connections and not self._take_a_place():
             problem = f"more than {self.limits.max_connections} connections"
             self._answer_and_close(b"503 Service Unavailable", problem, b"retry-after: 5\r\n")
         else:
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        _cancel(self._head_timer)
+        self._stop_head_timer()
         _cancel(self._send_timer)
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         # A request that was sent meanwhile may have begun already.
         if not self.transport.is_closing() and self.cycle.response_complete:
-            self._expect_head()
+            if self._in_request:
+                self._unset_keepalive_if_required()
+                self._expect_head()
+            else:
+                self._idle_since = self.loop.time()
+
+    def _take_a_place(self) -> bool:
+        """End the connection that has been silent for longest between two requests."""
+        silent = [
+            one
+            for one in self.connections
+            if isinstance(one, LimitedProtocol) and one.timeout_keep_alive_task is not None
+        ]
+        if not silent:
+            return False
+        longest = min(silent, key=lambda one: one._idle_since)
+        self.connections.discard(longest)
+        longest._unset_keepalive_if_required()
+        longest.transport.close()
+        return True
 
     def _expect_head(self) -> None:
-        _cancel(self._head_timer)
+        self._stop_head_timer()
         self._head_timer = self.loop.call_later(self.limits.head_timeout, self._drop_idle_client)
+
+    def _stop_head_timer(self) -> None:
+        _cancel(self._head_timer)
+        self._head_timer = None
 
     def _drop_idle_client(self) -> None:
         # Not logged: browsers open connections in advance, and send nothing on them.
@@ -111,17 +153,63 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unaccounted += len(data)
-        super().data_received(data)
-        if self._unaccounted > self.limits.max_head_bytes and not self.transport.is_closing():
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        if self.transport.is_closing():
+            return
+        is_waiting = self.cycle is None or self.cycle.response_complete
+        if self._unaccounted > self.limits.max_head_bytes:
             problem = f"a head of more than {self.limits.max_head_bytes:,} bytes"
-            if self.cycle is None or self.cycle.response_complete:
+            if is_waiting:
                 self._answer_and_close(b"431 Request Header Fields Too Large", problem)
             else:
                 self._drop_client(problem)
+        elif is_waiting and self._head_timer is None and self.timeout_keep_alive_task is None:
+            self._expect_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, past the ends of heads that offer another protocol."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as end:
+                data = data[end.args[0] :]
+                self._is_offer = False
+                if self.transport.is_closing():
+                    return
+                head = self._head_without_offer()
+                self.parser = httptools.HttpRequestParser(self)
+                with suppress(AttributeError):  # before httptools 0.6.3; as uvicorn does
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+                if not data:
+                    return
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """The head that the parser has read, as bytes that another one can read."""
+        lines = [b"%s %s HTTP/%s" % (self._method, self.url, self._version)]
+        lines += [b"%s: %s" % one for one in self.headers if one[0] != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_message_begin(self) -> None:
+        self._in_request = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._unaccounted = 0
-        _cancel(self._head_timer)
+        self._stop_head_timer()
+        if self.parser.should_upgrade():
+            self._method = self.parser.get_method()
+            self._version = self.parser.get_http_version().encode()
+            self._is_offer = True
+            if self._method == b"CONNECT":  # it offers nothing else
+                self._answer_and_close(b"405 Method Not Allowed", "no proxy")
+            return
         if len(self.pipeline) >= _MOST_PIPELINED:
             self._drop_client(
                 f"more than {_MOST_PIPELINED} requests before the first one was answered"
@@ -135,7 +223,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unaccounted = 0
+        if self._is_offer:
+            return  # the parser's end, not the request's
+        self._in_request = False
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            # Answered before all of its body had come.
+            self._stop_head_timer()
+            self._idle_since = self.loop.time()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # ------------------------------------------------------------ ends
 

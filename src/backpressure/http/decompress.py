@@ -3,7 +3,8 @@
 Never more than some MiB at once, however much a few hostile bytes unpack to: one call
 of `unpack` gives pieces, and between two of them nothing is held but the decoder's own
 state and window. Both formats may consist of several members (frames) end to end, as
-`cat a.gz b.gz` makes them.
+`cat a.gz b.gz` makes them. Zero bytes behind a gzip member are padding, as gzip itself
+takes them: tapes and block devices are written so.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ class _Gzip:
     def unpack(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._member.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    return
                 self._member = zlib.decompressobj(_GZIP_WBITS)
             try:
                 piece = self._member.decompress(data, _PIECE)

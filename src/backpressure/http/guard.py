@@ -6,12 +6,14 @@
                not act with the user's browser
     token      for every method but GET, HEAD and OPTIONS: 403 where none is configured,
                401 where it is missing or wrong
-    body       of control requests: JSON only (415), and small (413), however its length
-               is announced
+    body       of control requests: JSON only (415), small (413), however its length is
+               announced, and whole (400)
 
 It goes by method and not by route, so a route that is added later is guarded from the
-start. It also gives every response the headers that keep a browser from doing anything
-unexpected with it. Refused attempts to change something are in the audit log.
+start. A path that no route has is the router's business: it gets 404. The Guard also
+answers HEAD wherever there is a GET, and OPTIONS, and gives every response the headers
+that keep a browser from doing anything unexpected with it. Refused attempts to change
+something are in the audit log.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from backpressure.base.log_limiter import LogLimiter
+from backpressure.http.body_length import missing_body
 from backpressure.http.config import HttpConfig
 
-__all__ = ["INGEST_PATH", "Guard", "client_of"]
+__all__ = ["INGEST_PATHS", "Guard", "client_of"]
 
 _audit = logging.getLogger("backpressure.audit")
 
-#: The one route whose body is not a control request.
-INGEST_PATH: Final = "/events"
+#: The one route whose body is not a control request, as people write it.
+INGEST_PATHS: Final = ("/events", "/events/")
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # Nothing from elsewhere, nothing inline, no frames: the dashboard, the only page, needs
@@ -69,8 +73,12 @@ class _Refused(Exception):
 class Guard:
     """ASGI middleware. Keeps no state of a request; safe for any number of them."""
 
-    def __init__(self, app: App, *, token: str | None, config: HttpConfig) -> None:
+    def __init__(
+        self, app: App, *, token: str | None, config: HttpConfig, routes: Iterable[BaseRoute] = ()
+    ) -> None:
+        """routes: those of the app, also ones that are added later."""
         self._app = app
+        self._routes = routes
         self._token = None if token is None else _digest(token.encode())
         self._config = config
         self._hosts = frozenset(
@@ -87,20 +95,50 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            send = _without_body(send)
         try:
             self._check_host(scope["headers"])
             self._check_origin(scope["headers"])
-            if scope["method"] not in _SAFE_METHODS:
+            if method not in _SAFE_METHODS:
                 self._check_token(scope["headers"])
-            if _route_path(scope) != INGEST_PATH:
-                self._check_control_body(scope["headers"])
-                receive = self._count_body(receive)
+            if _route_path(scope) not in INGEST_PATHS:
+                self._check_control_body(scope)
+                receive = self._count_body(scope["headers"], receive)
         except _Refused as refused:
-            if scope["method"] not in _SAFE_METHODS:
+            if method not in _SAFE_METHODS:
                 self._log_refusal(scope, refused)
             await _send_refusal(send, refused)
             return
-        await self._app(scope, receive, _with_headers(send))
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
+        elif method == "OPTIONS" and (allowed := self._allowed(scope)):
+            await _send_allowed(send, allowed)
+            return
+        await self._app(scope, receive, self._with_allowed(scope, _with_headers(send)))
+
+    def _allowed(self, scope: Scope) -> str:
+        """The methods of the routes with this path, as for Allow; "" without one."""
+        methods: set[str] = set()
+        for route in self._routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                methods |= getattr(route, "methods", None) or set()
+        if "GET" in methods:
+            methods.add("HEAD")
+        return ", ".join(sorted(methods | {"OPTIONS"})) if methods else ""
+
+    def _with_allowed(self, scope: Scope, send: Send) -> Send:
+        """`send`; where the router refuses a method, all that are allowed are named."""
+
+        async def with_allowed(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                kept = [one for one in message.get("headers", ()) if one[0].lower() != b"allow"]
+                allow = (b"allow", self._allowed(scope).encode())
+                message = {**message, "headers": [*kept, allow]}
+            await send(message)
+
+        return with_allowed
 
     def _check_host(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         hosts = _values(headers, b"host")
@@ -145,19 +183,24 @@ class Guard:
         ):
             raise _Refused(401, "the token is wrong", challenge)
 
-    def _check_control_body(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _check_control_body(self, scope: Scope) -> None:
+        headers = scope["headers"]
         length = (_values(headers, b"content-length") or ["0"])[0]
         if not length.isdecimal() or int(length) > self._config.max_control_bytes:
             raise _Refused(413, self._body_too_large())
         if length != "0" or _values(headers, b"transfer-encoding"):
             content_type = (_values(headers, b"content-type") or [""])[0]
-            if content_type.partition(";")[0].strip() != "application/json":
+            if content_type.partition(";")[0].strip() != "application/json" and any(
+                route.matches(scope)[0] is Match.FULL for route in self._routes
+            ):
                 raise _Refused(
-                    415, "the body must be JSON: send it with Content-Type: application/json"
+                    415,
+                    "the body must be JSON: send it with Content-Type: application/json "
+                    "(lines of events go to POST /events)",
                 )
 
-    def _count_body(self, receive: Receive) -> Receive:
-        """`receive`, counting: the length of the body may not be announced."""
+    def _count_body(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> Receive:
+        """`receive`, counting: a length may not be announced, or not be true."""
         seen = 0
 
         async def limited() -> Message:
@@ -166,6 +209,9 @@ class Guard:
             seen += len(message.get("body", b""))
             if seen > self._config.max_control_bytes:
                 raise HTTPException(413, self._body_too_large())
+            is_end = message["type"] == "http.request" and not message.get("more_body", False)
+            if is_end and (problem := missing_body(headers, seen)):
+                raise HTTPException(400, problem, {"Connection": "close"})
             return message
 
         return limited
@@ -216,6 +262,29 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return with_headers
+
+
+def _without_body(send: Send) -> Send:
+    """`send` of a GET for a HEAD: the response ends with its headers."""
+    ended = False
+
+    async def without_body(message: Message) -> None:
+        nonlocal ended
+        if ended:
+            return  # a stream goes on until it sees that nobody listens
+        await send(message)
+        if message["type"] == "http.response.start":
+            ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return without_body
+
+
+async def _send_allowed(send: Send, allowed: str) -> None:
+    send = _with_headers(send)
+    headers = [(b"allow", allowed.encode())]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_refusal(send: Send, refused: _Refused) -> None:

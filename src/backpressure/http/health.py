@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from backpressure.base.priority import Priority
+from backpressure.base.wording import as_text
 from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.models import Health
@@ -38,8 +39,8 @@ def check_health(buffer: BufferManager) -> Health:
             if priority > levels:
                 continue  # it takes nothing, full or not
             if lane.used_bytes >= _FULL * lane.capacity_bytes:
-                reasons = unready if priority <= Priority.NORMAL else degraded
-                reasons.append(
+                found = unready if priority <= Priority.NORMAL else degraded
+                found.append(
                     f"lane {priority} is full: {lane.used_bytes:,} of {lane.capacity_bytes:,} bytes"
                 )
     if stats.circuit_breaker.state not in (State.CLOSED, State.DISABLED):
@@ -60,4 +61,5 @@ def check_health(buffer: BufferManager) -> Health:
         rate = stats.flow_control.failure_rate
         degraded.append(f"emergency mode: {rate:.0%} of what the sink was given failed")
     status = "unready" if unready else "degraded" if degraded else "ok"
-    return Health(status=status, live=True, ready=not unready, reasons=unready + degraded)  # type: ignore[arg-type]
+    reasons = [as_text(one) for one in unready + degraded]
+    return Health(status=status, live=True, ready=not unready, reasons=reasons)  # type: ignore[arg-type]

@@ -25,9 +25,10 @@ from backpressure.base.errors import BufferClosed, EventTooLarge
 from backpressure.base.reasons import LIMIT_REASONS
 from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
+from backpressure.http.body_length import missing_body
 from backpressure.http.config import HttpConfig
 from backpressure.http.decompress import UNPACKERS, BadEncoding
-from backpressure.http.guard import INGEST_PATH, client_of
+from backpressure.http.guard import INGEST_PATHS, client_of
 from backpressure.http.models import LONGEST_WAIT, IngestQuery, IngestReply, ingest_query
 from backpressure.http.openapi import ALWAYS, TOKEN, Responses, problems
 from backpressure.http.uploads import BadUpload, ReadWatchdog, Uploads, UploadsClosing
@@ -51,7 +52,7 @@ _LATEST: Final = 3600
 _REPLIES: Final[Responses] = {
     status: {"model": IngestReply, "description": description}
     for status, description in {
-        400: "The body is not what Content-Encoding says, or broke off.",
+        400: "The body is not what Content-Encoding or Content-Length says, or broke off.",
         408: "The client stopped sending.",
         413: "The body, what it unpacks to, or a line is too large.",
         415: "Content-Encoding is neither gzip nor zstd.",
@@ -161,8 +162,10 @@ def add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig, uploads:
     # What FastAPI reads: a local name could not be found from the text of the
     # annotation.
     events_in.__annotations__["query"] = Annotated[query_of_buffer, Query()]
+    path, other_path = INGEST_PATHS
+    app.post(other_path, status_code=202, include_in_schema=False)(events_in)
     app.post(
-        INGEST_PATH,
+        path,
         status_code=202,
         response_model=IngestReply,
         responses={**problems(401, 422), **ALWAYS, **_REPLIES},
@@ -201,6 +204,8 @@ async def ingest(
         status, reply.reason, reply.detail = bad.status, "invalid", str(bad)
         if status == 415:
             headers["Accept-Encoding"] = "gzip, zstd"
+        if bad.ends_connection:
+            headers["Connection"] = "close"
     else:
         if reply.reason is not None:
             status = 429 if reply.reason in LIMIT_REASONS else 503
@@ -224,10 +229,13 @@ async def _put_body(
 
     BadUpload where it breaks a limit.
     """
-    encoding = request.headers.get("content-encoding", "").strip().lower()
+    # A list, and like every list it may stand in several lines.
+    given = ",".join(request.headers.getlist("content-encoding"))
+    encodings = [one.strip() for one in given.lower().split(",")]
+    encoding = ",".join(one for one in encodings if one not in ("", "identity"))
     if encoding not in UNPACKERS:
         raise BadUpload(
-            415, f"Content-Encoding {encoding[:100]!r} is not supported: use gzip, zstd, or none"
+            415, f"Content-Encoding {given[:100]!r} is not supported: use gzip, zstd, or none"
         )
     unpacker = UNPACKERS[encoding]()
     length = request.headers.get("content-length", "0")
@@ -261,6 +269,8 @@ async def _put_body(
                     await asyncio.sleep(0)  # one packet can unpack to much: yield to others
                 if not await lines.add(piece):
                     return
+        if problem := missing_body(request.headers.raw, packed):
+            raise BadUpload(400, problem, ends_connection=True)
         unpacker.finish()
     except BadEncoding as error:
         raise BadUpload(400, str(error)) from None

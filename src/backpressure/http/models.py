@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.reasons import RejectReason
+from backpressure.base.wording import as_text
 from backpressure.buffer.stats import BufferStats
 from backpressure.policies.backpressure_monitor import Pressure
 from backpressure.policies.flow_control_manager import FlowControlMetrics
@@ -75,7 +76,7 @@ def _type_of(hint: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A snapshot as the values that JSON has."""
+    """A snapshot as the values that JSON has, in UTF-8."""
     if dataclasses.is_dataclass(value):
         return {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
@@ -88,7 +89,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return as_text(value) if isinstance(value, str) else value
 
 
 # ---------------------------------------------------------------- requests

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +20,7 @@ from backpressure.http.config import HttpConfig
 from backpressure.http.connection_limits import limited
 from backpressure.http.event_stream import Streams
 from backpressure.http.uploads import Uploads
+from backpressure.sources.base import SourceStats
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "make_server", "serve"]
 
@@ -53,6 +55,7 @@ def make_server(
     port: int = DEFAULT_PORT,
     token: str | None = None,
     config: HttpConfig | None = None,
+    source_stats: Callable[[], Sequence[SourceStats]] = tuple,
 ) -> uvicorn.Server:
     """A uvicorn server over `buffer`, not yet running.
 
@@ -60,12 +63,14 @@ def make_server(
     it. The address that it listens on is added to the allowed hosts, unless that is all
     addresses ("0.0.0.0"): then name in `HttpConfig.allowed_hosts` those by which it is
     to be reached.
+
+    source_stats: of what puts into the buffer, for /metrics.
     """
     config = config if config is not None else HttpConfig()
     if not _is_wildcard(host):
         name = f"[{host}]" if ":" in host else host
         config = replace(config, allowed_hosts=tuple(dict.fromkeys((*config.allowed_hosts, name))))
-    app = create_app(buffer, token, config)
+    app = create_app(buffer, token, config, source_stats=source_stats)
     return _Server(
         uvicorn.Config(
             app,
@@ -84,6 +89,8 @@ def make_server(
             # one that it claims.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE,
+            # uvicorn only hands it to the loop's call_later, which takes a fraction.
+            timeout_keep_alive=config.keep_alive,  # type: ignore[arg-type]
         ),
         app.state.streams,
         app.state.uploads,

@@ -13,11 +13,15 @@ __all__ = ["BadUpload", "ReadWatchdog", "Uploads", "UploadsClosing"]
 
 
 class BadUpload(Exception):
-    """The upload itself is at fault. `status` is what it is answered with."""
+    """The upload itself is at fault. `status` is what it is answered with.
 
-    def __init__(self, status: int, detail: str) -> None:
+    ends_connection: what follows on its connection may be a part of it.
+    """
+
+    def __init__(self, status: int, detail: str, *, ends_connection: bool = False) -> None:
         super().__init__(detail)
         self.status = status
+        self.ends_connection = ends_connection
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.status, *self.args), self.__dict__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated
 
@@ -22,11 +23,18 @@ from backpressure.http.models import (
     plain,
 )
 from backpressure.http.openapi import ALWAYS, problems
+from backpressure.sources.base import SourceStats
 
 __all__ = ["add_views"]
 
 
-def add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig, streams: Streams) -> None:
+def add_views(
+    app: FastAPI,
+    buffer: BufferManager,
+    config: HttpConfig,
+    streams: Streams,
+    source_stats: Callable[[], Sequence[SourceStats]],
+) -> None:
     """Add the routes that only read to `app`."""
 
     @app.get("/buffer/stats", response_model=StatsReply, responses=ALWAYS)
@@ -80,7 +88,11 @@ def add_views(app: FastAPI, buffer: BufferManager, config: HttpConfig, streams: 
         """The statistics for Prometheus."""
         try:
             exposition = import_module("backpressure.metrics").exposition
-            body, content_type = exposition(buffer, request.headers.get("accept", ""))
+            accept = ",".join(request.headers.getlist("accept"))
+            sources = source_stats()
+            body, content_type = (
+                exposition(buffer, accept, sources) if sources else exposition(buffer, accept)
+            )
         except ImportError:
             raise HTTPException(
                 501, "metrics need the Prometheus client: pip install 'forebay[prometheus]'"

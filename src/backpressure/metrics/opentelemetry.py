@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from backpressure.base.histogram import HistogramStats
+from backpressure.base.wording import as_text
 from backpressure.buffer.stats import BufferStats
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics.families import FAMILIES
@@ -37,7 +38,7 @@ def instrument(
         meter each.
     """
     source = _Cycle(buffer)
-    extra = dict(attributes or {})
+    extra = {as_text(name): as_text(value) for name, value in (attributes or {}).items()}
     for family in FAMILIES:
         name, unit = family.dotted
         if family.kind == "histogram":

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from backpressure.base.histogram import HistogramStats
+from backpressure.base.wording import as_text
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics.families import FAMILIES
 from backpressure.metrics.family import Family, Kind, cumulative
+from backpressure.sources.base import SourceStats
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["Collector", "exposition"]
+__all__ = ["SOURCE_CONNECTIONS", "SOURCE_INCIDENTS", "Collector", "exposition"]
+
+#: Name and help of the metrics of sources, which `forebay serve` has.
+SOURCE_CONNECTIONS: Final = (
+    "backpressure_source_connections",
+    "Connections of a source that are open.",
+)
+SOURCE_INCIDENTS: Final = (
+    "backpressure_source_incidents_total",
+    "What a source refused, skipped or had to wait for, by reason.",
+)
 
 
 class Collector:
@@ -24,13 +36,20 @@ class Collector:
     buffers: one buffer, or several by name: their series then have a label `buffer`.
         Register one collector for all of them, since a metric can be exported once
         only.
+    sources: what sources have had to leave out, each by its name.
     """
 
-    def __init__(self, buffers: BufferManager | Mapping[str, BufferManager]) -> None:
+    def __init__(
+        self,
+        buffers: BufferManager | Mapping[str, BufferManager],
+        sources: Sequence[SourceStats] = (),
+    ) -> None:
+        self._sources: Final = sources
         named = isinstance(buffers, Mapping)
         self._extra: Final = ("buffer",) if named else ()
         self._buffers: Final = (
-            {(name,): buffer for name, buffer in buffers.items()}
+            # A name that is no UTF-8, as a path's may be, would break every scrape.
+            {(as_text(name),): buffer for name, buffer in buffers.items()}
             if isinstance(buffers, Mapping)
             else {(): buffers}
         )
@@ -52,6 +71,19 @@ class Collector:
                         metric.add_metric((*extra, *labels), float(value))
             if metric.samples:
                 yield metric
+        if self._sources:
+            yield from self._collect_sources()
+
+    def _collect_sources(self) -> Iterator[Metric]:
+        from prometheus_client import core
+
+        connections = core.GaugeMetricFamily(*SOURCE_CONNECTIONS, labels=("source",))
+        incidents = core.CounterMetricFamily(*SOURCE_INCIDENTS, labels=("source", "reason"))
+        for one in self._sources:
+            connections.add_metric((as_text(one.name),), float(one.connections))
+            for reason, count in one.incidents.items():
+                incidents.add_metric((as_text(one.name), reason), float(count))
+        yield from (connections, incidents)
 
     def _metric(self, family: Family) -> Metric:
         try:
@@ -73,13 +105,16 @@ class Collector:
 
 
 def exposition(
-    buffers: BufferManager | Mapping[str, BufferManager], accept: str = ""
+    buffers: BufferManager | Mapping[str, BufferManager],
+    accept: str = "",
+    sources: Sequence[SourceStats] = (),
 ) -> tuple[bytes, str]:
     """Body and content type of an answer to a scrape.
 
-    accept: the request's header; "" gives the plain text format.
+    accept: the request's header; "" gives the plain text format. sources: as for
+    Collector.
     """
-    collector = Collector(buffers)
+    collector = Collector(buffers, sources)
     next(collector.describe())  # says which extra is missing, if it is
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder

@@ -15,6 +15,7 @@ from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.validation import check_bool, check_fields
 from backpressure.buffer.config import BufferConfig
+from backpressure.sources.framing import FRAMINGS
 from backpressure.sources.priority_rules import parse_rule
 from ringbuf import MessageRing
 
@@ -31,6 +32,7 @@ __all__ = [
     "StdoutTarget",
     "TcpLines",
     "TcpTarget",
+    "UdpLines",
     "UnixLines",
 ]
 
@@ -95,37 +97,74 @@ class StdinLines(_Lines):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TcpLines(_Lines):
+class _Connections(_Lines):
+    """What sources with connections have.
+
+    max_connections: at a time; a further one is closed at once.
+    framing: "newline", "octet-counting" (RFC 6587), or "auto": which of the two it is,
+        is seen by each connection's first bytes.
+    idle_timeout: seconds after which a connection that sends nothing is closed; without
+        it, only a peer that has vanished is noticed (TCP keepalive).
+    """
+
+    max_connections: int = 256
+    framing: str = "auto"
+    idle_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _Lines.__post_init__(self)
+        check_fields(self, int, 1, 1 << 16, "max_connections")
+        if self.framing not in FRAMINGS:
+            raise ConfigError(
+                "framing", f"must be one of {', '.join(FRAMINGS)}, not {self.framing!r}"
+            )
+        if self.idle_timeout is not None:
+            check_fields(self, float, 0.001, _LONGEST_SECONDS, "idle_timeout")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpLines(_Connections):
     """Listen for lines over TCP; on this machine only, unless `host` says otherwise."""
 
     port: int
     host: str = "127.0.0.1"
-    max_connections: int = 256
+
+    def __post_init__(self) -> None:
+        _Connections.__post_init__(self)
+        _check_text(self, "host")
+        check_fields(self, int, 0, 65535, "port")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpLines(_Lines):
+    """Take a line from each datagram, as of syslog over UDP; on this machine only,
+    unless `host` says otherwise.
+    """
+
+    port: int
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         _Lines.__post_init__(self)
         _check_text(self, "host")
         check_fields(self, int, 0, 65535, "port")
-        check_fields(self, int, 1, 1 << 16, "max_connections")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnixLines(_Lines):
+class UnixLines(_Connections):
     """Listen for lines over a Unix socket. mode: of the socket's file, in octal."""
 
     path: str
     mode: str = "0660"
-    max_connections: int = 256
 
     def __post_init__(self) -> None:
-        _Lines.__post_init__(self)
+        _Connections.__post_init__(self)
         _check_text(self, "path")
-        check_fields(self, int, 1, 1 << 16, "max_connections")
         if not re.fullmatch(r"0?[0-7]{3}", self.mode):
             raise ConfigError("mode", f'must be octal, as "0660", not {self.mode!r}')
 
 
-SourceConfig: TypeAlias = FileFollow | StdinLines | TcpLines | UnixLines
+SourceConfig: TypeAlias = FileFollow | StdinLines | TcpLines | UdpLines | UnixLines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,31 +200,34 @@ class TcpTarget:
 class HttpTarget:
     """Post batches of lines.
 
-    compression: "none", "gzip" or "zstd". timeout: seconds. workers: requests under way
-    at once, at most; above 1, lines of a priority may arrive out of order.
+    compression: "none", "gzip" or "zstd". timeout: seconds that one wait for the server
+    may take. deadline: seconds for a whole request with its answer; without it, six
+    times `timeout`. workers: requests under way at once, at most; above 1, lines of a
+    priority may arrive out of order.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: str = "none"
     timeout: float = 10.0
+    deadline: float | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
         from backpressure.sinks.http import HttpSink
 
         check_fields(self, float, 0.001, _LONGEST_SECONDS, "timeout")
+        if self.deadline is not None:
+            check_fields(self, float, 0.001, _LONGEST_SECONDS, "deadline")
         check_fields(self, int, 1, _MOST_WORKERS, "workers")
-        if not isinstance(self.headers, Mapping) or not all(
-            isinstance(value, str) for value in self.headers.values()
-        ):
-            raise ConfigError("headers", f"must be a table of texts, not {self.headers!r}")
+        if not isinstance(self.headers, Mapping):
+            raise ConfigError("headers", "must be a table of texts")
         try:
-            HttpSink(self.url, compression=self.compression)
+            HttpSink(self.url, headers=self.headers, compression=self.compression)
         except ValueError as error:
-            raise ConfigError(
-                "compression" if "compression" in str(error) else "url", str(error)
-            ) from None
+            field = re.match(r"\w+", str(error))
+            assert field is not None
+            raise ConfigError(field[0], str(error).removeprefix(f"{field[0]}: ")) from None
 
 
 #: Of these only HttpTarget has `workers`: all others are one place, where lines stand
@@ -199,10 +241,13 @@ class HttpSettings:
 
     token, or the content of token_file: what changes need. Without one, nothing can be
         changed.
+    keep_alive: seconds that a connection may be silent between two requests; more than
+        a proxy or load balancer in front keeps one.
     """
 
     host: str = "127.0.0.1"
     port: int = 8127
+    keep_alive: float = 75.0
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -211,6 +256,7 @@ class HttpSettings:
     def __post_init__(self) -> None:
         _check_text(self, "host")
         check_fields(self, int, 0, 65535, "port")
+        check_fields(self, float, 0.001, _LONGEST_SECONDS, "keep_alive")
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token_file", "give it or token, not both")
         if self.token is not None and len(self.token) < _LEAST_TOKEN:

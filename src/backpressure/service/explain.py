@@ -15,6 +15,7 @@ from backpressure.service.config import (
     StdinLines,
     StdoutTarget,
     TcpLines,
+    UdpLines,
 )
 
 __all__ = ["explain"]
@@ -108,11 +109,15 @@ def _explain_source(source: SourceConfig) -> str:
         )
     if isinstance(source, StdinLines):
         return "stdin, to its end"
+    if isinstance(source, UdpLines):
+        return f"datagrams over UDP on {source.host}:{source.port}, each a line"
     if isinstance(source, TcpLines):
         where = f"TCP on {source.host}:{source.port}"
     else:
         where = f"the Unix socket {source.path} (mode {source.mode})"
-    return f"lines over {where}, at most {source.max_connections} connections"
+    framing = "lines" if source.framing == "newline" else f"lines (framing {source.framing})"
+    idle = "" if source.idle_timeout is None else f", closed after {source.idle_timeout:g} s idle"
+    return f"{framing} over {where}, at most {source.max_connections} connections{idle}"
 
 
 def _explain_sink(sink: SinkConfig) -> str:
@@ -124,7 +129,7 @@ def _explain_sink(sink: SinkConfig) -> str:
         at_once = "one at a time" if sink.workers == 1 else f"up to {sink.workers} at a time"
         return (
             f"POST {sink.url}, {at_once}, compression {sink.compression}, "
-            f"timeout {sink.timeout:g} s"
+            f"timeout {sink.timeout:g} s, {sink.deadline or 6 * sink.timeout:g} s in all"
         )
     return (
         f"lines over TCP to {sink.host}:{sink.port}: "

@@ -2,7 +2,7 @@
 
     [buffer]     fields of BufferConfig, with its policies as [buffer.flow_control] etc.
                  Without lane_bytes, lanes in a directory are as large as there is room
-    [[source]]   type = "file" | "stdin" | "tcp" | "unix"
+    [[source]]   type = "file" | "stdin" | "tcp" | "udp" | "unix"
     [sink]       type = "file" | "stdout" | "http" | "tcp"
     [http]       the admin API and POST /events; without this table there is none
     [service]    drain_timeout, state_file, log_level, wait_for_sink
@@ -45,6 +45,7 @@ from backpressure.service.config import (
     StdoutTarget,
     TcpLines,
     TcpTarget,
+    UdpLines,
     UnixLines,
 )
 from backpressure.sources.patterns import refuse_endless
@@ -60,6 +61,7 @@ _SOURCES: dict[str, type[SourceConfig]] = {
     "file": FileFollow,
     "stdin": StdinLines,
     "tcp": TcpLines,
+    "udp": UdpLines,
     "unix": UnixLines,
 }
 _SINKS: dict[str, type[SinkConfig]] = {

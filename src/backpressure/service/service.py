@@ -41,12 +41,13 @@ from backpressure.service.config import (
     StdinLines,
     StdoutTarget,
     TcpLines,
+    UdpLines,
 )
 from backpressure.service.feed import Feed
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
 from backpressure.sources import LineReader, LineTooLong
-from backpressure.sources.base import Marks, ServiceSource
+from backpressure.sources.base import Marks, ServiceSource, SourceStats
 from backpressure.sources.positions import Positions
 
 __all__ = ["Service", "make_sink", "read_token"]
@@ -141,6 +142,12 @@ class Service:
             )
         if isinstance(config, StdinLines):
             return _Stdin(limit)
+        if isinstance(config, UdpLines):
+            from backpressure.sources.datagrams import DatagramSource, udp_socket
+
+            bound = self._close_at_end(udp_socket(config.host, config.port))
+            name = f"udp:{config.host}:{bound.getsockname()[1]}"
+            return DatagramSource(bound, name, max_line_bytes=limit)
         from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
 
         if isinstance(config, TcpLines):
@@ -150,7 +157,13 @@ class Service:
             listener = self._close_at_end(unix_listener(config.path, int(config.mode, 8)))
             name, path = f"unix:{config.path}", config.path
         return SocketSource(
-            listener, name, max_connections=config.max_connections, max_line_bytes=limit, path=path
+            listener,
+            name,
+            max_connections=config.max_connections,
+            max_line_bytes=limit,
+            framing=config.framing,
+            idle_timeout=config.idle_timeout,
+            path=path,
         )
 
     def _make_server(self, config: HttpSettings) -> tuple[Any, Any]:
@@ -166,18 +179,29 @@ class Service:
         settings = http.HttpConfig(
             allowed_hosts=(*defaults.allowed_hosts, *config.allowed_hosts),
             allowed_origins=(*defaults.allowed_origins, *config.allowed_origins),
+            keep_alive=config.keep_alive,
         )
         port = listener.getsockname()[1]
         try:
             token = read_token(config)
             server = http.make_server(
-                self.buffer, host=config.host, port=port, token=token, config=settings
+                self.buffer,
+                host=config.host,
+                port=port,
+                token=token,
+                config=settings,
+                source_stats=self.source_stats,
             )
         except ConfigError as error:
             raise ConfigError(
                 f"http.{error.field}", str(error).removeprefix(f"{error.field}: ")
             ) from None
         return server, listener
+
+    def source_stats(self) -> list[SourceStats]:
+        """What the sources that count it have had to leave out."""
+        counted = [getattr(source, "stats", None) for source in self._sources]
+        return [stats() for stats in counted if stats is not None]
 
     @property
     def addresses(self) -> list[str]:
@@ -332,6 +356,7 @@ def make_sink(config: SinkConfig) -> Sink:
             config.url,
             headers=config.headers,
             timeout=config.timeout,
+            deadline=config.deadline,
             compression=config.compression,
             max_concurrency=config.workers,
         )

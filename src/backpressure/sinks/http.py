@@ -7,6 +7,9 @@ available, for the time that its Retry-After says. The header `Idempotency-Key` 
 `batch.id`, the same at every redelivery, so that a server can recognise what it already
 has. Redirects are not followed: a POST that is redirected is a mistake in the URL.
 
+An exchange ends at its deadline, whatever the server does, and where `abort` is called
+meanwhile. A batch counts as taken, or not, once the head of the answer is there.
+
 Safe for any number of threads, each of which has a connection while it sends. They are
 kept between batches; a forked child makes its own.
 """
@@ -15,10 +18,14 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import ssl
+import os
+import re
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -27,16 +34,30 @@ import zstandard
 from backpressure.base.validation import check_number
 from backpressure.buffer.batch import Batch
 from backpressure.delivery.outcomes import retry_after_seconds
-from backpressure.sinks.connection import ConnectionOwner
+from backpressure.sinks.http_connection import HttpConnection, connect, tls_context
 
 __all__ = ["HttpSink", "HttpSinkError"]
 
 # Bytes of the answer that go into an HttpSinkError.
 _SHOWN_BYTES = 200
-# An answer is read to its end so that the connection can be used again. For a longer
-# one a new connection costs less.
-_ANSWER_BYTES = 1 << 20
 _MAX_CONCURRENCY: Final = 8
+# The deadline of an exchange that is given none: so many times the time for one wait.
+_WAITS: Final = 6
+# Headers that say what the sink itself decides, with what to do instead.
+_OWN_HEADERS: Final = {
+    "connection": "connections are kept",
+    "content-encoding": "set compression instead",
+    "content-length": "it is that of each batch",
+    "expect": "the body is sent at once",
+    "idempotency-key": "it is the id of each batch",
+    "transfer-encoding": "each batch has a Content-Length",
+    "upgrade": "this is HTTP/1.1",
+}
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# What a header's value may consist of: text, blanks and tabs, in Latin-1.
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# What a request's target may consist of: anything else is to be percent-encoded.
+_TARGET: Final = re.compile(r"[\x21-\x7e]+")
 
 
 class HttpSinkError(OSError):
@@ -56,13 +77,16 @@ class HttpSinkError(OSError):
 class HttpSink:
     """Posts to `url` (http or https).
 
-    headers: are added to each request.
+    headers: are added to each request, or take the place of those with the same name,
+        whatever its case: Content-Type is application/x-ndjson, User-Agent forebay.
     timeout: seconds that connecting, and each wait for the peer, may take.
+    deadline: seconds that one exchange may take, from the connection to the answer;
+        None: six times `timeout`.
     compression: "none", "gzip" or "zstd", as Content-Encoding.
     max_concurrency: how many batches a delivery may have in flight here, each over a
         connection of its own, if it has as many `workers`.
 
-    Raises ValueError for what can never work.
+    Raises ValueError for what can never work; it begins with the parameter's name.
     """
 
     def __init__(
@@ -71,37 +95,38 @@ class HttpSink:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 10.0,
+        deadline: float | None = None,
         compression: str = "none",
         max_concurrency: int = _MAX_CONCURRENCY,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url must be http://… or https://…, not {url!r}")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "url must not hold a user or a password: put an Authorization into headers"
-            )
+        self._secure, self._host, self._port, self._path = _parts_of(url)
         if compression not in ("none", "gzip", "zstd"):
             raise ValueError(f"compression must be none, gzip or zstd, not {compression!r}")
         self.name = url
-        self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._headers = {
-            "Content-Type": "application/x-ndjson",
-            "User-Agent": "forebay",
-            **(headers or {}),
-        }
+        self._headers = _merged(
+            {"Content-Type": "application/x-ndjson", "User-Agent": "forebay"}, headers or {}
+        )
         if compression != "none":
             self._headers["Content-Encoding"] = compression
         self._timeout = check_number("timeout", timeout, float, 0.001, threading.TIMEOUT_MAX)
+        self._deadline = (
+            _WAITS * self._timeout
+            if deadline is None
+            else check_number("deadline", deadline, float, 0.001, threading.TIMEOUT_MAX)
+        )
         self._compression = compression
         check_number("max_concurrency", max_concurrency, int, 1, 1024)
         self.max_concurrency = max_concurrency
+        # Reading what the system trusts takes milliseconds, so once.
+        self._tls = tls_context() if self._secure else None
         # Those that no thread uses, the one that was used last at the right. Appending
         # and popping need no lock, which a fork could leave held.
-        self._idle: deque[_Connection] = deque()
-        # Replaced at each close: what was in use then is not kept.
+        self._idle: deque[HttpConnection] = deque()
+        # The sockets over which an exchange is under way, and the process that has it:
+        # a forked child has nothing of its parent's to end.
+        self._busy: dict[socket.socket, int] = {}
+        # Replaced at each close and abort: what was in use then is neither kept nor
+        # made anew.
         self._open = object()
 
     def send(self, batch: Batch) -> None:
@@ -113,34 +138,55 @@ class HttpSink:
             body = zstandard.ZstdCompressor(level=1).compress(body)
         headers = {**self._headers, "Idempotency-Key": batch.id}
         open_then = self._open
-        kept = self._kept()
-        connection = kept
+        deadline = time.monotonic() + self._deadline
+        connection, sockets = self._kept(), _Noted(self._busy)
+        is_kept = connection is not None
         try:
             try:
                 if connection is None:
-                    connection = self._connect()
-                self._post_body(connection, body, headers)
+                    connection = self._connect(deadline, sockets)
+                sockets.note(connection.socket)
+                answer, content = connection.post(self._path, body, headers, deadline)
             except (http.client.RemoteDisconnected, ConnectionError):
                 # A server may end a kept connection at any time. Only then is a second
                 # try worth it.
-                if kept is None:
+                if not is_kept or connection is None or self._open is not open_then:
                     raise
-                kept.close()
-                connection = self._connect()
-                self._post_body(connection, body, headers)
-        except http.client.HTTPException as error:
+                connection.close()
+                connection = self._connect(deadline, sockets)
+                answer, content = connection.post(self._path, body, headers, deadline)
+        except BaseException as error:
             if connection is not None:
                 connection.close()
-            raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
-        except HttpSinkError:
-            assert connection is not None
-            self._keep(connection, open_then)
+            if isinstance(error, http.client.HTTPException):
+                raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
+            if isinstance(error, TimeoutError) and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"{self.name}: no answer within {self._deadline:g} s (deadline)"
+                ) from error
             raise
-        except BaseException:
-            if connection is not None:
-                connection.close()
-            raise
+        finally:
+            sockets.forget()
         self._keep(connection, open_then)
+        if not 200 <= answer.status < 300:
+            said = content[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
+            raise HttpSinkError(
+                answer.status,
+                f"{self.name}: {answer.status} {answer.reason}" + (f": {said}" if said else ""),
+                retry_after_seconds(answer.getheader("Retry-After") or ""),
+            )
+
+    def abort(self) -> None:
+        """End the exchanges that are under way, from any thread: each raises OSError.
+
+        The server may have taken a batch all the same; it comes again.
+        """
+        self._open = object()
+        for busy, pid in tuple(self._busy.items()):
+            if pid == os.getpid():
+                with suppress(OSError):  # it has ended just now
+                    # Of the socket itself: TLS's own shutdown is its thread's.
+                    socket.socket.shutdown(busy, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connections; in a forked child, leave them to the parent."""
@@ -148,78 +194,106 @@ class HttpSink:
         while (connection := self._pop()) is not None:
             connection.close()
 
-    def _pop(self) -> _Connection | None:
+    def _pop(self) -> HttpConnection | None:
         try:
             return self._idle.pop()
         except IndexError:
             return None
 
-    def _kept(self) -> _Connection | None:
-        """One that is open, and this process's."""
+    def _kept(self) -> HttpConnection | None:
+        """One that is open, this process's, and whose server has said nothing since:
+        neither that it ends it, nor anything that would pass for the next answer.
+        """
         while (connection := self._pop()) is not None:
-            if connection.is_usable():
+            if connection.is_usable() and connection.is_quiet():
                 return connection
             connection.close()
         return None
 
-    def _keep(self, connection: _Connection, open_then: object) -> None:
+    def _keep(self, connection: HttpConnection, open_then: object) -> None:
         # Where the server asked for it, the answer's end was the connection's.
         if connection.is_usable() and self._open is open_then:
             self._idle.append(connection)
         else:
             connection.close()
 
-    def _post_body(self, connection: _Connection, body: bytes, headers: Mapping[str, str]) -> None:
-        answer = connection.post(self._path, body, headers)
-        text = answer.read(_ANSWER_BYTES)
-        if not answer.isclosed():
-            connection.close()
-        if not 200 <= answer.status < 300:
-            said = text[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
-            raise HttpSinkError(
-                answer.status,
-                f"{self.name}: {answer.status} {answer.reason}" + (f": {said}" if said else ""),
-                retry_after_seconds(answer.getheader("Retry-After") or ""),
-            )
-
-    def _connect(self) -> _Connection:
-        connection = (
-            http.client.HTTPSConnection(
-                self._host,
-                self._port,
-                timeout=self._timeout,
-                context=ssl.create_default_context(),
-            )
-            if self._secure
-            else http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+    def _connect(self, deadline: float, sockets: _Noted) -> HttpConnection:
+        connection = connect(
+            self._host,
+            self._port or (443 if self._secure else 80),
+            self._tls,
+            patience=self._timeout,
+            deadline=deadline,
+            note=sockets.note,
         )
         try:
-            connection.connect()
+            return HttpConnection(connection, self._host, self._port, self._tls)
         except BaseException:
             connection.close()
             raise
-        return _Connection(connection)
 
 
-class _Connection:
-    """A connection and whose it is. Made when it is connected: a process that is forked
-    never finds one whose TLS handshake is under way.
+class _Noted:
+    """The sockets of one exchange, in the list of all that are busy."""
+
+    def __init__(self, busy: dict[socket.socket, int]) -> None:
+        self._busy = busy
+        self._own: list[socket.socket] = []
+
+    def note(self, one: socket.socket) -> None:
+        self._own.append(one)
+        self._busy[one] = os.getpid()
+
+    def forget(self) -> None:
+        for one in self._own:
+            self._busy.pop(one, None)
+
+
+def _parts_of(url: str) -> tuple[bool, str, int | None, str]:
+    """Whether it is https, host, port and target. ValueError where no request can be
+    made of it.
     """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"url: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url must be http://… or https://…, not {url!r}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "url must not hold a user or a password: put an Authorization into headers"
+        )
+    if port == 0:
+        raise ValueError("url must not have port 0: nothing listens there")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if not _TARGET.fullmatch(target):
+        raise ValueError(
+            f"url must have blanks and all that is not ASCII percent-encoded, as %20: {url!r}"
+        )
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"url has no host that a name server knows: {url!r}") from None
+    return parts.scheme == "https", parts.hostname, port, target
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self._owner = ConnectionOwner(connection.sock)
-        self._connection = connection
 
-    def is_usable(self) -> bool:
-        return self._owner.is_here() and self._connection.sock is not None
+def _merged(own: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Both, each name once: what comes later takes the place of what came before.
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        self._connection.request("POST", path, body, dict(headers))
-        return self._connection.getresponse()
-
-    def close(self) -> None:
-        """End it; in a forked child, leave it to the parent."""
-        if self._owner.is_here():
-            self._connection.close()
-        else:
-            self._owner.abandon()
+    ValueError where no request could be sent so; it shows no value, which may be a
+    secret.
+    """
+    merged = {name.lower(): (name, value) for name, value in own.items()}
+    for name, value in given.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"headers: {name!r} is no name of a header")
+        if instead := _OWN_HEADERS.get(name.lower()):
+            raise ValueError(f"headers must not have {name}: {instead}")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(
+                f"headers: the value of {name} must be text without line ends and other "
+                "control characters, in Latin-1"
+            )
+        merged[name.lower()] = (name, value)
+    return dict(merged.values())

@@ -31,7 +31,7 @@ _FILES: Final = {
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add the page at /buffer/ and its files below /buffer/static/."""
+    """Add the page at /buffer/, where / leads, and its files below /buffer/static/."""
     folder = resources.files(__package__)
     contents = {name: folder.joinpath(name).read_bytes() for name in _FILES}
     tags = {
@@ -42,9 +42,15 @@ def add_routes(app: FastAPI) -> None:
         # no-cache: a browser asks at each use, so that a page and its script are never
         # of two versions.
         headers = {"ETag": tags[name], "Cache-Control": "no-cache", "Content-Type": _FILES[name]}
-        if request.headers.get("if-none-match") == tags[name]:
+        known = ",".join(request.headers.getlist("if-none-match"))
+        if tags[name] in (one.strip().removeprefix("W/") for one in known.split(",")):
             return Response(status_code=304, headers=headers)
         return Response(contents[name], headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        # Relative: it holds wherever the app is mounted, and behind any proxy.
+        return Response(status_code=307, headers={"Location": "buffer/"})
 
     @app.get("/buffer/", include_in_schema=False)
     async def page(request: Request) -> Response:

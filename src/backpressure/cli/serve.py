@@ -30,6 +30,7 @@ from backpressure.service.load import Mistakes, load
 from backpressure.service.reload import put_in_force, tunable_titles
 from backpressure.service.service import Service
 from backpressure.service.systemd import notify, watchdog_seconds
+from backpressure.sources.open_files import raise_soft_limit
 
 __all__ = ["main"]
 
@@ -89,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
         print(explain(config))
         return OK
     _log_to_stderr(config.service.log_level)
+    raise_soft_limit()
     return _serve(options.config, config)
 
 

@@ -43,10 +43,12 @@ from backpressure.service.config import (
     TcpLines,
 )
 from backpressure.service.feed import Feed
+from backpressure.service.own_output import output_files
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
 from backpressure.sources import LineReader, LineTooLong
 from backpressure.sources.base import Marks, ServiceSource
+from backpressure.sources.open_files import OpenFiles
 from backpressure.sources.positions import Positions
 
 __all__ = ["Service", "make_sink", "read_token"]
@@ -79,6 +81,7 @@ class Service:
         self._delivery: Delivery | None = None
         self._cleanups: list[Callable[[], object]] = []
         self._server: Any = None
+        self._open_files = OpenFiles()
         try:
             self._positions = Positions(config.service.state_file)
             self.buffer = BufferManager(config.buffer)
@@ -137,7 +140,12 @@ class Service:
             from backpressure.sources.follow import FollowSource
 
             return FollowSource(
-                config.path, positions=self._positions, start=config.start, max_line_bytes=limit
+                config.path,
+                positions=self._positions,
+                start=config.start,
+                max_line_bytes=limit,
+                open_files=self._open_files,
+                avoid=lambda: output_files(self.config.sink),
             )
         if isinstance(config, StdinLines):
             return _Stdin(limit)

@@ -46,7 +46,7 @@ from backpressure.service.feed import Feed
 from backpressure.service.own_output import output_files
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
-from backpressure.sources import LineReader, LineTooLong
+from backpressure.sources import LineReader, LineTooLong, check_source
 from backpressure.sources.base import Marks, ServiceSource
 from backpressure.sources.open_files import OpenFiles
 from backpressure.sources.positions import Positions
@@ -148,6 +148,7 @@ class Service:
                 avoid=lambda: output_files(self.config.sink),
             )
         if isinstance(config, StdinLines):
+            check_source("-")
             return _Stdin(limit)
         from backpressure.sources.sockets import SocketSource, tcp_listener, unix_listener
 

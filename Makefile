@@ -10,7 +10,8 @@
 #                libasan): memory that is read after it was freed, or beside what it is, ends it. make asan-smoke: a share of it
 #   make tsan    the stress tests under ThreadSanitizer, without a GIL (needs gcc and its libtsan); a race of ours fails it.
 #                make tsan-smoke: a share of it
-#   make torture the long proofs: processes killed, power cut, every call to the disk failed, files of every kind damaged.
+#   make torture the long proofs: processes killed, power cut, every call to the disk failed, files of every kind damaged, followed
+#                files rotated in every way.
 #                TORTURE_SCALE=0.01: that share of their documented counts
 #   make lint    ruff (rules and format), mypy --strict (of the tests and benches too), stubtest, cython-lint
 #   make check-image   build deploy/Dockerfile and run it, as root, by buildah on a base of Debian packages: see deploy/check-image
@@ -143,6 +144,7 @@ torture: .venv-test/.installed
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.ring_images --images $(call scaled,20000)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.io_errors --seeds $(call scaled,20)
 	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.fuzz_files --files $(call scaled,50000)
+	env -u PYTHONPATH .venv-test/bin/python -m tests.torture.follow_files --seeds $(call scaled,10000)
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check

@@ -5,9 +5,7 @@ Positions are committed when delivered.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from backpressure.sources.file_id import Place
 from backpressure.sources.follow import FollowSource
-from backpressure.sources.positions import FileId, Positions, head_of
+from backpressure.sources.positions import Positions
 from tests.support.threads import until
-from tests.torture.fuzz_files import check
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "pread"), reason="this system has no pread"),
@@ -41,11 +39,11 @@ class Run:
         self.puts = self.notes = 0
         note = self.positions.note
 
-        def counted(*arguments: Any) -> None:
-            note(*arguments)
-            self.notes += 1
+        def counted(path: str, place: Place, marks: tuple[int, ...] = ()) -> None:
+            note(path, place, marks)
+            self.notes += bool(marks)
 
-        self.positions.note = counted  # type: ignore[assignment, method-assign]
+        self.positions.note = counted  # type: ignore[method-assign]
         self.stopping = threading.Event()
         self.thread = threading.Thread(
             target=self.source.run, args=(self.put, self.stopping), daemon=True
@@ -220,7 +218,7 @@ def test_what_was_refused_is_read_again(tmp_path: Path) -> None:
         append(path, b"two\n")
         run.thread.join(10)
         assert not run.thread.is_alive(), "a service that ends takes no more"
-    assert run.positions.get(str(path)) is not None
+    assert run.positions.get(str(path))
     with Run(path, run.positions) as again:
         again.expect(b"two\n")
 
@@ -245,7 +243,7 @@ def test_a_large_file_arrives_whole(tmp_path: Path) -> None:
     with Run(path) as run:
         run.expect(text)
         run.deliver()
-    assert run.positions.get(str(path))[1] == len(text)  # type: ignore[index]
+    assert run.positions.get(str(path))[0].offset == len(text)
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -271,145 +269,3 @@ def test_what_is_no_regular_file_is_left_alone(
 def test_start_is_checked() -> None:
     with pytest.raises(ValueError, match="start"):
         FollowSource("x", start="middle")
-
-
-# ---------------------------------------------------------------- positions
-
-
-def make_id(number: int = 1) -> FileId:
-    return FileId(1, number, 2, 3)
-
-
-def test_positions_are_committed_in_order_and_only_when_delivered(tmp_path: Path) -> None:
-    positions = Positions(tmp_path / "state")
-    positions.note("a", make_id(), 10, (0, 0, 5, 0, 0))
-    positions.note("a", make_id(), 20, (7, 0, 0, 0, 0))  # urgent, delivered first
-    positions.note("b", make_id(2), 5, (0, 0, 6, 0, 0))
-    positions.commit((7, 0, 4, 0, 0))
-    assert positions.get("a") is None, "what lies before it has not been delivered"
-    positions.save()
-    assert not (tmp_path / "state").exists(), "nothing has changed"
-    positions.commit((7, 0, 5, 0, 0))
-    assert positions.get("a") == (make_id(), 20)
-    positions.save()
-    assert Positions(tmp_path / "state").get("a") == (make_id(), 20)
-    assert Positions(tmp_path / "state").get("b") is None
-
-
-def test_positions_that_wait_are_bounded() -> None:
-    positions = Positions()
-    for number in range(10_000):
-        positions.note("a", make_id(), number, (number, 0, 0, 0, 0))
-    assert len(positions._pending) <= 4096
-    positions.commit((9_998, 0, 0, 0, 0))
-    assert positions.get("a")[1] < 9_999  # type: ignore[index]
-    positions.commit((9_999, 0, 0, 0, 0))
-    assert positions.get("a") == (make_id(), 9_999)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b'{"version": 2, "files": {}}',
-        b'{"version": 1, "files": {"a": {"dev": 1}}}',
-        b"\xff",
-    ],
-)
-def test_a_state_file_that_is_none_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "state"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="state"):
-        Positions(path)
-    assert path.read_bytes() == content
-
-
-def test_a_save_that_fails_leaves_the_old_one_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    positions = Positions(tmp_path / "state")
-    positions.note("a", make_id(), 10, (1, 0, 0, 0, 0))
-    positions.commit((1, 0, 0, 0, 0))
-    positions.save()
-    positions.note("a", make_id(), 20, (2, 0, 0, 0, 0))
-    positions.commit((2, 0, 0, 0, 0))
-
-    def fail(fd: int) -> None:
-        raise OSError(28, "no space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="no space"):
-            positions.save()
-    assert json.loads((tmp_path / "state").read_text())["files"]["a"]["offset"] == 10
-    positions.save()
-    assert json.loads((tmp_path / "state").read_text())["files"]["a"]["offset"] == 20
-
-
-def test_a_state_file_in_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such directory"):
-        Positions(tmp_path / "nowhere" / "state")
-
-
-def test_identity(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(b"0123456789")
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        found = os.fstat(fd)
-        assert FileId(found.st_dev, found.st_ino, head_of(fd, 5), 5).fits(fd)
-        assert not FileId(found.st_dev, found.st_ino, head_of(fd, 5) + 1, 5).fits(fd)
-        assert not FileId(found.st_dev, found.st_ino + 1, head_of(fd, 5), 5).fits(fd)
-        path.write_bytes(b"01234")
-        assert FileId(found.st_dev, found.st_ino, head_of(fd, 5), 5).fits(fd)
-        path.write_bytes(b"0123")
-        assert not FileId(found.st_dev, found.st_ino, 0, 5).fits(fd)
-    finally:
-        os.close(fd)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"offset": -1},
-        {"offset": 1 << 70},
-        {"offset": 1.5},
-        {"offset": "7"},
-        {"head": None},
-        {"head_bytes": 1 << 40},
-        {"ino": [1]},
-        {"more": 1},
-    ],
-    ids=str,
-)
-def test_a_state_file_that_says_what_cannot_be_is_refused_by_its_name(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    state = tmp_path / "state"
-    positions = Positions(state)
-    positions.note("a.log", FileId(1, (1 << 64) - 1, 3, 4), 50, (0,))
-    positions.commit((1,))
-    positions.save()
-    assert Positions(state).get("a.log") == (FileId(1, (1 << 64) - 1, 3, 4), 50)
-    content = json.loads(state.read_bytes())
-    content["files"]["a.log"] |= change
-    state.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"state: this is no state file of forebay"):
-        Positions(state)
-
-
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000, b"\xff"])
-def test_a_state_file_that_is_no_text_of_ours_is_refused_by_its_name(
-    tmp_path: Path, content: bytes
-) -> None:
-    state = tmp_path / "state"
-    state.write_bytes(content)
-    with pytest.raises(ValueError, match=r"state: this is no state file of forebay"):
-        Positions(state)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer bounds memory as Linux does")
-def test_state_files_are_refused_or_do_no_harm(in_full: bool) -> None:
-    check("state", in_full)

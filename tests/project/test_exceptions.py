@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "EventTooLarge": (3, 5_000, 4_072),
     "FormatError": ("/srv/buffer/ring", "of a later version"),
     "HttpSinkError": (503, "busy"),
+    "LineSkipped": (7,),
     "LineTooLong": ("a.log", 5, 100),
     "MessageTooLarge": (3, 5_000, 4_072),
     "Mistakes": (["one: is wrong", "two: too"],),

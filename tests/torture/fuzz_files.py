@@ -816,13 +816,16 @@ def use_buffer(directory: Path, rng: random.Random, sealed: bool) -> None:
 
 
 def make_state(directory: Path, rng: random.Random) -> None:
-    from backpressure.sources.positions import FileId, Positions
+    from backpressure.sources.file_id import FileId, Place
+    from backpressure.sources.positions import Positions
 
     (directory / "log").write_bytes(b"line\n" * 100)
     found = os.stat(directory / "log")
     positions = Positions(directory / "state")
-    positions.note("log", FileId(found.st_dev, found.st_ino, 5, 100), 50, (0,) * 5)
-    positions.note("other", FileId(1, 2, 3, 4), 0, (0,) * 5)
+    file = FileId(found.st_dev, found.st_ino, 5, 100, 6)
+    positions.begin("*.log")
+    positions.note("log", Place(file, 50, 7, found.st_mtime_ns, done=True), (0,) * 5)
+    positions.note("other", Place(FileId(1, 2, 3, 4), 0), (0,) * 5)
     positions.commit((1,) * 5)
     positions.save()
     os._exit(0)
@@ -833,7 +836,7 @@ def damage_state(files: Contents, rng: random.Random) -> bool:
     way = rng.random()
     if way < 0.5:
         state = json.loads(bytes(data))
-        target = rng.choice((state, state["files"], *state["files"].values()))
+        target = rng.choice((state, state, *state["files"]))
         name = rng.choice(sorted(target))
         value = rng.choice(
             (
@@ -854,7 +857,7 @@ def damage_state(files: Contents, rng: random.Random) -> bool:
             )
         )
         if rng.random() < 0.3:
-            target[rng.choice(("more", "dev", "offset", "version", "\0"))] = value
+            target[rng.choice(("more", "dev", "offset", "version", "path", "done", "\0"))] = value
         else:
             target[name] = value
         data[:] = json.dumps(state).encode()
@@ -888,10 +891,10 @@ def use_state(directory: Path, rng: random.Random, sealed: bool) -> None:
         return
     fd = os.open(directory / "log", os.O_RDONLY)
     for name in ("log", "other"):
-        kept = positions.get(name)
-        if kept is not None:
-            kept[0].fits(fd)
-            assert kept[1] >= 0
+        for kept in positions.get(name):
+            kept.fits(fd)
+            kept.is_copied_to(fd)
+            assert kept.offset >= 0
     os.close(fd)
     positions.save()
 

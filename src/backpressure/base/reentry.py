@@ -131,7 +131,7 @@ def interrupted() -> Reentry | None:
 
     For what may wait, just before it does: it looks at every lock there is.
     """
-    for ref in tuple(_all.values()):
+    for ref in _all_now():
         reentry = ref()
         if reentry is not None and reentry.within():
             return reentry
@@ -165,12 +165,22 @@ def deferrable(
     return call
 
 
-# By id. Adding to it, taking from it and copying it are atomic.
+# By id. Adding to it and taking from it are atomic.
 _all: Final[dict[int, weakref.ref[Reentry]]] = {}
 
 
+def _all_now() -> tuple[weakref.ref[Reentry], ...]:
+    while True:
+        try:
+            return tuple(_all.values())
+        except RuntimeError:
+            # Another thread has made or dropped one, or a collection has that the copy
+            # itself has started.
+            continue
+
+
 def _mend_all() -> None:
-    for ref in tuple(_all.values()):
+    for ref in _all_now():
         if (reentry := ref()) is not None:
             reentry.mend_after_fork()
 

@@ -16,12 +16,19 @@ a command starts as fast as what it imports.
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from types import FrameType
 
+from backpressure.base import standard_streams
 from backpressure.base.version import version
-from backpressure.cli.common import OK, USAGE, say
+from backpressure.base.wording import reason
+from backpressure.cli.common import BY_SIGNAL, FAILED, OK, USAGE, say
 
 __all__ = ["main"]
 
@@ -49,10 +56,50 @@ _COMMANDS = {
     ),
 }
 
+# What a print on a full disk raises, without a file's name.
+_STDOUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own); the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(arguments)
+    standard_streams.fill()
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for.
+        # Until its command has its own, nothing is open that would have to be closed.
+        signal.signal(signal.SIGTERM, _end_at_once)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+        return BY_SIGNAL + int(getattr(signal, "SIGPIPE", 13))  # as `forebay … | head`
+    except MemoryError:
+        say("there is not enough memory: give it more, or make lanes and batches smaller")
+        return FAILED
+    except OSError as error:
+        if error.filename is not None or error.errno not in _STDOUT_FULL:
+            raise
+        _silence_stdout()
+        say(f"stdout: {reason(error)}")
+        return FAILED
+    return code
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(BY_SIGNAL + number)
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from failing once more when it flushes stdout at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in _COMMANDS:
         module = import_module(_COMMANDS[arguments[0]][0])
         return int(module.main(arguments[1:]))
@@ -64,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if arguments:
         say(f"unknown command {arguments[0]!r}")
-    print(_usage(), file=sys.stderr)
+    with suppress(OSError):
+        print(_usage(), file=sys.stderr, flush=True)
     return USAGE
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, TypeVar
 
@@ -64,7 +64,9 @@ def say(text: str) -> None:
 
     So stdout has only what was asked for.
     """
-    print(f"forebay: {text}", file=sys.stderr, flush=True)
+    # Where stderr is full or gone nobody can be told, and the work goes on.
+    with suppress(OSError, ValueError):
+        print(f"forebay: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

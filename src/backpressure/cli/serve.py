@@ -30,6 +30,7 @@ from backpressure.service.load import Mistakes, load
 from backpressure.service.reload import put_in_force, tunable_titles
 from backpressure.service.service import Service
 from backpressure.service.systemd import notify, watchdog_seconds
+from backpressure.sources.open_files import raise_soft_limit
 
 __all__ = ["main"]
 
@@ -89,10 +90,14 @@ def main(argv: Sequence[str]) -> int:
         print(explain(config))
         return OK
     _log_to_stderr(config.service.log_level)
-    return _serve(options.config, config)
+    raise_soft_limit()
+    # Before anything is opened, which takes long where a large directory is recovered:
+    # the first process of a container gets no signal that it has no handler for.
+    with noted_signals("SIGINT", "SIGTERM", "SIGHUP") as signals:
+        return _serve(options.config, config, signals)
 
 
-def _serve(path: str, config: ServeConfig) -> int:
+def _serve(path: str, config: ServeConfig, signals: list[int]) -> int:
     try:
         service = Service(config)
     except BackpressureError as error:
@@ -101,7 +106,7 @@ def _serve(path: str, config: ServeConfig) -> int:
     except OSError as error:
         say(reason(error))
         return FAILED
-    with noted_signals("SIGINT", "SIGTERM", "SIGHUP") as signals:
+    if not _ending(signals):
         try:
             service.start()
         except RuntimeError as error:
@@ -112,9 +117,9 @@ def _serve(path: str, config: ServeConfig) -> int:
             _log.info("listening: %s", address)
         notify("READY=1", "STATUS=" + ", ".join(service.addresses))
         _watch(path, service, signals)
-        notify("STOPPING=1")
-        # A second signal ends it at once; one that asks for a reload does not.
-        lost = service.stop(lambda: len(_ending(signals)) > 1)
+    notify("STOPPING=1")
+    # A second signal ends it at once; one that asks for a reload does not.
+    lost = service.stop(lambda: len(_ending(signals)) > 1)
     if service.kept:
         say(
             f"{service.kept:,} events stay in {config.buffer.directory} "

@@ -16,6 +16,7 @@ from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.validation import check_bool, check_fields
 from backpressure.buffer.config import BufferConfig
 from backpressure.sources.framing import FRAMINGS
+from backpressure.sources.patterns import PathPattern
 from backpressure.sources.priority_rules import parse_rule
 from ringbuf import MessageRing
 
@@ -73,7 +74,8 @@ class _Lines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFollow(_Lines):
-    """Follow the files of that name or pattern.
+    """Follow the files of that name or pattern: *, ?, [], **, {a,b} and ~, as in a
+    shell.
 
     start: "end" or "beginning", for files that were never read before.
     """
@@ -84,6 +86,10 @@ class FileFollow(_Lines):
     def __post_init__(self) -> None:
         _Lines.__post_init__(self)
         _check_text(self, "path")
+        try:
+            PathPattern(self.path)
+        except ValueError as error:
+            raise ConfigError("path", str(error)) from None
         if self.start not in ("end", "beginning"):
             raise ConfigError("start", f'must be "end" or "beginning", not {self.start!r}')
 

@@ -19,7 +19,6 @@ that is wrong, each with its table and key.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import tomllib
@@ -48,7 +47,8 @@ from backpressure.service.config import (
     UdpLines,
     UnixLines,
 )
-from backpressure.sources.patterns import refuse_endless
+from backpressure.service.own_output import followed_output
+from backpressure.sources.line_patterns import refuse_endless
 from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["Mistakes", "load", "parse"]
@@ -181,13 +181,15 @@ def _contradictions(config: ServeConfig) -> list[str]:
                 f"source[{number}].max_line_bytes: a lane of {config.buffer.lane_bytes:,} bytes "
                 f"takes lines of at most {limit:,}: make buffer.lane_bytes larger, or this smaller"
             )
-        if isinstance(source, FileFollow) and isinstance(config.sink, FileTarget):
-            sink, pattern = os.path.abspath(config.sink.path), os.path.abspath(source.path)
-            if sink == pattern or fnmatch.fnmatchcase(sink, pattern):
-                found.append(
-                    f"sink.path: source[{number}] follows {config.sink.path} as well: "
-                    "it would eat its own output"
-                )
+        output = followed_output(source, config.sink)
+        if output is not None:
+            path = getattr(config.sink, "path", None)
+            verb = "reads" if isinstance(source, StdinLines) else "follows"
+            named = "" if output in (path, "stdin") else f", as {output}"
+            found.append(
+                f"sink{'' if path is None else '.path'}: source[{number}] {verb} "
+                f"{path or 'what stdout leads to'} as well{named}: it would eat its own output"
+            )
     if sum(isinstance(source, StdinLines) for source in config.source) > 1:
         found.append("source: stdin can be read once only")
     return found

@@ -44,10 +44,12 @@ from backpressure.service.config import (
     UdpLines,
 )
 from backpressure.service.feed import Feed
+from backpressure.service.own_output import output_files
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
-from backpressure.sources import LineReader, LineTooLong
+from backpressure.sources import LineReader, LineTooLong, check_source
 from backpressure.sources.base import Marks, ServiceSource, SourceStats
+from backpressure.sources.open_files import OpenFiles
 from backpressure.sources.positions import Positions
 
 __all__ = ["Service", "make_sink", "read_token"]
@@ -80,6 +82,7 @@ class Service:
         self._delivery: Delivery | None = None
         self._cleanups: list[Callable[[], object]] = []
         self._server: Any = None
+        self._open_files = OpenFiles()
         try:
             self._positions = Positions(config.service.state_file)
             self.buffer = BufferManager(config.buffer)
@@ -138,9 +141,15 @@ class Service:
             from backpressure.sources.follow import FollowSource
 
             return FollowSource(
-                config.path, positions=self._positions, start=config.start, max_line_bytes=limit
+                config.path,
+                positions=self._positions,
+                start=config.start,
+                max_line_bytes=limit,
+                open_files=self._open_files,
+                avoid=lambda: output_files(self.config.sink),
             )
         if isinstance(config, StdinLines):
+            check_source("-")
             return _Stdin(limit)
         if isinstance(config, UdpLines):
             from backpressure.sources.datagrams import DatagramSource, udp_socket

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from backpressure.base.errors import SinkGone
+from backpressure.base.standard_streams import check_stdout
 from backpressure.buffer.batch import Batch
 from backpressure.sinks.file_lock import FileLock
 from backpressure.sinks.lines import LineSink, open_for_writing, refuse_sources
@@ -266,6 +267,7 @@ def open_sink(
     small enough to stay in one piece. end_line: as for FileSink.
     """
     if path == "-":
+        check_stdout()
         return StreamSink(sources=sources, shared=append)
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
+from backpressure.base.standard_streams import check_stdin
+
 __all__ = ["LineChunk", "LineReader", "LineTooLong", "check_source"]
 
 #: Bytes of one read: enough that the call costs nothing beside its copy, and few enough
@@ -155,6 +157,7 @@ class LineReader:
 def check_source(source: str) -> None:
     """OSError where `source` cannot be read, found without opening or waiting."""
     if source == "-":
+        check_stdin()
         return
     if stat.S_ISDIR(os.stat(source).st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), source)

@@ -1,17 +1,17 @@
 """Positions: how far files have been read and delivered.
 
-They are kept across restarts in one small JSON file.
+They are kept across restarts in one small JSON file: the places of each followed path,
+oldest file first (`file_id.py` says how a file is known), and the patterns that were
+followed before, whose new files are read from their beginning.
 
 A position is committed only when all before it is settled: after a crash reading goes
 on there, so a line may come twice and none is lost, also where the buffer is in memory
 only. (A buffer with a directory keeps what it has accepted, so there a position is
 committed at once.)
 
-A file is known by device, inode and a checksum of its beginning: inodes are reused, and
-any file can have any name.
-
-The state file is replaced whole: written beside, synced, renamed. One that cannot be
-read is refused with its name; it is never overwritten unread.
+The state file is replaced whole: written beside, every byte of it, synced, renamed. One
+that cannot be read is refused with its name; it is never overwritten unread. Version 1,
+with one file a path, is read; an older forebay refuses version 2 by its number.
 
 Thread safety: any number of threads. One lock guards the positions, another one the
 saving, which waits for the disk.
@@ -19,56 +19,45 @@ saving, which waits for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
-import zlib
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from backpressure.sources.base import Marks
+from backpressure.sources.file_id import HEAD_BYTES, FileId, Place
 
-__all__ = ["HEAD_BYTES", "FileId", "Positions", "head_of"]
+__all__ = ["Positions"]
 
-#: Bytes at a file's beginning that tell it from others: more than common headers of log
-#: files have.
-HEAD_BYTES = 1024
-# Positions that may wait for delivery; beyond that the newest ones are merged, which
+# Positions that may wait for delivery; beyond that those of one file are merged, which
 # only makes them coarser.
-_MOST_PENDING = 4096
+_MOST_PENDING: Final = 4096
 # Values that a state file may have: none that a system call would refuse later.
-_MOST = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES}
+_MOST: Final = {"offset": (1 << 63) - 1, "head_bytes": HEAD_BYTES, "mtime_ns": (1 << 63) - 1}
+# Seconds after which a place is dropped whose path does not exist and that no source
+# asked for: its source is no longer in the configuration.
+_UNCLAIMED_SECONDS: Final = 30 * 86_400
+
+_Key: TypeAlias = tuple[str, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class FileId:
-    """What tells a file from others.
+class _Pending:
+    """A position that waits for delivery. place: None, the file is forgotten."""
 
-    `head` is the CRC-32 of its first `head_bytes` bytes.
-    """
+    __slots__ = ("key", "marks", "place")
 
-    dev: int
-    ino: int
-    head: int
-    head_bytes: int
-
-    def fits(self, fd: int) -> bool:
-        """Whether the open file `fd` is this one."""
-        found = os.fstat(fd)
-        return (found.st_dev, found.st_ino) == (self.dev, self.ino) and head_of(
-            fd, self.head_bytes
-        ) == self.head
-
-
-def head_of(fd: int, nbytes: int) -> int:
-    """CRC-32 of the first bytes of a file."""
-    return zlib.crc32(os.pread(fd, nbytes, 0))
+    def __init__(self, key: _Key, place: Place | None, marks: Marks) -> None:
+        self.key, self.place, self.marks = key, place, marks
 
 
 class Positions:
-    """Positions by path.
+    """Places by path.
 
     path: the state file; None keeps them in memory only. ValueError where it is not
         one.
@@ -78,26 +67,45 @@ class Positions:
         self._path = None if path is None else Path(path)
         self._lock = threading.Lock()
         self._saving = threading.Lock()
-        self._kept: dict[str, tuple[FileId, int]] = {}
-        self._pending: deque[tuple[Marks, str, FileId, int]] = deque()
+        self._kept: dict[str, dict[_Key, Place]] = {}
+        self._patterns: set[str] = set()
+        self._pending: deque[_Pending] = deque()
+        self._latest: dict[_Key, _Pending] = {}
         self._changed = False
+        #: When the state file was last written, as time.time_ns(); 0: never.
+        self.saved_ns = 0
         if self._path is not None:
             self._load(self._path)
 
-    def get(self, path: str) -> tuple[FileId, int] | None:
-        """The file last read under that path, and its committed offset in bytes."""
+    def get(self, path: str) -> list[Place]:
+        """The committed places of the files followed under that path, oldest first."""
         with self._lock:
-            return self._kept.get(path)
+            return list(self._kept.get(path, {}).values())
 
-    def note(self, path: str, file: FileId, offset: int, marks: Marks) -> None:
-        """The file has been read to `offset`.
+    def paths(self) -> list[str]:
+        """All paths with a committed place."""
+        with self._lock:
+            return list(self._kept)
 
-        It is committed once the lanes have delivered up to `marks`.
+    def begin(self, pattern: str) -> bool:
+        """Note that the pattern is followed from now on; whether it was before."""
+        with self._lock:
+            before = pattern in self._patterns
+            self._patterns.add(pattern)
+            self._changed |= not before
+            return before
+
+    def note(self, path: str, place: Place, marks: Marks = ()) -> None:
+        """The file has been read to that place.
+
+        It is committed once the lanes have delivered up to `marks`, and all that was
+        noted before it is committed. Without marks it waits for nothing of its own.
         """
-        with self._lock:
-            if len(self._pending) >= _MOST_PENDING and self._pending[-1][1] == path:
-                self._pending.pop()
-            self._pending.append((marks, path, file, offset))
+        self._add(_key(path, place.file), place, marks)
+
+    def forget(self, path: str, file: FileId) -> None:
+        """The file is gone; its place goes once all before it is committed."""
+        self._add(_key(path, file), None, ())
 
     def commit(self, delivered: Sequence[int]) -> None:
         """Commit the positions whose marks are reached.
@@ -105,11 +113,23 @@ class Positions:
         delivered: for each priority, the number below which its events are settled.
         """
         with self._lock:
-            while self._pending and all(
-                there >= mark for there, mark in zip(delivered, self._pending[0][0], strict=True)
+            while self._pending and (
+                not self._pending[0].marks
+                or all(
+                    there >= mark
+                    for there, mark in zip(delivered, self._pending[0].marks, strict=True)
+                )
             ):
-                _, path, file, offset = self._pending.popleft()
-                self._kept[path] = (file, offset)
+                one = self._pending.popleft()
+                if self._latest.get(one.key) is one:
+                    del self._latest[one.key]
+                path = one.key[0]
+                if one.place is not None:
+                    self._kept.setdefault(path, {})[one.key] = one.place
+                elif path in self._kept:
+                    self._kept[path].pop(one.key, None)
+                    if not self._kept[path]:
+                        del self._kept[path]
                 self._changed = True
 
     def save(self) -> None:
@@ -119,34 +139,65 @@ class Positions:
                 if self._path is None or not self._changed:
                     return
                 self._changed = False
-                text = json.dumps(
-                    {
-                        "version": 1,
-                        "files": {
-                            path: {**asdict(file), "offset": at}
-                            for path, (file, at) in self._kept.items()
-                        },
-                    },
-                    indent=1,
+                state: dict[str, Any] = {
+                    "version": 2,
+                    "patterns": sorted(self._patterns),
+                    "files": [
+                        _as_entry(path, place)
+                        for path, places in self._kept.items()
+                        for place in places.values()
+                    ],
+                }
+            # A line for each file: for people, and half as long as with one a value.
+            lines = [
+                f"{json.dumps(name)}: "
+                + (
+                    "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+                    if isinstance(value, list)
+                    else json.dumps(value)
                 )
+                for name, value in state.items()
+            ]
             try:
-                _replace_file(self._path, text.encode())
+                _replace_file(self._path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
             except BaseException:
                 with self._lock:
                     self._changed = True
                 raise
 
+    def _add(self, key: _Key, place: Place | None, marks: Marks) -> None:
+        with self._lock:
+            latest = self._latest.get(key)
+            if latest is not None and len(self._pending) >= _MOST_PENDING:
+                # Its marks are those of a later time: what stands behind it waits
+                # longer than need be.
+                latest.place, latest.marks = place, marks or latest.marks
+                return
+            self._latest[key] = one = _Pending(key, place, marks)
+            self._pending.append(one)
+
+    # ------------------------------------------------------------ the state file
+
     def _load(self, path: Path) -> None:
         try:
             state = json.loads(path.read_bytes())
-            if state["version"] != 1:
-                raise ValueError(f"its version is {state['version']}")
-            for name, one in state["files"].items():
-                for what, value in one.items():
-                    if type(value) is not int or not 0 <= value <= _MOST.get(what, (1 << 64) - 1):
-                        raise ValueError(f"{what} of {name!r} is {value!r:.40}")
-                offset = one.pop("offset")
-                self._kept[name] = (FileId(**one), offset)
+            self.saved_ns = os.stat(path).st_mtime_ns
+            version = state["version"]
+            if type(version) is not int or version not in (1, 2):
+                raise ValueError(f"its version is {version}")
+            entries = (
+                [(name, one) for name, one in state["files"].items()]
+                if version == 1
+                else [(_popped_path(one), one) for one in state["files"]]
+            )
+            for name, one in entries:
+                place = _as_place(name, one)
+                if not _is_long_gone(name, place):
+                    self._kept.setdefault(name, {})[_key(name, place.file)] = place
+            for pattern in state["patterns"] if version == 2 else ():
+                if not isinstance(pattern, str):
+                    raise ValueError(f"a pattern is {pattern!r:.40}")
+                self._patterns.add(pattern)
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise ValueError(f"{path.parent}: there is no such directory") from None
@@ -157,16 +208,65 @@ class Positions:
             ) from error
 
 
+def _key(path: str, file: FileId) -> _Key:
+    return path, file.dev, file.ino, file.generation
+
+
+def _as_entry(path: str, place: Place) -> dict[str, Any]:
+    own = {name: getattr(place, name) for name in ("offset", "tail", "mtime_ns")}
+    return {"path": path, **asdict(place.file), **own, **({"done": True} if place.done else {})}
+
+
+def _popped_path(entry: Any) -> str:
+    path = entry.pop("path")
+    if not isinstance(path, str):
+        raise ValueError(f"a path is {path!r:.40}")
+    return path
+
+
+def _as_place(path: str, entry: Mapping[str, Any]) -> Place:
+    values = dict(entry)
+    done = values.pop("done", False)
+    if type(done) is not bool:
+        raise ValueError(f"done of {path!r} is {done!r:.40}")
+    for what, value in values.items():
+        if what == "tail" and value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= _MOST.get(what, (1 << 64) - 1):
+            raise ValueError(f"{what} of {path!r} is {value!r:.40}")
+    offset, tail = values.pop("offset"), values.pop("tail", None)
+    mtime_ns = values.pop("mtime_ns", 0)
+    return Place(FileId(**values), offset, tail, mtime_ns, done)
+
+
+def _is_long_gone(path: str, place: Place) -> bool:
+    age = time.time() - place.mtime_ns / 1e9
+    try:
+        return place.mtime_ns > 0 and age > _UNCLAIMED_SECONDS and not os.path.lexists(path)
+    except ValueError:  # a NUL in the path
+        raise ValueError(f"{path!r:.40} is no path") from None
+
+
 def _replace_file(path: Path, content: bytes) -> None:
-    """Replace a file so that a crash leaves either the old or the new content."""
+    """Replace a file so that a crash, or a full disk, leaves either the old or the new
+    content.
+    """
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(beside, path)
+        try:
+            rest = memoryview(content)
+            while rest:
+                # On a full disk a part is written, and only the next call fails.
+                rest = rest[os.write(fd, rest) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)  # half of it helps nobody, and takes room
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

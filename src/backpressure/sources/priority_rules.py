@@ -1,6 +1,6 @@
 """Rules REGEX=N that give lines their priority: the first that matches wins.
 
-A rule searches the first SEARCHED_BYTES of a line (see patterns.py).
+A rule searches the first SEARCHED_BYTES of a line (see line_patterns.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from backpressure.base.priority import PRIORITY_LEVELS, Priority
-from backpressure.sources.patterns import SEARCHED_BYTES, compile_pattern
+from backpressure.sources.line_patterns import SEARCHED_BYTES, compile_pattern
 
 __all__ = ["PriorityRules", "Rule", "parse_rule"]
 

@@ -17,7 +17,7 @@ from backpressure.cli.common import (
     number,
     whole_number,
 )
-from backpressure.sources.patterns import refuse_endless
+from backpressure.sources.line_patterns import refuse_endless
 from backpressure.sources.priority_rules import parse_rule
 
 __all__ = ["DRAIN_SECONDS", "parse"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpressure.sources.patterns import (
+from backpressure.sources.line_patterns import (
     SEARCHED_BYTES,
     compile_pattern,
     hostile_lines,

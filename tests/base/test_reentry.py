@@ -13,7 +13,10 @@ def test_looking_at_all_of_them_bears_that_a_collection_takes_some_away() -> Non
     class Cycle:
         def __init__(self) -> None:
             self.me = self
-            self.reentry = Reentry(lambda: None)
+            self.reentry = Reentry(self.start_over)
+
+        def start_over(self) -> None:
+            """Reentry keeps it by a weak reference."""
 
     thresholds = gc.get_threshold()
     gc.set_threshold(1)

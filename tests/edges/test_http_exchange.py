@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from backpressure import BufferConfig, BufferManager
-from backpressure.sinks.http import HttpSink, HttpSinkError
+from backpressure.sinks.http import HttpSink, HttpSinkError, shown_url
 from tests.edges.test_sinks import batch_of
 from tests.support.threads import run_threads, until
 
@@ -380,6 +380,30 @@ def test_headers_that_cannot_be_sent(headers: dict[str, str]) -> None:
 def test_urls_that_cannot_be_asked(url: str) -> None:
     with pytest.raises(ValueError, match=r"^url"):
         HttpSink(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://a.example/in?key=s3cr3t", "https://a.example/in"),
+        ("http://user:s3cr3t@a.example:80/in/x@y", "http://a.example:80/in/x@y"),
+        ("http://a.example", "http://a.example"),
+        ("nonsense?s3cr3t", "nonsense"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+    if url.startswith("https"):
+        assert HttpSink(url).name == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://u:s3cr3t@a/", "http://u:s3cr3t@a/", "http://a b/?s3cr3t", "http://a/ ?s3cr3t"]
+)
+def test_a_refused_url_shows_no_secret(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url") as caught:
+        HttpSink(url)
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_a_refusal_shows_no_secret() -> None:

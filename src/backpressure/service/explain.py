@@ -126,9 +126,11 @@ def _explain_sink(sink: SinkConfig) -> str:
     if isinstance(sink, StdoutTarget):
         return "stdout"
     if isinstance(sink, HttpTarget):
+        from backpressure.sinks.http import shown_url
+
         at_once = "one at a time" if sink.workers == 1 else f"up to {sink.workers} at a time"
         return (
-            f"POST {sink.url}, {at_once}, compression {sink.compression}, "
+            f"POST {shown_url(sink.url)}, {at_once}, compression {sink.compression}, "
             f"timeout {sink.timeout:g} s, {sink.deadline or 6 * sink.timeout:g} s in all"
         )
     return (

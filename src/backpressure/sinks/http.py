@@ -36,7 +36,7 @@ from backpressure.buffer.batch import Batch
 from backpressure.delivery.outcomes import retry_after_seconds
 from backpressure.sinks.http_connection import HttpConnection, connect, tls_context
 
-__all__ = ["HttpSink", "HttpSinkError"]
+__all__ = ["HttpSink", "HttpSinkError", "shown_url"]
 
 # Bytes of the answer that go into an HttpSinkError.
 _SHOWN_BYTES = 200
@@ -56,7 +56,8 @@ _OWN_HEADERS: Final = {
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # What a header's value may consist of: text, blanks and tabs, in Latin-1.
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# What a request's target may consist of: anything else is to be percent-encoded.
+# What a host's name and a request's target may consist of: anything else of a target is
+# to be percent-encoded.
 _TARGET: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -102,7 +103,7 @@ class HttpSink:
         self._secure, self._host, self._port, self._path = _parts_of(url)
         if compression not in ("none", "gzip", "zstd"):
             raise ValueError(f"compression must be none, gzip or zstd, not {compression!r}")
-        self.name = url
+        self.name = shown_url(url)
         self._headers = _merged(
             {"Content-Type": "application/x-ndjson", "User-Agent": "forebay"}, headers or {}
         )
@@ -249,6 +250,15 @@ class _Noted:
             self._busy.pop(one, None)
 
 
+def shown_url(url: str) -> str:
+    """`url` for people and logs: without a user, a password and a query, which often
+    holds a key.
+    """
+    begin, slashes, rest = url.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return begin.partition("?")[0] + slashes + host.rpartition("@")[2] + slash + path
+
+
 def _parts_of(url: str) -> tuple[bool, str, int | None, str]:
     """Whether it is https, host, port and target. ValueError where no request can be
     made of it.
@@ -259,7 +269,7 @@ def _parts_of(url: str) -> tuple[bool, str, int | None, str]:
     except ValueError as error:
         raise ValueError(f"url: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"url must be http://… or https://…, not {url!r}")
+        raise ValueError(f"url must be http://… or https://…, not {shown_url(url)!r}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
             "url must not hold a user or a password: put an Authorization into headers"
@@ -269,12 +279,15 @@ def _parts_of(url: str) -> tuple[bool, str, int | None, str]:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not _TARGET.fullmatch(target):
         raise ValueError(
-            f"url must have blanks and all that is not ASCII percent-encoded, as %20: {url!r}"
+            f"url must have blanks and all that is not ASCII percent-encoded, as %20: "
+            f"{shown_url(url)!r}"
         )
     try:
-        parts.hostname.encode("idna")
+        is_host = _TARGET.fullmatch(parts.hostname.encode("idna").decode("ascii"))
     except UnicodeError:
-        raise ValueError(f"url has no host that a name server knows: {url!r}") from None
+        is_host = None
+    if is_host is None:
+        raise ValueError(f"url has no host that a name server knows: {shown_url(url)!r}")
     return parts.scheme == "https", parts.hostname, port, target
 
 

@@ -23,7 +23,7 @@ class Owner:
 
 
 class Collected(dict[int, "weakref.ref[Reentry]"]):
-    """In the midst of the first look, some go: as where the copy starts a collection."""
+    """In the midst of the first look some go, as where it starts a collection."""
 
     def __init__(self, kept: dict[int, weakref.ref[Reentry]], doomed: list[Any]) -> None:
         super().__init__(kept)

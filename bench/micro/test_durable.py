@@ -85,15 +85,15 @@ def test_process_against_memory(
             for _ in range(ROUNDS * 3)
         ]
     ratio = statistics.median(ratios)
-    benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.9)
-    print(f"\nPROCESS with a directory: {ratio:.2f} of memory only, at least 0.9 wanted")
-    assert ratio >= 0.9
+    benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.95)
+    print(f"\nPROCESS with a directory: {ratio:.2f} of memory only, at least 0.95 wanted")
+    assert ratio >= 0.95
 
 
 def test_checksums_against_none(
     benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
 ) -> None:
-    """What a checksum for each push costs.
+    """What checksums for what stays cost where nothing stays.
 
     The three in turn, round by round, each against memory in the same round.
     """
@@ -114,13 +114,13 @@ def test_checksums_against_none(
     with_them = statistics.median(alone / sealed for alone, sealed, _ in rounds)
     without = statistics.median(alone / plain for alone, _, plain in rounds)
     benchmark.extra_info.update(
-        with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9
+        with_checksums=round(with_them, 3), without=round(without, 3), limit=0.95
     )
     print(
-        f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} "
+        f"\nof memory only: {with_them:.2f} with checksums, at least 0.95 wanted; {without:.2f} "
         "without"
     )
-    assert with_them >= 0.9
+    assert with_them >= 0.95
 
 
 def accept_rate(

@@ -15,8 +15,9 @@ Invariants
     number is below the store's `end_seq` are dropped when the lane is opened again.
  3. Only an ack frees an event, in whichever tier it is.
  4. Room in the ring that is free because its events are on disk is marked as such
-    before it is freed: power loss may take them from the disk and leave them in the
-    ring. ring_debt.py says what a ring that another boot left still owes.
+    before it is freed, and has its checksums: power loss may take them from the disk
+    and leave them in the ring. ring_debt.py says what a ring that another boot left
+    still owes.
 
 Threads: as of a Lane; besides, one thread at a time spills. It holds `_taking` while it
 writes a piece, so that no consumer comes in between; producers never wait for it. An
@@ -138,6 +139,9 @@ class DurableLane(Lane):
         with self._taking:
             if self._closed:
                 raise BufferClosed("the lane is closed, and what it owes is in its files")
+            # Also of what leaves the ring now: power loss may take from the disk what
+            # was not synced, and leave it there.
+            self.ring.write_checksums()
             moved = self._store_handed_out(pressure) or self._store_waiting(pressure)
         self.catch_up()
         return moved
@@ -408,4 +412,7 @@ class DurableLane(Lane):
                 handout.out = False
             self._free_settled()
             self.store.close()
+            if not self.ring.closed:
+                # What the disk refused stays here, and may be read after a reboot.
+                self.ring.write_checksums()
             self.ring.close()

@@ -94,8 +94,7 @@ class DurableLane(Lane):
             raise
         ring = opened.ring
         super().__init__(priority, ring, sink, age)
-        within, within_store = self._reentry.within, self.store.is_within
-        self.is_within = lambda: within() or within_store()
+        self.is_within = self.store.within_or(self._reentry)
         if age is not None:
             age.note(ring.next_seq, age.now())
         #: Events that the lane had and has no more, found when it was opened: (first

@@ -366,9 +366,11 @@ class DurableLane(Lane):
 
     def _settle_messages(self, taken: TakenMessages) -> None:
         # Not `stored`: a handler may have ended the call that wrote them.
-        first_seq, stored = taken.messages.first_seq, self._count_stored(taken)
-        if stored and not self.store.is_settled(first_seq, stored):
-            self.store.ack(first_seq, stored)
+        first_seq = taken.messages.first_seq
+        if taken.stored or self.store.end_seq > first_seq:
+            stored = self._count_stored(taken)
+            if stored and not self.store.is_settled(first_seq, stored):
+                self.store.ack(first_seq, stored)
         super()._settle_messages(taken)
 
     def _count_waiting(self, next_seq: int) -> int:

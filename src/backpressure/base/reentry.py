@@ -144,7 +144,7 @@ def interrupted() -> Reentry | None:
 
     For what may wait, just before it does: it looks at every lock there is.
     """
-    for ref in tuple(_all.values()):
+    for ref in list(_all.values()):
         reentry = ref()
         if reentry is not None and reentry.within():
             return reentry
@@ -178,12 +178,13 @@ def deferrable(
     return call
 
 
-# By id. Adding to it, taking from it and copying it are atomic.
+# By id. Adding to it, taking from it and making a list of it are atomic. Making a tuple
+# is not: that is allocated amid the reading, and a collection there takes some out.
 _all: Final[dict[int, weakref.ref[Reentry]]] = {}
 
 
 def _mend_all() -> None:
-    for ref in tuple(_all.values()):
+    for ref in list(_all.values()):
         if (reentry := ref()) is not None:
             reentry.mend_after_fork()
 

@@ -85,15 +85,15 @@ def test_process_against_memory(
             for _ in range(ROUNDS * 3)
         ]
     ratio = statistics.median(ratios)
-    benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.9)
-    print(f"\nPROCESS with a directory: {ratio:.2f} of memory only, at least 0.9 wanted")
-    assert ratio >= 0.9
+    benchmark.extra_info.update(ratio=round(ratio, 3), limit=0.95)
+    print(f"\nPROCESS with a directory: {ratio:.2f} of memory only, at least 0.95 wanted")
+    assert ratio >= 0.95
 
 
 def test_checksums_against_none(
     benchmark: BenchmarkFixture, chunks: list[bytes], tmp_path: Path
 ) -> None:
-    """What a checksum for each push costs.
+    """What checksums for what stays cost where nothing stays.
 
     The three in turn, round by round, each against memory in the same round.
     """
@@ -114,13 +114,13 @@ def test_checksums_against_none(
     with_them = statistics.median(alone / sealed for alone, sealed, _ in rounds)
     without = statistics.median(alone / plain for alone, _, plain in rounds)
     benchmark.extra_info.update(
-        with_checksums=round(with_them, 3), without=round(without, 3), limit=0.9
+        with_checksums=round(with_them, 3), without=round(without, 3), limit=0.95
     )
     print(
-        f"\nof memory only: {with_them:.2f} with checksums, at least 0.9 wanted; {without:.2f} "
+        f"\nof memory only: {with_them:.2f} with checksums, at least 0.95 wanted; {without:.2f} "
         "without"
     )
-    assert with_them >= 0.9
+    assert with_them >= 0.95
 
 
 def accept_rate(
@@ -202,6 +202,58 @@ def test_commit_against_process(
         "allows), "
         f"{of_bare:.2f} of a bare append + fdatasync loop (else 0.8 wanted)"
     )
+
+
+def test_commit_of_lists_against_pwrite(
+    benchmark: BenchmarkFixture, access_log: list[bytes], tmp_path: Path
+) -> None:
+    """COMMIT of one producer: each list is durable when its add returns.
+
+    The yardstick writes the same bytes in the same groups to a file that grows as well,
+    and syncs each with fdatasync.
+    """
+    lists = [access_log[start : start + 1000] for start in range(0, len(access_log), 1000)]
+    bytes_of = [b"".join(events) for events in lists]
+
+    def bare() -> None:
+        fd = os.open(tmp_path / "bare", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        at = 0
+        for data in bytes_of:
+            at += os.pwrite(fd, data, at)
+            os.fdatasync(fd)
+        os.close(fd)
+        assert at == sum(map(len, bytes_of))
+
+    with opened(tmp_path / "buffer", durability=Durability.COMMIT) as buffer:
+
+        def commit() -> None:
+            for events in lists:
+                assert buffer.add_events(events).accepted == len(events)
+
+        def deliver() -> list[bytes]:
+            out: list[bytes] = []
+            while (batch := buffer.get_batch()) is not None:
+                out += batch.tolist()
+                batch.ack()
+            return out
+
+        commit()
+        disk = buffer.stats().disk
+        assert disk is not None
+        assert (disk.unsynced, disk.spilled) == (0, len(access_log))
+        assert deliver() == access_log
+        benchmark.pedantic(commit, rounds=1)
+        deliver()
+        if benchmark.disabled:
+            return
+        ratios = []
+        for _ in range(ROUNDS):
+            ratios.append(seconds(commit) / seconds(bare))
+            deliver()
+    ratio = statistics.median(ratios)
+    benchmark.extra_info.update(yardstick="pwrite and fdatasync", ratio=round(ratio, 3), limit=2.0)
+    print(f"\nCOMMIT of lists of 1,000: {ratio:.2f} times pwrite and fdatasync, at most 2 wanted")
+    assert ratio <= 2.0
 
 
 def test_add_latency_beside_a_writer(

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -83,6 +84,29 @@ def test_add(benchmark: BenchmarkFixture, way: str) -> None:
             return seconds
 
         compare(benchmark, ours, into_a_deque, "deque.append", 3.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a directory needs Linux")
+@pytest.mark.platform
+@pytest.mark.parametrize("way", ["buffer", "producer"])
+def test_add_with_a_directory(benchmark: BenchmarkFixture, tmp_path: Path, way: str) -> None:
+    """In a ring that stays below half full: nothing is spilled."""
+    config = BufferConfig(directory=tmp_path, lane_bytes=32 << 20)
+    with BufferManager(config) as buffer, buffer.producer() as producer:
+        add = buffer.add_event if way == "buffer" else producer.add
+
+        def ours() -> float:
+            start = time.perf_counter()
+            for event in EVENTS:
+                add(event)
+            seconds = time.perf_counter() - start
+            assert drained(buffer) == EVENTS
+            return seconds
+
+        compare(benchmark, ours, into_a_deque, "deque.append", 5.0)
+        disk = buffer.stats().disk
+        assert disk is not None
+        assert disk.spilled == 0
 
 
 def test_add_in_a_coroutine(benchmark: BenchmarkFixture) -> None:

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +30,10 @@ from backpressure import (
     FormatError,
 )
 from backpressure.lanes.durable_lane import DurableLane
+from backpressure.lanes.spiller import Spiller
 from backpressure.spill import SpillStore
 from backpressure.testing import FaultyFileSystem
-from tests.support.buffers import add_all, crash, drain, numbered
+from tests.support.buffers import add_all, crash, drain, numbered, until_proved
 from tests.support.durable import SMALL, open_buffer
 
 pytestmark = [
@@ -225,6 +227,7 @@ def test_a_ring_that_comes_back_whole_after_a_reboot(
     buffer.add_events([b"only in memory"])
     batch = buffer.get_batch(3)
     assert batch is not None
+    until_proved(buffer)
     crash(buffer)
     reboot()
     again = open_buffer(tmp_path, ring_checksums=True)
@@ -240,6 +243,69 @@ def test_a_ring_that_comes_back_whole_after_a_reboot(
     once_more = open_buffer(tmp_path, ring_checksums=True)
     assert drain(once_more) == [b"new"], "and then it is a ring as any other"
     once_more.close()
+
+
+def test_what_has_no_checksum_yet_is_not_trusted_after_a_reboot(
+    tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(Spiller, "_write_checksums", lambda self: None)
+    buffer = open_buffer(tmp_path / "one", ring_checksums=True)
+    add_all(buffer, numbered(10))
+    crash(buffer)
+    for name in ("two", "three"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+    again = open_buffer(tmp_path / "one", ring_checksums=True)
+    assert drain(again) == numbered(10), "in the same run of the kernel all of it counts"
+    again.close()
+    crash(open_buffer(tmp_path / "two", ring_checksums=True))
+    reboot()
+    later = open_buffer(tmp_path / "two", ring_checksums=True)
+    assert drain(later) == numbered(10), "whoever opens it writes them"
+    later.close()
+    assert "were in memory" not in caplog.text
+    after = open_buffer(tmp_path / "three", ring_checksums=True)
+    assert drain(after) == []
+    assert "the numbers from 0 to 9 were in memory" in caplog.text
+    after.close()
+
+
+def test_a_lane_that_closes_leaves_no_checksum_out(
+    tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk refused stays in the ring, and the machine may go down next."""
+    monkeypatch.setattr(Spiller, "_write_checksums", lambda self: None)
+    buffer = open_buffer(tmp_path, ring_checksums=True)
+    add_all(buffer, numbered(10))
+    for lane in buffer._lanes:
+        assert isinstance(lane, DurableLane)
+        lane.close()
+    crash(buffer)
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=True)
+    assert drain(again) == numbered(10)
+    again.close()
+
+
+def test_what_stays_while_the_disk_refuses_gets_its_checksums(
+    tmp_path: Path, reboot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SpillStore, *arguments: Any) -> None:
+        raise DiskFull("no room", retry_after=1.0)
+
+    with monkeypatch.context() as full:
+        full.setattr(SpillStore, "append", refuse)
+        buffer = open_buffer(
+            tmp_path, ring_checksums=True, durability=Durability.INTERVAL, sync_interval=0.01
+        )
+        add_all(buffer, numbered(10))
+        held = buffer.get_batch(4)
+        assert held is not None
+        until_proved(buffer)
+        crash(buffer)
+    reboot()
+    again = open_buffer(tmp_path, ring_checksums=True)
+    assert drain(again) == numbered(10)
+    again.close()
 
 
 def test_without_checksums_a_ring_from_before_a_reboot_is_lost(
@@ -317,22 +383,23 @@ def test_what_the_disk_lost_is_taken_from_the_ring_again(
 
 
 def test_torn_pages_cost_what_lies_in_them(tmp_path: Path, reboot: Any, caplog: Any) -> None:
-    buffer = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 16)
+    buffer = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 17)
     first = numbered(100)
     add_all(buffer, first)
     assert drain(buffer) == first
     events = [b"%06d" % i + b"y" * 90 for i in range(200)]
     for event in events:
         buffer.add_events([event])
+    until_proved(buffer)
     crash(buffer)
     ring = tmp_path / "buffer" / "lane-3" / "ring"
     raw = bytearray(ring.read_bytes())
-    start = len(raw) - (1 << 16)
+    start = len(raw) - (1 << 17)
     at = raw.index(b"000070yyy", start) // 4096 * 4096
     raw[at : at + 4096] = bytes(4096)
     ring.write_bytes(raw)
     reboot()
-    again = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 16)
+    again = open_buffer(tmp_path, ring_checksums=True, lane_bytes=1 << 17)
     got = drain(again)
     lost = [i for i, event in enumerate(events) if event not in set(got)]
     assert lost == list(range(lost[0], lost[-1] + 1))
@@ -350,6 +417,7 @@ def test_a_salvage_that_is_cut_off_goes_on(
     events = [os.urandom(3000) for _ in range(100)]
     for event in events:
         buffer.add_events([event])
+    until_proved(buffer)
     crash(buffer)
     reboot()
     true_append = SpillStore.append

@@ -73,6 +73,8 @@ def uses_of_messages(ring: MessageRing) -> Iterator[Callable[[], object]]:
     yield lambda: len(ring)
     yield lambda: ring.note_stored(1)
     yield lambda: ring.warm_ahead(1)
+    yield ring.defer_checksums
+    yield ring.write_checksums
     yield lambda: ring.producer()
     yield lambda: ring.consumer()
     yield lambda: ring._check()
@@ -395,6 +397,8 @@ def test_a_ring_that_was_never_made_says_so() -> None:
         lambda: ring.checksums,
         lambda: ring.note_stored(1),
         lambda: ring.warm_ahead(1),
+        ring.defer_checksums,
+        ring.write_checksums,
         lambda: ring._check(),
         lambda: ring.__enter__(),
     ]

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from backpressure import Batch, BufferConfig, BufferManager
+import os
 
-__all__ = ["EVENT", "SMALL", "add_all", "crash", "drain", "drain_lanes", "next_batch", "numbered"]
+from backpressure import Batch, BufferConfig, BufferManager
+from backpressure.lanes.durable_lane import RING_NAME, DurableLane
+from backpressure.lanes.ring_debt import debt_of
+from ringbuf import salvage
+from tests.support.threads import until
+
+__all__ = [
+    "EVENT",
+    "SMALL",
+    "add_all",
+    "crash",
+    "drain",
+    "drain_lanes",
+    "next_batch",
+    "numbered",
+    "until_proved",
+]
 
 # A buffer in which a lane is full with a handful of such events.
 SMALL = BufferConfig(lane_bytes=4096)
@@ -51,6 +67,18 @@ def _batches(buffer: BufferManager, most: int | None) -> list[tuple[int, list[by
         batch.ack()
     buffer.stats().check()
     return batches
+
+
+def until_proved(buffer: BufferManager) -> None:
+    """Wait until all that its rings owe has checksums: it outlives a reboot."""
+    disk = buffer._disk
+    assert disk is not None
+
+    def is_proved(lane: DurableLane) -> bool:
+        path = os.path.join(os.path.dirname(lane.ring.path or ""), RING_NAME)
+        return not debt_of(salvage(path), lane.store.end_seq).missing
+
+    until(lambda: all(map(is_proved, disk.lanes)))
 
 
 def crash(buffer: BufferManager) -> None:

@@ -333,6 +333,7 @@ def work_on_ring(ring: MessageRing, path: Path, rng: random.Random) -> None:
     ring.try_pop()
     ring.pop_many()
     ring.warm_ahead(1 << 20)
+    ring.write_checksums()
 
 
 def close(thing: Any) -> None:

@@ -57,6 +57,14 @@ class Life:
             # Positions go over 2**32 granules as well.
             self.ring._start_at((1 << 32) - rng.randrange(200), self.first)
         self.sent: dict[int, bytes] = {}
+        #: By number, that of the first in the same frame.
+        self.frame_of: dict[int, int] = {}
+        #: What was pushed without a checksum and has none yet; of it, what was there at
+        #: the last round of checksums.
+        self.unproved: set[int] = set()
+        self.unproved_before: set[int] = set()
+        self.defers = rng.random() < 0.7
+        self.ring.defer_checksums(self.defers)
         self.settled: set[int] = set()
         #: Of a store: its end, and the least that power loss leaves of it.
         self.stored = self.durable = self.first
@@ -72,7 +80,8 @@ class Life:
         self.images.append(self.image())
         for _ in range(steps):
             action = self.rng.choices(
-                (self.push, self.take, self.settle, self.spill), (5, 3, 3, 1)
+                (self.push, self.take, self.settle, self.spill, self.write_checksums),
+                (5, 3, 3, 1, 1),
             )[0]
             action()
             if self.rng.random() < 0.15:
@@ -93,6 +102,21 @@ class Life:
         first = self.ring.next_seq
         for i in range(self.ring.push_many(messages)):
             self.sent[first + i] = messages[i]
+            self.frame_of[first + i] = first
+            if self.defers:
+                self.unproved.add(first + i)
+
+    def write_checksums(self) -> None:
+        recent = self.rng.random() < 0.3
+        self.ring.write_checksums(recent)
+        tail = self.settled_prefix()
+        tail = self.frame_of.get(tail, tail)
+        in_ring = {seq for seq in self.unproved if seq >= tail}
+        self.unproved -= in_ring if recent else in_ring & self.unproved_before
+        self.unproved_before = set(self.unproved)
+        if self.rng.random() < 0.2:
+            self.defers = not self.defers
+            self.ring.defer_checksums(self.defers)
 
     def hostile(self) -> bytes:
         """What lies in the ring, so that it comes to lie where it lay: true frames of
@@ -100,7 +124,7 @@ class Life:
         """
         memory = self.ring._memory_view()
         (write,) = struct.unpack_from("<Q", self.image(), WRITE)
-        at = ((write >> 32) + 1) % self.granules * GRANULE
+        at = (write + 1) % self.granules * GRANULE
         size = self.rng.randrange(1, self.granules // 2) * GRANULE
         return (
             self.rng.randbytes(GRANULE - 24)
@@ -146,16 +170,11 @@ class Life:
         unfilled = 0
         if rng.random() < 0.3:
             # A claim that was never filled.
-            (write,) = struct.unpack_from("<Q", newest, WRITE)
+            write, next_seq = struct.unpack_from("<QQ", newest, WRITE)
             (tail,) = struct.unpack_from("<Q", newest, TAIL)
-            if ((write >> 32) - (tail >> 12)) % (1 << 32) < self.granules - 2:
+            if write - tail < self.granules - 2:
                 unfilled = rng.randrange(1, 20)
-                struct.pack_into(
-                    "<Q",
-                    newest,
-                    WRITE,
-                    ((write >> 32) + 2) % (1 << 32) << 32 | (write + unfilled) % (1 << 32),
-                )
+                struct.pack_into("<QQ", newest, WRITE, write + 2, next_seq + unfilled)
         image = bytearray(newest)
         share = rng.random()
         older = rng.choice(self.images)
@@ -188,10 +207,11 @@ class Life:
                 assert self.sent[seq] == content, f"number {seq} is not what was pushed"
         assert found.ranges == sorted(found.ranges)
         whole = {seq for first, end in found.ranges for seq in range(first, end)}
+        assert not whole & self.unproved, "what has no checksum counts as whole"
         for frame in self.frames(newest):
             if self.span(image, frame) == self.span(newest, frame):
                 numbers = set(range(frame.first_seq, frame.first_seq + frame.count))
-                assert numbers <= whole or numbers <= self.settled, (
+                assert numbers <= whole or numbers <= self.settled or numbers & self.unproved, (
                     f"a whole frame was not found: {frame}"
                 )
         end_seq = self.rng.choice((self.durable, self.stored))
@@ -220,9 +240,9 @@ class Life:
         """All that lie between tail and write."""
         (write,) = struct.unpack_from("<Q", image, WRITE)
         (tail,) = struct.unpack_from("<Q", image, TAIL)
-        position = tail >> 12
+        position = tail
         found = []
-        while position % (1 << 32) != write >> 32:
+        while position != write:
             slot = position % self.granules
             (tag,) = struct.unpack_from("<Q", image, PAGE + 8 * slot)
             if tag // self.granules != position // self.granules:

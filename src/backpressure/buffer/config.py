@@ -83,9 +83,10 @@ class BufferConfig:
         oldest are forgotten, which is counted (`dead_letters_lost`) and logged. None: a
         million, and 1 GiB or a quarter of max_disk_bytes, with a directory; 10,000, and
         16 MiB, in memory.
-    ring_checksums: whether each add gets a checksum in its lane's ring, for a buffer
-        with a directory: what was in memory when the power went is then delivered as
-        far as it reached the disk whole. Else it is lost as a whole.
+    ring_checksums: whether what stays in a lane's ring for some hundredths of a second
+        gets checksums there, for a buffer with a directory: what was in memory when the
+        power went is then delivered as far as it reached the disk whole, checksums
+        included. Else it is lost as a whole.
     spill: the disk tier's own config.
     max_age: seconds after which an event is dropped (reason "age") instead of
         delivered, also one that failed and waits to be tried again; None: never. What a

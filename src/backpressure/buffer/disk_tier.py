@@ -109,7 +109,8 @@ class DiskTier:
             raise
         #: Seconds that opening took, recovery included.
         self.recovery_seconds: Final = time.monotonic() - started
-        self._commits: Final = config.durability is Durability.COMMIT
+        #: Whether an add has to wait until what it brought is durable.
+        self.commits: Final = config.durability is Durability.COMMIT
         self.spiller = Spiller(
             self.lanes,
             sync_interval=None if config.durability is Durability.PROCESS else config.sync_interval,
@@ -117,11 +118,6 @@ class DiskTier:
             moved=moved,
             failed=failed,
         )
-
-    @property
-    def commits(self) -> bool:
-        """Whether an add has to wait until what it brought is durable."""
-        return self._commits
 
     def flush(self) -> None:
         """Write all that is owed now to disk, durably.

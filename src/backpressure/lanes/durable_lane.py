@@ -15,8 +15,9 @@ Invariants
     number is below the store's `end_seq` are dropped when the lane is opened again.
  3. Only an ack frees an event, in whichever tier it is.
  4. Room in the ring that is free because its events are on disk is marked as such
-    before it is freed: power loss may take them from the disk and leave them in the
-    ring. ring_debt.py says what a ring that another boot left still owes.
+    before it is freed, and has its checksums: power loss may take them from the disk
+    and leave them in the ring. ring_debt.py says what a ring that another boot left
+    still owes.
 
 Threads: as of a Lane; besides, one thread at a time spills. It holds `_taking` while it
 writes a piece, so that no consumer comes in between; producers never wait for it. An
@@ -93,8 +94,7 @@ class DurableLane(Lane):
             raise
         ring = opened.ring
         super().__init__(priority, ring, sink, age)
-        within, within_store = self._reentry.within, self.store.is_within
-        self.is_within = lambda: within() or within_store()
+        self.is_within = self.store.within_or(self._reentry)
         if age is not None:
             age.note(ring.next_seq, age.now())
         #: Events that the lane had and has no more, found when it was opened: (first
@@ -138,6 +138,9 @@ class DurableLane(Lane):
         with self._taking:
             if self._closed:
                 raise BufferClosed("the lane is closed, and what it owes is in its files")
+            # Also of what leaves the ring now: power loss may take from the disk what
+            # was not synced, and leave it there.
+            self.ring.write_checksums()
             moved = self._store_handed_out(pressure) or self._store_waiting(pressure)
         self.catch_up()
         return moved
@@ -363,9 +366,11 @@ class DurableLane(Lane):
 
     def _settle_messages(self, taken: TakenMessages) -> None:
         # Not `stored`: a handler may have ended the call that wrote them.
-        first_seq, stored = taken.messages.first_seq, self._count_stored(taken)
-        if stored and not self.store.is_settled(first_seq, stored):
-            self.store.ack(first_seq, stored)
+        first_seq = taken.messages.first_seq
+        if taken.stored or self.store.end_seq > first_seq:
+            stored = self._count_stored(taken)
+            if stored and not self.store.is_settled(first_seq, stored):
+                self.store.ack(first_seq, stored)
         super()._settle_messages(taken)
 
     def _count_waiting(self, next_seq: int) -> int:
@@ -408,4 +413,7 @@ class DurableLane(Lane):
                 handout.out = False
             self._free_settled()
             self.store.close()
+            if not self.ring.closed:
+                # What the disk refused stays here, and may be read after a reboot.
+                self.ring.write_checksums()
             self.ring.close()

@@ -81,6 +81,8 @@ def open_ring(
                 ) from error
         if ring is None:
             ring = _make_ring(files, path, lane_bytes, first_seq, checksums=checksums, undo=undo)
+        # An earlier run may have ended before it wrote them.
+        ring.write_checksums()
         # Of what is released from here on, that part was on disk before: an earlier run
         # wrote it.
         ring.note_stored(store.end_seq)

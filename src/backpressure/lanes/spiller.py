@@ -7,6 +7,10 @@ written is synced, once for all events that came meanwhile (group commit).
 A disk that is full, or fails, is tried again after a pause, without limit: meanwhile
 the rings fill, and `when_full` says what becomes of new events. Producers never wait
 for this thread, except to be durable (COMMIT).
+
+While it runs, pushes leave their checksums to it (`MessageRing.defer_checksums`): what
+is in a ring at two checks gets them at the second one, and what came and went in
+between never does.
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ _LOW: Final = 0.25
 # How often (seconds) the fill of the rings is checked: real lines take longer to fill a
 # ring of 64 MiB.
 _CHECK_INTERVAL: Final = 0.01
+# Between two rounds of checksums (seconds), at least: so that waking up often, for
+# COMMIT, makes none for what is about to go.
+_CHECKSUM_INTERVAL: Final = _CHECK_INTERVAL / 2
 # Each check prefaults a ring that fills this far (bytes) ahead of the producers: what
 # comes until the next one at 1.6 GB a second, which is also about what one thread can
 # prefault.
@@ -75,7 +82,7 @@ class Spiller:
         self._wake = Latch()
         self._durable = Wakeup()
         self._stop = False
-        self._logged_at = float("-inf")
+        self._logged_at = self._checksums_at = float("-inf")
         self._few_lines = LogLimiter(_LOG_INTERVAL)
         #: The share of a ring at which spilling begins; None: it never ends.
         self.mark: Final = _HIGH if sync_interval is None else None
@@ -85,6 +92,8 @@ class Spiller:
 
     def start(self) -> None:
         """Start the thread."""
+        for lane in self._lanes:
+            lane.ring.defer_checksums()
         self._thread.start()
 
     def stop(self) -> None:
@@ -94,6 +103,9 @@ class Spiller:
         self._durable.notify()
         if self._thread.is_alive() and not self.is_this_thread():
             self._thread.join()
+        for lane in self._lanes:
+            if not lane.ring.closed:
+                lane.ring.defer_checksums(False)
 
     def is_this_thread(self) -> bool:
         """Whether the spiller's thread is what calls."""
@@ -159,6 +171,7 @@ class Spiller:
             except NotNow as refused:
                 # Another lane may have better luck.
                 error = refused
+        self._write_checksums()
         # Also where nothing was moved: what consumers have acked meanwhile need not be
         # durable any more.
         self._durable.notify()
@@ -183,11 +196,23 @@ class Spiller:
                 if not self._make_room(lane):
                     raise
             moved = True
+            self._write_checksums()
             lane.ring.warm_ahead(_WARM_AHEAD)
             fill = lane.fill()
             if fill <= target and (self._interval is None or not lane.ring.used_bytes):
                 break
         return moved
+
+    def _write_checksums(self) -> None:
+        """Of what has been in the rings since the last round."""
+        now = time.monotonic()
+        if now - self._checksums_at < _CHECKSUM_INTERVAL:
+            return
+        self._checksums_at = now
+        for lane in self._lanes:
+            if self._stop:
+                return
+            lane.ring.write_checksums(recent=False)
 
     def _note_refusal(self, error: NotNow) -> None:
         before, self.error = self.error, error

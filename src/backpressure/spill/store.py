@@ -532,9 +532,11 @@ class SpillStore:
         """
         return max(min(events, self._events_on_disk()), 0)
 
-    def is_within(self) -> bool:
-        """Whether this call has interrupted another one of its own thread."""
-        return self._reentry.within()
+    def within_or(self, other: Reentry) -> Callable[[], bool]:
+        """A function: whether a call has interrupted another one of its own thread, on
+        this object or on the other's.
+        """
+        return other.within_or(self._reentry)
 
     def _check_not_within(self) -> None:
         if self._reentry.within():

@@ -12,6 +12,8 @@ without index or positions, and to be told from everything that only looks like 
               header's granule has the low bits of | checksum: 64 bits over all granules
               of the frame, with zeros for itself and for what changes later, the marks
 
+A push may leave the checksum for later: see deferred_checksums.pxd.
+
 Both are keyed with random numbers from the file's header. So what a payload holds is
 never taken for a frame by chance or by design. A program that can read the file may put
 a true copy of an older frame into a payload, but its position gives it away: where two
@@ -280,3 +282,8 @@ cdef inline uint32_t header_check(
     return <uint32_t>avalanche(
         fold(first_seq ^ key[HEADER_WORD], lengths ^ key[HEADER_WORD + 1]) + granule
     )
+
+
+cdef inline uint64_t pending_checksum(const uint64_t* key, uint64_t position) noexcept nogil:
+    """What stands in the trailer of a frame at `position` before its checksum."""
+    return avalanche(fold(position ^ key[HEADER_WORD + 1], key[HEADER_WORD]))

@@ -16,12 +16,15 @@ progress.
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ringbuf._core.atomics cimport ignore_races, load_acquire, store32_relaxed, store_relaxed
+from ringbuf._core.atomics cimport (
+    ignore_races, load_acquire, load_relaxed, store32_relaxed, store_relaxed,
+)
 from ringbuf._core.copying cimport copy_many
 from ringbuf._core.pairs cimport Pair, PairWord, cas_pair, is_before, load_pair, pair, same
 from ringbuf._messages.gathered cimport Column
 from ringbuf._messages.frame_checksum cimport (
-    TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, ringbuf_hash,
+    TRAILER_BYTES, Trailer, hash_add, hash_end, hash_start, header_check, pending_checksum,
+    ringbuf_hash,
 )
 from ringbuf._messages.newlines cimport copy_lines
 from ringbuf._messages.positions cimport (
@@ -219,13 +222,14 @@ cdef inline void write_checksums(
     Frames* f, uint64_t position, uint64_t granules, uint64_t sequence, uint64_t count,
     uint64_t payload
 ) noexcept nogil:
-    """Write the checksums of a filled frame, before a consumer can mark anything in it.
+    """Write the checksums of a filled frame, before a consumer can mark anything in it;
+    where pushes defer it, that of the whole only as pending.
 
     The frame is read a second time as a whole: hashing each 8 KiB just after they were
     copied took 2.5 times as long (measured).
     """
-    cdef char[GRANULE] zeros
     cdef uint64_t slot = position & (f.capacity - 1), used = sizeof(Frame) + payload, first
+    cdef uint64_t whole = f.capacity * GRANULE, padding
     cdef Frame* frame = <Frame*>(f.data + slot * GRANULE)
     # It ends with a granule, so it does not run over the end of the memory.
     cdef uint64_t last = (slot + granules - 1) & (f.capacity - 1)
@@ -234,9 +238,17 @@ cdef inline void write_checksums(
     if count > 1:
         used += count * sizeof(uint32_t)
     frame.check = header_check(f.key, sequence, <uint32_t>count, <uint32_t>payload, slot)
-    memset(zeros, 0, sizeof(zeros))
-    put_bytes(f, slot * GRANULE + used, zeros, granules * GRANULE - TRAILER_BYTES - used)
+    padding = granules * GRANULE - TRAILER_BYTES - used
+    used += slot * GRANULE
+    if used < whole < used + padding:
+        memset(f.data + used, 0, whole - used)
+        padding -= whole - used
+        used = whole
+    memset(f.data + (used & (whole - 1)), 0, padding)
     trailer.position = position
+    if load_relaxed(f.deferring) != 0:
+        trailer.checksum = pending_checksum(f.key, position)
+        return
     trailer.checksum = 0
     first = min(granules, f.capacity - slot)
     hash_start(&hash, f.key)

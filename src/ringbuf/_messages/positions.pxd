@@ -156,6 +156,7 @@ cdef struct Frames:
     SharedRing* shared       # of a ring that processes share; else NULL
     const uint64_t* key      # of a ring with checksums: see frame_checksum.pxd; else NULL
     int way                  # … and how this machine hashes
+    word* deferring          # … and whether pushes leave it to others: deferred_checksums.pxd
     int line_way             # how it finds the ends of lines: see newlines.pxd
 
 

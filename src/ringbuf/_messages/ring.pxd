@@ -26,6 +26,9 @@ cdef class MessageRing(MessageRingBase):
     cdef word _made                  # 1: made, or being made
     cdef uint64_t _warm_until        # up to this position `warm_ahead` has prefaulted memory
     cdef object _key                 # of the checksums: the array that owns it
+    cdef word _deferring             # 1: pushes leave them to `write_checksums` …
+    cdef word _deferred_from         # … which is done up to here …
+    cdef word _deferred_until        # … and was called when `write` was there
 
     cdef _allocate(self, uint64_t granules, uint64_t first_seq)
     cdef _use_file(self, file)

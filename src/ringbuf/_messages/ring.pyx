@@ -29,6 +29,7 @@ from ringbuf._core.atomics cimport (
 from ringbuf._core.counts cimport at_most, up_to, whole
 from ringbuf._core.pages cimport prefault
 from ringbuf._messages.columns cimport Messages, Spares
+from ringbuf._messages.deferred_checksums cimport write_deferred
 from ringbuf._messages.frame_checksum cimport best_way
 from ringbuf._messages.gathered cimport Column, Gathered, PushProgress
 from ringbuf._messages.newlines cimport best_line_way, has_line_way
@@ -103,7 +104,8 @@ cdef class MessageRing(MessageRingBase):
         where no ring comes to the last number.
     checksums: of a new ring in a file: whether each push gets a keyed checksum, so that
         after power loss `ringbuf.salvage` can tell what reached the disk whole. It
-        costs 16 bytes a push, and a second read of what was just written.
+        costs 16 bytes a push, and a second read of what was just written; or of what
+        stays for a while (`defer_checksums`).
 
     >>> ring = MessageRing(1 << 16)
     >>> ring.push_many([b"one", b"two", "three"])
@@ -230,6 +232,7 @@ cdef class MessageRing(MessageRingBase):
         if self._key is not None:
             self._frames.key = <const uint64_t*><size_t>self._key.ctypes.data
             self._frames.way = best_way()
+            self._frames.deferring = &self._deferring
         self._frames.line_way = best_line_way()
         share_frames(&self._frames, &participant.ring, participant.control)
         participant._join(judge_messages)
@@ -355,6 +358,43 @@ cdef class MessageRing(MessageRingBase):
         with nogil:
             prefault(<unsigned char*>self._frames.index, capacity * 8, start * 8, end * 8)
             prefault(self._frames.data, capacity * GRANULE, start * GRANULE, end * GRANULE)
+
+    def defer_checksums(self, on=True):
+        """Whether pushes from now on, also of handles, leave their checksums to
+        `write_checksums`.
+
+        Only of this object's: other processes, and other objects of the same file,
+        write theirs as they push.
+        """
+        cdef bint value = on
+        check_open(self._waiting)
+        store_relaxed(&self._deferring, value)
+
+    def write_checksums(self, recent=True):
+        """Write the checksums that were deferred of all that is in the ring, also of
+        what is taken and not released; with `recent` false, only of what was there at
+        the last call already.
+
+        Returns whether any may be left: of what was pushed since that call, or is just
+        being pushed. Others may push, take and release meanwhile, and call this.
+        """
+        cdef bint everything = recent
+        check_open(self._waiting)
+        if self._frames.key == NULL:
+            return False
+        cdef uint64_t write = load_acquire(&self._frames.cursors.write.position)
+        cdef uint64_t end = write if everything else load_relaxed(&self._deferred_until), start
+        store_relaxed(&self._deferred_until, write)
+        start = max(
+            load_relaxed(&self._deferred_from), load_acquire(&self._frames.cursors.tail.position)
+        )
+        if start < end:
+            with nogil:
+                start = write_deferred(&self._frames, start, end)
+        # Of two threads that come here at once the slower one may set it back: then
+        # some is looked at again.
+        store_relaxed(&self._deferred_from, start)
+        return start < write
 
     def close(self):
         """End the use of the ring: every method, of its handles too, raises ValueError

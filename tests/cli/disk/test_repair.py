@@ -22,7 +22,7 @@ from backpressure import (
 )
 from backpressure.cli.disk.ring_view import look_at_ring
 from ringbuf import MessageRing
-from tests.support.buffers import crash, drain, drain_lanes
+from tests.support.buffers import crash, drain, drain_lanes, until_proved
 from tests.support.disk import fingerprint, flip, in_order, open_buffer, segments_of
 
 pytestmark = [
@@ -209,11 +209,12 @@ def test_numbers_that_no_lane_comes_to_are_damage(
 def test_of_a_ring_from_before_a_reboot_what_is_whole(forebay: Any, tmp_path: Path) -> None:
     path = tmp_path / "buffer"
     with BufferManager(
-        BufferConfig(directory=path, lane_bytes=1 << 16, ring_checksums=True)
+        BufferConfig(directory=path, lane_bytes=1 << 17, ring_checksums=True)
     ) as buffer:
         events = [b"%03d" % i + b"z" * 100 for i in range(200)]
         for event in events:
             assert buffer.add_events([event], priority=2).accepted == 1
+        until_proved(buffer)
         crash(buffer)
     ring = path / "lane-2" / "ring"
     data = from_before_reboot(ring)

@@ -30,6 +30,7 @@ OWNER = """
     import sys
     from backpressure import BufferConfig, BufferManager
     from backpressure.spill import SpillConfig
+    from tests.support.buffers import until_proved
     spill = SpillConfig(reserve_bytes=1 << 13)
     buffer = BufferManager(BufferConfig(directory=sys.argv[1], lane_bytes=1 << 14, spill=spill))
     events = [b"%06d" % i for i in range(5000)]
@@ -37,6 +38,7 @@ OWNER = """
         events = events[buffer.add_events(events, timeout=10.0).accepted:]
     buffer.flush()
     buffer.add_events([b"only in the ring"])
+    until_proved(buffer)  # nothing but a call changes the files from here on
     print("ready", flush=True)
     sys.stdin.readline()
     got = []

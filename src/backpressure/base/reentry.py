@@ -55,20 +55,24 @@ class Reentry:
         them is put off as well.
     """
 
-    __slots__ = ("__weakref__", "_applying", "_start_over", "deferred", "lock", "within")
+    __slots__ = ("__weakref__", "_applying", "_owned", "_start_over", "deferred", "lock", "within")
 
     def __init__(self, start_over: Callable[[], object], *outer: threading.RLock) -> None:
         #: Held for every change. A `with` takes it without another Python call.
         self.lock: Final = threading.RLock()
-        owned: Callable[[], bool] = cast(Any, self.lock)._is_owned
+        self._owned: Final = [cast(Any, lock)._is_owned for lock in (self.lock, *outer)]
         #: Whether this thread holds it now, or an outer one.
-        self.within: Final = _any_of(owned, [cast(Any, lock)._is_owned for lock in outer])
+        self.within: Final = _any_of(self._owned)
         #: Calls to make once it is free; `append` and `popleft` are atomic.
         self.deferred: Final[deque[Callable[[], object]]] = deque()
         self._applying = threading.RLock()
         self._start_over = weakref.WeakMethod(start_over)
         number = id(self)
         _all[number] = weakref.ref(self, lambda _: _all.pop(number, None))
+
+    def within_or(self, other: Reentry) -> Callable[[], bool]:
+        """A `within` of this one and another one at once."""
+        return _any_of(self._owned + other._owned)
 
     def apply(self) -> None:
         """Make the calls that were put off; without the lock."""
@@ -116,13 +120,22 @@ def acquire_within(lock: threading.RLock, acquired: list[bool], seconds: float =
     return bool(acquired)
 
 
-def _any_of(first: Callable[[], bool], others: list[Callable[[], bool]]) -> Callable[[], bool]:
-    if not others:
-        return first
-    if len(others) == 1:
-        second = others[0]
+def _any_of(owned: list[Callable[[], bool]]) -> Callable[[], bool]:
+    """Whether one of these holds, by as few calls as may be: every batch asks."""
+    if len(owned) == 1:
+        return owned[0]
+    if len(owned) == 2:
+        first, second = owned
         return lambda: first() or second()
-    return lambda: first() or any(one() for one in others)
+
+    def any_of() -> bool:
+        # `any` would make a generator each time.
+        for one in owned:  # noqa: SIM110
+            if one():
+                return True
+        return False
+
+    return any_of
 
 
 def interrupted() -> Reentry | None:

@@ -95,10 +95,12 @@ def test_a_child_that_is_forked_while_a_connection_is_made_makes_its_own(
     sink = HttpSink(f"http://127.0.0.1:{server.server_port}/", timeout=10)
     connect = TimedSocket.connect
     children: list[int] = []
+    to_fork = [True]  # once: the child connects as well
 
     def connect_and_fork(connection: TimedSocket, address: Any) -> None:
         connect(connection, address)  # a TLS handshake would come next
-        if not children:
+        if to_fork:
+            to_fork.clear()
             children.append(forked(lambda: sink.send(batch_of(b"child"))))
 
     monkeypatch.setattr(TimedSocket, "connect", connect_and_fork)

@@ -15,6 +15,7 @@ from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, default_priority
 from backpressure.base.validation import check_bool, check_fields
 from backpressure.buffer.config import BufferConfig
+from backpressure.sinks.file_rotation import RotationConfig
 from backpressure.sources.framing import FRAMINGS
 from backpressure.sources.patterns import PathPattern
 from backpressure.sources.priority_rules import parse_rule
@@ -175,12 +176,44 @@ SourceConfig: TypeAlias = FileFollow | StdinLines | TcpLines | UdpLines | UnixLi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTarget:
-    """Append to a file, which is opened anew at each reload."""
+    """Append to a file, which is opened anew at each reload.
+
+    rotate_bytes: a file of that size is put aside. rotate_period: seconds; what is of
+    an earlier period (86400: of another day, UTC) is put aside by the next line.
+    rotate_keep: how many are kept. rotate_compression: "none", "gzip" or "zstd".
+    """
 
     path: str
+    rotate_bytes: int | None = None
+    rotate_period: float | None = None
+    rotate_keep: int | None = None
+    rotate_compression: str = "none"
 
     def __post_init__(self) -> None:
         _check_text(self, "path")
+        try:
+            due = self.rotation is not None
+        except ConfigError as error:
+            name = error.field.removeprefix("max_")
+            raise ConfigError(
+                f"rotate_{name}", str(error).removeprefix(f"{error.field}: ")
+            ) from None
+        if not due and (self.rotate_keep is not None or self.rotate_compression != "none"):
+            raise ConfigError(
+                "rotate_keep" if self.rotate_keep is not None else "rotate_compression",
+                "nothing is rotated: give rotate_bytes or rotate_period too",
+            )
+
+    @property
+    def rotation(self) -> RotationConfig | None:
+        """For the sink; None: the file is never put aside by this process."""
+        config = RotationConfig(
+            max_bytes=self.rotate_bytes,
+            period=self.rotate_period,
+            keep=self.rotate_keep,
+            compression=self.rotate_compression,
+        )
+        return None if config.max_bytes is None and config.period is None else config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

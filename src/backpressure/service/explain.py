@@ -122,7 +122,7 @@ def _explain_source(source: SourceConfig) -> str:
 
 def _explain_sink(sink: SinkConfig) -> str:
     if isinstance(sink, FileTarget):
-        return f"adds to {sink.path}"
+        return f"adds to {sink.path}{_explain_rotation(sink)}"
     if isinstance(sink, StdoutTarget):
         return "stdout"
     if isinstance(sink, HttpTarget):
@@ -137,6 +137,19 @@ def _explain_sink(sink: SinkConfig) -> str:
         f"lines over TCP to {sink.host}:{sink.port}: "
         "delivered is what the system took, there is no answer"
     )
+
+
+def _explain_rotation(sink: FileTarget) -> str:
+    rotation = sink.rotation
+    if rotation is None:
+        return ""
+    when = []
+    if rotation.max_bytes is not None:
+        when.append(f"at {format_size(rotation.max_bytes)}")
+    if rotation.period is not None:
+        when.append(f"every {rotation.period:g} s")
+    kept = "all are kept" if rotation.keep is None else f"{rotation.keep} are kept"
+    return f", put aside {' and '.join(when)}, compression {rotation.compression}; {kept}"
 
 
 def _explain_when_full(when_full: WhenFull) -> str:

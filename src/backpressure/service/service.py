@@ -355,7 +355,7 @@ class _Stdin:
 def make_sink(config: SinkConfig) -> Sink:
     """The sink that a [sink] table describes. OSError."""
     if isinstance(config, FileTarget):
-        return open_sink(config.path, append=True, end_line=True)
+        return open_sink(config.path, append=True, end_line=True, rotation=config.rotation)
     if isinstance(config, StdoutTarget):
         return open_sink("-")
     if isinstance(config, HttpTarget):

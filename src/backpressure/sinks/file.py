@@ -11,6 +11,8 @@ Invariants.
 3. A file that was opened to append to is followed by its name: after a rotation by
    rename the next batch goes to the new file. After a rotation by copy and truncation
    it goes to the new end of the same one.
+   With `rotation` the sink puts the file aside itself, between two batches, while it
+   has the lock; others that append by this class follow.
 4. A forked child opens the file anew: a position and a lock that it shared with its
    parent would say nothing of either's lines.
 
@@ -22,21 +24,33 @@ appends between the look at the file's end and the cut is lost.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from backpressure.base.errors import SinkGone
+from backpressure.base.log_limiter import LogLimiter
 from backpressure.base.standard_streams import check_stdout
+from backpressure.base.wording import reason
 from backpressure.buffer.batch import Batch
 from backpressure.sinks.file_lock import FileLock
+from backpressure.sinks.file_rotation import FileRotation, RotationConfig
 from backpressure.sinks.lines import LineSink, open_for_writing, refuse_sources
 from backpressure.sinks.stream import StreamSink
 
 __all__ = ["FileSink", "open_sink"]
 
+_log = logging.getLogger("backpressure")
+
 _NEWLINE: Final = 10
+# Seconds between two messages that the file cannot be put aside.
+_REFUSED_SECONDS: Final = 60.0
+# Seconds that `close` waits for a file that is being compressed.
+_TIDY_SECONDS: Final = 5.0
 # The number of failed batches of which it is known what stands in the file: a bound for
 # memory. A batch that comes again leaves the list, and each lane has few to come.
 _MAX_KEPT: Final = 64
@@ -61,6 +75,7 @@ class FileSink(LineSink):
         the file is emptied, and stays the same whatever becomes of its name.
     sources: paths (`-` is stdin) that must not be this very file. Otherwise the output
         would be read as input.
+    rotation: when to put the file aside, with `append`.
     end_line: where the file ends within a line, as a killed writer may leave it, end
         that one first: the next line, which was not delivered yet, would be spoilt.
 
@@ -76,7 +91,10 @@ class FileSink(LineSink):
         append: bool = False,
         sources: Iterable[str] = (),
         end_line: bool = False,
+        rotation: RotationConfig | None = None,
     ) -> None:
+        if rotation is not None and not append:
+            raise ValueError("rotation needs append=True")
         name = os.fspath(path)
         # A daemon changes its working directory.
         self._path: Final = os.path.abspath(name)
@@ -84,6 +102,8 @@ class FileSink(LineSink):
         self._sources: Final = tuple(one if one == "-" else os.path.abspath(one) for one in sources)
         fd = self._open(name)
         self._lock = FileLock()
+        self._refusals = LogLimiter(_REFUSED_SECONDS)
+        self._rotation = None if rotation is None else FileRotation(self._path, rotation)
         # An empty file is not truncated: ext4 takes a truncation to 0 for the
         # replacement of a file, and writes it out when it is closed.
         try:
@@ -108,27 +128,41 @@ class FileSink(LineSink):
 
     def send(self, batch: Batch) -> None:
         self._find_file()
+        if self._rotation is not None:
+            self._rotate(self._rotation)
         with self._lock.held(self._fd):
-            if self._torn is not None:
-                self._cut_tail(self._torn)
-            kept = self._kept.pop(batch.id, 0)
-            self._done = kept
-            self._tail = _Tail(kept_before=kept, kept=kept)
+            # Another one may have put the file aside while this one waited.
+            renamed = self._follow and self._is_renamed()
+            if not renamed:
+                self._send(batch)
+        if renamed:
+            self._find_file()
+            with self._lock.held(self._fd):
+                self._send(batch)
+
+    def _send(self, batch: Batch) -> None:
+        if self._torn is not None:
+            self._cut_tail(self._torn)
+        kept = self._kept.pop(batch.id, 0)
+        self._done = kept
+        self._tail = _Tail(kept_before=kept, kept=kept)
+        try:
+            for piece in self._pieces(batch, kept):
+                self._write(piece)
+        except BaseException:
+            self._torn = batch.id
             try:
-                for piece in self._pieces(batch, kept):
-                    self._write(piece)
-            except BaseException:
-                self._torn = batch.id
-                try:
-                    self._cut_tail(batch.id)
-                except OSError:
-                    pass  # the write's error is what counts, and the next send cuts first
-                raise
+                self._cut_tail(batch.id)
+            except OSError:
+                pass  # the write's error is what counts, and the next send cuts first
+            raise
 
     def close(self) -> None:
         if self._fd >= 0 and not self._is_open():
             self._fd = -1  # others closed it, and the number may be another file's now
         super().close()
+        if self._rotation is not None:
+            self._rotation.wait(_TIDY_SECONDS)
 
     # ------------------------------------------------------------ the end of the file
 
@@ -164,6 +198,30 @@ class FileSink(LineSink):
                 del self._kept[next(iter(self._kept))]
 
     # ------------------------------------------------------------ which file it is
+
+    def _rotate(self, rotation: FileRotation) -> None:
+        """Put the file aside if it is time, and open the next one."""
+        if not rotation.is_due(os.fstat(self._fd)):
+            return
+        with self._lock.held(self._fd) as held:
+            if not held or self._is_renamed():
+                return  # others write, or have put it aside; the next batch looks again
+            if self._torn is not None:
+                self._cut_tail(self._torn)
+            kept, mode = self._kept, stat.S_IMODE(os.fstat(self._fd).st_mode)
+            try:
+                rotation.put_aside()
+            except OSError as error:
+                # The lines are not lost in a file that is too large.
+                if self._refusals.add("rotation", 1, time.monotonic()):
+                    _log.error("%s is not rotated: %s", self.name, reason(error))
+                return
+        self._find_file()
+        if hasattr(os, "fchmod"):
+            with suppress(OSError):
+                os.fchmod(self._fd, mode)  # what others may not read stays so
+        # Lines of a batch that failed stand in the file that was put aside.
+        self._kept = kept
 
     def _open(self, path: str) -> int:
         """Open `path`, which must be a regular file and no source."""
@@ -258,13 +316,18 @@ def _end_last_line(path: str, fd: int) -> None:
 
 
 def open_sink(
-    path: str, *, append: bool = False, sources: Iterable[str] = (), end_line: bool = False
+    path: str,
+    *,
+    append: bool = False,
+    sources: Iterable[str] = (),
+    end_line: bool = False,
+    rotation: RotationConfig | None = None,
 ) -> LineSink:
     """The sink for `path`.
 
     `-` is stdout. A regular or missing file gets a FileSink, the rest a StreamSink.
     append: as for FileSink, and a pipe may have other writers too: each write is then
-    small enough to stay in one piece. end_line: as for FileSink.
+    small enough to stay in one piece. end_line, rotation: as for FileSink.
     """
     if path == "-":
         check_stdout()
@@ -274,5 +337,5 @@ def open_sink(
     except FileNotFoundError:
         regular = True
     if regular:
-        return FileSink(path, append=append, sources=sources, end_line=end_line)
+        return FileSink(path, append=append, sources=sources, end_line=end_line, rotation=rotation)
     return StreamSink(open_for_writing(path), path, shared=append)

@@ -30,11 +30,14 @@ class FileLock:
         self._patience = _PATIENCE
 
     @contextmanager
-    def held(self, fd: int) -> Iterator[None]:
-        """Hold the lock of the open file `fd`, if it can be had within a second."""
+    def held(self, fd: int) -> Iterator[bool]:
+        """Hold the lock of the open file `fd`, if it can be had within a second.
+
+        Whether it is held.
+        """
         taken = self._take(fd)
         try:
-            yield
+            yield taken
         finally:
             if taken:
                 _unlock(fd)

@@ -280,3 +280,20 @@ def test_the_screen_fits_80_columns() -> None:
     )
     assert "…" not in out.getvalue()
     assert "123.5M" in out.getvalue()
+
+
+def test_one_of_several_sinks(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("backpressure.http")
+    from tests.support.http import serving
+
+    buffers = {"a": BufferManager(), "b&c": BufferManager()}
+    buffers["b&c"].add_events([b"x"] * 4321)
+    with serving(buffers) as address:
+        assert main(["top", address, "--once", "--sink", "b&c"]) == 0
+        assert "4,321" in capsys.readouterr().out
+        assert main(["top", address, "--once"]) == 1
+        assert (
+            "404 there are several sinks: add ?sink= and one of a, b&c" in capsys.readouterr().err
+        )
+        assert main(["top", address, "--once", "--sink", "d"]) == 1
+        assert "there is no such sink" in capsys.readouterr().err

@@ -262,6 +262,26 @@ def test_it_shows_the_lanes_that_there_are(browser: webdriver.Chrome) -> None:
         browser.get("about:blank")
 
 
+def test_one_of_several_sinks_is_chosen(browser: webdriver.Chrome) -> None:
+    buffers = {name: BufferManager(BufferConfig(lane_bytes=1 << 14)) for name in ("a", "<b>")}
+    buffers["<b>"].add_events([b"x"] * 7)
+    with serving(buffers) as address:
+        browser.get(f"{address}/buffer/")
+        until(lambda: text(browser, "#connection .text") == "live")
+        options = "return [...document.querySelectorAll('#sink option')].map((one) => one.value)"
+        assert browser.execute_script(options) == ["a", "<b>"]
+        until(lambda: text(browser, "[data-tile=waiting]") == "0")
+        browser.find_element(By.CSS_SELECTOR, "#sink option:last-child").click()
+        until(lambda: text(browser, "[data-tile=waiting]") == "7")
+        give_token(browser, TOKEN)
+        set_value(browser, "batch", "5000")
+        until(lambda: buffers["<b>"].stats().batching.batch_size == 5000)
+        until(lambda: "5,000" in text(browser, "#feed"))
+        assert buffers["a"].stats().batching.batch_size == 50_000
+        assert complaints(browser) == []
+        browser.get("about:blank")
+
+
 def test_it_shows_events_as_text_whatever_they_contain(
     browser: webdriver.Chrome, buffer: BufferManager
 ) -> None:
@@ -270,8 +290,8 @@ def test_it_shows_events_as_text_whatever_they_contain(
         until(lambda: text(browser, "#connection .text") == "live")
         until(lambda: len(buffer._notifications._subscriptions) == 1)
         buffer.adjust_batch_size(4321, by="<img src=x onerror=\"document.title='owned'\"><b>me</b>")
-        until(lambda: "4,321" in text(browser, "#feed"))
-        assert "<b>me</b>" in text(browser, "#feed")
+        until(lambda: "<b>me</b>" in text(browser, "#feed"))
+        assert "4,321" in text(browser, "#feed")
         assert browser.find_elements(By.CSS_SELECTOR, "#feed b, #feed img") == []
         assert browser.title == "forebay"
         until(lambda: "4.3K" in text(browser, "[data-tile=batch]"))
@@ -347,7 +367,10 @@ def test_it_can_be_used_by_keyboard_and_on_a_phone(
             until(lambda: text(browser, "#connection .text") == "live")
             until_painted(browser)
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-            for button in browser.find_elements(By.CSS_SELECTOR, "button, input, select"):
+            # The choice of a sink is hidden where there is none.
+            for button in browser.find_elements(
+                By.CSS_SELECTOR, "button, input, select:not(#sink)"
+            ):
                 assert button.size["height"] >= 44
             reached = []
             for _ in range(12):

@@ -693,6 +693,7 @@ def test_the_document_has_the_bounds_of_this_buffer() -> None:
             "/buffer/health",
             "/metrics",
             "/buffer/events",
+            "/buffer/sinks",
         ),
         *(
             "/buffer/flow-control/rate",

@@ -105,4 +105,4 @@ def test_every_answer_is_as_documented(
 
 
 def test_all_operations_are_tested() -> None:
-    assert len(OPERATIONS) == 10
+    assert len(OPERATIONS) == 11

@@ -14,7 +14,7 @@ import pytest
 
 from backpressure.buffer_manager import BufferManager
 from backpressure.metrics import FAMILIES
-from backpressure.service.load import _SINKS, _SOURCES, load
+from backpressure.service.load import SINKS, SOURCES, load
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -238,5 +238,5 @@ def test_the_operations_page_has_every_metric_and_every_alert() -> None:
 
 def test_the_operations_page_has_every_type_of_source_and_sink() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    for kind in (*_SOURCES, *_SINKS):
+    for kind in (*SOURCES, *SINKS):
         assert f"`{kind}`" in text, f"docs/operations.md does not name {kind}"

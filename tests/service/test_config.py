@@ -24,7 +24,9 @@ from backpressure.service.config import (
 )
 from backpressure.service.explain import explain
 from backpressure.service.load import Mistakes, load, parse
+from backpressure.service.reference import reference
 from backpressure.service.reload import differences, reload_plan
+from backpressure.service.service import make_sink
 from tests.support.paths import ROOT
 
 MINIMAL = {"source": [{"type": "stdin"}], "sink": {"type": "stdout"}}
@@ -190,8 +192,24 @@ def test_everything_in_one_file(tmp_path: Path) -> None:
             "sink.compression: compression",
         ),
         (
-            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": 1}}},
-            "sink.headers: the value of a must be text",
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": {"a": True}}},
+            "sink.headers.a: must be text, not true or false",
+        ),
+        (
+            {**MINIMAL, "sink": {"type": "http", "url": "http://x", "headers": "a: b"}},
+            "sink.headers: must be a table of texts, not text",
+        ),
+        (
+            {**MINIMAL, "http": {"allowed_hosts": "example.com"}},
+            "http.allowed_hosts: must be an array, not text",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "stdin", "priority_by": "x=1"}]},
+            "source[0].priority_by: must be an array, not text",
+        ),
+        (
+            {**MINIMAL, "source": [{"type": "unix", "path": "x", "mode": 0o660}]},
+            "source[0].mode: must be text, not 432",
         ),
         ({**MINIMAL, "sink": {"type": "tcp", "host": "x"}}, "sink.port: is missing"),
         (
@@ -282,6 +300,141 @@ def test_the_environment_goes_over_the_file() -> None:
     assert config.buffer.flow_control.throttle_enabled is False
     assert config.sink == FileTarget(path="/tmp/x=[1]")
     assert MINIMAL["sink"] == {"type": "stdout"}, "what was given is not changed"
+
+
+DIGITS = "12345678901234567890"
+
+
+def test_a_token_of_digits_is_a_token() -> None:
+    for tables, environment in [
+        ({**MINIMAL, "http": {"token": int(DIGITS)}}, {}),
+        ({**MINIMAL, "http": {}}, {"FOREBAY_HTTP__TOKEN": DIGITS}),
+        ({**MINIMAL, "http": {"token": "${T}"}}, {"T": DIGITS}),
+    ]:
+        http = parse(tables, environment).http
+        assert http is not None
+        assert http.token == DIGITS
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("007", "007"),
+        ("1_000", "1_000"),
+        ("0x10", "0x10"),
+        ("2026-11-30", "2026-11-30"),
+        ("true", "true"),
+        ("[1]", "[1]"),
+        ("{a=1}", "{a=1}"),
+        ("x # y", "x # y"),
+        ("x\ny = 1", "x\ny = 1"),
+        ('"a # b"', "a # b"),
+        ("'quoted'", "quoted"),
+        ("9" * 5000, "9" * 5000),
+        ("[" * 5000, "[" * 5000),
+    ],
+)
+def test_a_text_in_the_environment_is_that_text(text: str, value: str) -> None:
+    config = parse(MINIMAL, {"FOREBAY_SINK__TYPE": "file", "FOREBAY_SINK__PATH": text})
+    assert config.sink == FileTarget(path=value)
+
+
+def test_what_is_no_text_in_the_environment_is_toml() -> None:
+    config = parse(
+        {**MINIMAL, "http": {}},
+        {
+            "FOREBAY_HTTP__ALLOWED_HOSTS": '["a", "b"]',
+            "FOREBAY_HTTP__PORT": "${PORT}",
+            "PORT": "80",
+            "FOREBAY_BUFFER__FLOW_CONTROL": "{burst_size = 7}",
+            "FOREBAY_BUFFER__FLOW_CONTROL__MAX_EVENTS_PER_SECOND": "5",
+            "FOREBAY_BUFFER__WHEN_FULL": "block",
+        },
+    )
+    assert config.http is not None
+    assert (config.http.allowed_hosts, config.http.port) == (("a", "b"), 80)
+    flow = config.buffer.flow_control
+    assert (flow.burst_size, flow.max_events_per_second) == (7, 5)
+    assert config.buffer.when_full is WhenFull.BLOCK
+
+
+SECRET = "s3cr3t" * 5
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"http": {"token": [SECRET]}},
+        {"http": {"token": {"a": SECRET}}},
+        {"http": {"token": float("1" * 20)}},
+        {"http": {"token": SECRET[:8]}},
+        {"http": SECRET},
+        {"http": {"token": SECRET, "port": -1}},
+        {"sink": SECRET},
+        {"source": [SECRET]},
+        {"source": SECRET},
+        *(
+            {"sink": {"type": "http", "url": url}}
+            for url in (
+                f"ftp://u:{SECRET}@x/",
+                f"http://u:{SECRET}@x/",
+                f"http://u:{SECRET}/more@x/",
+                f"http://[u:{SECRET}@x/",
+                f"u:{SECRET}@x",
+            )
+        ),
+        {"sink": {"type": "http", "url": f"http://x/?key={SECRET}", "compression": "lz4"}},
+        {"sink": {"type": "http", "url": "http://x", "headers": {"a": [SECRET]}}},
+        {"sink": {"type": "http", "url": "http://x", "headers": [SECRET]}},
+        {"sink": {"type": "http", "url": "http://x", "headers": {"a": SECRET}, "workers": 0}},
+    ],
+    ids=repr,
+)
+def test_no_message_shows_a_secret(tables: dict[str, Any]) -> None:
+    said = mistakes({**MINIMAL, **tables})
+    assert said
+    assert not any("s3cr3t" in line or "1e+19" in line or "1" * 9 in line for line in said), said
+
+
+def test_what_is_shown_of_a_configuration_has_no_secret() -> None:
+    sink = {
+        "type": "http",
+        "url": f"http://x/in?key={SECRET}",
+        "headers": {"Authorization": SECRET},
+    }
+    config = parse({**MINIMAL, "sink": sink, "http": {"token": SECRET}}, {})
+    made = make_sink(config.sinks[0].target)
+    for shown in (repr(config), explain(config), str(getattr(made, "name", ""))):
+        assert "s3cr3t" not in shown
+    assert "POST http://x/in, one" in explain(config)
+    made.close()
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 5000, "a = \x80"])
+def test_a_hostile_file_is_a_mistake(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(Mistakes):
+        load(str(path), {})
+
+
+def test_the_reference_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--print-config-reference"])
+    assert ended.value.code == 0
+    page = ROOT / "docs" / "configuration.md"
+    assert capsys.readouterr().out == page.read_text(), (
+        f"forebay serve --print-config-reference > docs/{page.name}"
+    )
+
+
+def test_every_key_is_in_the_reference_and_has_a_meaning() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `")]
+    assert len(rows) > 90
+    for row in rows:
+        assert not row.endswith("|  |"), f"its dataclass does not say what it means: {row}"
+    for key in ("lane_bytes", "token_file", "throttle_rate", "workers", "segment_bytes"):
+        assert any(row.startswith(f"| `{key}` |") for row in rows)
 
 
 @pytest.mark.parametrize(

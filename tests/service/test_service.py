@@ -182,7 +182,7 @@ def test_a_sink_that_is_gone_ends_the_service(
     def send(batch: object) -> None:
         raise SinkGone(32, "the reader is gone")
 
-    monkeypatch.setattr(service._sink, "send", send)
+    monkeypatch.setattr(service._branches[0].sink, "send", send)
     service.start()
     until(lambda: service.finished)
     assert service.stop() == 1
@@ -342,3 +342,56 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             Service(
                 make(tmp_path, source=[{"type": "tcp", "port": 0}, {"type": "tcp", "port": port}])
             )
+
+
+class _Dies:
+    """A source that fails, or ends, once it is told to."""
+
+    def __init__(self, name: str, error: Exception | None) -> None:
+        self.name, self._error = name, error
+        self.now = threading.Event()
+
+    def run(self, put: object, stopping: threading.Event) -> None:
+        self.now.wait(10)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(5, "Input/output error", "x"), "x: Input/output error"),
+        (MemoryError(), "MemoryError"),
+        (None, "it ended before its time"),
+    ],
+)
+def test_a_dead_source_is_in_health_metrics_and_status(
+    tmp_path: Path, error: Exception | None, words: str
+) -> None:
+    http = pytest.importorskip("backpressure.http")
+    exposition = pytest.importorskip("backpressure.metrics").exposition
+    from backpressure.cli.serve import _status
+    from backpressure.http.health import check_health
+
+    service = Service(make(tmp_path))
+    dies = _Dies("in.log", error)
+    service._sources[0] = dies
+    service._threads[0] = threading.Thread(
+        target=service._run_source, args=(dies, service._feeds[0])
+    )
+    service.start()
+    assert check_health(service.buffer, service.parts()).status == "ok"
+    assert 'forebay_part_failed{part="in.log"} 0.0' in _text(exposition, service)
+    dies.now.set()
+    until(lambda: service.failures() == [f"in.log: {words}"])
+    health = check_health(service.buffer, service.parts())
+    assert (health.status, health.ready) == ("degraded", True)
+    assert health.reasons == [f"in.log has ended: {words}"]
+    assert 'forebay_part_failed{part="in.log"} 1.0' in _text(exposition, service)
+    assert _status(service) == f"in.log: {words}"
+    assert http.create_app(service.buffer, parts=service.parts)
+    service.stop()
+
+
+def _text(exposition: Any, service: Service) -> str:
+    return str(exposition(service.buffer, parts=service.parts())[0].decode())

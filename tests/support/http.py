@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Client:
 
 @contextmanager
 def serving(
-    buffer: BufferManager,
+    buffer: BufferManager | Mapping[str, BufferManager],
     *,
     token: str | None = TOKEN,
     config: HttpConfig | None = None,

@@ -3,12 +3,14 @@ dictConfig can say, made into frozen dataclasses.
 
 A mapping's keys are the dataclass's fields. What plain data cannot say is taken as
 text: an enum by its value ("drop_oldest"), a size by its unit ("64M", for fields that
-end with `_bytes`), a config within a config as a table of its own. All else is left to
+end with `_bytes`), a config within a config as a table of its own. A field that is text
+takes a whole number as its digits, and an `Untyped` as it stands. All else is left to
 the config's own checks.
 
 Every mistake becomes a ConfigError that names the table and the key, and for an unknown
-key the nearest one that exists. Nothing is read from the environment here, and nothing
-opened.
+key the nearest one that exists. It never shows a table, nor the value of a field with
+`SECRET` as its metadata: a token that stands in the wrong place stays out of the log.
+Nothing is read from the environment here, and nothing opened.
 """
 
 from __future__ import annotations
@@ -16,18 +18,34 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.validation import as_bool, as_int, as_member, as_number
 
-__all__ = ["build", "format_size", "parse_size", "unknown_key"]
+__all__ = [
+    "QUOTED",
+    "SECRET",
+    "Untyped",
+    "build",
+    "format_size",
+    "kind_of",
+    "options_of",
+    "parse_size",
+    "unknown_key",
+]
 
 T = TypeVar("T")
+
+#: The metadata of a field that no message shows.
+SECRET: Final = types.MappingProxyType({"secret": True})
+#: The metadata of a text whose digits mean something else as a number: 0o660 is 432.
+QUOTED: Final = types.MappingProxyType({"quoted": True})
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # In ASCII alone: without it the Kelvin sign is a K. Thirty digits are more than any
@@ -37,20 +55,46 @@ _SIZE = re.compile(
 )
 
 
+class Untyped(str):
+    """Text from a place that knows no types, as the environment: TOML for a field that
+    is no text, where it can be read as that.
+    """
+
+    __slots__ = ()
+
+    def parsed(self) -> Any:
+        """Its value as TOML, else the text."""
+        try:
+            found = tomllib.loads(f"value = {self}")
+        # No number has thousands of digits, and nothing is nested as deep.
+        except (ValueError, RecursionError):
+            return str(self)
+        return found["value"] if len(found) == 1 else str(self)
+
+    def as_text(self) -> str:
+        """Itself, without the quotes of a TOML string."""
+        value = self.parsed()
+        return value if isinstance(value, str) else str(self)
+
+
 def build(kind: type[T], given: object, where: str = "", base: T | None = None) -> T:
     """The dataclass `kind` with the fields in `given`, a mapping; `where` is the
     table's name for messages. ConfigError.
 
     base: what the other fields are taken from; None: their defaults.
     """
+    if isinstance(given, Untyped):
+        given = given.parsed()
     if not isinstance(given, Mapping):
-        raise ConfigError(where or kind.__name__, f"must be a table, not {given!r}")
+        raise ConfigError(where or kind.__name__, f"must be a table, not {kind_of(given)}")
     hints = _hints(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in hints:
             raise unknown_key(where, key, hints)
-        values[key] = _value(hints[key], value, _join(where, key), _default(kind, key))  # type: ignore[arg-type]
+        field = _field(kind, key)  # type: ignore[arg-type]
+        place = _join(where, key)
+        values[key] = _value(hints[key], value, place, _default(kind, key), field.metadata)  # type: ignore[arg-type]
     missing = [
         field.name
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -121,8 +165,27 @@ def _default(kind: type, key: str) -> object:
     return None if factory is dataclasses.MISSING else factory()
 
 
-def _value(hint: Any, value: object, where: str, default: object = None) -> object:
-    for option in _options(hint):
+@lru_cache(maxsize=256)
+def _field(kind: type, key: str) -> dataclasses.Field[Any]:
+    return next(field for field in dataclasses.fields(kind) if field.name == key)
+
+
+_NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
+
+
+def _value(
+    hint: Any,
+    value: object,
+    where: str,
+    default: object = None,
+    metadata: Mapping[str, Any] = _NO_METADATA,
+) -> object:
+    options = options_of(hint)
+    if isinstance(value, Untyped):
+        value = value.as_text() if str in options else value.parsed()
+    if value is None and type(None) in options:
+        return None
+    for option in options:
         if isinstance(option, type) and issubclass(option, Enum) and isinstance(value, str):
             return as_member(where, value, option)
         if (
@@ -136,23 +199,44 @@ def _value(hint: Any, value: object, where: str, default: object = None) -> obje
                 return parse_size(value)
             except ValueError as error:
                 raise ConfigError(where, str(error)) from None
-        if get_origin(option) is tuple and isinstance(value, (list, tuple)):
-            return tuple(_value(get_args(option)[0], one, where) for one in value)
-    _check_kind(hint, value, where)
+        if get_origin(option) is tuple:
+            if not isinstance(value, (list, tuple)):
+                raise ConfigError(where, f"must be an array, not {kind_of(value)}")
+            return tuple(_value(get_args(option)[0], one, where, None, metadata) for one in value)
+        if get_origin(option) is Mapping:
+            if not isinstance(value, Mapping):
+                raise ConfigError(where, f"must be a table of texts, not {kind_of(value)}")
+            return {
+                key: _value(get_args(option)[1], one, _join(where, key), None, metadata)
+                for key, one in value.items()
+            }
+        if option is str and not metadata.get("quoted") and (number := as_int(value)) is not None:
+            return str(number)
+    _check_kind(options, value, where, shown=not metadata.get("secret"))
     return value
 
 
-def _check_kind(hint: Any, value: object, where: str) -> None:
+def kind_of(value: object) -> str:
+    """What kind of value it is, in words: for a message that must not show it."""
+    for kind, word in _WORDS.items():
+        if _SERVES[kind](value):
+            return word
+    if isinstance(value, Mapping):
+        return "a table"
+    return "an array" if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+def _check_kind(options: tuple[Any, ...], value: object, where: str, shown: bool) -> None:
     """ConfigError where the value is of a kind that the field cannot have. Ranges are
     the config's own business.
+
+    shown: whether the message may show the value.
     """
-    options = _options(hint)
     plain = [option for option in options if option in _WORDS]
-    if not plain or (value is None and type(None) in options):
-        return
-    if not any(_SERVES[option](value) for option in plain):
+    if plain and not any(_SERVES[option](value) for option in plain):
+        found = repr(value) if shown else kind_of(value)
         raise ConfigError(
-            where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {value!r}"
+            where, f"must be {' or '.join(_WORDS[one] for one in plain)}, not {found}"
         )
 
 
@@ -170,7 +254,8 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have: those of a union, or its only one."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

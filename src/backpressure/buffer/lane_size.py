@@ -42,9 +42,10 @@ _MEMORY_SHARE: Final = 1 / 8
 _FILE: Final = 9 / 8
 
 
-def lane_bytes_for(config: BufferConfig, longest_event: int = 0) -> int:
+def lane_bytes_for(config: BufferConfig, longest_event: int = 0, buffers: int = 1) -> int:
     """The size of each lane of that buffer, instead of the config's own.
 
+    buffers: how many such buffers share the disk and the memory.
     longest_event: bytes of the longest that is to fit. In memory only the config's size
     stays: what is not used there costs nothing.
     """
@@ -56,7 +57,7 @@ def lane_bytes_for(config: BufferConfig, longest_event: int = 0) -> int:
     disk = _free_bytes(directory)
     if config.max_disk_bytes is not None:
         disk = min(disk, config.max_disk_bytes)
-    levels = config.flow_control.priority_levels
+    levels = config.flow_control.priority_levels * buffers
     return lane_bytes_within(levels, disk, _memory_bytes(), longest_event)
 
 

@@ -1,10 +1,11 @@
-"""`forebay serve`: lines from files and sockets through a buffer to a sink.
+"""`forebay serve`: lines from files and sockets through a buffer to a sink, or several.
 
 It runs as a service that one TOML file describes.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `forebay serve` with these arguments; returns the exit code."""
     parser = command_parser(
         "serve",
-        "Carry lines from files and sockets through a buffer to a sink, as one TOML file says.",
+        "Carry lines from files and sockets through buffers to sinks, as one TOML file says.",
         _CODES,
         before=_SIGNALS,
     )
@@ -75,6 +76,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--check", action="store_true", help="only say what is wrong with it, or what it does"
+    )
+    parser.add_argument(
+        "--print-config-reference",
+        action=_PrintReference,
+        nargs=0,
+        help="print every key of the file, as docs/configuration.md",
     )
     options = parser.parse_args(argv)
     try:
@@ -97,6 +104,16 @@ def main(argv: Sequence[str]) -> int:
         return _serve(options.config, config, signals)
 
 
+class _PrintReference(argparse.Action):
+    """Prints the reference and ends, as --help does, without a --config."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        from backpressure.service.reference import reference
+
+        print(reference(), end="")
+        parser.exit()
+
+
 def _serve(path: str, config: ServeConfig, signals: list[int]) -> int:
     try:
         service = Service(config)
@@ -115,14 +132,14 @@ def _serve(path: str, config: ServeConfig, signals: list[int]) -> int:
             return FAILED
         for address in service.addresses:
             _log.info("listening: %s", address)
-        notify("READY=1", "STATUS=" + ", ".join(service.addresses))
+        notify("READY=1", "STATUS=" + _status(service))
         _watch(path, service, signals)
     notify("STOPPING=1")
     # A second signal ends it at once; one that asks for a reload does not.
     lost = service.stop(lambda: len(_ending(signals)) > 1)
     if service.kept:
         say(
-            f"{service.kept:,} events stay in {config.buffer.directory} "
+            f"{service.kept:,} events stay in {', '.join(service.kept_in)} "
             "and are delivered at the next start"
         )
     if lost:
@@ -139,7 +156,10 @@ def _watch(path: str, service: Service, signals: list[int]) -> None:
     """Run until a signal, or the service itself, ends it."""
     watchdog = watchdog_seconds()
     next_save = next_ping = time.monotonic()
+    status = _status(service)
     while not service.finished:
+        if status != (status := _status(service)):
+            notify("STATUS=" + status)
         while signals and _is_reload(signals[0]):
             signals.pop(0)
             _reload(path, service)
@@ -157,6 +177,12 @@ def _watch(path: str, service: Service, signals: list[int]) -> None:
             next_ping = now + watchdog / 2
             notify("WATCHDOG=1")
         time.sleep(_SIGNAL_SECONDS)
+
+
+def _status(service: Service) -> str:
+    """What the unit's status says: what has failed, else the addresses."""
+    # A datagram of systemd's has one assignment a line.
+    return " ".join("; ".join(service.failures() or service.addresses).split())
 
 
 def _reload(path: str, service: Service) -> None:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.events import Tuned
-from backpressure.buffer_manager import BufferManager
+from backpressure.http.chosen import Chosen
 from backpressure.http.guard import client_of
 from backpressure.http.models import BatchSizeChange, Change, Nothing, RateChange, plain
 from backpressure.http.openapi import ALWAYS, TOKEN, problems
@@ -24,8 +24,8 @@ __all__ = ["add_controls"]
 _RESPONSES: Final = {**problems(400, 401, 413, 415, 422), **ALWAYS}
 
 
-def add_controls(app: FastAPI, buffer: BufferManager) -> None:
-    """Add the routes that change a setting of `buffer` to `app`."""
+def add_controls(app: FastAPI) -> None:
+    """Add the routes that change a setting of a buffer to `app`."""
 
     @app.post(
         "/buffer/flow-control/rate",
@@ -33,7 +33,7 @@ def add_controls(app: FastAPI, buffer: BufferManager) -> None:
         responses=_RESPONSES,
         dependencies=[TOKEN],
     )
-    async def rate(body: RateChange, request: Request) -> JSONResponse:
+    async def rate(body: RateChange, request: Request, buffer: Chosen) -> JSONResponse:
         """Set the admitted rate; in force at once."""
         return _apply(
             lambda: buffer.adjust_flow_control_rate(body.rate, by=client_of(request.scope))
@@ -42,7 +42,7 @@ def add_controls(app: FastAPI, buffer: BufferManager) -> None:
     @app.post(
         "/buffer/batch-size", response_model=Change, responses=_RESPONSES, dependencies=[TOKEN]
     )
-    async def batch_size(body: BatchSizeChange, request: Request) -> JSONResponse:
+    async def batch_size(body: BatchSizeChange, request: Request, buffer: Chosen) -> JSONResponse:
         """Set the batch size, within the configured bounds.
 
         The adaptive law goes on from there.
@@ -55,7 +55,7 @@ def add_controls(app: FastAPI, buffer: BufferManager) -> None:
         responses=_RESPONSES,
         dependencies=[TOKEN],
     )
-    async def reset(request: Request, body: Nothing | None = None) -> JSONResponse:
+    async def reset(request: Request, buffer: Chosen, body: Nothing | None = None) -> JSONResponse:
         """Close the circuit and forget its failures."""
         return _apply(lambda: buffer.reset_circuit_breaker(by=client_of(request.scope)))
 

@@ -8,7 +8,9 @@ that, so a load balancer should go on sending.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from backpressure.base.priority import Priority
 from backpressure.base.wording import as_text
@@ -17,7 +19,13 @@ from backpressure.buffer_manager import BufferManager
 from backpressure.http.models import Health
 from backpressure.policies.circuit_breaker import State
 
-__all__ = ["check_health"]
+__all__ = ["Parts", "check_all", "check_health"]
+
+#: What gives the parts of the program around a buffer, by name, with what ended each
+#: before its time, or None.
+Parts: TypeAlias = Callable[[], Mapping[str, str | None]]
+
+_NO_PARTS: Final[Mapping[str, str | None]] = MappingProxyType({})
 
 # A lane whose memory is filled to this part has no room for an event of ordinary size:
 # records and alignment take their part.
@@ -26,8 +34,11 @@ _FULL: Final = 0.95
 _FAILING_SECONDS: Final = 10.0
 
 
-def check_health(buffer: BufferManager) -> Health:
-    """Whether `buffer` can take events, with the reasons where something is wrong."""
+def check_health(buffer: BufferManager, parts: Mapping[str, str | None] = _NO_PARTS) -> Health:
+    """Whether `buffer` can take events, with the reasons where something is wrong.
+
+    parts: of the program around it, as `Parts` gives them.
+    """
     stats = buffer.stats()
     unready: list[str] = []
     degraded: list[str] = []
@@ -60,6 +71,26 @@ def check_health(buffer: BufferManager) -> Health:
     if stats.flow_control.emergency:
         rate = stats.flow_control.failure_rate
         degraded.append(f"emergency mode: {rate:.0%} of what the sink was given failed")
-    status = "unready" if unready else "degraded" if degraded else "ok"
-    reasons = [as_text(one) for one in unready + degraded]
-    return Health(status=status, live=True, ready=not unready, reasons=reasons)  # type: ignore[arg-type]
+    degraded += _ended(parts)
+    return _health(not unready, unready + degraded)
+
+
+def check_all(
+    buffers: Mapping[str, BufferManager], parts: Mapping[str, str | None] = _NO_PARTS
+) -> Health:
+    """The same of several buffers together: unready where one of them is, as lines go
+    to all of them.
+    """
+    found = {name: check_health(buffer) for name, buffer in buffers.items()}
+    reasons = [f"{name}: {reason}" for name, one in found.items() for reason in one.reasons]
+    return _health(all(one.ready for one in found.values()), reasons + _ended(parts))
+
+
+def _health(ready: bool, reasons: list[str]) -> Health:
+    status = "unready" if not ready else "degraded" if reasons else "ok"
+    texts = [as_text(one) for one in reasons]
+    return Health(status=status, live=True, ready=ready, reasons=texts)  # type: ignore[arg-type]
+
+
+def _ended(parts: Mapping[str, str | None]) -> list[str]:
+    return [f"{name} has ended: {error}" for name, error in parts.items() if error is not None]

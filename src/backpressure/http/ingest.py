@@ -26,6 +26,7 @@ from backpressure.base.reasons import LIMIT_REASONS
 from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.http.body_length import missing_body
+from backpressure.http.chosen import Buffers, Chosen
 from backpressure.http.config import HttpConfig
 from backpressure.http.decompress import UNPACKERS, BadEncoding
 from backpressure.http.guard import INGEST_PATHS, client_of
@@ -148,11 +149,12 @@ class _Lines:
         )
 
 
-def add_ingest(app: FastAPI, buffer: BufferManager, config: HttpConfig, uploads: Uploads) -> None:
+def add_ingest(app: FastAPI, buffers: Buffers, config: HttpConfig, uploads: Uploads) -> None:
     """Add `POST /events` to `app`."""
-    query_of_buffer: Any = ingest_query(buffer.config.flow_control.priority_levels)
+    levels = min(one.config.flow_control.priority_levels for one in buffers.all())
+    query_of_buffer: Any = ingest_query(levels, named=bool(buffers.named))
 
-    async def events_in(query: IngestQuery, request: Request) -> JSONResponse:
+    async def events_in(query: IngestQuery, request: Request, buffer: Chosen) -> JSONResponse:
         """Put lines into the buffer.
 
         Whatever the answer: exactly the first `accepted` of them were accepted.

@@ -38,6 +38,8 @@ __all__ = [
     "Nothing",
     "Problem",
     "RateChange",
+    "SinkHealthQuery",
+    "SinksReply",
     "StatsReply",
     "ingest_query",
     "model_of",
@@ -146,10 +148,13 @@ class IngestQuery(_Request):
     )
 
 
-def ingest_query(levels: int = PRIORITY_LEVELS) -> type[IngestQuery]:
+def ingest_query(levels: int = PRIORITY_LEVELS, *, named: bool = False) -> type[IngestQuery]:
     """IngestQuery for a buffer with that many priorities: the OpenAPI document has its
     bounds.
+
+    named: whether it is one of several, so that `sink` says which.
     """
+    others: dict[str, Any] = {"sink": (str | None, None)} if named else {}
     priority = Field(
         default=default_priority(levels),
         ge=1,
@@ -161,6 +166,7 @@ def ingest_query(levels: int = PRIORITY_LEVELS) -> type[IngestQuery]:
         __base__=IngestQuery,
         __doc__=IngestQuery.__doc__,
         priority=(int, priority),
+        **others,
     )
 
 
@@ -171,6 +177,12 @@ class HealthQuery(_Request):
         default="ready",
         description="ready: can it take events? live: does the process answer? (then always 200)",
     )
+
+
+class SinkHealthQuery(HealthQuery):
+    """Which of two questions is asked, and of which sink."""
+
+    sink: str | None = Field(default=None, description="not given: all of them")
 
 
 # ---------------------------------------------------------------- responses
@@ -222,6 +234,12 @@ class Health(BaseModel):
     live: bool
     ready: bool
     reasons: list[str] = Field(description="empty where the status is ok")
+
+
+class SinksReply(BaseModel):
+    """The sinks that a request can be about."""
+
+    sinks: list[str] = Field(description="empty where there is one, without a name")
 
 
 StatsReply: Final = model_of(BufferStats)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +19,7 @@ from backpressure.http.app import create_app
 from backpressure.http.config import HttpConfig
 from backpressure.http.connection_limits import limited
 from backpressure.http.event_stream import Streams
+from backpressure.http.health import Parts
 from backpressure.http.uploads import Uploads
 from backpressure.sources.base import SourceStats
 
@@ -49,13 +50,14 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    buffer: BufferManager,
+    buffer: BufferManager | Mapping[str, BufferManager],
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     token: str | None = None,
     config: HttpConfig | None = None,
     source_stats: Callable[[], Sequence[SourceStats]] = tuple,
+    parts: Parts | None = None,
 ) -> uvicorn.Server:
     """A uvicorn server over `buffer`, not yet running.
 
@@ -64,13 +66,14 @@ def make_server(
     addresses ("0.0.0.0"): then name in `HttpConfig.allowed_hosts` those by which it is
     to be reached.
 
-    source_stats: of what puts into the buffer, for /metrics.
+    source_stats: of what puts into the buffer, for /metrics. `buffer` and `parts` are
+    as for `create_app`.
     """
     config = config if config is not None else HttpConfig()
     if not _is_wildcard(host):
         name = f"[{host}]" if ":" in host else host
         config = replace(config, allowed_hosts=tuple(dict.fromkeys((*config.allowed_hosts, name))))
-    app = create_app(buffer, token, config, source_stats=source_stats)
+    app = create_app(buffer, token, config, source_stats=source_stats, parts=parts)
     return _Server(
         uvicorn.Config(
             app,
@@ -98,7 +101,7 @@ def make_server(
 
 
 def serve(
-    buffer: BufferManager,
+    buffer: BufferManager | Mapping[str, BufferManager],
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,

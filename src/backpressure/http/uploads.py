@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.types import Message, Receive
@@ -34,8 +35,8 @@ class UploadsClosing(Exception):
 class Uploads:
     """The uploads of one app that are under way, and a way to end them."""
 
-    def __init__(self, buffer: BufferManager) -> None:
-        self._buffer = buffer
+    def __init__(self, buffers: Iterable[BufferManager]) -> None:
+        self._buffers = tuple(buffers)
         self._open: set[ReadWatchdog] = set()
         self.closing = False
 
@@ -58,7 +59,8 @@ class Uploads:
         self.closing = True
         for watchdog in self._open:
             watchdog.interrupt_read()
-        self._buffer.wake_waiters()  # and those that wait for room
+        for buffer in self._buffers:
+            buffer.wake_waiters()  # and those that wait for room
 
 
 class ReadWatchdog:

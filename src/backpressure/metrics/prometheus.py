@@ -15,9 +15,14 @@ from backpressure.sources.base import SourceStats
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["SOURCE_CONNECTIONS", "SOURCE_INCIDENTS", "Collector", "exposition"]
+__all__ = ["PART_FAILED", "SOURCE_CONNECTIONS", "SOURCE_INCIDENTS", "Collector", "exposition"]
 
-#: Name and help of the metrics of sources, which `forebay serve` has.
+#: Beside the table, which is of a buffer's statistics alone: name and help of what
+#: `forebay serve` has.
+PART_FAILED: Final = (
+    "forebay_part_failed",
+    "1 once this source or server of the service has ended before its time, else 0.",
+)
 SOURCE_CONNECTIONS: Final = (
     "backpressure_source_connections",
     "Connections of a source that are open.",
@@ -104,15 +109,33 @@ class Collector:
         return metric
 
 
+class _Parts:
+    """Which parts of the program around a buffer have failed."""
+
+    def __init__(self, parts: Mapping[str, object]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client import core
+
+        metric = core.GaugeMetricFamily(*PART_FAILED, labels=("part",))
+        for name, error in self._parts.items():
+            metric.add_metric((as_text(name),), float(error is not None))
+        yield metric
+
+
 def exposition(
     buffers: BufferManager | Mapping[str, BufferManager],
     accept: str = "",
     sources: Sequence[SourceStats] = (),
+    parts: Mapping[str, object] | None = None,
 ) -> tuple[bytes, str]:
     """Body and content type of an answer to a scrape.
 
     accept: the request's header; "" gives the plain text format. sources: as for
     Collector.
+    parts: of the program around the buffers, by name, with what ended each before its
+        time, or None.
     """
     collector = Collector(buffers, sources)
     next(collector.describe())  # says which extra is missing, if it is
@@ -121,5 +144,7 @@ def exposition(
 
     registry = CollectorRegistry()
     registry.register(collector)
+    if parts:
+        registry.register(_Parts(parts))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type

@@ -13,10 +13,12 @@ from typing import TypeAlias
 
 from backpressure.base.errors import ConfigError
 from backpressure.base.priority import PRIORITY_LEVELS, default_priority
-from backpressure.base.validation import check_bool, check_fields
+from backpressure.base.validation import check_bool, check_fields, check_number
 from backpressure.buffer.config import BufferConfig
+from backpressure.buffer.from_mapping import QUOTED, SECRET
 from backpressure.sinks.file_rotation import RotationConfig
 from backpressure.sources.framing import FRAMINGS
+from backpressure.sources.line_patterns import compile_pattern
 from backpressure.sources.patterns import PathPattern
 from backpressure.sources.priority_rules import parse_rule
 from ringbuf import MessageRing
@@ -26,6 +28,8 @@ __all__ = [
     "FileTarget",
     "HttpSettings",
     "HttpTarget",
+    "NamedSink",
+    "Route",
     "ServeConfig",
     "ServiceSettings",
     "SinkConfig",
@@ -52,16 +56,22 @@ _DEFAULT_LINE_BYTES = 1 << 20
 class _Lines:
     """What all sources have.
 
+    name: by which the routes of several sinks name it.
     priority_by: rules "REGEX=N", of which the first that matches a line wins.
     priority: for the other lines; None: 3, or the least urgent where
         `buffer.flow_control.priority_levels` is less.
+    max_line_bytes: longer lines are skipped, counted and logged. None: 1 MiB, or what
+        fits into a lane where that is less.
     """
 
+    name: str | None = None
     priority: int | None = None
     priority_by: tuple[str, ...] = ()
     max_line_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            _check_text(self, "name")
         if self.priority is not None:
             check_fields(self, int, 1, PRIORITY_LEVELS, "priority")
         for rule in self.priority_by:
@@ -78,6 +88,7 @@ class FileFollow(_Lines):
     """Follow the files of that name or pattern: *, ?, [], **, {a,b} and ~, as in a
     shell.
 
+    path: of a file, or a pattern of them, as "/var/log/*.log".
     start: "end" or "beginning", for files that were never read before.
     """
 
@@ -131,7 +142,11 @@ class _Connections(_Lines):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpLines(_Connections):
-    """Listen for lines over TCP; on this machine only, unless `host` says otherwise."""
+    """Listen for lines over TCP; on this machine only, unless `host` says otherwise.
+
+    port: 0 lets the system choose one; the log says which.
+    host: the address to listen on; "0.0.0.0" or "::" for all.
+    """
 
     port: int
     host: str = "127.0.0.1"
@@ -146,6 +161,9 @@ class TcpLines(_Connections):
 class UdpLines(_Lines):
     """Take a line from each datagram, as of syslog over UDP; on this machine only,
     unless `host` says otherwise.
+
+    port: 0 lets the system choose one; the log says which.
+    host: the address to listen on; "0.0.0.0" or "::" for all.
     """
 
     port: int
@@ -159,10 +177,14 @@ class UdpLines(_Lines):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixLines(_Connections):
-    """Listen for lines over a Unix socket. mode: of the socket's file, in octal."""
+    """Listen for lines over a Unix socket.
+
+    path: of the socket.
+    mode: of the socket's file, in octal and in quotes.
+    """
 
     path: str
-    mode: str = "0660"
+    mode: str = field(default="0660", metadata=QUOTED)
 
     def __post_init__(self) -> None:
         _Connections.__post_init__(self)
@@ -178,9 +200,12 @@ SourceConfig: TypeAlias = FileFollow | StdinLines | TcpLines | UdpLines | UnixLi
 class FileTarget:
     """Append to a file, which is opened anew at each reload.
 
-    rotate_bytes: a file of that size is put aside. rotate_period: seconds; what is of
-    an earlier period (86400: of another day, UTC) is put aside by the next line.
-    rotate_keep: how many are kept. rotate_compression: "none", "gzip" or "zstd".
+    path: of the file; it is made where it is not there.
+    rotate_bytes: a file of that size is put aside.
+    rotate_period: seconds; what is of an earlier period (86400: of another day, UTC) is
+        put aside by the next line.
+    rotate_keep: how many are kept.
+    rotate_compression: "none", "gzip" or "zstd".
     """
 
     path: str
@@ -223,7 +248,12 @@ class StdoutTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpTarget:
-    """Send lines over TCP. timeout: seconds."""
+    """Send lines over TCP.
+
+    host: name or address of the receiver.
+    port: of the receiver.
+    timeout: seconds that connecting, and each wait for the receiver, may take.
+    """
 
     host: str
     port: int
@@ -239,14 +269,19 @@ class TcpTarget:
 class HttpTarget:
     """Post batches of lines.
 
-    compression: "none", "gzip" or "zstd". timeout: seconds that one wait for the server
-    may take. deadline: seconds for a whole request with its answer; without it, six
-    times `timeout`. workers: requests under way at once, at most; above 1, lines of a
-    priority may arrive out of order.
+    url: http://… or https://…, without user and password. Logs, health and `--check`
+        show it without its query.
+    headers: are added to each request, as Authorization. No message shows a value.
+    compression: "none", "gzip" or "zstd".
+    timeout: seconds that one wait for the server may take.
+    deadline: seconds for a whole request with its answer; without it, six times
+        `timeout`.
+    workers: requests under way at once, at most; above 1, lines of a priority may
+        arrive out of order.
     """
 
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: str = field(repr=False, metadata=SECRET)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, metadata=SECRET)
     compression: str = "none"
     timeout: float = 10.0
     deadline: float | None = None
@@ -266,6 +301,11 @@ class HttpTarget:
         except ValueError as error:
             field = re.match(r"\w+", str(error))
             assert field is not None
+            if field[0] == "url" and not {"@", "?"}.isdisjoint(self.url):
+                # A password or a key may be in it, and where that ends is not clear.
+                raise ConfigError(
+                    "url", "must be http://host… or https://host…, without user and password"
+                ) from None
             raise ConfigError(field[0], str(error).removeprefix(f"{field[0]}: ")) from None
 
 
@@ -275,19 +315,73 @@ SinkConfig: TypeAlias = FileTarget | StdoutTarget | TcpTarget | HttpTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Which lines one of several sinks gets: those that fit all that is given.
+
+    priority: of these priorities; none given: of all.
+    source: of the sources with these names; none given: of all.
+    match: a regular expression that is searched in the line. None: any line.
+    """
+
+    priority: tuple[int, ...] = ()
+    source: tuple[str, ...] = ()
+    match: str | None = None
+
+    def __post_init__(self) -> None:
+        for one in self.priority:
+            check_number("priority", one, int, 1, PRIORITY_LEVELS)
+        if self.match is not None:
+            try:
+                compile_pattern(self.match)
+            except ValueError as error:
+                raise ConfigError("match", str(error)) from None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every line fits."""
+        return not self.priority and not self.source and self.match is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSink:
+    """One sink of several, with the buffer that it has for itself."""
+
+    name: str
+    target: SinkConfig
+    route: Route
+    buffer: BufferConfig
+
+    def __post_init__(self) -> None:
+        # A folder's name, a label of metrics and a part of a URL.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
+            raise ConfigError(
+                "name",
+                f"must be up to 64 letters, digits and _.- that begin with a letter or digit, "
+                f"not {self.name!r}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
     """The HTTP server.
 
-    token, or the content of token_file: what changes need. Without one, nothing can be
-        changed.
+    host: the address to listen on; "0.0.0.0" or "::" for all.
+    port: 0 lets the system choose one; the log says which.
     keep_alive: seconds that a connection may be silent between two requests; more than
         a proxy or load balancer in front keeps one.
+    token: what a client sends to change anything, uploads included, in 16 characters
+        or more. Without one, nothing can be changed. No message shows it.
+    token_file: a file with the token.
+    allowed_hosts: names in the Host header that are answered besides localhost and
+        `host`, without port; "*.example.com" for all below one, "*" for all.
+    allowed_origins: origins besides its own whose pages may call it, as
+        "https://ops.example.com".
     """
 
     host: str = "127.0.0.1"
     port: int = 8127
     keep_alive: float = 75.0
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False, metadata=SECRET)
     token_file: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -313,7 +407,8 @@ class ServiceSettings:
     wait_for_sink: for a buffer with a directory: whether sources wait for a sink that
         takes, before what they read goes to disk and back. It goes to disk all the same
         where the sink does not take: see buffer/sink_wait.py. False where urgent lines
-        of a source are to overtake more than half a lane of its others.
+        of a source are to overtake more than half a lane of its others. With several
+        sinks none waits: a slow one must not hold up the others.
     """
 
     drain_timeout: float = 10.0
@@ -332,13 +427,38 @@ class ServiceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """The whole file."""
+    """The whole file.
+
+    buffer: of the one sink; or what the buffers of several have in common.
+    sink: the one of [sink], or those of [[sink]].
+    """
 
     buffer: BufferConfig
     source: tuple[SourceConfig, ...]
-    sink: SinkConfig
+    sink: SinkConfig | tuple[NamedSink, ...]
     http: HttpSettings | None
     service: ServiceSettings
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one sink without a name."""
+        return not isinstance(self.sink, tuple)
+
+    @property
+    def sinks(self) -> tuple[NamedSink, ...]:
+        """All of them; that of [sink] as one by the name of "sink"."""
+        if isinstance(self.sink, tuple):
+            return self.sink
+        return (NamedSink(name="sink", target=self.sink, route=Route(), buffer=self.buffer),)
+
+    @property
+    def waits_for_sink(self) -> bool:
+        """Whether sources wait for a sink that takes, before lines go to disk and back.
+
+        Not with several: there the disk is what keeps a slow one from holding up the
+        others.
+        """
+        return self.service.wait_for_sink and self.is_single
 
     def line_limit(self, source: SourceConfig) -> int:
         """The longest line that this source takes, in bytes."""
@@ -356,11 +476,11 @@ class ServeConfig:
 
     @property
     def lane_limit(self) -> int:
-        """The longest line that a lane takes, in bytes.
+        """The longest line that a lane of every sink takes, in bytes.
 
         A ring of the same size says so; its memory is never touched.
         """
-        return MessageRing(self.buffer.lane_bytes).max_message_bytes
+        return MessageRing(min(sink.buffer.lane_bytes for sink in self.sinks)).max_message_bytes
 
 
 def _check_text(config: object, name: str) -> None:

@@ -9,6 +9,8 @@ from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpTarget,
+    NamedSink,
+    Route,
     ServeConfig,
     SinkConfig,
     SourceConfig,
@@ -23,7 +25,6 @@ __all__ = ["explain"]
 
 def explain(config: ServeConfig) -> str:
     """The configuration in words, several lines."""
-    buffer, levels = config.buffer, config.priority_levels
     lines = ["this configuration is valid", ""]
     for number, source in enumerate(config.source):
         lines.append(f"source[{number}]  {_explain_source(source)}")
@@ -41,28 +42,14 @@ def explain(config: ServeConfig) -> str:
             else "positions  not kept (service.state_file): "
             "after a restart, files are read as if for the first time"
         )
-    lines += [
-        f"buffer     {levels} lane{'s' * (levels > 1)} of {format_size(buffer.lane_bytes)}: "
-        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills"
-        + ("" if buffer.directory is None else "; on disk from the start"),
-        f"           {_explain_when_full(buffer.when_full)}",
-        f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
-        + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
-        "           in memory: what is buffered is lost if the process is killed"
-        if buffer.directory is None
-        else f"           in {buffer.directory}, durability {buffer.durability.value}: "
-        "what was accepted survives the process",
-        *([_explain_wait(config)] if buffer.directory is not None else []),
-        *(
-            [f"           events older than {buffer.max_age:g} s are dropped"]
-            if buffer.max_age is not None
-            else []
-        ),
-        f"sink       {_explain_sink(config.sink)}",
-        f"           a batch that fails comes again after {buffer.retry_backoff:g} to "
-        f"{buffer.longest_backoff:g} s; "
-        f"{_explain_circuit(buffer.circuit_breaker)}",
-    ]
+    for sink in config.sinks:
+        if not config.is_single:
+            lines += ["", f"[[sink]]   {sink.name}: {_explain_route(sink.route)}"]
+        lines += _explain_buffer(config, sink)
+    if not config.is_single:
+        lines.append("")
+        if not any(sink.route.takes_all for sink in config.sinks):
+            lines.append("routes     a line that fits none of them is dropped, and counted")
     http = config.http
     if http is None:
         lines.append("http       none")
@@ -78,10 +65,49 @@ def explain(config: ServeConfig) -> str:
     return "\n".join(lines)
 
 
+def _explain_buffer(config: ServeConfig, sink: NamedSink) -> list[str]:
+    buffer, levels = sink.buffer, config.priority_levels
+    return [
+        f"buffer     {levels} lane{'s' * (levels > 1)} of {format_size(buffer.lane_bytes)}: "
+        f"at most {format_size(levels * buffer.lane_bytes)} of memory, used as it fills"
+        + ("" if buffer.directory is None else "; on disk from the start"),
+        f"           {_explain_when_full(buffer.when_full, alone=config.is_single)}",
+        f"           at most {buffer.flow_control.max_events_per_second:,.0f} events/s"
+        + ("" if buffer.flow_control.throttle_enabled else " (not throttled)"),
+        "           in memory: what is buffered is lost if the process is killed"
+        if buffer.directory is None
+        else f"           in {buffer.directory}, durability {buffer.durability.value}: "
+        "what was accepted survives the process",
+        *([_explain_wait(config)] if buffer.directory is not None else []),
+        *(
+            [f"           events older than {buffer.max_age:g} s are dropped"]
+            if buffer.max_age is not None
+            else []
+        ),
+        f"sink       {_explain_sink(sink.target)}",
+        f"           a batch that fails comes again after {buffer.retry_backoff:g} to "
+        f"{buffer.longest_backoff:g} s; "
+        f"{_explain_circuit(buffer.circuit_breaker)}",
+    ]
+
+
+def _explain_route(route: Route) -> str:
+    if route.takes_all:
+        return "gets every line"
+    wanted = []
+    if route.priority:
+        wanted.append(f"of priority {', '.join(map(str, route.priority))}")
+    if route.source:
+        wanted.append(f"from {', '.join(route.source)}")
+    if route.match is not None:
+        wanted.append(f"where {route.match!r} matches")
+    return f"gets lines {', '.join(wanted)}"
+
+
 def _explain_wait(config: ServeConfig) -> str:
     if config.buffer.durability is not Durability.PROCESS:
         return "           everything is written to disk as it comes"
-    if config.service.wait_for_sink:
+    if config.waits_for_sink:
         return (
             "           sources wait for a sink that takes; what it does not take goes to disk "
             "once a lane is half full"
@@ -152,11 +178,15 @@ def _explain_rotation(sink: FileTarget) -> str:
     return f", put aside {' and '.join(when)}, compression {rotation.compression}; {kept}"
 
 
-def _explain_when_full(when_full: WhenFull) -> str:
+def _explain_when_full(when_full: WhenFull, *, alone: bool) -> str:
     if when_full is WhenFull.DROP_OLDEST:
-        return "when a lane is full, its oldest events are dropped and counted"
-    if when_full is WhenFull.DROP_LOWEST_PRIORITY:
-        return "when it is full, events of the least urgent priority are dropped and counted"
-    return (
-        "when a lane is full, its sources wait, and their senders with them; POST /events gets 503"
-    )
+        told = "when a lane is full, its oldest events are dropped and counted"
+    elif when_full is WhenFull.DROP_LOWEST_PRIORITY:
+        told = "when it is full, events of the least urgent priority are dropped and counted"
+    else:
+        told = (
+            "when a lane is full, its sources wait, and their senders with them; "
+            "POST /events gets 503"
+        )
+        return told if alone else f"{told}: the other sinks wait as well"
+    return told if alone else f"{told}: it holds up no other sink"

@@ -85,37 +85,75 @@ def put_in_force(service: Service, new: ServeConfig) -> tuple[list[str], list[st
     Returns the names of the settings that were changed, and of those that need a
     restart. Mistakes where one is refused; those before it are in force.
     """
-    now, later = reload_plan(service.config, new)
-    batching = service.buffer.config.batching
-    size = now.get("buffer.batching.initial_batch_size", batching.initial_batch_size)
-    if not batching.min_batch_size <= size <= batching.max_batch_size:
-        # It is within the bounds of the new file, but those need a restart. Refused
-        # before anything is changed.
-        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
-        raise Mistakes(
-            [f"buffer.batching.initial_batch_size: must be from {bounds}, until a restart"]
-        )
+    old = service.config
+    same = [one.name for one in old.sinks] == [one.name for one in new.sinks]
+    if not same or old.is_single != new.is_single:
+        # What belongs to which of the running sinks cannot be told.
+        changed, waiting = put_in_force(service, dataclasses.replace(new, sink=old.sink))
+        return changed, [*waiting, "sink"]
+    now, later = reload_plan(old, new)
+    if not old.is_single:
+        # The table [buffer] is what the sinks' own begin with; it is none's.
+        now = {name: value for name, value in now.items() if not name.startswith("buffer.")}
+        later = [name for name in later if not name.startswith(("buffer.", "sink"))]
+    changes = [(name, "", value, service.buffer) for name, value in now.items()]
+    if not old.is_single:
+        for sink, other in zip(old.sinks, new.sinks, strict=True):
+            place = f"sink.{sink.name}."
+            for name, (_, value) in differences(sink, other).items():
+                if name in TUNABLES:
+                    changes.append((name, place, value, service.buffer_of(sink.name)))
+                else:
+                    later.append(place + name)
+    for name, place, value, buffer in changes:
+        if name == "buffer.batching.initial_batch_size":
+            _check_batch_size(place + name, value, buffer)
     done: list[str] = []
     try:
-        for name, value in now.items():
+        for name, place, value, buffer in changes:
             try:
-                TUNABLES[name].apply(service.buffer, value)
+                TUNABLES[name].apply(buffer, value)
             except (BackpressureError, ValueError) as error:
-                raise Mistakes([f"{name}: {error}"]) from None
-            done.append(name)
+                raise Mistakes([f"{place}{name}: {error}"]) from None
+            done.append(place + name)
     finally:
         # Also where one was refused: those before it are in force, and the next reload
         # compares with what runs.
-        service.config = config_in_force(service.config, new, done)
+        service.config = config_in_force(old, new, done)
     service.reopen()
     return done, later
+
+
+def _check_batch_size(name: str, size: int, buffer: BufferManager) -> None:
+    """Mistakes where it is within the bounds of the new file, but not of the running
+    buffer: those need a restart. Refused before anything is changed.
+    """
+    batching = buffer.config.batching
+    if not batching.min_batch_size <= size <= batching.max_batch_size:
+        bounds = f"{batching.min_batch_size:,} to {batching.max_batch_size:,}"
+        raise Mistakes([f"{name}: must be from {bounds}, until a restart"])
 
 
 def config_in_force(
     old: ServeConfig, new: ServeConfig, names: Collection[str] | None = None
 ) -> ServeConfig:
-    """The old config, with the new one's tunables: all, or those of these names."""
-    return _with_tunables(old, new, "", TUNABLES if names is None else names)
+    """The old config, with the new one's tunables: all, or those of these names, which
+    begin with "sink.NAME." for a setting of one of several sinks.
+    """
+    common = TUNABLES if names is None else [one for one in names if not one.startswith("sink.")]
+    changed = _with_tunables(old, new, "", common)
+    if not isinstance(old.sink, tuple) or not isinstance(new.sink, tuple):
+        return changed
+    sinks = tuple(
+        _with_tunables(one, other, "", TUNABLES if names is None else _own(names, one.name))
+        for one, other in zip(old.sink, new.sink, strict=True)
+    )
+    return dataclasses.replace(changed, sink=sinks)
+
+
+def _own(names: Collection[str], sink: str) -> list[str]:
+    place = f"sink.{sink}."
+    return [name.removeprefix(place) for name in names if name.startswith(place)]
 
 
 def _with_tunables(old: T, new: T, where: str, names: Collection[str]) -> T:

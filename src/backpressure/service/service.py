@@ -1,6 +1,7 @@
-"""Service: what `forebay serve` runs: sources, a buffer, a delivery, and HTTP.
+"""Service: what `forebay serve` runs: sources, a buffer for each sink, and HTTP.
 
     source threads ──Feed.put──> BufferManager ──Delivery──> sink
+                   ──FanOut.put──> one each, where there are several sinks
 
     main thread    signals, positions of followed files, systemd's watchdog
     HTTP thread    the admin API, POST /events
@@ -9,7 +10,8 @@ Everything that can be refused (ports, files, the token) is opened by the constr
 before anything runs. Sources wait while the buffer is full, and their senders wait with
 them: that is the backpressure. With a directory the buffer is not full until the disk
 is; they wait for a sink that takes all the same (`wait_for_sink`). A sink that fails
-gets its batches again; it ends the service only where it is gone for good.
+gets its batches again; where it is gone for good the service ends, unless it has
+others.
 
 The end: sources stop, what is buffered is delivered for up to `drain_timeout` seconds,
 positions are saved. What is not delivered by then is counted and reported. It stays in
@@ -19,6 +21,7 @@ the buffer's directory where there is one; lines of followed files are read agai
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,14 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from backpressure.base.errors import ConfigError
-from backpressure.base.wording import reason
+from backpressure.base.wording import reason, said
 from backpressure.buffer_manager import BufferManager
-from backpressure.delivery.delivery import Delivery
+from backpressure.service.branch import Branch
 from backpressure.service.config import (
     FileFollow,
     FileTarget,
     HttpSettings,
     HttpTarget,
+    NamedSink,
     ServeConfig,
     SinkConfig,
     SourceConfig,
@@ -43,7 +47,8 @@ from backpressure.service.config import (
     TcpLines,
     UdpLines,
 )
-from backpressure.service.feed import Feed
+from backpressure.service.fan_out import FanOut, Unrouted, Way
+from backpressure.service.feed import Feed, settled_by
 from backpressure.service.own_output import output_files
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
@@ -75,23 +80,23 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.stopping = threading.Event()
-        #: Events that stay in the buffer's directory at the end, for the next start.
+        #: Events that stay on disk at the end, for the next start, and where.
         self.kept = 0
+        self.kept_in: list[str] = []
         #: Why a source, the delivery or HTTP ended before its time.
         self.errors: list[str] = []
-        self._delivery: Delivery | None = None
+        self._failed: dict[str, str] = {}
+        self._branches: list[Branch] = []
+        self.unrouted = Unrouted()
         self._cleanups: list[Callable[[], object]] = []
         self._server: Any = None
         self._open_files = OpenFiles()
         try:
             self._positions = Positions(config.service.state_file)
-            self.buffer = BufferManager(config.buffer)
-            self._cleanups.append(lambda: self.buffer.close(timeout=0.0))
-            self._sink = self._close_at_end(
-                ReopeningSink(lambda: make_sink(config.sink))
-                if isinstance(config.sink, FileTarget)
-                else make_sink(config.sink)
-            )
+            for sink in config.sinks:
+                self._open_branch(sink)
+            #: The first sink's; of one sink, the only one.
+            self.buffer = self._branches[0].buffer
             self._sources = [self._make_source(one) for one in config.source]
             self._http_socket = None
             if config.http is not None:
@@ -101,15 +106,8 @@ class Service:
             if isinstance(error, ValueError) and not isinstance(error, ConfigError):
                 raise ConfigError("service.state_file", str(error)) from None
             raise
-        self._feeds = [
-            Feed(
-                self.buffer,
-                config.priority_of(one),
-                one.priority_by,
-                wait_for_sink=config.service.wait_for_sink,
-            )
-            for one in config.source
-        ]
+        ways = [Way(branch.buffer, branch.config.route) for branch in self._branches]
+        self._feeds = [self._make_feed(one, ways) for one in config.source]
         self._threads = [
             threading.Thread(
                 target=self._run_source,
@@ -135,6 +133,30 @@ class Service:
                 self.errors.append(reason(error))
         self._cleanups.clear()
 
+    def _open_branch(self, config: NamedSink) -> None:
+        single = self.config.is_single
+        directory = config.buffer.directory
+        if not single and directory is not None:
+            # The folder that holds those of all sinks: a buffer makes its own only.
+            os.makedirs(os.path.dirname(os.path.abspath(directory)), exist_ok=True)
+        buffer = BufferManager(config.buffer)
+        self._cleanups.append(lambda: buffer.close(timeout=0.0))
+        target = config.target
+        sink = self._close_at_end(
+            ReopeningSink(lambda: make_sink(target))
+            if isinstance(target, FileTarget)
+            else make_sink(target)
+        )
+        label = "sink" if single else f"sink {config.name}"
+        self._branches.append(Branch(config, buffer, sink, label))
+
+    def _make_feed(self, source: SourceConfig, ways: list[Way]) -> Feed | FanOut:
+        config, priority = self.config, self.config.priority_of(source)
+        if config.is_single:
+            waits = config.waits_for_sink
+            return Feed(self.buffer, priority, source.priority_by, wait_for_sink=waits)
+        return FanOut(ways, source.name, priority, source.priority_by, self.unrouted)
+
     def _make_source(self, config: SourceConfig) -> ServiceSource:
         limit = self.config.line_limit(config)
         if isinstance(config, FileFollow):
@@ -146,7 +168,7 @@ class Service:
                 start=config.start,
                 max_line_bytes=limit,
                 open_files=self._open_files,
-                avoid=lambda: output_files(self.config.sink),
+                avoid=self._output_files,
             )
         if isinstance(config, StdinLines):
             check_source("-")
@@ -175,6 +197,11 @@ class Service:
             path=path,
         )
 
+    def _output_files(self) -> set[tuple[int, int]]:
+        return set[tuple[int, int]]().union(
+            *(output_files(sink.target) for sink in self.config.sinks)
+        )
+
     def _make_server(self, config: HttpSettings) -> tuple[Any, Any]:
         from backpressure.sources.sockets import tcp_listener
 
@@ -194,12 +221,13 @@ class Service:
         try:
             token = read_token(config)
             server = http.make_server(
-                self.buffer,
+                self.buffers,
                 host=config.host,
                 port=port,
                 token=token,
                 config=settings,
                 source_stats=self.source_stats,
+                parts=self.parts,
             )
         except ConfigError as error:
             raise ConfigError(
@@ -221,16 +249,37 @@ class Service:
             listening.append(f"http://{f'[{host}]' if ':' in host else host}:{port}/buffer/")
         return listening
 
+    def parts(self) -> dict[str, str | None]:
+        """What runs beside the buffer, by name, with what ended each before its time;
+        None: nothing has. Of its delivery the buffer's own statistics tell.
+        """
+        names = [source.name for source in self._sources]
+        if self._server is not None:
+            names.append("http")
+        return {name: self._failed.get(name) for name in names}
+
+    def failures(self) -> list[str]:
+        """What has ended before its time, and why."""
+        found = [f"{name}: {error}" for name, error in self.parts().items() if error is not None]
+        return found + [branch.error for branch in self._branches if branch.error is not None]
+
+    @property
+    def buffers(self) -> BufferManager | dict[str, BufferManager]:
+        """The buffer of the one sink, or those of several, by the sinks' names."""
+        if self.config.is_single:
+            return self.buffer
+        return {branch.config.name: branch.buffer for branch in self._branches}
+
+    def buffer_of(self, sink: str) -> BufferManager:
+        """The buffer of the sink with that name."""
+        return next(branch.buffer for branch in self._branches if branch.config.name == sink)
+
     # ------------------------------------------------------------ its life
 
     def start(self) -> None:
         """Start all threads; RuntimeError where the HTTP server does not start."""
-        sink = self.config.sink
-        self._delivery = self.buffer.deliver_to(
-            self._sink,
-            workers=sink.workers if isinstance(sink, HttpTarget) else 1,
-            close_sink=False,  # with all else that was opened, at the end
-        )
+        for branch in self._branches:
+            branch.start()
         for thread in self._threads:
             thread.start()
         if self._server is not None:
@@ -244,22 +293,18 @@ class Service:
     @property
     def finished(self) -> bool:
         """Whether no more can come in and all is delivered, or delivery has ended."""
-        if self._delivery is None or not self._delivery.running:
+        if not any(branch.running for branch in self._branches):
             return True
         running = any(thread.is_alive() for thread in self._threads)
-        return not running and self._server is None and not self.buffer.resident
+        drained = all(branch.drained for branch in self._branches)
+        return not running and self._server is None and drained
 
     def save_positions(self) -> None:
         """Commit and save how far followed files have been delivered.
 
         An error is logged, and the next save tries again.
         """
-        lanes = self.buffer.stats().lanes
-        settled = [
-            lane.acked + lane.dead_lettered + sum(lane.dropped.values())
-            # Lanes beyond these take no lines, so no mark names them.
-            for lane in (lanes[one] for one in range(1, self.config.priority_levels + 1))
-        ]
+        settled = [number for branch in self._branches for number in settled_by(branch.buffer)]
         self._positions.commit(settled)
         try:
             self._positions.save()
@@ -267,9 +312,10 @@ class Service:
             _log.error("positions are not saved: %s", reason(error))
 
     def reopen(self) -> None:
-        """Open a sink that is a file anew, for logrotate."""
-        if isinstance(self._sink, ReopeningSink):
-            self._sink.reopen()
+        """Open each sink that is a file anew, for logrotate."""
+        for branch in self._branches:
+            if isinstance(branch.sink, ReopeningSink):
+                branch.sink.reopen()
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
         """Read no more, deliver what is left, end.
@@ -283,57 +329,68 @@ class Service:
         self.stopping.set()
         if self._server is not None:
             self._server.should_exit = True
-        delivery = self._delivery
-        if delivery is not None:
-            delivery.hurry()
+        for branch in self._branches:
+            branch.hurry()
         while (
-            delivery is not None
-            and delivery.running
+            any(branch.running for branch in self._branches)
             and not hurry()
             and (left := deadline - time.monotonic()) > 0
         ):
             busy = any(thread.is_alive() for thread in self._threads) or self._http.is_alive()
-            if not busy and not self.buffer.resident:
+            if not busy and all(branch.drained for branch in self._branches):
                 break
             time.sleep(min(left, _LOOK_SECONDS))
-        if delivery is not None:
-            delivery.stop(0.0, drain=False)
-        # Before the buffer drops what is left: dropped counts as settled, and these
+        for branch in self._branches:
+            branch.stop_delivery()
+        # Before the buffers drop what is left: dropped counts as settled, and these
         # positions must not be committed.
         self.save_positions()
-        stats = self.buffer.close(timeout=0.0)
-        undelivered, self.kept = stats.dropped.get("closed", 0), stats.resident
+        undelivered = 0
+        for branch in self._branches:
+            lost, kept = branch.close_buffer()
+            undelivered += lost
+            self.kept += kept
+            if kept:
+                self.kept_in.append(str(branch.config.buffer.directory))
+        seconds = 0.1 if hurry() else _JOIN_SECONDS
         for thread in (*self._threads, self._http):
             if thread.is_alive():
-                thread.join(0.1 if hurry() else _JOIN_SECONDS)
-        if delivery is not None:
-            delivery.wait(0.1 if hurry() else _JOIN_SECONDS)
-            if delivery.error is not None:
-                self.errors.append(f"sink: {reason(delivery.error)}")
+                thread.join(seconds)
+        for branch in self._branches:
+            branch.wait(seconds, self.errors.append)
+        if self.unrouted.lines:
+            _log.warning("%d lines fitted no sink's route, and were dropped", self.unrouted.lines)
         self._close_all()
         return undelivered + sum(feed.unaccepted for feed in self._feeds)
 
     # ------------------------------------------------------------ its threads
 
-    def _run_source(self, source: ServiceSource, feed: Feed) -> None:
+    def _run_source(self, source: ServiceSource, feed: Feed | FanOut) -> None:
         try:
             source.run(feed.put, self.stopping)
         except (OSError, LineTooLong) as error:
-            self._add_error(f"{source.name}: {reason(error)}")
+            self._note_failure(source.name, reason(error))
         except Exception as error:
             _log.exception("%s failed", source.name)
-            self._add_error(f"{source.name}: {error}")
+            self._note_failure(source.name, said(error))
+        else:
+            if not (isinstance(source, _Stdin) or self.stopping.is_set() or self.buffer.closing):
+                self._note_failure(source.name, "it ended before its time")
 
     def _serve_http(self) -> None:
         try:
             self._server.run(sockets=[self._http_socket])
         except Exception as error:
             _log.exception("the HTTP server failed")
-            self._add_error(f"http: {error}")
+            self._note_failure("http", said(error))
+        else:
+            if not self._server.should_exit:
+                self._note_failure("http", "it ended before its time")
 
-    def _add_error(self, message: str) -> None:
-        self.errors.append(message)
-        _log.error("%s", message)
+    def _note_failure(self, part: str, error: str) -> None:
+        self._failed[part] = error
+        self.errors.append(f"{part}: {error}")
+        _log.error("%s: %s", part, error)
 
 
 class _Stdin:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from backpressure.base.priority import PRIORITY_LEVELS, Priority
 from backpressure.sources.line_patterns import SEARCHED_BYTES, compile_pattern
 
-__all__ = ["PriorityRules", "Rule", "parse_rule"]
+__all__ = ["PriorityRules", "Rule", "lines_of", "parse_rule"]
 
 Rule: TypeAlias = tuple[re.Pattern[bytes], int]
 
@@ -32,6 +32,14 @@ def parse_rule(text: str) -> Rule:
     return compile_pattern(pattern), int(number)
 
 
+def lines_of(chunk: memoryview) -> list[bytes]:
+    """The lines of a chunk, without their newlines."""
+    lines = bytes(chunk).split(b"\n")
+    if not lines[-1]:
+        lines.pop()  # what follows the last newline
+    return lines
+
+
 class PriorityRules:
     """Splits a chunk of lines by priority.
 
@@ -48,11 +56,8 @@ class PriorityRules:
 
         Order is kept within each.
         """
-        lines = bytes(chunk).split(b"\n")
-        if not lines[-1]:
-            lines.pop()  # what follows the last newline
         by_priority: list[list[bytes]] = [[] for _ in range(PRIORITY_LEVELS)]
-        for line in lines:
+        for line in lines_of(chunk):
             for search, priority in self._rules:
                 if search(line, 0, SEARCHED_BYTES):
                     by_priority[priority - 1].append(line)

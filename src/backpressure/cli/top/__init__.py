@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
         help="its HTTP server, as http://127.0.0.1:8127, or its directory",
     )
     parser.add_argument(
+        "--sink", metavar="NAME", help="which of several sinks of a server, whose buffer to show"
+    )
+    parser.add_argument(
         "--interval",
         type=_interval,
         default=1.0,
@@ -62,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         view = (
             DirectoryView(options.where)
             if os.path.isdir(options.where)
-            else ServerView(options.where)
+            else ServerView(options.where, options.sink)
         )
     except ValueError as error:
         say(str(error))

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from backpressure.base.histogram import HistogramStats
 from backpressure.cli.top.cells import bar, make_table, number, seconds, short
@@ -55,13 +55,13 @@ class Reading:
 
 
 class ServerView:
-    """A buffer behind the HTTP server at this address.
+    """A buffer behind the HTTP server at this address; sink: whose, of several.
 
     Raises ValueError where it is no address of one.
     """
 
-    def __init__(self, where: str) -> None:
-        self.url = stats_url(where)
+    def __init__(self, where: str, sink: str | None = None) -> None:
+        self.url = stats_url(where) + ("" if sink is None else f"?{urlencode({'sink': sink})}")
 
     def read(self, before: Reading | None) -> Reading:
         """A reading. Raises OSError or ValueError, in words for people."""
@@ -102,7 +102,8 @@ def _fetch_stats(url: str) -> Mapping[str, Any]:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             text = answer.read(_MOST_BYTES)
     except urllib.error.HTTPError as error:
-        raise OSError(f"{url}: {error.code} {error.reason}") from None
+        # 404 of a server with several sinks: it lists their names.
+        raise OSError(f"{url}: {error.code} {_detail(error) or error.reason}") from None
     except urllib.error.URLError as error:
         raise OSError(f"{url}: {error.reason}") from None
     try:
@@ -112,6 +113,15 @@ def _fetch_stats(url: str) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{url}: the answer is no statistics of a buffer") from None
     return dict(stats)
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """What the server says is wrong, where it says so as this library does."""
+    try:
+        detail = json.loads(error.read(_MOST_BYTES))["detail"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return " ".join(detail.split())[:500] if isinstance(detail, str) else ""
 
 
 def screen(reading: Reading, url: str, problem: str | None) -> RenderableType:

@@ -68,7 +68,8 @@ class History {
 
 // ------------------------------------------------------------------ polling
 
-const history = new History();
+let history = new History();
+let sink = null; // of several; null: there is one, without a name
 let charts;
 let thresholds = null;
 let lostSince = null;
@@ -76,8 +77,11 @@ let lostSince = null;
 async function poll() {
   const asked = Date.now() / 1000;
   try {
+    await chooseSink();
+    const of = sink;
     thresholds ??= (await get("backpressure")).thresholds;
     const [stats, health] = await Promise.all([get("stats"), get("health?probe=live")]);
+    if (of !== sink) return void setTimeout(poll, POLL); // another was chosen meanwhile
     history.add(asked, stats, thresholds);
     showTiles(stats);
     showHealth(health);
@@ -90,8 +94,36 @@ async function poll() {
   setTimeout(poll, POLL);
 }
 
+// Which sinks there are is asked once, and again after a lost connection.
+let sinks = null;
+
+async function chooseSink() {
+  if (sinks !== null) return;
+  sinks = (await get("sinks")).sinks;
+  $("#sinks").hidden = sinks.length === 0;
+  $("#sink").replaceChildren(...sinks.map((name) => new Option(name, name)));
+  const chosen = sinks.includes(sink) ? sink : sinks[0] ?? null;
+  if (chosen !== sink) show(chosen);
+  else listen();
+  $("#sink").value = sink ?? "";
+}
+
+function show(name) {
+  sink = name;
+  history = new History();
+  thresholds = null;
+  source?.close();
+  source = null;
+  listen();
+}
+
+function ofSink(path) {
+  if (sink === null || path === "sinks") return path;
+  return `${path}${path.includes("?") ? "&" : "?"}sink=${encodeURIComponent(sink)}`;
+}
+
 async function get(path) {
-  const reply = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+  const reply = await fetch(ofSink(path), { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
   if (!reply.ok) throw new Error(`${path} answered ${reply.status}`);
   return reply.json();
 }
@@ -104,7 +136,8 @@ function showConnected() {
   pill("#connection", "ok", "●", "live");
   if (lostSince === null) return;
   lostSince = null;
-  thresholds = null; // the server may have restarted with others
+  thresholds = null; // the server may have restarted with others,
+  sinks = null; // and with other sinks
   $("#lost").hidden = true;
   listen();
 }
@@ -169,7 +202,7 @@ let source = null;
 // The browser connects again by itself, but not after an answer that is no stream: then the next poll that succeeds does.
 function listen() {
   if (source && source.readyState !== EventSource.CLOSED) return;
-  source = new EventSource("events");
+  source = new EventSource(ofSink("events"));
   for (const type of Object.keys(DESCRIPTIONS)) source.addEventListener(type, (message) => showEvent(type, JSON.parse(message.data)));
   source.onerror = () => { if (source.readyState === EventSource.CLOSED) setTimeout(listen, 5 * POLL); };
 }
@@ -230,7 +263,7 @@ async function send(path, body) {
     return;
   }
   try {
-    const reply = await fetch(path, {
+    const reply = await fetch(ofSink(path), {
       method: "POST",
       headers: { "Authorization": `Bearer ${token}`, "Content-Type": "application/json" },
       body: JSON.stringify(body),
@@ -291,11 +324,11 @@ function wire() {
     });
   }
   $("#window").addEventListener("change", draw);
+  $("#sink").addEventListener("change", () => show($("#sink").value));
   showToken();
 }
 
 // uPlot is loaded: its script is deferred, and deferred scripts run in the order of the page.
 charts = new Charts(document);
 wire();
-listen();
 poll();

@@ -102,14 +102,18 @@ _Step = tuple[
 class AdaptiveBatchConfig:
     """Sizes are in events, times in seconds."""
 
+    #: The size at the start.
     initial_batch_size: int = 50_000
+    #: It never becomes less than this,
     min_batch_size: int = 1_000
+    #: and never more than this.
     max_batch_size: int = 100_000
     #: The latency of the sink that 95 % of the events should see.
     target_latency: float = 0.2
     #: A step of growth as a share of `max - min` (constant, so the whole range takes
     #: ten), a cut as one of the size.
     adjustment_factor: float = 0.1
+    #: Time between two changes of the size.
     evaluation_interval: float = 10.0
     #: Events per second that make the throughput half of the score full; it steers
     #: nothing.

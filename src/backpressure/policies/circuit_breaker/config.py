@@ -36,9 +36,6 @@ _NOT_CALLED: Final = (CircuitOpenError, CancelledError)
 class CircuitBreakerConfig:
     """When to open, for how long, and how to probe. Times are in seconds, rates from 0
     to 1.
-
-    A call is slow when it took `slow_call_duration` or longer; None turns that signal
-    off.
     """
 
     #: When it opens. "share": as soon as that share of the calls in a window failed, as
@@ -71,6 +68,7 @@ class CircuitBreakerConfig:
     #: such window, as it also takes a hiccup of that many calls for an outage, and 100
     #: quick calls are a fraction of a second.
     window_size: int | None = None
+    #: A call that takes as long or longer is slow. None: no call is.
     slow_call_duration: float | None = None
     #: Opens when at least this share of the calls in a window was slow.
     slow_call_rate_threshold: float = 1.0

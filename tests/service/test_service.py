@@ -395,3 +395,39 @@ def test_a_dead_source_is_in_health_metrics_and_status(
 
 def _text(exposition: Any, service: Service) -> str:
     return str(exposition(service.buffer, parts=service.parts())[0].decode())
+
+
+def test_with_the_durability_interval_a_position_waits_for_the_sync(tmp_path: Path) -> None:
+    """In each run, as the numbers of events go on from one to the next."""
+    buffer = {"directory": str(tmp_path / "b"), "lane_bytes": "64K", "durability": "interval"}
+    state, followed = tmp_path / "state", tmp_path / "in.log"
+    followed.touch()
+    for _ in range(2):
+        with followed.open("ab") as file:
+            file.write(b"line\n" * 100)
+        service = Service(make(tmp_path, buffer=buffer, service={"state_file": str(state)}))
+        service.start()
+
+        def is_saved(service: Service = service) -> bool:
+            service.save_positions()
+            saved = state.read_text() if state.exists() else ""
+            return f'"offset": {followed.stat().st_size}' in saved
+
+        until(is_saved)
+        lane = service.buffer.stats().lanes[3]
+        assert lane.disk is not None
+        assert lane.disk.durable_seq == service.buffer.positions()[2]
+        service.stop()
+
+
+def test_marks_with_the_durability_interval_are_positions(tmp_path: Path) -> None:
+    from backpressure.buffer.config import BufferConfig, Durability
+    from backpressure.buffer_manager import BufferManager
+
+    for durability, mark in ((Durability.PROCESS, 0), (Durability.INTERVAL, 2)):
+        config = BufferConfig(
+            directory=tmp_path / durability.value, lane_bytes=1 << 16, durability=durability
+        )
+        with BufferManager(config) as buffer:
+            assert Feed(buffer, 3, []).put(memoryview(b"a\nb\n")) == (0, 0, mark, 0, 0)
+            buffer.close(timeout=0)

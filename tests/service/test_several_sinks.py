@@ -16,10 +16,11 @@ from backpressure.buffer.config import BufferConfig, Durability, WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import FileTarget, Route
 from backpressure.service.explain import explain
-from backpressure.service.fan_out import FanOut, Unrouted, Way
+from backpressure.service.fan_out import UNROUTED, FanOut, Way
 from backpressure.service.load import Mistakes, parse
 from backpressure.service.reload import put_in_force
 from backpressure.service.service import Service
+from backpressure.sources.base import Incidents
 from tests.support.threads import until
 
 SOURCE = {"type": "file", "start": "beginning"}
@@ -170,9 +171,9 @@ def test_routes_against_a_model(buffers: list[BufferManager]) -> None:
         ]
         source = chance.choice(("web", "db", None))
         rules = chance.choice(([], ["ERROR=1", "WARN=2"]))
-        unrouted = Unrouted()
+        routing = Incidents("routes", UNROUTED)
         ways = [Way(buffer, route) for buffer, route in zip(buffers, routes, strict=True)]
-        fan_out = FanOut(ways, source, 3, rules, unrouted)
+        fan_out = FanOut(ways, source, 3, rules, routing)
         lines = [chance.choice(words) for _ in range(chance.randrange(1, 9))]
         before = [buffer.positions() for buffer in buffers]
         marks = fan_out.put(memoryview(b"".join(line + b"\n" for line in lines)))
@@ -196,7 +197,7 @@ def test_routes_against_a_model(buffers: list[BufferManager]) -> None:
             assert drained(buffer) == sorted(expected, key=priority_of)
         assert marks == tuple(expected_marks)
         lost = [line for line in lines if not any(goes(line, route) for route in routes)]
-        assert unrouted.lines == len(lost)
+        assert routing.count(UNROUTED) == len(lost)
 
 
 @pytest.mark.parametrize("when_full", list(WhenFull))
@@ -213,7 +214,9 @@ def test_a_full_sink_holds_up_the_others_as_its_when_full_says(
         )
     )
     other = BufferManager(BufferConfig(lane_bytes=1 << 20))
-    fan_out = FanOut([Way(full, Route()), Way(other, Route())], None, 3, [], Unrouted())
+    fan_out = FanOut(
+        [Way(full, Route()), Way(other, Route())], None, 3, [], Incidents("routes", UNROUTED)
+    )
     chunk = memoryview(b"x" * 49 + b"\n")
     done = threading.Event()
 
@@ -258,7 +261,7 @@ def test_a_sink_that_drops_never_waits_for_flow_control() -> None:
         {},
     )
     ways = [Way(BufferManager(sink.buffer), sink.route) for sink in config.sinks]
-    fan_out = FanOut(ways, None, 3, [], Unrouted())
+    fan_out = FanOut(ways, None, 3, [], Incidents("routes", UNROUTED))
     assert fan_out.put(memoryview(b"x\n" * 10)) is not None
     assert ways[0].buffer.stats().accepted == 3
     assert sum(ways[0].buffer.stats().rejected.values()) == 7
@@ -277,6 +280,21 @@ def test_a_service_with_routes(tmp_path: Path) -> None:
     until(lambda: (tmp_path / "errors.out").read_bytes() == b"ERROR two\n")
     assert service.stop() == 0
     assert service.errors == []
+
+
+def test_lines_that_fit_no_route_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.log").write_bytes(b"one\nERROR two\nthree\n")
+    given = tables(tmp_path, {"name": "errors", "route": {"match": "ERROR"}})
+    config = parse(given, {})
+    assert "a line that fits none of them is dropped, and counted" in explain(config)
+    service = Service(config)
+    service.start()
+    until(lambda: (tmp_path / "errors.out").read_bytes() == b"ERROR two\n")
+    assert service.source_stats()[-1].incidents == {"unrouted": 2}
+    assert "fit no sink's route" in caplog.text
+    service.stop()
 
 
 @pytest.mark.parametrize("durability", [None, *Durability])

@@ -12,7 +12,6 @@ Those that drop get each chunk first.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,26 +19,16 @@ from backpressure.buffer.config import WhenFull
 from backpressure.buffer_manager import BufferManager
 from backpressure.service.config import Route
 from backpressure.service.feed import marks_of, put_part
-from backpressure.sources.base import Marks
+from backpressure.sources.base import Incidents, Marks
 from backpressure.sources.line_patterns import SEARCHED_BYTES, compile_pattern
 from backpressure.sources.priority_rules import PriorityRules, lines_of, parse_rule
 
-__all__ = ["FanOut", "Unrouted", "Way"]
+__all__ = ["UNROUTED", "FanOut", "Way"]
+
+#: The reason by which lines are counted that no route takes.
+UNROUTED: Final = "unrouted"
 
 _DROPPING: Final = (WhenFull.DROP_OLDEST, WhenFull.DROP_LOWEST_PRIORITY)
-
-
-class Unrouted:
-    """Counts the lines that no route takes. Any number of threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.lines = 0
-
-    def add(self, lines: int) -> None:
-        """Count some more."""
-        with self._lock:
-            self.lines += lines
 
 
 class Way:
@@ -73,7 +62,8 @@ class Way:
 class FanOut:
     """One source's way into all buffers; `put` is as Feed's.
 
-    ways: to all sinks. source: the source's name in routes.
+    ways: to all sinks. source: the source's name in routes. incidents: counts the lines
+        that no route takes.
     Thread safety: any number of threads.
     """
 
@@ -83,7 +73,7 @@ class FanOut:
         source: str | None,
         priority: int,
         rules: Sequence[str],
-        unrouted: Unrouted,
+        incidents: Incidents,
     ) -> None:
         self._ways = tuple(ways)
         open_ways = [(number, way) for number, way in enumerate(ways) if way.leads_from(source)]
@@ -92,7 +82,7 @@ class FanOut:
         self._rules = (
             PriorityRules([parse_rule(rule) for rule in rules], default=priority) if rules else None
         )
-        self._unrouted = unrouted
+        self._incidents = incidents
         #: Lines that were read and that a buffer did not accept, because it was closed
         #: first; one that several did not accept counts for each.
         self.unaccepted = 0
@@ -125,7 +115,9 @@ class FanOut:
                 indices = [index for index, line in enumerate(lines) if way.fits(line)]
                 fitting[number] = [lines[index] for index in indices]
                 taken.update(indices)
-            self._unrouted.add(len(lines) - len(taken))
+            if lost := len(lines) - len(taken):
+                text = "lines that fit no sink's route are dropped"
+                self._incidents.add(UNROUTED, text, count=lost)
         elif any(way.picks for _, way in ways):
             lines = lines_of(part) if isinstance(part, memoryview) else part
             for number, way in ways:

@@ -47,13 +47,13 @@ from backpressure.service.config import (
     TcpLines,
     UdpLines,
 )
-from backpressure.service.fan_out import FanOut, Unrouted, Way
+from backpressure.service.fan_out import UNROUTED, FanOut, Way
 from backpressure.service.feed import Feed, settled_by
 from backpressure.service.own_output import output_files
 from backpressure.service.reopening import ReopeningSink
 from backpressure.sinks import Sink, open_sink
 from backpressure.sources import LineReader, LineTooLong, check_source
-from backpressure.sources.base import Marks, ServiceSource, SourceStats
+from backpressure.sources.base import Incidents, Marks, ServiceSource, SourceStats
 from backpressure.sources.open_files import OpenFiles
 from backpressure.sources.positions import Positions
 
@@ -87,7 +87,7 @@ class Service:
         self.errors: list[str] = []
         self._failed: dict[str, str] = {}
         self._branches: list[Branch] = []
-        self.unrouted = Unrouted()
+        self._routing = Incidents("routes", UNROUTED)
         self._cleanups: list[Callable[[], object]] = []
         self._server: Any = None
         self._open_files = OpenFiles()
@@ -155,7 +155,7 @@ class Service:
         if config.is_single:
             waits = config.waits_for_sink
             return Feed(self.buffer, priority, source.priority_by, wait_for_sink=waits)
-        return FanOut(ways, source.name, priority, source.priority_by, self.unrouted)
+        return FanOut(ways, source.name, priority, source.priority_by, self._routing)
 
     def _make_source(self, config: SourceConfig) -> ServiceSource:
         limit = self.config.line_limit(config)
@@ -238,7 +238,10 @@ class Service:
     def source_stats(self) -> list[SourceStats]:
         """What the sources that count it have had to leave out."""
         counted = [getattr(source, "stats", None) for source in self._sources]
-        return [stats() for stats in counted if stats is not None]
+        found = [stats() for stats in counted if stats is not None]
+        if not self.config.is_single:
+            found.append(SourceStats(name="routes", incidents=self._routing.snapshot()))
+        return found
 
     @property
     def addresses(self) -> list[str]:
@@ -358,8 +361,8 @@ class Service:
                 thread.join(seconds)
         for branch in self._branches:
             branch.wait(seconds, self.errors.append)
-        if self.unrouted.lines:
-            _log.warning("%d lines fitted no sink's route, and were dropped", self.unrouted.lines)
+        if lost := self._routing.count(UNROUTED):
+            _log.warning("%d lines fitted no sink's route, and were dropped", lost)
         self._close_all()
         return undelivered + sum(feed.unaccepted for feed in self._feeds)
 

@@ -189,7 +189,7 @@ def test_a_sink_that_is_gone_ends_the_service(
     assert "the reader is gone" in service.errors[0]
 
 
-class _Http:
+class HttpReceiver:
     """A server that answers 503 until it is told to work, and keeps what it took."""
 
     def __init__(self) -> None:
@@ -228,15 +228,15 @@ class _Http:
 
 
 @pytest.fixture
-def http() -> Iterator[_Http]:
-    made = _Http()
+def http() -> Iterator[HttpReceiver]:
+    made = HttpReceiver()
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_sink_that_is_back_at_the_end_gets_everything(
-    tmp_path: Path, http: _Http, workers: int
+    tmp_path: Path, http: HttpReceiver, workers: int
 ) -> None:
     lines = [b"line %d" % number for number in range(300)]
     (tmp_path / "in.log").write_bytes(b"".join(line + b"\n" for line in lines))
@@ -250,7 +250,7 @@ def test_a_sink_that_is_back_at_the_end_gets_everything(
     assert sorted(set(http.taken)) == sorted(lines)
 
 
-def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path, http: _Http) -> None:
+def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path, http: HttpReceiver) -> None:
     (tmp_path / "in.log").write_bytes(b"one\n")
     service = Service(
         make(

@@ -164,10 +164,10 @@ def test_max_disk_bytes_holds_for_all_lanes_and_dead_letters_together(tmp_path: 
     buffer = open_buffer(tmp_path, max_disk_bytes=most, spill=SpillConfig())
     rng, held, given = random.Random(3), [], 0
     seen = 0
-    for step in range(400):
-        events = [rng.randbytes(500) for _ in range(20)]
+    for step in range(150):
+        events = [rng.randbytes(500) for _ in range(30)]
         priority = step % 5 + 1
-        given += buffer.add_events(events, priority, timeout=0.05).accepted
+        given += buffer.add_events(events, priority, timeout=0.02).accepted
         if step % 7 == 0 and (batch := buffer.get_batch(30)) is not None:
             held.append(batch)
         if step % 31 == 0 and held:

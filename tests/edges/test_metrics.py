@@ -431,7 +431,8 @@ def test_a_disk_tier_without_room_is_seen(tmp_path: Path) -> None:
     deadline = time.monotonic() + 30.0
     while not (refused := total(samples := scrape(buffer), "disk_refused_total", priority="3")):
         assert time.monotonic() < deadline, "the disk was never full"
-        buffer.add_events([os.urandom(1000)] * 20)
+        # It waits: a loop that does not would leave the spiller little of the GIL.
+        buffer.add_events([os.urandom(1000)] * 20, timeout=0.1)
     assert refused > 0
     check_books(samples)
     buffer.close(timeout=0)

@@ -61,6 +61,7 @@ def test_kills_and_rotations_lose_no_line(tmp_path: Path, in_full: bool) -> None
             log.rename(f"{log}.{life}.9{number}")
             append(rng.randrange(1, 300))
     with start() as process:
+        append(10)  # else all may be there before it has begun
         until(lambda: set(written) <= delivered(), seconds=60)
         process.terminate()
         assert process.stderr is not None

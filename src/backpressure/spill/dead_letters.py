@@ -93,11 +93,6 @@ class DeadLetterStore:
     def __len__(self) -> int:
         return self._store.events_on_disk
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """All files together."""
-        return self._store.bytes_on_disk
-
     def add(self, letters: Sequence[DeadLetter]) -> int:
         """Keep them, durably; returns the id of the first, and the others follow.
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from backpressure.base.errors import DiskFull
 from backpressure.spill import DeadLetter, DeadLetterStore
+from backpressure.spill.budget import DiskBudget
 from backpressure.testing import CrashingFileSystem
-from tests.torture.journal import BUFFER_ID, LANE, disk_with_lane
+from tests.torture.journal import BUFFER_ID, LANE, SMALL, disk_with_lane
 
 
 def letter(number: int, event: bytes = b"poison") -> DeadLetter:
@@ -107,3 +109,24 @@ def test_replay_stops_at_an_error_and_keeps_that_letter() -> None:
     assert len(store) == 0
     store.close()
     assert disk.open_descriptors == 0
+
+
+def test_letters_that_were_forgotten_are_said_though_the_next_has_no_room() -> None:
+    lost: list[int] = []
+    budget, of_others = DiskBudget(1 << 20), [0]
+    budget.join(lambda: of_others[0])
+    store = DeadLetterStore(
+        LANE,
+        BUFFER_ID,
+        SMALL,
+        disk_with_lane(),
+        most_letters=1,
+        budget=budget,
+        overflowed=lost.append,
+    )
+    store.add([letter(1)])
+    of_others[0] = budget.limit
+    with pytest.raises(DiskFull):
+        store.add([letter(2)])
+    assert store.lost == 1
+    assert lost == [1]

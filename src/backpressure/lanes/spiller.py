@@ -82,7 +82,7 @@ class Spiller:
         self._wake = Latch()
         self._durable = Wakeup()
         self._stop = False
-        self._logged_at = self._checksums_at = float("-inf")
+        self._checksums_at = float("-inf")
         self._few_lines = LogLimiter(_LOG_INTERVAL)
         #: The share of a ring at which spilling begins; None: it never ends.
         self.mark: Final = _HIGH if sync_interval is None else None
@@ -151,7 +151,8 @@ class Spiller:
                 continue
             if self.error is not None:
                 self.error = None
-                _log.warning("the disk takes events again")
+                if self._few_lines.add("again", 1, time.monotonic()):
+                    _log.warning("the disk takes events again")
                 self._failed(None)
             if moved:
                 self._moved()
@@ -216,9 +217,7 @@ class Spiller:
 
     def _note_refusal(self, error: NotNow) -> None:
         before, self.error = self.error, error
-        now = time.monotonic()
-        if before is None or now - self._logged_at >= _LOG_INTERVAL:
-            self._logged_at = now
+        if self._few_lines.add("refused", 1, time.monotonic()):
             _log.warning("the disk takes no events at present: %s", error)
         if before is None:
             self._failed(error)

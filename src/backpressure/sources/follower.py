@@ -1,7 +1,8 @@
 """Follower: the files of one pattern, through rotation, truncation and restarts.
 
-It has no thread and no clock: `look` finds and opens, `read` reads and puts, and both
-take the time. `FollowSource` (follow.py) calls them from two threads.
+It has no thread: `look` finds and opens, `read` reads and puts, and both take the time
+by which they wait. How old a file is they tell by the system's clock, as its stamps
+are. `FollowSource` (follow.py) calls them from two threads.
 
 Each path has a trail: the files that had its name, oldest first. A file is read to its
 end before the next one is; one that has lost its name is at its end once there was no

@@ -1,4 +1,4 @@
-"""DiskBudget: the room that several stores share.
+"""DiskBudget: the room that a store has, or several share.
 
 Each store is asked what it takes at that moment, so nothing has to be given back.
 
@@ -44,7 +44,7 @@ class DiskBudget:
         used = self.used
         if used + nbytes > self.limit:
             raise OverBudget(
-                f"the buffer's files take {used:,} bytes of max_disk_bytes ({self.limit:,}), "
+                f"the files take {used:,} bytes of max_disk_bytes ({self.limit:,}), "
                 f"and {nbytes:,} more are too many",
                 _RETRY_AFTER,
             )

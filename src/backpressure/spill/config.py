@@ -75,31 +75,6 @@ class SpillConfig:
                 f"must be whole sectors of 512 bytes, not {self.ack_record_bytes}",
             )
 
-    @property
-    def effective_segment_bytes(self) -> int:
-        """`segment_bytes`, or less, so that max_disk_bytes holds eight files.
-
-        Space comes back a whole file at a time.
-        """
-        if self.max_disk_bytes is None:
-            return self.segment_bytes
-        return max(4 * _KIB, min(self.segment_bytes, self.max_disk_bytes // 8))
-
-    @property
-    def effective_reserve_bytes(self) -> int:
-        """`reserve_bytes`, less where max_disk_bytes is small."""
-        return (
-            self.reserve_bytes
-            if self.max_disk_bytes is None
-            else min(self.reserve_bytes, self.max_disk_bytes // 16)
-        )
-
-    @property
-    def effective_quarantine_bytes(self) -> int:
-        """`max_quarantine_bytes`, less where max_disk_bytes is small."""
-        limit = self.max_quarantine_bytes
-        return limit if self.max_disk_bytes is None else min(limit, self.max_disk_bytes // 4)
-
 
 def within(config: SpillConfig, nbytes: int, stores: int = 1) -> SpillConfig:
     """`config` with what is kept beside the events made small enough for so much room,

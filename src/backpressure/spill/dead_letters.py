@@ -104,16 +104,19 @@ class DeadLetterStore:
         packed = [_pack(letter) for letter in letters]
         offsets = np.zeros(len(packed) + 1, np.int64)
         np.cumsum([len(one) for one in packed], out=offsets[1:])
-        with self._reentry.lock:
-            lost = self._make_room(len(packed), int(offsets[-1]))
-            first = self._store.end_seq
-            time_ns = letters[0].time_ns if letters else 0
-            self._store.append(
-                first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns
-            )
-            self._store.sync()
-        if lost:
-            self._overflowed(lost)
+        lost = 0
+        try:
+            with self._reentry.lock:
+                lost = self._make_room(len(packed), int(offsets[-1]))
+                first = self._store.end_seq
+                time_ns = letters[0].time_ns if letters else 0
+                self._store.append(
+                    first, np.frombuffer(b"".join(packed), np.uint8), offsets, 0.0, time_ns
+                )
+                self._store.sync()
+        finally:
+            if lost:
+                self._overflowed(lost)
         return first
 
     def _make_room(self, letters: int, nbytes: int) -> int:

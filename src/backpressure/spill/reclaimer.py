@@ -52,9 +52,9 @@ class Reclaimer:
         )
         self._damaged = {segment.serial for segment in found.segments if not segment.sound}
         self.quarantine = Quarantine(
-            files, directory, config.effective_quarantine_bytes, found.quarantined
+            files, directory, config.max_quarantine_bytes, found.quarantined
         )
-        self._reserve = Reserve(files, directory, config.effective_reserve_bytes)
+        self._reserve = Reserve(files, directory, config.reserve_bytes)
         #: Times that the record could not be written or made durable.
         self.failed_acks = 0
         self._count_other_bytes()

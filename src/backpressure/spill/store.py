@@ -40,7 +40,7 @@ from backpressure.base.errors import BufferClosed, DiskFull, NotNow
 from backpressure.base.reentry import Reentry, acquire_within, deferrable
 from backpressure.spill.budget import DiskBudget
 from backpressure.spill.columns import lengths_of
-from backpressure.spill.config import SpillConfig
+from backpressure.spill.config import SpillConfig, within
 from backpressure.spill.files import Files, FileSystem, LocalFileSystem, refusal
 from backpressure.spill.reader import Gap, Missing, Reader
 from backpressure.spill.reclaimer import Reclaimer
@@ -86,7 +86,12 @@ class SpillStore:
         """
         self.directory = os.fspath(directory)
         self.lane = lane
-        self.config = config or SpillConfig()
+        config = config or SpillConfig()
+        budgets = [] if budget is None else [budget]
+        if (most := config.max_disk_bytes) is not None:
+            config = within(config, most)
+            budgets.append(DiskBudget(most))
+        self.config = config
         self._files = Files(fs or LocalFileSystem())
         self._writing = threading.RLock()
         self._reading = threading.RLock()
@@ -107,7 +112,7 @@ class SpillStore:
             found.segments,
             found.link,
             end_seq_of(found),
-            budget,
+            budgets,
         )
         self._reader = Reader(self._files, self.directory)
         self._torn_bytes = found.torn_bytes
@@ -133,8 +138,8 @@ class SpillStore:
             self._settled,
             self._writer,
         )
-        if budget is not None:
-            budget.join(lambda: self.bytes_on_disk)
+        for one in budgets:
+            one.join(lambda: self.bytes_on_disk)
         if has_record_beyond_end(found):
             # Otherwise it would be read, after further appends, as if the events that
             # are gone were among them.
@@ -457,7 +462,7 @@ class SpillStore:
 
         Its header says where the lane is.
         """
-        if self._writer.view.size < min(_RESTART_BYTES, self.config.effective_segment_bytes // 2):
+        if self._writer.view.size < min(_RESTART_BYTES, self.config.segment_bytes // 2):
             return
         # A thread that appends now is followed by acks, which come here again.
         acquired: list[bool] = []

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
-from backpressure.base.errors import DiskFull
 from backpressure.spill.blocks import (
     BLOCK_HEADER_BYTES,
     BlockHeader,
@@ -81,15 +80,15 @@ class Writer:
         segments: tuple[Segment, ...],
         link: Link,
         end_seq: int,
-        budget: DiskBudget | None = None,
+        budgets: Sequence[DiskBudget] = (),
     ) -> None:
         self._files = files
         self._directory = directory
         self._lane = lane
         self._buffer_id = buffer_id
         self._config = config
-        self._budget = budget
-        self._segment_bytes = config.effective_segment_bytes
+        self._budgets = tuple(budgets)
+        self._segment_bytes = config.segment_bytes
         self._encoder = Encoder()
         # Held while `view` is replaced: one thread appends while another, which acks,
         # drops the oldest segments.
@@ -199,14 +198,8 @@ class Writer:
             self.stored_bytes += written
 
     def _check_room(self, size: int) -> None:
-        limit = self._config.max_disk_bytes
-        used = self.nbytes + self.other_bytes
-        if limit is not None and used + size > limit:
-            raise DiskFull(
-                f"{self._directory} holds {used:,} bytes of max_disk_bytes={limit:,}", 0.25
-            )
-        if self._budget is not None:
-            self._budget.check(size)
+        for budget in self._budgets:
+            budget.check(size)
 
     def _cut_file(self, size: int) -> None:
         """Give back the room of a block that was written in part.
